@@ -1,0 +1,39 @@
+"""What Prefect, MLflow and OpenVINO read from the environment when imported: no telemetry, quiet logs.
+
+Standard library only. Call `set_environment` before the first import of any of them; what the user has set
+already stands. Child processes inherit it.
+"""
+
+import logging
+import os
+
+_NO_TELEMETRY = {
+    "DO_NOT_TRACK": "true",  # Prefect's client, Hugging Face; MLflow understands `true`, not `1`
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # the server's, which DO_NOT_TRACK does not stop
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "NNCF_CI": "true",
+    # openvino-telemetry has no switch of its own. It is silent in CI, and of the variables that tell it so
+    # this one (Azure Pipelines) changes nothing else in what we use.
+    "TF_BUILD": "true",
+}
+_PREFECT = {
+    # A killed run is known as crashed only by the absence of heartbeats.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    # Prefect's own temporary server loses history and outlives a killed run: fail rather than start one.
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+}
+_QUIET = {
+    # Levels of the handlers, not of the loggers: the run's log still reaches the Prefect server.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_HANDLERS_DEBUG_LEVEL": "CRITICAL",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+}
+
+
+def set_environment(verbose: bool = False) -> None:
+    """Telemetry off, one heartbeat interval, no ephemeral server; foreign logs off unless `verbose`."""
+    for name, value in (_NO_TELEMETRY | _PREFECT | ({} if verbose else _QUIET)).items():
+        os.environ.setdefault(name, value)
+    # Prefect writes to stderr when a log record does not reach the server, unless logging's own switch for
+    # production says otherwise.
+    logging.raiseExceptions = verbose

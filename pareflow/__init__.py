@@ -1,0 +1,9 @@
+"""pareflow: the fastest variant of your model that provably meets its SLA, or a plain no.
+
+Importing it fills the catalog; heavy libraries are imported by the members when they are used.
+"""
+
+from pareflow import compiler, model
+
+__all__ = ["compiler", "model"]
+__version__ = "0.1.0"

@@ -1,0 +1,110 @@
+"""Name in YAML -> class: one dict per family of techniques, backends and policies.
+
+A class enters its family's dict by being defined; `import pareflow` defines them all.
+"""
+
+import functools
+import importlib.metadata
+import inspect
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from pareflow.errors import SpecError
+from pareflow.variant import Step, digest
+
+
+class Member(BaseModel):
+    """One member of a family. The class is its settings: frozen, typed, checked when made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ClassVar[str]
+    family: ClassVar[dict[str, type["Member"]]]
+    requires: ClassVar[tuple[str, ...]] = ()
+    """The distributions that this member runs on; their versions are part of its code version."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if "name" in vars(cls):
+            cls.family[cls.name] = cls
+
+    @property
+    def step(self) -> Step:
+        """This member as a step: its name, and every setting, defaults included."""
+        return Step(self.name, self.model_dump(mode="json"))
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Why this member cannot run here, or None if it can."""
+        absent = [name for name in cls.requires if installed_version(name) is None]
+        return f"not installed: {', '.join(absent)}" if absent else None
+
+    @classmethod
+    def code_version(cls) -> str:
+        """A digest of the source file and of the versions of what it runs on."""
+        return _code_version(cls)
+
+    @classmethod
+    def from_settings(cls, settings: Any) -> Self:
+        """The member with these settings. Raises: pydantic.ValidationError."""
+        return cls.model_validate(settings or {})
+
+
+@functools.cache
+def _code_version(cls: type[Member]) -> str:
+    source = Path(inspect.getfile(cls)).read_text()
+    return digest(source, {name: installed_version(name) for name in cls.requires})
+
+
+@functools.cache
+def installed_version(distribution: str) -> str | None:
+    """The installed version, or None. Asks the metadata: a folder `mlflow/` makes `find_spec` lie."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+TECHNIQUES: dict[str, type[Member]] = {}
+BACKENDS: dict[str, type[Member]] = {}
+WORKLOADS: dict[str, type[Member]] = {}
+
+
+def find(family: dict[str, type[Member]], step: Step, kind: str) -> Member:
+    """The member that `step` names, with its settings checked.
+
+    Raises: SpecError, listing every problem of the step.
+    """
+    if step.name not in family:
+        raise SpecError(f"the {kind} '{step.name}'", [unknown(step.name, family, kind)])
+    try:
+        return family[step.name].from_settings(step.settings)
+    except ValidationError as error:
+        fields = family[step.name].model_fields
+        raise SpecError(f"the {kind} '{step.name}'", [problem(e, fields) for e in error.errors()]) from error
+
+
+def unknown(name: str, known: Any, kind: str) -> str:
+    """`unknown X 'nam'; did you mean 'name'?`"""
+    close = get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f"unknown {kind} '{name}'" + (
+        f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(sorted(map(str, known)))}"
+    )
+
+
+def problem(error: ErrorDetails, fields: Any) -> str:
+    """One pydantic error as `where: law, but got input`, with a suggestion where a key is unknown."""
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        prefix = f"{where}: " if len(error["loc"]) > 1 else ""
+        return prefix + unknown(str(error["loc"][-1]), fields, "key")
+    if error["type"] == "missing":
+        return f"{where}: must be given"
+    if error["type"] == "value_error":
+        return f"{where}: {error['ctx']['error']}" if where else str(error["ctx"]["error"])
+    return f"{where}: {error['msg'].removeprefix('Input ')}, but got {error['input']!r}"

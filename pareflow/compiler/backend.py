@@ -1,0 +1,42 @@
+"""Level 2, the compiler: the interface of what turns a network into an executable, and runs it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from pareflow.catalog import BACKENDS, Member
+from pareflow.measurement import Ran
+from pareflow.network import Form
+from pareflow.workload import Arrays
+
+
+class Session(Protocol):
+    """A loaded executable: named arrays in, named arrays out."""
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        """Outputs by name; the first axis of every array is the batch."""
+
+    def ran(self) -> Ran:
+        """What really executes (law 10), read back from the runtime."""
+
+
+class Backend(Member, ABC):
+    """A runtime with its settings. One file per backend: `compile` once, `load` wherever it serves."""
+
+    family: ClassVar[dict[str, type[Member]]] = BACKENDS
+    form: ClassVar[Form]
+    """The form it runs; the network is brought into it first."""
+
+    threads: int = Field(default=1, ge=1, description="threads within one request")
+
+    @abstractmethod
+    def compile(self, source: Path, into: Path) -> None:
+        """Make the executable from the network in `source`, in the folder `into`. Runs nothing."""
+
+    @abstractmethod
+    def load(self, artifact: Path) -> Session:
+        """Open what `compile` made."""

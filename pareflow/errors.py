@@ -1,0 +1,123 @@
+"""Every error pareflow raises on purpose.
+
+PareflowError                   exit code 1
+├── InputError                  exit code 2: what the user gave cannot be used
+│   ├── SpecError               the pipeline YAML; carries every problem at once
+│   ├── WorkloadError           the workload raises, or gives what cannot be used
+│   │   ├── SplitError          a split is empty, or two splits share a sample
+│   │   └── MetricError         the metric does not exist or is not defined here
+│   └── ExportError             the original does not become a plain ONNX graph
+├── EnvironmentUnfitError       exit code 4: the input is good, this machine or set-up is not
+│   ├── MissingExtraError       an optional dependency is not installed
+│   ├── StoreError              the store cannot be written: disk full, read-only
+│   └── TrackingError           MLflow or Prefect cannot be used
+├── VariantError                one bad variant: a failed row, never the end of a run (law 7)
+│   ├── StepFailedError         its code raised
+│   ├── CrashedError            its process died of a signal
+│   ├── TimedOutError           it did not finish inside its limit
+│   ├── OutOfMemoryError        it asked for more memory than its limit
+│   └── BadOutputError          it answered NaN or infinity, or the wrong shape
+└── TransientError              exit code 4: worth another try (a server that is restarting)
+
+Every message has three parts: what must hold, what was found, what to do next.
+"""
+
+from typing import ClassVar
+
+
+class PareflowError(Exception):
+    """An error with a law, a finding and a way out."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, must: str, found: str, remedy: str) -> None:
+        super().__init__(must, found, remedy)
+        self.must, self.found, self.remedy = must, found, remedy
+
+    def __str__(self) -> str:
+        return f"{self.must}, but {self.found}. {self.remedy}"
+
+
+class InputError(PareflowError):
+    """What the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class SpecError(InputError):
+    """The pipeline YAML is wrong; `problems` holds every problem found, not only the first."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        self.source, self.problems = source, problems
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{source} must be a valid pipeline", f"it has {count}", "Mend each of these:")
+
+    def __reduce__(self) -> tuple[type, tuple[str, list[str]]]:
+        return (type(self), (self.source, self.problems))
+
+    def __str__(self) -> str:
+        return "\n  - ".join([super().__str__(), *self.problems])
+
+
+class WorkloadError(InputError):
+    """The workload raises, or gives what cannot be used."""
+
+
+class SplitError(WorkloadError):
+    """A split is empty, or two splits share a sample."""
+
+
+class MetricError(WorkloadError):
+    """The metric does not exist, or is not defined on these predictions."""
+
+
+class ExportError(InputError):
+    """The original network does not become a plain ONNX graph."""
+
+
+class EnvironmentUnfitError(PareflowError):
+    """The input is good; this machine or set-up is not."""
+
+    exit_code = 4
+
+
+class MissingExtraError(EnvironmentUnfitError):
+    """An optional dependency is not installed."""
+
+
+class StoreError(EnvironmentUnfitError):
+    """The store cannot be written."""
+
+
+class TrackingError(EnvironmentUnfitError):
+    """MLflow or Prefect cannot be used."""
+
+
+class VariantError(PareflowError):
+    """One bad variant: a failed row, never the end of a run."""
+
+
+class StepFailedError(VariantError):
+    """The variant's code raised."""
+
+
+class CrashedError(VariantError):
+    """The variant's process died of a signal."""
+
+
+class TimedOutError(VariantError):
+    """The variant did not finish inside its time limit."""
+
+
+class OutOfMemoryError(VariantError):
+    """The variant asked for more memory than its limit."""
+
+
+class BadOutputError(VariantError):
+    """The variant answered NaN or infinity, or the wrong shape."""
+
+
+class TransientError(PareflowError):
+    """Worth another try: a server that is restarting, a connection that was cut."""
+
+    exit_code = 4

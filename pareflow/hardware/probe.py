@@ -1,0 +1,57 @@
+"""What this machine is."""
+
+import functools
+import os
+import platform
+import re
+from pathlib import Path
+
+import psutil
+
+_RELEVANT = re.compile(r"^(avx\w*|amx\w*|fma|sse4_\d|f16c|neon|asimd\w*|sve\w*|i8mm|bf16|dotprod)$")
+
+
+@functools.cache
+def processor() -> str:
+    """The processor's name, with family and model where the name alone is vague (as virtual ones are)."""
+    fields = _cpuinfo()
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in fields:
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
+    return name
+
+
+@functools.cache
+def instruction_flags() -> tuple[str, ...]:
+    """The instruction sets that numeric kernels choose between, sorted."""
+    fields = _cpuinfo()
+    flags = (fields.get("flags") or fields.get("Features") or "").split()
+    return tuple(sorted(flag for flag in flags if _RELEVANT.match(flag)))
+
+
+def has_vnni() -> bool:
+    """Whether products of bytes are summed in 32 bits; without it u8×s8 sums saturate in 16."""
+    return any("vnni" in flag or flag in ("i8mm", "asimddp") for flag in instruction_flags())
+
+
+def cores() -> tuple[int, ...]:
+    """The cores that this process may run on."""
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def memory_mib() -> int:
+    """The memory of the machine, in MiB."""
+    return psutil.virtual_memory().total // 2**20
+
+
+def system() -> str:
+    """Operating system, its release and the architecture."""
+    return f"{platform.system()} {platform.release()} {platform.machine()}"
+
+
+def _cpuinfo() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return {}
+    lines = (line.partition(":") for line in path.read_text().split("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}

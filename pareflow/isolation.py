@@ -1,0 +1,209 @@
+"""Run one function in a process of its own, with a time limit and a memory limit.
+
+A crash, a hang or too much memory in whatever native library costs that process and no more (law 7). The
+child leads a process group, which is killed as a whole, and dies with its parent. Arguments and result are
+JSON. `python -m pareflow.isolation` is the child's side.
+"""
+
+import ctypes
+import importlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pareflow import errors
+from pareflow.errors import CrashedError, OutOfMemoryError, PareflowError, StepFailedError, TimedOutError
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one child may use. `memory_mib` bounds its data segment (RLIMIT_DATA); None is unbounded."""
+
+    seconds: float = 600
+    memory_mib: int | None = None
+    threads: int | None = None
+
+
+class Child:
+    """A function that runs in a process of its own. Use as a context: its process group ends with it.
+
+    `log` gets all that the child and its native libraries print. `descriptors` stay open in the child, so
+    that a device lock is held until the last of the two ends.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        arguments: Mapping[str, Any],
+        limits: Limits,
+        log: Path,
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        self.function, self.limits, self.log = function, limits, log
+        self._folder = tempfile.TemporaryDirectory(prefix="pareflow-")
+        self._answer = Path(self._folder.name) / "answer.json"
+        request = {
+            "function": function,
+            "arguments": dict(arguments),
+            "answer": str(self._answer),
+            "memory_mib": limits.memory_mib,
+            "parent": os.getpid(),
+        }
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pareflow.isolation"],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=_environment(limits.threads),
+                pass_fds=tuple(descriptors),
+                start_new_session=True,
+            )
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(json.dumps(request).encode())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._folder.cleanup()
+
+    def result(self, seconds: float | None = None) -> Any:
+        """What the function returned, within `seconds` (default: the limit).
+
+        Raises: the child's own PareflowError; StepFailedError, CrashedError, TimedOutError, OutOfMemoryError.
+        """
+        try:
+            returncode = self._process.wait(self.limits.seconds if seconds is None else seconds)
+        except subprocess.TimeoutExpired as error:
+            raise TimedOutError(
+                f"`{self.function}` must finish in {error.timeout:g} s",
+                "it was still running and was stopped",
+                f"Raise `budget.variant_minutes`, or look at {self.log}",
+            ) from error
+        if not self._answer.exists():
+            raise _death(self.function, returncode, self.limits, self.log)
+        document = json.loads(self._answer.read_text())
+        if "error" in document:
+            raise _revived(document["error"])
+        return document["result"]
+
+
+def run_isolated(
+    function: str,
+    arguments: Mapping[str, Any],
+    limits: Limits,
+    log: Path,
+    descriptors: Sequence[int] = (),
+) -> Any:
+    """What `module:function` returns for these keyword arguments, computed in a child process.
+
+    Raises: as `Child.result`.
+    """
+    with Child(function, arguments, limits, log, descriptors) as child:
+        return child.result()
+
+
+def _death(what: str, returncode: int, limits: Limits, log: Path) -> PareflowError:
+    """The error that says how a process died, from its exit status and the end of its log."""
+    tail = log.read_text(errors="replace")[-2000:]
+    shown = f"The end of its log {log}:\n{tail}" if tail.strip() else f"Its log {log} is empty"
+    if any(
+        sign in tail for sign in ("bad_alloc", "MemoryError", "can't allocate memory", "not enough memory")
+    ):
+        return _out_of_memory(what, limits)
+    if returncode < 0:
+        name = signal.Signals(-returncode).name
+        hint = " (often: out of memory)" if name == "SIGKILL" else ""
+        return CrashedError(f"`{what}` must end by itself", f"it died of {name}{hint}", shown)
+    return CrashedError(f"`{what}` must give an answer", f"it exited with status {returncode}", shown)
+
+
+def _out_of_memory(what: str, limits: Limits) -> OutOfMemoryError:
+    limit = "this machine's memory" if limits.memory_mib is None else f"{limits.memory_mib} MiB"
+    return OutOfMemoryError(
+        f"`{what}` must fit into {limit}",
+        "it asked for more",
+        "Raise `budget.memory_mib`, or drop the candidate",
+    )
+
+
+def _environment(threads: int | None) -> dict[str, str]:
+    """The parent's environment with this checkout importable and native thread pools bounded."""
+    root = str(Path(__file__).parents[1])
+    path = os.environ.get("PYTHONPATH")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, path] if path else [root])}
+    if threads is not None:
+        environment |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    return environment
+
+
+def _confine(parent: int, memory_mib: int | None) -> None:
+    """In the child, before any heavy import: die with the parent, and bound the memory."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit("the parent died before this child began")
+    if memory_mib is not None:
+        size = memory_mib * 2**20
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def _revived(error: Mapping[str, Any]) -> PareflowError:
+    if error["class"] == "SpecError":
+        return errors.SpecError(*error["parts"])
+    made: PareflowError = getattr(errors, error["class"])(*error["parts"])
+    return made
+
+
+def _described(function: str, error: BaseException) -> dict[str, Any]:
+    """An exception as JSON: a PareflowError whole, anything else as the StepFailedError it amounts to."""
+    if isinstance(error, MemoryError):
+        error = _out_of_memory(function, Limits())
+    if isinstance(error, errors.SpecError):
+        return {"class": "SpecError", "parts": [error.source, error.problems]}
+    if not isinstance(error, PareflowError):
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        error = StepFailedError(
+            f"`{function}` must finish",
+            f"it raised {type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})",
+            "The log holds the stack trace",
+        )
+    return {"class": type(error).__name__, "parts": [error.must, error.found, error.remedy]}
+
+
+def main() -> None:
+    """The child: read a request from stdin, call the function, write the answer."""
+    request = json.load(sys.stdin)
+    _confine(request["parent"], request["memory_mib"])
+    module, _, name = request["function"].partition(":")
+    try:
+        result = getattr(importlib.import_module(module), name)(**request["arguments"])
+        document = {"result": result}
+    except Exception as error:
+        traceback.print_exc()
+        document = {"error": _described(request["function"], error)}
+    partial = Path(request["answer"] + ".partial")
+    partial.write_text(json.dumps(document))
+    partial.rename(request["answer"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The instruments: they return raw samples, and judge nothing."""

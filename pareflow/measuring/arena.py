@@ -1,0 +1,248 @@
+"""The arena: contestants in processes of their own, pinned, timed in interleaved blocks.
+
+All contestants of an arena are loaded and warm before the first block; then each block times every one of
+them once, in an order shuffled anew, so that drift of the machine hits all alike and ratios are paired by
+block. Only one runs at a time, the others wait on a pipe; the caller holds the device lock.
+"""
+
+import json
+import os
+import random
+import select
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from pareflow.errors import PareflowError, TimedOutError
+from pareflow.hardware import probe
+from pareflow.isolation import Child, Limits
+from pareflow.measurement import Measurement, Ran
+from pareflow.variant import Step
+from pareflow.workload import Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """What enters the arena: a compiled artifact and the backend that loads it."""
+
+    variant: str
+    artifact: Path
+    backend: Step
+    size_mib: float
+
+    @property
+    def threads(self) -> int:
+        return int(self.backend.settings.get("threads", 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """How the arena measures; part of a measurement's key.
+
+    Each block lasts about `block_ms` per contestant: as many requests as fit, between `least` and `most`.
+    Warm-up runs until the median of a block is within 5 % of the one before it, at most 10 blocks.
+    """
+
+    blocks: int = 12
+    block_ms: float = 60
+    least: int = 5
+    most: int = 100
+    seed: int = 0
+
+
+class Arena:
+    """A context in which contestants are loaded; they end with it.
+
+    `failures` holds the error of each contestant that could not be loaded, or died while being timed.
+    """
+
+    def __init__(
+        self,
+        contestants: Sequence[Contestant],
+        *,
+        feeds: Path,
+        batch_size: int,
+        environment: str,
+        workload: tuple[Mapping[str, Any], Path],
+        limits: Limits,
+        logs: Path,
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        self._contestants = list(contestants)
+        self._feeds, self._batch_size, self._environment = feeds, batch_size, environment
+        self._workload, self._limits, self._logs = workload, limits, logs
+        self._descriptors = descriptors
+        self._stack = ExitStack()
+        self._running: dict[str, _Running] = {}
+        self.failures: dict[str, PareflowError] = {}
+
+    def __enter__(self) -> Self:
+        for contestant in self._contestants:
+            try:
+                self._running[contestant.variant] = self._stack.enter_context(self._start(contestant))
+                self._running[contestant.variant].begin()
+            except PareflowError as error:
+                self._drop(contestant.variant, error)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def measure(self, protocol: Protocol) -> dict[str, Measurement]:
+        """Warm up, then time every contestant block by block. Those that fail are missing, see `failures`."""
+        counts = {variant: self._warm(variant, protocol) for variant in list(self._running)}
+        shuffler = random.Random(protocol.seed)
+        blocks: dict[str, list[tuple[float, ...]]] = {variant: [] for variant in self._running}
+        for _ in range(protocol.blocks):
+            order = list(self._running)
+            shuffler.shuffle(order)
+            for variant in order:
+                times = self._block(variant, counts[variant])
+                blocks[variant].append(times)
+        return {
+            variant: self._running[variant].measurement(
+                tuple(blocks[variant]), self._batch_size, self._environment
+            )
+            for variant in self._running
+        }
+
+    def _warm(self, variant: str, protocol: Protocol) -> int:
+        """Run until steady; the number of requests that fill a block."""
+        before = float("inf")
+        count = protocol.least
+        for _ in range(10):
+            times = self._block(variant, count)
+            if not times:
+                return 0
+            median = float(np.median(times))
+            count = int(np.clip(protocol.block_ms / max(median, 1e-6), protocol.least, protocol.most))
+            if abs(median - before) <= 0.05 * before:
+                break
+            before = median
+        return count
+
+    def _block(self, variant: str, count: int) -> tuple[float, ...]:
+        """The ms of `count` requests; nothing, and the contestant dropped, where it fails."""
+        try:
+            return self._running[variant].time(count)
+        except PareflowError as error:
+            self._drop(variant, error)
+            return ()
+
+    def _drop(self, variant: str, error: PareflowError) -> None:
+        self.failures[variant] = error
+        self._running.pop(variant, None)
+
+    def _start(self, contestant: Contestant) -> "_Running":
+        return _Running(
+            contestant, self._feeds, self._workload, self._limits, self._logs, tuple(self._descriptors)
+        )
+
+
+class _Running:
+    """A contestant's process and the two pipes to it."""
+
+    def __init__(
+        self,
+        contestant: Contestant,
+        feeds: Path,
+        workload: tuple[Mapping[str, Any], Path],
+        limits: Limits,
+        logs: Path,
+        descriptors: tuple[int, ...],
+    ) -> None:
+        self.contestant, self._limits = contestant, limits
+        commands_read, self._commands = os.pipe()
+        self._answers, answers_write = os.pipe()
+        allowed = probe.cores()
+        arguments = {
+            "artifact": str(contestant.artifact),
+            "backend": contestant.backend.to_json(),
+            "reference": dict(workload[0]),
+            "folder": str(workload[1]),
+            "feeds": str(feeds),
+            "cores": list(allowed[-contestant.threads :]),
+            "commands": commands_read,
+            "answers": answers_write,
+        }
+        limits = Limits(limits.seconds, limits.memory_mib, contestant.threads)
+        log = logs / f"arena-{contestant.variant[:12]}.log"
+        self._child = Child(
+            "pareflow.measuring.contestant:serve",
+            arguments,
+            limits,
+            log,
+            (*descriptors, commands_read, answers_write),
+        )
+        os.close(commands_read)
+        os.close(answers_write)
+        self._buffer = b""
+        self._report: dict[str, Any] = {}
+        self._peak_memory_mib: float | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for descriptor in (self._commands, self._answers):
+            with suppress(OSError):
+                os.close(descriptor)
+        self._child.__exit__()
+
+    def begin(self) -> None:
+        """Wait until it is loaded and has answered its first request. Raises: what it died of."""
+        self._report = self._read()
+
+    def time(self, count: int) -> tuple[float, ...]:
+        """The ms of `count` requests. Raises: what it died of."""
+        try:
+            os.write(self._commands, f"{count}\n".encode())
+        except BrokenPipeError:
+            self._child.result(seconds=10)
+        answer = self._read()
+        self._peak_memory_mib = answer["peak_memory_mib"]
+        return tuple(answer["ms"])
+
+    def measurement(
+        self, blocks: tuple[tuple[float, ...], ...], batch_size: int, environment: str
+    ) -> Measurement:
+        return Measurement(
+            variant=self.contestant.variant,
+            environment=environment,
+            batch_size=batch_size,
+            ran=Ran(**self._report["ran"]),
+            blocks_ms=blocks,
+            load_s=self._report["load_s"],
+            first_request_ms=self._report["first_request_ms"],
+            peak_memory_mib=self._peak_memory_mib,
+            size_mib=self.contestant.size_mib,
+        )
+
+    def _read(self) -> Any:
+        """The next line of JSON. Raises: what the process died of, or TimedOutError."""
+        deadline = time.monotonic() + self._limits.seconds
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([self._answers], [], [], max(0, deadline - time.monotonic()))
+            if not ready:
+                raise TimedOutError(
+                    f"a contestant must answer within {self._limits.seconds:g} s",
+                    "it was still busy and was stopped",
+                    "Raise `budget.variant_minutes`, or drop the candidate",
+                )
+            chunk = os.read(self._answers, 2**20)
+            if not chunk:
+                self._child.result(seconds=10)
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return json.loads(line)
+
+
+def write_feeds(batches: Sequence[Arrays], path: Path) -> None:
+    """Save batches of named arrays for contestants to read, so that no timing includes preprocessing."""
+    arrays = {f"{i}/{name}": array for i, batch in enumerate(batches) for name, array in batch.items()}
+    np.savez(path, **arrays)  # type: ignore[arg-type]

@@ -1,0 +1,25 @@
+"""The share of samples whose prediction equals the reference."""
+
+import datasets
+import evaluate
+import numpy as np
+
+PER_SAMPLE = True
+"""Its value is the mean of one score per sample, so that two models can be compared sample by sample."""
+
+
+class Accuracy(evaluate.Metric):  # type: ignore[misc]
+    """`{"accuracy": share}`, 0 to 1."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation="",
+            inputs_description="predictions and references: class ids",
+            features=datasets.Features(
+                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+            ),
+        )
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}

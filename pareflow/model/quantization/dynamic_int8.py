@@ -1,0 +1,54 @@
+"""Integers of eight bits, the activations' scales found at run time."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from pareflow.model.technique import Technique
+from pareflow.network import Form
+from pareflow.workload import LoadedWorkload
+
+if TYPE_CHECKING:
+    import onnx
+
+
+class DynamicInt8(Technique):
+    """Store the weights of matrix products in int8 and quantize activations as they come.
+
+    Right for transformers; on convolutional networks it is many times slower than fp32 (ConvInteger has no
+    fast kernel), which is measured and shown like any other result.
+    Source: Jacob et al., 2018, arXiv:1712.05877, section 2; ONNX Runtime's `quantize_dynamic`.
+    """
+
+    name: ClassVar[str] = "dynamic_int8"
+    form: ClassVar[Form] = "onnx"
+    requires: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
+
+    per_channel: bool = Field(default=True, description="one scale per output channel of a weight")
+    reduce_range: bool = Field(
+        default=False, description="weights in 7 bits, where the processor adds products of bytes in 16 bits"
+    )
+
+    def apply(self, network: "onnx.ModelProto", workload: LoadedWorkload) -> "onnx.ModelProto":
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            quantize_dynamic(
+                _copy(network),
+                path,
+                per_channel=self.per_channel,
+                reduce_range=self.reduce_range,
+                weight_type=QuantType.QInt8,
+            )
+            return onnx.load_model(path)
+
+
+def _copy(graph: "onnx.ModelProto") -> "onnx.ModelProto":
+    """The quantizer writes into what it is given."""
+    copy = type(graph)()
+    copy.CopyFrom(graph)
+    return copy

@@ -1,0 +1,30 @@
+"""Floating point of sixteen bits."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pareflow.model.technique import Technique
+from pareflow.network import Form
+from pareflow.workload import LoadedWorkload
+
+if TYPE_CHECKING:
+    import onnx
+
+
+class Fp16(Technique):
+    """Store and compute in half precision; inputs and outputs stay fp32.
+
+    Half the size. On processors without fp16 arithmetic the runtime casts back and forth: no faster.
+    Source: Micikevicius et al., 2018, arXiv:1710.03740; ONNX Runtime's float16 converter.
+    """
+
+    name: ClassVar[str] = "fp16"
+    form: ClassVar[Form] = "onnx"
+    requires: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
+
+    def apply(self, network: "onnx.ModelProto", workload: LoadedWorkload) -> "onnx.ModelProto":
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        copy = type(network)()
+        copy.CopyFrom(network)
+        converted: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True)
+        return converted

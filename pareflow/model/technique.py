@@ -1,0 +1,24 @@
+"""Level 1, the model: the interface of what changes a network."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from pareflow.catalog import TECHNIQUES, Member
+from pareflow.network import Form
+from pareflow.workload import LoadedWorkload
+
+
+class Technique(Member, ABC):
+    """A change of a network. One file per technique: frozen settings and one verb."""
+
+    family: ClassVar[dict[str, type[Member]]] = TECHNIQUES
+    form: ClassVar[Form]
+    """What it changes: a torch `nn.Module`, an `onnx.ModelProto`, or an `openvino.Model`."""
+
+    @abstractmethod
+    def apply(self, network: Any, workload: LoadedWorkload) -> Any:
+        """A new network of the same form; `network` is never changed in place.
+
+        It may look at the workload's train, calibration and search splits; the verdict split is shut.
+        Raises: VariantError, InputError.
+        """

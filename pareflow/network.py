@@ -1,0 +1,176 @@
+"""The forms a network takes (torch module, ONNX graph, OpenVINO model): saved, loaded, converted.
+
+Techniques change a network within one form; backends run one form. The way goes one direction only,
+torch → onnx → openvino, so a recipe's techniques come in that order.
+"""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pareflow.catalog import installed_version
+from pareflow.errors import BadOutputError, ExportError
+from pareflow.variant import digest
+from pareflow.workload import Arrays, LoadedWorkload
+
+Form = Literal["torch", "onnx", "openvino"]
+FORMS: tuple[Form, ...] = ("torch", "onnx", "openvino")
+FILES: dict[Form, str] = {"torch": "network.pt", "onnx": "model.onnx", "openvino": "model.xml"}
+OPSET = 17
+"""The legacy exporter's newest, and the graph that ONNX Runtime fuses best (measured, docs/log.md)."""
+
+
+def form_of(folder: Path) -> Form:
+    """The form of the network that lies in `folder`."""
+    return next(form for form in reversed(FORMS) if (folder / FILES[form]).exists())
+
+
+def save(network: Any, form: Form, folder: Path) -> None:
+    """Write a network into `folder`, in its form's file."""
+    path = folder / FILES[form]
+    if form == "torch":
+        import torch
+
+        torch.save(network, path)
+    elif form == "onnx":
+        import onnx
+
+        large = network.ByteSize() > 2**30
+        onnx.save_model(network, path, save_as_external_data=large, location="model.onnx.data")
+    else:
+        import openvino
+
+        openvino.save_model(network, path, compress_to_fp16=False)
+
+
+def load(form: Form, folder: Path) -> Any:
+    """Read a network from `folder`. A torch module needs its workload loaded first: it holds the classes."""
+    path = folder / FILES[form]
+    if form == "torch":
+        import torch
+
+        return torch.load(path, weights_only=False).eval()
+    if form == "onnx":
+        import onnx
+
+        return onnx.load_model(path)
+    import openvino
+
+    return openvino.Core().read_model(path)
+
+
+def convert(folder: Path, form: Form, workload: LoadedWorkload, into: Path) -> None:
+    """Write the network of `folder` into `into`, in the later `form`."""
+    source = form_of(folder)
+    if source == "torch":
+        exporter = getattr(workload.definition, "export", None)
+        target = into / FILES["onnx"]
+        if exporter is not None:
+            exporter(load("torch", folder), target)
+        else:
+            export_onnx(load("torch", folder), workload, target)
+        check_export(load("torch", folder), target, workload)
+        source, folder = "onnx", into
+    if source == "onnx" and form == "openvino":
+        import openvino
+
+        save(openvino.convert_model(folder / FILES["onnx"]), "openvino", into)
+
+
+def export_onnx(network: Any, workload: LoadedWorkload, path: Path) -> None:
+    """Export a torch module with a dynamic batch. Raises: ExportError, with the exporter's own words."""
+    import torch
+
+    feeds = workload.example(batch_size=2)
+    axes = {name: {0: "batch"} for name in feeds} | workload.definition.dynamic_axes()
+    outputs = [name for name in axes if name not in feeds] or ["output"]
+    axes |= {name: axes.get(name, {0: "batch"}) for name in outputs}
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # the exporter's deprecation and tracing notes; the check below decides
+        try:
+            torch.onnx.export(
+                network.eval(),
+                tuple(torch.from_numpy(array) for array in feeds.values()),
+                str(path),
+                input_names=list(feeds),
+                output_names=outputs,
+                dynamic_axes=axes,
+                opset_version=OPSET,
+                dynamo=False,
+            )
+        except Exception as error:
+            raise ExportError(
+                "the original must become an ONNX graph",
+                f"torch.onnx.export raised {type(error).__name__}: {str(error).strip().splitlines()[0]}",
+                "Rewrite the operation it names, or give the workload an `export` method",
+            ) from error
+
+
+def check_export(network: Any, path: Path, workload: LoadedWorkload, tolerance: float = 1e-3) -> None:
+    """Compare the graph with its source on real inputs of two batch sizes.
+
+    Raises: ExportError where outputs differ by more than `tolerance` of their largest magnitude.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for batch_size in (1, 3):
+        feeds = workload.example(batch_size)
+        expected = run_torch(network, feeds)
+        wanted = {node.name: node.type for node in session.get_inputs()}
+        got = session.run(None, {name: array for name, array in feeds.items() if name in wanted})
+        for ours, theirs in zip(expected.values(), got, strict=True):
+            scale = max(float(np.abs(ours).max()), 1e-6)
+            error = float(np.abs(ours - theirs).max()) / scale
+            if not error <= tolerance:
+                raise ExportError(
+                    f"the exported graph must agree with its source within {tolerance:g}",
+                    f"it differs by {error:g} of the largest output at batch size {batch_size}",
+                    "Look for control flow that depends on the data or on the batch size",
+                )
+
+
+def run_torch(network: Any, feeds: Arrays) -> Arrays:
+    """One forward pass of a torch module over named arrays; outputs are named `output`, `output_1`, …"""
+    import torch
+
+    with torch.inference_mode():
+        given = network(*(torch.from_numpy(array) for array in feeds.values()))
+    return name_outputs(given, lambda tensor: tensor.float().numpy())
+
+
+def name_outputs(given: Any, to_numpy: Callable[[Any], np.ndarray]) -> Arrays:
+    """A network's outputs (one, a tuple, or a mapping such as transformers gives) as named arrays."""
+    if isinstance(given, dict):
+        return {name: to_numpy(value) for name, value in given.items()}
+    values = given if isinstance(given, (tuple, list)) else (given,)
+    return {f"output_{i}" if i else "output": to_numpy(value) for i, value in enumerate(values)}
+
+
+def check_outputs(outputs: Arrays, samples: int) -> None:
+    """Raises: BadOutputError where an output has NaN or infinity, or not one row per sample."""
+    for name, array in outputs.items():
+        if not np.isfinite(array).all():
+            bad = int((~np.isfinite(array)).sum())
+            raise BadOutputError(
+                "every output must be finite",
+                f"`{name}` has {bad} NaN or infinite values",
+                "Drop the candidate",
+            )
+        if array.shape[:1] != (samples,):
+            raise BadOutputError(
+                "every output must have one row per sample",
+                f"`{name}` has shape {array.shape} for {samples} samples",
+                "Mend the network, or its export",
+            )
+
+
+def code_version() -> str:
+    """A digest of this file and of the exporters' versions: part of the name of every converted network."""
+    exporters = ("torch", "onnx", "openvino", "optimum-onnx")
+    return digest(Path(__file__).read_text(), {name: installed_version(name) for name in exporters})

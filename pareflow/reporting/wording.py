@@ -1,0 +1,146 @@
+"""The verdict in words that a tired engineer can trust: what won, or what failed, and by how much."""
+
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from pareflow.reporting.checks import (
+    Outcome,
+    Record,
+    at_least,
+    beyond,
+    checks_of,
+    closest,
+    excess,
+    misses,
+    named,
+    outcome,
+    unit_of,
+    worst,
+)
+from pareflow.reporting.formats import UNKNOWN, amount, known, limit, number, percent, quality, span
+
+BASELINE = "ONNX Runtime fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """The first thing to read: a few words, one sentence, and which outcome it is."""
+
+    outcome: Outcome
+    title: str
+    sentence: Markup
+
+
+def headline(document: Record) -> Headline:
+    """The verdict of a whole run."""
+    decision = outcome((document.get("verdict") or {}).get("decision"))
+    winner = winning(document)
+    if decision == "pass" and winner is not None:
+        return _kept(winner) if winner.get("role") in ("baseline", "original") else _won(winner, document)
+    titles: dict[Outcome, str] = {"fail": "Nothing met the SLA", "doubt": "Undecided: nothing is promoted"}
+    if decision not in titles:
+        return Headline("unknown", "No verdict: nothing is promoted", _not_met(document, "unknown"))
+    return Headline(decision, titles[decision], _not_met(document, decision))
+
+
+def baseline_of(document: Record) -> Record:
+    """The strong baseline: named by the document, else its first row, else empty."""
+    rows: list[Record] = document.get("variants") or [{}]
+    return document.get("baseline") or rows[0]
+
+
+def winning(document: Record) -> Record | None:
+    """The variant that won, or None."""
+    wanted = document.get("winner")
+    found = (row for row in document.get("variants") or [] if row.get("id") == wanted)
+    return next(found, None) if wanted is not None else None
+
+
+def subject(document: Record) -> Record | None:
+    """The variant that the page is about: the winner, else the verdict's, else the closest."""
+    rows = document.get("variants") or []
+    judged = (document.get("verdict") or {}).get("variant")
+    named_one = (row for row in rows if judged is not None and row.get("id") == judged)
+    return winning(document) or next(named_one, None) or closest(rows)
+
+
+def rival_of(row: Record | None, document: Record) -> Record:
+    """The baseline that a variant is compared with: the one with as many threads, else row 0's."""
+    rows = [other for other in document.get("variants") or [] if other.get("role") == "baseline"]
+    alike = (other for other in rows if row and other.get("threads") == row.get("threads"))
+    return next(alike, baseline_of(document))
+
+
+def shortfall(check: Record) -> str:
+    """How a limit was missed: `the p50 latency is 4 ms where at most 3 ms is allowed, 1 ms or 33 % over`."""
+    estimate, unit = check.get("estimate"), unit_of(check)
+    allowed = amount(limit(check.get("limit")), unit)
+    asked = f"at least {allowed} is required" if at_least(check) else f"at most {allowed} is allowed"
+    if not known(estimate):
+        return f"{named(check)} is not known, where {asked}"
+    bounds = f" ({span(check)})" if span(check) not in ("", "exact") else ""
+    found = f"{named(check)} is {amount(number(estimate), unit)}{bounds} where {asked}"
+    if beyond(check, estimate) > 0:
+        far = amount(number(beyond(check, estimate)), unit)
+        return f"{found}, {far} or {percent(excess(check))} {'short' if at_least(check) else 'over'}"
+    bounded = known(worst(check))
+    return f"{found}, {'not surely inside the limit' if bounded else 'with no bound on that side'}"
+
+
+def recipe_of(row: Record) -> str:
+    return row.get("recipe") or UNKNOWN
+
+
+def _won(winner: Record, document: Record) -> Headline:
+    speedup = winner.get("speedup") or {}
+    loss = _loss(winner, document)
+    if not known(speedup.get("estimate")):
+        text = Markup("<code>{}</code> meets every clause of the SLA, with {}; its speed-up is not known.")
+        return Headline("pass", "Promote: inside the SLA", text.format(recipe_of(winner), loss))
+    times = number(speedup["estimate"])
+    bounds = f" ({span(speedup)})" if span(speedup) else ""
+    text = Markup(
+        "<code>{}</code> answers {} times as fast as {}{}, with {}, and meets every clause of the SLA."
+    )
+    sentence = text.format(recipe_of(winner), times, BASELINE, bounds, loss)
+    return Headline("pass", f"Promote: {times} times as fast, inside the SLA", sentence)
+
+
+def _kept(winner: Record) -> Headline:
+    role = winner["role"]
+    text = Markup(
+        "No candidate was faster inside the SLA. The {}, <code>{}</code>, meets every clause of it."
+    )
+    return Headline("pass", f"Keep the {role}", text.format(role, recipe_of(winner)))
+
+
+def _loss(winner: Record, document: Record) -> str:
+    """`a drop in accuracy of 0.0014 (at most 0.0086; limit 0.02)`; without that clause, both values."""
+    metric = (winner.get("quality") or {}).get("metric") or "quality"
+    checks = checks_of(winner) or checks_of(document)
+    drop = next((check for check in checks if check.get("clause") == "quality.max_drop"), None)
+    if drop is None or not known(drop.get("estimate")):
+        ours, theirs = (
+            (row.get("quality") or {}).get("value") for row in (winner, rival_of(winner, document))
+        )
+        return f"{metric} {quality(ours)} beside the baseline's {quality(theirs)}"
+    bounds = f"({span(drop) or 'no interval'}; limit {limit(drop.get('limit'))})"
+    return f"a drop in {metric} of {number(drop['estimate'])} {bounds}"
+
+
+def _not_met(document: Record, decision: Outcome) -> Markup:
+    nearest = subject(document)
+    missed = misses(checks_of(nearest))
+    if nearest is None or not missed:
+        return _not_judged(document)
+    doubt = "No candidate was proved to meet the SLA; a larger budget or more verdict data may settle it."
+    start = doubt if decision == "doubt" else "No candidate met every clause of the SLA."
+    listed = "; ".join(shortfall(check) for check in missed)
+    return Markup("{} The closest was <code>{}</code>: {}.").format(start, recipe_of(nearest), listed)
+
+
+def _not_judged(document: Record) -> Markup:
+    reason = (document.get("verdict") or {}).get("reason")
+    start = "No candidate was judged against every clause of the SLA, so none can be promoted"
+    return Markup("{}: {}").format(start, reason) if reason else Markup("{}.").format(start)

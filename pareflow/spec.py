@@ -1,0 +1,153 @@
+"""The pipeline YAML, validated: every problem at once, with did-you-mean.
+
+Reading has no effects, reads no environment and rewrites nothing: `PipelineSpec.read(dump) == spec`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from pareflow.catalog import BACKENDS, TECHNIQUES, WORKLOADS, find, problem, unknown
+from pareflow.errors import InputError, SpecError
+from pareflow.sla import SLA, Objective
+from pareflow.variant import Recipe
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Target(_Part):
+    """The machine that will serve: the device, and how many threads it may grant one request."""
+
+    device: Literal["cpu"] = "cpu"
+    threads: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2)
+
+
+class Budget(_Part):
+    """What the run may use. One variant is stopped at `variant_minutes` or `memory_mib`."""
+
+    minutes: float = Field(default=10, gt=0)
+    variant_minutes: float = Field(default=5, gt=0)
+    memory_mib: int | None = Field(default=None, ge=256)
+
+
+def _as_reference(value: Any) -> Any:
+    """`workload.py` is short for `{file: {path: workload.py}}`."""
+    return {"file": {"path": value}} if isinstance(value, str) else value
+
+
+def _as_target(value: Any) -> Any:
+    """`cpu` is short for `{device: cpu}`."""
+    return {"device": value} if isinstance(value, str) else value
+
+
+class PipelineSpec(_Part):
+    """One pipeline: what to optimize, for what, and within what."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="names the experiment and the model")
+    workload: Annotated[dict[str, Any], BeforeValidator(_as_reference), Field(min_length=1, max_length=1)]
+    target: Annotated[Target, BeforeValidator(_as_target)] = Target()
+    sla: SLA
+    objective: Objective = "latency_p50"
+    budget: Budget = Budget()
+    promotion: Literal["automatic", "manual"] = "manual"
+    finalists: int = Field(default=3, ge=1, description="how many candidates are judged on the verdict split")
+    candidates: tuple[list[Any], ...] | None = Field(
+        default=None, description="recipes; left out, the built-in list"
+    )
+
+    def recipes(self) -> tuple[Recipe, ...] | None:
+        """The candidates of the YAML as recipes, or None where it names none."""
+        if self.candidates is None:
+            return None
+        return tuple(Recipe.from_json(steps) for steps in self.candidates)
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+def read(path: Path) -> PipelineSpec:
+    """The pipeline in a YAML file. Raises: InputError if it cannot be read, SpecError with every problem."""
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(
+            "the pipeline file must be readable",
+            f"{path}: {error.strerror}",
+            "`pareflow init NAME` writes one",
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(str(path), [f"not YAML: {' '.join(str(error).split())}"]) from error
+    return parse(document, str(path))
+
+
+def parse(document: Any, source: str) -> PipelineSpec:
+    """The pipeline that a document holds. Raises: SpecError with every problem."""
+    if not isinstance(document, Mapping):
+        raise SpecError(source, [f"the top must be a mapping of keys, but it is {type(document).__name__}"])
+    problems = _workload_problems(document.get("workload")) + _candidate_problems(document.get("candidates"))
+    try:
+        spec = PipelineSpec.model_validate(dict(document))
+    except ValidationError as error:
+        problems = [problem(e, _fields_at(e["loc"])) for e in error.errors()] + problems
+    if problems:
+        raise SpecError(source, problems)
+    return spec
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are known where an error lies."""
+    model: type[BaseModel] = PipelineSpec
+    for part in location[:-1]:
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        options = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
+        model = next((option for option in options if issubclass(option, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def _workload_problems(reference: Any) -> list[str]:
+    if not isinstance(reference, Mapping) or len(reference) != 1:
+        return []
+    ((name, settings),) = reference.items()
+    if name == "file":
+        if not isinstance(settings, Mapping) or not isinstance(settings.get("path"), str):
+            return ["workload.file: must be `{path: workload.py, settings: {…}}`"]
+        extra = set(settings) - {"path", "settings"}
+        return [f"workload.file: {unknown(key, ('path', 'settings'), 'key')}" for key in sorted(extra)]
+    if name not in WORKLOADS:
+        return [f"workload: {unknown(name, ('file', *WORKLOADS), 'workload')}"]
+    return []
+
+
+def _candidate_problems(candidates: Any) -> list[str]:
+    """What is wrong with the recipes: unknown members, wrong settings, techniques in an impossible order."""
+    if not isinstance(candidates, list):
+        return []
+    problems = []
+    for position, steps in enumerate(candidates):
+        where = f"candidates.{position}"
+        try:
+            check_recipe(Recipe.from_json(steps))
+        except SpecError as error:
+            problems += [f"{where}: {text}" for text in error.problems]
+        except (TypeError, ValueError, AttributeError):
+            problems.append(f"{where}: a recipe must be a list of steps, each `name` or `{{name: {{…}}}}`")
+    return problems
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raises: SpecError unless every step is known and the forms follow torch → onnx → openvino."""
+    from pareflow.network import FORMS
+
+    members = [find(TECHNIQUES, step, "technique") for step in recipe.techniques]
+    members.append(find(BACKENDS, recipe.backend, "backend"))
+    forms = [FORMS.index(getattr(member, "form")) for member in members]  # noqa: B009 (both families have it)
+    if forms != sorted(forms):
+        ways = " → ".join(
+            f"{member.name} ({FORMS[form]})" for member, form in zip(members, forms, strict=True)
+        )
+        raise SpecError(recipe.label, [f"forms must follow {' → '.join(FORMS)}, but the steps are {ways}"])

@@ -1,0 +1,68 @@
+"""Make one variant and evaluate its quality: each in a process of its own, each once."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from pareflow.catalog import BACKENDS, TECHNIQUES, find
+from pareflow.hardware.device import device_lock
+from pareflow.measurement import Quality
+from pareflow.stages.jobs import artifact_size_mib, original
+from pareflow.stages.run import Row, Run
+from pareflow.variant import Recipe, Variant, digest, file_digest
+from pareflow.workload import SplitName
+
+_INSTRUMENT = Path(__file__).parents[1] / "measuring" / "quality.py"
+
+
+def variant_of(recipe: Recipe, workload_digest: str) -> Variant:
+    """The variant that a recipe makes of the original, by its lineage alone: nothing is made."""
+    variant = original(workload_digest)
+    for step in recipe.techniques:
+        technique = find(TECHNIQUES, step, "technique")
+        variant = variant.then(technique.step, technique.code_version())
+    backend = find(BACKENDS, recipe.backend, "backend")
+    return variant.then(backend.step, backend.code_version())
+
+
+def make(run: Run, row: Row) -> Row:
+    """The row built, and evaluated on the search split: one process for both.
+
+    Raises: VariantError, InputError.
+    """
+    variant = variant_of(row.recipe, run.facts.digest)
+    named = dataclasses.replace(row, id=variant.id)
+    evaluation = _evaluation(run, named, "search")
+    if run.store.find(variant.id) is None:
+        arguments = {"recipe": row.recipe.to_json(), "evaluation": evaluation}
+        with device_lock(run.spec.target.device, exclusive=False):
+            run.job("make", arguments, f"make-{variant.id[:12]}")
+    artifact = run.store.find(variant.id)
+    assert artifact is not None  # it was there, or the job has just made it
+    return evaluate(run, dataclasses.replace(named, size_mib=artifact_size_mib(artifact)), "search")
+
+
+def evaluate(run: Run, row: Row, split: SplitName) -> Row:
+    """The built row with its quality on a split. Raises: VariantError, MetricError, WorkloadError."""
+    evaluation = _evaluation(run, row, split)
+    if run.store.find(evaluation["key"]) is None:
+        with device_lock(run.spec.target.device, exclusive=False):
+            run.job("evaluate", evaluation, f"evaluate-{split}-{str(row.id)[:12]}")
+    entry = run.store.find(evaluation["key"])
+    assert entry is not None  # it was there, or the job has just made it
+    found = Quality.from_json(json.loads((entry / "quality.json").read_text()))
+    return dataclasses.replace(row, quality=found)
+
+
+def _evaluation(run: Run, row: Row, split: SplitName) -> dict[str, Any]:
+    """The arguments of the job that evaluates a row; `key` names all that the result depends on."""
+    asked = {
+        "variant": row.id,
+        "backend": row.recipe.backend.to_json(),
+        "split": split,
+        "metric": run.metric,
+    }
+    instrument = file_digest(_INSTRUMENT)
+    key = digest("quality", asked, run.facts.data_digest, run.environment.fingerprint, instrument)
+    return {**asked, "key": key}

@@ -1,0 +1,201 @@
+"""The child side of the stages: what runs in a process of its own. Arguments and results are JSON."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pareflow  # noqa: F401  (fills the catalog)
+from pareflow import network
+from pareflow.catalog import BACKENDS, TECHNIQUES, find
+from pareflow.compiler.backend import Backend
+from pareflow.errors import WorkloadError
+from pareflow.measuring import arena, breakdown, operators
+from pareflow.measuring.quality import evaluate_quality, find_metric
+from pareflow.model.technique import Technique
+from pareflow.network import Form
+from pareflow.store import Store
+from pareflow.variant import Recipe, Step, Variant, digest
+from pareflow.workload import SPLITS, LoadedWorkload, SplitName, load
+
+FEEDS = 32
+"""Batches of real inputs that a measurement cycles through."""
+
+
+def describe(reference: Mapping[str, Any], folder: str, metric: str | None) -> dict[str, Any]:
+    """What `WorkloadFacts` holds; checks the splits, and that the metric exists."""
+    workload = load(reference, Path(folder))
+    find_metric(metric or workload.definition.metric, Path(folder))
+    return {
+        "digest": workload.digest,
+        "data_digest": workload.data_digest,
+        "sizes": {name: len(getattr(workload.splits, name)) for name in SPLITS},
+        "metric": workload.definition.metric,
+        "seed": workload.definition.seed,
+        "serving_requires": list(type(workload.definition).serving_requires),
+    }
+
+
+def train(reference: Mapping[str, Any], folder: str, root: str) -> None:
+    """The original: train it (or take it as it comes), and store it."""
+    workload, store = _loaded(reference, folder, root)
+    variant = original(workload.digest)
+
+    def write(into: Path) -> None:
+        definition = workload.definition
+        try:
+            trained = definition.train(definition.network(), workload.split("train")).eval()
+            network.check_outputs(network.run_torch(trained, workload.example(2)), samples=2)
+        except WorkloadError:
+            raise
+        except Exception as error:
+            raise WorkloadError(
+                "the workload's `network()` and `train()` must give a network that answers",
+                f"{type(error).__name__}: {error}",
+                "Mend the workload; the log holds the stack trace",
+            ) from error
+        network.save(trained, "torch", into)
+
+    store.ensure(variant.id, write)
+
+
+def feeds(reference: Mapping[str, Any], folder: str, root: str, batch_size: int) -> None:
+    """Real inputs of the search split for contestants to answer."""
+    workload, store = _loaded(reference, folder, root)
+
+    def write(into: Path) -> None:
+        batches = list(workload.feeds("search", batch_size, FEEDS * batch_size))
+        whole = [b for b in batches if len(next(iter(b.values()))) == batch_size]
+        arena.write_feeds(whole or [workload.example(batch_size)], into / "feeds.npz")
+
+    store.ensure(feeds_key(workload.digest, batch_size), write)
+
+
+def build(reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any]) -> None:
+    """Make a variant, link by link, each from the store where it is there already."""
+    workload, store = _loaded(reference, folder, root)
+    made = Recipe.from_json(recipe)
+    variant = original(workload.digest)
+    source = store.find(variant.id)
+    assert source is not None  # the baseline stage made it
+    for step in made.techniques:
+        technique = find(TECHNIQUES, step, "technique")
+        assert isinstance(technique, Technique)
+        source, variant = _in_form(technique.form, source, variant, workload, store)
+        variant = variant.then(technique.step, technique.code_version())
+        source = store.ensure(variant.id, _applying(technique, source, workload))
+    backend = find(BACKENDS, made.backend, "backend")
+    assert isinstance(backend, Backend)
+    source, variant = _in_form(backend.form, source, variant, workload, store)
+    variant = variant.then(backend.step, backend.code_version())
+    compiled_from = source
+    store.ensure(variant.id, lambda into: backend.compile(compiled_from, into))
+
+
+def make(
+    reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any], evaluation: Mapping[str, Any]
+) -> None:
+    """Build a variant and evaluate it, in one process."""
+    build(reference, folder, root, recipe)
+    evaluate(reference, folder, root, **evaluation)
+
+
+def evaluate(
+    reference: Mapping[str, Any],
+    folder: str,
+    root: str,
+    variant: str,
+    backend: Mapping[str, Any],
+    split: SplitName,
+    metric: str,
+    key: str,
+) -> None:
+    """A variant's quality on the search split, or, for finalists, on the verdict split."""
+    workload, store = _loaded(reference, folder, root)
+    opened = workload.for_validation() if split == "verdict" else workload
+    artifact = store.find(variant)
+    assert artifact is not None  # it was built before
+    member = find(BACKENDS, Step.from_json(backend), "backend")
+    assert isinstance(member, Backend)
+
+    def write(into: Path) -> None:
+        found = evaluate_quality(member.load(artifact), opened, split, variant, metric)
+        (into / "quality.json").write_text(json.dumps(found.to_json()))
+
+    store.ensure(key, write)
+
+
+def profile(
+    reference: Mapping[str, Any],
+    folder: str,
+    root: str,
+    key: str,
+    baseline: Mapping[str, Any],
+    original_id: str,
+    batch_size: int,
+) -> None:
+    """The request's breakdown on the strong baseline, and the top operators of both."""
+    workload, store = _loaded(reference, folder, root)
+
+    def write(into: Path) -> None:
+        artifact = store.find(baseline["id"])
+        module = store.find(original_id)
+        assert artifact is not None and module is not None  # the baseline stage made both
+        backend = find(BACKENDS, Recipe.from_json(baseline["recipe"]).backend, "backend")
+        assert isinstance(backend, Backend)
+        stages = breakdown.breakdown(backend.load(artifact), workload, batch_size)
+        example = workload.example(batch_size)
+        found: dict[str, Any] = {
+            "stages": stages,
+            "operators": {
+                "onnxruntime": operators.onnxruntime_operators(artifact, example, into / "onnxruntime.json"),
+                "torch": operators.torch_operators(module, example, into / "torch.json"),
+            },
+        }
+        found["bottleneck"] = breakdown.bottleneck(stages, found["operators"]["onnxruntime"])
+        (into / "profile.json").write_text(json.dumps(found))
+
+    store.ensure(key, write)
+
+
+_LOADED: dict[str, LoadedWorkload] = {}
+
+
+def _loaded(reference: Mapping[str, Any], folder: str, root: str) -> tuple[LoadedWorkload, Store]:
+    """The workload, loaded once per process, and the store."""
+    key = digest(reference, folder)
+    if key not in _LOADED:
+        _LOADED[key] = load(reference, Path(folder))
+    return _LOADED[key], Store(Path(root))
+
+
+def original(workload_digest: str) -> Variant:
+    """The variant that a workload with this digest trains."""
+    return Variant.original(workload_digest, Step("original"))
+
+
+def feeds_key(workload_digest: str, batch_size: int) -> str:
+    return digest("feeds", workload_digest, batch_size, FEEDS)
+
+
+def _in_form(
+    form: Form, source: Path, variant: Variant, workload: LoadedWorkload, store: Store
+) -> tuple[Path, Variant]:
+    """The network in `form`, converted where it is in an earlier one."""
+    if network.form_of(source) == form:
+        return source, variant
+    key = digest("form", form, variant.id, network.code_version())
+    return store.ensure(key, lambda into: network.convert(source, form, workload, into)), variant
+
+
+def _applying(technique: Technique, source: Path, workload: LoadedWorkload) -> Any:
+    def write(into: Path) -> None:
+        changed = technique.apply(network.load(technique.form, source), workload)
+        network.save(changed, technique.form, into)
+
+    return write
+
+
+def artifact_size_mib(artifact: Path) -> float:
+    """The size of what must be shipped to run it."""
+    return sum(path.stat().st_size for path in artifact.iterdir() if path.name != "manifest.json") / 2**20

@@ -1,0 +1,129 @@
+"""What every stage of one run shares: the pipeline, the machine, the store; and the records they pass on."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pareflow.isolation import Limits, run_isolated
+from pareflow.measurement import Environment, Interval, Measurement, Quality
+from pareflow.measuring.environment import environment
+from pareflow.sla import Verdict
+from pareflow.spec import PipelineSpec
+from pareflow.store import Store
+from pareflow.variant import Recipe, digest
+
+Status = Literal["ok", "failed", "unavailable", "pruned"]
+Role = Literal["baseline", "original", "candidate"]
+TRAINING_HOURS = 12
+
+
+@dataclass(frozen=True)
+class WorkloadFacts:
+    """What the workload says of itself, found out in a process of its own."""
+
+    digest: str
+    data_digest: str
+    sizes: Mapping[str, int]
+    metric: str
+    seed: int
+    serving_requires: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a pipeline. `id` depends on what is run and where, so the same command resumes it."""
+
+    spec: PipelineSpec
+    folder: Path
+    data_dir: Path
+    environment: Environment
+    facts: WorkloadFacts
+    remeasure: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def open(cls, spec: PipelineSpec, folder: Path, data_dir: Path, *, remeasure: bool = False) -> "Run":
+        """Prove that the store can be written and that the workload gives data. Raises: PareflowError."""
+        Store(data_dir / "store")
+        document = run_isolated(
+            "pareflow.stages.jobs:describe",
+            {"reference": spec.workload, "folder": str(folder), "metric": _stated_metric(spec)},
+            Limits(seconds=3600 * TRAINING_HOURS),
+            data_dir / "logs" / f"{spec.name}-workload.log",
+        )
+        facts = WorkloadFacts(**{**document, "serving_requires": tuple(document["serving_requires"])})
+        return cls(spec, folder, data_dir, environment(), facts, remeasure)
+
+    @property
+    def id(self) -> str:
+        """The run's name, 16 hex digits."""
+        return digest(self.spec.to_json(), self.facts.digest, self.environment.fingerprint)[:16]
+
+    @property
+    def store(self) -> Store:
+        return Store(self.data_dir / "store")
+
+    @property
+    def output(self) -> Path:
+        """The folder of the run's report and documents."""
+        return self.data_dir / "runs" / self.id
+
+    @property
+    def metric(self) -> str:
+        return _stated_metric(self.spec) or self.facts.metric
+
+    @property
+    def threads(self) -> tuple[int, ...]:
+        return self.spec.target.threads
+
+    @property
+    def limits(self) -> Limits:
+        """What one variant may use."""
+        budget = self.spec.budget
+        return Limits(budget.variant_minutes * 60, budget.memory_mib, max(self.threads))
+
+    @property
+    def out_of_time(self) -> bool:
+        return time.monotonic() - self.began > self.spec.budget.minutes * 60
+
+    def job(self, name: str, arguments: Mapping[str, Any], log: str, **options: Any) -> Any:
+        """Run one of `stages/jobs.py` in a process of its own, with the workload it is about."""
+        shared = {"reference": self.spec.workload, "folder": str(self.folder), "root": str(self.store.root)}
+        return run_isolated(
+            f"pareflow.stages.jobs:{name}",
+            {**shared, **arguments},
+            options.pop("limits", self.limits),
+            self.data_dir / "logs" / f"{log}.log",
+            **options,
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant of the run, as tables show it. What is not known (yet) is None."""
+
+    recipe: Recipe
+    role: Role = "candidate"
+    status: Status = "ok"
+    reason: str | None = None
+    id: str | None = None
+    size_mib: float | None = None
+    quality: Quality | None = None
+    measurement: Measurement | None = None
+    speedup: Interval | None = None
+    speedup_over_eager: Interval | None = None
+    verdict: Verdict | None = None
+
+    @property
+    def threads(self) -> int:
+        return int(self.recipe.backend.settings.get("threads", 1))
+
+    @property
+    def label(self) -> str:
+        return self.recipe.label
+
+
+def _stated_metric(spec: PipelineSpec) -> str | None:
+    return spec.sla.quality.metric if spec.sla.quality else None

@@ -1,0 +1,88 @@
+"""Time variants side by side, alone on the device, and keep every sample in the store."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pareflow.errors import PareflowError, TransientError
+from pareflow.hardware.device import device_lock
+from pareflow.measurement import Measurement
+from pareflow.measuring.arena import Arena, Contestant, Protocol
+from pareflow.stages.jobs import feeds_key
+from pareflow.stages.run import Row, Run
+from pareflow.variant import digest, file_digest
+
+_INSTRUMENT = Path(__file__).parents[1] / "measuring"
+
+
+def measure(run: Run, rows: Sequence[Row], protocol: Protocol) -> dict[str, Measurement]:
+    """A measurement per row id, all from one arena. Kept in the store: the same question is asked once.
+
+    Raises: the error of the first row that could not be timed; then nothing is kept.
+    """
+    key = measuring_key(run, rows, protocol)
+    if run.remeasure:
+        run.store.evict(key)
+
+    def write(into: Path) -> None:
+        with (
+            device_lock(run.spec.target.device, exclusive=True) as descriptor,
+            _arena(run, rows, descriptor) as arena,
+        ):
+            measured = arena.measure(protocol)
+            for error in arena.failures.values():
+                raise error
+        (into / "measurements.json").write_text(json.dumps([m.to_json() for m in measured.values()]))
+
+    documents = json.loads((run.store.ensure(key, write) / "measurements.json").read_text())
+    return {document["variant"]: Measurement.from_json(document) for document in documents}
+
+
+def measuring_key(run: Run, rows: Sequence[Row], protocol: Protocol) -> str:
+    """Names a measurement by all that it depends on: variants, machine, inputs, protocol, instrument."""
+    instrument = [file_digest(_INSTRUMENT / name) for name in ("arena.py", "contestant.py")]
+    return digest(
+        "measure",
+        [row.id for row in rows],
+        run.environment.fingerprint,
+        feeds_key(run.facts.digest, run.spec.sla.batch_size),
+        _document(protocol),
+        instrument,
+    )
+
+
+def _arena(run: Run, rows: Sequence[Row], descriptor: int) -> Arena:
+    feeds = run.store.find(feeds_key(run.facts.digest, run.spec.sla.batch_size))
+    if feeds is None:
+        raise _gone("the measuring inputs")
+    return Arena(
+        [_contestant(run, row) for row in rows],
+        feeds=feeds / "feeds.npz",
+        batch_size=run.spec.sla.batch_size,
+        environment=run.environment.fingerprint,
+        workload=(run.spec.workload, run.folder),
+        limits=run.limits,
+        logs=run.data_dir / "logs",
+        descriptors=(descriptor,),
+    )
+
+
+def _contestant(run: Run, row: Row) -> Contestant:
+    assert row.id is not None and row.size_mib is not None  # it was built
+    artifact = run.store.find(row.id)
+    if artifact is None:
+        raise _gone(f"the artifact of {row.label}")
+    return Contestant(row.id, artifact, row.recipe.backend, row.size_mib)
+
+
+def _gone(what: str) -> PareflowError:
+    return TransientError(
+        f"{what} must be in the store",
+        "it is gone or damaged",
+        "Run the same command again; only it is redone",
+    )
+
+
+def _document(protocol: Protocol) -> Mapping[str, Any]:
+    return {name: getattr(protocol, name) for name in protocol.__slots__}

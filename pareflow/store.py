@@ -1,0 +1,130 @@
+"""Content-addressed files on disk: atomic, self-checking, shared by every run on the machine.
+
+An entry is a folder of files under its key, with a manifest of the sha256 of each. It is written into a
+temporary folder, synced, and renamed into place, so that it is there whole or not at all. It is verified
+each time it is opened: a missing file or a flipped bit removes the entry, and the step that made it runs
+again. A key is locked with `flock` while it is made: two runs share the work, and a killed one frees it.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pareflow.errors import StoreError
+from pareflow.variant import file_digest
+
+MANIFEST = "manifest.json"
+
+
+class Store:
+    """Entries under `root/entries/<key>/`. Raises: StoreError where `root` cannot be written."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        with _writing(root):
+            for name in ("entries", "making", "locks"):
+                (root / name).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=root / "making"):
+                pass  # proves that the store can be written before hours are spent
+
+    def find(self, key: str) -> Path | None:
+        """The verified entry's folder, or None. A damaged entry is removed and counts as absent."""
+        entry = self.root / "entries" / key
+        if not entry.exists():
+            return None
+        if _intact(entry):
+            return entry
+        shutil.rmtree(entry)
+        return None
+
+    def ensure(self, key: str, write: Callable[[Path], None]) -> Path:
+        """The entry's folder, made by `write(folder)` if it is not there yet.
+
+        What `write` raises passes through, and leaves nothing behind.
+        Raises: StoreError if the disk is full or read-only.
+        """
+        with self.lock(key), _writing(self.root):
+            found = self.find(key)
+            if found is not None:
+                return found
+            self._sweep(key)
+            making = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=self.root / "making"))
+            try:
+                write(making)
+                _seal(making)
+                entry = self.root / "entries" / key
+                making.rename(entry)
+            finally:
+                shutil.rmtree(making, ignore_errors=True)
+            _sync(entry.parent)
+            return entry
+
+    def evict(self, key: str) -> None:
+        """Forget an entry, so that its step runs again."""
+        with self.lock(key):
+            shutil.rmtree(self.root / "entries" / key, ignore_errors=True)
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Hold the key alone; waits. The kernel frees it when the holder dies, however it dies."""
+        with _writing(self.root), (self.root / "locks" / key).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _sweep(self, key: str) -> None:
+        """Remove what killed makers of this key left; nobody else can be making it, for it is locked."""
+        for left in (self.root / "making").glob(f"{key}.*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _intact(entry: Path) -> bool:
+    try:
+        files = json.loads((entry / MANIFEST).read_text())["files"]
+        return all(file_digest(entry / name) == sha256 for name, sha256 in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _seal(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = {str(path.relative_to(folder)): file_digest(path) for path in files}
+    (folder / MANIFEST).write_text(json.dumps({"files": digests}, indent=1))
+    for path in [*files, folder / MANIFEST, folder]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    """Turn what the file system says about space and rights into a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        causes = {
+            errno.ENOSPC: ("the disk is full", "Free some space, then run the same command again"),
+            errno.EDQUOT: ("the disk quota is used up", "Free some space, then run the same command again"),
+            errno.EROFS: ("it is on a read-only file system", "Name another with --data-dir"),
+            errno.EACCES: ("this user may not write there", "Name another with --data-dir"),
+            errno.ENOTDIR: ("a file stands in its way", "Name another with --data-dir"),
+        }
+        if error.errno not in causes:
+            raise
+        found, remedy = causes[error.errno]
+        raise StoreError(
+            f"the store {root} must be writable",
+            f"{found} ({error.filename or root})",
+            f"{remedy}; what is finished is kept",
+        ) from error

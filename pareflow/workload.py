@@ -1,0 +1,299 @@
+"""What a user brings: the model, its data splits, its metric, its pre- and postprocessing."""
+
+import hashlib
+import importlib.util
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, PrivateAttr, ValidationError
+
+from pareflow.catalog import WORKLOADS, Member, find, problem
+from pareflow.errors import SplitError, WorkloadError
+from pareflow.variant import Step, digest, file_digest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Arrays = dict[str, np.ndarray]
+"""Named arrays, the first axis of each is the batch: what networks take and give."""
+
+Samples = np.ndarray | Sequence[str]
+"""Raw samples as the user's callers send them: an array whose first axis counts them, or texts."""
+
+SplitName = Literal["train", "calibration", "search", "verdict"]
+SPLITS: tuple[SplitName, ...] = ("train", "calibration", "search", "verdict")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples and their targets, of equal length."""
+
+    samples: Samples
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, indices: np.ndarray) -> "Split":
+        """The samples at these positions."""
+        if isinstance(self.samples, np.ndarray):
+            return Split(self.samples[indices], self.targets[indices])
+        return Split([self.samples[i] for i in indices], self.targets[indices])
+
+    def sample_digests(self) -> list[str]:
+        """One digest per sample, of its content: equal samples have equal digests."""
+        return [_sample_digest(sample) for sample in self.samples]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The four disjoint splits (law 5): train, calibrate, search, and the one that decides."""
+
+    train: Split
+    calibration: Split
+    search: Split
+    verdict: Split
+
+    @classmethod
+    def cut(cls, data: Split, *, calibration: int, search: int, verdict: int, seed: int) -> "Splits":
+        """Shuffle and cut: these many samples for each purpose, all others for training."""
+        order = np.random.default_rng(seed).permutation(len(data))
+        edges = np.cumsum([verdict, search, calibration])
+        parts = [data.take(part) for part in np.split(order, edges)]
+        return cls(verdict=parts[0], search=parts[1], calibration=parts[2], train=parts[3])
+
+    def check(self) -> str:
+        """The digest of all data. Raises: SplitError where a split is empty or two share a sample."""
+        seen: dict[str, SplitName] = {}
+        summary = hashlib.sha256()
+        for name in SPLITS:
+            split: Split = getattr(self, name)
+            if len(split) == 0 or len(split.samples) != len(split):
+                raise SplitError(
+                    "every split must hold samples, each with its target",
+                    f"`{name}` has {len(split.samples)} samples and {len(split)} targets",
+                    "Give it some in `data()`",
+                )
+            ours = split.sample_digests()
+            shared = [other for other in map(seen.get, ours) if other is not None]
+            if shared:
+                raise SplitError(
+                    "no sample may be in two splits",
+                    f"{len(shared)} samples of `{name}` are also in `{shared[0]}`",
+                    "Remove duplicates before splitting in `data()`",
+                )
+            seen |= dict.fromkeys(ours, name)
+            for sample, target in zip(ours, split.targets, strict=True):
+                summary.update(f"{name} {sample} {target}\n".encode())
+        return summary.hexdigest()
+
+
+def _sample_digest(sample: Any) -> str:
+    content = sample.encode() if isinstance(sample, str) else np.ascontiguousarray(sample).tobytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+class Workload(Member, ABC):
+    """The base of every workload: of a user's `workload.py`, and of those that pareflow brings.
+
+    The class is its settings; the YAML gives their values. Import torch inside the methods that need it:
+    the registered model keeps `preprocess` and `postprocess`, and runs them where there is no torch.
+    """
+
+    family: ClassVar[dict[str, type[Member]]] = WORKLOADS
+    metric: ClassVar[str] = "accuracy"
+    """A metric of `pareflow/metrics/`, or the path of an `evaluate` module beside the workload."""
+    serving_requires: ClassVar[tuple[str, ...]] = ()
+    """The distributions that pre- and postprocessing import, beside numpy."""
+
+    seed: int = Field(default=0, ge=0, description="of training and of every random choice")
+    _folder: Path = PrivateAttr(default=Path())
+    _file: str | None = PrivateAttr(default=None)
+
+    @property
+    def step(self) -> Step:
+        """The reference that `define` makes this workload from, every setting said."""
+        settings = self.model_dump(mode="json")
+        if self._file is None:
+            return Step(self.name, settings)
+        return Step("file", {"path": self._file, "settings": settings})
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths in the settings start from: that of the pipeline YAML."""
+        return self._folder
+
+    @abstractmethod
+    def data(self) -> Splits:
+        """The data, in four disjoint splits."""
+
+    @abstractmethod
+    def network(self) -> "nn.Module":
+        """The network before training (or as downloaded). It takes and gives what the processing says."""
+
+    def train(self, network: "nn.Module", data: Split) -> "nn.Module":
+        """The trained network. The default is for networks that come trained."""
+        return network
+
+    @abstractmethod
+    def preprocess(self, samples: Samples) -> Arrays:
+        """The network's inputs, by name, in the order of its `forward`."""
+
+    @abstractmethod
+    def postprocess(self, outputs: Arrays) -> np.ndarray:
+        """Predictions, one per sample, from the network's outputs."""
+
+    def dynamic_axes(self) -> dict[str, dict[int, str]]:
+        """Per input and output, which axes vary, by name. The default: the batch, and nothing else."""
+        return {}
+
+    def pack(self, folder: Path) -> Step:
+        """Copy what pre- and postprocessing read into `folder`; the step that loads this workload from there.
+
+        The default is for processing that reads no files.
+        """
+        return self.step
+
+
+@dataclass(frozen=True)
+class LoadedWorkload:
+    """A workload with its data loaded and checked, and the verdict split shut.
+
+    `digest` covers the code, the settings and the data: it names the original (law 6).
+    """
+
+    definition: Workload
+    digest: str
+    data_digest: str
+    splits: Splits
+    opened: frozenset[SplitName] = frozenset({"train", "calibration", "search"})
+
+    def split(self, name: SplitName) -> Split:
+        """One split. Raises: WorkloadError for the verdict split, unless this is the validation (law 5)."""
+        if name not in self.opened:
+            raise WorkloadError(
+                "the verdict split must stay shut until the finalists are chosen",
+                f"`{name}` was asked for, and only {', '.join(sorted(self.opened))} are open here",
+                "Use the calibration or the search split",
+            )
+        split: Split = getattr(self.splits, name)
+        return split
+
+    def for_validation(self) -> "LoadedWorkload":
+        """The same workload with the verdict split open, and no other."""
+        return LoadedWorkload(
+            self.definition, self.digest, self.data_digest, self.splits, frozenset({"verdict"})
+        )
+
+    def feeds(self, name: SplitName, batch_size: int, limit: int | None = None) -> Iterator[Arrays]:
+        """The preprocessed inputs of a split in batches, at most `limit` samples in all."""
+        samples = self.split(name).samples
+        end = len(samples) if limit is None else min(limit, len(samples))
+        for start in range(0, end, batch_size):
+            yield self.definition.preprocess(samples[start : min(start + batch_size, end)])
+
+    def example(self, batch_size: int) -> Arrays:
+        """One batch of real inputs, from the calibration split, repeated where that is too small."""
+        split = self.split("calibration")
+        return self.definition.preprocess(split.take(np.arange(batch_size) % len(split)).samples)
+
+
+def define(reference: Mapping[str, Any], folder: Path) -> Workload:
+    """The workload that a YAML's `workload:` names, without its data.
+
+    `reference` is `{file: {path: workload.py, settings: {…}}}` or `{NAME: {settings}}` for a workload that
+    pareflow brings. Raises: WorkloadError, SpecError.
+    """
+    step = Step.from_json(reference)
+    if step.name == "file":
+        path = folder / step.settings["path"]
+        cls = _only_workload(_module(path), path)
+        try:
+            workload = cls.from_settings(step.settings.get("settings"))
+        except ValidationError as error:
+            problems = "; ".join(problem(e, cls.model_fields) for e in error.errors())
+            raise WorkloadError(f"the settings of {path} must be valid", problems, "Mend the YAML") from error
+        workload._file = step.settings["path"]
+    else:
+        found = find(WORKLOADS, step, "workload")
+        assert isinstance(found, Workload)
+        workload = found
+    workload._folder = folder
+    return workload
+
+
+def load(reference: Mapping[str, Any], folder: Path) -> LoadedWorkload:
+    """The workload with its data. Raises: WorkloadError, SplitError."""
+    workload = define(reference, folder)
+    try:
+        splits = workload.data()
+    except WorkloadError:
+        raise
+    except Exception as error:
+        raise WorkloadError(
+            f"`data()` of the workload in {folder} must give its splits",
+            f"it raised {type(error).__name__}: {error}",
+            "Mend the workload",
+        ) from error
+    data_digest = splits.check()
+    return LoadedWorkload(
+        workload, digest(_code_digest(workload), workload.step.to_json(), data_digest), data_digest, splits
+    )
+
+
+def _code_digest(workload: Workload) -> str:
+    source = Path(str(sys.modules[type(workload).__module__].__file__))
+    files = [source] if workload._file is None else sorted(source.parent.glob("*.py"))
+    return digest([(path.name, file_digest(path)) for path in files])
+
+
+def _module(path: Path) -> ModuleType:
+    """Import a workload file as `package.stem`, its folder being the package: siblings import relatively.
+
+    The package's name holds a digest of the folder's code, so that two workloads never share modules.
+    """
+    if not path.is_file():
+        raise WorkloadError(
+            "the workload file must exist", f"there is no {path}", "Mend `workload:` in the pipeline YAML"
+        )
+    code = digest([(p.name, file_digest(p)) for p in sorted(path.parent.glob("*.py"))])
+    package_name = f"pareflow_workload_{code[:16]}"
+    name = f"{package_name}.{path.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    package = ModuleType(package_name)
+    package.__path__ = [str(path.parent)]
+    sys.modules[package_name] = package
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # a .py file always has a loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise WorkloadError(
+            f"{path} must be importable", f"it raised {type(error).__name__}: {error}", "Mend the workload"
+        ) from error
+    return module
+
+
+def _only_workload(module: ModuleType, path: Path) -> type[Workload]:
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Workload) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise WorkloadError(
+            f"{path} must define one subclass of pareflow.workload.Workload",
+            f"it defines {len(found)}",
+            "See `pareflow init`",
+        )
+    return found[0]

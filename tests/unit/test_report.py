@@ -1,0 +1,521 @@
+"""The report page: what it says, what it refuses to say, and where its marks stand.
+
+`report.json` is the document of a whole run of the digits pipeline, with every kind of row.
+"""
+
+import copy
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pareflow.errors import StoreError
+from pareflow.reporting import formats, page, wording
+from pareflow.reporting.checks import closest, excess, outcome
+from pareflow.reporting.labels import Box, Label, arrange
+from pareflow.reporting.pareto import Limits, Point, axes_for, front
+from pareflow.reporting.pareto_plot import pareto_plot
+from pareflow.reporting.plots import interval_bar, span_bar
+from pareflow.reporting.scale import Scale, covering
+
+DOCUMENT = Path(__file__).with_name("report.json")
+VOID = {"meta", "link", "br"}
+
+
+@pytest.fixture
+def document() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(DOCUMENT.read_text("utf-8"))
+    return found
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, and the text that is seen, by the id of what it stands in."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[tuple[str | None, ...], str]] = []
+        self._open: list[tuple[str, str | None]] = []
+        self.feed(html)
+        self.close()
+        assert not self._open, f"these are never closed: {self._open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append((tag, dict(attrs).get("id")))
+
+    def handle_endtag(self, tag: str) -> None:
+        opened, _ = self._open.pop()
+        assert opened == tag, f"<{opened}> is closed by </{tag}>"
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & {tag for tag, _ in self._open}:
+            self.texts.append((tuple(name for _, name in self._open), data))
+
+    def text(self, inside: str | None = None) -> str:
+        chosen = (text for names, text in self.texts if inside is None or inside in names)
+        return " ".join(" ".join(chosen).split())
+
+    def having(self, style: str) -> list[dict[str, str | None]]:
+        """The attributes of the tags with a class."""
+        return [attributes for _, attributes in self.tags if style in (attributes.get("class") or "").split()]
+
+
+def check(**changes: Any) -> dict[str, Any]:
+    """A check of a p50 latency that is well inside its limit."""
+    clause = {"clause": "latency.p50_ms", "limit": 5, "estimate": 2, "low": 1, "high": 3}
+    return {**clause, "decision": "promote", "reason": "", **changes}
+
+
+def point(row: int, latency_ms: float, quality: float, **changes: Any) -> Point:
+    fields: dict[str, Any] = {
+        "kind": "candidate",
+        "low": None,
+        "high": None,
+        "judged": True,
+        "tip": f"row {row}",
+    }
+    return Point(row=row, latency_ms=latency_ms, quality=quality, **{**fields, **changes})
+
+
+# The whole page
+
+
+def test_the_verdict_is_one_sentence_with_speed_up_drop_and_their_intervals(document: dict[str, Any]) -> None:
+    said = Page(page.render(document)).text("sentence")
+
+    assert said == (
+        "static_int8(method=minmax) → onnxruntime(threads=1, graph_level=all) answers 2.87 times as fast as "
+        "ONNX Runtime fp32 (2.78 to 2.95), with a drop in accuracy of 0.00286 (−0.0014 to 0.0100; limit 0.02), "
+        "and meets every clause of the SLA."
+    )
+
+
+def test_every_variant_and_every_check_is_a_row(document: dict[str, Any]) -> None:
+    shown = Page(page.render(document))
+
+    for index, row in enumerate(document["variants"]):
+        text = shown.text(f"variant-{index}")
+        assert row["recipe"] in text
+        assert row["reason"] is None or row["reason"] in text
+    for clause in document["verdict"]["checks"]:
+        assert clause["clause"] in shown.text()
+        assert clause["reason"] in shown.text()
+    assert len(shown.having("interval-bar")) == len(document["verdict"]["checks"]) == 5
+
+
+def test_row_0_is_the_baseline_and_the_winner_is_marked(document: dict[str, Any]) -> None:
+    shown = Page(page.render(document))
+
+    assert "baseline" in shown.text("variant-0")
+    assert [a["id"] for tag, a in shown.tags if tag == "tr" and "winner" in (a.get("class") or "")] == [
+        "variant-2"
+    ]
+    assert "winner" in shown.text("variant-2")
+
+
+def test_what_really_ran_is_told_not_what_was_asked_for(document: dict[str, Any]) -> None:
+    text = Page(page.render(document)).text("variant-5")
+
+    assert "bf16, 1 thread openvino 2026.4.1, CPU asked for float32, ran bf16" in text
+
+
+def test_every_variant_with_quality_and_latency_is_a_mark_in_each_plot(document: dict[str, Any]) -> None:
+    shown = Page(page.render(document))
+    measured = [row for row in document["variants"] if row["latency_ms"] and row["quality"]]
+
+    plots = len(shown.having("pareto"))
+
+    assert (plots, len(measured)) == (3, 14)
+    assert len(shown.having("mark")) == plots * len(measured)
+
+
+def test_a_winner_is_set_beside_the_baseline_of_as_many_threads(document: dict[str, Any]) -> None:
+    one, two = document["variants"][0], document["variants"][7]
+
+    assert two["recipe"] == "onnxruntime(threads=2, graph_level=all)"
+    assert wording.rival_of(document["variants"][8], document)["id"] == two["id"]
+    assert wording.rival_of(document["variants"][2], document)["id"] == one["id"]
+
+
+def test_environment_lineage_and_command_are_there(document: dict[str, Any]) -> None:
+    text = Page(page.render(document)).text("lineage") + Page(page.render(document)).text()
+    environment = document["environment"]
+
+    facts = [
+        environment["processor"],
+        environment["fingerprint"],
+        document["data_digest"],
+        document["command"],
+    ]
+    for fact in [*facts, document["run_id"], document["winner"], *environment["flags"], "1.32.0", "700"]:
+        assert fact in text
+
+
+def test_the_same_document_gives_the_same_bytes(document: dict[str, Any]) -> None:
+    assert page.render(document) == page.render(copy.deepcopy(document))
+
+
+def test_nothing_is_loaded_from_anywhere(document: dict[str, Any]) -> None:
+    html = page.render(document)
+    addresses = [
+        value
+        for _, attributes in Page(html).tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "srcset", "data", "action") and value is not None
+    ]
+
+    assert not re.findall(r"https?:|//[a-z]|@import|url\(", html)
+    assert all(a.startswith(("#variant-", "data:,", "traces/")) for a in addresses)
+
+
+# Nothing met
+
+
+@pytest.fixture
+def unmet(document: dict[str, Any]) -> dict[str, Any]:
+    """The same run with a p50 limit of 0.2 ms, that row 2 misses by 0.048 ms."""
+    row = document["variants"][2]
+    row["verdict"]["decision"] = "reject"
+    row["verdict"]["checks"][1].update(limit=0.2, decision="reject", reason="0.243 is not at most 0.2")
+    document.update(winner=None, registered=None)
+    document["verdict"] = {**row["verdict"], "variant": row["id"], "reason": "nothing met the SLA"}
+    return document
+
+
+def test_nothing_met_names_the_closest_and_by_how_much(unmet: dict[str, Any]) -> None:
+    shown = Page(page.render(unmet))
+
+    assert shown.text("verdict") == "Nothing met the SLA"
+    assert shown.text("sentence") == (
+        "No candidate met every clause of the SLA. The closest was "
+        "static_int8(method=minmax) → onnxruntime(threads=1, graph_level=all) : "
+        "the p50 latency is 0.248 ms (0.243 to 0.254) where at most 0.2 ms is allowed, 0.0480 ms or 24 % over."
+    )
+    assert "The closest candidate beside the baseline" in shown.text()
+    assert "winner" not in shown.text("variant-2")
+
+
+def test_inconclusive_is_neither_met_nor_promoted(unmet: dict[str, Any]) -> None:
+    unmet["verdict"]["decision"] = "inconclusive"
+
+    shown = Page(page.render(unmet))
+
+    assert shown.text("verdict") == "Undecided: nothing is promoted"
+    assert "promote" not in shown.text("sentence")
+
+
+def test_a_decision_that_is_not_known_never_passes() -> None:
+    assert outcome("promote") == "pass"
+    assert {outcome(word) for word in (None, "", "yes", "0", True)} == {"unknown"}
+
+
+def test_a_promise_without_a_winner_is_no_verdict(document: dict[str, Any]) -> None:
+    document["winner"] = "somebody else"
+
+    assert wording.headline(document).outcome == "unknown"
+
+
+def test_a_baseline_that_wins_is_kept_not_promoted(document: dict[str, Any]) -> None:
+    document["winner"] = document["variants"][0]["id"]
+
+    assert wording.headline(document).title == "Keep the baseline"
+
+
+def test_the_closest_misses_the_fewest_clauses_then_the_least() -> None:
+    missed = check(estimate=6.0, decision="reject")  # 20 % over 5
+    rows = [
+        {"id": "two missed", "verdict": {"checks": [missed, missed]}},
+        {"id": "far", "verdict": {"checks": [check(estimate=10.0, decision="reject"), check()]}},
+        {"id": "near", "verdict": {"checks": [missed, check()]}},
+        {"id": "not judged", "verdict": None},
+        {"id": "no number", "verdict": {"checks": [check(estimate=None, decision="inconclusive")]}},
+    ]
+
+    found = closest(rows)
+
+    assert found is not None
+    assert found["id"] == "near"
+    assert excess(missed) == pytest.approx(0.2)
+    assert excess(check(estimate=None)) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"estimate": 6.0, "low": 5.5, "high": 6.5}, "the p50 latency is 6.00 ms (5.50 to 6.50) where at most 5 ms is allowed, 1.00 ms or 20 % over"),
+        ({"estimate": 4.9, "low": 4.0, "high": 5.8}, "the p50 latency is 4.90 ms (4.00 to 5.80) where at most 5 ms is allowed, not surely inside the limit"),
+        ({"estimate": 4.9, "low": 4.0, "high": None}, "the p50 latency is 4.90 ms (at least 4.00) where at most 5 ms is allowed, with no bound on that side"),
+        ({"estimate": None, "low": None, "high": None}, "the p50 latency is not known, where at most 5 ms is allowed"),
+        ({"clause": "quality.min", "limit": 0.9, "estimate": 0.81, "low": None, "high": None}, "the quality is 0.810 where at least 0.9 is required, 0.0900 or 10 % short"),
+        ({"clause": "do_no_harm", "limit": 1, "estimate": 0.5, "low": 0.5, "high": 0.5}, "the gain over the baseline is 0.500× where at least 1× is required, 0.500× or 50 % short"),
+    ],
+)  # fmt: skip
+def test_a_shortfall_tells_the_value_the_limit_and_the_distance(changes: dict[str, Any], said: str) -> None:
+    assert wording.shortfall(check(**changes)).replace("\u00a0", " ") == said
+
+
+# What is not known
+
+
+def test_none_is_a_dash_and_never_a_zero(document: dict[str, Any]) -> None:
+    failed = Page(page.render(document)).text("variant-15")
+
+    figures = failed.split("machine with one. ")[1]
+
+    assert figures == "? unavailable" + " –" * 11
+
+
+@pytest.mark.parametrize("key", sorted(json.loads(DOCUMENT.read_text("utf-8"))))
+def test_any_part_may_be_missing(document: dict[str, Any], key: str) -> None:
+    without = {name: value for name, value in document.items() if name != key}
+
+    assert "None" not in Page(page.render({**document, key: None})).text()
+    assert page.render(without) == page.render({**document, key: None})
+
+
+def test_a_document_of_which_nothing_is_known_makes_no_claim() -> None:
+    shown = Page(page.render({}))
+
+    assert shown.text("verdict") == "No verdict: nothing is promoted"
+    assert not re.search(r"\b0\b", shown.text().replace("Row 0", ""))
+
+
+def test_leaves_that_are_none_are_dashes(document: dict[str, Any]) -> None:
+    def emptied(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: emptied(inner) for key, inner in value.items()}
+        return [emptied(inner) for inner in value] if isinstance(value, list) else None
+
+    text = Page(page.render(emptied(document))).text()
+
+    assert "None" not in text
+    assert "nan" not in text.lower()
+    assert not re.search(r"\b0[. ]", text.replace("Row 0 ", "").replace("# ", "").split("Really ran", 2)[0])
+
+
+def test_nan_and_infinity_are_not_numbers() -> None:
+    assert [formats.number(x) for x in (None, math.nan, math.inf, "1", True)] == ["–"] * 5
+
+
+# What users may write
+
+
+@pytest.mark.parametrize(
+    "where", ["reason", "recipe", "notes", "clause", "pipeline", "command", "metric", "trace"]
+)
+def test_markup_from_users_is_text(document: dict[str, Any], where: str) -> None:
+    evil = "</title></style></script><script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
+    row = document["variants"][2]
+    if where in ("reason", "recipe"):
+        row[where] = evil
+    elif where == "notes":
+        row["ran"]["notes"] = evil
+    elif where == "clause":
+        row["verdict"]["checks"][0]["clause"] = evil
+    elif where == "metric":
+        document["baseline"]["quality"]["metric"] = evil
+    elif where == "trace":
+        document["profile"]["traces"]["torch"] = evil
+    else:
+        document[where] = evil
+
+    shown = Page(page.render(document))
+
+    assert sum(tag == "script" for tag, _ in shown.tags) == 1
+    assert not [tag for tag, _ in shown.tags if tag == "img"]
+    assert not [name for _, attributes in shown.tags for name in attributes if name.startswith("on")]
+
+
+@pytest.mark.parametrize(
+    "path", ["javascript:alert(1)", "https://example.com/x.json", "/etc/passwd", "//host/x"]
+)
+def test_a_trace_is_a_link_only_if_it_lies_beside_the_page(document: dict[str, Any], path: str) -> None:
+    document["profile"]["traces"] = {"torch": path}
+
+    addresses = [a["href"] for tag, a in Page(page.render(document)).tags if tag == "a"]
+
+    assert not [a for a in addresses if a and not a.startswith("#variant-")]
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(4.1289, "4.13"), (0.08617, "0.0862"), (12345.6, "12\u202f346"), (-0.5, "−0.500"), (7, "7"), (0.0, "0"), (2e-6, "2.00e−06")],
+)  # fmt: skip
+def test_numbers_have_three_significant_digits(value: float, shown: str) -> None:
+    assert formats.number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [(-0.00143, 0.01, "−0.0014 to 0.0100"), (1, 1, "exact"), (2.5, None, "at least 2.50"), (None, 3.0, "at most 3.00"), (None, None, ""), (0.0, 0.0, "exact"), (0, 1e-7, "0.000000000 to 0.000000100")],
+)  # fmt: skip
+def test_both_ends_of_an_interval_have_the_same_decimals(low: Any, high: Any, shown: str) -> None:
+    assert formats.span({"low": low, "high": high}) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(45.4, "45 s"), (143.4, "2 min 23 s"), (3720, "1 h 2 min"), (None, "–")]
+)
+def test_durations_are_read_not_computed(seconds: Any, shown: str) -> None:
+    assert formats.duration(seconds) == shown
+
+
+# Scales and plots, against coordinates computed by hand
+
+
+def test_a_linear_scale_is_a_straight_line() -> None:
+    scale = Scale(0, 10, 100, 200)
+
+    assert (scale(0), scale(5), scale(10)) == (100, 150, 200)
+    assert scale.ticks(5) == [0, 2, 4, 6, 8, 10]
+
+
+def test_a_logarithmic_scale_gives_each_decade_the_same_room() -> None:
+    scale = Scale(1, 100, 0, 200, log=True)
+
+    assert (scale(1), scale(10), scale(100)) == (0, 100, 200)
+    assert scale.ticks(7) == [1, 2, 5, 10, 20, 50, 100]
+
+
+def test_a_wide_range_is_logarithmic_only_where_that_is_allowed() -> None:
+    assert covering([1, 11], 0, 1, may_log=True).log
+    assert not covering([1, 10], 0, 1, may_log=True).log
+    assert not covering([1, 11], 0, 1).log
+    assert not covering([0, 11], 0, 1, may_log=True).log
+
+
+@pytest.mark.parametrize("value", [0.0, 0.98, 120.0])
+def test_one_value_alone_stands_in_the_middle(value: float) -> None:
+    assert covering([value], 0, 100)(value) == pytest.approx(50)
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    a, b, c, d = point(0, 1, 0.90), point(1, 2, 0.92), point(2, 3, 0.91), point(3, 2, 0.90)
+
+    assert front([c, d, b, a]) == [a, b]
+
+
+def test_marks_front_and_limits_stand_where_they_were_computed_by_hand() -> None:
+    # 200 px wide from 58 to 258 for 0.88 to 3.12 ms; 200 px high from 226 up to 26 for 0.898 to 0.922.
+    points = [point(0, 1, 0.90), point(1, 2, 0.92), point(2, 3, 0.91)]
+    limits = Limits(latency_ms=2.0, quality=0.91)
+
+    axes = axes_for(points, limits, 272, 276)
+    drawn = pareto_plot(points, limits, "accuracy", 272, 276)
+
+    assert axes.place(points[1]) == (pytest.approx(158), pytest.approx(42 + 2 / 3))
+    assert 'class="front" d="M68.71 209.33 H158.00 V42.67 H258.00"' in drawn
+    assert '<line class="limit" x1="158" x2="158"' in drawn
+    assert re.search(r'<line class="limit" x1="58" x2="258" y1="126" y2="126"', drawn)
+
+
+def test_a_whisker_has_a_cap_only_where_the_bound_is_known() -> None:
+    both, one = point(0, 2, 0.9, low=1.0, high=3.0), point(0, 2, 0.9, low=1.0)
+
+    drawn = [pareto_plot([p], Limits(), "accuracy", 272, 276) for p in (both, one)]
+    lines = [re.search(r'<g class="whisker.*?</g>', svg) for svg in drawn]
+
+    assert [found and found[0].count("<line") for found in lines] == [3, 2]
+
+
+def test_what_lies_far_below_does_not_crowd_the_rest() -> None:
+    points = [point(0, 1, 0.98), point(1, 2, 0.97), point(2, 3, 0.10)]
+    limits = Limits(quality=0.96, floor=0.86)
+
+    axes = axes_for(points, limits, 400, 300)
+
+    assert axes.y.low > 0.95
+    assert axes.below(points[2])
+    assert axes.place(points[2])[1] < axes.bottom
+    assert "2: 0.1000" in pareto_plot(points, limits, "accuracy", 400, 300)
+
+
+def test_a_limit_far_outside_is_named_at_the_edge() -> None:
+    drawn = pareto_plot([point(0, 1, 0.9), point(1, 2, 0.8)], Limits(latency_ms=500), "accuracy", 400, 300)
+
+    assert "SLA: p50 ≤ 500 ms →" in drawn
+    assert 'class="limit"' not in drawn
+
+
+def test_labels_never_meet_each_other_or_a_mark() -> None:
+    labels = [Label(str(i), "label", 100 + 9 * i, 100) for i in range(12)]
+    area = Box(0, 0, 400, 200)
+
+    placed = [box for _, box in arrange(labels, area)]
+
+    assert placed
+    assert not [(a, b) for a in placed for b in placed if a is not b and a.meets(b)]
+    assert all(area.holds(box) for box in placed)
+
+
+def test_an_interval_is_drawn_against_its_limit() -> None:
+    # The range is 1 to 5 and 0.72 more at both ends: 5.44 in 180 px.
+    drawn = interval_bar(check())
+
+    assert '<rect class="allowed" x="0" width="156.18"' in drawn
+    assert '<line class="limit" x1="156.18" x2="156.18"' in drawn
+    assert '<circle class="dot" cx="56.91"' in drawn
+
+
+def test_the_allowed_side_of_a_lower_limit_is_above_it() -> None:
+    drawn = interval_bar(check(clause="throughput.min_per_s"))
+
+    assert '<rect class="allowed" x="156.18" width="23.82"' in drawn
+
+
+def test_an_unknown_bound_is_an_arrow_and_an_unknown_interval_is_nothing() -> None:
+    assert interval_bar(check()).count("<path") == 0
+    assert interval_bar(check(high=None)).count("<path") == 1
+    assert "whisker" not in interval_bar(check(low=None, high=None))
+    assert interval_bar(check(estimate=None)) == ""
+
+
+def test_an_unknown_share_has_no_bar() -> None:
+    assert 'x="25" width="50"' in span_bar(0.25, 0.5)
+    assert 'class="bar"' not in span_bar(0.25, None)
+
+
+# Writing
+
+
+def test_write_puts_the_page_there_whole(document: dict[str, Any], tmp_path: Path) -> None:
+    target = tmp_path / "runs" / "report.html"
+
+    page.write(document, target)
+    page.write(document, target)
+
+    assert target.read_text("utf-8") == page.render(document)
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_failed_write_leaves_the_old_page(
+    document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "report.html"
+    target.write_text("old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StoreError, match="No space left"):
+        page.write(document, target)
+
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_place_that_cannot_be_written_is_a_store_error(document: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(StoreError, match="must be writable"):
+        page.write(document, tmp_path / "file" / "report.html")
