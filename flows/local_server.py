@@ -25,7 +25,6 @@ from pareflow.errors import MissingExtraError, TrackingError
 START_SECONDS = 180.0
 LINGER_SECONDS = 10.0
 _ANSWER_SECONDS = 10.0
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never by a proxy to loopback
 
 
 @contextmanager
@@ -116,7 +115,7 @@ def _answering(folder: Path) -> str | None:
     try:
         announcement = json.loads((folder / "server.json").read_text())
         url = f"http://127.0.0.1:{announcement['port']}/api"
-        with _OPENER.open(f"{url}/health", timeout=_ANSWER_SECONDS):
+        with urllib.request.urlopen(f"{url}/health", timeout=_ANSWER_SECONDS):
             return url
     except (OSError, ValueError, HTTPException):
         return None

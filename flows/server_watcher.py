@@ -34,6 +34,7 @@ _SETTINGS = {
     # The default of 1 records 10 task runs a second.
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     # 1.3 s of every start; a block type registers itself when it is first saved.
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
     # What only a server that outlives its users can do. They cost 0.5 s at the start, and a third of the

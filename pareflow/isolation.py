@@ -146,10 +146,13 @@ def _out_of_memory(what: str, limits: Limits) -> OutOfMemoryError:
 
 
 def _environment(threads: int | None) -> dict[str, str]:
-    """The parent's environment with this checkout importable and native thread pools bounded."""
+    """The parent's environment with this checkout importable, and native thread pools bounded.
+
+    Waiting threads sleep: threads that spin at a barrier stall each other when the machine is shared.
+    """
     root = str(Path(__file__).parents[1])
     path = os.environ.get("PYTHONPATH")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, path] if path else [root])}
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": os.pathsep.join([root, path] if path else [root])}
     if threads is not None:
         environment |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     return environment

@@ -69,7 +69,7 @@ def convert(folder: Path, form: Form, workload: LoadedWorkload, into: Path) -> N
         exporter = getattr(workload.definition, "export", None)
         target = into / FILES["onnx"]
         if exporter is not None:
-            exporter(load("torch", folder), target)
+            exporter(load("torch", folder), workload, target)
         else:
             export_onnx(load("torch", folder), workload, target)
         check_export(load("torch", folder), target, workload)

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, PrivateAttr, ValidationError
 
 from pareflow.catalog import WORKLOADS, Member, find, problem
-from pareflow.errors import SplitError, WorkloadError
+from pareflow.errors import PareflowError, SplitError, WorkloadError
 from pareflow.variant import Step, digest, file_digest
 
 if TYPE_CHECKING:
@@ -153,6 +153,10 @@ class Workload(Member, ABC):
         """Per input and output, which axes vary, by name. The default: the batch, and nothing else."""
         return {}
 
+    def sources(self) -> list[Path]:
+        """The files, beside code and data, that decide the network: the weights it starts from."""
+        return []
+
     def pack(self, folder: Path) -> Step:
         """Copy what pre- and postprocessing read into `folder`; the step that loads this workload from there.
 
@@ -165,7 +169,7 @@ class Workload(Member, ABC):
 class LoadedWorkload:
     """A workload with its data loaded and checked, and the verdict split shut.
 
-    `digest` covers the code, the settings and the data: it names the original (law 6).
+    `digest` covers the code, the settings, the data and the weights: it names the original (law 6).
     """
 
     definition: Workload
@@ -233,7 +237,8 @@ def load(reference: Mapping[str, Any], folder: Path) -> LoadedWorkload:
     workload = define(reference, folder)
     try:
         splits = workload.data()
-    except WorkloadError:
+        sources = [file_digest(path) for path in workload.sources()]
+    except PareflowError:
         raise
     except Exception as error:
         raise WorkloadError(
@@ -242,9 +247,8 @@ def load(reference: Mapping[str, Any], folder: Path) -> LoadedWorkload:
             "Mend the workload",
         ) from error
     data_digest = splits.check()
-    return LoadedWorkload(
-        workload, digest(_code_digest(workload), workload.step.to_json(), data_digest), data_digest, splits
-    )
+    name = digest(_code_digest(workload), workload.step.to_json(), data_digest, sources)
+    return LoadedWorkload(workload, name, data_digest, splits)
 
 
 def _code_digest(workload: Workload) -> str:

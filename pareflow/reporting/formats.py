@@ -33,7 +33,7 @@ def percent(share: Any) -> str:
     """A share from 0 to 1 as percent: 86 %, 0.4 %."""
     if not known(share):
         return UNKNOWN
-    return f"{number(share * 100, 2) if 0 < abs(share) < 0.1 else f'{share * 100:.0f}'} %"
+    return f"{number(share * 100, 2) if 0 < round(abs(share), 3) < 0.1 else f'{share * 100:.0f}'} %"
 
 
 def limit(value: Any) -> str:
@@ -45,8 +45,7 @@ def span(interval: Mapping[str, Any] | None) -> str:
     """`low to high`, both to the same decimal; `exact` where they are one, empty where neither is known."""
     low, high = (interval or {}).get("low"), (interval or {}).get("high")
     if known(low) and known(high):
-        decimals = _decimals(max(abs(low), abs(high)))
-        return "exact" if low == high else _typeset(f"{low:,.{decimals}f} to {high:,.{decimals}f}")
+        return "exact" if low == high else _both(low, high)
     if known(low):
         return f"at least {number(low)}"
     return f"at most {number(high)}" if known(high) else ""
@@ -68,6 +67,14 @@ def duration(seconds: Any) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _both(low: float, high: float) -> str:
+    largest = max(abs(low), abs(high))
+    if largest < 1e-4:
+        return f"{number(low)} to {number(high)}"
+    decimals = _decimals(largest)
+    return _typeset(f"{low:,.{decimals}f} to {high:,.{decimals}f}")
 
 
 def _decimals(value: float, digits: int = 3) -> int:

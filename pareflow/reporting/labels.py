@@ -55,10 +55,11 @@ def _around(label: Label) -> Box:
 
 
 def _places(label: Label) -> Iterator[Box]:
-    """Above the mark, below, right, left, then the four corners."""
+    """Above the mark, below, right, left, then the four corners, then a line further above and below."""
     width, x, y = len(label.text) * LETTER, label.x, label.y
     right, left, centre = x + REACH + 2, x - REACH - 2 - width, x - width / 2
     middle, above, below = y - LINE / 2, y - REACH - LINE, y + REACH
     corners = ((right, above), (left, above), (right, below), (left, below))
-    for start, top in ((centre, above), (centre, below), (right, middle), (left, middle), *corners):
+    far = ((centre, above - LINE), (centre, below + LINE))
+    for start, top in ((centre, above), (centre, below), (right, middle), (left, middle), *corners, *far):
         yield Box(start, top, start + width, top + LINE)

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def _replace(path: Path, text: str) -> None:
         Path(name).unlink(missing_ok=True)
 
 
+@cache
 def _environment() -> jinja2.Environment:
     """Escapes everything, for names and reasons come from users; None and what is missing become –."""
     environment = jinja2.Environment(

@@ -157,7 +157,7 @@ def _covered(axes: Axes, points: Sequence[Point]) -> list[Box]:
 
 
 def _label(axes: Axes, point: Point) -> Label:
-    named = point.kind in ("winner", "baseline", "original")
+    named = point.kind in ("winner", "original") or (point.kind == "baseline" and point.row == 0)
     text = f"{point.kind} ({point.row})" if named else str(point.row)
     if axes.below(point):
         text = f"{text}: {formats.quality(point.quality)}"

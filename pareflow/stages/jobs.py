@@ -1,9 +1,12 @@
 """The child side of the stages: what runs in a process of its own. Arguments and results are JSON."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import pareflow  # noqa: F401  (fills the catalog)
 from pareflow import network
@@ -14,9 +17,13 @@ from pareflow.measuring import arena, breakdown, operators
 from pareflow.measuring.quality import evaluate_quality, find_metric
 from pareflow.model.technique import Technique
 from pareflow.network import Form
-from pareflow.store import Store
+from pareflow.serving.model import write_manifest
+from pareflow.store import MANIFEST, Store
 from pareflow.variant import Recipe, Step, Variant, digest
 from pareflow.workload import SPLITS, LoadedWorkload, SplitName, load
+
+GOLDEN = 8
+"""Samples that a package must repeat its answers to wherever it is opened."""
 
 FEEDS = 32
 """Batches of real inputs that a measurement cycles through."""
@@ -156,6 +163,56 @@ def profile(
         (into / "profile.json").write_text(json.dumps(found))
 
     store.ensure(key, write)
+
+
+def package(
+    reference: Mapping[str, Any],
+    folder: str,
+    root: str,
+    key: str,
+    variant: str,
+    lineage: Mapping[str, Any],
+) -> None:
+    """The folder that is registered: see `pareflow/serving/model.py` for its files."""
+    workload, store = _loaded(reference, folder, root)
+    artifact = store.find(variant)
+    assert artifact is not None  # it was judged
+    backend = Recipe.from_json(lineage["recipe"]).backend
+
+    def write(into: Path) -> None:
+        shutil.copytree(artifact, into / "artifact", ignore=shutil.ignore_patterns(MANIFEST))
+        (into / "workload").mkdir()
+        packed = workload.definition.pack(into / "workload")
+        if packed.name == "file":
+            for source in Path(folder).joinpath(packed.settings["path"]).parent.glob("*.py"):
+                shutil.copy2(source, into / "workload")
+        golden = _golden(workload, backend, artifact)
+        (into / "golden.json").write_text(json.dumps(golden))
+        samples = workload.split("calibration").samples
+        kind = str(samples.dtype) if isinstance(samples, np.ndarray) else "text"
+        document = {
+            **lineage,
+            "backend": backend.to_json(),
+            "workload": packed.to_json(),
+            "samples": kind,
+        }
+        write_manifest(into, document)
+
+    store.ensure(key, write)
+
+
+def _golden(workload: LoadedWorkload, backend: Step, artifact: Path) -> dict[str, Any]:
+    """A few calibration samples, and what the artifact answers to them."""
+    member = find(BACKENDS, backend, "backend")
+    assert isinstance(member, Backend)
+    split = workload.split("calibration")
+    samples = split.take(np.arange(min(GOLDEN, len(split)))).samples
+    outputs = member.load(artifact).run(workload.definition.preprocess(samples))
+    return {
+        "samples": samples.tolist() if isinstance(samples, np.ndarray) else list(samples),
+        "outputs": {name: array.tolist() for name, array in outputs.items()},
+        "predictions": workload.definition.postprocess(outputs).tolist(),
+    }
 
 
 _LOADED: dict[str, LoadedWorkload] = {}

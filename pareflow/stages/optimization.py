@@ -66,9 +66,9 @@ def make(run: Run, row: Row) -> Row:
 
     Raises: TransientError, EnvironmentUnfitError of the store: the run's trouble, not the variant's.
     """
-    missing = _missing(row.recipe)
-    if missing:
-        return _ended(row, "unavailable", missing)
+    absent = missing(row.recipe)
+    if absent:
+        return _ended(row, "unavailable", absent)
     if run.out_of_time:
         return _ended(row, "pruned", f"the budget of {run.spec.budget.minutes:g} minutes was used up")
     try:
@@ -85,6 +85,7 @@ def time(run: Run, row: Row, baselines: Sequence[Row]) -> Row:
         return _ended(row, "pruned", f"the budget of {run.spec.budget.minutes:g} minutes was used up")
     strong = strong_baseline(row, baselines)
     try:
+        row = building.make(run, row)  # again only if it has gone since
         measured = measure(run, [strong, row], SCREENING)
     except PareflowError as error:
         return _failed(row, error)
@@ -104,7 +105,8 @@ def _complete(recipe: Recipe) -> Recipe:
     return Recipe(techniques, find(BACKENDS, recipe.backend, "backend").step)
 
 
-def _missing(recipe: Recipe) -> str | None:
+def missing(recipe: Recipe) -> str | None:
+    """Why a recipe cannot run here, or None."""
     members = [TECHNIQUES[step.name] for step in recipe.techniques] + [BACKENDS[recipe.backend.name]]
     return next((reason for reason in (member.unavailable() for member in members) if reason), None)
 

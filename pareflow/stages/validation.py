@@ -87,7 +87,7 @@ def _judged(run: Run, row: Row, rows: Sequence[Row], measured: Mapping[str, Meas
         quality=row.quality,
         original=original.quality,
         measurement=ours,
-        gain=_gain(run.spec.objective, theirs, ours, is_baseline=row.id == strong.id),
+        gain=gain(run.spec.objective, theirs, ours),
     )
     return dataclasses.replace(
         row,
@@ -98,11 +98,9 @@ def _judged(run: Run, row: Row, rows: Sequence[Row], measured: Mapping[str, Meas
     )
 
 
-def _gain(
-    objective: Objective, baseline: Measurement, ours: Measurement, *, is_baseline: bool
-) -> Interval | None:
-    """How many times better than the strong baseline, on the objective."""
-    if is_baseline:
+def gain(objective: Objective, baseline: Measurement, ours: Measurement) -> Interval | None:
+    """How many times better than `baseline`, on the objective; exactly 1 for the baseline itself."""
+    if ours.variant == baseline.variant:
         return Interval(1.0, 1.0, 1.0, samples=len(ours.blocks_ms))
     if objective == "latency_p99":
         return speedup(baseline, ours, quantile=0.99)

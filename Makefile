@@ -1,0 +1,50 @@
+# Targets equal CI's steps. The Python to use: `make demo PYTHON=python3.12`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
+EXTRAS := orchestration,openvino
+
+.PHONY: demo install install-dev test test-slow check bench lock clean
+
+demo: install  ## install, and run the main job on scikit-learn's digits
+	$(BIN)/pareflow optimize configs/digits/pipeline.yaml
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+test: install-dev  ## all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow and not cuda" --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+test-slow: install-dev
+	$(BIN)/python -m pytest -m slow
+
+check: install-dev  ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install-dev  ## every claim, measured here
+	$(BIN)/python bench/run.py
+
+# torch comes first: where a CPU build of it is installed or at hand, nothing later replaces it.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml requirements.lock
+	$(PIP) --editable ".[$(EXTRAS)]"
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable ".[$(EXTRAS),huggingface,intent,dev]"
+	touch $@
+
+lock: install-dev  ## write what is installed now as the lock
+	{ echo "# Every package that pareflow installs, on Python 3.11 and 3.12. Made by \`make lock\`."; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > requirements.lock
+
+clean:
+	rm -rf $(VENV) .pareflow build *.egg-info

@@ -1,0 +1,157 @@
+"""The command line. Exits 0: met and registered; 2: bad input; 3: nothing met the SLA; 4: unfit; 130."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flows import tables
+from flows.environment import set_environment
+from pareflow.errors import PareflowError
+
+app = typer.Typer(
+    name="pareflow",
+    help="The fastest variant of your model that provably meets its SLA, or a plain no.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+DATA = Path(".pareflow")
+NOTHING_MET = 3
+
+Config = Annotated[Path, typer.Argument(help="a pipeline YAML")]
+DataDir = Annotated[Path, typer.Option("--data-dir", help="where the store, MLflow and reports lie")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
+
+
+@app.command()
+def optimize(
+    config: Config,
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+    orchestrator: Annotated[bool, typer.Option(help="run under Prefect, or as plain functions")] = True,
+    remeasure: Annotated[bool, typer.Option("--remeasure", help="time everything again")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="show Prefect's and MLflow's logs")
+    ] = False,
+) -> None:
+    """Find, judge and register the fastest variant that meets the SLA."""
+    set_environment(verbose)
+    from flows import commands
+
+    document = commands.optimize(
+        config, data_dir, Console(stderr=True), orchestrated=orchestrator, remeasure=remeasure
+    )
+    _show(document, tables.outcome, as_json)
+    if document["winner"] is None or document["registered"] is None:
+        raise typer.Exit(NOTHING_MET)
+
+
+@app.command()
+def check(config: Config, as_json: AsJson = False) -> None:
+    """Validate a pipeline YAML: every problem at once."""
+    from pareflow import spec
+
+    found = spec.read(config)
+    _show(found.to_json(), lambda document, console: console.print(f"{config} is valid"), as_json)
+
+
+@app.command()
+def plan(config: Config, data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
+    """Say what would run, and what is finished already; nothing is made."""
+    from flows import commands
+
+    _show(commands.plan(config, data_dir), tables.plan, as_json)
+
+
+@app.command()
+def init(name: Annotated[str, typer.Argument(help="the new workload, and its folder")]) -> None:
+    """Write a workload folder to start from."""
+    from flows import commands
+
+    for path in commands.init(name, Path.cwd()):
+        typer.echo(f"wrote {path}")
+
+
+@app.command()
+def report(config: Config, data_dir: DataDir = DATA) -> None:
+    """Print where the report of a pipeline's last run lies."""
+    from flows import commands
+
+    typer.echo(commands.report(config, data_dir))
+
+
+@app.command("list")
+def list_all(
+    what: Annotated[str, typer.Argument(help="techniques, backends, workloads, runs or versions")],
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """List techniques, backends, workloads, runs or registered versions."""
+    set_environment()
+    from flows import commands
+
+    _show(commands.listing(what, data_dir), tables.listing, as_json)
+
+
+@app.command()
+def promote(config: Config, data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
+    """Make the challenger of a pipeline champion, if it is not worse than the present one."""
+    set_environment()
+    from flows import commands
+
+    _show(commands.promote(config, data_dir), tables.promotion, as_json)
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="the registered model")],
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Make the previous champion champion again."""
+    set_environment()
+    from flows import commands
+
+    _show(commands.rollback(name, data_dir), tables.promotion, as_json)
+
+
+@app.command()
+def doctor(data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
+    """Say what this machine and set-up can do, and what to fix."""
+    from flows import commands
+
+    document = commands.doctor(data_dir)
+    _show(document, tables.doctor, as_json)
+    if document["problems"]:
+        raise typer.Exit(4)
+
+
+def _show(document: Any, table: Any, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(document, indent=1))
+    else:
+        table(document, Console(width=None if sys.stdout.isatty() else 200))
+
+
+def main() -> None:
+    """The console script: every error of ours as one message, with its exit code."""
+    try:
+        app()
+    except PareflowError as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {_escaped(error)}", highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; the same command goes on from here")
+        sys.exit(130)
+
+
+def _escaped(error: PareflowError) -> str:
+    return str(error).replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""What each command does, as functions that return documents; `cli.py` only parses and prints."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import pareflow
+from flows.progress import Lines, shown
+from pareflow import spec
+from pareflow.catalog import BACKENDS, TECHNIQUES, WORKLOADS, Member, unknown
+from pareflow.errors import InputError, PareflowError, SpecError
+from pareflow.measuring.environment import environment
+from pareflow.stages import optimization
+from pareflow.stages.building import variant_of
+from pareflow.stages.run import Row, Run
+from pareflow.store import Store
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def optimize(
+    config: Path, data_dir: Path, console: Console, *, orchestrated: bool, remeasure: bool
+) -> dict[str, Any]:
+    """The main job; the document of its outcome. Runs under Prefect, or as plain functions."""
+    spec.read(config)  # bad input is told before anything is started
+    with Lines(console) as lines:
+        shown.set(lines)
+        if not orchestrated:
+            return _plainly(config, data_dir, remeasure=remeasure)
+        if os.environ.get("PREFECT_API_URL"):
+            return _by_prefect(config, data_dir, remeasure=remeasure)
+        from flows.local_server import local_server
+
+        with local_server(data_dir, meanwhile="flows.pipeline"):
+            return _by_prefect(config, data_dir, remeasure=remeasure)
+
+
+def plan(config: Path, data_dir: Path) -> dict[str, Any]:
+    """Every candidate, whether it can run here, and whether it is made already."""
+    described = spec.read(config)
+    run = Run.open(described, config.parent, data_dir)
+    rows = optimization.candidates(run, [])
+    return {"pipeline": described.name, "run_id": run.id, "candidates": [_planned(run, row) for row in rows]}
+
+
+def init(name: str, parent: Path) -> list[Path]:
+    """The files of a new workload folder. Raises: InputError if it is there already."""
+    folder = parent / name
+    if folder.exists():
+        raise InputError(
+            "a new workload needs a new folder", f"{folder} is there already", "Choose another name"
+        )
+    spec.parse({"name": name, "workload": "workload.py", "sla": {"size": {"max_mib": 1}}}, f"`init {name}`")
+    folder.mkdir(parents=True)
+    written = []
+    for template in sorted(TEMPLATES.iterdir()):
+        path = folder / template.name.removesuffix(".txt")
+        path.write_text(template.read_text().replace("NAME", name))
+        written.append(path)
+    return written
+
+
+def report(config: Path, data_dir: Path) -> Path:
+    """The report of a pipeline's run here. Raises: InputError if there is none."""
+    described = spec.read(config)
+    path = Run.open(described, config.parent, data_dir).output / "report.html"
+    if not path.is_file():
+        raise InputError(
+            "a report is written by a finished run",
+            f"there is none at {path}",
+            f"`pareflow optimize {config}`",
+        )
+    return path
+
+
+def listing(what: str, data_dir: Path) -> list[dict[str, Any]]:
+    """Members of a family, finished runs, or registered versions."""
+    families: dict[str, dict[str, type[Member]]] = {
+        "techniques": TECHNIQUES,
+        "backends": BACKENDS,
+        "workloads": WORKLOADS,
+    }
+    if what in families:
+        return [_member(cls) for cls in families[what].values()]
+    if what == "runs":
+        documents = (json.loads(p.read_text()) for p in sorted((data_dir / "runs").glob("*/run.json")))
+        return [{key: d[key] for key in ("pipeline", "run_id", "winner", "report")} for d in documents]
+    if what == "versions":
+        from tasks.tracking import Tracker
+
+        tracker = Tracker.open(data_dir)
+        return [tracker.summary(version) for version in tracker.client.search_model_versions()]
+    known = (*families, "runs", "versions")
+    raise SpecError("`pareflow list`", [unknown(what, known, "list")])
+
+
+def promote(config: Path, data_dir: Path) -> dict[str, Any]:
+    """The challenger made champion, or the reason why not."""
+    from tasks.promotion import promote_challenger
+    from tasks.tracking import Tracker
+
+    run = Run.open(spec.read(config), config.parent, data_dir)
+    return promote_challenger(Tracker.open(data_dir), run)
+
+
+def rollback(name: str, data_dir: Path) -> dict[str, Any]:
+    """The previous champion made champion again."""
+    from tasks.promotion import roll_back
+    from tasks.tracking import Tracker
+
+    return roll_back(Tracker.open(data_dir), data_dir, name)
+
+
+def doctor(data_dir: Path) -> dict[str, Any]:
+    """This machine, every member's availability, and what keeps a run from working."""
+    problems = []
+    try:
+        Store(data_dir / "store")
+    except PareflowError as error:
+        problems.append(str(error))
+    free_mib = shutil.disk_usage(data_dir if data_dir.exists() else Path.cwd()).free // 2**20
+    if free_mib < 2048:
+        problems.append(f"a run needs about 2048 MiB of disk, but {free_mib} MiB are free. Free some")
+    return {
+        "version": pareflow.__version__,
+        "environment": environment().to_json(),
+        "techniques": [_member(cls) for cls in TECHNIQUES.values()],
+        "backends": [_member(cls) for cls in BACKENDS.values()],
+        "free_mib": free_mib,
+        "problems": problems,
+    }
+
+
+def _plainly(config: Path, data_dir: Path, *, remeasure: bool) -> dict[str, Any]:
+    from flows.pipeline import run_pipeline
+    from tasks.execution import Plain
+
+    return run_pipeline(config, data_dir, Plain(), remeasure=remeasure)
+
+
+def _by_prefect(config: Path, data_dir: Path, *, remeasure: bool) -> dict[str, Any]:
+    from flows.pipeline import pipeline
+
+    return pipeline(str(config), str(data_dir), remeasure)
+
+
+def _planned(run: Run, row: Row) -> Mapping[str, Any]:
+    variant = variant_of(row.recipe, run.facts.digest)
+    return {
+        "recipe": row.label,
+        "id": variant.id,
+        "unavailable": optimization.missing(row.recipe),
+        "made": run.store.find(variant.id) is not None,
+    }
+
+
+def _member(cls: type[Member]) -> dict[str, Any]:
+    return {
+        "name": cls.name,
+        "what": (cls.__doc__ or "").strip().splitlines()[0],
+        "settings": {key: field.description for key, field in cls.model_fields.items()},
+        "unavailable": cls.unavailable(),
+    }

@@ -1,0 +1,73 @@
+"""The main job: baseline → profile → optimize → validate → register."""
+
+from pathlib import Path
+from typing import Any
+
+from flows.environment import set_environment
+
+set_environment()  # before prefect is imported
+
+from prefect import flow  # noqa: E402
+
+from flows.progress import shown  # noqa: E402
+from pareflow import spec  # noqa: E402
+from pareflow.hardware import probe  # noqa: E402
+from pareflow.stages import optimization, outcome, validation  # noqa: E402
+from pareflow.stages.run import Run  # noqa: E402
+from tasks import steps  # noqa: E402
+from tasks.execution import Execution, Orchestrated, waves  # noqa: E402
+from tasks.tracking import Tracker  # noqa: E402
+
+
+@flow(name="pipeline", flow_run_name="{config}", persist_result=False)
+def pipeline(config: str, data_dir: str = ".pareflow", remeasure: bool = False) -> dict[str, Any]:
+    """Optimize what `config` (a pipeline YAML) describes; the document of the outcome."""
+    return run_pipeline(Path(config), Path(data_dir), Orchestrated(), remeasure=remeasure)
+
+
+def run_pipeline(
+    config: Path, data_dir: Path, execution: Execution, *, remeasure: bool = False
+) -> dict[str, Any]:
+    """The pipeline by this execution, recorded in MLflow."""
+    described = spec.read(config)
+    tracker = Tracker.open(data_dir)
+    run = Run.open(described, config.parent, data_dir, remeasure=remeasure)
+    return optimize(run, tracker, execution)
+
+
+def optimize(run: Run, tracker: Tracker | None, execution: Execution) -> dict[str, Any]:
+    """Every step of one run, in order. What is in the store already is not made again."""
+    progress = shown.get()
+    parent = tracker.begin(run) if tracker is not None else ""
+
+    progress.stage("baseline")
+    baselines = execution.call(steps.measure_baseline, run, tracker, parent)
+    progress.rows(baselines)
+
+    progress.stage("profile")
+    profile = execution.call(steps.profile, run, baselines)
+    progress.note(profile["bottleneck"])
+
+    candidates = optimization.candidates(run, baselines)
+    progress.stage("optimize", len(candidates))
+    rows = []
+    for wave in waves(candidates, len(probe.cores())):
+        for row in execution.each(steps.make_variant, wave, lambda row: (run, row)):
+            timed = execution.call(steps.time_variant, run, tracker, parent, row, baselines)
+            progress.rows([timed])
+            rows.append(timed)
+
+    progress.stage("validate")
+    judged = execution.call(steps.validate, run, tracker, parent, [*baselines, *rows])
+    winner = validation.winner(run, judged)
+    finals = {row.label: row for row in judged}
+    table = [finals.get(row.label, row) for row in (*baselines, *rows)]
+
+    registered = None
+    if winner is not None and winner.role != "original":
+        progress.stage("register")
+        registered = execution.call(steps.register, run, tracker, parent, winner)
+
+    document = outcome.document(run, table, winner, profile, registered)
+    execution.call(steps.record_outcome, run, tracker, parent, document)
+    return document

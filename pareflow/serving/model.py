@@ -1,0 +1,110 @@
+"""A packaged model: raw samples in, predictions out. It needs its runtime, numpy and pydantic, and no torch.
+
+The package is a folder of plain files, made by `stages/registration.py`:
+
+    model.json    workload and backend steps, lineage, environment, verdict, sha256 of every other file
+    artifact/     what the backend loads
+    workload/     the workload's code and what its processing reads
+    golden.json   a few samples with the outputs and predictions that they gave when it was packaged
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import pareflow  # noqa: F401  (fills the catalog)
+from pareflow.catalog import BACKENDS, find
+from pareflow.compiler.backend import Backend, Session
+from pareflow.errors import BadOutputError, InputError
+from pareflow.variant import Step, file_digest
+from pareflow.workload import Arrays, Samples, Workload, define
+
+TOLERANCE = 1e-2
+"""Of the largest golden output: a quantized graph on other instructions may round otherwise."""
+
+
+class PackagedModel:
+    """A package, opened: its files verified, its session loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.document = verified(folder)
+        self._folder = folder
+        self._workload: Workload = define(self.document["workload"], folder / "workload")
+        backend = find(BACKENDS, Step.from_json(self.document["backend"]), "backend")
+        assert isinstance(backend, Backend)
+        self.session: Session = backend.load(folder / "artifact")
+
+    def predict(self, samples: Any) -> np.ndarray:
+        """One prediction per sample. Takes arrays, lists of texts, and tables of one column."""
+        return self._workload.postprocess(self.outputs(self._raw(samples)))
+
+    def outputs(self, samples: Samples) -> Arrays:
+        """The network's outputs by name."""
+        return self.session.run(self._workload.preprocess(samples))
+
+    def check_golden(self) -> None:
+        """Raises: BadOutputError unless the golden samples give their golden outputs and predictions."""
+        golden = json.loads((self._folder / "golden.json").read_text())
+        samples = self._raw(golden["samples"])
+        for name, outputs in self.outputs(samples).items():
+            expected = np.asarray(golden["outputs"][name])
+            error = float(np.abs(outputs - expected).max() / max(float(np.abs(expected).max()), 1e-6))
+            if not error <= TOLERANCE:
+                raise BadOutputError(
+                    f"a packaged model must repeat its golden outputs within {TOLERANCE:g}",
+                    f"`{name}` differs by {error:g} of the largest",
+                    "It runs differently here: judge it again in this environment",
+                )
+        if self.predict(samples).tolist() != golden["predictions"]:
+            raise BadOutputError(
+                "a packaged model must repeat its golden predictions", "it does not", "Judge it again here"
+            )
+
+    def _raw(self, samples: Any) -> Samples:
+        if hasattr(samples, "iloc"):
+            samples = samples.iloc[:, 0].tolist()
+        if self.document["samples"] == "text":
+            return [str(sample) for sample in samples]
+        return np.asarray(samples, dtype=self.document["samples"])
+
+
+def verified(folder: Path) -> dict[str, Any]:
+    """The package's `model.json`. Raises: InputError where a file is missing or is not what was packaged."""
+    try:
+        document: dict[str, Any] = json.loads((folder / "model.json").read_text())
+        found = {name: file_digest(folder / name) for name in document["files"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{folder} must hold a whole pareflow package", f"{error}", "Register the model again"
+        ) from error
+    wrong = [name for name, sha256 in document["files"].items() if found[name] != sha256]
+    if wrong:
+        raise InputError(
+            "every file of a package must be as it was packaged",
+            f"{', '.join(wrong)} in {folder} changed",
+            "Register the model again",
+        )
+    return document
+
+
+def write_manifest(folder: Path, document: Mapping[str, Any]) -> None:
+    """Write `model.json`, with the sha256 of every other file of the package."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = {str(path.relative_to(folder)): file_digest(path) for path in files}
+    (folder / "model.json").write_text(json.dumps({**document, "files": digests}, indent=1))
+
+
+def _load_pyfunc(path: str) -> PackagedModel:
+    """MLflow's entry point for a pyfunc made from code (`loader_module`)."""
+    return PackagedModel(Path(path))
+
+
+def check(folder: str) -> dict[str, Any]:
+    """For a process of its own: open a package, verify it, repeat its golden outputs; what ran."""
+    model = PackagedModel(Path(folder))
+    model.check_golden()
+    ran = model.session.ran()
+    return {name: getattr(ran, name) for name in ran.__slots__}

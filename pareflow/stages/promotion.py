@@ -1,0 +1,51 @@
+"""Judge a winner against the model that serves now, measured side by side in this environment."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from pareflow.serving.model import verified
+from pareflow.sla import Evidence, Verdict, judge
+from pareflow.stages.building import evaluate
+from pareflow.stages.jobs import artifact_size_mib
+from pareflow.stages.run import Row, Run
+from pareflow.stages.timing import measure
+from pareflow.stages.validation import FINAL, gain
+from pareflow.variant import Recipe, digest
+
+
+def against_champion(run: Run, winner: Row, package: Path) -> Verdict:
+    """The verdict on the winner with the champion in the place of the original and of the baseline.
+
+    `package` is the champion's, as the registry gave it back; it is kept in the store to be measured.
+    Raises: InputError where the package is damaged; VariantError where the champion does not run here.
+    """
+    champion = packaged_row(run, package)
+    if winner.quality is None or winner.quality.split != "verdict":
+        winner = evaluate(run, winner, "verdict")
+    champion = evaluate(run, champion, "verdict")
+    measured = measure(run, [champion, winner], dataclasses.replace(FINAL, seed=1))
+    theirs, ours = measured[str(champion.id)], measured[str(winner.id)]
+    evidence = Evidence(
+        variant=str(winner.id),
+        quality=winner.quality,
+        original=champion.quality,
+        measurement=ours,
+        gain=gain(run.spec.objective, theirs, ours),
+    )
+    return judge(run.spec.sla, evidence)
+
+
+def packaged_row(run: Run, package: Path) -> Row:
+    """A registered model as a row of this run, its artifact copied into the store."""
+    document = verified(package)
+    artifact = {name: sha for name, sha in document["files"].items() if name.startswith("artifact/")}
+    key = digest("packaged", artifact, document["backend"])
+
+    def write(into: Path) -> None:
+        for file in (package / "artifact").iterdir():
+            shutil.copy2(file, into / file.name)
+
+    entry = run.store.ensure(key, write)
+    recipe = Recipe.from_json(document["recipe"])
+    return Row(recipe, "candidate", id=key, size_mib=artifact_size_mib(entry))

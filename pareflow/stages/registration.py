@@ -1,0 +1,70 @@
+"""The package that is registered: plain files that load without torch, with their lineage and verdict."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pareflow.catalog import BACKENDS, installed_version
+from pareflow.isolation import run_isolated
+from pareflow.serving import model
+from pareflow.stages.run import Row, Run
+from pareflow.variant import digest, file_digest
+
+_CODE = Path(__file__).parents[1] / "serving" / "model.py"
+
+
+def package(run: Run, winner: Row) -> Path:
+    """The package of the winner, in the store, opened and checked in a process of its own.
+
+    Raises: VariantError if it does not repeat what it answered when it was packaged.
+    """
+    assert winner.verdict is not None  # only judged rows win
+    code = file_digest(_CODE)
+    key = digest("package", winner.id, run.facts.digest, winner.verdict.to_json(), code)
+    if run.store.find(key) is None:
+        lineage = {
+            "pipeline": run.spec.name,
+            "run": run.id,
+            "variant": winner.id,
+            "recipe": winner.recipe.to_json(),
+            "data_digest": run.facts.data_digest,
+            "workload_digest": run.facts.digest,
+            "seed": run.facts.seed,
+            "environment": {**run.environment.to_json(), "fingerprint": run.environment.fingerprint},
+            "verdict": winner.verdict.to_json(),
+            "requirements": requirements(run, winner),
+        }
+        arguments = {"key": key, "variant": winner.id, "lineage": lineage}
+        run.job("package", arguments, f"package-{str(winner.id)[:12]}")
+    entry = run.store.find(key)
+    assert entry is not None  # it was there, or the job has just made it
+    check(entry, run)
+    return entry
+
+
+def check(package: Path, run: Run) -> dict[str, Any]:
+    """Open a package elsewhere in a process of its own, and compare its golden outputs; what ran."""
+    log = run.data_dir / "logs" / f"check-{package.name[:12]}.log"
+    ran: dict[str, Any] = run_isolated(
+        "pareflow.serving.model:check", {"folder": str(package)}, run.limits, log
+    )
+    return ran
+
+
+def requirements(run: Run, winner: Row) -> list[str]:
+    """What a clean environment must hold to run the package, pinned to what ran here."""
+    runtime = BACKENDS[winner.recipe.backend.name].requires
+    names = ("numpy", "pydantic", *runtime, *run.facts.serving_requires)
+    return [f"{name}=={installed_version(name)}" for name in dict.fromkeys(names)]
+
+
+def content_digest(package: Path) -> str:
+    """Names a package by what it runs, whatever its verdict says: equal models have equal digests."""
+    files: dict[str, str] = model.verified(package)["files"]
+    return digest({name: sha256 for name, sha256 in files.items() if name != "golden.json"})
+
+
+def golden(package: Path) -> dict[str, Any]:
+    """The golden samples, outputs and predictions."""
+    document: dict[str, Any] = json.loads((package / "golden.json").read_text())
+    return document

@@ -1,0 +1,1 @@
+"""Stages as tasks: a stage + retry, cache and lock policy + tracking. Thin."""

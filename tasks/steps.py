@@ -1,0 +1,106 @@
+"""The workflow's steps as Prefect tasks: a stage, its retry policy, and its record in MLflow.
+
+Only a TransientError is tried again. Nothing is cached by Prefect: the store is the truth, and finds what is
+finished. Every stage does its heavy work in processes of their own, with time limits that really end them.
+"""
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task, exponential_backoff
+
+from pareflow.errors import TransientError
+from pareflow.reporting import page
+from pareflow.stages import baseline, optimization, profiling, registration, validation
+from pareflow.stages.run import Row, Run
+from tasks import promotion
+from tasks.tracking import Tracker
+
+
+async def _is_transient(task: "Task[..., Any]", task_run: TaskRun, state: "State[Any]") -> bool:
+    result: Any = state.result(raise_on_failure=False)
+    return isinstance(await result if inspect.isawaitable(result) else result, TransientError)
+
+
+_POLICY: dict[str, Any] = {
+    "retries": 3,
+    "retry_delay_seconds": exponential_backoff(2),
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": _is_transient,
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+}
+
+
+@task(task_run_name="baseline", **_POLICY)
+def measure_baseline(run: Run, tracker: Tracker | None, parent: str) -> list[Row]:
+    """The strong baselines and the original, measured."""
+    rows = baseline.baseline(run)
+    _record(run, tracker, parent, rows)
+    return rows
+
+
+@task(task_run_name="profile", **_POLICY)
+def profile(run: Run, baselines: Sequence[Row]) -> dict[str, Any]:
+    """Where a request's time goes."""
+    return profiling.profile(run, baselines)
+
+
+@task(task_run_name="make {row.label}", **_POLICY)
+def make_variant(run: Run, row: Row) -> Row:
+    """One candidate, built and evaluated on the search split."""
+    return optimization.make(run, row)
+
+
+@task(task_run_name="time {row.label}", **_POLICY)
+def time_variant(run: Run, tracker: Tracker | None, parent: str, row: Row, baselines: Sequence[Row]) -> Row:
+    """One candidate, timed beside the strong baseline."""
+    timed = optimization.time(run, row, baselines)
+    _record(run, tracker, parent, [timed])
+    return timed
+
+
+@task(task_run_name="validate", **_POLICY)
+def validate(run: Run, tracker: Tracker | None, parent: str, rows: Sequence[Row]) -> list[Row]:
+    """The finalists, judged on the verdict split."""
+    judged = validation.validate(run, validation.finalists(run, rows))
+    _record(run, tracker, parent, judged)
+    return judged
+
+
+@task(task_run_name="register", **_POLICY)
+def register(run: Run, tracker: Tracker | None, parent: str, winner: Row) -> dict[str, Any] | None:
+    """The winner as a model version; challenger, and champion where the pipeline promotes by itself."""
+    package = registration.package(run, winner)
+    if tracker is None:
+        return None
+    version = str(tracker.register(run, parent, package, winner).version)
+    promotion.challenge(tracker, run, version)
+    if run.spec.promotion == "manual":
+        reason = "promotion is manual: `pareflow promote` makes it champion"
+        moved = promotion.Promotion(version, "challenger", reason)
+    else:
+        moved = promotion.promote(tracker, run, version, winner)
+    return {"name": run.spec.name, **dataclasses.asdict(moved)}
+
+
+@task(task_run_name="report", **_POLICY)
+def record_outcome(run: Run, tracker: Tracker | None, parent: str, document: Mapping[str, Any]) -> None:
+    """The report and its documents, beside the run and in MLflow."""
+    page.write(document, Path(document["report"]))
+    Path(document["report"]).with_name("run.json").write_text(json.dumps(document, indent=1))
+    if tracker is not None:
+        tracker.finish(run, parent, document)
+
+
+def _record(run: Run, tracker: Tracker | None, parent: str, rows: Sequence[Row]) -> None:
+    if tracker is not None:
+        for row in rows:
+            tracker.variant(run, parent, row)

@@ -1,0 +1,289 @@
+"""MLflow: the record of every run and variant, and the registry. The only module that imports mlflow.
+
+Everything goes through `MlflowClient` with explicit run ids, since the fluent API does not nest in threads.
+Writing is idempotent: a run is found again by its tag `pareflow.key`, a version by its content.
+"""
+
+import fcntl
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import infer_signature
+
+import pareflow
+from pareflow.errors import TrackingError, TransientError
+from pareflow.stages import outcome
+from pareflow.stages.registration import content_digest, golden
+from pareflow.stages.run import Row, Run
+
+KEY = "pareflow.key"
+CONTENT = "pareflow.content_sha256"
+_BUSY = ("REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")
+
+
+@contextmanager
+def _reaching(uri: str) -> Iterator[None]:
+    """Tell a server that cannot be reached (worth another try) from one that says no."""
+    try:
+        yield
+    except (requests.RequestException, ConnectionError) as error:
+        raise _unreachable(uri, error) from error
+    except MlflowException as error:
+        if "Max retries exceeded" in str(error) or error.error_code in _BUSY:
+            raise _unreachable(uri, error) from error
+        raise TrackingError(
+            f"MLflow at {uri} must accept what is recorded",
+            f"it said {error.error_code}: {str(error).splitlines()[0]}",
+            "Mend the server, then run the same command again; what is finished is kept",
+        ) from error
+
+
+def _unreachable(uri: str, error: Exception) -> TransientError:
+    return TransientError(
+        f"MLflow at {uri} must be reachable",
+        f"it is not ({type(error).__name__})",
+        "Start it, or unset MLFLOW_TRACKING_URI; then run the same command again; what is finished is kept",
+    )
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """One MLflow: the server that `MLFLOW_TRACKING_URI` names, else SQLite and files in the data folder."""
+
+    uri: str
+    artifacts: Path | None
+
+    @classmethod
+    def open(cls, data_dir: Path) -> "Tracker":
+        """Prove that MLflow answers, and initialise an embedded one, once, under a lock.
+
+        Ten processes that initialise one new database together break it for good.
+        Raises: TransientError, TrackingError.
+        """
+        named = os.environ.get("MLFLOW_TRACKING_URI")
+        if named:
+            tracker = cls(named, None)
+        else:
+            folder = (data_dir / "mlflow").resolve()
+            folder.mkdir(parents=True, exist_ok=True)
+            tracker = cls(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts")
+        with tracker.locked(data_dir, "initialise"), _reaching(tracker.uri):
+            tracker.client.search_experiments(max_results=1)
+        return tracker
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.uri, os.environ.get("MLFLOW_REGISTRY_URI", self.uri))
+
+    @contextmanager
+    def locked(self, data_dir: Path, name: str) -> Iterator[None]:
+        """Hold one named lock of this data folder alone: MLflow has none, and aliases no compare-and-set."""
+        folder = data_dir / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{name}.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def begin(self, run: Run) -> str:
+        """The id of the parent run of this pipeline run, found or made."""
+        tags = {"pareflow.environment": run.environment.fingerprint, "pareflow.data": run.facts.data_digest}
+        with _reaching(self.uri):
+            return self._run(run, run.id, f"{run.spec.name}-{run.id[:8]}", tags)
+
+    def variant(self, run: Run, parent: str, row: Row) -> None:
+        """One child run per variant: recipe as params, measurements as metrics, samples as an artifact."""
+        document = outcome.variant(row)
+        tags = {
+            "mlflow.parentRunId": parent,
+            "pareflow.variant": str(row.id),
+            "pareflow.status": row.status,
+            "pareflow.environment": run.environment.fingerprint,
+        }
+        with _reaching(self.uri):
+            child = self._run(run, f"{run.id}:{row.id or row.label}", row.label[:250], tags)
+            if self.client.get_run(child).info.status == "FINISHED" and not run.remeasure:
+                return
+            params = [Param(f"{i}.{step}", json.dumps(settings)[:500]) for i, step, settings in _steps(row)]
+            self.client.log_batch(child, metrics=_metrics(document), params=params)
+            self.client.log_dict(child, document, "variant.json")
+            if row.measurement is not None:
+                self.client.log_dict(child, row.measurement.to_json(), "samples.json")
+            self.client.set_terminated(child, "FINISHED" if row.status == "ok" else "FAILED")
+
+    def finish(self, run: Run, parent: str, document: Mapping[str, Any]) -> None:
+        """The outcome: verdicts of the finalists, the document, the report and the traces."""
+        with _reaching(self.uri):
+            self.client.log_dict(parent, dict(document), "run.json")
+            self.client.log_artifacts(parent, str(run.output), "report")
+            verdict = (document["verdict"] or {}).get("decision", "inconclusive")
+            self.client.set_tag(parent, "pareflow.verdict", verdict)
+            self.client.set_terminated(parent, "FINISHED")
+
+    def register(self, run: Run, parent: str, package: Path, winner: Row) -> ModelVersion:
+        """The version of this content in the registry, found or made, with its lineage as tags."""
+        name, content = run.spec.name, content_digest(package)
+        assert winner.verdict is not None  # only judged rows win
+        tags = {
+            CONTENT: content,
+            "pareflow.run": run.id,
+            "pareflow.variant": str(winner.id),
+            "pareflow.recipe": winner.label[:4000],
+            "pareflow.data": run.facts.data_digest,
+            "pareflow.seed": str(run.facts.seed),
+            "pareflow.environment": run.environment.fingerprint,
+            f"pareflow.verdict.{run.environment.fingerprint[:12]}": winner.verdict.decision,
+        }
+        with _reaching(self.uri):
+            if not self.client.search_registered_models(f"name = '{name}'"):
+                self.client.create_registered_model(name, {"pareflow.pipeline": name})
+            found = [v for v in self.versions(name) if v.tags.get(CONTENT) == content]
+            if found:
+                version = found[0]
+                for tag, value in tags.items():
+                    self.client.set_model_version_tag(name, version.version, tag, value)
+                return version
+            source = self._upload(parent, package)
+            return self.client.create_model_version(name, source, run_id=parent, tags=tags)
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        """All versions of a registered model, newest first."""
+        return list(self.client.search_model_versions(f"name = '{name}'"))
+
+    def alias(self, name: str, alias: str) -> ModelVersion | None:
+        """The version that an alias points at, or None."""
+        models = self.client.search_registered_models(f"name = '{name}'")
+        number = models[0].aliases.get(alias) if models else None
+        return self.client.get_model_version(name, str(number)) if number is not None else None
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Point an alias at a version, and read it back. Raises: TrackingError if it did not take."""
+        with _reaching(self.uri):
+            self.client.set_registered_model_alias(name, alias, version)
+            found = self.alias(name, alias)
+        if found is None or str(found.version) != str(version):
+            raise TrackingError(
+                f"alias `{alias}` of {name} must point at version {version}",
+                f"it points at {found and found.version}",
+                "Promote again: something else moved it",
+            )
+
+    def download(self, name: str, version: str, into: Path) -> Path:
+        """The package of a version, as the registry gives it back."""
+        with _reaching(self.uri):
+            uri = self.client.get_model_version_download_uri(name, version)
+            local = mlflow.artifacts.download_artifacts(uri, dst_path=str(into), tracking_uri=self.uri)
+        return Path(local) / "data" / "package"
+
+    def summary(self, version: ModelVersion) -> dict[str, Any]:
+        """One registered version, as lists show it."""
+        tags = {key: value for key, value in version.tags.items() if key.startswith("pareflow.")}
+        return {
+            "name": version.name,
+            "version": str(version.version),
+            "aliases": list(version.aliases),
+            **tags,
+        }
+
+    def _run(self, run: Run, key: str, name: str, tags: Mapping[str, str]) -> str:
+        """The id of the run with this key in the pipeline's experiment, found or made."""
+        experiment = self._experiment(run.spec.name)
+        found = self.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        all_tags = {**tags, KEY: key}
+        return str(self.client.create_run(experiment, tags=all_tags, run_name=name).info.run_id)
+
+    def _experiment(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        location = None if self.artifacts is None else (self.artifacts / name).as_uri()
+        try:
+            return str(self.client.create_experiment(name, location))
+        except MlflowException:
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return str(found.experiment_id)  # another run made it meanwhile
+
+    def _upload(self, parent: str, package: Path) -> str:
+        """Log the package as a pyfunc made from code and plain files; its URI."""
+        with tempfile.TemporaryDirectory() as folder:
+            model = Path(folder) / "model"
+            save_pyfunc(package, model)
+            self.client.log_artifacts(parent, str(model), "model")
+        return f"{self.client.get_run(parent).info.artifact_uri}/model"
+
+
+def save_pyfunc(package: Path, into: Path) -> None:
+    """Write an MLflow model around a package: code, files, signature, pinned requirements; no pickle."""
+    document, examples = json.loads((package / "model.json").read_text()), golden(package)
+    samples = examples["samples"]
+    if document["samples"] == "text":
+        inputs: Any = pd.DataFrame({"text": samples})
+    else:
+        inputs = np.asarray(samples, dtype=document["samples"])
+    with tempfile.TemporaryDirectory() as folder:
+        data, code = Path(folder) / "package", Path(folder) / "pareflow"
+        shutil.copytree(package, data, ignore=shutil.ignore_patterns("manifest.json"))
+        source = Path(str(pareflow.__file__)).parent
+        shutil.copytree(source, code, ignore=shutil.ignore_patterns("__pycache__"))
+        mlflow.pyfunc.save_model(
+            into,
+            loader_module="pareflow.serving.model",
+            data_path=str(data),
+            code_paths=[str(code)],
+            pip_requirements=[f"mlflow=={mlflow.__version__}", *document["requirements"]],
+            signature=infer_signature(inputs, np.asarray(examples["predictions"])),
+        )
+
+
+def _steps(row: Row) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+    for position, step in enumerate((*row.recipe.techniques, row.recipe.backend)):
+        yield position, step.name, step.settings
+
+
+def _metrics(document: Mapping[str, Any]) -> list[Metric]:
+    """Every number of a variant's document that is known, under a dotted name."""
+    shown = {name: document[name] for name in _NUMBERS}
+    if document["quality"]:
+        shown[document["quality"]["metric"]] = document["quality"]["value"]
+    now = int(time.time() * 1000)
+    return [Metric(name, value, now, 0) for name, value in _flat(shown) if math.isfinite(value)]
+
+
+_NUMBERS = (
+    "latency_ms",
+    "throughput",
+    "size_mib",
+    "peak_memory_mib",
+    "load_s",
+    "first_request_ms",
+    "speedup",
+    "speedup_over_eager",
+)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float)):
+            yield f"{prefix}{name}", float(value)

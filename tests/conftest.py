@@ -1,0 +1,176 @@
+"""What the tests share: tiny workloads, builders of records, and one trained run that most can start from."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pareflow  # noqa: F401  (fills the catalog)
+from flows.environment import set_environment
+from pareflow import spec as specs
+from pareflow.catalog import BACKENDS, TECHNIQUES, WORKLOADS
+from pareflow.measurement import Interval, Measurement, Quality, Ran
+from pareflow.sla import Evidence
+from pareflow.stages.run import Row, Run
+from pareflow.workload import LoadedWorkload, define, load
+
+set_environment()  # no telemetry, whatever a test imports
+
+RAN = Ran("onnxruntime", "1.0", "float32", "CPU", 1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _locks_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests wait for no other user of the machine, and hold up none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PAREFLOW_LOCK_DIR", str(tmp_path_factory.mktemp("locks")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def workloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of tiny workloads and their pipelines, outside the checkout; not to be changed."""
+    return _copy_of_workloads(tmp_path_factory.mktemp("workloads") / "tiny")
+
+
+@pytest.fixture
+def own_workloads(tmp_path: Path) -> Path:
+    """The same folder for one test to change."""
+    return _copy_of_workloads(tmp_path / "tiny")
+
+
+def _copy_of_workloads(folder: Path) -> Path:
+    return shutil.copytree(
+        Path(__file__).parent / "workloads", folder, ignore=shutil.ignore_patterns("__pycache__")
+    )
+
+
+@pytest.fixture(scope="session")
+def load_tiny(workloads: Path) -> Callable[[str], LoadedWorkload]:
+    """The tiny workload of this name with its data: `images` or `texts`."""
+
+    def loaded(name: str) -> LoadedWorkload:
+        return load({"file": {"path": f"{name}.py"}}, workloads)
+
+    return loaded
+
+
+@pytest.fixture
+def rogues(workloads: Path) -> Iterator[None]:
+    """The misbehaving members of `workloads/rogues.py`, in the catalog for one test."""
+    before = [(family, dict(family)) for family in (TECHNIQUES, BACKENDS, WORKLOADS)]
+    define({"file": {"path": "rogue_images.py"}}, workloads)
+    _rogue_members(TECHNIQUES, BACKENDS)
+    yield
+    for family, members in before:
+        family.clear()
+        family.update(members)
+
+
+_ROGUES: dict[int, dict[str, Any]] = {}
+
+
+def _rogue_members(*families: dict[str, Any]) -> None:
+    """Put them (back) where the first definition put them: a module's classes are made once per process."""
+    for family in families:
+        found = {name: cls for name, cls in family.items() if cls.__module__.endswith(".rogues")}
+        family.update(_ROGUES.setdefault(id(family), found))
+
+
+@pytest.fixture(scope="session")
+def measured() -> Callable[..., Measurement]:
+    """A measurement with these blocks of ms, in a plain environment."""
+
+    def build(*blocks: Sequence[float], variant: str = "candidate", **changes: Any) -> Measurement:
+        fields: dict[str, Any] = {
+            "environment": "here",
+            "batch_size": 1,
+            "ran": RAN,
+            "load_s": 0.1,
+            "first_request_ms": 2.0,
+            "peak_memory_mib": 50.0,
+            "size_mib": 1.0,
+        }
+        return Measurement(variant, blocks_ms=tuple(map(tuple, blocks)), **{**fields, **changes})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def scored() -> Callable[..., Quality]:
+    """An accuracy from one 0 or 1 per sample."""
+
+    def build(scores: Sequence[int], variant: str = "candidate", **changes: Any) -> Quality:
+        fields: dict[str, Any] = {"metric": "accuracy", "split": "verdict", "split_digest": "same samples"}
+        value = sum(scores) / len(scores)
+        return Quality(variant, value=value, scores=tuple(scores), **{**fields, **changes})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def good(measured: Callable[..., Measurement], scored: Callable[..., Quality]) -> Evidence:
+    """Evidence that any sensible SLA promotes: exact, twice as fast, 1 ms in each of 400 requests."""
+    return Evidence(
+        variant="candidate",
+        quality=scored([1] * 400),
+        original=scored([1] * 400, variant="original"),
+        measurement=measured(*[[1.0] * 20] * 20),
+        gain=Interval(2.0, 1.9, 2.1, samples=20),
+    )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run whose baseline stage is done, and its rows."""
+
+    run: Run
+    rows: list[Row]
+
+    @property
+    def strong(self) -> Row:
+        return self.rows[0]
+
+    def with_budget(self, **budget: Any) -> Run:
+        """The run with another budget: ids of variants and measurements stay."""
+        changed = self.run.spec.budget.model_copy(update=budget)
+        return dataclasses.replace(self.run, spec=self.run.spec.model_copy(update={"budget": changed}))
+
+
+@pytest.fixture(scope="session")
+def _trained_once(workloads: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    from pareflow.stages.baseline import baseline
+
+    document = specs.read(workloads / "images.yaml").to_json()
+    spec = specs.parse({**document, "workload": "rogue_images.py"}, "the tests' pipeline")
+    run = Run.open(spec, workloads, tmp_path_factory.mktemp("data"))
+    return Trained(run, baseline(run))
+
+
+@pytest.fixture
+def trained(_trained_once: Trained, tmp_path: Path) -> Trained:
+    """The tiny images after the baseline stage, with a data folder of its own."""
+    data_dir = shutil.copytree(_trained_once.run.data_dir, tmp_path / "data")
+    return Trained(dataclasses.replace(_trained_once.run, data_dir=data_dir), _trained_once.rows)
+
+
+@pytest.fixture
+def tiny_document() -> Mapping[str, Any]:
+    """The smallest valid pipeline, as YAML gives it."""
+    return {"name": "tiny", "workload": "images.py", "sla": {"size": {"max_mib": 1}}}
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    return Path(__file__).parents[1]
+
+
+@pytest.fixture
+def as_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: mounts a file system, or acts as another user")

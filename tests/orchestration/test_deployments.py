@@ -1,0 +1,198 @@
+"""`prefect.yaml` deploys the pipeline three ways, and a worker runs it, on a real server on loopback."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import environment
+from flows.local_server import local_server
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 300.0
+"""How long a test waits for what must come: a bound for a busy machine, not a measurement."""
+
+WORKLOAD = '''
+"""Is the mean of four numbers above a half? The smallest model that can be optimized."""
+
+from typing import ClassVar
+
+import numpy as np
+
+from pareflow.workload import Arrays, Samples, Split, Splits, Workload
+
+
+class Mean(Workload):
+    metric: ClassVar[str] = "accuracy"
+
+    def data(self) -> Splits:
+        samples = np.random.default_rng(self.seed).random((700, 4), dtype=np.float32)
+        targets = (samples.mean(axis=1) > 0.5).astype(np.int64)
+        return Splits.cut(Split(samples, targets), calibration=100, search=200, verdict=300, seed=self.seed)
+
+    def network(self):
+        import torch
+
+        linear = torch.nn.Linear(4, 2)
+        linear.weight.data = torch.tensor([[-1.0] * 4, [1.0] * 4])
+        linear.bias.data = torch.tensor([2.0, -2.0])
+        return linear
+
+    def preprocess(self, samples: Samples) -> Arrays:
+        return {"numbers": np.asarray(samples, dtype=np.float32)}
+
+    def postprocess(self, outputs: Arrays) -> np.ndarray:
+        return outputs["output"].argmax(axis=1)
+'''
+PIPELINE = """
+name: mean
+workload: workload.py
+target: {device: cpu, threads: [1]}
+sla:
+  quality: {metric: accuracy, max_drop: 0.2}
+budget: {minutes: 1}
+candidates:
+  - [onnxruntime]
+"""
+
+
+class Api:
+    """Prefect's REST API, without its client: that one warns, and keeps threads."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def post(self, path: str, body: object) -> Any:
+        request = urllib.request.Request(
+            f"{self.url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        return self._answer(request)
+
+    def get(self, path: str) -> Any:
+        return self._answer(urllib.request.Request(f"{self.url}/{path}"))
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        """The pipeline's deployment of this name."""
+        found: dict[str, Any] = self.get(f"deployments/name/pipeline/{name}")
+        return found
+
+    def runs(self, deployment: str) -> list[dict[str, Any]]:
+        """The deployment's flow runs."""
+        chosen = {"deployments": {"name": {"any_": [deployment]}}}
+        found: list[dict[str, Any]] = self.post("flow_runs/filter", chosen)
+        return found
+
+    def _answer(self, request: urllib.request.Request) -> Any:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            content = answer.read()
+        return json.loads(content) if content else None
+
+
+def prefect(*arguments: str) -> None:
+    """Run Prefect's command line, from the folder of prefect.yaml."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A server that everything of prefect.yaml is deployed to."""
+    with local_server(tmp_path_factory.mktemp("server"), linger_seconds=1) as url:
+        prefect("work-pool", "create", "pareflow", "--type", "process")
+        prefect("deploy", "--all")
+        yield Api(url)
+
+
+@pytest.fixture
+def worker(api: Api, tmp_path: Path) -> Iterator[Path]:
+    """A process worker of the pool; the path of its log."""
+    log = tmp_path / "worker.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "pareflow", "--type", "process"],
+            cwd=tmp_path,
+            env={**os.environ, "PREFECT_WORKER_QUERY_SECONDS": "1"},
+            stdout=output,
+            stderr=output,
+        )
+        yield log
+        process.terminate()  # the worker ends its runs before itself
+        process.wait(60)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A pipeline that takes seconds."""
+    folder = tmp_path / "mean"
+    folder.mkdir()
+    (folder / "workload.py").write_text(WORKLOAD)
+    (folder / "pipeline.yaml").write_text(PIPELINE)
+    return folder / "pipeline.yaml"
+
+
+def test_nightly_runs_at_two_by_utc(api: Api) -> None:
+    (schedule,) = api.deployment("nightly")["schedules"]
+    assert schedule["active"]
+    assert schedule["schedule"] == {"cron": "0 2 * * *", "timezone": "UTC", "day_or": True}
+
+
+def test_on_demand_runs_one_at_a_time_and_the_next_one_waits(api: Api) -> None:
+    deployment = api.deployment("on-demand")
+    assert deployment["global_concurrency_limit"]["limit"] == 1
+    assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+
+
+def test_on_event_runs_for_a_registered_original_and_not_for_what_the_pipeline_registers(api: Api) -> None:
+    """The event of its own variant comes first: it had its chance when the original's run is there."""
+    events = [event("optimized", "none.yaml"), event("original", "some/pipeline.yaml")]
+    api.post("events", events)
+
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (runs := api.runs("on-event")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert [run["parameters"]["config"] for run in runs] == ["some/pipeline.yaml"]
+
+
+def event(role: str, config: str) -> dict[str, Any]:
+    """The event that a model was registered, as the REST API takes it."""
+    return {
+        "occurred": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "event": "pareflow.model.registered",
+        "resource": {"prefect.resource.id": f"pareflow.model.{role}", "pareflow.model.role": role},
+        "payload": {"config": config},
+    }
+
+
+def test_workers_runs_send_no_telemetry_and_beat_as_commands_do(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What prefect.yaml says is what `set_environment` sets, but for the logs: a worker's are wanted."""
+    variables = api.deployment("on-demand")["job_variables"]["env"]
+    for name in variables:
+        monkeypatch.delenv(name, raising=False)
+    environment.set_environment(verbose=True)
+    assert variables == {name: os.environ.get(name) for name in variables}
+
+
+def test_a_worker_runs_the_pipeline_on_demand(api: Api, worker: Path, config: Path, tmp_path: Path) -> None:
+    parameters = {"config": str(config), "data_dir": str(tmp_path / "data")}
+    deployment = api.deployment("on-demand")
+    run = api.post(f"deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
+
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not ended(state := api.get(f"flow_runs/{run['id']}")["state"]) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert state["type"] == "COMPLETED", f"{state}\n{worker.read_text()}"
+
+
+def ended(state: dict[str, Any]) -> bool:
+    """Whether a run in this state will change no more."""
+    return state["type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}

@@ -1,0 +1,517 @@
+"""The `huggingface` workload on tiny random checkpoints, made here: no hub, real components."""
+
+import base64
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from pareflow import network
+from pareflow.errors import WorkloadError
+from pareflow.huggingface import HuggingFace, hub, labelled
+from pareflow.huggingface.checkpoint import check_encoder
+from pareflow.huggingface.image import ImageEncoder
+from pareflow.workload import Split, Workload, define, load
+
+CLASSES = ["animal", "plant", "stone"]
+WORDS = ["cat", "dog", "fish", "oak", "fern", "moss", "gneiss", "flint", "marl"]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "big", "old", *WORDS]
+PAD, CLS, SEP, BIG, CAT = 0, 2, 3, 5, 7
+BERT_INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT for three classes, with a WordPiece tokenizer of 16 words, at most 12 tokens."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import BertConfig, BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("bert")
+    tokenizer = Tokenizer(WordPiece({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 12}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "[PAD]"}))
+    config = BertConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=12,
+        id2label=dict(enumerate(CLASSES)),
+        label2id={name: i for i, name in enumerate(CLASSES)},
+    )
+    torch.manual_seed(0)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random ViT for three classes, images of 8×8."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    folder = tmp_path_factory.mktemp("vit")
+    config = ViTConfig(
+        image_size=8,
+        patch_size=4,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        id2label=dict(enumerate(CLASSES)),
+        label2id={name: i for i, name in enumerate(CLASSES)},
+    )
+    torch.manual_seed(0)
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: list[tuple[str, Any]], columns: tuple[str, str] = ("text", "label")) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows([columns, *rows])
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """train.csv with 27 distinct texts, test.csv with 9 others."""
+    said = [
+        (f"{size} {word}", CLASSES[i // 3])
+        for i, word in enumerate(WORDS)
+        for size in ("a", "big", "old", "")
+    ]
+    write_rows(tmp_path / "train.csv", [row for i, row in enumerate(said) if i % 4])
+    write_rows(tmp_path / "test.csv", said[::4])
+    return tmp_path
+
+
+def settings(checkpoint: Path | str, **others: Any) -> dict[str, Any]:
+    given = {
+        "checkpoint": str(checkpoint),
+        "files": {"train": "train.csv", "test": "test.csv"},
+        "text_column": "text",
+        "calibration_samples": 5,
+        "search_samples": 7,
+    }
+    return {"huggingface": {key: value for key, value in {**given, **others}.items() if value is not None}}
+
+
+def defined(checkpoint: Path, folder: Path, **others: Any) -> HuggingFace:
+    workload = define(settings(checkpoint, **others), folder)
+    assert isinstance(workload, HuggingFace)
+    return workload
+
+
+def png(pixels: np.ndarray) -> str:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+# Data
+
+
+def test_the_test_split_is_the_verdict_and_the_rest_is_cut_from_train(bert: Path, texts: Path) -> None:
+    splits = load(settings(bert), texts).splits
+    sizes = [len(split) for split in (splits.verdict, splits.search, splits.calibration, splits.train)]
+    assert sizes == [9, 7, 5, 27 - 7 - 5]
+    assert splits.verdict.samples[0] == "a cat"
+    assert splits.verdict.targets.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_without_a_test_split_a_third_decides(bert: Path, texts: Path) -> None:
+    splits = load(settings(bert, files={"train": "train.csv"}), texts).splits
+    assert len(splits.verdict) == 9
+
+
+def test_no_more_than_verdict_samples_decide(bert: Path, texts: Path) -> None:
+    assert len(load(settings(bert, verdict_samples=4), texts).splits.verdict) == 4
+
+
+def test_a_text_of_the_test_split_leaves_train_whatever_its_case_and_spaces(bert: Path, texts: Path) -> None:
+    with (texts / "train.csv").open("a") as file:
+        file.write("a cat,animal\nA  Cat ,animal\n")
+    splits = load(settings(bert), texts).splits
+    others = (splits.train, splits.search, splits.calibration)
+    assert not any(text.casefold().split() == ["a", "cat"] for split in others for text in split.samples)
+
+
+def test_texts_that_pandas_takes_for_missing_values_are_texts(bert: Path, texts: Path) -> None:
+    with (texts / "test.csv").open("a") as file:
+        file.write("NA,animal\n")
+    assert load(settings(bert), texts).splits.verdict.samples[-1] == "NA"
+
+
+def test_tsv_in_latin_1_is_read_with_its_encoding(bert: Path, texts: Path) -> None:
+    for name in ("train", "test"):
+        content = (texts / f"{name}.csv").read_text().replace(",", "\t").replace("moss", "möss")
+        (texts / f"{name}.tsv").write_bytes(content.encode("iso-8859-1"))
+    files = {"train": "train.tsv", "test": "test.tsv"}
+    splits = load(settings(bert, files=files, encoding="iso-8859-1"), texts).splits
+    assert "a möss" in splits.verdict.samples
+    with pytest.raises(WorkloadError, match=r"UnicodeDecodeError.* Mend the files, or `encoding:`"):
+        defined(bert, texts, files=files).data()
+
+
+def test_json_lines_and_a_local_dataset_folder_give_the_same_splits(bert: Path, texts: Path) -> None:
+    for name in ("train", "test"):
+        with (texts / f"{name}.csv").open() as file:
+            lines = [json.dumps(row) for row in csv.DictReader(file)]
+        (texts / f"{name}.jsonl").write_text("\n".join(lines))
+    of_lines = load(settings(bert, files={"train": "train.jsonl", "test": "test.jsonl"}), texts)
+    folder = texts / "dataset"
+    folder.mkdir()
+    for name in ("train.csv", "test.csv"):
+        shutil.copy(texts / name, folder)
+    of_folder = load(settings(bert, files=None, dataset="./dataset"), texts)
+    assert of_lines.data_digest == of_folder.data_digest == load(settings(bert), texts).data_digest
+
+
+def test_label_names_give_the_order_of_the_classes(bert: Path, texts: Path) -> None:
+    (texts / "names.txt").write_text("stone\nplant\nanimal\n")
+    assert defined(bert, texts, label_names="names.txt").data().verdict.targets[0] == 2
+
+
+def test_names_decide_where_dataset_and_network_number_their_labels_differently() -> None:
+    assert labelled.class_ids([0, 1], ["NEGATIVE", "POSITIVE"], ["positive", "negative"]).tolist() == [1, 0]
+    assert labelled.class_ids([0, 1], ["LABEL_0", "LABEL_1"], ["positive", "negative"]).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("label", [-1, 3, None, "mineral"])
+def test_a_label_that_is_no_class_is_an_error(label: Any) -> None:
+    with pytest.raises(WorkloadError, match=r"network's 3 classes, but 1 of 2 are not.*label_names"):
+        labelled.class_ids([0, label], CLASSES)
+
+
+def test_distinct_keeps_the_first_of_equal_samples() -> None:
+    data = Split(["b", "a", "B ", "c"], np.array([0, 1, 2, 3]))
+    kept = labelled.distinct(data, labelled.text_key, without=Split(["C"], np.array([0])))
+    assert (kept.samples, kept.targets.tolist()) == (["b", "a"], [0, 1])
+
+
+# Texts
+
+
+def test_a_batch_is_padded_to_its_longest_text(bert: Path, texts: Path) -> None:
+    feeds = defined(bert, texts).preprocess(["big CAT", "cat"])
+    assert list(feeds) == BERT_INPUTS
+    assert feeds["input_ids"].tolist() == [[CLS, BIG, CAT, SEP], [CLS, CAT, SEP, PAD]]
+    assert feeds["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert {array.dtype for array in feeds.values()} == {np.dtype(np.int64)}
+
+
+def test_pad_to_length_gives_every_batch_one_shape(bert: Path, texts: Path) -> None:
+    workload = defined(bert, texts, pad_to_length=6)
+    assert workload.preprocess(["cat"])["input_ids"].tolist() == [[CLS, CAT, SEP, PAD, PAD, PAD]]
+    assert workload.preprocess(["cat " * 50])["input_ids"].shape == (1, 6)
+    assert workload.dynamic_axes()["input_ids"] == {0: "batch"}
+
+
+def test_texts_are_cut_at_max_length_or_at_what_the_checkpoint_takes(bert: Path, texts: Path) -> None:
+    long = ["cat " * 50]
+    assert defined(bert, texts, max_length=4).preprocess(long)["input_ids"].tolist() == [[CLS, CAT, CAT, SEP]]
+    assert defined(bert, texts).preprocess(long)["input_ids"].shape == (1, 12)
+
+
+def test_token_types_are_left_out_where_the_model_takes_none(bert: Path, texts: Path) -> None:
+    folder = shutil.copytree(bert, texts / "roberta-like")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"type_vocab_size": 1}))
+    assert list(defined(folder, texts).preprocess(["cat"])) == ["input_ids", "attention_mask"]
+
+
+# Images
+
+
+def test_pixels_are_resized_scaled_and_normalized(tmp_path: Path) -> None:
+    config = {
+        "size": {"height": 1, "width": 1},
+        "resample": 2,
+        "rescale_factor": 1 / 255,
+        "image_mean": [0.5, 0.5, 0.0],
+        "image_std": [0.5, 0.25, 1.0],
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    orange = np.full((4, 6, 3), (255, 51, 102), dtype=np.uint8)
+    expected = [(1.0 - 0.5) / 0.5, (0.2 - 0.5) / 0.25, 0.4]
+    for image in (png(orange), orange):
+        pixels = ImageEncoder(tmp_path)([image] if isinstance(image, str) else image[None])["pixel_values"]
+        assert pixels.shape == (1, 3, 1, 1)
+        assert pixels.dtype == np.float32
+        np.testing.assert_allclose(pixels[0, :, 0, 0], expected, rtol=1e-6)
+
+
+def test_a_center_crop_takes_the_middle_and_fills_with_black(tmp_path: Path) -> None:
+    config = {"do_resize": False, "do_center_crop": True, "do_rescale": False, "do_normalize": False}
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps(config | {"crop_size": {"height": 2, "width": 6}})
+    )
+    image = np.arange(4 * 4, dtype=np.uint8).reshape(4, 4)
+    pixels = ImageEncoder(tmp_path)(image[None])["pixel_values"]
+    assert pixels[0, 0].tolist() == [[0, 4, 5, 6, 7, 0], [0, 8, 9, 10, 11, 0]]
+
+
+@pytest.mark.parametrize("processor", ["ViTImageProcessor", "CLIPImageProcessor", "ConvNextImageProcessor"])
+def test_pixels_equal_those_of_transformers(processor: str, tmp_path: Path) -> None:
+    import transformers
+
+    size = {"height": 30, "width": 40} if processor == "ViTImageProcessor" else {"shortest_edge": 40}
+    getattr(transformers, processor)(size=size).save_pretrained(tmp_path)
+    check_encoder(ImageEncoder(tmp_path), tmp_path)
+
+
+def test_preprocessing_that_differs_from_transformers_is_refused(vit: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(vit, tmp_path / "vit")
+    config = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(config | {"do_center_crop": True, "crop_size": 4})
+    )
+    with pytest.raises(WorkloadError, match="must equal transformers' own, but `pixel_values` differs"):
+        check_encoder(ImageEncoder(folder), folder)
+
+
+def test_images_of_different_sizes_are_read_from_paths_in_a_table(vit: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    chance = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    rows = []
+    for i in range(30):
+        pixels = chance.integers(0, 256, (5 + i, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+        rows.append((f"images/{i}.png", i % 3))
+    write_rows(tmp_path / "train.csv", rows, ("path", "label"))
+    found = load(settings(vit, files={"train": "train.csv"}, text_column=None, image_column="path"), tmp_path)
+    assert len(found.splits.verdict) == 10
+    assert found.example(3)["pixel_values"].shape == (3, 3, 8, 8)
+
+
+# The network, its export, and what is packed with it
+
+
+def test_a_text_checkpoint_exports_and_agrees_with_torch(bert: Path, texts: Path, tmp_path: Path) -> None:
+    agrees_after_export(
+        load(settings(bert), texts), tmp_path, ["input_ids", "attention_mask", "token_type_ids"]
+    )
+
+
+def test_an_image_checkpoint_exports_and_agrees_with_torch(vit: Path, tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    rows = [(png(chance.integers(0, 256, (6, 7, 3), dtype=np.uint8)), i % 3) for i in range(30)]
+    for i, (content, _) in enumerate(rows):
+        (tmp_path / f"{i}.png").write_bytes(base64.b64decode(content))
+    write_rows(tmp_path / "train.csv", [(f"{i}.png", label) for i, (_, label) in enumerate(rows)])
+    reference = settings(vit, files={"train": "train.csv"}, text_column=None, image_column="text")
+    agrees_after_export(load(reference, tmp_path), tmp_path, ["pixel_values"])
+
+
+def test_an_architecture_that_optimum_does_not_know_exports_as_any_torch_module(
+    bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pareflow.huggingface.checkpoint.optimum_knows", lambda model, task: False)
+    agrees_after_export(
+        load(settings(bert), texts), tmp_path, ["input_ids", "attention_mask", "token_type_ids"]
+    )
+
+
+def agrees_after_export(workload: Any, folder: Path, inputs: list[str]) -> None:
+    """Exports as the pipeline does, checks names and that other batch shapes are taken too."""
+    import onnxruntime
+
+    source, into = folder / "torch", folder / "onnx"
+    source.mkdir()
+    into.mkdir()
+    original = workload.definition.network()
+    network.save(original, "torch", source)
+    network.convert(source, "onnx", workload, into)
+    session = onnxruntime.InferenceSession(into / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [node.name for node in session.get_inputs()] == inputs
+    for feeds in workload.feeds("train", batch_size=4):
+        (ours,) = session.run(["logits"], feeds)
+        theirs = network.run_torch(original, feeds)
+        np.testing.assert_allclose(ours, theirs["output"], atol=1e-5)
+        predicted = workload.definition.postprocess({"logits": ours})
+        assert predicted.tolist() == workload.definition.postprocess(theirs).tolist()
+
+
+def test_training_leaves_a_fine_tuned_checkpoint_as_it_is(bert: Path, texts: Path) -> None:
+    workload = defined(bert, texts)
+    assert type(workload).train is Workload.train
+
+
+SERVING = """
+    import json, sys
+    from importlib.abc import MetaPathFinder
+
+    class Absent(MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] in {"torch", "transformers", "optimum", "datasets", "huggingface_hub"}:
+                raise ModuleNotFoundError(name)
+
+    sys.meta_path.insert(0, Absent())
+    from pathlib import Path
+    import numpy as np
+    import pareflow.huggingface
+    from pareflow.workload import define
+
+    step, folder, samples = json.load(sys.stdin)
+    workload = define(step, Path(folder))
+    feeds = workload.preprocess(samples)
+    predicted = workload.postprocess({"logits": np.eye(3)[[2, 0]]})
+    print(json.dumps([{k: v.tolist() for k, v in feeds.items()}, [workload.classes[i] for i in predicted]]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_what_is_packed_runs_without_torch_transformers_and_datasets(
+    kind: str, bert: Path, vit: Path, texts: Path, tmp_path: Path
+) -> None:
+    samples = ["a cat", "old oak"] if kind == "text" else [png(np.full((3, 3), i, np.uint8)) for i in (9, 99)]
+    columns = {"text_column": "text"} if kind == "text" else {"text_column": None, "image_column": "image"}
+    workload = defined(bert if kind == "text" else vit, texts, max_length=7, **columns)
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    step = workload.pack(folder)
+    assert not list(folder.rglob("*.safetensors"))
+    code = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SERVING)],
+        input=json.dumps([step.to_json(), str(folder), samples]),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parents[2],
+    )
+    assert code.returncode == 0, code.stderr
+    feeds, names = json.loads(code.stdout)
+    assert names == ["stone", "animal"]
+    for name, array in workload.preprocess(samples).items():
+        np.testing.assert_array_equal(np.array(feeds[name], dtype=array.dtype), array)
+
+
+# The digest
+
+
+def test_other_weights_in_the_same_folder_are_another_original(bert: Path, texts: Path) -> None:
+    folder = shutil.copytree(bert, texts / "mine")
+    before = load(settings(folder), texts).digest
+    assert load(settings(folder), texts).digest == before
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    assert load(settings(folder), texts).digest != before
+
+
+# Errors
+
+
+def test_settings_need_one_kind_of_sample_and_one_source(bert: Path) -> None:
+    with pytest.raises(ValidationError, match="`text_column` and `image_column` must be given, but 0 are"):
+        HuggingFace(checkpoint="x", dataset="y")
+    with pytest.raises(ValidationError, match="one of `dataset` and `files` must be given, but 2 are"):
+        HuggingFace(checkpoint="x", text_column="t", dataset="y", files={"train": "z.csv"})
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"checkpoint": "./absent"}, r"the model folder must exist, but there is no .*absent. Mend the YAML"),
+        ({"checkpoint": "x" * 200}, "must be a local folder or a hub repository"),
+        ({"files": {"train": "absent.csv"}}, r"every data file must exist, but there is no .*absent.csv"),
+        ({"files": {"train": "train.xlsx"}}, r"one format of .csv.*, but they end in .xlsx"),
+        (
+            {"text_column": "txt"},
+            "the columns of the YAML, but unknown column 'txt'; did you mean 'text'",
+        ),
+        ({"label_column": "class"}, "unknown column 'class'; known are label, text"),
+        ({"train_split": "trian"}, "unknown split 'trian'; did you mean 'train'"),
+        ({"verdict_split": "dev"}, "unknown split 'dev'; known are test, train"),
+        ({"files": None, "dataset": "./absent"}, "the dataset folder must exist"),
+        ({"files": None, "dataset": "./empty"}, "the data must be readable by `datasets`"),
+        (
+            {"search_samples": 25},
+            "25 search, 0 verdict samples must leave some, but there are 27",
+        ),
+        ({"label_names": "absent.txt"}, "the file of `label_names` must exist"),
+    ],
+)
+def test_bad_input_is_a_workload_error(others: dict[str, Any], message: str, bert: Path, texts: Path) -> None:
+    (texts / "empty").mkdir()
+    (texts / "train.xlsx").touch()
+    with pytest.raises(WorkloadError, match=message):
+        load(settings(others.pop("checkpoint", bert), **others), texts)
+
+
+def test_a_checkpoint_without_its_tokenizer_is_an_error(bert: Path, texts: Path) -> None:
+    folder = shutil.copytree(bert, texts / "bare")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(WorkloadError, match=r"must hold its tokenizer as tokenizer.json.*save_pretrained"):
+        defined(folder, texts).preprocess(["cat"])
+
+
+def test_a_checkpoint_of_another_task_is_an_error(bert: Path, vit: Path, texts: Path) -> None:
+    folder = shutil.copytree(vit, texts / "vit")
+    shutil.copy(bert / "tokenizer.json", folder)
+    with pytest.raises(WorkloadError, match=r"for text-classification.*it is a ViTForImageClassification"):
+        defined(folder, texts).network()
+
+
+def test_a_checkpoint_without_a_head_is_an_error(bert: Path, texts: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = shutil.copytree(bert, texts / "headless")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": None}))
+    weights = {k: v for k, v in load_file(folder / "model.safetensors").items() if "classifier" not in k}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WorkloadError, match=r"it lacks weights, such as classifier.bias"):
+        defined(folder, texts).network()
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_where_no_hub_is_reachable_the_error_comes_at_once(kind: hub.Kind, tmp_path: Path) -> None:
+    # `.invalid` never resolves (RFC 2606); the endpoint is read at import, so a new process asks
+    code = f"""
+        import sys
+        from pathlib import Path
+        from pareflow.errors import EnvironmentUnfitError
+        from pareflow.huggingface.hub import folder_of
+        try:
+            folder_of("someone/something", Path("."), {kind!r})
+        except EnvironmentUnfitError as error:
+            sys.exit(str(error))
+    """
+    began = time.monotonic()
+    asked = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"HF_ENDPOINT": "http://hub.invalid", "HF_HOME": str(tmp_path)},
+        cwd=Path(__file__).parents[2],
+    )
+    assert f"a hub must be reachable to download the {kind} `someone/something`" in asked.stderr
+    assert time.monotonic() - began < 60

@@ -1,0 +1,197 @@
+"""Techniques and backends that misbehave, each in one way: real members of their families.
+
+Whoever loads the workload of `rogue_images.py` has them in the catalog, as a user's own members would be.
+"""
+
+import copy
+import ctypes
+import errno
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from pareflow.compiler.torch_eager import TorchEager, TorchSession
+from pareflow.errors import MissingExtraError, StepFailedError
+from pareflow.model import Technique
+from pareflow.network import Form
+from pareflow.workload import Arrays, LoadedWorkload
+
+
+class _Rogue(Technique):
+    form: ClassVar[Form] = "torch"
+
+
+class OwnError(StepFailedError):
+    """An error class that only the child process knows."""
+
+
+class Raises(_Rogue):
+    name: ClassVar[str] = "raises"
+
+    def apply(self, network: nn.Module, workload: LoadedWorkload) -> nn.Module:
+        raise RuntimeError("no kernel for this operator")
+
+
+class RaisesOwnError(_Rogue):
+    name: ClassVar[str] = "raises_own_error"
+
+    def apply(self, network: nn.Module, workload: LoadedWorkload) -> nn.Module:
+        raise OwnError("the moon must be full", "it is new", "Wait")
+
+
+class LacksAPackage(_Rogue):
+    name: ClassVar[str] = "lacks_a_package"
+
+    def apply(self, network: nn.Module, workload: LoadedWorkload) -> nn.Module:
+        raise MissingExtraError("unobtainium must be installed", "it is not", "Install it")
+
+
+class DeniedAFile(_Rogue):
+    """It is not the store that may not be read."""
+
+    name: ClassVar[str] = "denied_a_file"
+
+    def apply(self, network: nn.Module, workload: LoadedWorkload) -> nn.Module:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/etc/tables.bin")
+
+
+class Segfaults(_Rogue):
+    name: ClassVar[str] = "segfaults"
+
+    def apply(self, network: nn.Module, workload: LoadedWorkload) -> nn.Module:
+        ctypes.string_at(0)
+        return network
+
+
+class Exits(_Rogue):
+    name: ClassVar[str] = "exits"
+
+    def apply(self, network: nn.Module, workload: LoadedWorkload) -> nn.Module:
+        sys.exit(7)
+
+
+class Hangs(_Rogue):
+    """Says that it has begun by making a file, then never ends."""
+
+    name: ClassVar[str] = "hangs"
+    begun: str = ""
+
+    def apply(self, network: nn.Module, workload: LoadedWorkload) -> nn.Module:
+        if self.begun:
+            Path(self.begun).write_text(str(os.getpid()))
+        while True:
+            time.sleep(1)
+
+
+class Hoards(_Rogue):
+    name: ClassVar[str] = "hoards"
+
+    def apply(self, network: nn.Module, workload: LoadedWorkload) -> nn.Module:
+        np.ones(2**36, dtype=np.uint8)
+        return network
+
+
+class HoardsNatively(_Rogue):
+    name: ClassVar[str] = "hoards_natively"
+
+    def apply(self, network: nn.Module, workload: LoadedWorkload) -> nn.Module:
+        torch.empty(2**36, dtype=torch.uint8)
+        return network
+
+
+class GivesNan(_Rogue):
+    name: ClassVar[str] = "gives_nan"
+
+    def apply(self, network: nn.Module, workload: LoadedWorkload) -> nn.Module:
+        changed = copy.deepcopy(network)
+        with torch.no_grad():
+            next(changed.parameters()).fill_(float("nan"))
+        return changed
+
+
+class LosesRows(_Rogue):
+    name: ClassVar[str] = "loses_rows"
+
+    def apply(self, network: nn.Module, workload: LoadedWorkload) -> nn.Module:
+        return FirstRow(network)
+
+
+class FirstRow(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.network(*inputs)
+        return outputs[:1]
+
+
+class PeeksAtTheVerdict(_Rogue):
+    name: ClassVar[str] = "peeks_at_the_verdict"
+
+    def apply(self, network: nn.Module, workload: LoadedWorkload) -> nn.Module:
+        workload.split("verdict")
+        return network
+
+
+class Sluggish(TorchEager):
+    """The same network, and a pause."""
+
+    name: ClassVar[str] = "sluggish"
+
+    def load(self, artifact: Path) -> "SluggishSession":
+        return SluggishSession(artifact, self.threads)
+
+
+class SluggishSession(TorchSession):
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        time.sleep(0.005)
+        return super().run(feeds)
+
+
+class SegfaultsUnderLoad(TorchEager):
+    """Answers while it is evaluated, and dies while it is timed."""
+
+    name: ClassVar[str] = "segfaults_under_load"
+    requests: int = 20
+
+    def load(self, artifact: Path) -> "DoomedSession":
+        return DoomedSession(artifact, self.threads, self.requests)
+
+
+class DoomedSession(TorchSession):
+    def __init__(self, artifact: Path, threads: int, requests: int) -> None:
+        super().__init__(artifact, threads)
+        self._left = requests
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        self._left -= 1
+        if self._left < 0:
+            ctypes.string_at(0)
+        return super().run(feeds)
+
+
+class HangsUnderLoad(TorchEager):
+    """Answers while it is evaluated, and never while it is timed."""
+
+    name: ClassVar[str] = "hangs_under_load"
+
+    def load(self, artifact: Path) -> "StuckSession":
+        return StuckSession(artifact, self.threads)
+
+
+class StuckSession(TorchSession):
+    _left = 20
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        self._left -= 1
+        while self._left < 0:
+            time.sleep(1)
+        return super().run(feeds)
