@@ -42,10 +42,9 @@ def optimize(
 
 def plan(config: Path, data_dir: Path) -> dict[str, Any]:
     """Every candidate, whether it can run here, and whether it is made already."""
-    described = spec.read(config)
-    run = Run.open(described, config.parent, data_dir)
+    run = Run.open(spec.read(config), config, data_dir)
     rows = optimization.candidates(run, [])
-    return {"pipeline": described.name, "run_id": run.id, "candidates": [_planned(run, row) for row in rows]}
+    return {"pipeline": run.spec.name, "run_id": run.id, "candidates": [_planned(run, row) for row in rows]}
 
 
 def init(name: str, parent: Path) -> list[Path]:
@@ -67,8 +66,7 @@ def init(name: str, parent: Path) -> list[Path]:
 
 def report(config: Path, data_dir: Path) -> Path:
     """The report of a pipeline's run here. Raises: InputError if there is none."""
-    described = spec.read(config)
-    path = Run.open(described, config.parent, data_dir).output / "report.html"
+    path = Run.open(spec.read(config), config, data_dir).output / "report.html"
     if not path.is_file():
         raise InputError(
             "a report is written by a finished run",
@@ -104,7 +102,7 @@ def promote(config: Path, data_dir: Path) -> dict[str, Any]:
     from tasks.promotion import promote_challenger
     from tasks.tracking import Tracker
 
-    run = Run.open(spec.read(config), config.parent, data_dir)
+    run = Run.open(spec.read(config), config, data_dir)
     return promote_challenger(Tracker.open(data_dir), run)
 
 

@@ -22,18 +22,22 @@ _PREFECT = {
     # Prefect's own temporary server loses history and outlives a killed run: fail rather than start one.
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
 }
-_QUIET = {
-    # Levels of the handlers, not of the loggers: the run's log still reaches the Prefect server.
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-    "PREFECT_LOGGING_HANDLERS_DEBUG_LEVEL": "CRITICAL",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
+# Quiet and verbose. Levels of the handlers, not of the loggers: the run's log reaches the Prefect server.
+_LOGS = {
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": ("CRITICAL", "NOTSET"),
+    "PREFECT_LOGGING_HANDLERS_DEBUG_LEVEL": ("CRITICAL", "NOTSET"),
+    "MLFLOW_LOGGING_LEVEL": ("ERROR", "INFO"),
 }
 
 
 def set_environment(verbose: bool = False) -> None:
-    """Telemetry off, one heartbeat interval, no ephemeral server; foreign logs off unless `verbose`."""
-    for name, value in (_NO_TELEMETRY | _PREFECT | ({} if verbose else _QUIET)).items():
+    """Telemetry off, one heartbeat interval, no ephemeral server; foreign logs off unless `verbose`.
+
+    A second call changes nothing: the command's word stands when the module of a flow speaks, too.
+    """
+    logs = {name: values[verbose] for name, values in _LOGS.items()}
+    for name, value in (_NO_TELEMETRY | _PREFECT | logs).items():
         os.environ.setdefault(name, value)
     # Prefect writes to stderr when a log record does not reach the server, unless logging's own switch for
     # production says otherwise.
-    logging.raiseExceptions = verbose
+    logging.raiseExceptions = os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] != "CRITICAL"

@@ -31,7 +31,7 @@ def run_pipeline(
     """The pipeline by this execution, recorded in MLflow."""
     described = spec.read(config)
     tracker = Tracker.open(data_dir)
-    run = Run.open(described, config.parent, data_dir, remeasure=remeasure)
+    run = Run.open(described, config, data_dir, remeasure=remeasure)
     return optimize(run, tracker, execution)
 
 

@@ -49,21 +49,19 @@ _SETTINGS = {
 
 
 def watch(folder: Path, linger_seconds: float) -> None:
-    """Run the server until it stops, or nobody has used it for `linger_seconds`.
-
-    The first second after a run is not wasted: the server still records the run's last events.
-    """
+    """Run the server until it stops, or nobody has used it for `linger_seconds`."""
     _create_database(folder / "prefect.db")
     server = _start_server(folder)
     idle_since = time.monotonic()
     with (folder / "users").open("a") as users:
-        while server.poll() is None and time.monotonic() - idle_since < linger_seconds:
+        while server.poll() is None:
             time.sleep(_PROBE_SECONDS)
             if not try_lock(users):
                 idle_since = time.monotonic()
-            elif time.monotonic() - idle_since < linger_seconds:
+            elif time.monotonic() - idle_since >= linger_seconds:
+                break  # with the lock: a user who comes now waits, and finds a clean place
+            else:
                 fcntl.flock(users, fcntl.LOCK_UN)
-        # Where it ends for want of users the lock is kept: a new one waits, and finds a clean place.
         (folder / "server.json").unlink(missing_ok=True)
         _stop(server)
 
@@ -145,7 +143,7 @@ def _stop(server: "subprocess.Popen[bytes]") -> None:
 
 
 def _die_with_watcher() -> None:
-    sys.stdin.buffer.read()  # ends when the watcher does, which writes nothing
+    os.read(0, 1)  # ends when the watcher does, which writes nothing
     os._exit(1)
 
 

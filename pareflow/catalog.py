@@ -20,7 +20,7 @@ from pareflow.variant import Step, digest
 class Member(BaseModel):
     """One member of a family. The class is its settings: frozen, typed, checked when made."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
     family: ClassVar[dict[str, type["Member"]]]

@@ -64,7 +64,7 @@ class Child:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pareflow.isolation"],
+                [sys.executable, "-P", "-m", "pareflow.isolation"],  # -P: no module from the current folder
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -125,15 +125,19 @@ def _death(what: str, returncode: int, limits: Limits, log: Path) -> PareflowErr
     """The error that says how a process died, from its exit status and the end of its log."""
     tail = log.read_text(errors="replace")[-2000:]
     shown = f"The end of its log {log}:\n{tail}" if tail.strip() else f"Its log {log} is empty"
-    if any(
-        sign in tail for sign in ("bad_alloc", "MemoryError", "can't allocate memory", "not enough memory")
-    ):
+    if _tells_of_memory(tail):
         return _out_of_memory(what, limits)
     if returncode < 0:
         name = signal.Signals(-returncode).name
         hint = " (often: out of memory)" if name == "SIGKILL" else ""
         return CrashedError(f"`{what}` must end by itself", f"it died of {name}{hint}", shown)
     return CrashedError(f"`{what}` must give an answer", f"it exited with status {returncode}", shown)
+
+
+def _tells_of_memory(text: str) -> bool:
+    """Whether a native library's words mean that memory ran out: few of them raise MemoryError."""
+    signs = ("bad_alloc", "MemoryError", "can't allocate memory", "not enough memory")
+    return any(sign in text for sign in signs)
 
 
 def _out_of_memory(what: str, limits: Limits) -> OutOfMemoryError:
@@ -151,8 +155,8 @@ def _environment(threads: int | None) -> dict[str, str]:
     Waiting threads sleep: threads that spin at a barrier stall each other when the machine is shared.
     """
     root = str(Path(__file__).parents[1])
-    path = os.environ.get("PYTHONPATH")
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": os.pathsep.join([root, path] if path else [root])}
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path}
     if threads is not None:
         environment |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     return environment
@@ -176,10 +180,13 @@ def _revived(error: Mapping[str, Any]) -> PareflowError:
     return made
 
 
-def _described(function: str, error: BaseException) -> dict[str, Any]:
-    """An exception as JSON: a PareflowError whole, anything else as the StepFailedError it amounts to."""
-    if isinstance(error, MemoryError):
-        error = _out_of_memory(function, Limits())
+def _described(function: str, error: BaseException, limits: Limits) -> dict[str, Any]:
+    """An exception as JSON: a PareflowError whole, anything else as the StepFailedError it amounts to.
+
+    A class of the user's own is told as the class of `pareflow.errors` that it derives from.
+    """
+    if not isinstance(error, PareflowError) and _tells_of_memory(f"{type(error).__name__}: {error}"):
+        error = _out_of_memory(function, limits)
     if isinstance(error, errors.SpecError):
         return {"class": "SpecError", "parts": [error.source, error.problems]}
     if not isinstance(error, PareflowError):
@@ -189,7 +196,8 @@ def _described(function: str, error: BaseException) -> dict[str, Any]:
             f"it raised {type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})",
             "The log holds the stack trace",
         )
-    return {"class": type(error).__name__, "parts": [error.must, error.found, error.remedy]}
+    known = next(cls for cls in type(error).__mro__ if vars(errors).get(cls.__name__) is cls)
+    return {"class": known.__name__, "parts": [error.must, error.found, error.remedy]}
 
 
 def main() -> None:
@@ -202,7 +210,8 @@ def main() -> None:
         document = {"result": result}
     except Exception as error:
         traceback.print_exc()
-        document = {"error": _described(request["function"], error)}
+        limits = Limits(memory_mib=request["memory_mib"])
+        document = {"error": _described(request["function"], error, limits)}
     partial = Path(request["answer"] + ".partial")
     partial.write_text(json.dumps(document))
     partial.rename(request["answer"])

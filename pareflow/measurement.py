@@ -84,7 +84,7 @@ class Measurement:
     @property
     def samples_ms(self) -> np.ndarray:
         """All latencies in ms, shape (n,), in the order taken."""
-        return np.concatenate([np.asarray(block, dtype=float) for block in self.blocks_ms])
+        return np.asarray([ms for block in self.blocks_ms for ms in block], dtype=float)
 
     def quantile_ms(self, quantile: float) -> float:
         """A quantile of all latencies, in ms."""
@@ -155,6 +155,8 @@ def quantile_interval(
 
     ordered = np.sort(np.asarray(samples, dtype=float))
     n = len(ordered)
+    if n == 0:
+        return Interval(float("nan"), None, None, samples=0, confidence=confidence)
     estimate = float(np.quantile(ordered, quantile))
     upper = int(stats.binom.ppf(confidence, n, quantile)) + 1
     lower = int(stats.binom.ppf(1 - confidence, n, quantile))

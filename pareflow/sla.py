@@ -196,6 +196,8 @@ def _interval(clause: str, sla: SLA, evidence: Evidence) -> Interval | None:
         return None if quality is None else value_interval(quality, confidence)
     if measurement is None or clause == "energy.max_j":
         return None
+    if not measurement.blocks_ms or not all(measurement.blocks_ms):
+        return None  # a block without samples: it failed while it was timed
     if clause == "latency.p50_ms":
         return quantile_interval(measurement.samples_ms, 0.50, confidence)
     if clause == "latency.p99_ms":

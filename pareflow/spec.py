@@ -3,7 +3,7 @@
 Reading has no effects, reads no environment and rewrites nothing: `PipelineSpec.read(dump) == spec`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ from pareflow.variant import Recipe
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Target(_Part):
@@ -73,7 +73,7 @@ class PipelineSpec(_Part):
 def read(path: Path) -> PipelineSpec:
     """The pipeline in a YAML file. Raises: InputError if it cannot be read, SpecError with every problem."""
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml.load(path.read_text(), _Loader)
     except OSError as error:
         raise InputError(
             "the pipeline file must be readable",
@@ -83,6 +83,18 @@ def read(path: Path) -> PipelineSpec:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(str(path), [f"not YAML: {' '.join(str(error).split())}"]) from error
     return parse(document, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe reader, which keeps the last of two equal keys; here they are an error (law 2)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                problem = f"`{key}` is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def parse(document: Any, source: str) -> PipelineSpec:
@@ -129,6 +141,8 @@ def _candidate_problems(candidates: Any) -> list[str]:
         return []
     problems = []
     for position, steps in enumerate(candidates):
+        if not isinstance(steps, list):
+            continue  # the type is told by the model
         where = f"candidates.{position}"
         try:
             check_recipe(Recipe.from_json(steps))
@@ -143,8 +157,16 @@ def check_recipe(recipe: Recipe) -> None:
     """Raises: SpecError unless every step is known and the forms follow torch → onnx → openvino."""
     from pareflow.network import FORMS
 
-    members = [find(TECHNIQUES, step, "technique") for step in recipe.techniques]
-    members.append(find(BACKENDS, recipe.backend, "backend"))
+    placed = [(TECHNIQUES, step, "technique") for step in recipe.techniques]
+    members, problems = [], []
+    for family, step, kind in [*placed, (BACKENDS, recipe.backend, "backend")]:
+        try:
+            members.append(find(family, step, kind))
+        except SpecError as error:
+            known = f"{step.name}: " if step.name in family else ""
+            problems += [known + text for text in error.problems]
+    if problems:
+        raise SpecError(recipe.label, problems)
     forms = [FORMS.index(getattr(member, "form")) for member in members]  # noqa: B009 (both families have it)
     if forms != sorted(forms):
         ways = " → ".join(

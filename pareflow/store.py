@@ -2,8 +2,8 @@
 
 An entry is a folder of files under its key, with a manifest of the sha256 of each. It is written into a
 temporary folder, synced, and renamed into place, so that it is there whole or not at all. It is verified
-each time it is opened: a missing file or a flipped bit removes the entry, and the step that made it runs
-again. A key is locked with `flock` while it is made: two runs share the work, and a killed one frees it.
+each time it is opened: with a missing file or a flipped bit the entry counts as absent, and the step that
+made it runs again. A key is locked with `flock` while it is made: two runs share the work, and a killed one frees it.
 """
 
 import errno
@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pareflow.errors import StoreError
 from pareflow.variant import file_digest
@@ -34,14 +35,9 @@ class Store:
                 pass  # proves that the store can be written before hours are spent
 
     def find(self, key: str) -> Path | None:
-        """The verified entry's folder, or None. A damaged entry is removed and counts as absent."""
+        """The verified entry's folder, or None. A damaged entry counts as absent; `ensure` replaces it."""
         entry = self.root / "entries" / key
-        if not entry.exists():
-            return None
-        if _intact(entry):
-            return entry
-        shutil.rmtree(entry)
-        return None
+        return entry if _intact(entry) else None
 
     def ensure(self, key: str, write: Callable[[Path], None]) -> Path:
         """The entry's folder, made by `write(folder)` if it is not there yet.
@@ -59,6 +55,8 @@ class Store:
                 write(making)
                 _seal(making)
                 entry = self.root / "entries" / key
+                if entry.exists():
+                    shutil.rmtree(entry)  # damaged, or it had been found
                 making.rename(entry)
             finally:
                 shutil.rmtree(making, ignore_errors=True)
@@ -87,8 +85,8 @@ def _intact(entry: Path) -> bool:
     try:
         files = json.loads((entry / MANIFEST).read_text())["files"]
         return all(file_digest(entry / name) == sha256 for name, sha256 in files.items())
-    except (OSError, ValueError, KeyError):
-        return False
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False  # also where the manifest is JSON of another shape
 
 
 def _seal(folder: Path) -> None:
@@ -109,7 +107,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _writing(root: Path) -> Iterator[None]:
-    """Turn what the file system says about space and rights into a StoreError."""
+    """Turn what the file system says about space, and about rights below `root`, into a StoreError."""
     try:
         yield
     except OSError as error:
@@ -120,7 +118,8 @@ def _writing(root: Path) -> Iterator[None]:
             errno.EACCES: ("this user may not write there", "Name another with --data-dir"),
             errno.ENOTDIR: ("a file stands in its way", "Name another with --data-dir"),
         }
-        if error.errno not in causes:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.errno not in causes or not (full or _below(root, error.filename)):
             raise
         found, remedy = causes[error.errno]
         raise StoreError(
@@ -128,3 +127,8 @@ def _writing(root: Path) -> Iterator[None]:
             f"{found} ({error.filename or root})",
             f"{remedy}; what is finished is kept",
         ) from error
+
+
+def _below(root: Path, filename: Any) -> bool:
+    """Whether an OSError is about the store's own files; a writer may meet others, and that is its trouble."""
+    return isinstance(filename, str | Path) and Path(filename).absolute().is_relative_to(root.absolute())

@@ -90,7 +90,7 @@ class Splits:
                 )
             seen |= dict.fromkeys(ours, name)
             for sample, target in zip(ours, split.targets, strict=True):
-                summary.update(f"{name} {sample} {target}\n".encode())
+                summary.update(f"{name} {sample} {_sample_digest(target)}\n".encode())
         return summary.hexdigest()
 
 
@@ -237,6 +237,7 @@ def load(reference: Mapping[str, Any], folder: Path) -> LoadedWorkload:
     workload = define(reference, folder)
     try:
         splits = workload.data()
+        data_digest = splits.check()
         sources = [file_digest(path) for path in workload.sources()]
     except PareflowError:
         raise
@@ -246,8 +247,9 @@ def load(reference: Mapping[str, Any], folder: Path) -> LoadedWorkload:
             f"it raised {type(error).__name__}: {error}",
             "Mend the workload",
         ) from error
-    data_digest = splits.check()
-    name = digest(_code_digest(workload), workload.step.to_json(), data_digest, sources)
+    kind = workload.name if workload._file is None else Path(workload._file).name  # never the whole path
+    settings = workload.model_dump(mode="json")
+    name = digest(_code_digest(workload), kind, settings, data_digest, sources)
     return LoadedWorkload(workload, name, data_digest, splits)
 
 
@@ -298,6 +300,12 @@ def _only_workload(module: ModuleType, path: Path) -> type[Workload]:
         raise WorkloadError(
             f"{path} must define one subclass of pareflow.workload.Workload",
             f"it defines {len(found)}",
+            "See `pareflow init`",
+        )
+    if missing := sorted(found[0].__abstractmethods__):
+        raise WorkloadError(
+            f"{found[0].__name__} in {path} must define every method of a workload",
+            f"it lacks {', '.join(missing)}",
             "See `pareflow init`",
         )
     return found[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 import pareflow  # noqa: F401  (fills the catalog)
 from flows.environment import set_environment
@@ -20,6 +21,8 @@ from pareflow.stages.run import Row, Run
 from pareflow.workload import LoadedWorkload, define, load
 
 set_environment()  # no telemetry, whatever a test imports
+settings.register_profile("here", deadline=None, derandomize=True)  # a busy machine is no failure
+settings.load_profile("here")
 
 RAN = Ran("onnxruntime", "1.0", "float32", "CPU", 1)
 
@@ -148,7 +151,7 @@ def _trained_once(workloads: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
     document = specs.read(workloads / "images.yaml").to_json()
     spec = specs.parse({**document, "workload": "rogue_images.py"}, "the tests' pipeline")
-    run = Run.open(spec, workloads, tmp_path_factory.mktemp("data"))
+    run = Run.open(spec, workloads / "images.yaml", tmp_path_factory.mktemp("data"))
     return Trained(run, baseline(run))
 
 

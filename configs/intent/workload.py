@@ -73,7 +73,10 @@ class Intent(HuggingFace):
         states = FrozenStates(model, inputs, self.frozen_layers)
         upper = UpperLayers(model, self.frozen_layers)
         fit_head(upper, states, data.targets)
-        fine_tune(upper, states, data.targets, epochs=self.epochs, rate=self.learning_rate, seed=self.seed)
+        if self.epochs:
+            fine_tune(
+                upper, states, data.targets, epochs=self.epochs, rate=self.learning_rate, seed=self.seed
+            )
         return network
 
 

@@ -13,6 +13,7 @@ from pareflow.errors import ExportError, WorkloadError
 from pareflow.huggingface.hub import missing
 from pareflow.huggingface.image import ImageEncoder
 from pareflow.huggingface.text import TextEncoder
+from pareflow.workload import Samples
 
 Task = Literal["text-classification", "image-classification"]
 _HEADS: dict[Task, str] = {
@@ -67,7 +68,7 @@ def check_encoder(encoder: TextEncoder | ImageEncoder, folder: Path) -> None:
 
     Raises: WorkloadError where they differ: the checkpoint's files say something that is not read here.
     """
-    samples = _TEXTS if isinstance(encoder, TextEncoder) else [_image()]
+    samples: Samples = _TEXTS if isinstance(encoder, TextEncoder) else _image()[None]
     theirs = _transformers_inputs(encoder, samples, folder)
     for name, ours in encoder(samples).items():
         if name in theirs and (ours.shape != theirs[name].shape or np.abs(ours - theirs[name]).max() > 1e-4):
@@ -86,7 +87,7 @@ def _image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (75, 100, 3), dtype=np.uint8)
 
 
-def _transformers_inputs(encoder: TextEncoder | ImageEncoder, samples: Any, folder: Path) -> Any:
+def _transformers_inputs(encoder: TextEncoder | ImageEncoder, samples: Samples, folder: Path) -> Any:
     """What transformers makes of the samples, by input name."""
     with quiet() as transformers:
         try:
@@ -94,10 +95,10 @@ def _transformers_inputs(encoder: TextEncoder | ImageEncoder, samples: Any, fold
                 processor = transformers.AutoImageProcessor.from_pretrained(
                     folder, local_files_only=True, use_fast=False
                 )
-                return processor(samples, return_tensors="np")
+                return processor(list(samples), return_tensors="np")
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             length = {"truncation": True, "max_length": encoder.max_length, "padding": True}
-            return tokenizer(samples, return_tensors="np", **length)
+            return tokenizer(list(samples), return_tensors="np", **length)
         except (OSError, ValueError, KeyError) as error:
             raise WorkloadError(
                 f"transformers must load the tokenizer or image processor in {folder}",

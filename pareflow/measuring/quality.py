@@ -1,6 +1,8 @@
 """How good a variant's predictions are: the workload's metric, through `evaluate`, on one split."""
 
-import importlib.util
+import ast
+import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,14 +27,21 @@ def evaluate_quality(
     predictions = predict(session, workload, split, _BATCH)
     metric = Metric(find_metric(metric_name, workload.definition.folder))
     targets = workload.split(split).targets
-    return Quality(
+    found = Quality(
         variant=variant,
         metric=metric.name,
         split=split,
         split_digest=digest(split, workload.data_digest),
-        value=metric.value(predictions, targets),
-        scores=tuple((predictions == targets).astype(int).tolist()) if metric.per_sample else None,
-        replicates=() if metric.per_sample else metric.replicates(predictions, targets),
+        value=float(np.mean(predictions == targets)),
+        scores=tuple((predictions == targets).astype(int).tolist()),
+    )
+    if metric.share_correct and split != "verdict":
+        return found  # `evaluate` takes seconds to import; the verdict's value goes through it
+    value = metric.value(predictions, targets)
+    if metric.share_correct:
+        return dataclasses.replace(found, value=value)
+    return dataclasses.replace(
+        found, value=value, scores=None, replicates=metric.replicates(predictions, targets)
     )
 
 
@@ -55,20 +64,20 @@ def predict(session: Session, workload: LoadedWorkload, split: SplitName, batch_
 
 
 class Metric:
-    """An `evaluate` module that lies on this machine."""
+    """An `evaluate` module that lies on this machine; loaded when it is first computed."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.stem
-        spec = importlib.util.spec_from_file_location(f"pareflow_metric_{path.stem}", path)
-        assert spec is not None and spec.loader is not None  # a .py file always has a loader
-        _evaluate()
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        self.per_sample = bool(getattr(module, "PER_SAMPLE", False))
-        self._module: Any = _evaluate().load(str(path), keep_in_memory=True)
+        self.share_correct = _declares_share_correct(path)
+        """Whether it is the share of predictions that equal their reference: then samples can be paired."""
+        self._path = path
+
+    @functools.cached_property
+    def _module(self) -> Any:
+        return _evaluate().load(str(self._path), keep_in_memory=True)
 
     def value(self, predictions: np.ndarray, targets: np.ndarray) -> float:
-        """The metric of these predictions. Raises: MetricError where it is undefined or not a number."""
+        """The metric of these predictions, by `evaluate`. Raises: MetricError where it is undefined."""
         try:
             found = self._module.compute(predictions=predictions.tolist(), references=targets.tolist())
             value = float(found[self.name])
@@ -82,6 +91,12 @@ class Metric:
             raise MetricError(
                 f"the metric `{self.name}` must be finite", f"it is {value}", "Check the targets"
             )
+        if self.share_correct and abs(value - float(np.mean(predictions == targets))) > 1e-9:
+            raise MetricError(
+                "a metric with SHARE_CORRECT must be the share of correct predictions",
+                f"it gave {value}",
+                "Remove SHARE_CORRECT from its module",
+            )
         return value
 
     def replicates(self, predictions: np.ndarray, targets: np.ndarray) -> tuple[float, ...]:
@@ -93,6 +108,14 @@ class Metric:
         draws = (generator.integers(len(targets), size=len(targets)) for _ in range(REPLICATES))
         compute = self._module._compute
         return tuple(float(compute(predictions[d].tolist(), targets[d].tolist())[self.name]) for d in draws)
+
+
+def _declares_share_correct(path: Path) -> bool:
+    """Whether the module says `SHARE_CORRECT = True`; read, not imported, since that takes seconds."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node) == "SHARE_CORRECT = True":
+            return True
+    return False
 
 
 def _evaluate() -> Any:

@@ -4,8 +4,8 @@ import datasets
 import evaluate
 import numpy as np
 
-PER_SAMPLE = True
-"""Its value is the mean of one score per sample, so that two models can be compared sample by sample."""
+SHARE_CORRECT = True
+"""It is the share of predictions that equal their reference, so that two models can be paired by sample."""
 
 
 class Accuracy(evaluate.Metric):  # type: ignore[misc]

@@ -4,8 +4,6 @@ import datasets
 import evaluate
 from sklearn.metrics import f1_score
 
-PER_SAMPLE = False
-
 
 class F1Macro(evaluate.Metric):  # type: ignore[misc]
     """`{"f1_macro": mean}`, 0 to 1."""

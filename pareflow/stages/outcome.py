@@ -21,6 +21,7 @@ def document(
     return {
         "pipeline": run.spec.name,
         "run_id": run.id,
+        "command": f"pareflow optimize {run.config} --data-dir {run.data_dir} --remeasure",
         "objective": run.spec.objective,
         "sla": run.spec.sla.model_dump(mode="json", exclude_none=True),
         "environment": {**run.environment.to_json(), "fingerprint": run.environment.fingerprint},

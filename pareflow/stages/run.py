@@ -36,7 +36,7 @@ class Run:
     """One run of a pipeline. `id` depends on what is run and where, so the same command resumes it."""
 
     spec: PipelineSpec
-    folder: Path
+    config: Path
     data_dir: Path
     environment: Environment
     facts: WorkloadFacts
@@ -44,22 +44,30 @@ class Run:
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def open(cls, spec: PipelineSpec, folder: Path, data_dir: Path, *, remeasure: bool = False) -> "Run":
-        """Prove that the store can be written and that the workload gives data. Raises: PareflowError."""
+    def open(cls, spec: PipelineSpec, config: Path, data_dir: Path, *, remeasure: bool = False) -> "Run":
+        """The run of `spec`, which was read from `config`.
+
+        Proves that the store can be written and that the workload gives data. Raises: PareflowError.
+        """
         Store(data_dir / "store")
         document = run_isolated(
             "pareflow.stages.jobs:describe",
-            {"reference": spec.workload, "folder": str(folder), "metric": _stated_metric(spec)},
+            {"reference": spec.workload, "folder": str(config.parent), "metric": _stated_metric(spec)},
             Limits(seconds=3600 * TRAINING_HOURS),
             data_dir / "logs" / f"{spec.name}-workload.log",
         )
         facts = WorkloadFacts(**{**document, "serving_requires": tuple(document["serving_requires"])})
-        return cls(spec, folder, data_dir, environment(), facts, remeasure)
+        return cls(spec, config, data_dir, environment(), facts, remeasure)
 
     @property
     def id(self) -> str:
         """The run's name, 16 hex digits."""
         return digest(self.spec.to_json(), self.facts.digest, self.environment.fingerprint)[:16]
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths in the workload's settings start from."""
+        return self.config.parent
 
     @property
     def store(self) -> Store:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,7 @@ def test_on_demand_runs_one_at_a_time_and_the_next_one_waits(api: Api) -> None:
 
 def test_on_event_runs_for_a_registered_original_and_not_for_what_the_pipeline_registers(api: Api) -> None:
     """The event of its own variant comes first: it had its chance when the original's run is there."""
-    events = [event("optimized", "none.yaml"), event("original", "some/pipeline.yaml")]
-    api.post("events", events)
+    api.post("events", [event("optimized", "none.yaml"), event("original", "some/pipeline.yaml")])
 
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (runs := api.runs("on-event")) and time.monotonic() < deadline:
@@ -164,6 +164,7 @@ def test_on_event_runs_for_a_registered_original_and_not_for_what_the_pipeline_r
 def event(role: str, config: str) -> dict[str, Any]:
     """The event that a model was registered, as the REST API takes it."""
     return {
+        "id": str(uuid.uuid4()),
         "occurred": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "event": "pareflow.model.registered",
         "resource": {"prefect.resource.id": f"pareflow.model.{role}", "pareflow.model.role": role},

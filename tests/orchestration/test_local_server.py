@@ -49,6 +49,7 @@ with local_server(data_dir, linger_seconds) as url:
     sys.stdin.read()
 """
 RUN = """
+import time
 before = dict(os.environ)
 with local_server(data_dir, linger_seconds):
     from prefect import flow, task
@@ -63,6 +64,8 @@ with local_server(data_dir, linger_seconds):
 
     print(squares())
 print(dict(os.environ) == before)
+while (data_dir / "prefect" / "server.json").exists():
+    time.sleep(0.1)  # the interpreter's end finds no server any more
 """
 
 

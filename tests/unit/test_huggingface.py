@@ -2,13 +2,18 @@
 
 import base64
 import csv
+import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +23,18 @@ from pydantic import ValidationError
 
 from pareflow import network
 from pareflow.errors import WorkloadError
-from pareflow.huggingface import HuggingFace, hub, labelled
+from pareflow.huggingface import HuggingFace, labelled
 from pareflow.huggingface.checkpoint import check_encoder
 from pareflow.huggingface.image import ImageEncoder
 from pareflow.workload import Split, Workload, define, load
 
 CLASSES = ["animal", "plant", "stone"]
+SIZES = ("a", "big", "old", "")
 WORDS = ["cat", "dog", "fish", "oak", "fern", "moss", "gneiss", "flint", "marl"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "big", "old", *WORDS]
 PAD, CLS, SEP, BIG, CAT = 0, 2, 3, 5, 7
+NOWHERE = "http://hub.invalid"
+"""Never resolves (RFC 2606)."""
 BERT_INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
 
 
@@ -97,11 +105,7 @@ def write_rows(path: Path, rows: list[tuple[str, Any]], columns: tuple[str, str]
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
     """train.csv with 27 distinct texts, test.csv with 9 others."""
-    said = [
-        (f"{size} {word}", CLASSES[i // 3])
-        for i, word in enumerate(WORDS)
-        for size in ("a", "big", "old", "")
-    ]
+    said = [(f"{size} {word}", CLASSES[i // 3]) for i, word in enumerate(WORDS) for size in SIZES]
     write_rows(tmp_path / "train.csv", [row for i, row in enumerate(said) if i % 4])
     write_rows(tmp_path / "test.csv", said[::4])
     return tmp_path
@@ -438,7 +442,7 @@ def test_settings_need_one_kind_of_sample_and_one_source(bert: Path) -> None:
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ({"checkpoint": "./absent"}, r"the model folder must exist, but there is no .*absent. Mend the YAML"),
+        ({"checkpoint": "./absent"}, r"the model folder must exist, but there is no .*absent. Mend"),
         ({"checkpoint": "x" * 200}, "must be a local folder or a hub repository"),
         ({"files": {"train": "absent.csv"}}, r"every data file must exist, but there is no .*absent.csv"),
         ({"files": {"train": "train.xlsx"}}, r"one format of .csv.*, but they end in .xlsx"),
@@ -462,7 +466,7 @@ def test_bad_input_is_a_workload_error(others: dict[str, Any], message: str, ber
     (texts / "empty").mkdir()
     (texts / "train.xlsx").touch()
     with pytest.raises(WorkloadError, match=message):
-        load(settings(others.pop("checkpoint", bert), **others), texts)
+        load(settings(**{"checkpoint": bert, **others}), texts)
 
 
 def test_a_checkpoint_without_its_tokenizer_is_an_error(bert: Path, texts: Path) -> None:
@@ -487,31 +491,97 @@ def test_a_checkpoint_without_a_head_is_an_error(bert: Path, texts: Path) -> Non
     (folder / "config.json").write_text(json.dumps(config | {"architectures": None}))
     weights = {k: v for k, v in load_file(folder / "model.safetensors").items() if "classifier" not in k}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(WorkloadError, match=r"it lacks weights, such as classifier.bias"):
+    with pytest.raises(WorkloadError, match=r"it has no weights for classifier.bias, classifier.weight"):
         defined(folder, texts).network()
 
 
-@pytest.mark.parametrize("kind", ["model", "dataset"])
-def test_where_no_hub_is_reachable_the_error_comes_at_once(kind: hub.Kind, tmp_path: Path) -> None:
-    # `.invalid` never resolves (RFC 2606); the endpoint is read at import, so a new process asks
-    code = f"""
-        import sys
-        from pathlib import Path
-        from pareflow.errors import EnvironmentUnfitError
-        from pareflow.huggingface.hub import folder_of
-        try:
-            folder_of("someone/something", Path("."), {kind!r})
-        except EnvironmentUnfitError as error:
-            sys.exit(str(error))
-    """
-    began = time.monotonic()
-    asked = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
+# The hub: a server on loopback that speaks its protocol
+
+ASKING = """
+    import sys
+    from pathlib import Path
+    from pareflow.errors import PareflowError
+    from pareflow.huggingface import HuggingFace
+
+    sizes = {"calibration_samples": 5, "search_samples": 7}
+    workload = HuggingFace(checkpoint=sys.argv[1], dataset="someone/texts", text_column="text", **sizes)
+    try:
+        print(len(workload.data().verdict), type(workload.network().model).__name__)
+    except PareflowError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def ask(checkpoint: str, endpoint: str, home: Path) -> "subprocess.CompletedProcess[str]":
+    """A run of its own: the endpoint is read where huggingface_hub is imported."""
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(ASKING), checkpoint],
         capture_output=True,
         text=True,
         timeout=120,
-        env={"HF_ENDPOINT": "http://hub.invalid", "HF_HOME": str(tmp_path)},
+        env={"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PATH": os.environ["PATH"]},
         cwd=Path(__file__).parents[2],
     )
-    assert f"a hub must be reachable to download the {kind} `someone/something`" in asked.stderr
+
+
+@pytest.fixture
+def endpoint(bert: Path, texts: Path) -> Iterator[str]:
+    """Serves the checkpoint as `someone/bert` and the texts as the dataset `someone/texts`."""
+    folders = {"/someone/bert": bert, "/datasets/someone/texts": texts}
+    infos = {"/api/models/someone/bert": bert, "/api/datasets/someone/texts": texts}
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            repository, _, file = self.path.partition("/resolve/")
+            info = infos.get(self.path.partition("/revision/")[0])
+            content, headers = b"", {}
+            if info is not None:
+                siblings = [{"rfilename": path.name} for path in info.iterdir() if path.is_file()]
+                content = json.dumps({"id": "someone/any", "sha": "0" * 40, "siblings": siblings}).encode()
+            elif repository in folders:
+                path = folders[repository] / file.partition("/")[2]
+                content = path.read_bytes()
+                headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": "0" * 40}
+            else:
+                headers = {"X-Error-Code": "RepoNotFound"}
+            self.send_response(200 if content else 404)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_hub_repositories_are_downloaded_once_and_then_used_offline(endpoint: str, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    online = ask("someone/bert", endpoint, home)
+    assert online.stdout.split() == ["9", "BertForSequenceClassification"], online.stderr
+    offline = ask("someone/bert", NOWHERE, home)
+    assert offline.stdout == online.stdout, offline.stderr
+
+
+def test_a_repository_that_the_hub_does_not_have_is_a_workload_error(endpoint: str, tmp_path: Path) -> None:
+    asked = ask("someone/else", endpoint, tmp_path / "home")
+    assert "WorkloadError: the model must be a local folder or a hub repository" in asked.stderr
+
+
+def test_where_no_hub_is_reachable_the_error_comes_at_once(tmp_path: Path) -> None:
+    began = time.monotonic()
+    asked = ask("someone/bert", NOWHERE, tmp_path)
+    assert (
+        "EnvironmentUnfitError: a hub must be reachable to download the model `someone/bert`" in asked.stderr
+    )
     assert time.monotonic() - began < 60

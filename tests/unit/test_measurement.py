@@ -35,10 +35,12 @@ def test_quantile_is_bounded_by_order_statistics(
 
 
 def test_quantile_interval_covers_as_often_as_it_says() -> None:
-    """Of 2000 draws of 60 exponential samples, each one-sided bound on the 0.9-quantile (2.3026) holds in 95 %."""
+    """In 2000 draws of 60 exponential samples each bound on the 0.9-quantile, 2.3026, holds in 95 %."""
     draws = np.random.default_rng(0).exponential(size=(2000, 60))
     intervals = [quantile_interval(draw, 0.9) for draw in draws]
-    held = np.mean([[i.low is None or i.low <= 2.302585, i.high is None or i.high >= 2.302585] for i in intervals], 0)
+    held = np.mean(
+        [[i.low is None or i.low <= 2.302585, i.high is None or i.high >= 2.302585] for i in intervals], 0
+    )
     assert (held >= 0.95 - 0.015).all()
     assert (held <= 0.995).all()
 

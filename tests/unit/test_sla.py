@@ -105,7 +105,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_clause_is_decided_by_its_interval(case: Case, good: Evidence, measured: Build, scored: Score) -> None:
+def test_clause_is_decided_by_its_interval(
+    case: Case, good: Evidence, measured: Build, scored: Score
+) -> None:
     family, name = case.clause.split(".")
     blocks = [[case.ms]] * case.count
     original, candidate = pairs(scored, 400 - case.lost, case.lost, 0)
@@ -162,7 +164,10 @@ def test_sla_that_promises_nothing_or_nonsense_is_refused(document: dict[str, An
 
 def test_clauses_are_named_with_their_limits() -> None:
     sla = SLA.model_validate(
-        {"quality": {"max_drop": 0, "metric": "accuracy"}, "latency": {"p50_ms": 1, "p99_ms": 5, "batch_size": 8}}
+        {
+            "quality": {"max_drop": 0, "metric": "accuracy"},
+            "latency": {"p50_ms": 1, "p99_ms": 5, "batch_size": 8},
+        }
     )
     assert sla.clauses() == {"quality.max_drop": 0, "latency.p50_ms": 1, "latency.p99_ms": 5}
     assert sla.batch_size == 8

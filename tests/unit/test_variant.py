@@ -40,7 +40,9 @@ def test_digest_refuses_what_is_no_json(value: float) -> None:
 def test_file_digest_is_of_the_bytes_alone(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).write_bytes(b"abc")
-    assert file_digest(tmp_path / "one") == file_digest(tmp_path / "two") == hashlib.sha256(b"abc").hexdigest()
+    assert (
+        file_digest(tmp_path / "one") == file_digest(tmp_path / "two") == hashlib.sha256(b"abc").hexdigest()
+    )
 
 
 @given(steps)

@@ -1,4 +1,4 @@
-"""Short texts of six letters in which `a` or `b` prevails: two classes, two inputs, a metric that is no mean."""
+"""Texts in which `a` or `b` prevails: two classes, two inputs, and a metric that is no mean of scores."""
 
 from typing import TYPE_CHECKING, ClassVar
 

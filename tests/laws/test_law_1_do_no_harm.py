@@ -1,0 +1,59 @@
+"""Law 1: what is slower or worse than the original or its plain export is never promoted."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import get_args
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pareflow.measurement import Measurement, Quality, speedup
+from pareflow.sla import SLA, Evidence, Objective, judge
+from pareflow.stages.validation import gain
+
+ANYTHING_GOES = SLA.model_validate({"latency": {"p50_ms": 1e9}})
+
+
+@given(st.floats(1.01, 100), st.integers(5, 30))
+def test_slower_than_the_strong_baseline_is_rejected(
+    measured: Callable[..., Measurement], good: Evidence, factor: float, blocks: int
+) -> None:
+    baseline = measured(*[[1.0, 1.1, 1.2]] * blocks, variant="baseline")
+    slower = measured(*[[factor, 1.1 * factor, 1.2 * factor]] * blocks)
+    evidence = replace(good, measurement=slower, gain=speedup(baseline, slower))
+    verdict = judge(ANYTHING_GOES, evidence)
+    assert [check.decision for check in verdict.checks] == ["promote", "reject"]
+    assert verdict.decision == "reject"
+
+
+@given(st.integers(0, 4))
+def test_too_few_blocks_to_tell_are_no_gain(
+    measured: Callable[..., Measurement], good: Evidence, blocks: int
+) -> None:
+    """Twice as fast in each of four blocks still leaves the median ratio without a bound."""
+    baseline, faster = measured(*[[2.0]] * blocks, variant="baseline"), measured(*[[1.0]] * blocks)
+    verdict = judge(ANYTHING_GOES, replace(good, gain=speedup(baseline, faster)))
+    assert verdict.decision == "inconclusive"
+
+
+def test_worse_than_the_original_is_rejected_however_fast(
+    good: Evidence, scored: Callable[..., Quality]
+) -> None:
+    worse = replace(good, quality=scored([1] * 300 + [0] * 100))
+    sla = SLA.model_validate({"quality": {"max_drop": 0.01}})
+    assert judge(sla, worse).decision == "reject"
+
+
+def test_strong_baseline_competes_and_may_win(measured: Callable[..., Measurement], good: Evidence) -> None:
+    baseline = measured(*[[1.0, 3.0]] * 20, variant="baseline")
+    for objective in get_args(Objective):
+        evidence = replace(good, measurement=baseline, gain=gain(objective, baseline, baseline))
+        assert judge(ANYTHING_GOES, evidence).decision == "promote"
+
+
+def test_larger_than_the_strong_baseline_is_rejected_where_size_is_the_objective(
+    measured: Callable[..., Measurement], good: Evidence
+) -> None:
+    baseline, larger = measured([1.0], variant="baseline", size_mib=2.0), measured([1.0], size_mib=2.5)
+    verdict = judge(ANYTHING_GOES, replace(good, gain=gain("size", baseline, larger)))
+    assert (verdict.decision, verdict.checks[-1].estimate) == ("reject", 0.8)

@@ -1,0 +1,117 @@
+"""Law 3: what is missing, NaN, failed or inconclusive is not a pass; and better is never judged worse."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pareflow.measurement import Interval, Measurement, Quality
+from pareflow.sla import SLA, Evidence, judge
+
+NAN, INFINITY = float("nan"), float("inf")
+EVERYTHING = SLA.model_validate(
+    {
+        "quality": {"max_drop": 0.05, "min": 0.5},
+        "latency": {"p50_ms": 100, "p99_ms": 200},
+        "throughput": {"min_per_s": 1},
+        "size": {"max_mib": 10},
+        "memory": {"max_mib": 100},
+    }
+)
+doubtful = st.sampled_from([None, NAN, INFINITY, -INFINITY])
+latencies = st.floats(0.01, 500)
+
+
+def test_evidence_without_doubt_is_promoted(good: Evidence) -> None:
+    assert judge(EVERYTHING, good).decision == "promote"
+
+
+@pytest.mark.parametrize("part", ["quality", "original", "measurement", "gain"])
+def test_missing_part_is_not_a_pass(good: Evidence, part: str) -> None:
+    nothing: dict[str, Any] = {part: None}
+    verdict = judge(EVERYTHING, replace(good, **nothing))
+    assert verdict.decision == "inconclusive"
+    assert "not measured" in {check.reason for check in verdict.checks}
+
+
+@given(st.sampled_from(["size_mib", "peak_memory_mib"]), st.sampled_from([None, NAN, INFINITY]))
+def test_unknown_size_or_memory_is_not_a_pass(
+    good: Evidence, measured: Callable[..., Measurement], name: str, value: float | None
+) -> None:
+    evidence = replace(good, measurement=measured(*[[1.0] * 20] * 20, **{name: value}))
+    assert judge(EVERYTHING, evidence).decision != "promote"
+
+
+@given(st.lists(st.lists(latencies | st.just(NAN), max_size=30), max_size=20))
+def test_samples_that_are_missing_or_nan_are_not_a_pass(
+    good: Evidence, measured: Callable[..., Measurement], blocks: list[list[float]]
+) -> None:
+    """Fewer than 299 samples, empty blocks, none at all, NaN among them: p99 has no bound."""
+    samples = [ms for block in blocks for ms in block]
+    if len(samples) >= 299 and NAN not in samples:
+        blocks[0].append(NAN)
+    assert judge(EVERYTHING, replace(good, measurement=measured(*blocks))).decision != "promote"
+
+
+@given(doubtful, doubtful, doubtful)
+def test_gain_without_a_finite_bound_is_not_a_pass(
+    good: Evidence, estimate: float | None, low: float | None, high: float | None
+) -> None:
+    gain = Interval(NAN if estimate is None else estimate, low, high, samples=12)
+    assert judge(EVERYTHING, replace(good, gain=gain)).decision != "promote"
+
+
+@given(st.sampled_from(["value", "replicates"]))
+def test_quality_that_is_no_number_is_not_a_pass(good: Evidence, part: str) -> None:
+    assert good.original is not None
+    original = replace(good.original, scores=None, replicates=(1.0,) * 100)
+    nan: dict[str, Any] = {part: NAN if part == "value" else (NAN,) * 100}
+    broken = replace(original, **nan)
+    assert judge(EVERYTHING, replace(good, original=original, quality=broken)).decision != "promote"
+
+
+@given(st.integers(1, 2000), st.integers(0, 200))
+def test_drop_passes_only_if_its_upper_bound_does(
+    good: Evidence, scored: Callable[..., Quality], same: int, lost: int
+) -> None:
+    original, candidate = scored([1] * (same + lost)), scored([1] * same + [0] * lost)
+    verdict = judge(EVERYTHING, replace(good, original=original, quality=candidate))
+    check = verdict.checks[0]
+    assert check.clause == "quality.max_drop"
+    assert check.high is not None
+    assert check.low is not None
+    assert (check.decision == "promote") == (check.high <= 0.05)
+    assert (check.decision == "reject") == (check.low > 0.05)
+
+
+@given(
+    st.lists(st.lists(latencies, min_size=3, max_size=30), min_size=2, max_size=20),
+    st.lists(st.booleans(), min_size=20, max_size=200),
+    st.data(),
+)
+def test_better_is_never_turned_from_promote_to_reject(
+    good: Evidence,
+    measured: Callable[..., Measurement],
+    scored: Callable[..., Quality],
+    blocks: list[list[float]],
+    right: list[bool],
+    data: st.DataObject,
+) -> None:
+    """Every request at most as slow, every prediction at least as right, no larger, no more memory."""
+    share = st.floats(0.01, 1)
+    faster = [[ms * data.draw(share) for ms in block] for block in blocks]
+    righter = [was or data.draw(st.booleans()) for was in right]
+    before = replace(good, measurement=measured(*blocks), quality=scored(list(map(int, right))))
+    after = replace(
+        good, measurement=measured(*faster, size_mib=0.9), quality=scored(list(map(int, righter)))
+    )
+    original = scored([1] * len(right), variant="original")
+    pairs = zip(
+        judge(EVERYTHING, replace(before, original=original)).checks,
+        judge(EVERYTHING, replace(after, original=original)).checks,
+        strict=True,
+    )
+    assert not [(b, a) for b, a in pairs if (b.decision, a.decision) == ("promote", "reject")]

@@ -1,0 +1,72 @@
+"""What `test_isolation.py` runs in child processes."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pareflow.errors import SpecError, StepFailedError, TransientError
+
+
+class OwnError(StepFailedError):
+    """A class that the parent cannot look up."""
+
+
+def double(x: list[int]) -> dict[str, Any]:
+    return {"doubled": [2 * value for value in x], "pid": os.getpid(), "group": os.getpgid(0)}
+
+
+def environment(names: list[str]) -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in names}
+
+
+def talk() -> None:
+    print("from Python")
+    os.write(1, b"from a native library\n")
+    sys.stderr.write("a warning\n")
+
+
+def fail(kind: str) -> None:
+    errors: dict[str, Exception] = {
+        "foreign": ZeroDivisionError("by zero"),
+        "own": OwnError("law", "finding", "way out"),
+        "transient": TransientError("law", "finding", "way out"),
+        "spec": SpecError("a.yaml", ["one", "two"]),
+        "memory": MemoryError(),
+        "native memory": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 8 TB"),
+    }
+    raise errors[kind]
+
+
+def segfault() -> None:
+    print("about to read address 0", flush=True)
+    ctypes.string_at(0)
+
+
+def leave(status: int) -> None:
+    os._exit(status)
+
+
+def hoard(mib: int) -> int:
+    return len(bytearray(mib * 2**20))
+
+
+def hang(begun: str) -> None:
+    """Write the ids of this process and of one of its own children, then sleep."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    partial = Path(begun + ".partial")
+    partial.write_text(f"{os.getpid()} {child.pid}")
+    partial.rename(begun)
+    time.sleep(1000)
+
+
+def answer_with_a_set() -> set[int]:
+    return {1}
+
+
+def read_descriptor(descriptor: int) -> str:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return os.read(descriptor, 100).decode()

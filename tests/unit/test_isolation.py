@@ -1,0 +1,170 @@
+"""A function in a process of its own: what comes back, what it may use, and how its death is told."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pareflow.errors import (
+    CrashedError,
+    OutOfMemoryError,
+    PareflowError,
+    SpecError,
+    StepFailedError,
+    TimedOutError,
+    TransientError,
+)
+from pareflow.isolation import Child, Limits, run_isolated
+
+MODULE = "isolated_functions"
+CHECKOUT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{CHECKOUT}:{Path(__file__).parent}")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "logs" / "child.log"
+
+
+def call(log: Path, function: str, limits: Limits = Limits(seconds=60), **arguments: Any) -> Any:  # noqa: B008
+    return run_isolated(f"{MODULE}:{function}", arguments, limits, log)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; waits a little, for signals take effect in their own time."""
+    for _ in range(200):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_result_comes_back_from_a_process_that_leads_its_group(log: Path) -> None:
+    found = call(log, "double", x=[1, 2])
+    assert found["doubled"] == [2, 4]
+    assert found["pid"] == found["group"] != os.getpid()
+
+
+def test_log_holds_what_python_and_native_code_print(log: Path) -> None:
+    assert call(log, "talk") is None
+    assert sorted(log.read_text().splitlines()) == ["a warning", "from Python", "from a native library"]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_native_thread_pools_are_bounded(log: Path, threads: int) -> None:
+    names = ["OMP_NUM_THREADS", "MKL_NUM_THREADS"]
+    limits = Limits(threads=threads)
+    assert call(log, "environment", limits, names=names) == dict.fromkeys(names, str(threads))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "said"),
+    [
+        ("foreign", StepFailedError, "it raised ZeroDivisionError: by zero (isolated_functions.py:"),
+        ("own", StepFailedError, "law, but finding. way out"),
+        ("transient", TransientError, "law, but finding. way out"),
+        ("spec", SpecError, "  - one\n  - two"),
+        ("memory", OutOfMemoryError, "must fit into this machine's memory"),
+        ("native memory", OutOfMemoryError, "must fit into this machine's memory"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+def test_error_of_the_child_is_raised_here(
+    log: Path, kind: str, expected: type[PareflowError], said: str
+) -> None:
+    with pytest.raises(PareflowError) as caught:
+        call(log, "fail", kind=kind)
+    assert type(caught.value) is expected
+    assert said in str(caught.value)
+    assert "Traceback" in log.read_text()
+
+
+def test_segfault_is_told_with_the_end_of_the_log(log: Path) -> None:
+    with pytest.raises(CrashedError, match="it died of SIGSEGV") as caught:
+        call(log, "segfault")
+    assert "about to read address 0" in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_exit_without_an_answer_is_a_crash(log: Path, status: int) -> None:
+    with pytest.raises(CrashedError, match=f"it exited with status {status}.*is empty"):
+        call(log, "leave", status=status)
+
+
+def test_answer_that_is_no_json_is_a_crash_with_its_reason(log: Path) -> None:
+    with pytest.raises(CrashedError, match="set is not JSON serializable"):
+        call(log, "answer_with_a_set")
+
+
+def test_memory_limit_holds_and_is_named(log: Path) -> None:
+    limits = Limits(memory_mib=300)
+    assert call(log, "hoard", limits, mib=100) == 100 * 2**20
+    with pytest.raises(OutOfMemoryError, match=r"must fit into 300 MiB, .*budget\.memory_mib"):
+        call(log, "hoard", limits, mib=400)
+
+
+def started(begun: Path) -> list[int]:
+    while not begun.exists():
+        time.sleep(0.05)
+    return [int(pid) for pid in begun.read_text().split()]
+
+
+def test_hang_ends_at_the_limit_with_all_its_processes(log: Path, tmp_path: Path) -> None:
+    with Child(f"{MODULE}:hang", {"begun": str(tmp_path / "begun")}, Limits(seconds=60), log) as child:
+        pids = started(tmp_path / "begun")
+        with pytest.raises(TimedOutError, match=r"must finish in 0\.1 s"):
+            child.result(seconds=0.1)
+    assert [gone(pid) for pid in pids] == [True, True]
+
+
+@pytest.fixture
+def parent(log: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that waits for a child which hangs."""
+    code = (
+        "import sys; from pathlib import Path; from pareflow.isolation import Limits, run_isolated\n"
+        f"run_isolated('{MODULE}:hang', {{'begun': sys.argv[1]}}, Limits(), Path(sys.argv[2]))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "begun"), str(log)]) as process:
+        yield process
+        process.kill()
+
+
+def test_child_dies_with_its_parent(
+    parent: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid, grandchild = started(tmp_path / "begun")
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert gone(pid)
+    os.kill(grandchild, signal.SIGKILL)  # its own children are beyond the kernel's promise
+
+
+def test_descriptors_stay_open_in_the_child(log: Path, tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+") as file:
+        file.write("held")
+        file.flush()
+        arguments = {"descriptor": file.fileno()}
+        held = run_isolated(
+            f"{MODULE}:read_descriptor", arguments, Limits(), log, descriptors=(file.fileno(),)
+        )
+    assert held == "held"
+
+
+def test_current_folder_is_not_searched_for_modules(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's `random.py` beside the pipeline must not stand in for the standard library's."""
+    (tmp_path / "json.py").write_text("raise RuntimeError('the wrong json')")
+    monkeypatch.chdir(tmp_path)
+    assert call(log, "double", x=[1])["doubled"] == [2]

@@ -1,0 +1,121 @@
+"""The store: whole entries or none, checked each time they are opened."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pareflow.errors import VariantError
+from pareflow.store import MANIFEST, Store
+
+
+def writer(text: str = "abc") -> Callable[[Path], None]:
+    def write(into: Path) -> None:
+        (into / "sub").mkdir()
+        (into / "sub" / "file").write_text(text)
+
+    return write
+
+
+def never(into: Path) -> None:
+    raise AssertionError("a finished entry was made again")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def leftovers(store: Store) -> list[Path]:
+    return list((store.root / "making").iterdir())
+
+
+def test_entry_is_made_once_and_found_again(store: Store) -> None:
+    entry = store.ensure("key", writer())
+    assert (entry / "sub" / "file").read_text() == "abc"
+    assert store.ensure("key", never) == store.find("key") == entry
+    assert Store(store.root).find("key") == entry
+    assert leftovers(store) == []
+
+
+def test_absent_entry_is_none(store: Store) -> None:
+    assert store.find("key") is None
+
+
+def test_failed_writer_leaves_nothing(store: Store) -> None:
+    def write(into: Path) -> None:
+        (into / "half").write_text("half")
+        raise VariantError("it must work", "it does not", "Give up")
+
+    with pytest.raises(VariantError):
+        store.ensure("key", write)
+    assert store.find("key") is None
+    assert leftovers(store) == []
+    assert store.ensure("key", writer()).exists()
+
+
+def test_evicted_entry_is_made_again(store: Store) -> None:
+    store.ensure("key", writer("old"))
+    store.evict("key")
+    assert store.find("key") is None
+    assert (store.ensure("key", writer("new")) / "sub" / "file").read_text() == "new"
+
+
+def test_any_flipped_bit_is_noticed(store: Store) -> None:
+    """Every bit of the file and of the manifest; only white space in the manifest means nothing."""
+    entry = store.ensure("key", writer("ab"))
+    for path in (entry / "sub" / "file", entry / MANIFEST):
+        whole = path.read_bytes()
+        for position, bit in itertools.product(range(len(whole)), range(8)):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            if store.find("key") is not None:
+                assert whole[position : position + 1].isspace(), (path.name, position, bit)
+        path.write_bytes(whole)
+    assert store.find("key") == entry
+
+
+@pytest.mark.parametrize("name", ["sub/file", MANIFEST], ids=["file", "manifest"])
+def test_deleted_file_is_noticed_and_only_that_entry_is_made_again(store: Store, name: str) -> None:
+    store.ensure("whole", writer())
+    damaged = store.ensure("damaged", writer())
+    (damaged / name).unlink()
+    assert store.find("damaged") is None
+    assert store.ensure("damaged", writer()) == damaged
+    assert store.ensure("whole", never)
+    assert (damaged / "sub" / "file").read_text() == "abc"
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "5", "{}", '{"files": 3}', '{"files": {"x": 5}}'], ids=repr)
+def test_manifest_of_another_shape_is_damage(store: Store, manifest: str) -> None:
+    entry = store.ensure("key", writer())
+    (entry / MANIFEST).write_text(manifest)
+    assert store.find("key") is None
+
+
+def test_looking_never_changes_the_store(store: Store) -> None:
+    """Two processes may look at a damaged entry while a third makes it anew; only the maker removes it."""
+    entry = store.ensure("key", writer())
+    (entry / "sub" / "file").write_text("other")
+    before = sorted(store.root.rglob("*"))
+    assert store.find("key") is None
+    assert sorted(store.root.rglob("*")) == before
+
+
+def test_what_a_killed_maker_left_is_swept(store: Store) -> None:
+    (store.root / "making" / "key.abandoned").mkdir()
+    (store.root / "making" / "other.abandoned").mkdir()
+    store.ensure("key", writer())
+    assert [path.name for path in leftovers(store)] == ["other.abandoned"]
+
+
+def test_foreign_trouble_passes_through(store: Store) -> None:
+    """An error that is not about this store's space or rights is not called one."""
+
+    def write(into: Path) -> None:
+        raise PermissionError(13, "Permission denied", "/etc/somewhere/else")
+
+    with pytest.raises(PermissionError):
+        store.ensure("key", write)

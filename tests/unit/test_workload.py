@@ -1,0 +1,210 @@
+"""What a user brings: splits, feeds, and a file that defines it all."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pareflow.errors import MissingExtraError, SpecError, SplitError, WorkloadError
+from pareflow.variant import Step
+from pareflow.workload import SPLITS, LoadedWorkload, Split, Splits, define, load
+
+Load = Callable[[str], LoadedWorkload]
+SOURCE = """
+import numpy as np
+from pareflow.errors import MissingExtraError
+from pareflow.workload import Split, Splits, Workload
+
+def split(*values):
+    return Split(np.asarray(values, dtype=np.float32), np.zeros(len(values), dtype=np.int64))
+
+class Mine(Workload):
+    epochs: int = 3
+    def data(self):
+        {data}
+    def network(self): ...
+    def preprocess(self, samples): ...
+    def postprocess(self, outputs): ...
+"""
+FINE = "return Splits(split(1), split(2), split(3), split(4))"
+
+
+def written(folder: Path, data: str = FINE, source: str = SOURCE) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "workload.py").write_text(source.replace("{data}", data))
+    return folder
+
+
+def file(path: str = "workload.py", **settings: object) -> dict[str, object]:
+    return {"file": {"path": path, "settings": settings}}
+
+
+def numbers(*values: int) -> Split:
+    return Split(np.asarray(values), np.zeros(len(values), dtype=np.int64))
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(0, 99))
+def test_cut_gives_every_sample_to_one_split(calibration: int, search: int, verdict: int, seed: int) -> None:
+    data = numbers(*range(30))
+    cut = Splits.cut(data, calibration=calibration, search=search, verdict=verdict, seed=seed)
+    sizes = [len(getattr(cut, name)) for name in SPLITS]
+    assert sizes == [30 - calibration - search - verdict, calibration, search, verdict]
+    everything = [int(x) for name in SPLITS for x in getattr(cut, name).samples]
+    assert sorted(everything) == list(range(30))
+
+
+def test_cut_depends_on_the_seed_alone() -> None:
+    one, same, other = (
+        Splits.cut(numbers(*range(30)), calibration=5, search=5, verdict=5, seed=seed).verdict.samples
+        for seed in (0, 0, 1)
+    )
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("samples", [np.asarray([5, 6, 7]), ["five", "six", "seven"]], ids=["array", "texts"])
+def test_taken_samples_keep_their_targets(samples: np.ndarray | list[str]) -> None:
+    taken = Split(samples, np.asarray([0, 1, 2])).take(np.asarray([2, 0]))
+    assert list(taken.samples) == [samples[2], samples[0]]
+    assert taken.targets.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        (Splits(numbers(), numbers(2), numbers(3), numbers(4)), "`train` has 0 samples and 0 targets"),
+        (
+            Splits(numbers(1), numbers(2), Split(np.asarray([3, 5]), np.zeros(1)), numbers(4)),
+            "`search` has 2 samples and 1 targets",
+        ),
+        (
+            Splits(numbers(1, 9), numbers(2), numbers(3), numbers(9, 1, 4)),
+            "2 samples of `verdict` are also in `train`",
+        ),
+    ],
+    ids=["empty", "unequal", "overlapping"],
+)
+def test_split_that_cannot_be_used_is_named(splits: Splits, said: str) -> None:
+    with pytest.raises(SplitError, match=said):
+        splits.check()
+
+
+@pytest.mark.parametrize(
+    ("sample", "target"),
+    [(9, np.zeros((2, 1500))), (1, np.eye(2, 1500, 700))],
+    ids=["sample", "one number of a large target"],
+)
+def test_data_digest_changes_with_any_number(sample: int, target: np.ndarray) -> None:
+    def checked(first: int, targets: np.ndarray) -> str:
+        return Splits(
+            numbers(100), numbers(200), numbers(300), Split(np.asarray([first, 2]), targets)
+        ).check()
+
+    assert checked(sample, target) != checked(1, np.zeros((2, 1500)))
+    assert checked(sample, target) == checked(sample, target.copy())
+
+
+def test_feeds_are_preprocessed_batches_in_order(load_tiny: Load) -> None:
+    workload = load_tiny("texts")
+    batches = list(workload.feeds("search", 8, limit=20))
+    assert [len(batch["ids"]) for batch in batches] == [8, 8, 4]
+    expected = workload.definition.preprocess(workload.split("search").samples[:20])
+    assert np.array_equal(np.concatenate([batch["ids"] for batch in batches]), expected["ids"])
+    assert sum(len(batch["ids"]) for batch in workload.feeds("search", 64)) == 100
+
+
+def test_example_repeats_calibration_samples_where_they_are_few(load_tiny: Load) -> None:
+    images = load_tiny("images").example(50)["images"]
+    assert images.shape == (50, 1, 8, 8)
+    assert np.array_equal(images[:10], images[40:])
+
+
+def test_workload_knows_its_folder_and_says_every_setting(workloads: Path) -> None:
+    workload = define(file("images.py", steps=7), workloads)
+    assert workload.folder == workloads
+    assert workload.step == Step("file", {"path": "images.py", "settings": {"seed": 0, "steps": 7}})
+    assert define(workload.step.to_json(), workloads).step == workload.step
+
+
+def test_settings_and_data_name_the_workload(tmp_path: Path) -> None:
+    folder = written(tmp_path / "w")
+    plain = load(file(), folder)
+    assert load(file(epochs=3), folder).digest == plain.digest
+    assert load(file(epochs=4), folder).digest != plain.digest
+    other = load(file(), written(tmp_path / "v", FINE.replace("4", "5")))
+    assert other.data_digest != plain.data_digest
+
+
+def test_code_beside_the_workload_names_it_too(tmp_path: Path) -> None:
+    folder = written(tmp_path / "w")
+    before = load(file(), folder).digest
+    (folder / "layers.py").write_text("WIDTH = 3\n")
+    assert load(file(), folder).digest != before
+
+
+def test_two_workloads_of_one_folder_are_two(tmp_path: Path) -> None:
+    folder = written(tmp_path / "w")
+    shutil.copyfile(folder / "workload.py", folder / "second.py")
+    assert load(file(), folder).digest != load(file("second.py"), folder).digest
+
+
+def test_data_are_loaded_in_the_workloads_own_words(tmp_path: Path) -> None:
+    with pytest.raises(MissingExtraError, match="moon"):
+        load(file(), written(tmp_path / "w", "raise MissingExtraError('moon', 'none', 'fly')"))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("x = 1", "must define one subclass of pareflow.workload.Workload, but it defines 0"),
+        (SOURCE + "\nclass Other(Mine): ...", "but it defines 2"),
+        ("import moon", "must be importable, but it raised ModuleNotFoundError: No module named 'moon'"),
+        ("class Mine(:", "must be importable, but it raised SyntaxError"),
+        (SOURCE.replace("def network", "def netwrok"), "it lacks network"),
+    ],
+    ids=["none", "two", "import", "syntax", "abstract"],
+)
+def test_file_that_defines_no_workload_says_why(tmp_path: Path, source: str, said: str) -> None:
+    with pytest.raises(WorkloadError) as caught:
+        load(file(), written(tmp_path / "w", source=source))
+    assert said in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("raise KeyError('label')", "it raised KeyError: 'label'"),
+        ("return None", "AttributeError"),
+        ("return Splits(split(1), split(1), split(3), split(4))", "also in `train`"),
+    ],
+    ids=["raises", "gives nothing", "overlaps"],
+)
+def test_data_that_cannot_be_used_is_the_workloads_fault(tmp_path: Path, data: str, said: str) -> None:
+    with pytest.raises(WorkloadError, match=said):
+        load(file(), written(tmp_path / "w", data))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"epohcs": 4}, "unknown key 'epohcs'; did you mean 'epochs'?"), ({"epochs": "many"}, "epochs: ")],
+    ids=["key", "type"],
+)
+def test_wrong_settings_are_told(tmp_path: Path, settings: dict[str, object], said: str) -> None:
+    with pytest.raises(WorkloadError) as caught:
+        define({"file": {"path": "workload.py", "settings": settings}}, written(tmp_path / "w"))
+    assert said in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match=r"must exist, but there is no .*absent\.py"):
+        define(file("absent.py"), tmp_path)
+
+
+def test_unknown_kind_of_workload_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="unknown workload 'hugingface'"):
+        define({"hugingface": {}}, tmp_path)
