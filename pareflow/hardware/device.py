@@ -9,8 +9,10 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from pareflow.errors import EnvironmentUnfitError
 
 
 def lock_folder() -> Path:
@@ -22,11 +24,34 @@ def lock_folder() -> Path:
 @contextmanager
 def device_lock(device: str, *, exclusive: bool) -> Iterator[int]:
     """Hold `device` alone to time on it, or shared to build on it. Waits. Gives the descriptor to pass on."""
-    folder = lock_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / f"{device}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _opened(lock_folder(), f"{device}.lock")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _opened(folder: Path, name: str) -> int:
+    """A lock file that every user of the host may take, whatever the umask of the one who made it.
+
+    Raises: EnvironmentUnfitError.
+    """
+    try:
+        if not folder.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o1777)
+        try:
+            # Without O_CREAT, which kernels refuse on another user's file (fs.protected_regular).
+            return os.open(folder / name, os.O_RDWR)
+        except FileNotFoundError:
+            descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
+            with suppress(PermissionError):  # another user was quicker
+                os.fchmod(descriptor, 0o666)
+            return descriptor
+    except OSError as error:
+        raise EnvironmentUnfitError(
+            f"the folder of device locks {folder} must be usable",
+            f"{error.strerror} ({error.filename})",
+            "Name another with PAREFLOW_LOCK_DIR",
+        ) from error

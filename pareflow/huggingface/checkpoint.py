@@ -68,7 +68,9 @@ def check_encoder(encoder: TextEncoder | ImageEncoder, folder: Path) -> None:
 
     Raises: WorkloadError where they differ: the checkpoint's files say something that is not read here.
     """
-    samples: Samples = _TEXTS if isinstance(encoder, TextEncoder) else _image()[None]
+    samples: Samples = ["Déjà vu: 2 EXAMPLES, of unequal length.", "long " * 1000]
+    if isinstance(encoder, ImageEncoder):
+        samples = np.random.default_rng(0).integers(0, 256, (1, 75, 100, 3), dtype=np.uint8)
     theirs = _transformers_inputs(encoder, samples, folder)
     for name, ours in encoder(samples).items():
         if name in theirs and (ours.shape != theirs[name].shape or np.abs(ours - theirs[name]).max() > 1e-4):
@@ -78,13 +80,6 @@ def check_encoder(encoder: TextEncoder | ImageEncoder, folder: Path) -> None:
                 "Load its tokenizer or image processor with transformers and `save_pretrained` it there, "
                 "or write a workload.py with a `preprocess` of its own",
             )
-
-
-_TEXTS = ["Déjà vu: 2 EXAMPLES, of unequal length.", "short " * 1000]
-
-
-def _image() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (75, 100, 3), dtype=np.uint8)
 
 
 def _transformers_inputs(encoder: TextEncoder | ImageEncoder, samples: Samples, folder: Path) -> Any:
@@ -109,8 +104,10 @@ def _transformers_inputs(encoder: TextEncoder | ImageEncoder, samples: Samples, 
 
 def optimum_knows(model: Any, task: Task) -> bool:
     """Whether optimum can export this architecture for this task."""
-    from optimum.exporters.tasks import TasksManager
-
+    try:
+        from optimum.exporters.tasks import TasksManager
+    except ImportError as error:
+        raise missing("optimum-onnx") from error
     try:
         return task in TasksManager.get_supported_tasks_for_model_type(
             model.config.model_type, "onnx", library_name="transformers"

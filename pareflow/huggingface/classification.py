@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from pareflow.huggingface.checkpoint import Task
 
 _PACKED = "checkpoint"
-_WEIGHTS = (".safetensors", ".bin")
+_DECISIVE = (".safetensors", ".bin", ".json", ".txt", ".model")
+_UNNAMED = {"0": "LABEL_0", "1": "LABEL_1"}
+"""transformers' default, which it leaves out of config.json."""
 
 
 class HuggingFace(Workload):
@@ -96,22 +98,17 @@ class HuggingFace(Workload):
         """The names of the classes, in the order of the logits."""
         if self.label_names is not None:
             return _names(self.folder / self.label_names)
-        names: dict[str, str] = self._config.get("id2label", {})
-        return [names[key] for key in sorted(names, key=int)]
-
-    @cached_property
-    def _config(self) -> dict[str, Any]:
         path = self.checkpoint_folder / "config.json"
         if not path.is_file():
             raise WorkloadError(
                 "a checkpoint must hold config.json", f"there is none in {path.parent}", "Mend `checkpoint:`"
             )
-        config: dict[str, Any] = json.loads(path.read_text())
-        return config
+        names: dict[str, str] = json.loads(path.read_text()).get("id2label", _UNNAMED)
+        return [names[key] for key in sorted(names, key=int)]
 
     def sources(self) -> list[Path]:
-        kept = (*_WEIGHTS, ".json", ".txt", ".model")
-        return sorted(path for path in self.checkpoint_folder.iterdir() if path.suffix in kept)
+        """The weights, configuration and tokenizer of the checkpoint."""
+        return sorted(path for path in self.checkpoint_folder.iterdir() if path.suffix in _DECISIVE)
 
     def data(self) -> Splits:
         """Train, calibration and search from `train_split`; the verdict from `verdict_split`.

@@ -55,10 +55,10 @@ def _snapshot(name: str, local: Path, kind: Kind, revision: str | None, patterns
             f"there is no {local}, and the hub says: {str(error).strip().splitlines()[0]}",
             "Mend its name in the YAML; a private repository needs `HF_TOKEN`",
         ) from error
-    except OSError as error:  # what requests raises, and LocalEntryNotFoundError
+    except OSError as error:  # of the connection, and LocalEntryNotFoundError
         raise EnvironmentUnfitError(
             f"a hub must be reachable to download the {kind} `{name}`",
-            f"there is no {local}, no earlier download, and no connection",
+            f"there is no {local}, no earlier download, and {type(error).__name__} came back",
             "Go online once, or give a local folder",
         ) from error
 

@@ -1,7 +1,6 @@
 """How good a variant's predictions are: the workload's metric, through `evaluate`, on one split."""
 
 import ast
-import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -27,22 +26,29 @@ def evaluate_quality(
     predictions = predict(session, workload, split, _BATCH)
     metric = Metric(find_metric(metric_name, workload.definition.folder))
     targets = workload.split(split).targets
-    found = Quality(
+    scores = _scores(predictions, targets) if metric.share_correct else None
+    # `evaluate` takes seconds to import; of what is the share correct, only the verdict's value goes through it.
+    by_hand = scores is not None and split != "verdict"
+    return Quality(
         variant=variant,
         metric=metric.name,
         split=split,
         split_digest=digest(split, workload.data_digest),
-        value=float(np.mean(predictions == targets)),
-        scores=tuple((predictions == targets).astype(int).tolist()),
+        value=float(np.mean(scores)) if by_hand else metric.value(predictions, targets),
+        scores=scores,
+        replicates=() if scores is not None else metric.replicates(predictions, targets),
     )
-    if metric.share_correct and split != "verdict":
-        return found  # `evaluate` takes seconds to import; the verdict's value goes through it
-    value = metric.value(predictions, targets)
-    if metric.share_correct:
-        return dataclasses.replace(found, value=value)
-    return dataclasses.replace(
-        found, value=value, scores=None, replicates=metric.replicates(predictions, targets)
-    )
+
+
+def _scores(predictions: np.ndarray, targets: np.ndarray) -> tuple[int, ...]:
+    """1 where a prediction equals its target. Raises: WorkloadError where their shapes differ."""
+    if predictions.shape != targets.shape:
+        raise WorkloadError(
+            "`postprocess` must give predictions of the targets' shape",
+            f"it gave shape {predictions.shape} for targets of shape {targets.shape}",
+            "Mend the workload",
+        )
+    return tuple((predictions == targets).astype(int).tolist())
 
 
 def predict(session: Session, workload: LoadedWorkload, split: SplitName, batch_size: int) -> np.ndarray:
@@ -134,10 +140,11 @@ def _evaluate() -> Any:
 def find_metric(name: str, folder: Path) -> Path:
     """The file of a metric: in pareflow/metrics, or an `evaluate` module in `folder`. Raises: MetricError."""
     ours = Path(__file__).parents[1] / "metrics"
-    for path in (ours / f"{name}.py", folder / name):
-        if path.is_file() and path.suffix == ".py":
-            return path
     known = sorted(path.stem for path in ours.glob("*.py") if path.stem != "__init__")
+    if name in known:
+        return ours / f"{name}.py"
+    if name.endswith(".py") and (folder / name).is_file():
+        return folder / name
     raise MetricError(
         "the metric must be one of pareflow/metrics, or an `evaluate` module beside the workload",
         f"there is no `{name}`",

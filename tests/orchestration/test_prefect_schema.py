@@ -4,6 +4,7 @@ After an update of Prefect: `.venv/bin/python tests/orchestration/test_prefect_s
 """
 
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -16,17 +17,29 @@ FLOWS = Path(__file__).parents[2] / "flows"
 SCHEMA = FLOWS / f"prefect-{version('prefect')}.sql"
 
 
-def contents(path: Path) -> tuple[list[tuple[str, ...]], list[tuple[str]], int]:
-    """All objects of a database in the order of their making, its revision, and the count of its rows."""
+def rows(database: sqlite3.Connection, query: str) -> list[tuple[str, ...]]:
+    return database.execute(query).fetchall()
+
+
+def statements(database: sqlite3.Connection) -> list[str]:
+    """What makes the tables, indexes and views, in the order of their making."""
+    query = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' ORDER BY rowid"
+    return [re.sub(r"\s+$", "", sql, flags=re.MULTILINE) for (sql,) in rows(database, query)]
+
+
+def contents(path: Path) -> tuple[list[list[str]], list[tuple[str, ...]], int]:
+    """All objects of a database, its revision, and the count of its rows.
+
+    The migrations make indexes and foreign keys in the order of a set, which differs from run to run.
+    """
     with closing(sqlite3.connect(path)) as database:
-        objects = database.execute(
-            "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'"
-            " ORDER BY rowid"
-        ).fetchall()
-        revision = database.execute("SELECT version_num FROM alembic_version").fetchall()
-        tables = [name for kind, name, _ in objects if kind == "table"]
-        rows = sum(database.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name in tables)
-    return objects, revision, rows
+        objects = sorted(
+            sorted(line.strip().rstrip(",") for line in sql.split("\n")) for sql in statements(database)
+        )
+        revision = rows(database, "SELECT version_num FROM alembic_version")
+        tables = rows(database, "SELECT name FROM sqlite_master WHERE type = 'table'")
+        count = sum(len(rows(database, f'SELECT 1 FROM "{name}"')) for (name,) in tables)
+    return objects, revision, count
 
 
 def migrated(home: Path) -> Path:
@@ -56,13 +69,14 @@ def test_schema_is_what_the_installed_prefects_migrations_make(tmp_path: Path) -
 def write() -> None:
     """Replace the schema by what the installed Prefect's migrations make."""
     with tempfile.TemporaryDirectory() as home:
-        objects, ((revision,),), rows = contents(migrated(Path(home)))
-    assert rows == 1, "the migrations also write data, which a schema does not hold"
-    statements = [sql.rstrip() for *_, sql in objects]
-    statements.append(f"INSERT INTO alembic_version VALUES ('{revision}')")
+        path = migrated(Path(home))
+        _, ((revision,),), count = contents(path)
+        assert count == 1, "the migrations also write data, which a schema does not hold"
+        with closing(sqlite3.connect(path)) as database:
+            made = [*statements(database), f"INSERT INTO alembic_version VALUES ('{revision}')"]
     for old in FLOWS.glob("prefect-*.sql"):
         old.unlink()
-    SCHEMA.write_text("BEGIN;\n" + ";\n".join(statements) + ";\nCOMMIT;\n")
+    SCHEMA.write_text("BEGIN;\n" + ";\n".join(made) + ";\nCOMMIT;\n")
 
 
 if __name__ == "__main__":

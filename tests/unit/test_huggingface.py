@@ -200,6 +200,12 @@ def test_label_names_give_the_order_of_the_classes(bert: Path, texts: Path) -> N
     assert defined(bert, texts, label_names="names.txt").data().verdict.targets[0] == 2
 
 
+def test_a_checkpoint_that_names_no_classes_has_two(bert: Path, texts: Path) -> None:
+    folder = shutil.copytree(bert, texts / "unnamed")
+    (folder / "config.json").write_text("{}")
+    assert defined(folder, texts).classes == ["LABEL_0", "LABEL_1"]
+
+
 def test_names_decide_where_dataset_and_network_number_their_labels_differently() -> None:
     assert labelled.class_ids([0, 1], ["NEGATIVE", "POSITIVE"], ["positive", "negative"]).tolist() == [1, 0]
     assert labelled.class_ids([0, 1], ["LABEL_0", "LABEL_1"], ["positive", "negative"]).tolist() == [0, 1]

@@ -1,0 +1,107 @@
+"""The device lock: alone to time, shared to build, and every user of the host sees it."""
+
+import fcntl
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pareflow.errors import EnvironmentUnfitError
+from pareflow.hardware.device import device_lock, lock_folder
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PAREFLOW_LOCK_DIR", str(tmp_path / "locks"))
+    return tmp_path / "locks"
+
+
+def free(folder: Path, device: str, *, exclusive: bool) -> bool:
+    """Whether somebody else could hold the device now."""
+    folder.mkdir(exist_ok=True)
+    with (folder / f"{device}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def test_a_timing_has_its_device_alone(folder: Path) -> None:
+    with device_lock("cpu", exclusive=True):
+        assert not free(folder, "cpu", exclusive=True)
+        assert not free(folder, "cpu", exclusive=False)
+        assert free(folder, "cuda0", exclusive=True)
+    assert free(folder, "cpu", exclusive=True)
+
+
+def test_builds_share_a_device(folder: Path) -> None:
+    with device_lock("cpu", exclusive=False), device_lock("cpu", exclusive=False):
+        assert free(folder, "cpu", exclusive=False)
+        assert not free(folder, "cpu", exclusive=True)
+
+
+def test_lock_is_freed_when_the_work_raises(folder: Path) -> None:
+    with pytest.raises(RuntimeError), device_lock("cpu", exclusive=True):
+        raise RuntimeError
+    assert free(folder, "cpu", exclusive=True)
+
+
+def test_descriptor_is_the_lock(folder: Path) -> None:
+    with device_lock("cpu", exclusive=True) as descriptor:
+        assert os.path.samestat(os.fstat(descriptor), (folder / "cpu.lock").stat())
+        kept = os.dup(descriptor)
+    assert not free(folder, "cpu", exclusive=True)
+    os.close(kept)
+    assert free(folder, "cpu", exclusive=True)
+
+
+def test_folder_is_of_the_host_unless_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lock_folder() == folder
+    monkeypatch.delenv("PAREFLOW_LOCK_DIR")
+    assert lock_folder() == Path(tempfile.gettempdir()) / "pareflow-locks"
+
+
+def test_users_with_a_careful_umask_leave_locks_that_others_can_take(folder: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with device_lock("cpu", exclusive=True):
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o1777
+            assert stat.S_IMODE((folder / "cpu.lock").stat().st_mode) == 0o666
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.usefixtures("as_root")
+def test_another_user_takes_the_same_lock(folder: Path, checkout: Path) -> None:
+    """As `nobody`, with what the host gives it: the folder and the file that root made."""
+    with device_lock("cpu", exclusive=False):
+        pass
+    for parent in folder.parents:
+        if parent.stat().st_uid == 0 and not stat.S_IMODE(parent.stat().st_mode) & stat.S_IXOTH:
+            parent.chmod(0o711)
+    code = (
+        "import os; from pareflow.hardware.device import device_lock\n"
+        "os.setgroups([]); os.setuid(65534)\n"
+        "with device_lock('cpu', exclusive=True) as descriptor: print(os.fstat(descriptor).st_uid, os.getuid())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["0", "65534"]
+
+
+def test_folder_that_cannot_be_made_is_an_unfit_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PAREFLOW_LOCK_DIR", str(tmp_path / "file" / "locks"))
+    with (
+        pytest.raises(EnvironmentUnfitError, match="PAREFLOW_LOCK_DIR"),
+        device_lock("cpu", exclusive=True),
+    ):
+        pytest.fail("the lock was given")

@@ -1,0 +1,90 @@
+"""What this machine is, against the kernel's own words."""
+
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from pareflow.hardware import probe
+
+CPUINFO = """processor\t: 0
+vendor_id\t: GenuineIntel
+cpu family\t: 6
+model\t\t: 143
+model name\t: Intel(R) Xeon(R) Processor @ 2.00GHz
+flags\t\t: fpu sse2 sse4_2 avx2 fma avx512_vnni amx_int8 rdtscp
+
+processor\t: 1
+model name\t: another
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose /proc/cpuinfo is known."""
+    (tmp_path / "cpuinfo").write_text(CPUINFO)
+    monkeypatch.setattr(probe, "Path", lambda path: tmp_path / Path(path).name)
+    probe.processor.cache_clear()
+    probe.instruction_flags.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> object:
+    yield
+    probe.processor.cache_clear()
+    probe.instruction_flags.cache_clear()
+
+
+@pytest.mark.usefixtures("machine")
+def test_processor_is_named_with_family_and_model() -> None:
+    assert probe.processor() == "Intel(R) Xeon(R) Processor @ 2.00GHz (family 6, model 143)"
+
+
+@pytest.mark.usefixtures("machine")
+def test_flags_are_those_that_kernels_choose_between() -> None:
+    assert probe.instruction_flags() == ("amx_int8", "avx2", "avx512_vnni", "fma", "sse4_2")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("avx2", "fma"), False),
+        (("avx2", "avx_vnni"), True),
+        (("avx512_vnni",), True),
+        (("asimddp",), True),
+        (("asimd",), False),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_vnni_is_known_by_its_names(
+    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], expected: bool
+) -> None:
+    monkeypatch.setattr(probe, "instruction_flags", lambda: flags)
+    assert probe.has_vnni() is expected
+
+
+def test_machine_without_cpuinfo_still_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "Path", lambda _: tmp_path / "absent")
+    probe.processor.cache_clear()
+    probe.instruction_flags.cache_clear()
+    assert probe.processor() == (platform.processor() or platform.machine())
+    assert probe.instruction_flags() == ()
+
+
+def test_cores_are_those_this_process_may_use() -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert probe.cores() == (min(allowed),)
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert probe.cores() == tuple(sorted(allowed))
+
+
+def test_memory_and_system_are_the_kernels() -> None:
+    total = next(
+        line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal")
+    )
+    assert probe.memory_mib() == int(total.split()[1]) // 1024
+    assert probe.system() == f"{os.uname().sysname} {os.uname().release} {os.uname().machine}"
