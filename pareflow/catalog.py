@@ -44,6 +44,10 @@ class Member(BaseModel):
         absent = [name for name in cls.requires if installed_version(name) is None]
         return f"not installed: {', '.join(absent)}" if absent else None
 
+    def unfit(self) -> str | None:
+        """Why these settings are pointless on this machine, or None."""
+        return None
+
     @classmethod
     def code_version(cls) -> str:
         """A digest of the source file and of the versions of what it runs on."""

@@ -3,7 +3,8 @@
 An entry is a folder of files under its key, with a manifest of the sha256 of each. It is written into a
 temporary folder, synced, and renamed into place, so that it is there whole or not at all. It is verified
 each time it is opened: with a missing file or a flipped bit the entry counts as absent, and the step that
-made it runs again. A key is locked with `flock` while it is made: two runs share the work, and a killed one frees it.
+made it runs again. A key is locked with `flock` while it is made: two runs share the work, and a killed one
+frees it.
 """
 
 import errno
@@ -130,5 +131,5 @@ def _writing(root: Path) -> Iterator[None]:
 
 
 def _below(root: Path, filename: Any) -> bool:
-    """Whether an OSError is about the store's own files; a writer may meet others, and that is its trouble."""
+    """Whether an OSError is about the store's own files; a writer's trouble with others is its own."""
     return isinstance(filename, str | Path) and Path(filename).absolute().is_relative_to(root.absolute())

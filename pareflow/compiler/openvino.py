@@ -10,6 +10,7 @@ from pydantic import Field
 
 from pareflow import network
 from pareflow.compiler.backend import Backend
+from pareflow.hardware import probe
 from pareflow.measurement import Ran
 from pareflow.workload import Arrays
 
@@ -26,6 +27,11 @@ class OpenVino(Backend):
     requires: ClassVar[tuple[str, ...]] = ("openvino",)
 
     precision: Literal["f32", "bf16"] = Field(default="f32", description="of what is not quantized")
+
+    def unfit(self) -> str | None:
+        if self.precision == "bf16" and not probe.has_bf16():
+            return "this processor has no bf16 instructions, so that OpenVINO would compute in f32"
+        return None
 
     def compile(self, source: Path, into: Path) -> None:
         for file in (source / "model.xml", source / "model.bin"):

@@ -34,6 +34,11 @@ def has_vnni() -> bool:
     return any("vnni" in flag or flag in ("i8mm", "asimddp") for flag in instruction_flags())
 
 
+def has_bf16() -> bool:
+    """Whether bfloat16 products have instructions of their own."""
+    return any(flag in ("avx512_bf16", "amx_bf16", "bf16") for flag in instruction_flags())
+
+
 def cores() -> tuple[int, ...]:
     """The cores that this process may run on."""
     return tuple(sorted(os.sched_getaffinity(0)))

@@ -27,16 +27,16 @@ def evaluate_quality(
     metric = Metric(find_metric(metric_name, workload.definition.folder))
     targets = workload.split(split).targets
     scores = _scores(predictions, targets) if metric.share_correct else None
-    # `evaluate` takes seconds to import; of what is the share correct, only the verdict's value goes through it.
-    by_hand = scores is not None and split != "verdict"
+    # `evaluate` takes seconds to import: a share of correct answers goes through it on the verdict split only
+    by_hand = scores if split != "verdict" else None
     return Quality(
         variant=variant,
         metric=metric.name,
         split=split,
         split_digest=digest(split, workload.data_digest),
-        value=float(np.mean(scores)) if by_hand else metric.value(predictions, targets),
+        value=metric.value(predictions, targets) if by_hand is None else float(np.mean(by_hand)),
         scores=scores,
-        replicates=() if scores is not None else metric.replicates(predictions, targets),
+        replicates=metric.replicates(predictions, targets) if scores is None else (),
     )
 
 

@@ -39,7 +39,8 @@ def describe(reference: Mapping[str, Any], folder: str, metric: str | None) -> d
         "sizes": {name: len(getattr(workload.splits, name)) for name in SPLITS},
         "metric": workload.definition.metric,
         "seed": workload.definition.seed,
-        "serving_requires": list(type(workload.definition).serving_requires),
+        "serving_requires": list(workload.definition.serving_requires),
+        "tokens": all(array.dtype.kind == "i" for array in workload.example(1).values()),
     }
 
 

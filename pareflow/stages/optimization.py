@@ -20,7 +20,7 @@ from pareflow.variant import Recipe
 
 def candidates(run: Run, baselines: Sequence[Row]) -> list[Row]:
     """The YAML's recipes, or the built-in list; each once, and none that is a baseline."""
-    wanted = run.spec.recipes() or built_in(run.threads)
+    wanted = run.spec.recipes() or built_in(run.threads, transformer=run.facts.tokens)
     known = {row.label for row in baselines}
     rows = {}
     for recipe in map(_complete, wanted):
@@ -29,7 +29,7 @@ def candidates(run: Run, baselines: Sequence[Row]) -> list[Row]:
     return list(rows.values())
 
 
-def built_in(threads: Sequence[int]) -> tuple[Recipe, ...]:
+def built_in(threads: Sequence[int], *, transformer: bool) -> tuple[Recipe, ...]:
     """The first list: graph levels, int8 dynamic and static, fp16, and OpenVINO; each thread count.
 
     Where the processor lacks VNNI, u8×s8 products saturate in 16 bits, and weights keep to 7 bits.
@@ -48,10 +48,10 @@ def built_in(threads: Sequence[int]) -> tuple[Recipe, ...]:
         Recipe(tuple(t.step for t in techniques), OnnxRuntime(threads=n).step)
         for n, techniques in itertools.product(threads, plain)
     ]
+    nncf = NncfInt8(model_type="transformer" if transformer else "general")
     for n in threads:
         recipes += [
-            Recipe((NncfInt8().step,), OpenVino(threads=n).step),
-            Recipe((NncfInt8(model_type="transformer").step,), OpenVino(threads=n).step),
+            Recipe((nncf.step,), OpenVino(threads=n).step),
             Recipe((), OpenVino(threads=n).step),
             Recipe((), OpenVino(threads=n, precision="bf16").step),
         ]
@@ -107,8 +107,10 @@ def _complete(recipe: Recipe) -> Recipe:
 
 def missing(recipe: Recipe) -> str | None:
     """Why a recipe cannot run here, or None."""
-    members = [TECHNIQUES[step.name] for step in recipe.techniques] + [BACKENDS[recipe.backend.name]]
-    return next((reason for reason in (member.unavailable() for member in members) if reason), None)
+    members = [find(TECHNIQUES, step, "technique") for step in recipe.techniques]
+    members.append(find(BACKENDS, recipe.backend, "backend"))
+    reasons = (reason for member in members for reason in (member.unavailable(), member.unfit()))
+    return next((reason for reason in reasons if reason), None)
 
 
 def _failed(row: Row, error: PareflowError) -> Row:

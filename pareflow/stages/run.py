@@ -29,6 +29,8 @@ class WorkloadFacts:
     metric: str
     seed: int
     serving_requires: tuple[str, ...]
+    tokens: bool
+    """Whether it takes integers, as networks over tokens do: the built-in list treats it as a transformer."""
 
 
 @dataclass(frozen=True)

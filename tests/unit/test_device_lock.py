@@ -87,7 +87,7 @@ def test_another_user_takes_the_same_lock(folder: Path, checkout: Path) -> None:
     code = (
         "import os; from pareflow.hardware.device import device_lock\n"
         "os.setgroups([]); os.setuid(65534)\n"
-        "with device_lock('cpu', exclusive=True) as descriptor: print(os.fstat(descriptor).st_uid, os.getuid())"
+        "with device_lock('cpu', exclusive=True) as held: print(os.fstat(held).st_uid, os.getuid())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, check=True

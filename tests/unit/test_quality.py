@@ -99,8 +99,9 @@ import evaluate
 
 class Own(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=datasets.Features(
-            {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}))
+        value = datasets.Value("int64")
+        features = datasets.Features({"predictions": value, "references": value})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
     def _compute(self, predictions, references):
         return BODY
 """
