@@ -111,7 +111,7 @@ def rollback(name: str, data_dir: Path) -> dict[str, Any]:
     from tasks.promotion import roll_back
     from tasks.tracking import Tracker
 
-    return roll_back(Tracker.open(data_dir), data_dir, name)
+    return roll_back(Tracker.open(data_dir), name)
 
 
 def doctor(data_dir: Path) -> dict[str, Any]:

@@ -22,6 +22,11 @@ _PREFECT = {
     # Prefect's own temporary server loses history and outlives a killed run: fail rather than start one.
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
 }
+_MLFLOW = {
+    # A server that is down is told after seconds, not minutes; tasks try again.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
 # Quiet and verbose. Levels of the handlers, not of the loggers: the run's log reaches the Prefect server.
 _LOGS = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": ("CRITICAL", "NOTSET"),
@@ -36,7 +41,7 @@ def set_environment(verbose: bool = False) -> None:
     A second call changes nothing: the command's word stands when the module of a flow speaks, too.
     """
     logs = {name: values[verbose] for name, values in _LOGS.items()}
-    for name, value in (_NO_TELEMETRY | _PREFECT | logs).items():
+    for name, value in (_NO_TELEMETRY | _PREFECT | _MLFLOW | logs).items():
         os.environ.setdefault(name, value)
     # Prefect writes to stderr when a log record does not reach the server, unless logging's own switch for
     # production says otherwise.

@@ -123,7 +123,14 @@ def check_export(network: Any, path: Path, workload: LoadedWorkload, tolerance: 
         feeds = workload.example(batch_size)
         expected = run_torch(network, feeds)
         wanted = {node.name: node.type for node in session.get_inputs()}
-        got = session.run(None, {name: array for name, array in feeds.items() if name in wanted})
+        try:
+            got = session.run(None, {name: array for name, array in feeds.items() if name in wanted})
+        except Exception as error:
+            raise ExportError(
+                "the exported graph must take what its source takes",
+                f"at batch size {batch_size} ONNX Runtime says: {str(error).strip().splitlines()[0]}",
+                "Look for sizes that the exporter fixed",
+            ) from error
         for ours, theirs in zip(expected.values(), got, strict=True):
             scale = max(float(np.abs(ours).max()), 1e-6)
             error = float(np.abs(ours - theirs).max()) / scale

@@ -37,7 +37,7 @@ def challenge(tracker: Tracker, run: Run, version: str) -> None:
 def promote(tracker: Tracker, run: Run, version: str, winner: Row) -> Promotion:
     """Make the challenger champion if it is not worse than the present one."""
     name = run.spec.name
-    with tracker.locked(run.data_dir, f"promotion-{name}"):
+    with tracker.locked(f"promotion-{name}"):
         champion = tracker.alias(name, "champion")
         challenger = tracker.client.get_model_version(name, version)
         if champion is not None and champion.version == challenger.version:
@@ -76,9 +76,9 @@ def promote_challenger(tracker: Tracker, run: Run) -> dict[str, Any]:
     return {"name": run.spec.name, **asdict(moved)}
 
 
-def roll_back(tracker: Tracker, data_dir: Path, name: str) -> dict[str, Any]:
+def roll_back(tracker: Tracker, name: str) -> dict[str, Any]:
     """Point `champion` at `previous`, and the other way round. Raises: InputError if there is none."""
-    with tracker.locked(data_dir, f"promotion-{name}"):
+    with tracker.locked(f"promotion-{name}"):
         champion, previous = tracker.alias(name, "champion"), tracker.alias(name, "previous")
         if champion is None or previous is None:
             raise InputError(

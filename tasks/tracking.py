@@ -69,6 +69,7 @@ class Tracker:
 
     uri: str
     artifacts: Path | None
+    locks: Path
 
     @classmethod
     def open(cls, data_dir: Path) -> "Tracker":
@@ -79,12 +80,12 @@ class Tracker:
         """
         named = os.environ.get("MLFLOW_TRACKING_URI")
         if named:
-            tracker = cls(named, None)
+            tracker = cls(named, None, data_dir / "locks")
         else:
             folder = (data_dir / "mlflow").resolve()
             folder.mkdir(parents=True, exist_ok=True)
-            tracker = cls(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts")
-        with tracker.locked(data_dir, "initialise"), _reaching(tracker.uri):
+            tracker = cls(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts", data_dir / "locks")
+        with tracker.locked("mlflow"), _reaching(tracker.uri):
             tracker.client.search_experiments(max_results=1)
         return tracker
 
@@ -93,11 +94,10 @@ class Tracker:
         return MlflowClient(self.uri, os.environ.get("MLFLOW_REGISTRY_URI", self.uri))
 
     @contextmanager
-    def locked(self, data_dir: Path, name: str) -> Iterator[None]:
+    def locked(self, name: str) -> Iterator[None]:
         """Hold one named lock of this data folder alone: MLflow has none, and aliases no compare-and-set."""
-        folder = data_dir / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{name}.lock").open("w") as file:
+        self.locks.mkdir(parents=True, exist_ok=True)
+        with (self.locks / f"{name}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -150,7 +150,7 @@ class Tracker:
             "pareflow.environment": run.environment.fingerprint,
             f"pareflow.verdict.{run.environment.fingerprint[:12]}": winner.verdict.decision,
         }
-        with _reaching(self.uri):
+        with _reaching(self.uri), self.locked("mlflow"):
             if not self.client.search_registered_models(f"name = '{name}'"):
                 self.client.create_registered_model(name, {"pareflow.pipeline": name})
             found = [v for v in self.versions(name) if v.tags.get(CONTENT) == content]
@@ -202,26 +202,21 @@ class Tracker:
         }
 
     def _run(self, run: Run, key: str, name: str, tags: Mapping[str, str]) -> str:
-        """The id of the run with this key in the pipeline's experiment, found or made."""
-        experiment = self._experiment(run.spec.name)
-        found = self.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
-        if found:
-            return str(found[0].info.run_id)
-        all_tags = {**tags, KEY: key}
-        return str(self.client.create_run(experiment, tags=all_tags, run_name=name).info.run_id)
+        """The id of the run with this key in the pipeline's experiment, found or made, under a lock."""
+        with self.locked("mlflow"):
+            experiment = self._experiment(run.spec.name)
+            found = self.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
+            if found:
+                return str(found[0].info.run_id)
+            all_tags = {**tags, KEY: key}
+            return str(self.client.create_run(experiment, tags=all_tags, run_name=name).info.run_id)
 
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
         location = None if self.artifacts is None else (self.artifacts / name).as_uri()
-        try:
-            return str(self.client.create_experiment(name, location))
-        except MlflowException:
-            found = self.client.get_experiment_by_name(name)
-            if found is None:
-                raise
-            return str(found.experiment_id)  # another run made it meanwhile
+        return str(self.client.create_experiment(name, location))
 
     def _upload(self, parent: str, package: Path) -> str:
         """Log the package as a pyfunc made from code and plain files; its URI."""

@@ -1,6 +1,7 @@
 """What the tests share: tiny workloads, builders of records, and one trained run that most can start from."""
 
 import dataclasses
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,14 +14,17 @@ from hypothesis import settings
 
 import pareflow  # noqa: F401  (fills the catalog)
 from flows.environment import set_environment
+from pareflow import network
 from pareflow import spec as specs
 from pareflow.catalog import BACKENDS, TECHNIQUES, WORKLOADS
 from pareflow.measurement import Interval, Measurement, Quality, Ran
+from pareflow.network import Form
 from pareflow.sla import Evidence
 from pareflow.stages.run import Row, Run
 from pareflow.workload import LoadedWorkload, define, load
 
 set_environment()  # no telemetry, whatever a test imports
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # tiny networks gain nothing by more
 settings.register_profile("here", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.load_profile("here")
 
@@ -61,6 +65,26 @@ def load_tiny(workloads: Path) -> Callable[[str], LoadedWorkload]:
         return load({"file": {"path": f"{name}.py"}}, workloads)
 
     return loaded
+
+
+@pytest.fixture(scope="session")
+def forms(
+    load_tiny: Callable[[str], LoadedWorkload], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Mapping[Form, Path]]:
+    """The trained network of a tiny workload in every form, each in a folder of its own; not to be changed."""
+
+    @functools.cache
+    def made(name: str) -> Mapping[Form, Path]:
+        workload = load_tiny(name)
+        definition = workload.definition
+        folders = {form: tmp_path_factory.mktemp(f"{name}-{form}") for form in network.FORMS}
+        trained = definition.train(definition.network(), workload.split("train")).eval()
+        network.save(trained, "torch", folders["torch"])
+        network.convert(folders["torch"], "onnx", workload, folders["onnx"])
+        network.convert(folders["onnx"], "openvino", workload, folders["openvino"])
+        return folders
+
+    return made
 
 
 @pytest.fixture

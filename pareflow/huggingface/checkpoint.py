@@ -105,6 +105,7 @@ def _transformers_inputs(encoder: TextEncoder | ImageEncoder, samples: Samples, 
 def optimum_knows(model: Any, task: Task) -> bool:
     """Whether optimum can export this architecture for this task."""
     try:
+        import optimum.exporters.onnx.model_configs  # noqa: F401  (it fills the manager)
         from optimum.exporters.tasks import TasksManager
     except ImportError as error:
         raise missing("optimum-onnx") from error

@@ -23,8 +23,7 @@ from pydantic import ValidationError
 
 from pareflow import network
 from pareflow.errors import WorkloadError
-from pareflow.huggingface import HuggingFace, labelled
-from pareflow.huggingface.checkpoint import check_encoder
+from pareflow.huggingface import HuggingFace, checkpoint, labelled
 from pareflow.huggingface.image import ImageEncoder
 from pareflow.workload import Split, Workload, define, load
 
@@ -291,7 +290,7 @@ def test_pixels_equal_those_of_transformers(processor: str, tmp_path: Path) -> N
 
     size = {"height": 30, "width": 40} if processor == "ViTImageProcessor" else {"shortest_edge": 40}
     getattr(transformers, processor)(size=size).save_pretrained(tmp_path)
-    check_encoder(ImageEncoder(tmp_path), tmp_path)
+    checkpoint.check_encoder(ImageEncoder(tmp_path), tmp_path)
 
 
 def test_preprocessing_that_differs_from_transformers_is_refused(vit: Path, tmp_path: Path) -> None:
@@ -301,7 +300,7 @@ def test_preprocessing_that_differs_from_transformers_is_refused(vit: Path, tmp_
         json.dumps(config | {"do_center_crop": True, "crop_size": 4})
     )
     with pytest.raises(WorkloadError, match="must equal transformers' own, but `pixel_values` differs"):
-        check_encoder(ImageEncoder(folder), folder)
+        checkpoint.check_encoder(ImageEncoder(folder), folder)
 
 
 def test_images_of_different_sizes_are_read_from_paths_in_a_table(vit: Path, tmp_path: Path) -> None:
@@ -343,12 +342,10 @@ def test_an_architecture_that_optimum_does_not_know_exports_as_any_torch_module(
     bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pareflow.huggingface.checkpoint.optimum_knows", lambda model, task: False)
-    agrees_after_export(
-        load(settings(bert), texts), tmp_path, ["input_ids", "attention_mask", "token_type_ids"]
-    )
+    agrees_after_export(load(settings(bert), texts), tmp_path, BERT_INPUTS, optimum=False)
 
 
-def agrees_after_export(workload: Any, folder: Path, inputs: list[str]) -> None:
+def agrees_after_export(workload: Any, folder: Path, inputs: list[str], optimum: bool = True) -> None:
     """Exports as the pipeline does, checks names and that other batch shapes are taken too."""
     import onnxruntime
 
@@ -356,6 +353,7 @@ def agrees_after_export(workload: Any, folder: Path, inputs: list[str]) -> None:
     source.mkdir()
     into.mkdir()
     original = workload.definition.network()
+    assert checkpoint.optimum_knows(original.model, workload.definition.task) is optimum
     network.save(original, "torch", source)
     network.convert(source, "onnx", workload, into)
     session = onnxruntime.InferenceSession(into / "model.onnx", providers=["CPUExecutionProvider"])

@@ -1,0 +1,77 @@
+"""Every registered member, with its defaults and with each alternative of each setting: read from its schema."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+import pareflow  # noqa: F401  (fills the catalog)
+from pareflow.catalog import BACKENDS, TECHNIQUES, Member
+
+
+def example(schema: Mapping[str, Any]) -> Any:
+    """Some valid value of a required setting."""
+    if "enum" in schema or "const" in schema:
+        return schema.get("enum", [schema.get("const")])[0]
+    low = schema.get("minimum", schema.get("exclusiveMinimum"))
+    high = schema.get("maximum", schema.get("exclusiveMaximum"))
+    kinds: dict[str, Any] = {
+        "boolean": False,
+        "string": "",
+        "integer": math.floor((1 if low is None else low) + 1 if high is None else high - 1),
+        "number": ((0 if low is None else low) + (1 if high is None else high)) / 2,
+    }
+    return kinds[schema["type"]]
+
+
+def alternatives(schema: Mapping[str, Any]) -> list[Any]:
+    """The other values of a choice."""
+    choices = [True, False] if schema.get("type") == "boolean" else schema.get("enum", [])
+    return [choice for choice in choices if choice != schema.get("default")]
+
+
+def wrong(schema: Mapping[str, Any]) -> list[Any]:
+    """Values that a setting must refuse: beyond each bound, of no choice, of another type."""
+    beyond = {"minimum": -1, "maximum": 1, "exclusiveMinimum": 0, "exclusiveMaximum": 0}
+    out = [schema[bound] + step for bound, step in beyond.items() if bound in schema]
+    return [*out, *(["no such choice"] if "enum" in schema else []), [1, 2], float("nan")]
+
+
+def required(cls: type[Member]) -> dict[str, Any]:
+    schema = cls.model_json_schema()
+    return {name: example(schema["properties"][name]) for name in schema.get("required", [])}
+
+
+def configured(family: Mapping[str, type[Member]]) -> Iterator[Any]:
+    """Each member as pytest parameters; those that cannot run here say why."""
+    for name, cls in sorted(family.items()):
+        reason = cls.unavailable()
+        marks = [pytest.mark.skip(reason=reason)] if reason else []
+        plain = required(cls)
+        yield pytest.param(cls(**plain), id=name, marks=marks)
+        for setting, schema in cls.model_json_schema().get("properties", {}).items():
+            for value in alternatives(schema):
+                changed = cls(**{**plain, setting: value})
+                yield pytest.param(changed, id=f"{name}-{setting}={value}", marks=marks)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`technique` and `backend` run through the members that can run here, `cls` through all classes."""
+    if "technique" in metafunc.fixturenames:
+        metafunc.parametrize("technique", list(configured(TECHNIQUES)))
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", list(configured(BACKENDS)))
+    if "cls" in metafunc.fixturenames:
+        classes = {**TECHNIQUES, **BACKENDS}
+        metafunc.parametrize("cls", list(classes.values()), ids=list(classes))
+    if "refused" in metafunc.fixturenames:
+        metafunc.parametrize(
+            ("member", "refused"),
+            [
+                pytest.param(cls, {**required(cls), setting: value}, id=f"{name}-{setting}={value}")
+                for name, cls in {**TECHNIQUES, **BACKENDS}.items()
+                for setting, schema in cls.model_json_schema().get("properties", {}).items()
+                for value in wrong(schema)
+            ],
+        )

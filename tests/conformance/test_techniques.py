@@ -1,0 +1,163 @@
+"""What every technique keeps, on a convolutional network and on a transformer."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pareflow import network
+from pareflow.catalog import BACKENDS
+from pareflow.compiler import Backend
+from pareflow.errors import PareflowError
+from pareflow.model import Technique
+from pareflow.network import Form
+from pareflow.variant import file_digest
+from pareflow.workload import Arrays, LoadedWorkload
+
+Load = Callable[[str], LoadedWorkload]
+Forms = Callable[[str], Mapping[Form, Path]]
+
+pytestmark = [
+    pytest.mark.parametrize("name", ["images", "texts"]),
+    # what the libraries under the techniques say about themselves
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
+
+
+def applied(technique: Technique, name: str, forms: Forms, load_tiny: Load, into: Path) -> Path:
+    """A folder with what the technique makes of the tiny network."""
+    into.mkdir(exist_ok=True)
+    source = network.load(technique.form, forms(name)[technique.form])
+    network.save(technique.apply(source, load_tiny(name)), technique.form, into)
+    return into
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+
+
+def outputs(folder: Path, feeds: Arrays, into: Path) -> Arrays:
+    """What a backend of the network's form answers."""
+    form = network.form_of(folder)
+    backend = next(cls for cls in BACKENDS.values() if getattr(cls, "form") == form)()  # noqa: B009
+    assert isinstance(backend, Backend)
+    into.mkdir()
+    backend.compile(folder, into)
+    return backend.load(into).run(feeds)
+
+
+def test_shape_is_kept_and_answers_are_finite(
+    technique: Technique, name: str, forms: Forms, load_tiny: Load, tmp_path: Path
+) -> None:
+    made = applied(technique, name, forms, load_tiny, tmp_path / "made")
+    feeds = load_tiny(name).example(7)
+    before = network.run_torch(network.load("torch", forms(name)["torch"]), feeds)
+    after = outputs(made, feeds, tmp_path / "compiled")
+    assert {key: array.shape for key, array in after.items()} == {
+        key: array.shape for key, array in before.items()
+    }
+    network.check_outputs(after, samples=7)
+
+
+def test_input_is_untouched(
+    technique: Technique, name: str, forms: Forms, load_tiny: Load, tmp_path: Path
+) -> None:
+    """Neither the file it was read from nor the network in memory."""
+    folder = forms(name)[technique.form]
+    on_disk = digests(folder)
+    loaded = network.load(technique.form, folder)
+    for moment in ("before", "after"):
+        (tmp_path / moment).mkdir()
+        network.save(loaded, technique.form, tmp_path / moment)
+        if moment == "before":
+            technique.apply(loaded, load_tiny(name))
+    assert digests(tmp_path / "before") == digests(tmp_path / "after")
+    assert digests(folder) == on_disk
+
+
+def test_same_seed_gives_the_same_bytes_in_any_process(
+    technique: Technique, name: str, forms: Forms, load_tiny: Load, tmp_path: Path, elsewhere: "Elsewhere"
+) -> None:
+    here = digests(applied(technique, name, forms, load_tiny, tmp_path / "here"))
+    again = digests(applied(technique, name, forms, load_tiny, tmp_path / "again"))
+    assert here == again
+    assert elsewhere(technique, name) == here
+
+
+def test_result_survives_saving_and_loading(
+    technique: Technique, name: str, forms: Forms, load_tiny: Load, tmp_path: Path
+) -> None:
+    made = applied(technique, name, forms, load_tiny, tmp_path / "made")
+    (tmp_path / "again").mkdir()
+    network.save(network.load(technique.form, made), technique.form, tmp_path / "again")
+    feeds = load_tiny(name).example(5)
+    first = outputs(made, feeds, tmp_path / "one")
+    second = outputs(tmp_path / "again", feeds, tmp_path / "two")
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+
+
+def test_verdict_split_is_not_needed(
+    technique: Technique, name: str, forms: Forms, load_tiny: Load, tmp_path: Path
+) -> None:
+    """It may look at train, calibration and search; asked for the verdict, the workload refuses."""
+    workload = load_tiny(name)
+    assert workload.opened == {"train", "calibration", "search"}
+    try:
+        technique.apply(network.load(technique.form, forms(name)[technique.form]), workload)
+    except PareflowError as error:
+        assert "verdict split" not in str(error)
+
+
+Elsewhere = Callable[[Technique, str], dict[str, str]]
+SCRIPT = """
+import json, sys, tempfile
+from pathlib import Path
+import pareflow
+from pareflow import network
+from pareflow.catalog import TECHNIQUES, find
+from pareflow.variant import Step, file_digest
+from pareflow.workload import load
+
+answers = {}
+for key, (step, name, folder) in json.loads(sys.argv[2]).items():
+    technique = find(TECHNIQUES, Step.from_json(step), "technique")
+    workload = load({"file": {"path": f"{name}.py"}}, Path(sys.argv[1]))
+    with tempfile.TemporaryDirectory() as into:
+        network.save(technique.apply(network.load(technique.form, Path(folder)), workload), technique.form, Path(into))
+        answers[key] = {path.name: file_digest(path) for path in sorted(Path(into).iterdir())}
+print("\\n" + json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="session")
+def elsewhere(
+    request: pytest.FixtureRequest, workloads: Path, checkout: Path, forms: Forms
+) -> Elsewhere:
+    """The digests of what every collected technique makes, in one process with other hashes and another clock."""
+    asked = {}
+    for item in request.session.items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        if "technique" in parameters and "name" in parameters and item.get_closest_marker("skip") is None:
+            technique, name = parameters["technique"], parameters["name"]
+            folder = str(forms(name)[technique.form])
+            asked[key_of(technique, name)] = (technique.step.to_json(), name, folder)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(workloads), json.dumps(asked)],
+        cwd=checkout,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answers: dict[str, dict[str, str]] = json.loads(done.stdout.splitlines()[-1])
+    return lambda technique, name: answers[key_of(technique, name)]
+
+
+def key_of(technique: Technique, name: str) -> str:
+    return f"{technique.step.label} on {name}"

@@ -1,0 +1,126 @@
+"""The three forms of a network: saved, loaded, converted, and checked on the way."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pareflow import network
+from pareflow.compiler import OnnxRuntime
+from pareflow.errors import BadOutputError, ExportError
+from pareflow.network import FILES, FORMS, Form
+from pareflow.workload import LoadedWorkload
+
+Load = Callable[[str], LoadedWorkload]
+Forms = Callable[[str], Mapping[Form, Path]]
+
+
+class DependsOnTheBatch(nn.Module):
+    """Its graph is traced for the batch it sees first."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scale = float(images.sum()) if len(images) > 2 else 1.0
+        return images.flatten(1) * scale
+
+
+class HasNoOnnx(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.eigvals(images[:, 0]).real
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_form_is_told_by_the_files(form: Form, tmp_path: Path, forms: Forms) -> None:
+    assert network.form_of(forms("images")[form]) == form
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_saved_network_loads_as_it_was(form: Form, tmp_path: Path, forms: Forms) -> None:
+    folder = forms("images")[form]
+    network.save(network.load(form, folder), form, tmp_path)
+    assert (tmp_path / FILES[form]).stat().st_size > 0
+    for file in tmp_path.iterdir():
+        assert file.read_bytes() == (folder / file.name).read_bytes(), file.name
+
+
+def test_torch_converts_to_openvino_in_one_go(tmp_path: Path, forms: Forms, load_tiny: Load) -> None:
+    network.convert(forms("images")["torch"], "openvino", load_tiny("images"), tmp_path)
+    assert network.form_of(tmp_path) == "openvino"
+
+
+@pytest.mark.parametrize("name", ["images", "texts"])
+def test_exported_graph_takes_any_batch(name: str, tmp_path: Path, forms: Forms, load_tiny: Load) -> None:
+    workload = load_tiny(name)
+    OnnxRuntime().compile(forms(name)["onnx"], tmp_path)
+    session = OnnxRuntime().load(tmp_path)
+    for batch_size in (1, 5, 17):
+        assert session.run(workload.example(batch_size))["output"].shape[0] == batch_size
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (DependsOnTheBatch(), r"must agree with its source.*at batch size 3"),
+        (HasNoOnnx(), r"must become an ONNX graph, but torch\.onnx\.export raised"),
+    ],
+    ids=["control flow", "operator"],
+)
+def test_network_that_does_not_export_is_told(
+    module: nn.Module, said: str, tmp_path: Path, load_tiny: Load
+) -> None:
+    network.save(module, "torch", tmp_path)
+    with pytest.raises(ExportError, match=said) as caught:
+        network.convert(tmp_path, "onnx", load_tiny("images"), tmp_path)
+    assert caught.value.exit_code == 2
+
+
+def test_workload_may_export_by_itself(
+    tmp_path: Path, forms: Forms, load_tiny: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = load_tiny("images")
+    calls: list[Path] = []
+
+    def export(self: Any, module: nn.Module, loaded: LoadedWorkload, path: Path) -> None:
+        calls.append(path)
+        network.export_onnx(module, loaded, path)
+
+    monkeypatch.setattr(type(workload.definition), "export", export, raising=False)
+    network.convert(forms("images")["torch"], "onnx", workload, tmp_path)
+    assert calls == [tmp_path / "model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (1, ["output"]),
+        ((1, 2), ["output", "output_1"]),
+        ([1, 2], ["output", "output_1"]),
+        ({"logits": 1, "hidden": 2}, ["logits", "hidden"]),
+    ],
+    ids=["one", "tuple", "list", "mapping"],
+)
+def test_outputs_are_named(given: Any, names: list[str]) -> None:
+    assert list(network.name_outputs(given, np.asarray)) == names
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.asarray([[1.0, np.nan], [np.inf, 2.0]]), "`output` has 2 NaN or infinite values"),
+        (np.ones((3, 2)), r"`output` has shape \(3, 2\) for 2 samples"),
+        (np.float32(1.0).reshape(()), r"`output` has shape \(\) for 2 samples"),
+    ],
+    ids=["not finite", "rows", "scalar"],
+)
+def test_bad_outputs_are_told(array: np.ndarray, said: str) -> None:
+    network.check_outputs({"fine": np.ones((2, 1))}, samples=2)
+    with pytest.raises(BadOutputError, match=said):
+        network.check_outputs({"fine": np.ones((2, 1)), "output": array}, samples=2)
+
+
+def test_code_version_is_stable() -> None:
+    assert network.code_version() == network.code_version()
