@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from pareflow.errors import SpecError
-from pareflow.variant import Step, digest
+from pareflow.variant import Recipe, Step, digest
 
 
 class Member(BaseModel):
@@ -37,6 +37,11 @@ class Member(BaseModel):
     def step(self) -> Step:
         """This member as a step: its name, and every setting, defaults included."""
         return Step(self.name, self.model_dump(mode="json"))
+
+    @property
+    def label(self) -> str:
+        """`name(setting=value, …)`, as tables show it: what differs from the defaults."""
+        return Step(self.name, self.model_dump(mode="json", exclude_defaults=True)).label
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -91,6 +96,12 @@ def find(family: dict[str, type[Member]], step: Step, kind: str) -> Member:
     except ValidationError as error:
         fields = family[step.name].model_fields
         raise SpecError(f"the {kind} '{step.name}'", [problem(e, fields) for e in error.errors()]) from error
+
+
+def members(recipe: Recipe) -> list[Member]:
+    """The techniques of a recipe, then its backend, with their settings checked. Raises: SpecError."""
+    techniques = [find(TECHNIQUES, step, "technique") for step in recipe.techniques]
+    return [*techniques, find(BACKENDS, recipe.backend, "backend")]
 
 
 def unknown(name: str, known: Any, kind: str) -> str:

@@ -125,12 +125,12 @@ def check_export(network: Any, path: Path, workload: LoadedWorkload, tolerance: 
         wanted = {node.name: node.type for node in session.get_inputs()}
         try:
             got = session.run(None, {name: array for name, array in feeds.items() if name in wanted})
-        except Exception as error:
+        except Exception as refusal:
             raise ExportError(
                 "the exported graph must take what its source takes",
-                f"at batch size {batch_size} ONNX Runtime says: {str(error).strip().splitlines()[0]}",
+                f"at batch size {batch_size} ONNX Runtime says: {str(refusal).strip().splitlines()[0]}",
                 "Look for sizes that the exporter fixed",
-            ) from error
+            ) from refusal
         for ours, theirs in zip(expected.values(), got, strict=True):
             scale = max(float(np.abs(ours).max()), 1e-6)
             error = float(np.abs(ours - theirs).max()) / scale

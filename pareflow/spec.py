@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from pareflow.catalog import BACKENDS, TECHNIQUES, WORKLOADS, find, problem, unknown
+from pareflow.catalog import WORKLOADS, members, problem, unknown
 from pareflow.errors import InputError, SpecError
 from pareflow.sla import SLA, Objective
 from pareflow.variant import Recipe

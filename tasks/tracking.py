@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -240,14 +241,17 @@ def save_pyfunc(package: Path, into: Path) -> None:
         shutil.copytree(package, data, ignore=shutil.ignore_patterns("manifest.json"))
         source = Path(str(pareflow.__file__)).parent
         shutil.copytree(source, code, ignore=shutil.ignore_patterns("__pycache__"))
-        mlflow.pyfunc.save_model(
-            into,
-            loader_module="pareflow.serving.model",
-            data_path=str(data),
-            code_paths=[str(code)],
-            pip_requirements=[f"mlflow=={mlflow.__version__}", *document["requirements"]],
-            signature=infer_signature(inputs, np.asarray(examples["predictions"])),
-        )
+        with warnings.catch_warnings():
+            # An input example would be run here and now; the golden samples are, in a process of their own.
+            warnings.filterwarnings("ignore", message=".*input example")
+            mlflow.pyfunc.save_model(
+                into,
+                loader_module="pareflow.serving.model",
+                data_path=str(data),
+                code_paths=[str(code)],
+                pip_requirements=[f"mlflow=={mlflow.__version__}", *document["requirements"]],
+                signature=infer_signature(inputs, np.asarray(examples["predictions"])),
+            )
 
 
 def _steps(row: Row) -> Iterator[tuple[int, str, Mapping[str, Any]]]:

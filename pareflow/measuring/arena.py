@@ -11,7 +11,7 @@ import random
 import select
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -82,12 +82,14 @@ class Arena:
         self.failures: dict[str, PareflowError] = {}
 
     def __enter__(self) -> Self:
-        for contestant in self._contestants:
-            try:
-                self._running[contestant.variant] = self._stack.enter_context(self._start(contestant))
-                self._running[contestant.variant].begin()
-            except PareflowError as error:
-                self._drop(contestant.variant, error)
+        with ExitStack() as stack:  # whatever interrupts the loading, no contestant is left behind
+            for contestant in self._contestants:
+                try:
+                    self._running[contestant.variant] = stack.enter_context(self._start(contestant))
+                    self._running[contestant.variant].begin()
+                except PareflowError as error:
+                    self._drop(contestant.variant, error)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -113,7 +115,7 @@ class Arena:
 
     def _warm(self, variant: str, protocol: Protocol) -> int:
         """Run until steady; the number of requests that fill a block."""
-        before = float("inf")
+        before = float("nan")  # equal to nothing, so that at least two blocks run
         count = protocol.least
         for _ in range(10):
             times = self._block(variant, count)
@@ -136,7 +138,9 @@ class Arena:
 
     def _drop(self, variant: str, error: PareflowError) -> None:
         self.failures[variant] = error
-        self._running.pop(variant, None)
+        dropped = self._running.pop(variant, None)
+        if dropped is not None:
+            dropped.__exit__()  # now: one that hangs would disturb the others
 
     def _start(self, contestant: Contestant) -> "_Running":
         return _Running(
@@ -181,6 +185,7 @@ class _Running:
         )
         os.close(commands_read)
         os.close(answers_write)
+        self._pipes = [self._commands, self._answers]
         self._buffer = b""
         self._report: dict[str, Any] = {}
         self._peak_memory_mib: float | None = None
@@ -189,10 +194,10 @@ class _Running:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for descriptor in (self._commands, self._answers):
-            with suppress(OSError):
-                os.close(descriptor)
-        self._child.__exit__()
+        if self._pipes:  # else it was dropped before
+            while self._pipes:
+                os.close(self._pipes.pop())
+            self._child.__exit__()
 
     def begin(self) -> None:
         """Wait until it is loaded and has answered its first request. Raises: what it died of."""

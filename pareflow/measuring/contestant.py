@@ -49,10 +49,11 @@ def serve(
 def _load(
     artifact: Path, step: Step, reference: Mapping[str, Any], folder: Path, feeds: Arrays
 ) -> tuple[Session, dict[str, Any]]:
+    known = BACKENDS.get(step.name)
+    if known is None or getattr(known, "form") == "torch":  # noqa: B009 (every backend has one)
+        workload.define(reference, folder)  # it brings backends of its own, and the saved module's classes
     backend = find(BACKENDS, step, "backend")
     assert isinstance(backend, Backend)
-    if backend.form == "torch":
-        workload.define(reference, folder)  # holds the classes of the saved module
     began = time.perf_counter()
     session = backend.load(artifact)
     load_s = time.perf_counter() - began

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pareflow.catalog import BACKENDS, TECHNIQUES, find
+from pareflow.catalog import members
 from pareflow.hardware.device import device_lock
 from pareflow.measurement import Quality
 from pareflow.stages.jobs import artifact_size_mib, original
@@ -19,11 +19,9 @@ _INSTRUMENT = Path(__file__).parents[1] / "measuring" / "quality.py"
 def variant_of(recipe: Recipe, workload_digest: str) -> Variant:
     """The variant that a recipe makes of the original, by its lineage alone: nothing is made."""
     variant = original(workload_digest)
-    for step in recipe.techniques:
-        technique = find(TECHNIQUES, step, "technique")
-        variant = variant.then(technique.step, technique.code_version())
-    backend = find(BACKENDS, recipe.backend, "backend")
-    return variant.then(backend.step, backend.code_version())
+    for member in members(recipe):
+        variant = variant.then(member.step, member.code_version())
+    return variant
 
 
 def make(run: Run, row: Row) -> Row:

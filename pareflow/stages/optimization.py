@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from pareflow.catalog import BACKENDS, TECHNIQUES, find
+from pareflow.catalog import members
 from pareflow.compiler.onnxruntime import GraphLevel, OnnxRuntime
 from pareflow.compiler.openvino import OpenVino
 from pareflow.errors import PareflowError, TransientError
@@ -101,15 +101,13 @@ def strong_baseline(row: Row, baselines: Sequence[Row]) -> Row:
 
 def _complete(recipe: Recipe) -> Recipe:
     """The recipe with every setting said, defaults included."""
-    techniques = tuple(find(TECHNIQUES, step, "technique").step for step in recipe.techniques)
-    return Recipe(techniques, find(BACKENDS, recipe.backend, "backend").step)
+    *techniques, backend = (member.step for member in members(recipe))
+    return Recipe(tuple(techniques), backend)
 
 
 def missing(recipe: Recipe) -> str | None:
     """Why a recipe cannot run here, or None."""
-    members = [find(TECHNIQUES, step, "technique") for step in recipe.techniques]
-    members.append(find(BACKENDS, recipe.backend, "backend"))
-    reasons = (reason for member in members for reason in (member.unavailable(), member.unfit()))
+    reasons = (reason for member in members(recipe) for reason in (member.unavailable(), member.unfit()))
     return next((reason for reason in reasons if reason), None)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pareflow.catalog import members
 from pareflow.isolation import Limits, run_isolated
 from pareflow.measurement import Environment, Interval, Measurement, Quality
 from pareflow.measuring.environment import environment
@@ -132,7 +133,8 @@ class Row:
 
     @property
     def label(self) -> str:
-        return self.recipe.label
+        """The recipe in words: what differs from the defaults of each step."""
+        return " → ".join(member.label for member in members(self.recipe))
 
 
 def _stated_metric(spec: PipelineSpec) -> str | None:

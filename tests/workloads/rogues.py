@@ -156,6 +156,30 @@ class SluggishSession(TorchSession):
         return super().run(feeds)
 
 
+class Witness(TorchEager):
+    """Writes down each request: a line with its label, when it began and when it ended."""
+
+    name: ClassVar[str] = "witness"
+    label: str
+    book: str
+
+    def load(self, artifact: Path) -> "WitnessSession":
+        return WitnessSession(artifact, self.threads, self.label, Path(self.book))
+
+
+class WitnessSession(TorchSession):
+    def __init__(self, artifact: Path, threads: int, label: str, book: Path) -> None:
+        super().__init__(artifact, threads)
+        self._label, self._book = label, book
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        began = time.monotonic_ns()
+        outputs = super().run(feeds)
+        with self._book.open("a") as book:
+            book.write(f"{self._label} {began} {time.monotonic_ns()}\n")
+        return outputs
+
+
 class SegfaultsUnderLoad(TorchEager):
     """Answers while it is evaluated, and dies while it is timed."""
 

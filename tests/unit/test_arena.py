@@ -1,0 +1,205 @@
+"""The arena: one contestant at a time, block by block; the bad ones fall out."""
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from pareflow import network
+from pareflow.compiler import OnnxRuntime, TorchEager
+from pareflow.errors import CrashedError, PareflowError, StepFailedError, TimedOutError
+from pareflow.hardware import probe
+from pareflow.isolation import Child, Limits
+from pareflow.measuring.arena import Arena, Contestant, Protocol, write_feeds
+from pareflow.network import Form
+from pareflow.variant import Step
+from pareflow.workload import LoadedWorkload
+
+Load = Callable[[str], LoadedWorkload]
+Forms = Callable[[str], Mapping[Form, Path]]
+ROGUE = {"file": {"path": "rogue_images.py"}}
+QUICK = Protocol(blocks=4, block_ms=1, least=2, most=6)
+
+
+@pytest.fixture
+def enter(tmp_path: Path, forms: Forms, load_tiny: Load, workloads: Path) -> Callable[..., Arena]:
+    """An arena over compiled tiny images, one contestant per step."""
+    write_feeds([load_tiny("images").example(2)], tmp_path / "feeds.npz")
+
+    def entered(*steps: Step, seconds: float = 120) -> Arena:
+        return Arena(
+            [contestant(step, forms, tmp_path) for step in steps],
+            feeds=tmp_path / "feeds.npz",
+            batch_size=2,
+            environment="here",
+            workload=(ROGUE, workloads),
+            limits=Limits(seconds=seconds),
+            logs=tmp_path / "logs",
+        )
+
+    return entered
+
+
+def contestant(step: Step, forms: Forms, tmp_path: Path) -> Contestant:
+    name = str(step.settings.get("label", step.name))
+    artifact = tmp_path / name
+    artifact.mkdir()
+    backend = OnnxRuntime() if step.name == "onnxruntime" else TorchEager()
+    backend.compile(forms("images")[backend.form], artifact)
+    return Contestant(name, artifact, step, size_mib=1.5)
+
+
+def test_contestants_take_turns_and_never_run_together(enter: Callable[..., Arena], tmp_path: Path) -> None:
+    book = tmp_path / "book"
+    steps = [Step("witness", {"label": label, "book": str(book)}) for label in ("a", "b")]
+    with enter(*steps) as arena:
+        before_timing = len(book.read_text().splitlines())
+        measured = arena.measure(QUICK)
+        assert arena.failures == {}
+    requests = [line.split() for line in book.read_text().splitlines()]
+    assert before_timing == 4  # the first request, and the one whose answer is checked
+    intervals = sorted((int(began), int(ended)) for _, began, ended in requests)
+    assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(intervals))
+    turns = [(label, len(list(group))) for label, group in itertools.groupby(label for label, *_ in requests)]
+    timed = {label: sum(map(len, found.blocks_ms)) for label, found in measured.items()}
+    assert len(turns) >= 2 + QUICK.blocks  # rounds of two; a turn may follow one of the same contestant
+    for label, found in measured.items():
+        assert len(found.blocks_ms) == QUICK.blocks
+        assert {len(block) for block in found.blocks_ms} <= set(range(QUICK.least, QUICK.most + 1))
+        assert timed[label] < sum(count for name, count in turns if name == label)  # warm-up is not kept
+
+
+def test_measurement_says_what_was_measured(enter: Callable[..., Arena]) -> None:
+    with enter(OnnxRuntime().step) as arena:
+        found = arena.measure(QUICK)["onnxruntime"]
+    assert (found.variant, found.environment, found.batch_size, found.size_mib) == ("onnxruntime", "here", 2, 1.5)
+    assert (found.ran.runtime, found.ran.precision, found.ran.threads) == ("onnxruntime", "float32", 1)
+    assert all(ms > 0 for ms in found.samples_ms)
+    for known in (found.load_s, found.first_request_ms, found.peak_memory_mib):
+        assert known is not None
+        assert known > 0
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "said"),
+    [
+        (Step("segfaults_under_load", {"requests": 0}), CrashedError, "SIGSEGV"),
+        (Step("segfaults_under_load", {"requests": 4}), CrashedError, "SIGSEGV"),
+        (Step("no_such_backend"), PareflowError, "must be a valid pipeline"),
+    ],
+    ids=["while loading", "while timed", "unknown"],
+)
+def test_bad_contestant_falls_out_and_the_others_go_on(
+    enter: Callable[..., Arena], step: Step, error: type[PareflowError], said: str
+) -> None:
+    with enter(step, OnnxRuntime().step) as arena:
+        measured = arena.measure(QUICK)
+        assert measured.keys() == {"onnxruntime"}
+        assert len(measured["onnxruntime"].blocks_ms) == QUICK.blocks
+        assert arena.failures.keys() == {step.name}
+        assert isinstance(arena.failures[step.name], error)
+        assert said in str(arena.failures[step.name])
+
+
+def test_artifact_that_does_not_load_is_told(enter: Callable[..., Arena], tmp_path: Path) -> None:
+    arena = enter(OnnxRuntime().step)
+    (tmp_path / "onnxruntime" / network.FILES["onnx"]).unlink()
+    with arena:
+        assert isinstance(arena.failures["onnxruntime"], StepFailedError)
+        assert arena.measure(QUICK) == {}
+
+
+def test_contestant_that_hangs_is_stopped_while_the_others_go_on(enter: Callable[..., Arena]) -> None:
+    with enter(Step("hangs_under_load"), OnnxRuntime().step, seconds=20) as arena:
+        assert len(contestants_alive()) == 2
+        measured = arena.measure(Protocol(blocks=20, block_ms=1, least=2, most=2))
+        assert isinstance(arena.failures["hangs_under_load"], TimedOutError)
+        assert measured.keys() == {"onnxruntime"}
+        assert len(contestants_alive()) == 1
+
+
+def test_no_contestant_outlives_its_arena(enter: Callable[..., Arena]) -> None:
+    with pytest.raises(KeyError), enter(OnnxRuntime().step) as arena:
+        assert len(contestants_alive()) == 1
+        arena.measure(QUICK)["no such variant"]
+    assert contestants_alive() == []
+
+
+def contestants_alive() -> list[psutil.Process]:
+    """The processes that this one has started for an arena; waits a little for killed ones to go."""
+    for _ in range(40):
+        children = [p for p in psutil.Process().children() if "pareflow.isolation" in p.cmdline()]
+        found = [p for p in children if p.status() != psutil.STATUS_ZOMBIE]
+        if len(found) == len(children):
+            break
+        time.sleep(0.05)
+    return found
+
+
+def test_contestant_answers_until_its_orders_end(
+    forms: Forms, load_tiny: Load, tmp_path: Path, workloads: Path
+) -> None:
+    """The protocol by hand: a report, a list of times per order, and a quiet end."""
+    feeds = [load_tiny("images").example(1), load_tiny("images").example(1)]
+    write_feeds(feeds, tmp_path / "feeds.npz")
+    entered = contestant(OnnxRuntime().step, forms, tmp_path)
+    orders, ours = os.pipe()
+    answers, theirs = os.pipe()
+    arguments: dict[str, Any] = {
+        "artifact": str(entered.artifact),
+        "backend": entered.backend.to_json(),
+        "reference": ROGUE,
+        "folder": str(workloads),
+        "feeds": str(tmp_path / "feeds.npz"),
+        "cores": [probe.cores()[-1]],
+        "commands": orders,
+        "answers": theirs,
+    }
+    serve = "pareflow.measuring.contestant:serve"
+    with Child(serve, arguments, Limits(seconds=120), tmp_path / "log", (orders, theirs)) as child:
+        os.close(orders)
+        os.close(theirs)
+        os.write(ours, b"3\n1\n")
+        os.close(ours)
+        with os.fdopen(answers) as lines:
+            report, *timings = [json.loads(line) for line in lines]
+        assert child.result() is None
+    assert report["ran"]["runtime"] == "onnxruntime"
+    assert [len(timing["ms"]) for timing in timings] == [3, 1]
+
+
+def test_protocol_fills_a_block_within_its_bounds() -> None:
+    """A stub in place of a process: 10 requests of 3 ms fill a block of 30 ms; the bounds hold."""
+
+    class Steady(Arena):
+        def __init__(self, ms: float) -> None:
+            self.ms, self.counts = ms, list[int]()
+
+        def _block(self, variant: str, count: int) -> tuple[float, ...]:
+            self.counts.append(count)
+            return (self.ms,) * count
+
+    for ms, expected in ((3.0, 10), (0.001, 50), (1000.0, 5)):
+        arena = Steady(ms)
+        protocol = Protocol(block_ms=30, least=5, most=50)
+        assert arena._warm("any", protocol) == expected
+        assert arena.counts == [5, expected]
+
+
+def test_feeds_come_back_as_they_were(tmp_path: Path) -> None:
+    from pareflow.measuring.contestant import _read_feeds
+
+    batches: Sequence[dict[str, np.ndarray]] = [
+        {"ids": np.arange(i, i + 4), "mask": np.ones(4, dtype=np.int64)} for i in range(12)
+    ]
+    write_feeds(batches, tmp_path / "feeds.npz")
+    found = _read_feeds(tmp_path / "feeds.npz")
+    assert [list(batch) for batch in found] == [["ids", "mask"]] * 12
+    assert all(np.array_equal(one["ids"], other["ids"]) for one, other in zip(batches, found, strict=True))
