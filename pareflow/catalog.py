@@ -99,9 +99,21 @@ def find(family: dict[str, type[Member]], step: Step, kind: str) -> Member:
 
 
 def members(recipe: Recipe) -> list[Member]:
-    """The techniques of a recipe, then its backend, with their settings checked. Raises: SpecError."""
-    techniques = [find(TECHNIQUES, step, "technique") for step in recipe.techniques]
-    return [*techniques, find(BACKENDS, recipe.backend, "backend")]
+    """The techniques of a recipe, then its backend, with their settings checked.
+
+    Raises: SpecError, with every problem of every step.
+    """
+    placed = [(TECHNIQUES, step, "technique") for step in recipe.techniques]
+    found, problems = [], []
+    for family, step, kind in [*placed, (BACKENDS, recipe.backend, "backend")]:
+        try:
+            found.append(find(family, step, kind))
+        except SpecError as error:
+            known = f"{step.name}: " if step.name in family else ""
+            problems += [known + text for text in error.problems]
+    if problems:
+        raise SpecError(recipe.label, problems)
+    return found
 
 
 def unknown(name: str, known: Any, kind: str) -> str:

@@ -157,19 +157,8 @@ def check_recipe(recipe: Recipe) -> None:
     """Raises: SpecError unless every step is known and the forms follow torch → onnx → openvino."""
     from pareflow.network import FORMS
 
-    placed = [(TECHNIQUES, step, "technique") for step in recipe.techniques]
-    members, problems = [], []
-    for family, step, kind in [*placed, (BACKENDS, recipe.backend, "backend")]:
-        try:
-            members.append(find(family, step, kind))
-        except SpecError as error:
-            known = f"{step.name}: " if step.name in family else ""
-            problems += [known + text for text in error.problems]
-    if problems:
-        raise SpecError(recipe.label, problems)
-    forms = [FORMS.index(getattr(member, "form")) for member in members]  # noqa: B009 (both families have it)
+    found = members(recipe)
+    forms = [FORMS.index(getattr(member, "form")) for member in found]  # noqa: B009 (both families have it)
     if forms != sorted(forms):
-        ways = " → ".join(
-            f"{member.name} ({FORMS[form]})" for member, form in zip(members, forms, strict=True)
-        )
+        ways = " → ".join(f"{member.name} ({FORMS[form]})" for member, form in zip(found, forms, strict=True))
         raise SpecError(recipe.label, [f"forms must follow {' → '.join(FORMS)}, but the steps are {ways}"])
