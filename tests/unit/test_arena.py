@@ -48,7 +48,7 @@ def enter(tmp_path: Path, forms: Forms, load_tiny: Load, workloads: Path) -> Cal
 
 
 def contestant(step: Step, forms: Forms, tmp_path: Path) -> Contestant:
-    name = str(step.settings.get("label", step.name))
+    name = str(step.settings.get("tag", step.name))
     artifact = tmp_path / name
     artifact.mkdir()
     backend = OnnxRuntime() if step.name == "onnxruntime" else TorchEager()
@@ -58,7 +58,7 @@ def contestant(step: Step, forms: Forms, tmp_path: Path) -> Contestant:
 
 def test_contestants_take_turns_and_never_run_together(enter: Callable[..., Arena], tmp_path: Path) -> None:
     book = tmp_path / "book"
-    steps = [Step("witness", {"label": label, "book": str(book)}) for label in ("a", "b")]
+    steps = [Step("witness", {"tag": tag, "book": str(book)}) for tag in ("a", "b")]
     with enter(*steps) as arena:
         before_timing = len(book.read_text().splitlines())
         measured = arena.measure(QUICK)

@@ -157,26 +157,26 @@ class SluggishSession(TorchSession):
 
 
 class Witness(TorchEager):
-    """Writes down each request: a line with its label, when it began and when it ended."""
+    """Writes down each request: a line with its tag, when it began and when it ended."""
 
     name: ClassVar[str] = "witness"
-    label: str
+    tag: str
     book: str
 
     def load(self, artifact: Path) -> "WitnessSession":
-        return WitnessSession(artifact, self.threads, self.label, Path(self.book))
+        return WitnessSession(artifact, self.threads, self.tag, Path(self.book))
 
 
 class WitnessSession(TorchSession):
-    def __init__(self, artifact: Path, threads: int, label: str, book: Path) -> None:
+    def __init__(self, artifact: Path, threads: int, tag: str, book: Path) -> None:
         super().__init__(artifact, threads)
-        self._label, self._book = label, book
+        self._tag, self._book = tag, book
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         began = time.monotonic_ns()
         outputs = super().run(feeds)
         with self._book.open("a") as book:
-            book.write(f"{self._label} {began} {time.monotonic_ns()}\n")
+            book.write(f"{self._tag} {began} {time.monotonic_ns()}\n")
         return outputs
 
 
