@@ -4,6 +4,7 @@ Techniques change a network within one form; backends run one form. The way goes
 torch → onnx → openvino, so a recipe's techniques come in that order.
 """
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,17 @@ def save(network: Any, form: Form, folder: Path) -> None:
     else:
         import openvino
 
-        openvino.save_model(network, path, compress_to_fp16=False)
+        openvino.save_model(_numbered_by_position(network), path, compress_to_fp16=False)
+
+
+def _numbered_by_position(model: Any) -> Any:
+    """A copy of an OpenVINO model without numbers from the process's counter: same network, same bytes."""
+    copy = model.clone()
+    for position, node in enumerate(copy.get_ordered_ops()):
+        kind = node.get_type_name()
+        if re.fullmatch(rf"{kind}_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{kind}_{position}")
+    return copy
 
 
 def load(form: Form, folder: Path) -> Any:

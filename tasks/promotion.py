@@ -39,7 +39,7 @@ def promote(tracker: Tracker, run: Run, version: str, winner: Row) -> Promotion:
     name = run.spec.name
     with tracker.locked(f"promotion-{name}"):
         champion = tracker.alias(name, "champion")
-        challenger = tracker.client.get_model_version(name, version)
+        challenger = tracker.version(name, version)
         if champion is not None and champion.version == challenger.version:
             return Promotion(version, "champion", "it is the champion already")
         _verify(tracker, run, version)

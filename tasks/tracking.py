@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
@@ -33,6 +33,7 @@ from pareflow.errors import TrackingError, TransientError
 from pareflow.stages import outcome
 from pareflow.stages.registration import content_digest, golden
 from pareflow.stages.run import Row, Run
+from pareflow.variant import digest
 
 KEY = "pareflow.key"
 CONTENT = "pareflow.content_sha256"
@@ -109,24 +110,35 @@ class Tracker:
             return self._run(run, run.id, f"{run.spec.name}-{run.id[:8]}", tags)
 
     def variant(self, run: Run, parent: str, row: Row) -> None:
-        """One child run per variant: recipe as params, measurements as metrics, samples as an artifact."""
+        """One child run per variant: recipe as params, measurements as metrics, samples as an artifact.
+
+        A finalist is recorded twice: as screened (metrics at step 0), then as judged (step 1).
+        """
         document = outcome.variant(row)
+        phase = "search" if row.verdict is None else "verdict"
+        content = digest(json.dumps(document, sort_keys=True))
         tags = {
-            "mlflow.parentRunId": parent,
             "pareflow.variant": str(row.id),
             "pareflow.status": row.status,
             "pareflow.environment": run.environment.fingerprint,
+            f"pareflow.recorded.{phase}": content,
         }
-        with _reaching(self.uri):
-            child = self._run(run, f"{run.id}:{row.id or row.label}", row.label[:250], tags)
-            if self.client.get_run(child).info.status == "FINISHED" and not run.remeasure:
+        params = [Param(f"{i}.{step}", json.dumps(settings)[:500]) for i, step, settings in _steps(row)]
+        with _reaching(self.uri), self.locked("recording"):
+            key = f"{run.id}:{digest(row.recipe.to_json())[:16]}"
+            child = self._run(run, key, row.label[:250], {"mlflow.parentRunId": parent})
+            if self.client.get_run(child).data.tags.get(f"pareflow.recorded.{phase}") == content:
                 return
-            params = [Param(f"{i}.{step}", json.dumps(settings)[:500]) for i, step, settings in _steps(row)]
-            self.client.log_batch(child, metrics=_metrics(document), params=params)
             self.client.log_dict(child, document, "variant.json")
             if row.measurement is not None:
                 self.client.log_dict(child, row.measurement.to_json(), "samples.json")
             self.client.set_terminated(child, "FINISHED" if row.status == "ok" else "FAILED")
+            self.client.log_batch(  # last: its tag says that all is recorded
+                child,
+                metrics=_metrics(document, step=int(phase == "verdict")),
+                params=params,
+                tags=[RunTag(name, value) for name, value in tags.items()],
+            )
 
     def finish(self, run: Run, parent: str, document: Mapping[str, Any]) -> None:
         """The outcome: verdicts of the finalists, the document, the report and the traces."""
@@ -165,13 +177,20 @@ class Tracker:
 
     def versions(self, name: str) -> list[ModelVersion]:
         """All versions of a registered model, newest first."""
-        return list(self.client.search_model_versions(f"name = '{name}'"))
+        with _reaching(self.uri):
+            return list(self.client.search_model_versions(f"name = '{name}'"))
+
+    def version(self, name: str, number: str) -> ModelVersion:
+        """One version of a registered model."""
+        with _reaching(self.uri):
+            return self.client.get_model_version(name, number)
 
     def alias(self, name: str, alias: str) -> ModelVersion | None:
         """The version that an alias points at, or None."""
-        models = self.client.search_registered_models(f"name = '{name}'")
-        number = models[0].aliases.get(alias) if models else None
-        return self.client.get_model_version(name, str(number)) if number is not None else None
+        with _reaching(self.uri):
+            models = self.client.search_registered_models(f"name = '{name}'")
+            number = models[0].aliases.get(alias) if models else None
+            return self.client.get_model_version(name, str(number)) if number is not None else None
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Point an alias at a version, and read it back. Raises: TrackingError if it did not take."""
@@ -259,13 +278,13 @@ def _steps(row: Row) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
         yield position, step.name, step.settings
 
 
-def _metrics(document: Mapping[str, Any]) -> list[Metric]:
+def _metrics(document: Mapping[str, Any], step: int) -> list[Metric]:
     """Every number of a variant's document that is known, under a dotted name."""
     shown = {name: document[name] for name in _NUMBERS}
     if document["quality"]:
         shown[document["quality"]["metric"]] = document["quality"]["value"]
     now = int(time.time() * 1000)
-    return [Metric(name, value, now, 0) for name, value in _flat(shown) if math.isfinite(value)]
+    return [Metric(name, value, now, step) for name, value in _flat(shown) if math.isfinite(value)]
 
 
 _NUMBERS = (

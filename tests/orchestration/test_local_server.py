@@ -97,7 +97,10 @@ class Users:
 
     def none_left(self) -> bool:
         """Whether no watcher holds the lock: it is the last to go."""
-        with (self.data_dir / "prefect" / "watcher").open("a") as lock:
+        path = self.data_dir / "prefect" / "watcher"
+        if not path.exists():
+            return True
+        with path.open("a") as lock:
             return try_lock(lock)
 
 

@@ -1,0 +1,150 @@
+"""One finished `pareflow optimize` of the tiny images, and rows of it that the registry can be tested with."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pareflow import spec as specs
+from pareflow.stages import building, registration, validation
+from pareflow.stages.baseline import baseline
+from pareflow.stages.run import Row, Run
+from pareflow.variant import Recipe
+
+CHECKOUT = Path(__file__).parents[2]
+INT8: list[Any] = [{"static_int8": {"samples": 8}}, "onnxruntime"]
+PIPELINE: Mapping[str, Any] = {
+    "name": "images",
+    "workload": "images.py",
+    "target": {"device": "cpu", "threads": [1]},
+    "objective": "size",  # has no noise: the int8 file is the smaller one, so it wins wherever this runs
+    "sla": {"quality": {"metric": "accuracy", "max_drop": 0.2}, "size": {"max_mib": 100}},
+    "budget": {"minutes": 60, "variant_minutes": 10},
+    "promotion": "automatic",
+    "candidates": [INT8],
+}
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., list[str]]:
+    """The command line of `pareflow` with these arguments."""
+
+    def build(*arguments: object) -> list[str]:
+        return [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def pareflow_command(command: Callable[..., list[str]]) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Run `pareflow` in a process of its own, to its end."""
+
+    def run(
+        *arguments: object, folder: Path = CHECKOUT, **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
+        variables = {**os.environ, "PYTHONPATH": str(CHECKOUT), **environment}
+        return subprocess.run(
+            command(*arguments), cwd=folder, env=variables, capture_output=True, text=True, timeout=540
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pipeline_file(workloads: Path) -> Callable[..., Path]:
+    """The tiny pipeline as a file beside its workload, with some keys changed."""
+
+    def write(name: str = "pipeline", **changes: Any) -> Path:
+        path = workloads / f"{name}.yaml"
+        path.write_text(json.dumps({**PIPELINE, **changes}))  # JSON is YAML
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def entries() -> Callable[[Path], dict[str, tuple[int, int]]]:
+    """What tells an entry of a data folder's store from one made anew: its inode, and when it was written."""
+
+    def found(data_dir: Path) -> dict[str, tuple[int, int]]:
+        manifests = (data_dir / "store" / "entries").glob("*/manifest.json")
+        return {path.parent.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in manifests}
+
+    return found
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run to its end: its pipeline, its data folder, and what the command printed."""
+
+    config: Path
+    data_dir: Path
+    done: "subprocess.CompletedProcess[str]"
+
+    @property
+    def document(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.done.stdout)
+        return document
+
+
+@pytest.fixture(scope="session")
+def finished(
+    pipeline_file: Callable[..., Path],
+    pareflow_command: Callable[..., "subprocess.CompletedProcess[str]"],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Finished:
+    """The tiny pipeline, optimized under Prefect's embedded server; not to be changed."""
+    config, data_dir = pipeline_file(), tmp_path_factory.mktemp("finished") / "data"
+    return Finished(config, data_dir, pareflow_command("optimize", config, "--data-dir", data_dir, "--json"))
+
+
+@pytest.fixture
+def measured_already(finished: Finished, tmp_path: Path) -> Path:
+    """A data folder that holds the finished run's store, and nothing of MLflow's or Prefect's."""
+    data_dir = tmp_path / "data"
+    shutil.copytree(finished.data_dir / "store", data_dir / "store")
+    return data_dir
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A run whose rows are judged: what may become model versions, packaged."""
+
+    run: Run
+    fp32: Row
+    int8: Row
+    eager: Row
+
+    def package(self, row: Row) -> Path:
+        return registration.package(self.run, row)
+
+    def with_objective(self, objective: str) -> Run:
+        """The run with another objective: ids of variants and measurements stay."""
+        spec = self.run.spec.model_copy(update={"objective": objective})
+        return dataclasses.replace(self.run, spec=spec)
+
+
+@pytest.fixture(scope="session")
+def judged(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Judged:
+    """The finished run's rows, from a copy of its store."""
+    data_dir = tmp_path_factory.mktemp("judged") / "data"
+    shutil.copytree(finished.data_dir / "store", data_dir / "store")
+    run = Run.open(specs.read(finished.config), finished.config, data_dir)
+    return judge(run)
+
+
+def judge(run: Run) -> Judged:
+    """The baselines and the int8 row, judged side by side."""
+    strong, eager = baseline(run)
+    recipe = (run.spec.recipes() or ())[0]
+    int8 = building.make(run, Row(Recipe(recipe.techniques, strong.recipe.backend)))
+    rows = {row.label: row for row in validation.validate(run, [strong, eager, int8])}
+    return Judged(run, rows[strong.label], rows[int8.label], rows[eager.label])
