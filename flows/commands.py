@@ -12,8 +12,8 @@ from rich.console import Console
 import pareflow
 from flows.progress import Lines, shown
 from pareflow import spec
-from pareflow.catalog import BACKENDS, TECHNIQUES, WORKLOADS, Member, unknown
-from pareflow.errors import InputError, PareflowError, SpecError
+from pareflow.catalog import BACKENDS, TECHNIQUES, WORKLOADS, Member
+from pareflow.errors import InputError, PareflowError
 from pareflow.measuring.environment import environment
 from pareflow.stages import optimization
 from pareflow.stages.building import variant_of
@@ -27,7 +27,8 @@ def optimize(
     config: Path, data_dir: Path, console: Console, *, orchestrated: bool, remeasure: bool
 ) -> dict[str, Any]:
     """The main job; the document of its outcome. Runs under Prefect, or as plain functions."""
-    spec.read(config)  # bad input is told before anything is started
+    spec.read(config)  # bad input is told before anything is started,
+    Store(data_dir / "store")  # and so is a disk that cannot be written
     with Lines(console) as lines:
         shown.set(lines)
         if not orchestrated:
@@ -94,7 +95,9 @@ def listing(what: str, data_dir: Path) -> list[dict[str, Any]]:
         tracker = Tracker.open(data_dir)
         return [tracker.summary(version) for version in tracker.client.search_model_versions()]
     known = (*families, "runs", "versions")
-    raise SpecError("`pareflow list`", [unknown(what, known, "list")])
+    raise InputError(
+        f"`pareflow list` must name one of {', '.join(known)}", f"got '{what}'", "Name one of them"
+    )
 
 
 def promote(config: Path, data_dir: Path) -> dict[str, Any]:

@@ -30,8 +30,8 @@ def run_pipeline(
 ) -> dict[str, Any]:
     """The pipeline by this execution, recorded in MLflow."""
     described = spec.read(config)
-    tracker = Tracker.open(data_dir)
     run = Run.open(described, config, data_dir, remeasure=remeasure)
+    tracker = Tracker.open(data_dir)
     return optimize(run, tracker, execution)
 
 

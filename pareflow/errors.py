@@ -96,6 +96,9 @@ class TrackingError(EnvironmentUnfitError):
 class VariantError(PareflowError):
     """One bad variant: a failed row, never the end of a run."""
 
+    variant: str | None = None
+    """Which, where several were timed together."""
+
 
 class StepFailedError(VariantError):
     """The variant's code raised."""

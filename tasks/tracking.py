@@ -213,6 +213,7 @@ class Tracker:
 
     def summary(self, version: ModelVersion) -> dict[str, Any]:
         """One registered version, as lists show it."""
+        version = self.version(version.name, str(version.version))  # one from a search lacks its aliases
         tags = {key: value for key, value in version.tags.items() if key.startswith("pareflow.")}
         return {
             "name": version.name,

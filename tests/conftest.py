@@ -186,6 +186,27 @@ def trained(_trained_once: Trained, tmp_path: Path) -> Trained:
     return Trained(dataclasses.replace(_trained_once.run, data_dir=data_dir), _trained_once.rows)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A run with one candidate, after every stage up to the verdict."""
+
+    run: Run
+    baselines: list[Row]
+    candidate: Row
+    finalists: list[Row]
+
+
+@pytest.fixture(scope="session")
+def judged(_trained_once: Trained) -> Judged:
+    """The tiny images after the validation; its data folder is shared, and not to be changed."""
+    from pareflow.stages import optimization, validation
+
+    run, baselines = _trained_once.run, _trained_once.rows
+    (row,) = optimization.candidates(run, baselines)
+    candidate = optimization.time(run, optimization.make(run, row), baselines)
+    return Judged(run, baselines, candidate, validation.validate(run, [*baselines, candidate]))
+
+
 @pytest.fixture
 def tiny_document() -> Mapping[str, Any]:
     """The smallest valid pipeline, as YAML gives it."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from pareflow.huggingface import HuggingFace
+from pareflow.errors import WorkloadError
+from pareflow.huggingface import HuggingFace, labelled
 from pareflow.workload import Split
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Intent(HuggingFace):
     max_length: int | None = Field(default=128, ge=2, description="tokens; longer texts are cut")
     epochs: int = Field(default=4, ge=0, description="passes over the training split; 0 fits the head alone")
     learning_rate: float = Field(default=2e-4, gt=0, description="highest rate of the upper layers")
-    frozen_layers: int = Field(default=3, ge=0, le=6, description="lower layers that stay as downloaded")
+    frozen_layers: int = Field(default=4, ge=0, le=6, description="lower layers that stay as downloaded")
 
     @cached_property
     def checkpoint_folder(self) -> Path:
@@ -46,9 +47,10 @@ class Intent(HuggingFace):
         if self.label_names is not None:
             return super().classes
         with self.tables() as (tables, _):
-            return sorted({str(name) for name in tables[self.train_split][self.label_column]})
+            return sorted(map(str, set(labelled.column(tables, self.train_split, self.label_column))))
 
     def network(self) -> "nn.Module":
+        """The encoder as downloaded, with a new head. Raises: WorkloadError if it is no BERT encoder."""
         import torch
 
         from pareflow.huggingface.checkpoint import check_encoder, quiet
@@ -59,8 +61,19 @@ class Intent(HuggingFace):
         check_encoder(self.encoder, self.checkpoint_folder)
         torch.manual_seed(self.seed)
         with quiet():
-            model = MeanPoolingClassifier.from_pretrained(
-                self.checkpoint_folder, local_files_only=True, num_labels=len(self.classes)
+            model, found = MeanPoolingClassifier.from_pretrained(
+                self.checkpoint_folder,
+                local_files_only=True,
+                dtype=torch.float32,
+                num_labels=len(self.classes),
+                output_loading_info=True,
+            )
+        absent = [name for name in found["missing_keys"] if not name.startswith("classifier.")]
+        if absent:
+            raise WorkloadError(
+                "the checkpoint must be a BERT encoder",
+                f"{self.checkpoint_folder} has no weights for {absent[0]}",
+                "Mend `checkpoint:`",
             )
         return Classifier(model, self.encoder.names)
 

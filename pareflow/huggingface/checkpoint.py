@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pareflow.errors import ExportError, WorkloadError
-from pareflow.huggingface.hub import missing
+from pareflow.huggingface.hub import missing, summary
 from pareflow.huggingface.image import ImageEncoder
 from pareflow.huggingface.text import TextEncoder
 from pareflow.workload import Samples
@@ -36,7 +36,7 @@ def load_model(folder: Path, task: Task) -> Any:
         except (OSError, ValueError, KeyError) as error:
             raise WorkloadError(
                 f"transformers must load {folder} for {task}",
-                f"it raised {type(error).__name__}: {str(error).strip().splitlines()[0]}",
+                f"it raised {summary(error)}",
                 "Mend `checkpoint:`, or the files in that folder",
             ) from error
     if found["missing_keys"]:
@@ -97,7 +97,7 @@ def _transformers_inputs(encoder: TextEncoder | ImageEncoder, samples: Samples, 
         except (OSError, ValueError, KeyError) as error:
             raise WorkloadError(
                 f"transformers must load the tokenizer or image processor in {folder}",
-                f"it raised {type(error).__name__}: {str(error).strip().splitlines()[0]}",
+                f"it raised {summary(error)}",
                 "Mend the files in that folder",
             ) from error
 
@@ -133,7 +133,7 @@ def export(model: Any, task: Task, path: Path) -> None:
         except Exception as error:
             raise ExportError(
                 "the original must become an ONNX graph",
-                f"optimum raised {type(error).__name__}: {str(error).strip().splitlines()[0]}",
+                f"optimum raised {summary(error)}",
                 "Rewrite the operation it names, or give the workload an `export` method",
             ) from error
 

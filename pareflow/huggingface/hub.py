@@ -52,7 +52,7 @@ def _snapshot(name: str, local: Path, kind: Kind, revision: str | None, patterns
     except wrong as error:
         raise WorkloadError(
             f"the {kind} must be a local folder or a hub repository",
-            f"there is no {local}, and the hub says: {str(error).strip().splitlines()[0]}",
+            f"there is no {local}, and the hub raised {summary(error)}",
             "Mend its name in the YAML; a private repository needs `HF_TOKEN`",
         ) from error
     except OSError as error:  # of the connection, and LocalEntryNotFoundError
@@ -61,6 +61,11 @@ def _snapshot(name: str, local: Path, kind: Kind, revision: str | None, patterns
             f"there is no {local}, no earlier download, and {type(error).__name__} came back",
             "Go online once, or give a local folder",
         ) from error
+
+
+def summary(error: BaseException) -> str:
+    """The error's type and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def missing(distribution: str) -> MissingExtraError:

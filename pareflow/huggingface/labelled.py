@@ -1,6 +1,7 @@
 """Rows of a dataset to the four splits of a classification workload."""
 
 import base64
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import numpy as np
 
 from pareflow.catalog import unknown
 from pareflow.errors import PareflowError, WorkloadError
-from pareflow.huggingface.hub import folder_of, missing
+from pareflow.huggingface.hub import folder_of, missing, summary
 from pareflow.workload import Split, Splits
 
 _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -88,26 +89,35 @@ def _loaded(source: str, **options: Any) -> Iterator[Any]:
         import datasets
     except ImportError as error:
         raise missing("datasets") from error
-    shown = datasets.are_progress_bars_disabled()
+    hidden = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         with TemporaryDirectory(prefix="pareflow-") as cache:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ResourceWarning)  # its csv reader leaves files open
+            with _files_left_open():
                 tables = datasets.load_dataset(source, cache_dir=cache, **options)
             yield tables
     except PareflowError:
         raise
     except Exception as error:
         cause = error.__cause__ or error
+        with _files_left_open():
+            traceback.clear_frames(cause.__traceback__)
         raise WorkloadError(
             "the data must be readable by `datasets`",
-            f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}",
+            f"it raised {summary(cause)}",
             "Mend the files, or `encoding:`, `dataset_config:`",
         ) from error
     finally:
-        if not shown:
+        if not hidden:
             datasets.enable_progress_bars()
+
+
+@contextmanager
+def _files_left_open() -> Iterator[None]:
+    """No warnings of the files that the csv reader of `datasets` does not close."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
 
 
 def rows(tables: Any, split: str, columns: Columns, base: Path) -> Split:
@@ -115,21 +125,30 @@ def rows(tables: Any, split: str, columns: Columns, base: Path) -> Split:
 
     `base` is where relative image paths start from.
     """
-    if split not in tables:
-        raise WorkloadError("the split must exist", unknown(split, list(tables), "split"), "Mend the YAML")
+    labels, samples = column(tables, split, columns.label), column(tables, split, columns.sample)
     table = tables[split]
-    for column in (columns.sample, columns.label):
-        if column not in table.column_names:
-            found = unknown(column, table.column_names, "column")
-            raise WorkloadError(f"`{split}` must have the columns of the YAML", found, "Mend the YAML")
-    samples = _images(table, columns.sample, base) if columns.images else list(table[columns.sample])
+    if columns.images:
+        samples = _images(table, columns.sample, base)
     if not all(isinstance(sample, str) for sample in samples):
         found = next(sample for sample in samples if not isinstance(sample, str))
         raise WorkloadError(
             f"every row of `{split}` must have a text", f"`{columns.sample}` has {found!r}", "Mend the data"
         )
     feature_names = getattr(table.features[columns.label], "names", None)
-    return Split(samples, class_ids(table[columns.label], columns.classes, feature_names))
+    return Split(samples, class_ids(labels, columns.classes, feature_names))
+
+
+def column(tables: Any, split: str, name: str) -> Any:
+    """The values of one column of one split, in order. Raises: WorkloadError where either is unknown."""
+    if split not in tables:
+        raise WorkloadError("the split must exist", unknown(split, list(tables), "split"), "Mend the YAML")
+    if name not in tables[split].column_names:
+        raise WorkloadError(
+            f"`{split}` must have the columns of the YAML",
+            unknown(name, tables[split].column_names, "column"),
+            "Mend the YAML",
+        )
+    return tables[split][name]
 
 
 def class_ids(

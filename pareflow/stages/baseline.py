@@ -4,7 +4,7 @@ import dataclasses
 
 from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.compiler.torch_eager import TorchEager
-from pareflow.errors import InputError, PareflowError
+from pareflow.errors import InputError, VariantError
 from pareflow.hardware.device import device_lock
 from pareflow.isolation import Limits
 from pareflow.measurement import Interval, speedup
@@ -24,12 +24,10 @@ def baseline(run: Run) -> list[Row]:
 
     Raises: InputError: without a baseline there is nothing to compare with.
     """
-    train(run)
     try:
+        train(run)
         return [row for threads in run.threads for row in _pair(run, threads)]
-    except InputError:
-        raise
-    except PareflowError as error:
+    except VariantError as error:
         raise InputError("the original must run", f"{error.must}, but {error.found}", error.remedy) from error
 
 

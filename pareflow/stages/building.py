@@ -8,6 +8,7 @@ from typing import Any
 from pareflow.catalog import members
 from pareflow.hardware.device import device_lock
 from pareflow.measurement import Quality
+from pareflow.measuring.quality import find_metric
 from pareflow.stages.jobs import artifact_size_mib, original
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Variant, digest, file_digest
@@ -61,6 +62,6 @@ def _evaluation(run: Run, row: Row, split: SplitName) -> dict[str, Any]:
         "split": split,
         "metric": run.metric,
     }
-    instrument = file_digest(_INSTRUMENT)
+    instrument = [file_digest(_INSTRUMENT), file_digest(find_metric(run.metric, run.folder))]
     key = digest("quality", asked, run.facts.data_digest, run.environment.fingerprint, instrument)
     return {**asked, "key": key}

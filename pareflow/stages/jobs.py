@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pareflow  # noqa: F401  (fills the catalog)
 from pareflow import network
 from pareflow.catalog import BACKENDS, TECHNIQUES, find
 from pareflow.compiler.backend import Backend
-from pareflow.errors import WorkloadError
+from pareflow.errors import EnvironmentUnfitError, TransientError, WorkloadError
 from pareflow.measuring import arena, breakdown, operators
 from pareflow.measuring.quality import evaluate_quality, find_metric
 from pareflow.model.technique import Technique
@@ -33,6 +34,8 @@ def describe(reference: Mapping[str, Any], folder: str, metric: str | None) -> d
     """What `WorkloadFacts` holds; checks the splits, and that the metric exists."""
     workload = load(reference, Path(folder))
     find_metric(metric or workload.definition.metric, Path(folder))
+    with _users_code("`preprocess()` must give named arrays"):
+        tokens = all(array.dtype.kind == "i" for array in workload.example(1).values())
     return {
         "digest": workload.digest,
         "data_digest": workload.data_digest,
@@ -40,7 +43,7 @@ def describe(reference: Mapping[str, Any], folder: str, metric: str | None) -> d
         "metric": workload.definition.metric,
         "seed": workload.definition.seed,
         "serving_requires": list(workload.definition.serving_requires),
-        "tokens": all(array.dtype.kind == "i" for array in workload.example(1).values()),
+        "tokens": tokens,
     }
 
 
@@ -51,20 +54,24 @@ def train(reference: Mapping[str, Any], folder: str, root: str) -> None:
 
     def write(into: Path) -> None:
         definition = workload.definition
-        try:
+        with _users_code("`network()` and `train()` must give a network that answers"):
             trained = definition.train(definition.network(), workload.split("train")).eval()
             network.check_outputs(network.run_torch(trained, workload.example(2)), samples=2)
-        except WorkloadError:
-            raise
-        except Exception as error:
-            raise WorkloadError(
-                "the workload's `network()` and `train()` must give a network that answers",
-                f"{type(error).__name__}: {error}",
-                "Mend the workload; the log holds the stack trace",
-            ) from error
         network.save(trained, "torch", into)
 
     store.ensure(variant.id, write)
+
+
+@contextmanager
+def _users_code(must: str) -> Iterator[None]:
+    """Whatever the workload's own code raises is a WorkloadError, unless it says what is missing here."""
+    try:
+        yield
+    except (WorkloadError, EnvironmentUnfitError, TransientError):
+        raise
+    except Exception as error:
+        found = f"it raised {type(error).__name__}: {error}"
+        raise WorkloadError(must, found, "Mend the workload; the log holds the stack trace") from error
 
 
 def feeds(reference: Mapping[str, Any], folder: str, root: str, batch_size: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pareflow.catalog import members
 from pareflow.compiler.onnxruntime import GraphLevel, OnnxRuntime
 from pareflow.compiler.openvino import OpenVino
-from pareflow.errors import PareflowError, TransientError
+from pareflow.errors import MissingExtraError, PareflowError, TransientError
 from pareflow.hardware.probe import has_vnni
 from pareflow.measurement import speedup
 from pareflow.model import DynamicInt8, Fp16, NncfInt8, StaticInt8
@@ -20,13 +20,12 @@ from pareflow.variant import Recipe
 
 def candidates(run: Run, baselines: Sequence[Row]) -> list[Row]:
     """The YAML's recipes, or the built-in list; each once, and none that is a baseline."""
-    wanted = run.spec.recipes() or built_in(run.threads, transformer=run.facts.tokens)
+    wanted = run.spec.recipes()
+    if wanted is None:
+        wanted = built_in(run.threads, transformer=run.facts.tokens)
     known = {row.label for row in baselines}
-    rows = {}
-    for recipe in map(_complete, wanted):
-        if recipe.label not in known:
-            rows[recipe.label] = Row(recipe)
-    return list(rows.values())
+    rows = {row.label: row for row in map(Row, map(_complete, wanted))}
+    return [row for label, row in rows.items() if label not in known]
 
 
 def built_in(threads: Sequence[int], *, transformer: bool) -> tuple[Recipe, ...]:
@@ -74,7 +73,7 @@ def make(run: Run, row: Row) -> Row:
     try:
         return building.make(run, row)
     except PareflowError as error:
-        return _failed(row, error)
+        return failed(row, error)
 
 
 def time(run: Run, row: Row, baselines: Sequence[Row]) -> Row:
@@ -88,7 +87,7 @@ def time(run: Run, row: Row, baselines: Sequence[Row]) -> Row:
         row = building.make(run, row)  # again only if it has gone since
         measured = measure(run, [strong, row], SCREENING)
     except PareflowError as error:
-        return _failed(row, error)
+        return failed(row, error)
     ours, theirs = measured[str(strong.id)], measured[str(row.id)]
     return dataclasses.replace(row, measurement=theirs, speedup=speedup(ours, theirs))
 
@@ -111,8 +110,10 @@ def missing(recipe: Recipe) -> str | None:
     return next((reason for reason in reasons if reason), None)
 
 
-def _failed(row: Row, error: PareflowError) -> Row:
+def failed(row: Row, error: PareflowError) -> Row:
     """A failed row (law 7); but what is the run's trouble and not the variant's goes on up."""
+    if isinstance(error, MissingExtraError):
+        return _ended(row, "unavailable", f"{error.must}, but {error.found}")
     if isinstance(error, TransientError) or error.exit_code == 4:
         raise error
     return _ended(row, "failed", f"{type(error).__name__}: {error.must}, but {error.found}")

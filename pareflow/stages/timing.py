@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pareflow.errors import PareflowError, TransientError
+from pareflow.errors import PareflowError, TransientError, VariantError
 from pareflow.hardware.device import device_lock
 from pareflow.measurement import Measurement
 from pareflow.measuring.arena import Arena, Contestant, Protocol
@@ -31,7 +31,9 @@ def measure(run: Run, rows: Sequence[Row], protocol: Protocol) -> dict[str, Meas
             _arena(run, rows, descriptor) as arena,
         ):
             measured = arena.measure(protocol)
-            for error in arena.failures.values():
+            for variant, error in arena.failures.items():
+                if isinstance(error, VariantError):
+                    error.variant = variant
                 raise error
         (into / "measurements.json").write_text(json.dumps([m.to_json() for m in measured.values()]))
 

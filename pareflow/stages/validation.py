@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from pareflow.errors import VariantError
+from pareflow.errors import PareflowError, VariantError
 from pareflow.measurement import Interval, Measurement, speedup
 from pareflow.measuring.arena import Protocol
 from pareflow.sla import Evidence, Objective, drop_interval, judge
 from pareflow.stages.building import evaluate
-from pareflow.stages.optimization import strong_baseline
+from pareflow.stages.optimization import failed, strong_baseline
 from pareflow.stages.run import Row, Run
 from pareflow.stages.timing import measure
 
@@ -30,17 +30,46 @@ def finalists(run: Run, rows: Sequence[Row]) -> list[Row]:
 def validate(run: Run, chosen: Sequence[Row]) -> list[Row]:
     """The finalists with their quality on the verdict split, a longer measurement, and their verdicts.
 
-    More samples are bought while a timing clause of any is inconclusive, within the budget (law 3).
+    More samples are bought while a timing clause of any is inconclusive, within the budget (law 3). A
+    candidate that fails on the way is a failed row (law 7). Raises: VariantError where a baseline fails.
     """
-    rows = [evaluate(run, row, "verdict") for row in chosen]
+    rows = [_evaluated(run, row) for row in chosen]
     measured: dict[str, Measurement] = {}
     for attempt in range(ROUNDS):
-        more = measure(run, rows, dataclasses.replace(FINAL, seed=attempt))
+        rows, more = _measured(run, rows, dataclasses.replace(FINAL, seed=attempt))
         measured = {key: measured[key].extended(more[key]) if key in measured else more[key] for key in more}
-        judged = [_judged(run, row, rows, measured) for row in rows]
-        if run.out_of_time or not any(_needs_time(row) for row in judged):
+        rows = [_judged(run, row, rows, measured) if row.status == "ok" else row for row in rows]
+        if run.out_of_time or not any(_needs_time(row) for row in rows):
             break
-    return judged
+    return rows
+
+
+def _evaluated(run: Run, row: Row) -> Row:
+    """The row with its quality on the verdict split, or failed."""
+    try:
+        return evaluate(run, row, "verdict")
+    except PareflowError as error:
+        return _dropped(row, error)
+
+
+def _measured(
+    run: Run, rows: Sequence[Row], protocol: Protocol
+) -> tuple[list[Row], Mapping[str, Measurement]]:
+    """All rows, those that cannot be timed failed, and the measurements of the others, from one arena."""
+    while True:
+        try:
+            return list(rows), measure(run, [row for row in rows if row.status == "ok"], protocol)
+        except VariantError as error:
+            if error.variant is None:
+                raise
+            rows = [_dropped(row, error) if row.id == error.variant else row for row in rows]
+
+
+def _dropped(row: Row, error: PareflowError) -> Row:
+    """The candidate as a failed row. Raises: the error where it is a baseline: all are compared with it."""
+    if row.role != "candidate":
+        raise error
+    return failed(dataclasses.replace(row, verdict=None), error)
 
 
 def winner(run: Run, judged: Sequence[Row]) -> Row | None:
@@ -78,8 +107,9 @@ def _lost(run: Run, row: Row, baselines: Sequence[Row]) -> bool:
 
 
 def _judged(run: Run, row: Row, rows: Sequence[Row], measured: Mapping[str, Measurement]) -> Row:
-    original = next(other for other in rows if other.role == "original")
-    strong = strong_baseline(row, [other for other in rows if other.role == "baseline"])
+    originals = [other for other in rows if other.role == "original"]
+    original = next((other for other in originals if other.threads == row.threads), originals[0])
+    strong = strong_baseline(row, rows)
     ours, theirs = measured[str(row.id)], measured[str(strong.id)]
     eager = measured[str(original.id)]
     evidence = Evidence(
@@ -114,7 +144,8 @@ def gain(objective: Objective, baseline: Measurement, ours: Measurement) -> Inte
 
 def _needs_time(row: Row) -> bool:
     """Whether more timing could still decide: only timing clauses are inconclusive, and none rejects."""
-    assert row.verdict is not None  # it was just judged
+    if row.verdict is None:
+        return False
     open_clauses = [check.clause for check in row.verdict.checks if check.decision == "inconclusive"]
     timing = ("latency.", "throughput.", "do_no_harm")
     return row.verdict.decision == "inconclusive" and all(

@@ -1,4 +1,4 @@
-"""One finished `pareflow optimize` of the tiny images, and rows of it that the registry can be tested with."""
+"""One finished `pareflow optimize` of the tiny images, and rows of it to test the registry with."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""One real `pareflow optimize` under Prefect: what it prints, what MLflow holds, and what a second one does."""
+"""One real `pareflow optimize` under Prefect: what it prints, what MLflow holds, what a second one does."""
 
 import json
 import os
@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.orchestration.conftest import Finished
 from mlflow import MlflowClient
 
 from tasks.tracking import KEY, Tracker
+from tests.orchestration.conftest import Finished
 
-DOCUMENT = "pipeline run_id environment baseline variants winner verdict registered report".split()
-VARIANT = (
-    "id recipe status reason quality latency_ms throughput size_mib peak_memory_mib load_s speedup".split()
-)
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
+DOCUMENT = {
+    *("pipeline", "run_id", "environment", "baseline", "variants", "winner", "verdict"),
+    *("registered", "report"),
+}
+VARIANT = {
+    *("id", "recipe", "status", "reason", "quality", "latency_ms", "throughput", "size_mib"),
+    *("peak_memory_mib", "load_s", "speedup"),
+}
 PREDICT = """
 import json, sys, mlflow, numpy as np
 mlflow.set_tracking_uri(sys.argv[1])
@@ -54,9 +59,9 @@ def artifacts(client: MlflowClient, run: Any, folder: str | None = None) -> set[
 
 
 def test_the_document_has_its_promised_keys(document: dict[str, Any]) -> None:
-    assert set(DOCUMENT) <= set(document)
+    assert set(document) >= DOCUMENT
     for variant in document["variants"]:
-        assert set(VARIANT) <= set(variant)
+        assert set(variant) >= VARIANT
         assert set(variant["latency_ms"]) == {"p50", "p99", "low", "high"}
         assert set(variant["speedup"]) == {"estimate", "low", "high"}
 
@@ -72,7 +77,8 @@ def test_the_verdict_has_its_promised_keys(document: dict[str, Any]) -> None:
 def test_row_0_is_the_strong_baseline(document: dict[str, Any]) -> None:
     first = document["variants"][0]
     assert first == document["baseline"]
-    assert (first["role"], first["recipe"]) == ("baseline", "onnxruntime(threads=1, graph_level=all)")
+    assert first["role"] == "baseline"
+    assert first["steps"] == [{"onnxruntime": {"threads": 1, "graph_level": "all"}}]
 
 
 def test_the_smallest_that_meets_the_sla_wins(document: dict[str, Any]) -> None:
@@ -88,9 +94,7 @@ def test_a_clean_run_prints_nothing_foreign(finished: Finished) -> None:
     assert stages == ["baseline", "profile", "optimize", "validate", "register"]
 
 
-def test_the_report_and_the_document_lie_beside_the_run(
-    finished: Finished, document: dict[str, Any]
-) -> None:
+def test_the_report_and_the_document_lie_beside_the_run(finished: Finished, document: dict[str, Any]) -> None:
     report = Path(document["report"])
     assert report == finished.data_dir / "runs" / document["run_id"] / "report.html"
     assert "</html>" in report.read_text()
@@ -140,7 +144,7 @@ def test_a_variant_holds_its_recipe_numbers_and_samples(
 def test_the_winner_is_a_ready_version_with_its_lineage(document: dict[str, Any], tracker: Tracker) -> None:
     (version,) = tracker.versions("images")
     assert version.status == "READY"
-    assert set(version.aliases) == {"champion", "challenger"}
+    assert set(tracker.summary(version)["aliases"]) == {"champion", "challenger"}
     expected = {
         "pareflow.run": document["run_id"],
         "pareflow.variant": document["winner"],

@@ -83,6 +83,19 @@ def test_without_epochs_training_fits_the_head_alone(reference: dict[str, Any]) 
     assert definition.postprocess(outputs).tolist() == [41, 32]
 
 
+def test_a_checkpoint_that_is_no_bert_encoder_is_an_error(
+    workload: LoadedWorkload, reference: dict[str, Any], tmp_path: Path
+) -> None:
+    from safetensors.numpy import save_file
+
+    workload.definition.pack(tmp_path)
+    folder = tmp_path / "checkpoint"
+    save_file({"strange": np.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = {**reference["file"]["settings"], "checkpoint": str(folder)}
+    with pytest.raises(WorkloadError, match=r"must be a BERT encoder, but .* has no weights for bert\."):
+        define({"file": {"path": "workload.py", "settings": settings}}, FOLDER).network()
+
+
 def test_absent_data_is_an_error_that_names_the_file(reference: dict[str, Any]) -> None:
     settings = {**reference["file"]["settings"], "files": {"train": "../absent/train.csv"}}
     with pytest.raises(WorkloadError, match=r"there is no .*absent/train.csv. Mend `files:`, or name a hub"):

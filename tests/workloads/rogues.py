@@ -94,7 +94,7 @@ class Hoards(_Rogue):
     name: ClassVar[str] = "hoards"
 
     def apply(self, network: nn.Module, workload: LoadedWorkload) -> nn.Module:
-        np.ones(2**36, dtype=np.uint8)
+        np.zeros(2**36, dtype=np.uint8)
         return network
 
 
@@ -181,23 +181,24 @@ class WitnessSession(TorchSession):
 
 
 class SegfaultsUnderLoad(TorchEager):
-    """Answers while it is evaluated, and dies while it is timed."""
+    """Answers while it is evaluated, and dies while it is timed; if `marker` names a file, once there is one."""
 
     name: ClassVar[str] = "segfaults_under_load"
     requests: int = 20
+    marker: str = "/"
 
     def load(self, artifact: Path) -> "DoomedSession":
-        return DoomedSession(artifact, self.threads, self.requests)
+        return DoomedSession(artifact, self.threads, self.requests, Path(self.marker))
 
 
 class DoomedSession(TorchSession):
-    def __init__(self, artifact: Path, threads: int, requests: int) -> None:
+    def __init__(self, artifact: Path, threads: int, requests: int, marker: Path) -> None:
         super().__init__(artifact, threads)
-        self._left = requests
+        self._left, self._marker = requests, marker
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         self._left -= 1
-        if self._left < 0:
+        if self._left < 0 and self._marker.exists():
             ctypes.string_at(0)
         return super().run(feeds)
 

@@ -1,0 +1,121 @@
+"""Law 7: a crash, a hang, too much memory or NaN in one variant is one failed row, never the end of the run."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pareflow.errors import StoreError, TransientError, VariantError
+from pareflow.stages import building, optimization, validation
+from pareflow.stages.run import Row, Run
+from pareflow.variant import Recipe, Step
+
+pytestmark = pytest.mark.usefixtures("rogues")
+
+
+@dataclass(frozen=True)
+class Bad:
+    technique: str
+    error: str
+    said: str
+
+
+CASES = [
+    Bad("raises", "StepFailedError", "RuntimeError: no kernel for this operator"),
+    Bad("raises_own_error", "StepFailedError", "the moon must be full, but it is new"),
+    Bad("denied_a_file", "StepFailedError", "PermissionError"),
+    Bad("segfaults", "CrashedError", "SIGSEGV"),
+    Bad("exits", "CrashedError", "status 7"),
+    Bad("hangs", "TimedOutError", "must finish in 5 s"),
+    Bad("hoards", "OutOfMemoryError", "must fit into 4096 MiB"),
+    Bad("hoards_natively", "OutOfMemoryError", "must fit into 4096 MiB"),
+    Bad("gives_nan", "BadOutputError", "NaN"),
+    Bad("loses_rows", "BadOutputError", "one row per sample"),
+    Bad("peeks_at_the_verdict", "WorkloadError", "the verdict split must stay shut"),
+]
+
+
+def candidate(*techniques: str, backend: Step = Step("torch_eager")) -> Row:  # noqa: B008 (frozen)
+    return Row(Recipe(tuple(map(Step, techniques)), backend))
+
+
+def contents(run: Run) -> set[str]:
+    return {path.name for path in (run.store.root / "entries").iterdir()}
+
+
+@pytest.mark.parametrize("bad", CASES, ids=lambda bad: bad.technique)
+def test_bad_candidate_is_one_failed_row_with_its_reason(bad: Bad, trained: Any) -> None:
+    seconds = 5 if bad.technique == "hangs" else 120
+    run = trained.with_budget(variant_minutes=seconds / 60, memory_mib=4096)
+    before = contents(run)
+    row = optimization.make(run, candidate(bad.technique))
+    assert (row.status, row.id, row.quality) == ("failed", None, None)
+    assert row.reason is not None
+    assert row.reason.startswith(f"{bad.error}: ")
+    assert bad.said in row.reason
+    assert optimization.time(run, row, trained.rows) == row
+    if bad.technique not in ("gives_nan", "loses_rows"):  # those were built; what they answer is bad
+        assert contents(run) == before
+
+
+def test_candidate_that_lacks_a_package_is_unavailable(trained: Any) -> None:
+    row = optimization.make(trained.run, candidate("lacks_a_package"))
+    assert (row.status, row.reason) == ("unavailable", "unobtainium must be installed, but it is not")
+
+
+def test_candidate_that_dies_while_timed_is_a_failed_row(trained: Any) -> None:
+    built = optimization.make(trained.run, candidate(backend=Step("segfaults_under_load")))
+    assert built.status == "ok"
+    timed = optimization.time(trained.run, built, trained.rows)
+    assert timed.status == "failed"
+    assert str(timed.reason).startswith("CrashedError: ")
+    assert timed.measurement is None
+
+
+@pytest.mark.parametrize("moment", ["evaluated", "timed"])
+def test_finalist_that_dies_is_a_failed_row_and_the_others_are_judged(
+    moment: str, judged: Any, trained: Any, tmp_path: Path
+) -> None:
+    """It behaved while it was screened; it dies on the verdict split, or in the longer measurement."""
+    requests = {"evaluated": 3, "timed": 30}[moment]
+    doomed = Step("segfaults_under_load", {"requests": requests, "marker": str(tmp_path / "now")})
+    row = optimization.make(trained.run, candidate(backend=doomed))
+    row = dataclasses.replace(row, measurement=judged.candidate.measurement)
+    (tmp_path / "now").touch()
+    *others, failed = validation.validate(trained.run, [*trained.rows, row])
+    assert (failed.status, failed.verdict) == ("failed", None)
+    assert str(failed.reason).startswith("CrashedError: ")
+    assert [other.verdict is not None for other in others] == [True, True]
+    winner = validation.winner(trained.run, [*others, failed])
+    assert winner is not None
+    assert winner.id == trained.strong.id
+
+
+def test_good_candidate_after_bad_ones_is_as_it_would_be_without(trained: Any) -> None:
+    for technique in ("raises", "segfaults"):
+        assert optimization.make(trained.run, candidate(technique)).status == "failed"
+    good = optimization.make(trained.run, candidate(backend=Step("onnxruntime", {"graph_level": "basic"})))
+    assert (good.status, good.quality is not None) == ("ok", True)
+
+
+@pytest.mark.parametrize("error", [StoreError, TransientError])
+def test_trouble_of_the_run_is_no_row(
+    error: type[Exception], trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk says nothing about the variant that met it."""
+
+    def fail(run: Run, row: Row) -> Row:
+        raise error("the disk must have room", "it is full", "Free some")
+
+    monkeypatch.setattr(building, "make", fail)
+    with pytest.raises(error):
+        optimization.make(trained.run, candidate())
+
+
+def test_baseline_that_dies_in_the_end_ends_the_run(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it there is nothing to compare with."""
+    strong = dataclasses.replace(trained.strong, recipe=Recipe((), Step("segfaults_under_load", {"requests": 0})))
+    with pytest.raises(VariantError):
+        validation.validate(trained.run, [strong, trained.rows[1]])

@@ -1,0 +1,196 @@
+"""The command line: what it reads, prints and exits with. Exit codes are in DESIGN.md section 6."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from flows.cli import app
+from tests.orchestration.conftest import CHECKOUT, Finished
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
+Completed = subprocess.CompletedProcess[str]
+Run = Callable[..., Completed]
+LIGHT = """
+import sys
+from typer.testing import CliRunner
+from flows.cli import app
+for words in (["--help"], ["optimize", "--help"]):
+    assert CliRunner().invoke(app, words).exit_code == 0
+print(sorted({"torch", "mlflow", "prefect", "onnxruntime", "pandas"} & set(sys.modules)))
+"""
+COMMANDS = ("init", "check", "plan", "optimize", "report", "list", "promote", "rollback", "doctor")
+
+
+def printed(*words: object) -> Any:
+    """The one JSON document that a command prints, which must succeed."""
+    result = CliRunner().invoke(app, [*map(str, words), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_help_names_every_command() -> None:
+    shown = CliRunner().invoke(app, ["--help"]).output
+    assert [name for name in COMMANDS if name not in shown] == []
+
+
+def test_help_imports_nothing_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT], cwd=CHECKOUT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_init_writes_a_folder_that_check_accepts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(app, ["init", "flowers"]).exit_code == 0
+    assert {path.name for path in (tmp_path / "flowers").iterdir()} == {"pipeline.yaml", "workload.py"}
+    assert printed("check", "flowers/pipeline.yaml")["name"] == "flowers"
+
+
+def test_what_init_writes_can_be_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    CliRunner().invoke(app, ["init", "flowers"])
+    plan = printed("plan", "flowers/pipeline.yaml")
+    assert plan["pipeline"] == "flowers"
+    assert len(plan["candidates"]) > 5
+    assert not any(candidate["made"] for candidate in plan["candidates"])
+
+
+def test_init_leaves_an_existing_folder_alone(pareflow_command: Run, tmp_path: Path) -> None:
+    (tmp_path / "flowers").mkdir()
+    done = pareflow_command("init", "flowers", folder=tmp_path)
+    assert done.returncode == 2
+    assert "flowers is there already. Choose another name" in " ".join(done.stderr.split())
+    assert list((tmp_path / "flowers").iterdir()) == []
+
+
+def test_check_tells_every_problem_at_once(pareflow_command: Run, tmp_path: Path) -> None:
+    document = {
+        "name": "Not a name",
+        "workload": "workload.py",
+        "sla": {"latency": {"p99_mss": 3}},
+        "candidates": [["static_int9", "onnxruntime"]],
+        "objectiv": "size",
+    }
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(document))
+    done = pareflow_command("check", tmp_path / "bad.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    for problem in ("name", "p99_ms", "static_int8", "objective"):
+        assert problem in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["check", "plan", "optimize", "report", "promote"])
+def test_a_missing_pipeline_is_bad_input(pareflow_command: Run, tmp_path: Path, name: str) -> None:
+    done = pareflow_command(name, tmp_path / "absent.yaml")
+    assert done.returncode == 2
+    assert "`pareflow init NAME` writes one" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("family", "member"), [("techniques", "static_int8"), ("backends", "onnxruntime"), ("workloads", None)]
+)
+def test_list_shows_the_members_of_a_family(family: str, member: str | None, tmp_path: Path) -> None:
+    rows = printed("list", family, "--data-dir", tmp_path)
+    assert all(set(row) == {"name", "what", "settings", "unavailable"} for row in rows)
+    assert member is None or member in {row["name"] for row in rows}
+
+
+def test_list_knows_what_it_can_list(pareflow_command: Run) -> None:
+    done = pareflow_command("list", "technique")
+    assert done.returncode == 2
+    assert "techniques" in done.stderr
+
+
+def test_list_shows_finished_runs_and_registered_versions(finished: Finished) -> None:
+    (run,) = printed("list", "runs", "--data-dir", finished.data_dir)
+    assert (run["run_id"], run["winner"]) == (finished.document["run_id"], finished.document["winner"])
+    (version,) = printed("list", "versions", "--data-dir", finished.data_dir)
+    assert (version["name"], version["version"]) == ("images", "1")
+    assert set(version["aliases"]) == {"champion", "challenger"}
+    assert version["pareflow.variant"] == finished.document["winner"]
+
+
+def test_list_shows_no_runs_where_none_ran(tmp_path: Path) -> None:
+    assert printed("list", "runs", "--data-dir", tmp_path) == []
+
+
+def test_doctor_tells_of_this_machine(tmp_path: Path) -> None:
+    document = printed("doctor", "--data-dir", tmp_path)
+    assert document["problems"] == []
+    assert document["environment"]["cores"] >= 1
+    assert "onnxruntime" in {row["name"] for row in document["backends"]}
+
+
+def test_plan_knows_what_is_made(finished: Finished) -> None:
+    plan = printed("plan", finished.config, "--data-dir", finished.data_dir)
+    assert plan["run_id"] == finished.document["run_id"]
+    assert [(c["id"], c["made"]) for c in plan["candidates"]] == [(finished.document["winner"], True)]
+
+
+def test_report_tells_where_it_lies(finished: Finished) -> None:
+    result = CliRunner().invoke(app, ["report", str(finished.config), "--data-dir", str(finished.data_dir)])
+    assert result.stdout.strip() == finished.document["report"]
+
+
+def test_there_is_no_report_before_a_run(
+    pareflow_command: Run, pipeline_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    done = pareflow_command("report", pipeline_file(), "--data-dir", tmp_path)
+    assert done.returncode == 2
+    assert "a report is written by a finished run" in " ".join(done.stderr.split())
+
+
+def test_where_nothing_meets_the_sla_the_failed_clause_is_named(
+    pareflow_command: Run, pipeline_file: Callable[..., Path], measured_already: Path
+) -> None:
+    strict = pipeline_file("strict", sla={"size": {"max_mib": 0.0001}})
+    words = ("optimize", strict, "--data-dir", measured_already, "--no-orchestrator", "--json")
+    done = pareflow_command(*words)
+    document = json.loads(done.stdout)
+    assert done.returncode == 3
+    assert (document["winner"], document["registered"]) == (None, None)
+    assert "size.max_mib" in document["verdict"]["reason"]
+    assert Path(document["report"]).is_file()
+
+
+def test_a_data_folder_that_cannot_be_written_is_an_unfit_environment(
+    pareflow_command: Run, pipeline_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A file stands where the folder should be: that stops root, too."""
+    (tmp_path / "data").write_text("in the way")
+    for words in (["optimize"], ["optimize", "--no-orchestrator"], ["plan"]):
+        done = pareflow_command(*words, pipeline_file(), "--data-dir", tmp_path / "data")
+        assert done.returncode == 4, (words, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert "data" in done.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--no-orchestrator"]], ids=["prefect", "plain"])
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    command: Callable[..., list[str]], pipeline_file: Callable[..., Path], tmp_path: Path, options: list[str]
+) -> None:
+    words = command("optimize", pipeline_file(), "--data-dir", tmp_path / "data", *options)
+    process = subprocess.Popen(
+        words, cwd=CHECKOUT, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "data" / "store" / "entries").glob("*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, said
+    assert "interrupted; the same command goes on from here" in said
+    assert "Traceback" not in said

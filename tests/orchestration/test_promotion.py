@@ -1,0 +1,172 @@
+"""The promotion protocol: the better of two models is champion, in whatever order and company they come."""
+
+import dataclasses
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pareflow import spec as specs
+from pareflow.errors import InputError
+from pareflow.stages.run import Row, Run
+from tasks.promotion import Promotion, challenge, promote, promote_challenger, roll_back
+from tasks.tracking import Tracker
+from tests.orchestration.conftest import CHECKOUT, Judged, judge
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
+PROMOTE = """
+import pickle, sys
+from flows.environment import set_environment
+set_environment()
+from tasks.promotion import promote
+print(promote(*pickle.load(open(sys.argv[1], "rb"))).alias)
+"""
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> Tracker:
+    return Tracker.open(tmp_path)
+
+
+@pytest.fixture
+def register(tracker: Tracker) -> Callable[[Judged, Row], str]:
+    """Register a row; the number of its version."""
+
+    def registered(judged: Judged, row: Row) -> str:
+        parent = tracker.begin(judged.run)
+        return str(tracker.register(judged.run, parent, judged.package(row), row).version)
+
+    return registered
+
+
+def aliases(tracker: Tracker) -> dict[str, str]:
+    found = {name: tracker.alias("images", name) for name in ("challenger", "champion", "previous")}
+    return {name: str(version.version) for name, version in found.items() if version is not None}
+
+
+def test_the_first_version_becomes_champion(
+    tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]
+) -> None:
+    version = register(judged, judged.fp32)
+    challenge(tracker, judged.run, version)
+    assert aliases(tracker) == {"challenger": version}
+    moved = promote(tracker, judged.run, version, judged.fp32)
+    assert moved == Promotion(version, "champion", "there was no champion")
+    assert aliases(tracker) == {"challenger": version, "champion": version}
+
+
+def test_the_champion_promoted_again_stays(
+    tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]
+) -> None:
+    version = register(judged, judged.fp32)
+    for _ in range(2):
+        moved = promote(tracker, judged.run, version, judged.fp32)
+    assert moved.reason == "it is the champion already"
+    assert aliases(tracker) == {"champion": version}
+
+
+def test_a_better_challenger_replaces_the_champion_and_can_be_rolled_back(
+    tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]
+) -> None:
+    old, new = register(judged, judged.fp32), register(judged, judged.int8)
+    promote(tracker, judged.run, old, judged.fp32)
+    tracker.set_alias("images", "challenger", new)
+    moved = promote_challenger(tracker, judged.run)
+    assert (moved["version"], moved["alias"]) == (new, "champion")
+    assert aliases(tracker) == {"challenger": new, "champion": new, "previous": old}
+    assert roll_back(tracker, "images")["version"] == old
+    assert aliases(tracker) == {"challenger": new, "champion": old, "previous": new}
+
+
+def test_a_larger_challenger_is_rejected_where_size_is_the_objective(
+    tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]
+) -> None:
+    champion, larger = register(judged, judged.int8), register(judged, judged.fp32)
+    promote(tracker, judged.run, champion, judged.int8)
+    moved = promote(tracker, judged.run, larger, judged.fp32)
+    assert moved.alias == "challenger"
+    assert moved.reason.startswith(f"version {champion} stays champion (reject: do_no_harm")
+    assert aliases(tracker) == {"champion": champion}
+
+
+def test_a_slower_challenger_is_rejected_where_speed_is_the_objective(
+    tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]
+) -> None:
+    """Torch eager takes several times as long as ONNX Runtime for a network this small."""
+    run = judged.with_objective("latency_p50")
+    champion, slower = register(judged, judged.fp32), register(judged, judged.eager)
+    promote(tracker, run, champion, judged.fp32)
+    moved = promote(tracker, run, slower, judged.eager)
+    assert moved.reason.startswith(f"version {champion} stays champion (reject: do_no_harm")
+    assert aliases(tracker) == {"champion": champion}
+
+
+def test_a_challenger_of_worse_quality_is_rejected(
+    tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]
+) -> None:
+    """Smaller than the champion, but hardly trained; its own original is no better."""
+    champion = register(judged, judged.fp32)
+    promote(tracker, judged.run, champion, judged.fp32)
+    untrained = judge(_with_training(judged.run, steps=1))
+    worse = register(untrained, untrained.int8)
+    moved = promote(tracker, untrained.run, worse, untrained.int8)
+    assert moved.reason.startswith(f"version {champion} stays champion (reject: quality.max_drop")
+    assert aliases(tracker) == {"champion": champion}
+
+
+def _with_training(run: Run, steps: int) -> Run:
+    reference = {"file": {"path": "images.py", "settings": {"steps": steps}}}
+    spec = specs.parse({**run.spec.to_json(), "workload": reference}, "the tests' pipeline")
+    return Run.open(spec, run.config, run.data_dir)
+
+
+def test_a_package_changed_in_the_registry_is_refused(
+    tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]
+) -> None:
+    champion, challenger = register(judged, judged.fp32), register(judged, judged.int8)
+    promote(tracker, judged.run, champion, judged.fp32)
+    for model in Path(str(tracker.artifacts)).rglob("package/artifact/*.onnx"):
+        content = bytearray(model.read_bytes())
+        content[len(content) // 2] ^= 1
+        model.write_bytes(content)
+    with pytest.raises(InputError, match="as it was packaged"):
+        challenge(tracker, judged.run, challenger)
+    with pytest.raises(InputError, match="as it was packaged"):
+        promote(tracker, judged.run, challenger, judged.int8)
+    assert aliases(tracker) == {"champion": champion}
+
+
+def test_without_a_challenger_there_is_nothing_to_promote(tracker: Tracker, judged: Judged) -> None:
+    with pytest.raises(InputError, match="must have a challenger"):
+        promote_challenger(tracker, judged.run)
+
+
+def test_without_a_previous_champion_there_is_nothing_to_roll_back_to(
+    tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]
+) -> None:
+    promote(tracker, judged.run, register(judged, judged.fp32), judged.fp32)
+    with pytest.raises(InputError, match="a previous one"):
+        roll_back(tracker, "images")
+
+
+def test_of_two_promoters_at_once_the_better_one_wins(
+    tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str], tmp_path: Path
+) -> None:
+    """Both find no champion when they come: whoever is second must judge against the first."""
+    run = dataclasses.replace(judged.run, data_dir=tmp_path)
+    shutil.copytree(judged.run.data_dir / "store", tmp_path / "store")
+    better, worse = register(judged, judged.int8), register(judged, judged.fp32)
+    processes = []
+    for version, row in ((worse, judged.fp32), (better, judged.int8)):
+        request = tmp_path / f"{version}.pickle"
+        request.write_bytes(pickle.dumps((tracker, run, version, row)))
+        command = [sys.executable, "-c", PROMOTE, str(request)]
+        processes.append(subprocess.Popen(command, cwd=CHECKOUT, env=os.environ, stderr=subprocess.PIPE))
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert aliases(tracker)["champion"] == better

@@ -1,0 +1,160 @@
+"""The record in MLflow: found again and not doubled, begun by many at once, and told when it is not there."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pareflow.errors import TransientError
+from tasks.tracking import Tracker
+from tests.orchestration.conftest import CHECKOUT, Judged
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
+OPEN = "import sys, pathlib; from tasks.tracking import Tracker; Tracker.open(pathlib.Path(sys.argv[1]))"
+PATIENCE_SECONDS = 180.0
+"""How long a test waits for what must come: a bound for a busy machine, not a measurement."""
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> Tracker:
+    return Tracker.open(tmp_path)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of loopback where nothing answers."""
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        port: int = bound.getsockname()[1]
+    return port
+
+
+def test_a_run_begun_again_is_the_same_run(tracker: Tracker, judged: Judged) -> None:
+    assert tracker.begin(judged.run) == tracker.begin(judged.run)
+
+
+def test_a_variant_recorded_again_is_one_run_with_one_history(tracker: Tracker, judged: Judged) -> None:
+    parent = tracker.begin(judged.run)
+    for _ in range(2):
+        tracker.variant(judged.run, parent, judged.int8)
+    experiment = tracker.client.get_run(parent).info.experiment_id
+    found = tracker.client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert len(found) == 1
+    run_id = found[0].info.run_id
+    histories = {name: tracker.client.get_metric_history(run_id, name) for name in found[0].data.metrics}
+    assert {len(points) for points in histories.values()} == {1}
+    assert histories["size_mib"][0].value == judged.int8.size_mib
+
+
+def test_the_same_content_registered_again_is_one_version(tracker: Tracker, judged: Judged) -> None:
+    parent, package = tracker.begin(judged.run), judged.package(judged.int8)
+    versions = [tracker.register(judged.run, parent, package, judged.int8).version for _ in range(2)]
+    assert versions[0] == versions[1]
+    assert len(tracker.versions("images")) == 1
+
+
+def test_other_content_is_another_version(tracker: Tracker, judged: Judged) -> None:
+    parent = tracker.begin(judged.run)
+    for row in (judged.int8, judged.fp32):
+        tracker.register(judged.run, parent, judged.package(row), row)
+    assert len(tracker.versions("images")) == 2
+
+
+def test_ten_processes_can_begin_one_new_mlflow(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OPEN, str(tmp_path / "data")]
+    processes = [
+        subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE, text=True) for _ in range(10)
+    ]
+    errors = [process.communicate(timeout=PATIENCE_SECONDS)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 10, errors
+    assert Tracker.open(tmp_path / "data").client.search_experiments()
+
+
+def test_a_server_that_is_down_is_told_as_transient(
+    free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
+    with pytest.raises(TransientError) as caught:
+        Tracker.open(tmp_path)
+    error = caught.value
+    assert error.exit_code == 4
+    assert error.must == f"MLflow at http://127.0.0.1:{free_port} must be reachable"
+    assert "it is not" in error.found
+    assert "MLFLOW_TRACKING_URI" in error.remedy
+
+
+def test_the_same_call_succeeds_once_the_server_is_back(
+    free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Callable[[int], None]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
+    with pytest.raises(TransientError):
+        Tracker.open(tmp_path)
+    server(free_port)
+    assert [e.name for e in Tracker.open(tmp_path).client.search_experiments()] == ["Default"]
+
+
+def test_a_run_goes_on_when_its_server_comes_back(
+    free_port: int,
+    tmp_path: Path,
+    judged: Judged,
+    monkeypatch: pytest.MonkeyPatch,
+    server: Callable[[int], "subprocess.Popen[bytes]"],
+) -> None:
+    """What was recorded before is found again; the artifacts go through the server."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
+    process = server(free_port)
+    tracker = Tracker.open(tmp_path)
+    parent = tracker.begin(judged.run)
+    process.terminate()
+    process.wait(PATIENCE_SECONDS)
+    with pytest.raises(TransientError):
+        tracker.variant(judged.run, parent, judged.int8)
+    server(free_port)
+    assert tracker.begin(judged.run) == parent
+    tracker.variant(judged.run, parent, judged.int8)
+    version = tracker.register(judged.run, parent, judged.package(judged.int8), judged.int8)
+    package = tracker.download("images", str(version.version), tmp_path / "downloaded")
+    assert (package / "model.json").is_file()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Callable[[int], "subprocess.Popen[bytes]"]]:
+    """Start a real MLflow server on a port of loopback, and wait until it answers."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(port: int) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+                *("--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--workers", "1"),
+                *("--artifacts-destination", str(tmp_path / "served")),
+            ],
+            cwd=tmp_path,
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_TRACKING_URI": ""},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        started.append(process)
+        _wait_for(f"http://127.0.0.1:{port}/health")
+        return process
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(PATIENCE_SECONDS)
+
+
+def _wait_for(url: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.2)

@@ -1,0 +1,207 @@
+"""The stages, one after the other, on the tiny images."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+
+from pareflow import spec as specs
+from pareflow.catalog import members
+from pareflow.errors import VariantError
+from pareflow.hardware import probe
+from pareflow.measurement import Interval, Measurement
+from pareflow.sla import Objective
+from pareflow.stages import optimization, outcome, profiling, validation
+from pareflow.stages.baseline import SCREENING, baseline
+from pareflow.stages.run import Row
+from pareflow.variant import Recipe, Step
+
+
+def test_baseline_is_the_plain_export_and_the_original(trained: Any) -> None:
+    strong, original = trained.rows
+    assert (strong.role, strong.label) == ("baseline", "onnxruntime")
+    assert (original.role, original.label) == ("original", "torch_eager")
+    assert strong.quality.value == original.quality.value
+    assert strong.quality.value > 0.9  # the tiny network learns its task
+    assert len(strong.measurement.blocks_ms) == len(original.measurement.blocks_ms) == SCREENING.blocks
+    assert strong.speedup == Interval(1.0, 1.0, 1.0, samples=SCREENING.blocks)
+    assert original.speedup.estimate == pytest.approx(1 / strong.speedup_over_eager.estimate, rel=0.2)
+
+
+def test_each_thread_count_has_its_pair() -> None:
+    rows = [Row(Recipe((), Step("onnxruntime", {"threads": n})), "baseline") for n in (1, 2)]
+    for threads, expected in ((1, 0), (2, 1), (4, 0)):
+        row = Row(Recipe((), Step("openvino", {"threads": threads})))
+        assert optimization.strong_baseline(row, rows) is rows[expected]
+
+
+def test_candidates_of_the_yaml_are_completed_and_each_is_once(trained: Any) -> None:
+    wanted = [["onnxruntime"], [{"onnxruntime": {"graph_level": "basic"}}], ["fp16", "onnxruntime"]] * 2
+    run = with_candidates(trained.run, wanted)
+    rows = optimization.candidates(run, trained.rows)
+    assert [row.label for row in rows] == ["onnxruntime(graph_level=basic)", "fp16 → onnxruntime"]
+    assert rows[0].recipe.backend.settings == {"threads": 1, "graph_level": "basic"}
+
+
+@pytest.mark.parametrize(("wanted", "count"), [([], 0), (None, None)], ids=["none", "left out"])
+def test_empty_list_means_none_and_no_list_the_built_in_one(
+    trained: Any, wanted: list[Any] | None, count: int | None
+) -> None:
+    rows = optimization.candidates(with_candidates(trained.run, wanted), trained.rows)
+    assert len(rows) == (len(optimization.built_in((1,), transformer=False)) if count is None else count)
+
+
+def with_candidates(run: Any, wanted: list[Any] | None) -> Any:
+    spec = specs.parse({**run.spec.to_json(), "workload": "images.py", "candidates": wanted}, "here")
+    return dataclasses.replace(run, spec=spec)
+
+
+@pytest.mark.parametrize("vnni", [True, False], ids=["VNNI", "no VNNI"])
+def test_built_in_weights_keep_to_seven_bits_where_bytes_saturate(
+    vnni: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "instruction_flags", lambda: ("avx512_vnni",) if vnni else ("avx2",))
+    steps = [step for recipe in optimization.built_in((1, 2), transformer=True) for step in recipe.techniques]
+    narrow = [step.settings["reduce_range"] for step in steps if "reduce_range" in step.settings]
+    assert len(narrow) == 8
+    assert set(narrow) == {not vnni}
+
+
+def test_built_in_list_asks_each_thread_count_and_makes_sense() -> None:
+    recipes = optimization.built_in((1, 2), transformer=False)
+    assert {recipe.backend.settings["threads"] for recipe in recipes} == {1, 2}
+    assert len({recipe.label for recipe in recipes}) == len(recipes)
+    for recipe in recipes:
+        specs.check_recipe(recipe)
+        assert members(recipe)
+
+
+def test_candidate_is_built_evaluated_and_timed(judged: Any) -> None:
+    row = judged.candidate
+    assert (row.status, row.reason) == ("ok", None)
+    assert row.quality.split == "search"
+    assert row.size_mib > 0
+    assert row.measurement.variant == row.id
+    assert row.speedup.low <= row.speedup.estimate <= row.speedup.high
+
+
+def test_nothing_is_begun_after_the_budget(trained: Any) -> None:
+    run = dataclasses.replace(trained.run, began=float("-inf"))
+    row = Row(Recipe((), Step("onnxruntime", {"graph_level": "none"})))
+    pruned = optimization.make(run, row)
+    assert (pruned.status, pruned.reason) == ("pruned", "the budget of 10 minutes was used up")
+    assert optimization.time(run, dataclasses.replace(row, id="v"), trained.rows).status == "pruned"
+
+
+def test_finalists_are_the_baselines_and_the_best_candidates(
+    judged: Any, measured: Callable[..., Measurement], scored: Callable[..., Any]
+) -> None:
+    """Of four: the fastest has lost its quality, one failed, one is slower than the one that goes on."""
+
+    def row(ms: float, scores: list[int], status: str = "ok") -> Row:
+        quality = dataclasses.replace(judged.candidate.quality, scores=tuple(scores))
+        return dataclasses.replace(
+            judged.candidate, id=str(ms), measurement=measured([ms]), quality=quality, status=status
+        )
+
+    good, lost = [1] * 100, [0] * 100
+    rows = [row(3.0, good), row(1.0, lost), row(2.0, good), row(0.5, good, "failed")]
+    chosen = validation.finalists(judged.run, [*judged.baselines, *rows])
+    assert [r.id for r in chosen] == [*(b.id for b in judged.baselines), "2.0"]
+
+
+def test_every_finalist_is_judged_on_the_verdict_split(judged: Any) -> None:
+    clauses = ["quality.max_drop", "latency.p99_ms", "size.max_mib", "do_no_harm"]
+    for row in judged.finalists:
+        assert row.quality.split == "verdict"
+        assert [check.clause for check in row.verdict.checks] == clauses
+        assert row.verdict.environment == judged.run.environment.fingerprint
+        assert len(row.measurement.samples_ms) >= 299
+
+
+def test_winner_is_the_best_of_those_that_passed(judged: Any) -> None:
+    winner = validation.winner(judged.run, judged.finalists)
+    assert winner is not None
+    passed = [row for row in judged.finalists if row.verdict.decision == "promote"]
+    assert judged.finalists[0] in passed  # the strong baseline meets these limits
+    assert winner.measurement.quantile_ms(0.5) == min(r.measurement.quantile_ms(0.5) for r in passed)
+
+
+@pytest.mark.parametrize("objective", get_args(Objective))
+def test_objective_orders_the_rows(objective: Objective, measured: Callable[..., Measurement]) -> None:
+    better = Row(Recipe((), Step("a")), measurement=measured([1.0, 2.0], size_mib=1.0, peak_memory_mib=10.0))
+    worse = Row(Recipe((), Step("b")), measurement=measured([2.0, 4.0], size_mib=2.0, peak_memory_mib=20.0))
+    assert validation.objective_value(objective, better) < validation.objective_value(objective, worse)
+    assert better.measurement is not None
+    assert worse.measurement is not None
+    gain = validation.gain(objective, worse.measurement, dataclasses.replace(better.measurement, variant="b"))
+    assert gain is not None
+    assert gain.estimate == 2.0
+
+
+def test_objective_that_is_unknown_is_told(measured: Callable[..., Measurement]) -> None:
+    unknown = measured([1.0], peak_memory_mib=None)
+    assert validation.gain("peak_memory", measured([1.0], variant="b"), unknown) is None
+    with pytest.raises(VariantError, match="`peak_memory` must be measured"):
+        validation.objective_value("peak_memory", Row(Recipe((), Step("a")), measurement=unknown))
+
+
+def test_speedup_over_eager_is_against_the_same_threads(
+    trained: Any, monkeypatch: pytest.MonkeyPatch, measured: Callable[..., Measurement]
+) -> None:
+    rows = [
+        dataclasses.replace(row, recipe=Recipe((), Step(row.recipe.backend.name, {"threads": n})), id=f"{i}{n}")
+        for n in (1, 2)
+        for i, row in enumerate(trained.rows)
+    ]
+    ms = {"01": 2.0, "11": 8.0, "02": 1.0, "12": 6.0}
+    found = {key: measured(*[[value]] * 12, variant=key) for key, value in ms.items()}
+    monkeypatch.setattr(validation, "evaluate", lambda run, row, split: row)
+    monkeypatch.setattr(validation, "measure", lambda run, rows, protocol: found)
+    judged_rows = validation.validate(trained.run, rows)
+    assert [row.speedup_over_eager.estimate for row in judged_rows if row.speedup_over_eager] == [4, 1, 6, 1]
+
+
+def test_profile_tells_where_the_time_goes(trained: Any) -> None:
+    found = profiling.profile(trained.run, trained.rows)
+    assert {stage["name"] for stage in found["stages"]} >= {"preprocess", "inference", "postprocess"}
+    assert found["operators"].keys() == {"onnxruntime", "torch"}
+    assert "of a request" in found["bottleneck"]
+    for trace in found["traces"].values():
+        assert json.loads((trained.run.output / trace).read_text())
+    assert profiling.profile(trained.run, trained.rows) == found
+
+
+def test_outcome_is_one_json_document(judged: Any) -> None:
+    winner = validation.winner(judged.run, judged.finalists)
+    assert winner is not None
+    document = json.loads(json.dumps(outcome.document(judged.run, judged.finalists, winner, None, None)))
+    assert document["winner"] == winner.id
+    assert document["verdict"]["decision"] == "promote"
+    assert document["verdict"]["reason"] == "every clause of the SLA is met"
+    assert [variant["id"] for variant in document["variants"]] == [row.id for row in judged.finalists]
+    assert document["baseline"] == document["variants"][0]
+    assert document["environment"]["fingerprint"] == judged.run.environment.fingerprint
+
+
+def test_outcome_without_a_winner_says_what_the_closest_missed(judged: Any) -> None:
+    sla = {"size": {"max_mib": 1e-6}}
+    spec = judged.run.spec.model_copy(update={"sla": specs.SLA.model_validate(sla)})
+    run = dataclasses.replace(judged.run, spec=spec)
+    rows = validation.validate(run, judged.baselines)
+    assert validation.winner(run, rows) is None
+    failed = dataclasses.replace(judged.candidate, status="failed", reason="it broke", measurement=None)
+    document = outcome.document(run, [*rows, failed], None, None, None)
+    assert document["winner"] is None
+    assert document["verdict"]["reason"].startswith("nothing met the SLA; closest is onnxruntime: size.max_mib")
+    assert document["variants"][-1]["status"] == "failed"
+    assert document["variants"][-1]["latency_ms"] is None
+
+
+def test_baseline_is_measured_once(trained: Any) -> None:
+    """The same samples come back: nothing was timed again, and nothing made."""
+    entries = sorted(path.name for path in (trained.run.store.root / "entries").iterdir())
+    assert baseline(trained.run) == trained.rows
+    assert sorted(path.name for path in (trained.run.store.root / "entries").iterdir()) == entries
