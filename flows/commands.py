@@ -13,7 +13,7 @@ import pareflow
 from flows.progress import Lines, shown
 from pareflow import spec
 from pareflow.catalog import BACKENDS, TECHNIQUES, WORKLOADS, Member
-from pareflow.errors import InputError, PareflowError
+from pareflow.errors import InputError, PareflowError, TransientError
 from pareflow.measuring.environment import environment
 from pareflow.stages import optimization
 from pareflow.stages.building import variant_of
@@ -145,9 +145,18 @@ def _plainly(config: Path, data_dir: Path, *, remeasure: bool) -> dict[str, Any]
 
 
 def _by_prefect(config: Path, data_dir: Path, *, remeasure: bool) -> dict[str, Any]:
+    import httpx
+
     from flows.pipeline import pipeline
 
-    return pipeline(str(config), str(data_dir), remeasure)
+    try:
+        return pipeline(str(config), str(data_dir), remeasure)
+    except httpx.ConnectError as error:
+        raise TransientError(
+            "the Prefect server must stay reachable during a run",
+            f"it went away ({error})",
+            "Run the same command again; what is finished is kept",
+        ) from error
 
 
 def _planned(run: Run, row: Row) -> Mapping[str, Any]:
