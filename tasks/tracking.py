@@ -264,6 +264,7 @@ def save_pyfunc(package: Path, into: Path) -> None:
         with warnings.catch_warnings():
             # An input example would be run here and now; the golden samples are, in a process of their own.
             warnings.filterwarnings("ignore", message=".*input example")
+            warnings.filterwarnings("ignore", message=".*Any type hint")  # MLflow's own, when first imported
             mlflow.pyfunc.save_model(
                 into,
                 loader_module="pareflow.serving.model",

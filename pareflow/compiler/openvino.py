@@ -78,15 +78,16 @@ class OpenVinoSession:
     def _executed_precision(self) -> str:
         """The narrowest type among the executed layers that compute: int8 before bf16 before f32."""
         narrow = {"i8": "int8", "u8": "int8", "bf16": "bfloat16", "f16": "float16"}
-        seen = set()
-        for node in self._compiled.get_runtime_model().get_ops():
-            info = node.get_rt_info()
-            if str(info["layerType"].value if hasattr(info["layerType"], "value") else info["layerType"]) in (
-                "Convolution",
-                "FullyConnected",
-                "MatMul",
-                "RNNSeq",
-            ):
-                precision = info["runtimePrecision"]
-                seen.add(str(precision.value if hasattr(precision, "value") else precision).lower())
+        layers = [node.get_rt_info() for node in self._compiled.get_runtime_model().get_ops()]
+        seen = {
+            _text(layer["runtimePrecision"]) for layer in layers if _text(layer["layerType"]) in _COMPUTING
+        }
         return next((shown for kind, shown in narrow.items() if kind in seen), "float32")
+
+
+_COMPUTING = ("convolution", "fullyconnected", "matmul", "rnnseq")
+
+
+def _text(value: Any) -> str:
+    """A runtime attribute, plain or wrapped, in lower case."""
+    return str(getattr(value, "value", value)).lower()

@@ -1,0 +1,122 @@
+"""A user's mistake in the workload: the right error class and exit code, in three parts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pareflow import spec as specs
+from pareflow.errors import (
+    ExportError,
+    InputError,
+    MetricError,
+    MissingExtraError,
+    PareflowError,
+    SpecError,
+    SplitError,
+    WorkloadError,
+)
+from pareflow.stages.baseline import baseline
+from pareflow.stages.run import Run
+from pareflow.store import Store
+
+
+@dataclass(frozen=True)
+class Case:
+    fault: str
+    error: type[PareflowError]
+    must: str
+    found: str
+
+    def __str__(self) -> str:
+        return self.fault
+
+
+BEFORE_ANYTHING_RUNS = [
+    Case("data raises", WorkloadError, "`data()`", "it raised FileNotFoundError: images.csv"),
+    Case("data gives nothing", WorkloadError, "`data()`", "AttributeError: 'NoneType'"),
+    Case("package is missing", MissingExtraError, "pillow must be installed", "it is not"),
+    Case("split is empty", SplitError, "every split must hold samples", "`calibration` has 0 samples"),
+    Case("splits overlap", SplitError, "no sample may be in two splits", "400 samples of `verdict`"),
+    Case("preprocess raises", WorkloadError, "`preprocess()`", "it raised ValueError: not an image"),
+    Case("preprocess gives a bare array", WorkloadError, "`preprocess()`", "it raised AttributeError"),
+]
+IN_THE_BASELINE = [
+    Case("network raises", WorkloadError, "`network()`", "RuntimeError: no such architecture"),
+    Case("train raises", WorkloadError, "`train()`", "ZeroDivisionError: learning rate"),
+    Case("train segfaults", InputError, "the original must run", "it died of SIGSEGV"),
+    Case("train gives nan", WorkloadError, "`train()`", "every output must be finite"),
+    Case("train gives nothing", WorkloadError, "`train()`", "AttributeError: 'NoneType'"),
+    Case("network does not export", ExportError, "must become an ONNX graph", "torch.onnx.export raised"),
+    Case("postprocess raises", InputError, "the original must run", "KeyError: 'logits'"),
+    Case("postprocess gives a row per class", WorkloadError, "`postprocess`", "shape (100, 4)"),
+]
+
+
+def opened(folder: Path, data_dir: Path, **changes: object) -> Run:
+    document = {**specs.read(folder / "images.yaml").to_json(), **changes}
+    return Run.open(specs.parse(document, "test"), folder / "images.yaml", data_dir)
+
+
+def faulty(case: Case) -> dict[str, object]:
+    return {"file": {"path": "faulty.py", "settings": {"fault": case.fault}}}
+
+
+def check(error: PareflowError, case: Case) -> None:
+    assert type(error) is case.error
+    assert case.must in error.must
+    assert case.found in error.found
+    assert error.remedy
+    assert error.exit_code == (4 if case.error is MissingExtraError else 2)
+
+
+@pytest.mark.parametrize("case", BEFORE_ANYTHING_RUNS, ids=str)
+def test_mistake_is_told_before_anything_runs(case: Case, workloads: Path, tmp_path: Path) -> None:
+    with pytest.raises(PareflowError) as caught:
+        opened(workloads, tmp_path, workload=faulty(case))
+    check(caught.value, case)
+
+
+@pytest.mark.parametrize("case", IN_THE_BASELINE, ids=str)
+def test_mistake_in_the_original_ends_the_baseline(case: Case, workloads: Path, tmp_path: Path) -> None:
+    run = opened(workloads, tmp_path, workload=faulty(case))
+    with pytest.raises(PareflowError) as caught:
+        baseline(run)
+    check(caught.value, case)
+
+
+def test_missing_workload_file_is_told(workloads: Path, tmp_path: Path) -> None:
+    case = Case("missing file", WorkloadError, "the workload file must exist", "there is no")
+    with pytest.raises(PareflowError) as caught:
+        opened(workloads, tmp_path, workload="absent.py")
+    check(caught.value, case)
+
+
+def test_metric_that_does_not_exist_is_told_before_training(workloads: Path, tmp_path: Path) -> None:
+    case = Case("metric", MetricError, "the metric must be one of", "there is no `acuracy`")
+    with pytest.raises(PareflowError) as caught:
+        opened(workloads, tmp_path, sla={"quality": {"metric": "acuracy", "max_drop": 0.1}})
+    check(caught.value, case)
+    assert list((Store(tmp_path / "store").root / "entries").iterdir()) == []
+
+
+def test_unknown_key_is_told_with_what_was_meant(workloads: Path) -> None:
+    document = {**specs.read(workloads / "images.yaml").to_json(), "sal": {}}
+    case = Case("key", SpecError, "must be a valid pipeline", "1 problem")
+    with pytest.raises(SpecError, match="did you mean 'sla'") as caught:
+        specs.parse(document, "pipeline.yaml")
+    check(caught.value, case)
+
+
+def test_what_was_finished_before_the_mistake_is_kept(workloads: Path, tmp_path: Path) -> None:
+    """The network trains and then does not export: mended, training is not done again."""
+    run = opened(workloads, tmp_path, workload=faulty(IN_THE_BASELINE[5]))
+    entries = run.store.root / "entries"
+    for _ in range(2):
+        with pytest.raises(ExportError):
+            baseline(run)
+        kept = {path.name: path.stat().st_ino for path in entries.iterdir()}
+    assert len(kept) == 2  # the original, and the inputs to measure with
+    with pytest.raises(ExportError):
+        baseline(run)
+    assert {path.name: path.stat().st_ino for path in entries.iterdir()} == kept
