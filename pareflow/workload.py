@@ -254,9 +254,11 @@ def load(reference: Mapping[str, Any], folder: Path) -> LoadedWorkload:
 
 
 def _code_digest(workload: Workload) -> str:
-    source = Path(str(sys.modules[type(workload).__module__].__file__))
-    files = [source] if workload._file is None else sorted(source.parent.glob("*.py"))
-    return digest([(path.name, file_digest(path)) for path in files])
+    """A digest of the code beside each class that the workload is made of, this module excepted."""
+    modules = {cls.__module__ for cls in type(workload).__mro__ if issubclass(cls, Workload)} - {__name__}
+    sources = (Path(str(sys.modules[name].__file__)) for name in modules)
+    files = {file for source in sources for file in source.parent.glob("*.py")}
+    return digest(sorted((file.name, file_digest(file)) for file in files))
 
 
 def _module(path: Path) -> ModuleType:

@@ -192,8 +192,10 @@ def package(
         (into / "workload").mkdir()
         packed = workload.definition.pack(into / "workload")
         if packed.name == "file":
-            for source in Path(folder).joinpath(packed.settings["path"]).parent.glob("*.py"):
+            path = Path(folder) / packed.settings["path"]
+            for source in path.parent.glob("*.py"):
                 shutil.copy2(source, into / "workload")
+            packed = Step("file", {**packed.settings, "path": path.name})
         golden = _golden(workload, backend, artifact)
         (into / "golden.json").write_text(json.dumps(golden))
         samples = workload.split("calibration").samples
