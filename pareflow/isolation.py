@@ -6,6 +6,7 @@ JSON. `python -m pareflow.isolation` is the child's side.
 """
 
 import ctypes
+import errno
 import importlib
 import json
 import os
@@ -22,7 +23,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from pareflow import errors
-from pareflow.errors import CrashedError, OutOfMemoryError, PareflowError, StepFailedError, TimedOutError
+from pareflow.errors import (
+    CrashedError,
+    OutOfMemoryError,
+    PareflowError,
+    StepFailedError,
+    StoreError,
+    TimedOutError,
+)
+from pareflow.hardware.probe import disk_is_full
 
 _PR_SET_PDEATHSIG = 1
 
@@ -99,7 +108,7 @@ class Child:
                 f"Raise `budget.variant_minutes`, or look at {self.log}",
             ) from error
         if not self._answer.exists():
-            raise _death(self.function, returncode, self.limits, self.log)
+            raise _death(self.function, returncode, self.limits, self.log, self._answer.parent)
         document = json.loads(self._answer.read_text())
         if "error" in document:
             raise _revived(document["error"])
@@ -121,8 +130,11 @@ def run_isolated(
         return child.result()
 
 
-def _death(what: str, returncode: int, limits: Limits, log: Path) -> PareflowError:
+def _death(what: str, returncode: int, limits: Limits, log: Path, answers: Path) -> PareflowError:
     """The error that says how a process died, from its exit status and the end of its log."""
+    for folder in (answers, log.parent):
+        if disk_is_full(folder):
+            return _no_room(what, str(folder))
     tail = log.read_text(errors="replace")[-2000:]
     shown = f"The end of its log {log}:\n{tail}" if tail.strip() else f"Its log {log} is empty"
     if _tells_of_memory(tail):
@@ -147,6 +159,11 @@ def _out_of_memory(what: str, limits: Limits) -> OutOfMemoryError:
         "it asked for more",
         "Raise `budget.memory_mib`, or drop the candidate",
     )
+
+
+def _no_room(what: str, where: str) -> StoreError:
+    remedy = "Free some space, then run the same command again; what is finished is kept"
+    return StoreError(f"`{what}` must have room for what it writes", f"the disk is full ({where})", remedy)
 
 
 def _environment(threads: int | None) -> dict[str, str]:
@@ -187,6 +204,8 @@ def _described(function: str, error: BaseException, limits: Limits) -> dict[str,
     """
     if not isinstance(error, PareflowError) and _tells_of_memory(f"{type(error).__name__}: {error}"):
         error = _out_of_memory(function, limits)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        error = _no_room(function, str(error.filename or tempfile.gettempdir()))
     if isinstance(error, errors.SpecError):
         return {"class": "SpecError", "parts": [error.source, error.problems]}
     if not isinstance(error, PareflowError):
@@ -209,7 +228,8 @@ def main() -> None:
         result = getattr(importlib.import_module(module), name)(**request["arguments"])
         document = {"result": result}
     except Exception as error:
-        traceback.print_exc()
+        with suppress(OSError):  # the log's disk may be full
+            traceback.print_exc()
         limits = Limits(memory_mib=request["memory_mib"])
         document = {"error": _described(request["function"], error, limits)}
     partial = Path(request["answer"] + ".partial")

@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pareflow.errors import StoreError
+from pareflow.errors import PareflowError, StoreError
+from pareflow.hardware.probe import disk_is_full
 from pareflow.variant import file_digest
 
 MANIFEST = "manifest.json"
@@ -29,7 +30,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        with _writing(root):
+        with writing(root):
             for name in ("entries", "making", "locks"):
                 (root / name).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=root / "making"):
@@ -46,14 +47,14 @@ class Store:
         What `write` raises passes through, and leaves nothing behind.
         Raises: StoreError if the disk is full or read-only.
         """
-        with self.lock(key), _writing(self.root):
+        with self.lock(key), writing(self.root):
             found = self.find(key)
             if found is not None:
                 return found
             self._sweep(key)
             making = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=self.root / "making"))
             try:
-                write(making)
+                _written(making, write)
                 _seal(making)
                 entry = self.root / "entries" / key
                 if entry.exists():
@@ -72,7 +73,7 @@ class Store:
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Hold the key alone; waits. The kernel frees it when the holder dies, however it dies."""
-        with _writing(self.root), (self.root / "locks" / key).open("w") as file:
+        with writing(self.root), (self.root / "locks" / key).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -80,6 +81,18 @@ class Store:
         """Remove what killed makers of this key left; nobody else can be making it, for it is locked."""
         for left in (self.root / "making").glob(f"{key}.*"):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _written(folder: Path, write: Callable[[Path], None]) -> None:
+    """Call `write`; what native code raises on a full disk becomes the OSError that it is."""
+    try:
+        write(folder)
+    except (PareflowError, OSError):
+        raise
+    except Exception as error:
+        if disk_is_full(folder):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def _intact(entry: Path) -> bool:
@@ -107,7 +120,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _writing(root: Path) -> Iterator[None]:
+def writing(root: Path) -> Iterator[None]:
     """Turn what the file system says about space, and about rights below `root`, into a StoreError."""
     try:
         yield
@@ -131,5 +144,8 @@ def _writing(root: Path) -> Iterator[None]:
 
 
 def _below(root: Path, filename: Any) -> bool:
-    """Whether an OSError is about the store's own files; a writer's trouble with others is its own."""
-    return isinstance(filename, str | Path) and Path(filename).absolute().is_relative_to(root.absolute())
+    """Whether an OSError is about the store's own folders; a writer's trouble with others is its own."""
+    if not isinstance(filename, str | Path):
+        return False
+    path, root = Path(filename).absolute(), root.absolute()
+    return path.is_relative_to(root) or root.is_relative_to(path)

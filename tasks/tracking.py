@@ -172,7 +172,7 @@ class Tracker:
                 for tag, value in tags.items():
                     self.client.set_model_version_tag(name, version.version, tag, value)
                 return version
-            source = self._upload(parent, package)
+            source = self._upload(parent, package, f"model/{content[:16]}")
             return self.client.create_model_version(name, source, run_id=parent, tags=tags)
 
     def versions(self, name: str) -> list[ModelVersion]:
@@ -239,13 +239,16 @@ class Tracker:
         location = None if self.artifacts is None else (self.artifacts / name).as_uri()
         return str(self.client.create_experiment(name, location))
 
-    def _upload(self, parent: str, package: Path) -> str:
-        """Log the package as a pyfunc made from code and plain files; its URI."""
+    def _upload(self, parent: str, package: Path, path: str) -> str:
+        """Log the package as a pyfunc made from code and plain files; its URI.
+
+        `path` must name the content: one run may register another winner when it measures again.
+        """
         with tempfile.TemporaryDirectory() as folder:
             model = Path(folder) / "model"
             save_pyfunc(package, model)
-            self.client.log_artifacts(parent, str(model), "model")
-        return f"{self.client.get_run(parent).info.artifact_uri}/model"
+            self.client.log_artifacts(parent, str(model), path)
+        return f"{self.client.get_run(parent).info.artifact_uri}/{path}"
 
 
 def save_pyfunc(package: Path, into: Path) -> None:

@@ -49,6 +49,12 @@ def memory_mib() -> int:
     return psutil.virtual_memory().total // 2**20
 
 
+def disk_is_full(path: Path) -> bool:
+    """Whether there is no room (less than 1 MiB, or no inode) where `path` lies: native code does not say."""
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize < 2**20 or (disk.f_files > 0 and disk.f_favail == 0)
+
+
 def system() -> str:
     """Operating system, its release and the architecture."""
     return f"{platform.system()} {platform.release()} {platform.machine()}"

@@ -9,6 +9,7 @@ from typing import Any
 from pareflow.hardware.device import device_lock
 from pareflow.stages.jobs import original
 from pareflow.stages.run import Row, Run
+from pareflow.store import writing
 from pareflow.variant import digest, file_digest
 
 _INSTRUMENT = Path(__file__).parents[1] / "measuring"
@@ -33,8 +34,9 @@ def profile(run: Run, baselines: Sequence[Row]) -> dict[str, Any]:
     entry = run.store.find(key)
     assert entry is not None  # it was there, or the job has just made it
     traces = run.output / "traces"
-    traces.mkdir(parents=True, exist_ok=True)
-    for name in TRACES:
-        shutil.copyfile(entry / name, traces / name)
+    with writing(run.data_dir):
+        traces.mkdir(parents=True, exist_ok=True)
+        for name in TRACES:
+            shutil.copyfile(entry / name, traces / name)
     found: dict[str, Any] = json.loads((entry / "profile.json").read_text())
     return {**found, "traces": {Path(name).stem: f"traces/{name}" for name in TRACES}}

@@ -12,7 +12,7 @@ from pareflow.measurement import Environment, Interval, Measurement, Quality
 from pareflow.measuring.environment import environment
 from pareflow.sla import Verdict
 from pareflow.spec import PipelineSpec
-from pareflow.store import Store
+from pareflow.store import Store, writing
 from pareflow.variant import Recipe, digest
 
 Status = Literal["ok", "failed", "unavailable", "pruned"]
@@ -53,12 +53,13 @@ class Run:
         Proves that the store can be written and that the workload gives data. Raises: PareflowError.
         """
         Store(data_dir / "store")
-        document = run_isolated(
-            "pareflow.stages.jobs:describe",
-            {"reference": spec.workload, "folder": str(config.parent), "metric": _stated_metric(spec)},
-            Limits(seconds=3600 * TRAINING_HOURS),
-            data_dir / "logs" / f"{spec.name}-workload.log",
-        )
+        with writing(data_dir):
+            document = run_isolated(
+                "pareflow.stages.jobs:describe",
+                {"reference": spec.workload, "folder": str(config.parent), "metric": _stated_metric(spec)},
+                Limits(seconds=3600 * TRAINING_HOURS),
+                data_dir / "logs" / f"{spec.name}-workload.log",
+            )
         facts = WorkloadFacts(**{**document, "serving_requires": tuple(document["serving_requires"])})
         return cls(spec, config, data_dir, environment(), facts, remeasure)
 
@@ -102,13 +103,12 @@ class Run:
     def job(self, name: str, arguments: Mapping[str, Any], log: str, **options: Any) -> Any:
         """Run one of `stages/jobs.py` in a process of its own, with the workload it is about."""
         shared = {"reference": self.spec.workload, "folder": str(self.folder), "root": str(self.store.root)}
-        return run_isolated(
-            f"pareflow.stages.jobs:{name}",
-            {**shared, **arguments},
-            options.pop("limits", self.limits),
-            self.data_dir / "logs" / f"{log}.log",
-            **options,
-        )
+        limits = options.pop("limits", self.limits)
+        path = self.data_dir / "logs" / f"{log}.log"
+        with writing(self.data_dir):
+            return run_isolated(
+                f"pareflow.stages.jobs:{name}", {**shared, **arguments}, limits, path, **options
+            )
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def test_no_form_of_a_network_is_saved_in_part(
     assert store.find("key") is None
 
 
-@pytest.mark.parametrize("options", ["size=64k", "nr_inodes=12"], ids=["no space", "no inodes"])
+@pytest.mark.parametrize("options", ["size=64k", "size=4m,nr_inodes=9"], ids=["no space", "no inodes"])
 def test_disk_that_is_full_from_the_start_is_told(options: str, mount: Mount, workloads: Path) -> None:
     disk = mount(options)
     disk.fill()
