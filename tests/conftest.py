@@ -71,7 +71,7 @@ def load_tiny(workloads: Path) -> Callable[[str], LoadedWorkload]:
 def forms(
     load_tiny: Callable[[str], LoadedWorkload], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Mapping[Form, Path]]:
-    """The trained network of a tiny workload in every form, each in a folder of its own; not to be changed."""
+    """The trained network of a tiny workload in every form, each in its folder; not to be changed."""
 
     @functools.cache
     def made(name: str) -> Mapping[Form, Path]:

@@ -1,4 +1,4 @@
-"""Every registered member, with its defaults and with each alternative of each setting: read from its schema."""
+"""Every registered member, with its defaults and with each alternative of each setting in its schema."""
 
 import math
 from collections.abc import Iterator, Mapping

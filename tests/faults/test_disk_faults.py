@@ -58,8 +58,13 @@ def test_no_form_of_a_network_is_saved_in_part(
     loaded = network.load(form, forms("images")[form])
     disk = mount()
     store = Store(disk.path / "store")
+
+    def write(into: Path) -> None:
+        disk.fill()
+        network.save(loaded, form, into)
+
     with pytest.raises(StoreError) as caught:
-        store.ensure("key", lambda into: (disk.fill(), network.save(loaded, form, into))[1])
+        store.ensure("key", write)
     check(caught.value, "the disk is full")
     assert store.find("key") is None
 
@@ -69,7 +74,9 @@ def test_disk_that_is_full_from_the_start_is_told(options: str, mount: Mount, wo
     disk = mount(options)
     disk.fill()
     with pytest.raises(StoreError) as caught:
-        baseline(Run.open(specs.read(workloads / "images.yaml"), workloads / "images.yaml", disk.path / "data"))
+        baseline(
+            Run.open(specs.read(workloads / "images.yaml"), workloads / "images.yaml", disk.path / "data")
+        )
     check(caught.value, "the disk is full")
 
 

@@ -65,7 +65,7 @@ def free(lock: Path) -> bool:
 
 
 def becomes_free(lock: Path) -> bool:
-    return any(free(lock) or time.sleep(0.05) for _ in range(100))
+    return _free_within(lock, tries=100)
 
 
 def test_two_processes_never_hold_a_device_at_once(start: Start, tmp_path: Path) -> None:
@@ -95,9 +95,7 @@ def test_lock_is_freed_when_its_holder_is_killed(start: Start, tmp_path: Path, l
     assert becomes_free(locks)
 
 
-def test_lock_is_held_until_the_last_who_inherited_it_ends(
-    start: Start, tmp_path: Path, locks: Path
-) -> None:
+def test_lock_is_held_until_the_last_who_inherited_it_ends(start: Start, tmp_path: Path, locks: Path) -> None:
     """A timing whose parent was killed still has the device alone."""
     process, heir = holder(start, tmp_path, "inherited")
     process.kill()
@@ -108,4 +106,12 @@ def test_lock_is_held_until_the_last_who_inherited_it_ends(
 
 
 def becomes_free_soon(lock: Path) -> bool:
-    return any(free(lock) or time.sleep(0.05) for _ in range(10))
+    return _free_within(lock, tries=10)
+
+
+def _free_within(lock: Path, tries: int) -> bool:
+    for _ in range(tries):
+        if free(lock):
+            return True
+        time.sleep(0.05)
+    return False

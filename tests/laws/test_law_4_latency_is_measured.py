@@ -1,4 +1,4 @@
-"""Law 4: latency is measured in the runtime that will serve; equal size, bits and operations prove nothing."""
+"""Law 4: latency is measured in the runtime that will serve; size, bits and operations prove nothing."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,7 +35,9 @@ def test_every_number_of_a_verdict_comes_from_the_samples(
     good: Evidence, measured: Callable[..., Measurement]
 ) -> None:
     """Another file size changes the size check alone; other samples change the others."""
-    sla = SLA.model_validate({"latency": {"p50_ms": 5}, "throughput": {"min_per_s": 1}, "size": {"max_mib": 9}})
+    sla = SLA.model_validate(
+        {"latency": {"p50_ms": 5}, "throughput": {"min_per_s": 1}, "size": {"max_mib": 9}}
+    )
     small = judge(sla, replace(good, measurement=measured(*[[1.0] * 20] * 20, size_mib=1.0)))
     large = judge(sla, replace(good, measurement=measured(*[[1.0] * 20] * 20, size_mib=2.0)))
     slow = judge(sla, replace(good, measurement=measured(*[[3.0] * 20] * 20, size_mib=1.0)))

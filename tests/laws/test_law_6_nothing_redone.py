@@ -116,7 +116,10 @@ def test_ids_do_not_depend_on_the_folder_the_process_or_the_spelling(
 def test_ids_do_not_depend_on_the_order_or_completeness_of_settings(trained: Any) -> None:
     spelled = [
         Recipe((Step("static_int8"),), Step("onnxruntime", {"threads": 1, "graph_level": "all"})),
-        Recipe((Step("static_int8", {"samples": 128}),), Step("onnxruntime", {"graph_level": "all", "threads": 1})),
+        Recipe(
+            (Step("static_int8", {"samples": 128}),),
+            Step("onnxruntime", {"graph_level": "all", "threads": 1}),
+        ),
     ]
     assert len({variant_of(recipe, trained.run.facts.digest).id for recipe in spelled}) == 1
 

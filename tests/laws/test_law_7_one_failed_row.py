@@ -1,4 +1,4 @@
-"""Law 7: a crash, a hang, too much memory or NaN in one variant is one failed row, never the end of the run."""
+"""Law 7: a crash, a hang, too much memory or NaN in one variant is one failed row, not the run's end."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -116,6 +116,8 @@ def test_trouble_of_the_run_is_no_row(
 
 def test_baseline_that_dies_in_the_end_ends_the_run(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it there is nothing to compare with."""
-    strong = dataclasses.replace(trained.strong, recipe=Recipe((), Step("segfaults_under_load", {"requests": 0})))
+    strong = dataclasses.replace(
+        trained.strong, recipe=Recipe((), Step("segfaults_under_load", {"requests": 0}))
+    )
     with pytest.raises(VariantError):
         validation.validate(trained.run, [strong, trained.rows[1]])

@@ -15,6 +15,8 @@ def test_asked_to_the_run_measures_again_what_it_does_not_build_again(trained: A
     again = baseline(dataclasses.replace(trained.run, remeasure=True))
     for old, new in zip(trained.rows, again, strict=True):
         assert (new.id, new.quality, new.size_mib) == (old.id, old.quality, old.size_mib)
+        assert new.measurement is not None
+        assert old.measurement is not None
         assert new.measurement.blocks_ms != old.measurement.blocks_ms
         assert new.measurement.environment == old.measurement.environment
     assert baseline(trained.run) == again

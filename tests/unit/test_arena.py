@@ -79,7 +79,12 @@ def test_contestants_take_turns_and_never_run_together(enter: Callable[..., Aren
 def test_measurement_says_what_was_measured(enter: Callable[..., Arena]) -> None:
     with enter(OnnxRuntime().step) as arena:
         found = arena.measure(QUICK)["onnxruntime"]
-    assert (found.variant, found.environment, found.batch_size, found.size_mib) == ("onnxruntime", "here", 2, 1.5)
+    assert (found.variant, found.environment, found.batch_size, found.size_mib) == (
+        "onnxruntime",
+        "here",
+        2,
+        1.5,
+    )
     assert (found.ran.runtime, found.ran.precision, found.ran.threads) == ("onnxruntime", "float32", 1)
     assert all(ms > 0 for ms in found.samples_ms)
     for known in (found.load_s, found.first_request_ms, found.peak_memory_mib):
@@ -126,7 +131,7 @@ def test_contestant_that_hangs_is_stopped_while_the_others_go_on(enter: Callable
 
 
 def test_no_contestant_outlives_its_arena(enter: Callable[..., Arena]) -> None:
-    with pytest.raises(KeyError), enter(OnnxRuntime().step) as arena:
+    with pytest.raises(KeyError), enter(OnnxRuntime().step) as arena:  # noqa: PT012 (it dies inside)
         assert len(contestants_alive()) == 1
         arena.measure(QUICK)["no such variant"]
     assert contestants_alive() == []

@@ -22,7 +22,13 @@ def test_stages_of_a_request_make_up_the_whole(
 ) -> None:
     OnnxRuntime().compile(forms(name)["onnx"], tmp_path)
     stages = breakdown(OnnxRuntime().load(tmp_path), load_tiny(name), batch_size=3)
-    assert [stage["name"] for stage in stages] == ["load", "preprocess", "inference", "postprocess", "serialise"]
+    assert [stage["name"] for stage in stages] == [
+        "load",
+        "preprocess",
+        "inference",
+        "postprocess",
+        "serialise",
+    ]
     assert sum(stage["share"] for stage in stages) == pytest.approx(1)
     assert all(0 < stage["p50_ms"] <= stage["p99_ms"] for stage in stages)
     assert REQUESTS >= 100  # fewer would make p99 the maximum

@@ -12,7 +12,7 @@ from pareflow.catalog import members
 from pareflow.errors import VariantError
 from pareflow.hardware import probe
 from pareflow.measurement import Interval, Measurement
-from pareflow.sla import Objective
+from pareflow.sla import SLA, Objective
 from pareflow.stages import optimization, outcome, profiling, validation
 from pareflow.stages.baseline import SCREENING, baseline
 from pareflow.stages.run import Row
@@ -102,9 +102,10 @@ def test_finalists_are_the_baselines_and_the_best_candidates(
 
     def row(ms: float, scores: list[int], status: str = "ok") -> Row:
         quality = dataclasses.replace(judged.candidate.quality, scores=tuple(scores))
-        return dataclasses.replace(
+        made: Row = dataclasses.replace(
             judged.candidate, id=str(ms), measurement=measured([ms]), quality=quality, status=status
         )
+        return made
 
     good, lost = [1] * 100, [0] * 100
     rows = [row(3.0, good), row(1.0, lost), row(2.0, good), row(0.5, good, "failed")]
@@ -124,6 +125,7 @@ def test_every_finalist_is_judged_on_the_verdict_split(judged: Any) -> None:
 def test_winner_is_the_best_of_those_that_passed(judged: Any) -> None:
     winner = validation.winner(judged.run, judged.finalists)
     assert winner is not None
+    assert winner.measurement is not None
     passed = [row for row in judged.finalists if row.verdict.decision == "promote"]
     assert judged.finalists[0] in passed  # the strong baseline meets these limits
     assert winner.measurement.quantile_ms(0.5) == min(r.measurement.quantile_ms(0.5) for r in passed)
@@ -152,7 +154,9 @@ def test_speedup_over_eager_is_against_the_same_threads(
     trained: Any, monkeypatch: pytest.MonkeyPatch, measured: Callable[..., Measurement]
 ) -> None:
     rows = [
-        dataclasses.replace(row, recipe=Recipe((), Step(row.recipe.backend.name, {"threads": n})), id=f"{i}{n}")
+        dataclasses.replace(
+            row, recipe=Recipe((), Step(row.recipe.backend.name, {"threads": n})), id=f"{i}{n}"
+        )
         for n in (1, 2)
         for i, row in enumerate(trained.rows)
     ]
@@ -188,14 +192,16 @@ def test_outcome_is_one_json_document(judged: Any) -> None:
 
 def test_outcome_without_a_winner_says_what_the_closest_missed(judged: Any) -> None:
     sla = {"size": {"max_mib": 1e-6}}
-    spec = judged.run.spec.model_copy(update={"sla": specs.SLA.model_validate(sla)})
+    spec = judged.run.spec.model_copy(update={"sla": SLA.model_validate(sla)})
     run = dataclasses.replace(judged.run, spec=spec)
     rows = validation.validate(run, judged.baselines)
     assert validation.winner(run, rows) is None
     failed = dataclasses.replace(judged.candidate, status="failed", reason="it broke", measurement=None)
     document = outcome.document(run, [*rows, failed], None, None, None)
     assert document["winner"] is None
-    assert document["verdict"]["reason"].startswith("nothing met the SLA; closest is onnxruntime: size.max_mib")
+    assert document["verdict"]["reason"].startswith(
+        "nothing met the SLA; closest is onnxruntime: size.max_mib"
+    )
     assert document["variants"][-1]["status"] == "failed"
     assert document["variants"][-1]["latency_ms"] is None
 

@@ -74,8 +74,10 @@ class Faulty(Images):
     def preprocess(self, samples: Samples) -> Arrays:
         if self.fault == "preprocess raises":
             raise ValueError("not an image")
-        feeds: Any = super().preprocess(samples)
-        return feeds["images"] if self.fault == "preprocess gives a bare array" else feeds
+        feeds = super().preprocess(samples)
+        if self.fault == "preprocess gives a bare array":
+            return feeds["images"]  # type: ignore[return-value]
+        return feeds
 
     def postprocess(self, outputs: Arrays) -> np.ndarray:
         if self.fault == "postprocess raises":

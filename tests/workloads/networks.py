@@ -40,4 +40,5 @@ class EigenNet(nn.Module):
     """Uses an operation that ONNX lacks."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.eigvals(images[:, 0]).real[:, :4]
+        values: torch.Tensor = torch.linalg.eigvals(images[:, 0]).real[:, :4]
+        return values

@@ -181,7 +181,7 @@ class WitnessSession(TorchSession):
 
 
 class SegfaultsUnderLoad(TorchEager):
-    """Answers while it is evaluated, and dies while it is timed; if `marker` names a file, once there is one."""
+    """Answers while it is evaluated, dies while it is timed; if `marker` names a file, once there is one."""
 
     name: ClassVar[str] = "segfaults_under_load"
     requests: int = 20

@@ -1,0 +1,133 @@
+"""The house: what lies where, what imports what, and what is shipped."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pareflow import spec
+
+PACKAGES = ("pareflow", "flows", "tasks")
+HEAVY = (
+    "torch",
+    "onnxruntime",
+    "onnx",
+    "openvino",
+    "nncf",
+    "transformers",
+    "evaluate",
+    "datasets",
+    "sklearn",
+    "scipy",
+    "mlflow",
+    "prefect",
+)
+
+
+@pytest.fixture(scope="module")
+def project(checkout: Path) -> dict[str, Any]:
+    return tomllib.loads((checkout / "pyproject.toml").read_text())
+
+
+def python(code: str, checkout: Path) -> str:
+    """What a fresh interpreter prints; fails with what it says on stderr."""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def shipped(root: Path) -> set[str]:
+    """Every file of the packages, as the wheel names it."""
+    files = (path for package in PACKAGES for path in (root / package).rglob("*") if path.is_file())
+    return {str(path.relative_to(root)) for path in files if "__pycache__" not in path.parts}
+
+
+def test_mlflow_holds_data_files_only(checkout: Path) -> None:
+    """A module there would stand in for the real mlflow."""
+    assert [*(checkout / "mlflow").rglob("*.py"), *(checkout / "mlflow").rglob("*.pyc")] == []
+
+
+def test_tests_are_no_packages(checkout: Path) -> None:
+    """`tests/tasks/__init__.py` would hijack `import tasks`."""
+    assert list((checkout / "tests").rglob("__init__.py")) == []
+
+
+def test_importing_pareflow_wakes_nothing_heavy(checkout: Path) -> None:
+    code = f"import sys, pareflow; print([name for name in {HEAVY} if name in sys.modules])"
+    assert python(code, checkout).strip() == "[]"
+
+
+def test_core_imports_whole_without_prefect_and_mlflow(checkout: Path) -> None:
+    code = (
+        "import sys; sys.modules['prefect'] = sys.modules['mlflow'] = None\n"
+        "import importlib, json, pkgutil, pareflow\n"
+        "names = [m.name for m in pkgutil.walk_packages(pareflow.__path__, 'pareflow.')]\n"
+        "for name in names: importlib.import_module(name)\n"
+        "print('\\n' + json.dumps(names))"
+    )
+    imported = json.loads(python(code, checkout).splitlines()[-1])
+    assert {"pareflow.stages.optimization", "pareflow.isolation"} <= set(imported)
+
+
+def test_flows_and_tasks_shadow_no_module(checkout: Path) -> None:
+    """Prefect puts their folder on `sys.path` first."""
+    ours = {path.stem for folder in ("flows", "tasks") for path in (checkout / folder).glob("*.py")}
+    foreign = set(sys.stdlib_module_names) | packages_distributions().keys() - set(PACKAGES)
+    assert ours - {"__init__"}
+    assert ours & foreign == set()
+
+
+def test_every_pipeline_of_configs_is_read(checkout: Path) -> None:
+    paths = sorted((checkout / "configs").rglob("pipeline.yaml"))
+    assert len(paths) >= 2
+    for path in paths:
+        reference = spec.read(path).workload
+        if "file" in reference:
+            assert (path.parent / reference["file"]["path"]).is_file()
+
+
+def test_every_law_has_a_test(checkout: Path) -> None:
+    names = [path.name for path in (checkout / "tests" / "laws").glob("test_law_*.py")]
+    found = sorted(int(re.findall(r"\d+", name)[0]) for name in names)
+    assert found == list(range(1, 11))
+
+
+def test_packages_are_listed_as_they_lie_on_disk(checkout: Path, project: dict[str, Any]) -> None:
+    files = [path for path in shipped(checkout) if path.endswith(".py")]
+    on_disk = {".".join(Path(path).parent.parts) for path in files}
+    assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(on_disk)
+
+
+def test_wheel_holds_the_packages_whole_and_nothing_else(checkout: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in PACKAGES:
+        shutil.copytree(checkout / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(checkout / name, source)
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        ".",
+    ]
+    done = subprocess.run(build, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names == shipped(source)
