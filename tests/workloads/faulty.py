@@ -1,7 +1,7 @@
 """The images, by a user who has made one mistake."""
 
 import ctypes
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
