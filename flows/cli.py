@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 DATA = Path(".pareflow")
 NOTHING_MET = 3
+INTERRUPTED = 130
 
 Config = Annotated[Path, typer.Argument(help="a pipeline YAML")]
 DataDir = Annotated[Path, typer.Option("--data-dir", help="where the store, MLflow and reports lie")]
@@ -144,9 +145,10 @@ def main() -> None:
     except PareflowError as error:
         Console(stderr=True).print(f"[bold red]error:[/bold red] {_escaped(error)}", highlight=False)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; the same command goes on from here")
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # typer's for Ctrl-C, which it keeps to itself
+            Console(stderr=True).print("interrupted; the same command goes on from here", soft_wrap=True)
+        raise
 
 
 def _escaped(error: PareflowError) -> str:

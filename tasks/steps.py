@@ -94,10 +94,11 @@ def register(run: Run, tracker: Tracker | None, parent: str, winner: Row) -> dic
 @task(task_run_name="report", **_POLICY)
 def record_outcome(run: Run, tracker: Tracker | None, parent: str, document: Mapping[str, Any]) -> None:
     """The report and its documents, beside the run and in MLflow."""
-    page.write(document, Path(document["report"]))
-    Path(document["report"]).with_name("run.json").write_text(json.dumps(document, indent=1))
-    if tracker is not None:
-        tracker.finish(run, parent, document)
+    with run.store.lock(f"outcome-{run.id}"):  # two commands may be ending the same run
+        page.write(document, Path(document["report"]))
+        Path(document["report"]).with_name("run.json").write_text(json.dumps(document, indent=1))
+        if tracker is not None:
+            tracker.finish(run, parent, document)
 
 
 def _record(run: Run, tracker: Tracker | None, parent: str, rows: Sequence[Row]) -> None:

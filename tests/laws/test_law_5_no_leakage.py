@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pareflow.errors import SplitError, WorkloadError
+from pareflow.measurement import Quality
+from pareflow.measuring.quality import evaluate_quality
 from pareflow.stages import jobs
 from pareflow.workload import SPLITS, LoadedWorkload, Split, SplitName, Splits
 
@@ -57,14 +59,14 @@ def test_validation_opens_the_verdict_split_and_shuts_the_others(load_tiny: Load
 def test_evaluating_job_opens_what_it_evaluates_and_no_more(
     split: SplitName, trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real job; in the instrument's place stands one that notes what it could see."""
+    """The real job; what it hands to the instrument is noted on the way."""
     seen: dict[str, Any] = {}
 
-    def note(session: object, workload: LoadedWorkload, name: SplitName, *_: object) -> Any:
+    def noting(session: Any, workload: LoadedWorkload, name: SplitName, *rest: str) -> Quality:
         seen.update(opened=workload.opened, name=name)
-        return trained.strong.quality
+        return evaluate_quality(session, workload, name, *rest)
 
-    monkeypatch.setattr(jobs, "evaluate_quality", note)
+    monkeypatch.setattr(jobs, "evaluate_quality", noting)
     run = trained.run
     jobs.evaluate(
         run.spec.workload,
