@@ -19,8 +19,8 @@ def package(run: Run, winner: Row) -> Path:
     Raises: VariantError if it does not repeat what it answered when it was packaged.
     """
     assert winner.verdict is not None  # only judged rows win
-    code = file_digest(_CODE)
-    key = digest("package", winner.id, run.facts.digest, winner.verdict.to_json(), code)
+    code, needed = file_digest(_CODE), requirements(run, winner)
+    key = digest("package", winner.id, run.facts.digest, winner.verdict.to_json(), needed, code)
     if run.store.find(key) is None:
         lineage = {
             "pipeline": run.spec.name,
@@ -32,7 +32,7 @@ def package(run: Run, winner: Row) -> Path:
             "seed": run.facts.seed,
             "environment": {**run.environment.to_json(), "fingerprint": run.environment.fingerprint},
             "verdict": winner.verdict.to_json(),
-            "requirements": requirements(run, winner),
+            "requirements": needed,
         }
         arguments = {"key": key, "variant": winner.id, "lineage": lineage}
         run.job("package", arguments, f"package-{str(winner.id)[:12]}")
@@ -54,7 +54,7 @@ def check(package: Path, run: Run) -> dict[str, Any]:
 def requirements(run: Run, winner: Row) -> list[str]:
     """What a clean environment must hold to run the package, pinned to what ran here."""
     runtime = BACKENDS[winner.recipe.backend.name].requires
-    names = ("numpy", "pydantic", *runtime, *run.facts.serving_requires)
+    names = ("numpy", "psutil", "pydantic", *runtime, *run.facts.serving_requires)
     return [f"{name}=={installed_version(name)}" for name in dict.fromkeys(names)]
 
 

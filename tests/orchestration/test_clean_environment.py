@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +113,8 @@ def test_mlflow_serves_it(
     try:
         answer = _asked(f"http://127.0.0.1:{port}/invocations", {"inputs": golden["samples"]}, process, log)
     finally:
-        os.killpg(process.pid, 15)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
     assert answer["predictions"] == golden["predictions"]
 

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,16 +158,27 @@ def test_without_a_previous_champion_there_is_nothing_to_roll_back_to(
 def test_of_two_promoters_at_once_the_better_one_wins(
     tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str], tmp_path: Path
 ) -> None:
-    """Both find no champion when they come: whoever is second must judge against the first."""
+    """Let go at the same moment, with no champion yet: the second must judge against the first."""
     run = dataclasses.replace(judged.run, data_dir=tmp_path)
     shutil.copytree(judged.run.data_dir / "store", tmp_path / "store")
     better, worse = register(judged, judged.int8), register(judged, judged.fp32)
     processes = []
-    for version, row in ((worse, judged.fp32), (better, judged.int8)):
-        request = tmp_path / f"{version}.pickle"
-        request.write_bytes(pickle.dumps((tracker, run, version, row)))
-        command = [sys.executable, "-c", PROMOTE, str(request)]
-        processes.append(subprocess.Popen(command, cwd=CHECKOUT, env=os.environ, stderr=subprocess.PIPE))
+    with tracker.locked("promotion-images"):
+        for version, row in ((worse, judged.fp32), (better, judged.int8)):
+            request = tmp_path / f"{version}.pickle"
+            request.write_bytes(pickle.dumps((tracker, run, version, row)))
+            command = [sys.executable, "-c", PROMOTE, str(request)]
+            processes.append(subprocess.Popen(command, cwd=CHECKOUT, env=os.environ, stderr=subprocess.PIPE))
+        for process in processes:
+            while not _waits_for_a_lock(process.pid):
+                assert process.poll() is None, "it did not wait for the promotion that is under way"
+                time.sleep(0.05)
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     assert aliases(tracker)["champion"] == better
+
+
+def _waits_for_a_lock(pid: int) -> bool:
+    """Whether the kernel says so: `1: -> FLOCK ADVISORY WRITE 4711 …`."""
+    lines = Path("/proc/locks").read_text().splitlines()
+    return any("->" in line and str(pid) in line.split() for line in lines)
