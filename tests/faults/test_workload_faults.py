@@ -16,6 +16,7 @@ from pareflow.errors import (
     SplitError,
     WorkloadError,
 )
+from pareflow.stages import jobs
 from pareflow.stages.baseline import baseline
 from pareflow.stages.run import Run
 from pareflow.store import Store
@@ -41,13 +42,17 @@ BEFORE_ANYTHING_RUNS = [
     Case("preprocess raises", WorkloadError, "`preprocess()`", "it raised ValueError: not an image"),
     Case("preprocess gives a bare array", WorkloadError, "`preprocess()`", "it raised AttributeError"),
 ]
-IN_THE_BASELINE = [
+WHILE_TRAINING = [
     Case("network raises", WorkloadError, "`network()`", "RuntimeError: no such architecture"),
     Case("train raises", WorkloadError, "`train()`", "ZeroDivisionError: learning rate"),
-    Case("train segfaults", InputError, "the original must run", "it died of SIGSEGV"),
     Case("train gives nan", WorkloadError, "`train()`", "every output must be finite"),
     Case("train gives nothing", WorkloadError, "`train()`", "AttributeError: 'NoneType'"),
-    Case("network does not export", ExportError, "must become an ONNX graph", "torch.onnx.export raised"),
+]
+DOES_NOT_EXPORT = Case(
+    "network does not export", ExportError, "must become an ONNX graph", "torch.onnx.export raised"
+)
+IN_THE_BASELINE = [
+    Case("train segfaults", InputError, "the original must run", "it died of SIGSEGV"),
     Case("postprocess raises", InputError, "the original must run", "KeyError: 'logits'"),
     Case("postprocess gives a row per class", WorkloadError, "`postprocess`", "shape (100, 4)"),
 ]
@@ -71,18 +76,34 @@ def check(error: PareflowError, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", BEFORE_ANYTHING_RUNS, ids=str)
-def test_mistake_is_told_before_anything_runs(case: Case, workloads: Path, tmp_path: Path) -> None:
+def test_mistake_is_told_before_anything_runs(case: Case, workloads: Path) -> None:
+    """The job of `Run.open`, called here: a process of its own for each would take a minute."""
     with pytest.raises(PareflowError) as caught:
-        opened(workloads, tmp_path, workload=faulty(case))
+        jobs.describe(faulty(case), str(workloads), metric=None)
     check(caught.value, case)
+
+
+@pytest.mark.parametrize("case", WHILE_TRAINING, ids=str)
+def test_mistake_in_the_network_is_told(case: Case, workloads: Path, tmp_path: Path) -> None:
+    with pytest.raises(PareflowError) as caught:
+        jobs.train(faulty(case), str(workloads), str(tmp_path / "store"))
+    check(caught.value, case)
+    assert list((tmp_path / "store" / "entries").iterdir()) == []
 
 
 @pytest.mark.parametrize("case", IN_THE_BASELINE, ids=str)
 def test_mistake_in_the_original_ends_the_baseline(case: Case, workloads: Path, tmp_path: Path) -> None:
+    """In processes of their own, as a run does it."""
     run = opened(workloads, tmp_path, workload=faulty(case))
     with pytest.raises(PareflowError) as caught:
         baseline(run)
     check(caught.value, case)
+
+
+def test_mistake_travels_from_the_child_process(workloads: Path, tmp_path: Path) -> None:
+    with pytest.raises(PareflowError) as caught:
+        opened(workloads, tmp_path, workload=faulty(BEFORE_ANYTHING_RUNS[4]))
+    check(caught.value, BEFORE_ANYTHING_RUNS[4])
 
 
 def test_missing_workload_file_is_told(workloads: Path, tmp_path: Path) -> None:
@@ -110,12 +131,12 @@ def test_unknown_key_is_told_with_what_was_meant(workloads: Path) -> None:
 
 def test_what_was_finished_before_the_mistake_is_kept(workloads: Path, tmp_path: Path) -> None:
     """The network trains and then does not export: mended, training is not done again."""
-    run = opened(workloads, tmp_path, workload=faulty(IN_THE_BASELINE[5]))
+    run = opened(workloads, tmp_path, workload=faulty(DOES_NOT_EXPORT))
+    with pytest.raises(ExportError) as caught:
+        baseline(run)
+    check(caught.value, DOES_NOT_EXPORT)
     entries = run.store.root / "entries"
-    for _ in range(2):
-        with pytest.raises(ExportError):
-            baseline(run)
-        kept = {path.name: path.stat().st_ino for path in entries.iterdir()}
+    kept = {path.name: path.stat().st_ino for path in entries.iterdir()}
     assert len(kept) == 2  # the original, and the inputs to measure with
     with pytest.raises(ExportError):
         baseline(run)

@@ -16,6 +16,7 @@ import pytest
 from tasks.tracking import KEY, Tracker
 
 pytestmark = [
+    pytest.mark.slow,  # five minutes: three kills, a damaged store, two runs at once
     pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning"),  # MLflow's queries
     pytest.mark.timeout(900),
 ]

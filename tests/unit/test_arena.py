@@ -122,7 +122,7 @@ def test_artifact_that_does_not_load_is_told(enter: Callable[..., Arena], tmp_pa
 
 
 def test_contestant_that_hangs_is_stopped_while_the_others_go_on(enter: Callable[..., Arena]) -> None:
-    with enter(Step("hangs_under_load"), OnnxRuntime().step, seconds=20) as arena:
+    with enter(Step("hangs_under_load"), OnnxRuntime().step, seconds=15) as arena:
         assert len(contestants_alive()) == 2
         measured = arena.measure(Protocol(blocks=20, block_ms=1, least=2, most=2))
         assert isinstance(arena.failures["hangs_under_load"], TimedOutError)
