@@ -14,7 +14,7 @@ install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
 test: install-dev  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow and not cuda" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest -m "not slow and not cuda" --cov --cov-report=term:skip-covered
 
 test-slow: install-dev
 	$(BIN)/python -m pytest -m slow

@@ -28,7 +28,6 @@ Fault = Literal[
     "train gives nothing",
     "network does not export",
     "postprocess raises",
-    "postprocess gives a row per class",
 ]
 
 
@@ -82,6 +81,4 @@ class Faulty(Images):
     def postprocess(self, outputs: Arrays) -> np.ndarray:
         if self.fault == "postprocess raises":
             raise KeyError("logits")
-        if self.fault == "postprocess gives a row per class":
-            return outputs["output"]
         return super().postprocess(outputs)
