@@ -14,7 +14,7 @@ install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
 test: install-dev  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow and not cuda" --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "not slow and not cuda" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-slow: install-dev
 	$(BIN)/python -m pytest -m slow
@@ -39,7 +39,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml requirements.lock
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable ".[$(EXTRAS),huggingface,intent,dev]"
+	$(PIP) --editable ".[$(EXTRAS),huggingface,intent,loadgen,tensorboard,dev]"
 	touch $@
 
 lock: install-dev  ## write what is installed now as the lock

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("digits.py", "intent.py", "overhead.py")
+SCRIPTS = ("digits.py", "intent.py", "overhead.py", "gate.py")
 
 
 def main() -> None:

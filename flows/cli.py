@@ -52,12 +52,28 @@ def optimize(
 
 
 @app.command()
-def check(config: Config, as_json: AsJson = False) -> None:
-    """Validate a pipeline YAML: every problem at once."""
+def check(
+    target: Annotated[str, typer.Argument(help="a pipeline YAML, or models:/NAME@ALIAS")],
+    config: Annotated[
+        Path | None, typer.Option(help="the pipeline YAML of a registered version, where it has moved")
+    ] = None,
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Validate a pipeline YAML: every problem at once. Or judge a registered version again, here."""
+    set_environment()
+    if target.startswith("models:"):
+        from flows import commands
+
+        document = commands.check_version(target, config, data_dir)
+        _show(document, tables.rejudged, as_json)
+        if not document["holds"]:
+            raise typer.Exit(NOTHING_MET)
+        return
     from pareflow import spec
 
-    found = spec.read(config)
-    _show(found.to_json(), lambda document, console: console.print(f"{config} is valid"), as_json)
+    found = spec.read(Path(target))
+    _show(found.to_json(), lambda document, console: console.print(f"{target} is valid"), as_json)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,28 @@ def optimize(
 
         with local_server(data_dir, meanwhile="flows.pipeline"):
             return _by_prefect(config, data_dir, remeasure=remeasure)
+
+
+def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, Any]:
+    """A registered version judged again here. Raises: InputError if its pipeline YAML cannot be found."""
+    from pareflow.stages.rejudging import rejudge
+    from tasks.tracking import CONFIG, Tracker
+
+    tracker = Tracker.open(data_dir)
+    version = tracker.resolve(uri)
+    path = config or Path(version.tags.get(CONFIG, ""))
+    if not path.is_file():
+        raise InputError(
+            "the pipeline YAML that a version came from must be at hand: it holds the data and the SLA",
+            f"there is no {path}",
+            "Name it with --config",
+        )
+    run = Run.open(spec.read(path), path, data_dir, remeasure=True)
+    with tempfile.TemporaryDirectory() as folder:
+        package = tracker.download(version.name, str(version.version), Path(folder))
+        found = rejudge(run, package)
+    tracker.record_verdict(run, version, found["now"]["decision"] if found["now"] else "reject")
+    return {"name": version.name, "version": str(version.version), **found}
 
 
 def plan(config: Path, data_dir: Path) -> dict[str, Any]:

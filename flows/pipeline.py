@@ -58,16 +58,22 @@ def optimize(run: Run, tracker: Tracker | None, execution: Execution) -> dict[st
             rows.append(timed)
 
     progress.stage("validate")
-    judged = execution.call(steps.validate, run, tracker, parent, [*baselines, *rows])
+    screened = [*baselines, *rows]
+    judged = execution.call(steps.validate, run, tracker, parent, screened)
     winner = validation.winner(run, judged)
     finals = {row.label: row for row in judged}
-    table = [finals.get(row.label, row) for row in (*baselines, *rows)]
+    table = [finals.get(row.label, row) for row in screened]
+
+    swept: list[dict[str, Any]] = []
+    if run.spec.sweep is not None:
+        progress.stage("sweep")
+        swept = execution.call(steps.sweep, run, judged, winner)
 
     registered = None
     if winner is not None and winner.role != "original":
         progress.stage("register")
         registered = execution.call(steps.register, run, tracker, parent, winner)
 
-    document = outcome.document(run, table, winner, profile, registered)
+    document = outcome.document(run, table, screened, winner, profile, registered, swept)
     execution.call(steps.record_outcome, run, tracker, parent, document)
     return document

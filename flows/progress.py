@@ -85,4 +85,5 @@ def _line(row: Row) -> str:
     return (
         f"{row.label}: {row.measurement.quantile_ms(0.5):.3g} ms, "
         f"{row.speedup.estimate:.2f}×, {row.quality.metric} {row.quality.value:.4f}"
+        + (f" (noisy: {row.measurement.noise})" if row.measurement.noise else "")
     )

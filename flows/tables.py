@@ -21,6 +21,8 @@ def outcome(document: Document, console: Console) -> None:
         style = "bold green" if row["id"] and row["id"] == document["winner"] else None
         table.add_row(str(position), *map(escape, _cells(row)), style=style)
     console.print(table)
+    if document["sweep"]:
+        console.print(_sweep(document["sweep"]))
     console.print(escape(_verdict(document)), soft_wrap=True, highlight=False)
     registered = document["registered"]
     if registered:
@@ -68,6 +70,24 @@ def promotion(document: Document, console: Console) -> None:
     )
 
 
+def rejudged(document: Document, console: Console) -> None:
+    """A registered version: every clause then and now, what changed around it, and whether it holds."""
+    title = f"models:/{document['name']}/{document['version']}: {document['recipe']}"
+    table = Table(title=title)
+    for heading in ("clause", "limit", "then", "now", "decision"):
+        table.add_column(heading)
+    now = {check["clause"]: check for check in (document["now"] or {"checks": ()})["checks"]}
+    for check in document["was"]["checks"]:
+        again = now.get(check["clause"])
+        found = ("", "not judged") if again is None else (_bounds(again), again["decision"])
+        table.add_row(check["clause"], f"{check['limit']:g}", _bounds(check), *found)
+    console.print(table)
+    for name, change in document["environment_changes"].items():
+        console.print(escape(f"{name} was {change['then']}, is {change['now']}"), soft_wrap=True)
+    holds = "still holds" if document["holds"] else "does not hold"
+    console.print(escape(f"the verdict {holds} here: {document['reason']}"), soft_wrap=True, highlight=False)
+
+
 def doctor(document: Document, console: Console) -> None:
     """The machine, what is available on it, and what to fix."""
     environment = document["environment"]
@@ -103,9 +123,33 @@ def _cells(row: Document) -> list[str]:
     ]
 
 
+def _sweep(points: Sequence[Document]) -> Table:
+    """The winner beside the strong baseline, one row per batch size and length."""
+    table = Table(title="the winner against ONNX Runtime fp32, by batch size and length")
+    sides = ("baseline p50 ms", "p99 ms", "winner p50 ms", "p99 ms")
+    for heading in ("batch", "length", *sides, "samples/s", "speedup"):
+        table.add_column(heading, justify="right")
+    for point in points:
+        axes = (str(point["batch_size"]), _plain(point["length"]))
+        if point["reason"] is not None:
+            table.add_row(*axes, *[""] * 5, escape(point["reason"]))
+            continue
+        found = (point["baseline"]["latency_ms"], point["winner"]["latency_ms"])
+        latencies = (f"{side[name]:.3g}" for side in found for name in ("p50", "p99"))
+        table.add_row(*axes, *latencies, f"{point['winner']['throughput']:.4g}", _interval(point["speedup"]))
+    return table
+
+
 def _interval(interval: Document) -> str:
     bounds = "–".join("?" if interval[side] is None else f"{interval[side]:.2f}" for side in ("low", "high"))
     return f"{interval['estimate']:.2f}× ({bounds})"
+
+
+def _bounds(check: Document) -> str:
+    if check["estimate"] is None:
+        return "not measured"
+    low, high = ("?" if check[side] is None else f"{check[side]:.4g}" for side in ("low", "high"))
+    return f"{check['estimate']:.4g} ({low} to {high})"
 
 
 def _verdict(document: Document) -> str:

@@ -9,6 +9,7 @@ PareflowError                   exit code 1
 │   └── ExportError             the original does not become a plain ONNX graph
 ├── EnvironmentUnfitError       exit code 4: the input is good, this machine or set-up is not
 │   ├── MissingExtraError       an optional dependency is not installed
+│   ├── BusyMachineError        too much else runs here for a timing to mean anything
 │   ├── StoreError              the store cannot be written: disk full, read-only
 │   └── TrackingError           MLflow or Prefect cannot be used
 ├── VariantError                one bad variant: a failed row, never the end of a run (law 7)
@@ -83,6 +84,10 @@ class EnvironmentUnfitError(PareflowError):
 
 class MissingExtraError(EnvironmentUnfitError):
     """An optional dependency is not installed."""
+
+
+class BusyMachineError(EnvironmentUnfitError):
+    """Too much else runs here for a timing to mean anything."""
 
 
 class StoreError(EnvironmentUnfitError):

@@ -1,7 +1,7 @@
 """What was measured: raw samples with units in the names, the environment they belong to, and intervals."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,18 @@ class Interval:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def bounds(self) -> dict[str, float | None]:
+        """`{estimate, low, high}`, as documents show it."""
+        return {"estimate": self.estimate, "low": self.low, "high": self.high}
+
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """The machine and software that a measurement belongs to (law 8)."""
+    """The machine and software that a measurement belongs to (law 8).
+
+    Nothing that changes by itself, such as a frequency or a load: equal machines have equal environments.
+    `accelerator` and `driver` are the graphics processors', `governor` the cores'; None where there is none.
+    """
 
     processor: str
     flags: tuple[str, ...]
@@ -37,6 +45,8 @@ class Environment:
     python: str
     runtimes: Mapping[str, str]
     driver: str | None = None
+    accelerator: str | None = None
+    governor: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -65,10 +75,14 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One variant in one environment, at one batch size, one request at a time.
+    """One variant in one environment, at one batch size and load.
 
     `blocks_ms` holds every sample in the order it was taken, in blocks that were interleaved with the
     baseline's: block i of both ran next to each other. What is unknown is None, never 0.
+
+    `load` is `closed` (the next request is sent when the last is answered) or a LoadGen scenario. `cpu_ms` is
+    processor time and `energy_j` energy, both per request; `device_memory_mib` is the most that an
+    accelerator allocated; `noise` says what disturbed the machine.
     """
 
     variant: str
@@ -80,6 +94,12 @@ class Measurement:
     first_request_ms: float | None
     peak_memory_mib: float | None
     size_mib: float | None
+    load: str = "closed"
+    cpu_ms: float | None = None
+    energy_j: float | None = None
+    device_memory_mib: float | None = None
+    device_reserved_mib: float | None = None
+    noise: str = ""
 
     @property
     def samples_ms(self) -> np.ndarray:
@@ -95,6 +115,13 @@ class Measurement:
         """Samples (not batches) answered per second, one request at a time."""
         return self.batch_size * 1000 / float(np.mean(self.samples_ms))
 
+    @property
+    def utilisation(self) -> float | None:
+        """Processor time over the time of the cores it was given; 1 where every thread always computes."""
+        if self.cpu_ms is None:
+            return None
+        return self.cpu_ms / float(np.mean(self.samples_ms)) / self.ran.threads
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -104,18 +131,31 @@ class Measurement:
         return cls(**{**document, "ran": Ran(**document["ran"]), "blocks_ms": blocks})
 
     def extended(self, more: "Measurement") -> "Measurement":
-        """This measurement with the blocks of `more` behind its own."""
-        document = {**asdict(self), "blocks_ms": (*self.blocks_ms, *more.blocks_ms)}
-        return Measurement.from_json(document)
+        """This measurement with the blocks of `more` behind its own; what is per request is averaged."""
+        ours, theirs = len(self.samples_ms), len(more.samples_ms)
+
+        def mean(before: float | None, after: float | None) -> float | None:
+            unknown = before is None or after is None
+            return None if unknown else (before * ours + after * theirs) / (ours + theirs)  # type: ignore[operator]
+
+        peaks = [peak for peak in (self.peak_memory_mib, more.peak_memory_mib) if peak is not None]
+        return replace(
+            self,
+            blocks_ms=(*self.blocks_ms, *more.blocks_ms),
+            peak_memory_mib=max(peaks, default=None),
+            cpu_ms=mean(self.cpu_ms, more.cpu_ms),
+            energy_j=mean(self.energy_j, more.energy_j),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How good one variant's predictions are on one split.
+    """How good one variant's predictions are on one split, or on one slice of it.
 
     `scores` holds one 0 or 1 per sample where the metric is their mean, so that two variants can be paired;
-    else it is None, and `replicates` holds the metric on bootstrap resamples that are the same for all
-    variants (same seed), which pairs them too.
+    else it is None, `replicates` holds the metric on bootstrap resamples that are the same for all variants
+    (same seed), and `jackknife` the metric with each sample, or each group of samples, left out: both are
+    paired too. `slices` are parts of the split, such as one per class.
     """
 
     variant: str
@@ -123,11 +163,16 @@ class Quality:
     split: str
     split_digest: str
     value: float
+    samples: int
     scores: tuple[int, ...] | None
     replicates: tuple[float, ...] = ()
+    jackknife: tuple[float, ...] = ()
+    higher_is_better: bool = True
+    slices: "Mapping[str, Quality]" = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        slices = {name: part.to_json() for name, part in self.slices.items()}
+        return {**{name: getattr(self, name) for name in self.__slots__}, "slices": slices}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Quality":
@@ -137,61 +182,7 @@ class Quality:
                 **document,
                 "scores": None if scores is None else tuple(scores),
                 "replicates": tuple(document["replicates"]),
+                "jackknife": tuple(document["jackknife"]),
+                "slices": {name: cls.from_json(part) for name, part in document["slices"].items()},
             }
         )
-
-
-def quantile_interval(
-    samples: Sequence[float] | np.ndarray, quantile: float, confidence: float = CONFIDENCE
-) -> Interval:
-    """A distribution-free interval for a quantile, from order statistics.
-
-    With sorted samples x(1) ≤ … ≤ x(n), the number of samples at or below the true q-quantile is
-    binomial(n, q); x(k) bounds it from above with confidence P[binomial ≤ k-1]. Each bound is one-sided at
-    `confidence`, as a clause needs it. Too few samples give no bound: an upper bound on p99 at 95 % needs
-    299. Source: Hahn and Meeker, 1991, Statistical Intervals, section 5.2.
-    """
-    from scipy import stats  # slow to import, and contestants do without
-
-    ordered = np.sort(np.asarray(samples, dtype=float))
-    n = len(ordered)
-    if n == 0:
-        return Interval(float("nan"), None, None, samples=0, confidence=confidence)
-    estimate = float(np.quantile(ordered, quantile))
-    upper = int(stats.binom.ppf(confidence, n, quantile)) + 1
-    lower = int(stats.binom.ppf(1 - confidence, n, quantile))
-    return Interval(
-        estimate=estimate,
-        low=float(ordered[lower - 1]) if lower >= 1 else None,
-        high=float(ordered[upper - 1]) if upper <= n else None,
-        samples=n,
-        confidence=confidence,
-    )
-
-
-def speedup(
-    baseline: Measurement, candidate: Measurement, confidence: float = CONFIDENCE, quantile: float = 0.5
-) -> Interval:
-    """How many times faster `candidate` is: the median over blocks of the ratio of the block quantiles.
-
-    Blocks are paired by position, since they ran next to each other. The interval is the order-statistic
-    interval of the median of the ratios.
-    Raises: ValueError if the two were not measured alike, for then a ratio means nothing.
-    """
-    alike = ("environment", "batch_size")
-    for name in alike:
-        if getattr(baseline, name) != getattr(candidate, name):
-            raise ValueError(
-                f"`{name}` must be equal to compare two measurements, but "
-                f"{getattr(baseline, name)} != {getattr(candidate, name)}. Measure both together."
-            )
-    if len(baseline.blocks_ms) != len(candidate.blocks_ms):
-        raise ValueError(
-            "two measurements must come from one arena to be compared, but they have "
-            f"{len(baseline.blocks_ms)} and {len(candidate.blocks_ms)} blocks. Measure both together."
-        )
-    ratios = [
-        float(np.quantile(ours, quantile) / np.quantile(theirs, quantile))
-        for ours, theirs in zip(baseline.blocks_ms, candidate.blocks_ms, strict=True)
-    ]
-    return quantile_interval(ratios, 0.5, confidence)

@@ -76,6 +76,12 @@ def load(form: Form, folder: Path) -> Any:
 def convert(folder: Path, form: Form, workload: LoadedWorkload, into: Path) -> None:
     """Write the network of `folder` into `into`, in the later `form`."""
     source = form_of(folder)
+    if FORMS.index(source) > FORMS.index(form):
+        raise ExportError(
+            f"a network must have the form {form} for this",
+            f"it is in the form {source}, and forms follow {' → '.join(FORMS)}",
+            "Take techniques and backends of a later form, or give the workload a torch network",
+        )
     if source == "torch":
         exporter = getattr(workload.definition, "export", None)
         target = into / FILES["onnx"]
@@ -153,13 +159,39 @@ def check_export(network: Any, path: Path, workload: LoadedWorkload, tolerance: 
                 )
 
 
+def form_of_network(network: Any) -> Form:
+    """The form of what a workload's `network()` gives."""
+    import onnx
+
+    return "onnx" if isinstance(network, onnx.ModelProto) else "torch"
+
+
+def runner(folder: Path) -> Callable[[Arrays], Arrays]:
+    """The network of `folder` as a function of named arrays, as it is: variants are compared with it."""
+    if form_of(folder) == "torch":
+        module = load("torch", folder)
+        return lambda feeds: run_torch(module, feeds)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / FILES["onnx"], providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_outputs()]
+    taken = {node.name for node in session.get_inputs()}
+
+    def run(feeds: Arrays) -> Arrays:
+        given = {name: array for name, array in feeds.items() if name in taken}
+        return dict(zip(names, session.run(names, given), strict=True))
+
+    return run
+
+
 def run_torch(network: Any, feeds: Arrays) -> Arrays:
     """One forward pass of a torch module over named arrays; outputs are named `output`, `output_1`, …"""
     import torch
 
+    device = next(network.parameters(), torch.empty(0)).device
     with torch.inference_mode():
-        given = network(*(torch.from_numpy(array) for array in feeds.values()))
-    return name_outputs(given, lambda tensor: tensor.float().numpy())
+        given = network(*(torch.from_numpy(array).to(device) for array in feeds.values()))
+    return name_outputs(given, lambda tensor: tensor.float().cpu().numpy())
 
 
 def name_outputs(given: Any, to_numpy: Callable[[Any], np.ndarray]) -> Arrays:

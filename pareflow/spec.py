@@ -3,6 +3,7 @@
 Reading has no effects, reads no environment and rewrites nothing: `PipelineSpec.read(dump) == spec`.
 """
 
+import itertools
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,11 +29,32 @@ class Target(_Part):
 
 
 class Budget(_Part):
-    """What the run may use. One variant is stopped at `variant_minutes` or `memory_mib`."""
+    """What the run may use. One variant is stopped at `variant_minutes` or `memory_mib`.
+
+    A machine that is too busy to time on is waited for, `quiet_minutes` before each timing.
+    """
 
     minutes: float = Field(default=10, gt=0)
     variant_minutes: float = Field(default=5, gt=0)
+    quiet_minutes: float = Field(default=5, ge=0)
     memory_mib: int | None = Field(default=None, ge=256)
+
+
+class Profile(_Part):
+    """What the profile leaves besides the report: TensorBoard's event files, of its times in ms."""
+
+    tensorboard: bool = False
+
+
+class Sweep(_Part):
+    """Where the winner is timed beside the strong baseline: each batch size at each sequence length."""
+
+    batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1,)
+    lengths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="tokens")
+
+    def points(self) -> tuple[tuple[int, int | None], ...]:
+        """Batch size and length of each; a length of None is what the inputs have."""
+        return tuple(itertools.product(self.batch_sizes, self.lengths or (None,)))
 
 
 def _as_reference(value: Any) -> Any:
@@ -54,6 +76,8 @@ class PipelineSpec(_Part):
     sla: SLA
     objective: Objective = "latency_p50"
     budget: Budget = Budget()
+    profile: Profile = Profile()
+    sweep: Sweep | None = Field(default=None, description="where else the winner is timed, after its verdict")
     promotion: Literal["automatic", "manual"] = "manual"
     finalists: int = Field(default=3, ge=1, description="how many candidates are judged on the verdict split")
     candidates: tuple[list[Any], ...] | None = Field(

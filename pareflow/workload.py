@@ -18,6 +18,7 @@ from pareflow.errors import PareflowError, SplitError, WorkloadError
 from pareflow.variant import Step, digest, file_digest
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
 
 Arrays = dict[str, np.ndarray]
@@ -32,19 +33,28 @@ SPLITS: tuple[SplitName, ...] = ("train", "calibration", "search", "verdict")
 
 @dataclass(frozen=True)
 class Split:
-    """Samples and their targets, of equal length."""
+    """Samples and their targets, of equal length; no targets where the data have no labels."""
 
     samples: Samples
-    targets: np.ndarray
+    targets: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return len(self.samples) if self.targets is None else len(self.targets)
 
     def take(self, indices: np.ndarray) -> "Split":
         """The samples at these positions."""
+        targets = None if self.targets is None else self.targets[indices]
         if isinstance(self.samples, np.ndarray):
-            return Split(self.samples[indices], self.targets[indices])
-        return Split([self.samples[i] for i in indices], self.targets[indices])
+            return Split(self.samples[indices], targets)
+        return Split([self.samples[i] for i in indices], targets)
+
+    def labels(self) -> np.ndarray:
+        """The targets. Raises: WorkloadError where there are none."""
+        if self.targets is None:
+            raise WorkloadError(
+                "these samples need targets", "the data have none", "Give `data()` labels, or do without"
+            )
+        return self.targets
 
     def sample_digests(self) -> list[str]:
         """One digest per sample, of its content: equal samples have equal digests."""
@@ -89,8 +99,10 @@ class Splits:
                     "Remove duplicates before splitting in `data()`",
                 )
             seen |= dict.fromkeys(ours, name)
-            for sample, target in zip(ours, split.targets, strict=True):
-                summary.update(f"{name} {sample} {_sample_digest(target)}\n".encode())
+            unlabelled = split.targets is None
+            targets = [""] * len(ours) if unlabelled else map(_sample_digest, split.labels())
+            for sample, target in zip(ours, targets, strict=True):
+                summary.update(f"{name} {sample} {target}\n".encode())
         return summary.hexdigest()
 
 
@@ -134,12 +146,37 @@ class Workload(Member, ABC):
         """The data, in four disjoint splits."""
 
     @abstractmethod
-    def network(self) -> "nn.Module":
-        """The network before training (or as downloaded). It takes and gives what the processing says."""
+    def network(self) -> "nn.Module | onnx.ModelProto":
+        """The network before training (or as downloaded), as a torch module or an ONNX graph.
+
+        It takes and gives what the processing says.
+        """
 
     def train(self, network: "nn.Module", data: Split) -> "nn.Module":
-        """The trained network. The default is for networks that come trained."""
+        """The trained network, where it is a torch module. The default is for networks that come trained."""
         return network
+
+    def slices(self, data: Split) -> Mapping[str, np.ndarray] | None:
+        """Parts of a split on which quality is told apart: per name, true or false for each sample.
+
+        None stands for one slice per class, where the metric is a share of correct answers.
+        """
+        return None
+
+    def at_length(self, length: int) -> "Workload":
+        """This workload with every input `length` long, for networks over sequences.
+
+        Raises: WorkloadError, by default always.
+        """
+        raise WorkloadError(
+            "lengths can be swept where inputs are sequences",
+            f"`{type(self).__name__}` has no sequence axis",
+            "Leave out `sweep.lengths`, or define `at_length()` in the workload",
+        )
+
+    def given(self) -> Mapping[str, Path]:
+        """Ready-made variants by name: ONNX files that the technique `given` puts in the network's place."""
+        return {}
 
     @abstractmethod
     def preprocess(self, samples: Samples) -> Arrays:
@@ -238,7 +275,7 @@ def load(reference: Mapping[str, Any], folder: Path) -> LoadedWorkload:
     try:
         splits = workload.data()
         data_digest = splits.check()
-        sources = [file_digest(path) for path in workload.sources()]
+        sources = [file_digest(path) for path in (*workload.sources(), *workload.given().values())]
     except PareflowError:
         raise
     except Exception as error:

@@ -48,10 +48,7 @@ def promote(tracker: Tracker, run: Run, version: str, winner: Row) -> Promotion:
                 package = tracker.download(name, str(champion.version), Path(folder))
                 verdict = promotion.against_champion(run, winner, package)
             if verdict.decision != "promote":
-                missed = "; ".join(
-                    f"{c.clause}: {c.reason}" for c in verdict.checks if c.decision != "promote"
-                )
-                reason = f"version {champion.version} stays champion ({verdict.decision}: {missed})"
+                reason = f"version {champion.version} stays champion ({verdict.decision}: {verdict.missed})"
                 return Promotion(version, "challenger", reason)
         if champion is not None:
             tracker.set_alias(name, "previous", str(champion.version))

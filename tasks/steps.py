@@ -18,7 +18,7 @@ from prefect.tasks import Task, exponential_backoff
 
 from pareflow.errors import TransientError
 from pareflow.reporting import page
-from pareflow.stages import baseline, optimization, profiling, registration, validation
+from pareflow.stages import baseline, loading, optimization, profiling, registration, sweeping, validation
 from pareflow.stages.run import Row, Run
 from tasks import promotion
 from tasks.tracking import Tracker
@@ -69,10 +69,17 @@ def time_variant(run: Run, tracker: Tracker | None, parent: str, row: Row, basel
 
 @task(task_run_name="validate", **_POLICY)
 def validate(run: Run, tracker: Tracker | None, parent: str, rows: Sequence[Row]) -> list[Row]:
-    """The finalists, judged on the verdict split."""
+    """The finalists, judged on the verdict split; how high a load the winner holds, where the SLA has one."""
     judged = validation.validate(run, validation.finalists(run, rows))
+    judged = loading.with_highest_load(run, judged, validation.winner(run, judged))
     _record(run, tracker, parent, judged)
     return judged
+
+
+@task(task_run_name="sweep", **_POLICY)
+def sweep(run: Run, judged: Sequence[Row], winner: Row | None) -> list[dict[str, Any]]:
+    """The winner beside the strong baseline, over the batch sizes and lengths of the YAML."""
+    return sweeping.sweep(run, judged, winner)
 
 
 @task(task_run_name="register", **_POLICY)

@@ -8,6 +8,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -29,14 +30,17 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 
 import pareflow
-from pareflow.errors import TrackingError, TransientError
+from pareflow.errors import InputError, TrackingError, TransientError
 from pareflow.stages import outcome
 from pareflow.stages.registration import content_digest, golden
 from pareflow.stages.run import Row, Run
+from pareflow.store import writing
 from pareflow.variant import digest
 
 KEY = "pareflow.key"
 CONTENT = "pareflow.content_sha256"
+CONFIG = "pareflow.config"
+"""Where the pipeline YAML lay when the version was registered."""
 _BUSY = ("REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")
 
 
@@ -78,17 +82,18 @@ class Tracker:
         """Prove that MLflow answers, and initialise an embedded one, once, under a lock.
 
         Ten processes that initialise one new database together break it for good.
-        Raises: TransientError, TrackingError.
+        Raises: TransientError, TrackingError, StoreError.
         """
         named = os.environ.get("MLFLOW_TRACKING_URI")
-        if named:
-            tracker = cls(named, None, data_dir / "locks")
-        else:
-            folder = (data_dir / "mlflow").resolve()
-            folder.mkdir(parents=True, exist_ok=True)
-            tracker = cls(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts", data_dir / "locks")
-        with tracker.locked("mlflow"), _reaching(tracker.uri):
-            tracker.client.search_experiments(max_results=1)
+        with writing(data_dir):
+            if named:
+                tracker = cls(named, None, data_dir / "locks")
+            else:
+                folder = (data_dir / "mlflow").resolve()
+                folder.mkdir(parents=True, exist_ok=True)
+                tracker = cls(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts", data_dir / "locks")
+            with tracker.locked("mlflow"), _reaching(tracker.uri):
+                tracker.client.search_experiments(max_results=1)
         return tracker
 
     @property
@@ -161,7 +166,8 @@ class Tracker:
             "pareflow.data": run.facts.data_digest,
             "pareflow.seed": str(run.facts.seed),
             "pareflow.environment": run.environment.fingerprint,
-            f"pareflow.verdict.{run.environment.fingerprint[:12]}": winner.verdict.decision,
+            CONFIG: str(run.config.resolve()),
+            verdict_tag(run): winner.verdict.decision,
         }
         with _reaching(self.uri), self.locked("mlflow"):
             if not self.client.search_registered_models(f"name = '{name}'"):
@@ -174,6 +180,35 @@ class Tracker:
                 return version
             source = self._upload(parent, package, f"model/{content[:16]}")
             return self.client.create_model_version(name, source, run_id=parent, tags=tags)
+
+    def resolve(self, uri: str) -> ModelVersion:
+        """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names. Raises: InputError."""
+        matched = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", uri)
+        if matched is None:
+            raise InputError(
+                "a registered version must be named models:/NAME@ALIAS or models:/NAME/VERSION",
+                f"got `{uri}`",
+                "See `pareflow list versions`",
+            )
+        name, alias, number = matched.groups()
+        with _reaching(self.uri):
+            numbers = {str(version.version) for version in self.versions(name)}
+        if alias is None:
+            found = self.version(name, number) if number in numbers else None
+        else:
+            found = self.alias(name, alias)
+        if found is None:
+            raise InputError(
+                f"{uri} must be registered",
+                "the registry has no such version",
+                "See `pareflow list versions`",
+            )
+        return found
+
+    def record_verdict(self, run: Run, version: ModelVersion, decision: str) -> None:
+        """Tag a version with what the gate said of it in this run's environment."""
+        with _reaching(self.uri):
+            self.client.set_model_version_tag(version.name, version.version, verdict_tag(run), decision)
 
     def versions(self, name: str) -> list[ModelVersion]:
         """All versions of a registered model, newest first."""
@@ -251,6 +286,11 @@ class Tracker:
         return f"{self.client.get_run(parent).info.artifact_uri}/{path}"
 
 
+def verdict_tag(run: Run) -> str:
+    """The tag of a verdict carries its environment: copying a version copies its tags (law 8)."""
+    return f"pareflow.verdict.{run.environment.fingerprint[:12]}"
+
+
 def save_pyfunc(package: Path, into: Path) -> None:
     """Write an MLflow model around a package: code, files, signature, pinned requirements; no pickle."""
     document, examples = json.loads((package / "model.json").read_text()), golden(package)
@@ -299,6 +339,11 @@ _NUMBERS = (
     "peak_memory_mib",
     "load_s",
     "first_request_ms",
+    "cpu_ms",
+    "utilisation",
+    "energy_j",
+    "device_memory_mib",
+    "device_reserved_mib",
     "speedup",
     "speedup_over_eager",
 )

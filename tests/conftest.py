@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from hypothesis import settings
+from onnx import TensorProto, helper
 
 import pareflow  # noqa: F401  (fills the catalog)
 from flows.environment import set_environment
 from pareflow import network
 from pareflow import spec as specs
 from pareflow.catalog import BACKENDS, TECHNIQUES, WORKLOADS
-from pareflow.measurement import Interval, Measurement, Quality, Ran
+from pareflow.gate import Evidence
+from pareflow.measurement import Measurement, Quality, Ran
 from pareflow.network import Form
-from pareflow.sla import Evidence
 from pareflow.stages.run import Row, Run
 from pareflow.workload import LoadedWorkload, define, load
 
@@ -52,9 +54,32 @@ def own_workloads(tmp_path: Path) -> Path:
 
 
 def _copy_of_workloads(folder: Path) -> Path:
-    return shutil.copytree(
-        Path(__file__).parent / "workloads", folder, ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(Path(__file__).parent / "workloads", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    onnx.save_model(_sums("images", TensorProto.FLOAT, "output", 4), folder / "simple-images.onnx")
+    onnx.save_model(_sums("ids", TensorProto.INT64, "output", 2), folder / "simple-texts.onnx")
+    return folder
+
+
+def _sums(name: str, kind: int, output: str, classes: int) -> onnx.ModelProto:
+    """The sum of each sample, once per class: a network that somebody else might have made."""
+    axes = helper.make_tensor("axes", TensorProto.INT64, [3], [-3, -2, -1])
+    if name == "ids":
+        axes = helper.make_tensor("axes", TensorProto.INT64, [1], [-1])
+    copies = helper.make_tensor("copies", TensorProto.INT64, [2], [1, classes])
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [-1, 1])
+    nodes = [
+        helper.make_node("Cast", [name], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["floats", "axes"], ["sums"], keepdims=1),
+        helper.make_node("Reshape", ["sums", "shape"], ["column"]),
+        helper.make_node("Tile", ["column", "copies"], [output]),
+    ]
+    sizes: list[str | int] = ["batch", 1, 8, 8] if name == "images" else ["batch", "length"]
+    inputs = [helper.make_tensor_value_info(name, kind, sizes)]
+    if name == "ids":
+        inputs.append(helper.make_tensor_value_info("mask", kind, sizes))
+    outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", classes])]
+    graph = helper.make_graph(nodes, "sums", inputs, outputs, [axes, copies, shape])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 @pytest.fixture(scope="session")
@@ -135,7 +160,9 @@ def scored() -> Callable[..., Quality]:
     def build(scores: Sequence[int], variant: str = "candidate", **changes: Any) -> Quality:
         fields: dict[str, Any] = {"metric": "accuracy", "split": "verdict", "split_digest": "same samples"}
         value = sum(scores) / len(scores)
-        return Quality(variant, value=value, scores=tuple(scores), **{**fields, **changes})
+        return Quality(
+            variant, value=value, samples=len(scores), scores=tuple(scores), **{**fields, **changes}
+        )
 
     return build
 
@@ -145,10 +172,11 @@ def good(measured: Callable[..., Measurement], scored: Callable[..., Quality]) -
     """Evidence that any sensible SLA promotes: exact, twice as fast, 1 ms in each of 400 requests."""
     return Evidence(
         variant="candidate",
+        objective="latency_p50",
         quality=scored([1] * 400),
         original=scored([1] * 400, variant="original"),
         measurement=measured(*[[1.0] * 20] * 20),
-        gain=Interval(2.0, 1.9, 2.1, samples=20),
+        baseline=measured(*[[2.0] * 20] * 20, variant="baseline"),
     )
 
 

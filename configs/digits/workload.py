@@ -46,7 +46,7 @@ class Digits(Workload):
 
         torch.manual_seed(self.seed)
         images = torch.from_numpy(self.preprocess(data.samples)["images"])
-        digits = torch.from_numpy(data.targets)
+        digits = torch.from_numpy(data.labels())
         batch_size = 50
         steps = self.epochs * (len(data) // batch_size)
         optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)

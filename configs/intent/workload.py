@@ -85,10 +85,10 @@ class Intent(HuggingFace):
         inputs = self.preprocess(data.samples)
         states = FrozenStates(model, inputs, self.frozen_layers)
         upper = UpperLayers(model, self.frozen_layers)
-        fit_head(upper, states, data.targets)
+        fit_head(upper, states, data.labels())
         if self.epochs:
             fine_tune(
-                upper, states, data.targets, epochs=self.epochs, rate=self.learning_rate, seed=self.seed
+                upper, states, data.labels(), epochs=self.epochs, rate=self.learning_rate, seed=self.seed
             )
         return network
 

@@ -3,9 +3,10 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from pareflow import network
 from pareflow.compiler.backend import Backend
@@ -20,6 +21,15 @@ class TorchEager(Backend):
     form: ClassVar[network.Form] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch",)
 
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where the module lies")
+
+    def unfit(self) -> str | None:
+        if self.device == "cpu":
+            return None
+        import torch
+
+        return None if torch.cuda.is_available() else "there is no CUDA device"
+
     def compile(self, source: Path, into: Path) -> None:
         shutil.copy2(source / network.FILES["torch"], into)
 
@@ -27,14 +37,14 @@ class TorchEager(Backend):
         import torch
 
         torch.set_num_threads(self.threads)
-        return TorchSession(artifact, self.threads)
+        return TorchSession(artifact, self.threads, self.device)
 
 
 class TorchSession:
     """A module in eval mode under `torch.inference_mode`."""
 
-    def __init__(self, artifact: Path, threads: int) -> None:
-        self._network = network.load("torch", artifact)
+    def __init__(self, artifact: Path, threads: int, device: str = "cpu") -> None:
+        self._network = network.load("torch", artifact).to(device)
         self._threads = threads
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:

@@ -4,10 +4,12 @@ import functools
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 
 import psutil
 
+_CORES = Path("/sys/devices/system/cpu")
 _RELEVANT = re.compile(r"^(avx\w*|amx\w*|fma|sse4_\d|f16c|neon|asimd\w*|sve\w*|i8mm|bf16|dotprod)$")
 
 
@@ -47,6 +49,40 @@ def cores() -> tuple[int, ...]:
 def memory_mib() -> int:
     """The memory of the machine, in MiB."""
     return psutil.virtual_memory().total // 2**20
+
+
+def cache_bytes() -> int | None:
+    """The size of the largest cache that the first core sees; None where the system does not tell."""
+    units = {"K": 2**10, "M": 2**20}
+    sizes = [path.read_text().strip() for path in _CORES.glob("cpu0/cache/index*/size")]
+    return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=None)
+
+
+def governor() -> str | None:
+    """How the cores' frequency is governed (`performance`, `powersave`, …); None where it is not told.
+
+    Where cores differ, every one that occurs. Source: Linux, Documentation/admin-guide/pm/cpufreq.rst.
+    """
+    paths = [_CORES / f"cpu{core}/cpufreq/scaling_governor" for core in cores()]
+    found = {path.read_text().strip() for path in paths if path.exists()}
+    return ", ".join(sorted(found)) or None
+
+
+@functools.cache
+def accelerators() -> tuple[str, str] | None:
+    """The names of the NVIDIA devices and their driver's version, or None where `nvidia-smi` finds none.
+
+    Not measured: no such device was at hand.
+    """
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):  # not installed, no driver, no device, or it hangs
+        return None
+    rows = [line.rpartition(",") for line in done.stdout.splitlines() if "," in line]
+    if not rows:
+        return None
+    return ", ".join(sorted(name.strip() for name, _, _ in rows)), rows[0][2].strip()
 
 
 def disk_is_full(path: Path) -> bool:

@@ -172,6 +172,25 @@ class HuggingFace(Workload):
         """Texts to token ids, images to pixels, as the checkpoint's own files say."""
         return self.encoder(samples)
 
+    def at_length(self, length: int) -> Workload:
+        """This checkpoint on texts of exactly `length` tokens: longer ones cut, shorter ones padded.
+
+        Raises: WorkloadError for images, and for lengths that the network does not take.
+        """
+        if self.text_column is None:
+            return super().at_length(length)
+        longest = text.longest(self.checkpoint_folder)
+        least, most = (self.pad_to_length,) * 2 if self.pad_to_length else (2, longest)
+        if not least <= length <= most:
+            raise WorkloadError(
+                "lengths that are swept must be ones that the network takes",
+                f"{length} is not from {least} to {most}",
+                "Mend `sweep.lengths`; `pad_to_length` leaves one only",
+            )
+        fixed = self.model_copy(update={"pad_to_length": length, "max_length": length})
+        fixed.__dict__.pop("encoder", None)  # a copy holds what was cached
+        return fixed
+
     def postprocess(self, outputs: Arrays) -> np.ndarray:
         """The class with the highest logit, shape (n,); its name is in `classes`."""
         logits = next(iter(outputs.values()))  # `output` in torch, `logits` in the exported graph

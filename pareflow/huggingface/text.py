@@ -25,7 +25,7 @@ class TextEncoder:
     def __init__(self, folder: Path, max_length: int | None, pad_to_length: int | None) -> None:
         config = _read(folder / "config.json")
         settings = _read(folder / "tokenizer_config.json")
-        limits = (max_length or _longest(config, settings), pad_to_length)
+        limits = (max_length or longest(folder), pad_to_length)
         self.max_length = min(limit for limit in limits if limit is not None)
         self.takes_token_types = (config.get("type_vocab_size") or 0) > 1
         self._tokenizer = _tokenizer(folder)
@@ -72,8 +72,9 @@ def _tokenizer(folder: Path) -> Any:
     return Tokenizer.from_file(str(path))
 
 
-def _longest(config: dict[str, Any], settings: dict[str, Any]) -> int:
-    """How many tokens the checkpoint takes; 512 where it does not say."""
+def longest(folder: Path) -> int:
+    """How many tokens the checkpoint in a folder takes; 512 where it does not say."""
+    config, settings = _read(folder / "config.json"), _read(folder / "tokenizer_config.json")
     limits = (settings.get("model_max_length"), config.get("max_position_embeddings"), 512)
     return next(int(limit) for limit in limits if limit and limit < _UNLIMITED)
 

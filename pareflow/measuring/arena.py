@@ -1,8 +1,9 @@
 """The arena: contestants in processes of their own, pinned, timed in interleaved blocks.
 
 All contestants of an arena are loaded and warm before the first block; then each block times every one of
-them once, in an order shuffled anew, so that drift of the machine hits all alike and ratios are paired by
-block. Only one runs at a time, the others wait on a pipe; the caller holds the device lock.
+them once, so that drift of the machine hits all alike and ratios are paired by block. The order is shuffled
+for every other block, and reversed for the next: whoever comes first is no faster for it. Only one runs at a
+time, the others wait on a pipe; the caller holds the device lock.
 """
 
 import json
@@ -10,7 +11,7 @@ import os
 import random
 import select
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ import numpy as np
 
 from pareflow.errors import PareflowError, TimedOutError
 from pareflow.hardware import probe
+from pareflow.hardware.energy import device_joules, processor_joules
+from pareflow.hardware.noise import Noise, await_quiet
 from pareflow.isolation import Child, Limits
 from pareflow.measurement import Measurement, Ran
 from pareflow.variant import Step
@@ -48,8 +51,8 @@ class Protocol:
     Warm-up runs until the median of a block is within 5 % of the one before it, at most 10 blocks.
     """
 
-    blocks: int = 12
-    block_ms: float = 60
+    blocks: int = 30
+    block_ms: float = 25
     least: int = 5
     most: int = 100
     seed: int = 0
@@ -72,7 +75,9 @@ class Arena:
         limits: Limits,
         logs: Path,
         descriptors: Sequence[int] = (),
+        patience_s: float = 300,
     ) -> None:
+        self._patience_s = patience_s
         self._contestants = list(contestants)
         self._feeds, self._batch_size, self._environment = feeds, batch_size, environment
         self._workload, self._limits, self._logs = workload, limits, logs
@@ -96,22 +101,31 @@ class Arena:
         self._stack.close()
 
     def measure(self, protocol: Protocol) -> dict[str, Measurement]:
-        """Warm up, then time every contestant block by block. Those that fail are missing, see `failures`."""
+        """Warm up, then time every contestant block by block. Those that fail are missing, see `failures`.
+
+        Raises: BusyMachineError where the machine does not become quiet enough.
+        """
+        noise = await_quiet(self._patience_s)
         counts = {variant: self._warm(variant, protocol) for variant in list(self._running)}
+        for running in self._running.values():
+            running.forget()  # what warming up took is not the requests' own
         shuffler = random.Random(protocol.seed)
         blocks: dict[str, list[tuple[float, ...]]] = {variant: [] for variant in self._running}
-        for _ in range(protocol.blocks):
-            order = list(self._running)
-            shuffler.shuffle(order)
-            for variant in order:
+        order: list[str] = []
+        for block in range(protocol.blocks):
+            order = order[::-1] if block % 2 else shuffler.sample(list(blocks), len(blocks))
+            for variant in filter(self._running.__contains__, order):
                 times = self._block(variant, counts[variant])
                 blocks[variant].append(times)
         return {
-            variant: self._running[variant].measurement(
-                tuple(blocks[variant]), self._batch_size, self._environment
+            variant: running.measurement(
+                tuple(blocks[variant]), self._batch_size, self._environment, self._noise(noise, running)
             )
-            for variant in self._running
+            for variant, running in self._running.items()
         }
+
+    def _noise(self, noise: Noise, running: "_Running") -> str:
+        return noise.words(running.contestant.threads, len(probe.cores()))
 
     def _warm(self, variant: str, protocol: Protocol) -> int:
         """Run until steady; the number of requests that fill a block."""
@@ -189,6 +203,10 @@ class _Running:
         self._buffer = b""
         self._report: dict[str, Any] = {}
         self._peak_memory_mib: float | None = None
+        self._device_memory_mib: float | None = None
+        self._device_reserved_mib: float | None = None
+        self._joules: Callable[[], float] | None = None
+        self.forget()
 
     def __enter__(self) -> Self:
         return self
@@ -202,20 +220,33 @@ class _Running:
     def begin(self) -> None:
         """Wait until it is loaded and has answered its first request. Raises: what it died of."""
         self._report = self._read()
+        on_device = self._report["ran"]["device"].lower().startswith("cuda")
+        self._joules = device_joules() if on_device else processor_joules()
+
+    def forget(self) -> None:
+        """Count processor time and energy from here on."""
+        self._requests, self._cpu_ms, self._energy_j = 0, 0.0, 0.0
 
     def time(self, count: int) -> tuple[float, ...]:
         """The ms of `count` requests. Raises: what it died of."""
+        before = self._joules() if self._joules else 0.0
         try:
             os.write(self._commands, f"{count}\n".encode())
         except BrokenPipeError:
             self._child.result(seconds=10)
         answer = self._read()
         self._peak_memory_mib = answer["peak_memory_mib"]
+        self._device_memory_mib = answer["device_memory_mib"]
+        self._device_reserved_mib = answer["device_reserved_mib"]
+        self._requests += count
+        self._cpu_ms += answer["cpu_ms"]
+        self._energy_j += self._joules() - before if self._joules else 0.0
         return tuple(answer["ms"])
 
     def measurement(
-        self, blocks: tuple[tuple[float, ...], ...], batch_size: int, environment: str
+        self, blocks: tuple[tuple[float, ...], ...], batch_size: int, environment: str, noise: str
     ) -> Measurement:
+        requests = max(self._requests, 1)
         return Measurement(
             variant=self.contestant.variant,
             environment=environment,
@@ -226,6 +257,11 @@ class _Running:
             first_request_ms=self._report["first_request_ms"],
             peak_memory_mib=self._peak_memory_mib,
             size_mib=self.contestant.size_mib,
+            cpu_ms=self._cpu_ms / requests,
+            energy_j=self._energy_j / requests if self._joules else None,
+            device_memory_mib=self._device_memory_mib,
+            device_reserved_mib=self._device_reserved_mib,
+            noise=noise,
         )
 
     def _read(self) -> Any:

@@ -8,25 +8,35 @@ from typing import Any
 import numpy as np
 
 from pareflow.compiler.backend import Session
+from pareflow.measuring.marks import Mark, marker
 from pareflow.workload import LoadedWorkload, Samples
 
 REQUESTS = 100
 WARM_UP = 10
 
+STAGES = {
+    "load": "data loading: the request's JSON decoded into raw samples",
+    "preprocess": "raw samples made into the network's inputs",
+    "inference": "the network, in the runtime of the strong baseline",
+    "postprocess": "the network's outputs made into predictions",
+    "serialise": "predictions encoded as JSON",
+}
+"""The stages in their order, and what each does: what a server does around the model, without its network."""
+
 
 def breakdown(session: Session, workload: LoadedWorkload, batch_size: int) -> list[dict[str, Any]]:
-    """Per stage: p50 and p99 in ms, and its share of the summed medians.
+    """Per stage: p50 and p99 in ms, its share of the summed medians, and what it does.
 
-    `load` decodes the request's JSON into raw samples, `serialise` encodes the predictions as JSON: what a
-    server does around the model.
+    Each stage is an NVTX range where there is a CUDA device.
     """
     split = workload.split("search")
     definition = workload.definition
-    times: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {name: [] for name in STAGES}
+    mark = marker()
     for request in range(WARM_UP + REQUESTS):
         batch = split.take((np.arange(batch_size) + request * batch_size) % len(split)).samples
         body = json.dumps(_plain(batch))
-        clock = _Clock(times if request >= WARM_UP else {})
+        clock = _Clock(times if request >= WARM_UP else {}, mark)
         samples = clock.time("load", _decoded, body, split.samples)
         feeds = clock.time("preprocess", definition.preprocess, samples)
         outputs = clock.time("inference", session.run, feeds)
@@ -35,28 +45,18 @@ def breakdown(session: Session, workload: LoadedWorkload, batch_size: int) -> li
     return _summary(times)
 
 
-def bottleneck(stages: Sequence[Mapping[str, Any]], operators: Sequence[Mapping[str, Any]]) -> str:
-    """The slowest stage in words, and the operator that dominates inference; with Amdahl's bound."""
-    worst = max(stages, key=lambda stage: float(stage["share"]))
-    share = float(worst["share"])
-    text = f"{worst['name']} takes {share:.0%} of a request"
-    if share < 1:
-        text += f"; making it free would make the request {1 / (1 - share):.1f} times faster at most"
-    if operators:
-        text += f". Within inference, {operators[0]['name']} takes {operators[0]['share']:.0%}"
-    return text + "."
-
-
 class _Clock:
-    """Appends the ms of each named call."""
+    """Appends the ms of each named call, and marks it."""
 
-    def __init__(self, times: dict[str, list[float]]) -> None:
-        self._times = times
+    def __init__(self, times: dict[str, list[float]], mark: Mark) -> None:
+        self._times, self._mark = times, mark
 
     def time(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
-        began = time.perf_counter_ns()
-        result = call(*arguments)
-        self._times.setdefault(name, []).append((time.perf_counter_ns() - began) / 1e6)
+        with self._mark(name):
+            began = time.perf_counter_ns()
+            result = call(*arguments)
+            took = (time.perf_counter_ns() - began) / 1e6
+        self._times.setdefault(name, []).append(took)
         return result
 
 
@@ -65,6 +65,7 @@ def _summary(times: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
+            "what": STAGES[name],
             "p50_ms": float(np.median(values)),
             "p99_ms": float(np.quantile(values, 0.99)),
             "share": float(np.median(values)) / total,

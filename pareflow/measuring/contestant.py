@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pareflow.compiler  # noqa: F401  (fills the catalog)
 from pareflow import workload
 from pareflow.catalog import BACKENDS, find
 from pareflow.compiler.backend import Backend, Session
+from pareflow.measuring.stopwatch import device_memory_mib, stopwatch
 from pareflow.network import check_outputs
 from pareflow.variant import Step
 from pareflow.workload import Arrays
@@ -31,24 +33,33 @@ def serve(
 ) -> None:
     """Load, report, then time as many requests as each line from `commands` says, until that pipe closes.
 
-    One line of JSON goes to `answers` first (load and first request), then one list of ms per command.
+    One line of JSON goes to `answers` first (load and first request), then one per command: ms per request,
+    processor time of all, and the peak of memory so far.
     """
     os.sched_setaffinity(0, cores)
-    batches = _read_feeds(Path(feeds))
+    batches = read_feeds(Path(feeds))
     with os.fdopen(commands) as orders, os.fdopen(answers, "w", buffering=1) as reports:
-        session, report = _load(Path(artifact), Step.from_json(backend), reference, Path(folder), batches[0])
+        session, report = load(Path(artifact), Step.from_json(backend), reference, Path(folder), batches[0])
         reports.write(json.dumps(report) + "\n")
-        position = 0
+        clock, position = stopwatch(report["ran"]["device"]), 0
         for order in orders:
             count = int(order)
-            times = [_timed(session, batches[(position + i) % len(batches)]) for i in range(count)]
+            spent = time.process_time()
+            due = [batches[(position + i) % len(batches)] for i in range(count)]
+            times = [clock(partial(session.run, feeds)) for feeds in due]
+            cpu_ms = (time.process_time() - spent) * 1000
             position += count
-            reports.write(json.dumps({"ms": times, "peak_memory_mib": _peak_memory_mib()}) + "\n")
+            answer = {"ms": times, "cpu_ms": cpu_ms, "peak_memory_mib": peak_memory_mib()}
+            answer["device_memory_mib"], answer["device_reserved_mib"] = device_memory_mib(
+                report["ran"]["device"]
+            )
+            reports.write(json.dumps(answer) + "\n")
 
 
-def _load(
+def load(
     artifact: Path, step: Step, reference: Mapping[str, Any], folder: Path, feeds: Arrays
 ) -> tuple[Session, dict[str, Any]]:
+    """The executable, proven to answer, and what loading took and what ran. Raises: BadOutputError."""
     known = BACKENDS.get(step.name)
     if known is None or getattr(known, "form") == "torch":  # noqa: B009 (every backend has one)
         workload.define(reference, folder)  # it brings backends of its own, and the saved module's classes
@@ -57,7 +68,7 @@ def _load(
     began = time.perf_counter()
     session = backend.load(artifact)
     load_s = time.perf_counter() - began
-    first_ms = _timed(session, feeds)
+    first_ms = stopwatch(session.ran().device)(partial(session.run, feeds))
     outputs = session.run(feeds)
     check_outputs(outputs, samples=len(next(iter(feeds.values()))))
     ran = session.ran()
@@ -68,14 +79,7 @@ def _load(
     }
 
 
-def _timed(session: Session, feeds: Arrays) -> float:
-    """Milliseconds of one request."""
-    began = time.perf_counter_ns()
-    session.run(feeds)
-    return (time.perf_counter_ns() - began) / 1e6
-
-
-def _peak_memory_mib() -> float:
+def peak_memory_mib() -> float:
     """The most memory this process has held (VmHWM)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
@@ -83,7 +87,7 @@ def _peak_memory_mib() -> float:
     return float(psutil.Process().memory_info().rss) / 2**20
 
 
-def _read_feeds(path: Path) -> list[Arrays]:
+def read_feeds(path: Path) -> list[Arrays]:
     """The batches that `arena.write_feeds` wrote."""
     with np.load(path) as stored:
         batches: dict[int, Arrays] = {}

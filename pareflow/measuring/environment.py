@@ -12,6 +12,7 @@ RUNTIMES = ("numpy", "onnxruntime", "openvino", "torch")
 def environment() -> Environment:
     """This machine and the runtimes installed on it."""
     versions = {name: installed_version(name) for name in RUNTIMES}
+    accelerator, driver = probe.accelerators() or (None, None)
     return Environment(
         processor=probe.processor(),
         flags=probe.instruction_flags(),
@@ -20,4 +21,7 @@ def environment() -> Environment:
         system=probe.system(),
         python=platform.python_version(),
         runtimes={name: version for name, version in versions.items() if version is not None},
+        driver=driver,
+        accelerator=accelerator,
+        governor=probe.governor(),
     )

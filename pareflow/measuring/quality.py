@@ -3,6 +3,9 @@
 import ast
 import functools
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +16,122 @@ from pareflow.errors import MetricError, WorkloadError
 from pareflow.measurement import Quality
 from pareflow.network import check_outputs
 from pareflow.variant import digest
-from pareflow.workload import LoadedWorkload, SplitName
+from pareflow.workload import Arrays, LoadedWorkload, SplitName
 
 REPLICATES = 1000
+JACKKNIFE_GROUPS = 100
 _BATCH = 64
 
 
+@dataclass(frozen=True)
+class Answers:
+    """Predictions, and the network's first output, one row per sample of a split.
+
+    `outputs` is empty where rows differ in shape from batch to batch.
+    """
+
+    predictions: np.ndarray
+    outputs: np.ndarray
+
+    def part(self, name: str) -> np.ndarray:
+        """`predictions` or `outputs`. Raises: WorkloadError where the outputs cannot be compared."""
+        if name == "predictions":
+            return self.predictions
+        if len(self.outputs) != len(self.predictions):
+            raise WorkloadError(
+                "outputs must have one shape to be compared with the original's",
+                "it differs from batch to batch",
+                "Compare predictions: `metric: agreement`",
+            )
+        return self.outputs.reshape(len(self.outputs), -1)
+
+
 def evaluate_quality(
-    session: Session, workload: LoadedWorkload, split: SplitName, variant: str, metric_name: str
+    session: Session,
+    workload: LoadedWorkload,
+    split: SplitName,
+    variant: str,
+    metric_name: str,
+    original: Answers | None = None,
 ) -> Quality:
-    """The metric over a whole split. Raises: BadOutputError, MetricError, WorkloadError."""
-    predictions = predict(session, workload, split, _BATCH)
+    """The metric over a whole split, and over each slice of it.
+
+    `original` is what the original answered there: what metrics of fidelity compare with, and no other.
+    Raises: BadOutputError, MetricError, WorkloadError.
+    """
     metric = Metric(find_metric(metric_name, workload.definition.folder))
-    targets = workload.split(split).targets
-    scores = _scores(predictions, targets) if metric.share_correct else None
-    # `evaluate` takes seconds to import: a share of correct answers goes through it on the verdict split only
-    by_hand = scores if split != "verdict" else None
-    return Quality(
+    found = predict(session.run, workload, split)
+    predictions, references = found.predictions, workload.split(split).targets
+    if metric.against is not None:
+        assert original is not None  # the job that evaluates a fidelity asked the original first
+        predictions, references = found.part(metric.against), original.part(metric.against)
+    elif references is None:
+        raise WorkloadError(
+            f"`{metric_name}` needs targets",
+            f"the `{split}` split has none",
+            "Give them in `data()`, or compare with the original: `metric: agreement`",
+        )
+    whole = _quality(metric, predictions, references, exact=split == "verdict")
+    slices = {
+        name: _quality(metric, predictions[rows], references[rows], exact=False)
+        for name, rows in _slices(metric, workload, split).items()
+    }
+    named = partial(
+        Quality,
         variant=variant,
         metric=metric.name,
         split=split,
         split_digest=digest(split, workload.data_digest),
-        value=metric.value(predictions, targets) if by_hand is None else float(np.mean(by_hand)),
-        scores=scores,
-        replicates=metric.replicates(predictions, targets) if scores is None else (),
+        higher_is_better=metric.higher_is_better,
     )
+    return named(**whole, slices={name: named(**part) for name, part in slices.items()})
+
+
+def _quality(
+    metric: "Metric", predictions: np.ndarray, references: np.ndarray, *, exact: bool
+) -> dict[str, Any]:
+    """What `Quality` holds of these samples.
+
+    `evaluate` takes seconds to import: a share of correct answers goes through it only where `exact`.
+    """
+    if metric.share_correct:
+        scores = _scores(predictions, references)
+        value = metric.value(predictions, references) if exact else float(np.mean(scores))
+        return {"value": value, "samples": len(scores), "scores": scores}
+    return {
+        "value": metric.value(predictions, references),
+        "samples": len(references),
+        "scores": None,
+        "replicates": metric.replicates(predictions, references),
+        "jackknife": metric.jackknife(predictions, references),
+    }
+
+
+def _slices(metric: "Metric", workload: LoadedWorkload, split: SplitName) -> dict[str, np.ndarray]:
+    """The rows of each slice, shape (k,); empty ones left out. Raises: WorkloadError."""
+    data = workload.split(split)
+    given = workload.definition.slices(data)
+    if given is None:
+        given = by_class(data.targets) if metric.share_correct else {}
+    found = {}
+    for name, rows in given.items():
+        mask = np.asarray(rows)
+        if mask.dtype != bool or mask.shape != (len(data),):
+            raise WorkloadError(
+                "`slices()` must give one true or false per sample",
+                f"`{name}` has {mask.dtype} of shape {mask.shape} for {len(data)} samples",
+                "Mend the workload",
+            )
+        if mask.any():
+            found[name] = np.flatnonzero(mask)
+    return found
+
+
+def by_class(targets: np.ndarray | None) -> dict[str, np.ndarray]:
+    """One slice per class, where the targets are class ids."""
+    if targets is None or targets.ndim != 1 or targets.dtype.kind not in "iub":
+        return {}
+    return {f"class {label}": targets == label for label in np.unique(targets).tolist()}
 
 
 def _scores(predictions: np.ndarray, targets: np.ndarray) -> tuple[int, ...]:
@@ -51,14 +145,14 @@ def _scores(predictions: np.ndarray, targets: np.ndarray) -> tuple[int, ...]:
     return tuple((predictions == targets).astype(int).tolist())
 
 
-def predict(session: Session, workload: LoadedWorkload, split: SplitName, batch_size: int) -> np.ndarray:
-    """One prediction per sample of the split."""
-    predictions = []
-    for feeds in workload.feeds(split, batch_size):
-        samples = len(next(iter(feeds.values())))
-        outputs = session.run(feeds)
-        check_outputs(outputs, samples)
-        predictions.append(workload.definition.postprocess(outputs))
+def predict(run: Callable[[Arrays], Arrays], workload: LoadedWorkload, split: SplitName) -> Answers:
+    """What is answered to every sample of the split. Raises: BadOutputError, WorkloadError."""
+    predictions, outputs = [], []
+    for feeds in workload.feeds(split, _BATCH):
+        answers = run(feeds)
+        check_outputs(answers, samples=len(next(iter(feeds.values()))))
+        predictions.append(workload.definition.postprocess(answers))
+        outputs.append(next(iter(answers.values())))
     joined = np.concatenate(predictions)
     if len(joined) != len(workload.split(split)):
         raise WorkloadError(
@@ -66,16 +160,25 @@ def predict(session: Session, workload: LoadedWorkload, split: SplitName, batch_
             f"it gave {len(joined)} for {len(workload.split(split))} samples",
             "Mend the workload",
         )
-    return joined
+    alike = len({batch.shape[1:] for batch in outputs}) == 1
+    return Answers(joined, np.concatenate(outputs) if alike else np.empty(0))
 
 
 class Metric:
-    """An `evaluate` module that lies on this machine; loaded when it is first computed."""
+    """An `evaluate` module that lies on this machine; loaded when it is first computed.
+
+    What it says of itself in capitals is read from its source, since importing it takes seconds:
+    `SHARE_CORRECT = True` where it is the share of predictions that equal their reference, so that two
+    models can be paired by sample; `HIGHER_IS_BETTER = False` for errors; `AGAINST = "predictions"` or
+    `"outputs"` where it compares with those of the original, and needs no targets.
+    """
 
     def __init__(self, path: Path) -> None:
+        said = _constants(path)
         self.name = path.stem
-        self.share_correct = _declares_share_correct(path)
-        """Whether it is the share of predictions that equal their reference: then samples can be paired."""
+        self.share_correct: bool = said.get("SHARE_CORRECT", False)
+        self.higher_is_better: bool = said.get("HIGHER_IS_BETTER", True)
+        self.against: str | None = said.get("AGAINST")
         self._path = path
 
     @functools.cached_property
@@ -112,16 +215,34 @@ class Metric:
         """
         generator = np.random.default_rng(0)
         draws = (generator.integers(len(targets), size=len(targets)) for _ in range(REPLICATES))
+        return self._on(predictions, targets, draws)
+
+    def jackknife(self, predictions: np.ndarray, targets: np.ndarray) -> tuple[float, ...]:
+        """The metric with each sample left out, or each of `JACKKNIFE_GROUPS` groups where there are more.
+
+        Source: Efron and Tibshirani, 1993, An Introduction to the Bootstrap, section 14.3.
+        """
+        rows = np.arange(len(targets))
+        groups = np.array_split(rows, min(len(rows), JACKKNIFE_GROUPS))
+        kept = (np.delete(rows, group) for group in groups) if len(groups) > 1 else iter([rows])
+        return self._on(predictions, targets, kept)
+
+    def _on(
+        self, predictions: np.ndarray, targets: np.ndarray, draws: Iterator[np.ndarray]
+    ) -> tuple[float, ...]:
         compute = self._module._compute
         return tuple(float(compute(predictions[d].tolist(), targets[d].tolist())[self.name]) for d in draws)
 
 
-def _declares_share_correct(path: Path) -> bool:
-    """Whether the module says `SHARE_CORRECT = True`; read, not imported, since that takes seconds."""
+def _constants(path: Path) -> dict[str, Any]:
+    """The module's assignments of plain values to names in capitals."""
+    found = {}
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node) == "SHARE_CORRECT = True":
-            return True
-    return False
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            name = ast.unparse(node.targets[0])
+            if name.isupper():
+                found[name] = node.value.value
+    return found
 
 
 def _evaluate() -> Any:

@@ -16,16 +16,20 @@ _OUTCOMES: dict[str, Outcome] = {
 # What each clause is called in a sentence, and the unit at the end of its name.
 _NAMES = {
     "quality.max_drop": "the drop in quality",
+    "quality.worst_slice_max_drop": "the drop on the worst slice",
     "quality.min": "the quality",
+    "quality.max": "the error",
     "latency.p50_ms": "the p50 latency",
     "latency.p99_ms": "the p99 latency",
+    "latency.p99_over_p50": "the tail, p99 over p50",
+    "load.p99_ms": "the p99 latency under load",
     "throughput.min_per_s": "the throughput",
     "size.max_mib": "the size",
     "memory.max_mib": "the peak memory",
     "energy.max_j": "the energy per request",
     "do_no_harm": "the gain over the baseline",
 }
-_UNITS = {"_ms": "ms", "_mib": "MiB", "_per_s": "samples/s", "_j": "J", "do_no_harm": "×"}
+_UNITS = {"_ms": "ms", "_mib": "MiB", "_per_s": "samples/s", "_j": "J", "_p50": "×", "do_no_harm": "×"}
 
 
 def named(check: Record) -> str:

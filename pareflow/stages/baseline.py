@@ -6,9 +6,10 @@ from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.compiler.torch_eager import TorchEager
 from pareflow.errors import InputError, VariantError
 from pareflow.hardware.device import device_lock
+from pareflow.intervals import speedup
 from pareflow.isolation import Limits
-from pareflow.measurement import Interval, speedup
 from pareflow.measuring.arena import Protocol
+from pareflow.network import form_of
 from pareflow.stages.building import make
 from pareflow.stages.jobs import feeds_key, original
 from pareflow.stages.run import TRAINING_HOURS, Row, Run
@@ -22,11 +23,12 @@ SCREENING = Protocol()
 def baseline(run: Run) -> list[Row]:
     """Per thread count the strong baseline and the original, measured; row 0 is the strong baseline.
 
+    An original that comes as an ONNX graph is its own plain export: the strong baseline stands for both.
     Raises: InputError: without a baseline there is nothing to compare with.
     """
     try:
         train(run)
-        return [row for threads in run.threads for row in _pair(run, threads)]
+        return [row for threads in run.threads for row in _rows(run, threads)]
     except VariantError as error:
         raise InputError("the original must run", f"{error.must}, but {error.found}", error.remedy) from error
 
@@ -42,16 +44,21 @@ def train(run: Run) -> None:
             run.job("feeds", {"batch_size": batch_size}, f"feeds-{run.id}")
 
 
-def _pair(run: Run, threads: int) -> tuple[Row, Row]:
+def _rows(run: Run, threads: int) -> list[Row]:
     """The strong baseline and the original at one thread count, timed side by side."""
     strong = Row(Recipe((), OnnxRuntime(threads=threads).step), "baseline")
     eager = Row(Recipe((), TorchEager(threads=threads).step), "original")
-    strong, eager = (make(run, row) for row in (strong, eager))
-    assert strong.id is not None and eager.id is not None  # both were built
-    measured = measure(run, [strong, eager], SCREENING)
-    ours, theirs = measured[strong.id], measured[eager.id]
-    one = Interval(1.0, 1.0, 1.0, samples=SCREENING.blocks)
-    return (
-        dataclasses.replace(strong, measurement=ours, speedup=one, speedup_over_eager=speedup(theirs, ours)),
-        dataclasses.replace(eager, measurement=theirs, speedup=speedup(ours, theirs), speedup_over_eager=one),
-    )
+    source = run.store.find(original(run.facts.digest).id)
+    assert source is not None  # it has just been made
+    rows = [make(run, row) for row in ([strong, eager] if form_of(source) == "torch" else [strong])]
+    found = measure(run, rows, SCREENING)
+    measured = [found[str(row.id)] for row in rows]
+    return [
+        dataclasses.replace(
+            row,
+            measurement=ours,
+            speedup=speedup(measured[0], ours),
+            speedup_over_eager=speedup(measured[1], ours) if len(measured) > 1 else None,
+        )
+        for row, ours in zip(rows, measured, strict=True)
+    ]

@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from pareflow import network
 from pareflow.catalog import BACKENDS, TECHNIQUES, find
 from pareflow.compiler.backend import Backend
 from pareflow.errors import EnvironmentUnfitError, TransientError, WorkloadError
+from pareflow.hardware.counters import counted
 from pareflow.measuring import arena, breakdown, operators
-from pareflow.measuring.quality import evaluate_quality, find_metric
+from pareflow.measuring.quality import Answers, Metric, evaluate_quality, find_metric, predict
 from pareflow.model.technique import Technique
 from pareflow.network import Form
 from pareflow.serving.model import write_manifest
@@ -30,10 +32,14 @@ FEEDS = 32
 """Batches of real inputs that a measurement cycles through."""
 
 
-def describe(reference: Mapping[str, Any], folder: str, metric: str | None) -> dict[str, Any]:
-    """What `WorkloadFacts` holds; checks the splits, and that the metric exists."""
+def describe(
+    reference: Mapping[str, Any], folder: str, metric: str | None, lengths: Sequence[int] = ()
+) -> dict[str, Any]:
+    """What `WorkloadFacts` holds; checks the splits, and that the metric and the lengths exist."""
     workload = load(reference, Path(folder))
     find_metric(metric or workload.definition.metric, Path(folder))
+    for length in lengths:
+        workload.definition.at_length(length)
     with _users_code("`preprocess()` must give named arrays"):
         tokens = all(array.dtype.kind == "i" for array in workload.example(1).values())
     return {
@@ -54,10 +60,15 @@ def train(reference: Mapping[str, Any], folder: str, root: str) -> None:
 
     def write(into: Path) -> None:
         definition = workload.definition
-        with _users_code("`network()` and `train()` must give a network that answers"):
-            trained = definition.train(definition.network(), workload.split("train")).eval()
-            network.check_outputs(network.run_torch(trained, workload.example(2)), samples=2)
-        network.save(trained, "torch", into)
+        must = "`network()` and `train()` must give a network that answers"
+        with _users_code(must):
+            made = definition.network()
+            form = network.form_of_network(made)
+            if form == "torch":
+                made = definition.train(made, workload.split("train")).eval()
+        network.save(made, form, into)  # a full disk is no fault of theirs
+        with _users_code(must):
+            network.check_outputs(network.runner(into)(workload.example(2)), samples=2)
 
     store.ensure(variant.id, write)
 
@@ -74,16 +85,20 @@ def _users_code(must: str) -> Iterator[None]:
         raise WorkloadError(must, found, "Mend the workload; the log holds the stack trace") from error
 
 
-def feeds(reference: Mapping[str, Any], folder: str, root: str, batch_size: int) -> None:
-    """Real inputs of the search split for contestants to answer."""
+def feeds(
+    reference: Mapping[str, Any], folder: str, root: str, batch_size: int, length: int | None = None
+) -> None:
+    """Real inputs of the search split for contestants to answer, all of one length where one is given."""
     workload, store = _loaded(reference, folder, root)
+    if length is not None:
+        workload = replace(workload, definition=workload.definition.at_length(length))
 
     def write(into: Path) -> None:
         batches = list(workload.feeds("search", batch_size, FEEDS * batch_size))
         whole = [b for b in batches if len(next(iter(b.values()))) == batch_size]
         arena.write_feeds(whole or [workload.example(batch_size)], into / "feeds.npz")
 
-    store.ensure(feeds_key(workload.digest, batch_size), write)
+    store.ensure(feeds_key(workload.digest, batch_size, length), write)
 
 
 def build(reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any]) -> None:
@@ -125,7 +140,10 @@ def evaluate(
     metric: str,
     key: str,
 ) -> None:
-    """A variant's quality on the search split, or, for finalists, on the verdict split."""
+    """A variant's quality on the search split, or, for finalists, on the verdict split.
+
+    Metrics of fidelity compare with the original's answers, which are kept for the next variant.
+    """
     workload, store = _loaded(reference, folder, root)
     opened = workload.for_validation() if split == "verdict" else workload
     artifact = store.find(variant)
@@ -134,10 +152,29 @@ def evaluate(
     assert isinstance(member, Backend)
 
     def write(into: Path) -> None:
-        found = evaluate_quality(member.load(artifact), opened, split, variant, metric)
+        compared = _original_answers(opened, split, metric, store)
+        found = evaluate_quality(member.load(artifact), opened, split, variant, metric, compared)
         (into / "quality.json").write_text(json.dumps(found.to_json()))
 
     store.ensure(key, write)
+
+
+def _original_answers(
+    workload: LoadedWorkload, split: SplitName, metric: str, store: Store
+) -> Answers | None:
+    """What the original answers, where the metric compares with it."""
+    if Metric(find_metric(metric, workload.definition.folder)).against is None:
+        return None
+    folder = store.find(original(workload.digest).id)
+    assert folder is not None  # the baseline stage made it
+    source = folder
+
+    def write(into: Path) -> None:
+        found = predict(network.runner(source), workload, split)
+        np.savez(into / "answers.npz", predictions=found.predictions, outputs=found.outputs)
+
+    with np.load(store.ensure(digest("answers", workload.digest, split), write) / "answers.npz") as stored:
+        return Answers(stored["predictions"], stored["outputs"])
 
 
 def profile(
@@ -145,30 +182,46 @@ def profile(
     folder: str,
     root: str,
     key: str,
-    baseline: Mapping[str, Any],
-    original_id: str,
+    variant: str,
+    backend: Mapping[str, Any],
     batch_size: int,
 ) -> None:
-    """The request's breakdown on the strong baseline, and the top operators of both."""
+    """The request's breakdown on one variant, and what the processor counts while it infers."""
     workload, store = _loaded(reference, folder, root)
 
     def write(into: Path) -> None:
-        artifact = store.find(baseline["id"])
-        module = store.find(original_id)
-        assert artifact is not None and module is not None  # the baseline stage made both
-        backend = find(BACKENDS, Recipe.from_json(baseline["recipe"]).backend, "backend")
-        assert isinstance(backend, Backend)
-        stages = breakdown.breakdown(backend.load(artifact), workload, batch_size)
-        example = workload.example(batch_size)
-        found: dict[str, Any] = {
-            "stages": stages,
-            "operators": {
-                "onnxruntime": operators.onnxruntime_operators(artifact, example, into / "onnxruntime.json"),
-                "torch": operators.torch_operators(module, example, into / "torch.json"),
-            },
+        artifact = store.find(variant)
+        assert artifact is not None  # the baseline stage made it
+        member = find(BACKENDS, Step.from_json(backend), "backend")
+        assert isinstance(member, Backend)
+        session, example = member.load(artifact), workload.example(batch_size)
+        found = {
+            "stages": breakdown.breakdown(session, workload, batch_size),
+            "counters": counted(lambda: session.run(example), breakdown.REQUESTS),
         }
-        found["bottleneck"] = breakdown.bottleneck(stages, found["operators"]["onnxruntime"])
-        (into / "profile.json").write_text(json.dumps(found))
+        (into / "stages.json").write_text(json.dumps(found))
+
+    store.ensure(key, write)
+
+
+def trace(
+    reference: Mapping[str, Any],
+    folder: str,
+    root: str,
+    key: str,
+    runtime: str,
+    variant: str,
+    batch_size: int,
+    threads: int,
+) -> None:
+    """What one runtime's profiler says of a variant; see `operators.profiled`."""
+    workload, store = _loaded(reference, folder, root)
+
+    def write(into: Path) -> None:
+        source = store.find(variant)
+        assert source is not None  # the baseline stage made it
+        found = operators.profiled(runtime, source, workload.example(batch_size), threads)
+        (into / "operators.json").write_text(json.dumps(found))
 
     store.ensure(key, write)
 
@@ -241,8 +294,8 @@ def original(workload_digest: str) -> Variant:
     return Variant.original(workload_digest, Step("original"))
 
 
-def feeds_key(workload_digest: str, batch_size: int) -> str:
-    return digest("feeds", workload_digest, batch_size, FEEDS)
+def feeds_key(workload_digest: str, batch_size: int, length: int | None = None) -> str:
+    return digest("feeds", workload_digest, batch_size, length, FEEDS)
 
 
 def _in_form(

@@ -9,7 +9,7 @@ from pareflow.compiler.onnxruntime import GraphLevel, OnnxRuntime
 from pareflow.compiler.openvino import OpenVino
 from pareflow.errors import MissingExtraError, PareflowError, TransientError
 from pareflow.hardware.probe import has_vnni
-from pareflow.measurement import speedup
+from pareflow.intervals import speedup
 from pareflow.model import DynamicInt8, Fp16, NncfInt8, StaticInt8
 from pareflow.stages import building
 from pareflow.stages.baseline import SCREENING

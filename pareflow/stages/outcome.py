@@ -5,18 +5,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pareflow.measurement import Interval, Measurement, quantile_interval
+from pareflow.intervals import quantile_interval
+from pareflow.measurement import Interval, Measurement
 from pareflow.stages.run import Row, Run
+from pareflow.stages.selection import selection, slice_drops
 
 
 def document(
     run: Run,
     rows: Sequence[Row],
+    screened: Sequence[Row],
     winner: Row | None,
     profile: Mapping[str, Any] | None,
     registered: Mapping[str, Any] | None,
+    sweep: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The document of DESIGN.md section 6; row 0 is the strong baseline."""
+    """The document of DESIGN.md section 6; row 0 is the strong baseline.
+
+    `screened` holds the rows as they were before finalists were measured again.
+    """
     shown = winner or _closest(rows)
     return {
         "pipeline": run.spec.name,
@@ -33,6 +40,9 @@ def document(
         "variants": [variant(row) for row in rows],
         "winner": winner.id if winner else None,
         "verdict": _verdict(shown, met=winner is not None),
+        "selection": selection(rows, screened, shown),
+        "slices": slice_drops(rows, shown, run.spec.sla.confidence),
+        "sweep": [dict(point) for point in sweep],
         "registered": None if registered is None else dict(registered),
         "report": str(run.output / "report.html"),
         "seconds": round(time.monotonic() - run.began, 1),
@@ -54,6 +64,8 @@ def variant(row: Row) -> dict[str, Any]:
         "quality": quality and {"metric": quality.metric, "value": quality.value, "split": quality.split},
         **_measured(row.measurement),
         "size_mib": row.size_mib,
+        "load": _load(row.served),
+        "highest_load_per_s": row.highest_load_per_s,
         "speedup": _interval(row.speedup),
         "speedup_over_eager": _interval(row.speedup_over_eager),
         "verdict": row.verdict.to_json() if row.verdict else None,
@@ -68,6 +80,12 @@ def _measured(measurement: Measurement | None) -> dict[str, Any]:
             "peak_memory_mib",
             "load_s",
             "first_request_ms",
+            "cpu_ms",
+            "utilisation",
+            "energy_j",
+            "device_memory_mib",
+            "device_reserved_mib",
+            "noise",
             "ran",
             "samples",
         )
@@ -84,15 +102,28 @@ def _measured(measurement: Measurement | None) -> dict[str, Any]:
         "peak_memory_mib": measurement.peak_memory_mib,
         "load_s": measurement.load_s,
         "first_request_ms": measurement.first_request_ms,
+        "cpu_ms": measurement.cpu_ms,
+        "utilisation": measurement.utilisation,
+        "energy_j": measurement.energy_j,
+        "device_memory_mib": measurement.device_memory_mib,
+        "device_reserved_mib": measurement.device_reserved_mib,
+        "noise": measurement.noise,
         "ran": asdict(measurement.ran),
         "samples": len(measurement.samples_ms),
     }
 
 
+def _load(served: Measurement | None) -> dict[str, Any] | None:
+    if served is None:
+        return None
+    p50, p99 = served.quantile_ms(0.5), served.quantile_ms(0.99)
+    return {"name": served.load, "latency_ms": {"p50": p50, "p99": p99}, "samples": len(served.samples_ms)}
+
+
 def _interval(interval: Interval | None) -> dict[str, Any] | None:
     if interval is None:
         return None
-    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
+    return interval.bounds()
 
 
 def _closest(rows: Sequence[Row]) -> Row | None:
@@ -111,11 +142,9 @@ def _verdict(row: Row | None, *, met: bool) -> dict[str, Any] | None:
     if row is None or row.verdict is None:
         return None
     verdict = row.verdict.to_json()
-    missed = [check for check in row.verdict.checks if check.decision != "promote"]
     reason = (
         "every clause of the SLA is met"
         if met
-        else f"nothing met the SLA; closest is {row.label}: "
-        + "; ".join(f"{check.clause}: {check.reason}" for check in missed)
+        else f"nothing met the SLA; closest is {row.label}: " + row.verdict.missed
     )
     return {**verdict, "reason": reason}

@@ -1,42 +1,107 @@
-"""The profile: where a request's time goes, and which operators take it."""
+"""The profile: where a request's time goes, which operators take it, and what it could gain at most."""
 
-import json
-import shutil
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pareflow.hardware.device import device_lock
+from pareflow import network
+from pareflow.catalog import installed_version
+from pareflow.errors import VariantError
+from pareflow.measuring import event_file
+from pareflow.measuring.advice import advice
+from pareflow.measuring.roofline import roofline
+from pareflow.stages.instruments import ceilings, measured
 from pareflow.stages.jobs import original
+from pareflow.stages.profile_files import write_event_file, write_trace
 from pareflow.stages.run import Row, Run
-from pareflow.store import writing
-from pareflow.variant import digest, file_digest
 
-_INSTRUMENT = Path(__file__).parents[1] / "measuring"
-TRACES = ("torch.json", "onnxruntime.json")
+RUNTIMES = ("onnxruntime", "torch", "openvino")
 
 
 def profile(run: Run, baselines: Sequence[Row]) -> dict[str, Any]:
-    """Stages, operators, the bottleneck in words, and the Chrome traces beside the report."""
+    """Stages, counters, operators, roofline and advice; the trace, and event files if asked for, beside the
+    report. Raises: MissingExtraError where those cannot be written.
+    """
+    asked = run.spec.profile.tensorboard
+    if asked:
+        event_file.require()
     strong = baselines[0]
-    instrument = [file_digest(_INSTRUMENT / name) for name in ("breakdown.py", "operators.py")]
-    batch_size = run.spec.sla.batch_size
-    key = digest("profile", strong.id, run.environment.fingerprint, batch_size, instrument)
-    if run.store.find(key) is None:
-        arguments = {
-            "key": key,
-            "baseline": {"id": strong.id, "recipe": strong.recipe.to_json()},
-            "original_id": original(run.facts.digest).id,
-            "batch_size": batch_size,
-        }
-        with device_lock(run.spec.target.device, exclusive=True) as descriptor:
-            run.job("profile", arguments, f"profile-{run.id}", descriptors=(descriptor,))
-    entry = run.store.find(key)
-    assert entry is not None  # it was there, or the job has just made it
-    traces = run.output / "traces"
-    with writing(run.data_dir):
-        traces.mkdir(parents=True, exist_ok=True)
-        for name in TRACES:
-            shutil.copyfile(entry / name, traces / name)
-    found: dict[str, Any] = json.loads((entry / "profile.json").read_text())
-    return {**found, "traces": {Path(name).stem: f"traces/{name}" for name in TRACES}}
+    found = _stages(run, strong)
+    operators, unavailable = _operators(run, strong)
+    known = operators["onnxruntime"]
+    inference_ms = next(stage["p50_ms"] for stage in found["stages"] if stage["name"] == "inference")
+    placed = _roofline(run, strong.threads, known, inference_ms, unavailable)
+    bound = placed["bound"] if placed else None
+    advised = advice(found["stages"], known["operators"], known["work"]["counted_share"], bound)
+    document = {
+        **found,
+        "threads": strong.threads,
+        "operators": {name: told["operators"] for name, told in operators.items()},
+        "roofline": placed,
+        "advice": advised,
+        "bottleneck": advised["words"],
+        "unavailable": unavailable,
+        "traces": {"profile": write_trace(run, {name: told["events"] for name, told in operators.items()})},
+    }
+    return {**document, "tensorboard": write_event_file(run, document) if asked else None}
+
+
+def _stages(run: Run, strong: Row) -> dict[str, Any]:
+    settings = {
+        "variant": strong.id,
+        "backend": strong.recipe.backend.to_json(),
+        "batch_size": run.spec.sla.batch_size,
+    }
+    return measured(run, "profile", settings, "stages.json", "measuring/breakdown.py", "hardware/counters.py")
+
+
+def _operators(run: Run, strong: Row) -> tuple[dict[str, Any], dict[str, str]]:
+    """What each runtime's profiler says, and why a runtime says nothing.
+
+    Each runs in a process of its own: a runtime that cannot run the network costs its own row (law 7).
+    Raises: VariantError where the strong baseline's own runtime fails.
+    """
+    found, unavailable = {}, {}
+    for runtime in RUNTIMES:
+        variant = original(run.facts.digest).id if runtime == "torch" else str(strong.id)
+        reason = _absent(run, runtime, variant)
+        try:
+            if reason is None:
+                found[runtime] = _profiled(run, runtime, variant, strong.threads)
+            else:
+                unavailable[runtime] = reason
+        except VariantError as error:
+            if runtime == "onnxruntime":
+                raise
+            unavailable[runtime] = error.found
+    return found, unavailable
+
+
+def _profiled(run: Run, runtime: str, variant: str, threads: int) -> dict[str, Any]:
+    settings = {
+        "runtime": runtime,
+        "variant": variant,
+        "batch_size": run.spec.sla.batch_size,
+        "threads": threads,
+    }
+    return measured(run, "trace", settings, "operators.json", "measuring/operators.py", "measuring/work.py")
+
+
+def _absent(run: Run, runtime: str, variant: str) -> str | None:
+    """Why a runtime cannot be asked, or None."""
+    if installed_version(runtime) is None:
+        return "not installed"
+    folder = run.store.find(variant)
+    if runtime == "torch" and folder is not None and network.form_of(folder) != "torch":
+        return "the original is no torch module"
+    return None
+
+
+def _roofline(
+    run: Run, threads: int, known: Mapping[str, Any], inference_ms: float, unavailable: dict[str, str]
+) -> dict[str, Any] | None:
+    """Inference under the machine's ceilings; None, with the reason noted, where they cannot be measured."""
+    try:
+        return roofline(ceilings(run, threads), known["work"], known["operators"], inference_ms)
+    except VariantError as error:
+        unavailable["roofline"] = error.found
+        return None

@@ -1,16 +1,15 @@
 """Judge a winner against the model that serves now, measured side by side in this environment."""
 
-import dataclasses
 import shutil
 from pathlib import Path
 
+from pareflow.gate import Evidence, Verdict, judge
 from pareflow.serving.model import verified
-from pareflow.sla import Evidence, Verdict, judge
 from pareflow.stages.building import evaluate
 from pareflow.stages.jobs import artifact_size_mib
 from pareflow.stages.run import Row, Run
 from pareflow.stages.timing import measure
-from pareflow.stages.validation import FINAL, gain
+from pareflow.stages.validation import final
 from pareflow.variant import Recipe, digest
 
 
@@ -24,14 +23,14 @@ def against_champion(run: Run, winner: Row, package: Path) -> Verdict:
     if winner.quality is None or winner.quality.split != "verdict":
         winner = evaluate(run, winner, "verdict")
     champion = evaluate(run, champion, "verdict")
-    measured = measure(run, [champion, winner], dataclasses.replace(FINAL, seed=1))
-    theirs, ours = measured[str(champion.id)], measured[str(winner.id)]
+    measured = measure(run, [champion, winner], final(run, 1, 1))
     evidence = Evidence(
         variant=str(winner.id),
+        objective=run.spec.objective,
         quality=winner.quality,
         original=champion.quality,
-        measurement=ours,
-        gain=gain(run.spec.objective, theirs, ours),
+        measurement=measured[str(winner.id)],
+        baseline=measured[str(champion.id)],
     )
     return judge(run.spec.sla, evidence)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pareflow.catalog import members
+from pareflow.gate import Verdict
 from pareflow.isolation import Limits, run_isolated
 from pareflow.measurement import Environment, Interval, Measurement, Quality
 from pareflow.measuring.environment import environment
-from pareflow.sla import Verdict
 from pareflow.spec import PipelineSpec
 from pareflow.store import Store, writing
 from pareflow.variant import Recipe, digest
@@ -56,7 +56,12 @@ class Run:
         with writing(data_dir):
             document = run_isolated(
                 "pareflow.stages.jobs:describe",
-                {"reference": spec.workload, "folder": str(config.parent), "metric": _stated_metric(spec)},
+                {
+                    "reference": spec.workload,
+                    "folder": str(config.parent),
+                    "metric": _stated_metric(spec),
+                    "lengths": spec.sweep.lengths if spec.sweep else (),
+                },
                 Limits(seconds=3600 * TRAINING_HOURS),
                 data_dir / "logs" / f"{spec.name}-workload.log",
             )
@@ -126,6 +131,8 @@ class Row:
     speedup: Interval | None = None
     speedup_over_eager: Interval | None = None
     verdict: Verdict | None = None
+    served: Measurement | None = None
+    highest_load_per_s: float | None = None
 
     @property
     def threads(self) -> int:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,31 @@ from pareflow.variant import digest, file_digest
 _INSTRUMENT = Path(__file__).parents[1] / "measuring"
 
 
-def measure(run: Run, rows: Sequence[Row], protocol: Protocol) -> dict[str, Measurement]:
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Which real inputs requests hold; a length of None is what the samples have."""
+
+    batch_size: int
+    length: int | None = None
+
+
+def measure(
+    run: Run, rows: Sequence[Row], protocol: Protocol, inputs: Inputs | None = None
+) -> dict[str, Measurement]:
     """A measurement per row id, all from one arena. Kept in the store: the same question is asked once.
 
-    Raises: the error of the first row that could not be timed; then nothing is kept.
+    The inputs are those of the SLA unless others are given. Raises: the error of the first row that could
+    not be timed; then nothing is kept.
     """
-    key = measuring_key(run, rows, protocol)
+    inputs = inputs or Inputs(run.spec.sla.batch_size)
+    key = measuring_key(run, rows, protocol, inputs)
     if run.remeasure:
         run.store.evict(key)
 
     def write(into: Path) -> None:
         with (
             device_lock(run.spec.target.device, exclusive=True) as descriptor,
-            _arena(run, rows, descriptor) as arena,
+            Arena([contestant(run, row) for row in rows], **conditions(run, inputs, descriptor)) as arena,
         ):
             measured = arena.measure(protocol)
             for variant, error in arena.failures.items():
@@ -41,36 +54,39 @@ def measure(run: Run, rows: Sequence[Row], protocol: Protocol) -> dict[str, Meas
     return {document["variant"]: Measurement.from_json(document) for document in documents}
 
 
-def measuring_key(run: Run, rows: Sequence[Row], protocol: Protocol) -> str:
+def measuring_key(run: Run, rows: Sequence[Row], protocol: Protocol, inputs: Inputs | None = None) -> str:
     """Names a measurement by all that it depends on: variants, machine, inputs, protocol, instrument."""
-    instrument = [file_digest(_INSTRUMENT / name) for name in ("arena.py", "contestant.py")]
+    instrument = [file_digest(_INSTRUMENT / name) for name in ("arena.py", "contestant.py", "stopwatch.py")]
+    inputs = inputs or Inputs(run.spec.sla.batch_size)
     return digest(
         "measure",
         [row.id for row in rows],
         run.environment.fingerprint,
-        feeds_key(run.facts.digest, run.spec.sla.batch_size),
+        feeds_key(run.facts.digest, inputs.batch_size, inputs.length),
         _document(protocol),
         instrument,
     )
 
 
-def _arena(run: Run, rows: Sequence[Row], descriptor: int) -> Arena:
-    feeds = run.store.find(feeds_key(run.facts.digest, run.spec.sla.batch_size))
+def conditions(run: Run, inputs: Inputs, descriptor: int) -> dict[str, Any]:
+    """What every instrument is told: what `Arena` and `load.serve` take by name."""
+    feeds = run.store.find(feeds_key(run.facts.digest, inputs.batch_size, inputs.length))
     if feeds is None:
         raise _gone("the measuring inputs")
-    return Arena(
-        [_contestant(run, row) for row in rows],
-        feeds=feeds / "feeds.npz",
-        batch_size=run.spec.sla.batch_size,
-        environment=run.environment.fingerprint,
-        workload=(run.spec.workload, run.folder),
-        limits=run.limits,
-        logs=run.data_dir / "logs",
-        descriptors=(descriptor,),
-    )
+    return {
+        "feeds": feeds / "feeds.npz",
+        "batch_size": inputs.batch_size,
+        "environment": run.environment.fingerprint,
+        "workload": (run.spec.workload, run.folder),
+        "limits": run.limits,
+        "logs": run.data_dir / "logs",
+        "descriptors": (descriptor,),
+        "patience_s": run.spec.budget.quiet_minutes * 60,
+    }
 
 
-def _contestant(run: Run, row: Row) -> Contestant:
+def contestant(run: Run, row: Row) -> Contestant:
+    """The row as instruments take it. Raises: TransientError where its artifact is gone."""
     assert row.id is not None and row.size_mib is not None  # it was built
     artifact = run.store.find(row.id)
     if artifact is None:

@@ -12,6 +12,8 @@ from pareflow.catalog import BACKENDS, TECHNIQUES, Member
 
 def example(schema: Mapping[str, Any]) -> Any:
     """Some valid value of a required setting."""
+    if "examples" in schema:
+        return schema["examples"][0]
     if "enum" in schema or "const" in schema:
         return schema.get("enum", [schema.get("const")])[0]
     low = schema.get("minimum", schema.get("exclusiveMinimum"))
@@ -46,14 +48,17 @@ def required(cls: type[Member]) -> dict[str, Any]:
 def configured(family: Mapping[str, type[Member]]) -> Iterator[Any]:
     """Each member as pytest parameters; those that cannot run here say why."""
     for name, cls in sorted(family.items()):
-        reason = cls.unavailable()
-        marks = [pytest.mark.skip(reason=reason)] if reason else []
         plain = required(cls)
-        yield pytest.param(cls(**plain), id=name, marks=marks)
+        yield pytest.param(cls(**plain), id=name, marks=_marks(cls(**plain)))
         for setting, schema in cls.model_json_schema().get("properties", {}).items():
             for value in alternatives(schema):
                 changed = cls(**{**plain, setting: value})
-                yield pytest.param(changed, id=f"{name}-{setting}={value}", marks=marks)
+                yield pytest.param(changed, id=f"{name}-{setting}={value}", marks=_marks(changed))
+
+
+def _marks(member: Member) -> list[pytest.MarkDecorator]:
+    reason = member.unavailable() or member.unfit()
+    return [pytest.mark.skip(reason=reason)] if reason else []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

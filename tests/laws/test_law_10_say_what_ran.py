@@ -70,7 +70,8 @@ def test_precision_is_what_the_network_computes_in(
         network.save(changed, technique.form, source)
     found = ran(backend, source, tmp_path)
     assert found.precision == case.precision
-    assert found.version == version({"torch_eager": "torch"}.get(case.backend, case.backend))
+    installed = version({"torch_eager": "torch"}.get(case.backend, case.backend))
+    assert found.version.partition("+")[0] == installed.partition("+")[0]  # torch adds what it is built for
 
 
 def test_bf16_that_the_processor_lacks_is_float32_in_the_record(forms: Forms, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from typing import get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pareflow.measurement import Measurement, Quality, speedup
-from pareflow.sla import SLA, Evidence, Objective, judge
-from pareflow.stages.validation import gain
+from pareflow.gate import Evidence, judge
+from pareflow.measurement import Measurement, Quality
+from pareflow.sla import SLA, Objective
 
 ANYTHING_GOES = SLA.model_validate({"latency": {"p50_ms": 1e9}})
 
@@ -20,7 +20,7 @@ def test_slower_than_the_strong_baseline_is_rejected(
 ) -> None:
     baseline = measured(*[[1.0, 1.1, 1.2]] * blocks, variant="baseline")
     slower = measured(*[[factor, 1.1 * factor, 1.2 * factor]] * blocks)
-    evidence = replace(good, measurement=slower, gain=speedup(baseline, slower))
+    evidence = replace(good, measurement=slower, baseline=baseline)
     verdict = judge(ANYTHING_GOES, evidence)
     assert [check.decision for check in verdict.checks] == ["promote", "reject"]
     assert verdict.decision == "reject"
@@ -32,7 +32,7 @@ def test_too_few_blocks_to_tell_are_no_gain(
 ) -> None:
     """Twice as fast in each of four blocks still leaves the median ratio without a bound."""
     baseline, faster = measured(*[[2.0]] * blocks, variant="baseline"), measured(*[[1.0]] * blocks)
-    verdict = judge(ANYTHING_GOES, replace(good, gain=speedup(baseline, faster)))
+    verdict = judge(ANYTHING_GOES, replace(good, measurement=faster, baseline=baseline))
     assert verdict.decision == "inconclusive"
 
 
@@ -47,13 +47,15 @@ def test_worse_than_the_original_is_rejected_however_fast(
 def test_strong_baseline_competes_and_may_win(measured: Callable[..., Measurement], good: Evidence) -> None:
     baseline = measured(*[[1.0, 3.0]] * 20, variant="baseline")
     for objective in get_args(Objective):
-        evidence = replace(good, measurement=baseline, gain=gain(objective, baseline, baseline))
+        evidence = replace(good, objective=objective, measurement=baseline, baseline=baseline)
         assert judge(ANYTHING_GOES, evidence).decision == "promote"
 
 
 def test_larger_than_the_strong_baseline_is_rejected_where_size_is_the_objective(
     measured: Callable[..., Measurement], good: Evidence
 ) -> None:
-    baseline, larger = measured([1.0], variant="baseline", size_mib=2.0), measured([1.0], size_mib=2.5)
-    verdict = judge(ANYTHING_GOES, replace(good, gain=gain("size", baseline, larger)))
+    baseline = measured(*[[1.0]] * 20, variant="baseline", size_mib=2.0)
+    larger = measured(*[[1.0]] * 20, size_mib=2.5)
+    evidence = replace(good, objective="size", measurement=larger, baseline=baseline)
+    verdict = judge(ANYTHING_GOES, evidence)
     assert (verdict.decision, verdict.checks[-1].estimate) == ("reject", 0.8)

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pareflow.measurement import Interval, Measurement, Quality
-from pareflow.sla import SLA, Evidence, judge
+from pareflow.gate import Evidence, judge, judge_all
+from pareflow.measurement import Measurement, Quality
+from pareflow.sla import SLA
 
 NAN, INFINITY = float("nan"), float("inf")
 EVERYTHING = SLA.model_validate(
@@ -21,7 +22,6 @@ EVERYTHING = SLA.model_validate(
         "memory": {"max_mib": 100},
     }
 )
-doubtful = st.sampled_from([None, NAN, INFINITY, -INFINITY])
 latencies = st.floats(0.01, 500)
 
 
@@ -29,7 +29,7 @@ def test_evidence_without_doubt_is_promoted(good: Evidence) -> None:
     assert judge(EVERYTHING, good).decision == "promote"
 
 
-@pytest.mark.parametrize("part", ["quality", "original", "measurement", "gain"])
+@pytest.mark.parametrize("part", ["quality", "original", "measurement", "baseline"])
 def test_missing_part_is_not_a_pass(good: Evidence, part: str) -> None:
     nothing: dict[str, Any] = {part: None}
     verdict = judge(EVERYTHING, replace(good, **nothing))
@@ -53,22 +53,23 @@ def test_samples_that_are_missing_or_nan_are_not_a_pass(
     samples = [ms for block in blocks for ms in block]
     if len(samples) >= 299 and NAN not in samples:
         blocks[0].append(NAN)
-    assert judge(EVERYTHING, replace(good, measurement=measured(*blocks))).decision != "promote"
+    ours, theirs = measured(*blocks), measured(*blocks, variant="baseline")
+    assert judge(EVERYTHING, replace(good, measurement=ours, baseline=theirs)).decision != "promote"
 
 
-@given(doubtful, doubtful, doubtful)
-def test_gain_without_a_finite_bound_is_not_a_pass(
-    good: Evidence, estimate: float | None, low: float | None, high: float | None
+@given(st.lists(st.sampled_from([NAN, INFINITY, 0.0]), min_size=20, max_size=20))
+def test_baseline_that_is_no_number_is_not_a_pass(
+    good: Evidence, measured: Callable[..., Measurement], times: list[float]
 ) -> None:
-    gain = Interval(NAN if estimate is None else estimate, low, high, samples=12)
-    assert judge(EVERYTHING, replace(good, gain=gain)).decision != "promote"
+    baseline = measured(*[[ms] for ms in times], variant="baseline")
+    assert judge(EVERYTHING, replace(good, baseline=baseline)).decision != "promote"
 
 
-@given(st.sampled_from(["value", "replicates"]))
+@given(st.sampled_from(["value", "replicates", "jackknife"]))
 def test_quality_that_is_no_number_is_not_a_pass(good: Evidence, part: str) -> None:
     assert good.original is not None
-    original = replace(good.original, scores=None, replicates=(1.0,) * 100)
-    nan: dict[str, Any] = {part: NAN if part == "value" else (NAN,) * 100}
+    original = replace(good.original, scores=None, replicates=(1.0,) * 100, jackknife=(1.0,) * 10)
+    nan: dict[str, Any] = {part: NAN if part == "value" else (NAN,) * len(getattr(original, part))}
     broken = replace(original, **nan)
     assert judge(EVERYTHING, replace(good, original=original, quality=broken)).decision != "promote"
 
@@ -104,9 +105,12 @@ def test_better_is_never_turned_from_promote_to_reject(
     share = st.floats(0.01, 1)
     faster = [[ms * data.draw(share) for ms in block] for block in blocks]
     righter = [was or data.draw(st.booleans()) for was in right]
-    before = replace(good, measurement=measured(*blocks), quality=scored(list(map(int, right))))
+    baseline = measured(*blocks, variant="baseline")
+    before = replace(
+        good, measurement=measured(*blocks), baseline=baseline, quality=scored(list(map(int, right)))
+    )
     after = replace(
-        good, measurement=measured(*faster, size_mib=0.9), quality=scored(list(map(int, righter)))
+        before, measurement=measured(*faster, size_mib=0.9), quality=scored(list(map(int, righter)))
     )
     original = scored([1] * len(right), variant="original")
     pairs = zip(
@@ -115,3 +119,20 @@ def test_better_is_never_turned_from_promote_to_reject(
         strict=True,
     )
     assert not [(b, a) for b, a in pairs if (b.decision, a.decision) == ("promote", "reject")]
+
+
+@given(st.permutations([0, 3, 9, 12, 13, 30, 60]))
+def test_verdicts_do_not_depend_on_the_order_of_finalists(
+    good: Evidence, scored: Callable[..., Quality], order: list[int]
+) -> None:
+    sla = SLA.model_validate({"quality": {"max_drop": 0.02}})
+    original = scored([1] * 1000, variant="original")
+    finalists = [
+        replace(good, variant=str(n), quality=scored([1] * (1000 - n) + [0] * n), original=original)
+        for n in order
+    ]
+    decisions = {v.variant: v.decision for v in judge_all(sla, finalists)}
+    assert decisions == {
+        "0": "promote", "3": "promote", "9": "promote", "12": "inconclusive", "13": "inconclusive",
+        "30": "reject", "60": "reject",
+    }  # fmt: skip

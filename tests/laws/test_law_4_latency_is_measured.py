@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from pareflow.gate import Evidence, judge
 from pareflow.measurement import Measurement
-from pareflow.sla import SLA, Evidence, judge
+from pareflow.sla import SLA
 from pareflow.stages import optimization, validation
 from pareflow.stages.run import Row
 from pareflow.variant import Recipe, Step
@@ -27,7 +28,8 @@ def test_what_pauses_is_slower_though_nothing_on_disk_tells(trained: Any, good: 
     assert row.speedup is not None
     assert row.speedup.high is not None
     assert row.speedup.high < 1
-    evidence = replace(good, measurement=row.measurement, gain=row.speedup)
+    strong = trained.strong.measurement
+    evidence = replace(good, measurement=row.measurement, baseline=replace(strong, variant="baseline"))
     assert judge(SLA.model_validate({"size": {"max_mib": 10}}), evidence).decision == "reject"
 
 

@@ -62,7 +62,7 @@ def test_evaluating_job_opens_what_it_evaluates_and_no_more(
     """The real job; what it hands to the instrument is noted on the way."""
     seen: dict[str, Any] = {}
 
-    def noting(session: Any, workload: LoadedWorkload, name: SplitName, *rest: str) -> Quality:
+    def noting(session: Any, workload: LoadedWorkload, name: SplitName, *rest: Any) -> Quality:
         seen.update(opened=workload.opened, name=name)
         return evaluate_quality(session, workload, name, *rest)
 

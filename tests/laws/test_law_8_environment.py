@@ -1,14 +1,22 @@
 """Law 8: a measurement and a verdict belong to one environment."""
 
+import dataclasses
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pareflow.measurement import Environment, Measurement, speedup
+from pareflow.gate import Evidence, judge
+from pareflow.intervals import speedup
+from pareflow.measurement import Environment, Measurement
 from pareflow.measuring.environment import environment
-from pareflow.sla import SLA, Evidence, judge
+from pareflow.sla import SLA
+from pareflow.stages import registration
+from pareflow.stages.rejudging import rejudge
 
 ANY = SLA.model_validate({"size": {"max_mib": 10}})
 
@@ -17,7 +25,9 @@ def test_verdict_names_the_environment_of_its_measurement(
     good: Evidence, measured: Callable[..., Measurement]
 ) -> None:
     here = environment().fingerprint
-    verdict = judge(ANY, replace(good, measurement=measured([1.0], environment=here)))
+    blocks = [[1.0]] * 20
+    ours, theirs = (measured(*blocks, environment=here, variant=name) for name in ("ours", "theirs"))
+    verdict = judge(ANY, replace(good, measurement=ours, baseline=theirs))
     assert verdict.environment == here
 
 
@@ -45,3 +55,20 @@ def test_every_part_of_the_environment_counts(name: str) -> None:
     here = environment()
     changed: dict[str, Any] = {"flags": ("none",), "runtimes": {}}
     assert replace(here, **{name: changed.get(name, "other")}).fingerprint != here.fingerprint
+
+
+def test_a_registered_verdict_is_judged_again_where_the_environment_differs(
+    judged: Any, tmp_path: Path
+) -> None:
+    """The package says that it was judged on another processor: that is told, and it is measured here."""
+    run = dataclasses.replace(judged.run, data_dir=shutil.copytree(judged.run.data_dir, tmp_path / "data"))
+    row = next(row for row in judged.finalists if row.verdict.decision == "promote")
+    package = shutil.copytree(registration.package(run, row), tmp_path / "package")
+    document = json.loads((package / "model.json").read_text())
+    document["environment"]["processor"] = "another"
+    (package / "model.json").write_text(json.dumps(document))
+    found = rejudge(run, package)
+    assert found["environment_changes"] == {
+        "processor": {"then": "another", "now": run.environment.processor}
+    }
+    assert found["now"]["environment"] == run.environment.fingerprint

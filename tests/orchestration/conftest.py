@@ -27,7 +27,7 @@ PIPELINE: Mapping[str, Any] = {
     "target": {"device": "cpu", "threads": [1]},
     "objective": "size",  # has no noise: the int8 file is the smaller one, so it wins wherever this runs
     "sla": {"quality": {"metric": "accuracy", "max_drop": 0.2}, "size": {"max_mib": 100}},
-    "budget": {"minutes": 60, "variant_minutes": 10},
+    "budget": {"minutes": 60, "variant_minutes": 10, "quiet_minutes": 30},
     "promotion": "automatic",
     "candidates": [INT8],
 }

@@ -15,6 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.cli import app
+from pareflow.errors import StoreError
 from tests.orchestration.conftest import CHECKOUT, Finished
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
@@ -176,13 +177,37 @@ def test_a_data_folder_that_cannot_be_written_is_an_unfit_environment(
         assert "data" in done.stderr
 
 
-@pytest.mark.parametrize("options", [[], ["--no-orchestrator"]], ids=["prefect", "plain"])
+@pytest.mark.parametrize(
+    "words",
+    [["list", "versions"], ["rollback", "images"], ["check", "models:/images@champion"]],
+    ids=" ".join,
+)
+def test_a_registry_that_cannot_be_opened_is_an_unfit_environment(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    error = CliRunner().invoke(app, [*words, "--data-dir", str(tmp_path / "file" / "data")]).exception
+    assert isinstance(error, StoreError)
+    assert error.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param([], id="prefect", marks=pytest.mark.slow),
+        pytest.param(["--no-orchestrator"], id="plain"),
+    ],
+)
 def test_ctrl_c_says_that_the_same_command_goes_on(
     command: Callable[..., list[str]], pipeline_file: Callable[..., Path], tmp_path: Path, options: list[str]
 ) -> None:
     words = command("optimize", pipeline_file(), "--data-dir", tmp_path / "data", *options)
     process = subprocess.Popen(
-        words, cwd=CHECKOUT, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        words,
+        cwd=CHECKOUT,
+        env=os.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # else it ignores what we ignore
     )
     deadline = time.monotonic() + 300
     while not list((tmp_path / "data" / "store" / "entries").glob("*")):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -123,6 +124,7 @@ def worker(api: Api, tmp_path: Path) -> Iterator[Path]:
             env={**os.environ, "PREFECT_WORKER_QUERY_SECONDS": "1"},
             stdout=output,
             stderr=output,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which it sends itself to end
         )
         yield log
         process.terminate()  # the worker ends its runs before itself
@@ -183,6 +185,7 @@ def test_workers_runs_send_no_telemetry_and_beat_as_commands_do(
     assert variables == {name: os.environ.get(name) for name in variables}
 
 
+@pytest.mark.slow
 def test_a_worker_runs_the_pipeline_on_demand(api: Api, worker: Path, config: Path, tmp_path: Path) -> None:
     parameters = {"config": str(config), "data_dir": str(tmp_path / "data")}
     deployment = api.deployment("on-demand")

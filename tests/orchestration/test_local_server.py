@@ -165,6 +165,7 @@ def test_a_flow_runs_quietly_and_its_history_is_kept(users: Users) -> None:
     assert (users.data_dir / "prefect" / "server.log").read_text() == ""
 
 
+@pytest.mark.slow
 def test_users_who_start_at_once_share_one_server_that_ends_with_the_last(users: Users) -> None:
     first, second = users.start(WAIT), users.start(WAIT)
     assert first_line(first) == first_line(second)
@@ -206,6 +207,7 @@ class Foreign(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_a_killed_watcher_takes_its_server_along_and_its_announcement_is_not_believed(users: Users) -> None:
     user = users.start(WAIT)
     first_line(user)

@@ -202,12 +202,12 @@ def test_without_an_orchestrator_the_same_variant_wins(
     finished: Finished,
     document: dict[str, Any],
     pareflow_command: Callable[..., "subprocess.CompletedProcess[str]"],
-    tmp_path: Path,
+    measured_already: Path,
 ) -> None:
     done = pareflow_command(
-        "optimize", finished.config, "--data-dir", tmp_path / "data", "--no-orchestrator", "--json"
+        "optimize", finished.config, "--data-dir", measured_already, "--no-orchestrator", "--json"
     )
     plain = json.loads(done.stdout)
     assert done.returncode == 0
     assert (plain["run_id"], plain["winner"]) == (document["run_id"], document["winner"])
-    assert not (tmp_path / "data" / "prefect").exists()
+    assert not (measured_already / "prefect").exists()

@@ -13,6 +13,8 @@ from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
 FLOWS = Path(__file__).parents[2] / "flows"
 SCHEMA = FLOWS / f"prefect-{version('prefect')}.sql"
 
@@ -62,6 +64,7 @@ def from_schema(home: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_schema_is_what_the_installed_prefects_migrations_make(tmp_path: Path) -> None:
     assert contents(from_schema(tmp_path)) == contents(migrated(tmp_path))
 

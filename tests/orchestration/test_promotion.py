@@ -95,6 +95,7 @@ def test_a_larger_challenger_is_rejected_where_size_is_the_objective(
     assert aliases(tracker) == {"champion": champion}
 
 
+@pytest.mark.slow
 def test_a_slower_challenger_is_rejected_where_speed_is_the_objective(
     tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_slower_challenger_is_rejected_where_speed_is_the_objective(
     assert aliases(tracker) == {"champion": champion}
 
 
+@pytest.mark.slow
 def test_a_challenger_of_worse_quality_is_rejected(
     tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]
 ) -> None:

@@ -85,6 +85,7 @@ def test_other_content_is_another_version_and_leaves_the_first_alone(
         assert json.loads((package / "model.json").read_text())["variant"] == row.id
 
 
+@pytest.mark.slow
 def test_ten_processes_can_begin_one_new_mlflow(tmp_path: Path) -> None:
     """Forked when all is imported, so that they come at the same moment."""
     command = [sys.executable, "-c", BEGIN, str(tmp_path / "data")]
@@ -106,6 +107,7 @@ def test_a_server_that_is_down_is_told_as_transient(
     assert "MLFLOW_TRACKING_URI" in error.remedy
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_its_server_comes_back(
     free_port: int,
     tmp_path: Path,

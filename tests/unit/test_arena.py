@@ -14,9 +14,11 @@ import pytest
 
 from pareflow import network
 from pareflow.compiler import OnnxRuntime, TorchEager
-from pareflow.errors import CrashedError, PareflowError, StepFailedError, TimedOutError
-from pareflow.hardware import probe
+from pareflow.errors import BusyMachineError, CrashedError, PareflowError, StepFailedError, TimedOutError
+from pareflow.hardware import noise, probe
+from pareflow.hardware.noise import Noise
 from pareflow.isolation import Child, Limits
+from pareflow.measuring import arena as arenas
 from pareflow.measuring.arena import Arena, Contestant, Protocol, write_feeds
 from pareflow.network import Form
 from pareflow.variant import Step
@@ -33,7 +35,7 @@ def enter(tmp_path: Path, forms: Forms, load_tiny: Load, workloads: Path) -> Cal
     """An arena over compiled tiny images, one contestant per step."""
     write_feeds([load_tiny("images").example(2)], tmp_path / "feeds.npz")
 
-    def entered(*steps: Step, seconds: float = 120) -> Arena:
+    def entered(*steps: Step, seconds: float = 120, patience_s: float = 300) -> Arena:
         return Arena(
             [contestant(step, forms, tmp_path) for step in steps],
             feeds=tmp_path / "feeds.npz",
@@ -42,6 +44,7 @@ def enter(tmp_path: Path, forms: Forms, load_tiny: Load, workloads: Path) -> Cal
             workload=(ROGUE, workloads),
             limits=Limits(seconds=seconds),
             logs=tmp_path / "logs",
+            patience_s=patience_s,
         )
 
     return entered
@@ -76,6 +79,22 @@ def test_contestants_take_turns_and_never_run_together(enter: Callable[..., Aren
         assert timed[label] < sum(count for name, count in turns if name == label)  # warm-up is not kept
 
 
+def test_every_other_order_is_the_one_before_reversed(enter: Callable[..., Arena], tmp_path: Path) -> None:
+    """With two contestants each comes first as often as second."""
+    book = tmp_path / "book"
+    steps = [Step("witness", {"tag": tag, "book": str(book)}) for tag in ("a", "b")]
+    with enter(*steps) as arena:
+        arena.measure(Protocol(blocks=0, least=1, most=1))
+        warm = len(book.read_text().splitlines())
+        arena._warm = lambda variant, protocol: 1  # type: ignore[method-assign]
+        arena.measure(Protocol(blocks=40, least=1, most=1))
+    labels = [line.split()[0] for line in book.read_text().splitlines()[warm:]]
+    orders = list(zip(labels[::2], labels[1::2], strict=True))
+    assert len(orders) == 40
+    assert all(ours == theirs[::-1] for ours, theirs in zip(orders[::2], orders[1::2], strict=True))
+    assert len(set(orders[::2])) == 2
+
+
 def test_measurement_says_what_was_measured(enter: Callable[..., Arena]) -> None:
     with enter(OnnxRuntime().step) as arena:
         found = arena.measure(QUICK)["onnxruntime"]
@@ -90,6 +109,43 @@ def test_measurement_says_what_was_measured(enter: Callable[..., Arena]) -> None
     for known in (found.load_s, found.first_request_ms, found.peak_memory_mib):
         assert known is not None
         assert known > 0
+
+
+def test_joules_and_processor_time_are_per_request(
+    enter: Callable[..., Arena], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A counter that is read before and after each block, and has grown by 6 J each time."""
+    readings = itertools.count(start=0, step=6)
+    monkeypatch.setattr(arenas, "processor_joules", lambda: lambda: float(next(readings)))
+    with enter(OnnxRuntime().step) as arena:
+        found = arena.measure(Protocol(blocks=4, block_ms=1e-6, least=3))["onnxruntime"]
+    assert found.energy_j == pytest.approx(2)
+    assert found.cpu_ms is not None
+    assert found.cpu_ms > 0
+
+
+def test_what_sleeps_uses_less_of_its_core_than_what_computes(enter: Callable[..., Arena]) -> None:
+    with enter(Step("sluggish"), OnnxRuntime().step) as arena:
+        found = arena.measure(QUICK)
+    asleep, awake = found["sluggish"].utilisation, found["onnxruntime"].utilisation
+    assert asleep is not None
+    assert awake is not None
+    assert asleep < awake
+
+
+def test_a_busy_machine_is_not_timed_on(enter: Callable[..., Arena], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "watch", lambda: Noise(share=0.2, spread=1.0, steal=0.0, busy_cores=2.0))
+    with enter(OnnxRuntime().step, patience_s=0) as arena, pytest.raises(BusyMachineError):
+        arena.measure(QUICK)
+
+
+def test_what_disturbs_stands_in_the_measurement(
+    enter: Callable[..., Arena], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noise, "watch", lambda: Noise(share=0.8, spread=1.0, steal=0.0, busy_cores=0.0))
+    with enter(OnnxRuntime().step) as arena:
+        found = arena.measure(QUICK)["onnxruntime"]
+    assert found.noise == "a busy thread gets 80% of a core"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +178,7 @@ def test_artifact_that_does_not_load_is_told(enter: Callable[..., Arena], tmp_pa
 
 
 def test_contestant_that_hangs_is_stopped_while_the_others_go_on(enter: Callable[..., Arena]) -> None:
-    with enter(Step("hangs_under_load"), OnnxRuntime().step, seconds=15) as arena:
+    with enter(Step("hangs_under_load"), OnnxRuntime().step, seconds=8) as arena:
         assert len(contestants_alive()) == 2
         measured = arena.measure(Protocol(blocks=20, block_ms=1, least=2, most=2))
         assert isinstance(arena.failures["hangs_under_load"], TimedOutError)
@@ -199,12 +255,12 @@ def test_protocol_fills_a_block_within_its_bounds() -> None:
 
 
 def test_feeds_come_back_as_they_were(tmp_path: Path) -> None:
-    from pareflow.measuring.contestant import _read_feeds
+    from pareflow.measuring.contestant import read_feeds
 
     batches: Sequence[dict[str, np.ndarray]] = [
         {"ids": np.arange(i, i + 4), "mask": np.ones(4, dtype=np.int64)} for i in range(12)
     ]
     write_feeds(batches, tmp_path / "feeds.npz")
-    found = _read_feeds(tmp_path / "feeds.npz")
+    found = read_feeds(tmp_path / "feeds.npz")
     assert [list(batch) for batch in found] == [["ids", "mask"]] * 12
     assert all(np.array_equal(one["ids"], other["ids"]) for one, other in zip(batches, found, strict=True))

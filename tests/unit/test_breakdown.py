@@ -1,19 +1,27 @@
 """Where a request's time goes, in stages and in operators."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pareflow.compiler import OnnxRuntime
-from pareflow.measuring.breakdown import REQUESTS, bottleneck, breakdown
-from pareflow.measuring.operators import TOP, onnxruntime_operators, torch_operators
+from pareflow.measuring import breakdown as instrument
+from pareflow.measuring import marks
+from pareflow.measuring.breakdown import REQUESTS, STAGES, WARM_UP, breakdown
+from pareflow.measuring.chrome_trace import merged
+from pareflow.measuring.operators import REQUESTS as TRACED
+from pareflow.measuring.operators import TOP, profiled
 from pareflow.network import Form
 from pareflow.workload import LoadedWorkload
 
 Load = Callable[[str], LoadedWorkload]
 Forms = Callable[[str], Mapping[Form, Path]]
+FORM: Mapping[str, Form] = {"torch": "torch", "onnxruntime": "onnx", "openvino": "onnx"}
 
 
 @pytest.mark.parametrize("name", ["images", "texts"])
@@ -22,50 +30,107 @@ def test_stages_of_a_request_make_up_the_whole(
 ) -> None:
     OnnxRuntime().compile(forms(name)["onnx"], tmp_path)
     stages = breakdown(OnnxRuntime().load(tmp_path), load_tiny(name), batch_size=3)
-    assert [stage["name"] for stage in stages] == [
-        "load",
-        "preprocess",
-        "inference",
-        "postprocess",
-        "serialise",
-    ]
+    assert [stage["name"] for stage in stages] == list(STAGES)
+    assert list(STAGES) == ["load", "preprocess", "inference", "postprocess", "serialise"]
     assert sum(stage["share"] for stage in stages) == pytest.approx(1)
     assert all(0 < stage["p50_ms"] <= stage["p99_ms"] for stage in stages)
     assert REQUESTS >= 100  # fewer would make p99 the maximum
 
 
-def test_bottleneck_is_bounded_by_amdahls_law() -> None:
-    stages = [{"name": "inference", "share": 0.75}, {"name": "load", "share": 0.25}]
-    assert bottleneck(stages, [{"name": "Conv", "share": 0.6}]) == (
-        "inference takes 75% of a request; making it free would make the request 4.0 times faster at most."
-        " Within inference, Conv takes 60%."
-    )
-    assert bottleneck([{"name": "load", "share": 1.0}], []) == "load takes 100% of a request."
-
-
-def test_operators_of_onnx_runtime_are_ranked_and_traced(
-    tmp_path: Path, forms: Forms, load_tiny: Load
+def test_every_stage_of_every_request_is_marked(
+    tmp_path: Path, forms: Forms, load_tiny: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trace = tmp_path / "trace.json"
-    found = onnxruntime_operators(forms("images")["onnx"], load_tiny("images").example(1), trace)
-    check_operators(found, json.loads(trace.read_text()))
-    assert any("Conv" in row["name"] for row in found)
-    assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
+    seen: list[str] = []
+
+    @contextmanager
+    def mark(name: str) -> Iterator[None]:
+        seen.append(name)
+        yield
+
+    monkeypatch.setattr(instrument, "marker", lambda: mark)
+    OnnxRuntime().compile(forms("images")["onnx"], tmp_path)
+    breakdown(OnnxRuntime().load(tmp_path), load_tiny("images"), batch_size=1)
+    assert seen == list(STAGES) * (WARM_UP + REQUESTS)
 
 
-@pytest.mark.filterwarnings("ignore:Profiler clears events:UserWarning")
-def test_operators_of_torch_are_ranked_and_traced(tmp_path: Path, forms: Forms, load_tiny: Load) -> None:
-    trace = tmp_path / "trace.json"
-    found = torch_operators(forms("images")["torch"], load_tiny("images").example(1), trace)
-    check_operators(found, json.loads(trace.read_text())["traceEvents"])
-    assert any("conv" in row["name"] for row in found)
+def test_ranges_are_nvtxs_where_there_is_cuda_and_else_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    ranges: list[str] = []
+
+    @contextmanager
+    def noted(name: str) -> Iterator[None]:
+        ranges.append(name)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "nvtx", SimpleNamespace(range=noted))
+    for here in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda here=here: here)
+        with marks.marker()("inference"):
+            pass
+    assert ranges == ["pareflow: inference"]
 
 
-def check_operators(found: list[dict[str, float]], events: list[Mapping[str, object]]) -> None:
-    """Slowest first, whole calls per request, shares of one whole; and the trace has events to show."""
-    times = [row["ms"] for row in found]
+@pytest.fixture(scope="module", params=sorted(FORM))
+def told(request: Any, forms: Forms, load_tiny: Load) -> tuple[str, dict[str, Any]]:
+    """A runtime, and what its profiler says of the tiny images."""
+    import warnings
+
+    runtime = request.param
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Profiler clears events", UserWarning)
+        return runtime, profiled(runtime, forms("images")[FORM[runtime]], load_tiny("images").example(1), 1)
+
+
+def test_operators_are_ranked_with_whole_calls_and_shares_of_one_whole(told: Any) -> None:
+    _, found = told
+    rows = found["operators"]
+    times = [row["ms"] for row in rows]
     assert times == sorted(times, reverse=True)
-    assert 0 < len(found) <= TOP
-    assert 0 < sum(row["share"] for row in found) <= 1 + 1e-9
-    assert all(row["calls"] >= 1 for row in found)
-    assert any(event.get("dur") for event in events)
+    assert 0 < len(rows) <= TOP
+    assert 0 < sum(row["share"] for row in rows) <= 1 + 1e-9
+    assert all(row["calls"] >= 1 for row in rows)
+    assert any("conv" in row["name"].lower() for row in rows)
+
+
+def test_events_tell_name_start_and_duration_of_every_request(told: Any) -> None:
+    runtime, found = told
+    assert all(
+        {"name", "ts", "dur", "tid"} <= event.keys() and event["ph"] == "X" for event in found["events"]
+    )
+    whole = {"onnxruntime": "model_run", "openvino": "infer", "torch": "aten::linear"}[runtime]
+    assert sum(event["name"] == whole for event in found["events"]) % TRACED == 0
+    assert any(event["name"] == whole for event in found["events"])
+
+
+def test_layers_of_openvino_do_not_overlap(told: Any) -> None:
+    runtime, found = told
+    if runtime != "openvino":
+        return
+    layers = [event for event in found["events"] if event["cat"] != "request"]
+    ends = [event["ts"] + event["dur"] for event in layers]
+    assert all(after["ts"] >= end - 1 for end, after in zip(ends, layers[1:], strict=False))
+
+
+def test_one_trace_holds_a_process_row_per_runtime_all_starting_at_zero() -> None:
+    trace = merged(
+        {
+            "onnxruntime": [event("run", 700, 5), event("Conv", 702, 2)],
+            "torch": [event("aten::add", 1e9 + 3, 2), event("aten::conv2d", 1e9, 9)],
+            "idle": [],
+        }
+    )
+    rows = [
+        (e["args"]["name"], e["pid"])
+        for e in json.loads(json.dumps(trace))["traceEvents"]
+        if e["name"] == "process_name"
+    ]
+    assert rows == [("ONNX Runtime", 1), ("PyTorch eager", 2), ("idle", 3)]
+    placed = [(e["pid"], e["name"], e["ts"]) for e in trace["traceEvents"] if e["ph"] == "X"]
+    assert placed == [(1, "run", 0), (1, "Conv", 2), (2, "aten::add", 3), (2, "aten::conv2d", 0)]
+
+
+def event(name: str, start: float, took: float) -> dict[str, Any]:
+    return {"ph": "X", "name": name, "ts": start, "dur": took, "pid": 77, "tid": 1, "args": {}}

@@ -143,7 +143,7 @@ def test_the_test_split_is_the_verdict_and_the_rest_is_cut_from_train(bert: Path
     sizes = [len(split) for split in (splits.verdict, splits.search, splits.calibration, splits.train)]
     assert sizes == [9, 7, 5, 27 - 7 - 5]
     assert splits.verdict.samples[0] == "a cat"
-    assert splits.verdict.targets.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert splits.verdict.labels().tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def test_without_a_test_split_a_third_decides(bert: Path, texts: Path) -> None:
@@ -196,7 +196,7 @@ def test_json_lines_and_a_local_dataset_folder_give_the_same_splits(bert: Path, 
 
 def test_label_names_give_the_order_of_the_classes(bert: Path, texts: Path) -> None:
     (texts / "names.txt").write_text("stone\nplant\nanimal\n")
-    assert defined(bert, texts, label_names="names.txt").data().verdict.targets[0] == 2
+    assert defined(bert, texts, label_names="names.txt").data().verdict.labels()[0] == 2
 
 
 def test_a_checkpoint_that_names_no_classes_has_two(bert: Path, texts: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_label_that_is_no_class_is_an_error(label: Any) -> None:
 def test_distinct_keeps_the_first_of_equal_samples() -> None:
     data = Split(["b", "a", "B ", "c"], np.array([0, 1, 2, 3]))
     kept = labelled.distinct(data, labelled.text_key, without=Split(["C"], np.array([0])))
-    assert (kept.samples, kept.targets.tolist()) == (["b", "a"], [0, 1])
+    assert (kept.samples, kept.labels().tolist()) == (["b", "a"], [0, 1])
 
 
 # Texts
@@ -231,6 +231,28 @@ def test_a_batch_is_padded_to_its_longest_text(bert: Path, texts: Path) -> None:
     assert feeds["input_ids"].tolist() == [[CLS, BIG, CAT, SEP], [CLS, CAT, SEP, PAD]]
     assert feeds["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert {array.dtype for array in feeds.values()} == {np.dtype(np.int64)}
+
+
+def test_lengths_cut_and_pad_texts_to_just_that(bert: Path, texts: Path) -> None:
+    workload = defined(bert, texts)
+    before = workload.preprocess(["cat", "cat " * 30])["input_ids"].shape  # its encoder is made now
+    for length in (2, 5, 12):
+        feeds = workload.at_length(length).preprocess(["cat", "cat " * 30])
+        assert {array.shape for array in feeds.values()} == {(2, length)}
+    assert workload.preprocess(["cat", "cat " * 30])["input_ids"].shape == before
+
+
+@pytest.mark.parametrize(("settings", "length"), [({}, 1), ({}, 13), ({"pad_to_length": 6}, 5)])
+def test_lengths_that_the_network_does_not_take_are_an_error(
+    settings: dict[str, Any], length: int, bert: Path, texts: Path
+) -> None:
+    with pytest.raises(WorkloadError, match=f"that the network takes, but {length} is not from"):
+        defined(bert, texts, **settings).at_length(length)
+
+
+def test_images_have_no_length(vit: Path, texts: Path) -> None:
+    with pytest.raises(WorkloadError, match="has no sequence axis"):
+        defined(vit, texts, text_column=None, image_column="text").at_length(8)
 
 
 def test_pad_to_length_gives_every_batch_one_shape(bert: Path, texts: Path) -> None:

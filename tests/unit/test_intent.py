@@ -37,7 +37,7 @@ def test_the_official_test_set_decides_and_train_is_cut_without_it(workload: Loa
     assert (
         9000 < len(splits.train) < 10003 - 700 - 200
     )  # 7 or more are in the test set but for case or spaces
-    assert np.bincount(splits.verdict.targets).tolist() == [40] * 77
+    assert np.bincount(splits.verdict.labels()).tolist() == [40] * 77
     texts = [{" ".join(text.split()).casefold() for text in split.samples} for split in vars(splits).values()]
     assert sum(map(len, texts)) - len(set.union(*texts)) == 0
 

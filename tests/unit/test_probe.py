@@ -34,6 +34,7 @@ def _forgotten() -> object:
     yield
     probe.processor.cache_clear()
     probe.instruction_flags.cache_clear()
+    probe.accelerators.cache_clear()
 
 
 @pytest.mark.usefixtures("machine")
@@ -88,3 +89,49 @@ def test_memory_and_system_are_the_kernels() -> None:
     )
     assert probe.memory_mib() == int(total.split()[1]) // 1024
     assert probe.system() == f"{os.uname().sysname} {os.uname().release} {os.uname().machine}"
+
+
+def test_cache_is_the_largest_that_the_system_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_CORES", tmp_path)
+    assert probe.cache_bytes() is None
+    for index, size in enumerate(["32K", "1024K", "32M"]):
+        written(tmp_path / f"cpu0/cache/index{index}/size", size)
+    assert probe.cache_bytes() == 32 * 2**20
+
+
+def test_governor_is_the_allowed_cores_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_CORES", tmp_path)
+    monkeypatch.setattr(probe, "cores", lambda: (0, 1, 2))
+    assert probe.governor() is None  # as in most virtual machines
+    for core, name in enumerate(["powersave", "powersave", "powersave", "performance"]):
+        written(tmp_path / f"cpu{core}/cpufreq/scaling_governor", name)
+    assert probe.governor() == "powersave"
+    written(tmp_path / "cpu2/cpufreq/scaling_governor", "performance")
+    assert probe.governor() == "performance, powersave"
+
+
+def written(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
+
+
+@pytest.mark.parametrize(
+    ("says", "expected"),
+    [
+        ("echo 'NVIDIA H200, 575.57.08'", ("NVIDIA H200", "575.57.08")),
+        ("echo 'NVIDIA L4, 570.1'; echo 'NVIDIA A10, 570.1'", ("NVIDIA A10, NVIDIA L4", "570.1")),
+        ("echo No devices were found", None),
+        ("exit 9", None),
+        (None, None),
+    ],
+    ids=["one", "two", "no device", "no driver", "not installed"],
+)
+def test_accelerators_are_what_nvidia_smi_lists(
+    says: str | None, expected: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if says is not None:
+        written(tmp_path / "nvidia-smi", f"#!/bin/sh\n{says}")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    probe.accelerators.cache_clear()
+    assert probe.accelerators() == expected

@@ -1,5 +1,6 @@
 """Metrics by hand, found or refused; predictions one per sample."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pareflow.errors import BadOutputError, MetricError, WorkloadError
 from pareflow.measurement import Ran
 from pareflow.measuring import quality
 from pareflow.measuring.quality import Metric, evaluate_quality, find_metric, predict
-from pareflow.workload import Arrays, LoadedWorkload, Workload
+from pareflow.workload import Arrays, LoadedWorkload, Split, Workload
 
 METRICS = Path(__file__).parents[2] / "pareflow" / "metrics"
 TARGETS = np.asarray([0, 0, 0, 1, 1, 2])
@@ -41,6 +42,58 @@ def test_metric_is_what_the_hand_computes(name: str, value: float) -> None:
     assert Metric(METRICS / f"{name}.py").value(PREDICTIONS, TARGETS) == pytest.approx(value)
 
 
+LOGITS = np.log([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]])
+"""Class probabilities of a half and two quarters."""
+
+BY_HAND = {
+    "rmse": ([1.0, 2.0, 5.0], [1.0, 2.0, 2.0], np.sqrt(3.0)),
+    "mae": ([1.0, 2.0, 5.0], [1.0, 2.0, 2.0], 1.0),
+    "spearman": ([1.0, 2.0, 4.0, 3.0], [10.0, 20.0, 30.0, 40.0], 1 - 6 * 2 / (4 * 15)),
+    "ndcg_at_10": ([[0.9, 0.1]], [[0.0, 1.0]], 1 / np.log2(3)),
+    "perplexity": ([2 * np.log(8), 2 * np.log(2)], [2.0, 2.0], 4.0),
+    "agreement": ([0, 1, 1, 2], [0, 1, 2, 2], 0.75),
+    "output_divergence": (LOGITS[::-1], LOGITS, 0.25 * np.log(2)),
+    "output_cosine": ([[1.0, 0.0], [1.0, 1.0]], [[2.0, 0.0], [1.0, 0.0]], (1 + np.sqrt(0.5)) / 2),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_metric_of_numbers_and_vectors_is_what_the_hand_computes(name: str) -> None:
+    predictions, references, value = BY_HAND[name]
+    found = Metric(METRICS / f"{name}.py").value(np.asarray(predictions), np.asarray(references))
+    assert found == pytest.approx(value)
+
+
+def test_every_metric_that_pareflow_brings_is_computed_by_hand_here() -> None:
+    brought = {path.stem for path in METRICS.glob("*.py")} - {"__init__"}
+    assert brought == {*BY_HAND, "accuracy", "f1_macro"}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("accuracy", (True, True, None)),
+        ("rmse", (False, False, None)),
+        ("agreement", (True, True, "predictions")),
+        ("output_divergence", (False, False, "outputs")),
+    ],
+)
+def test_metric_says_of_itself_what_it_is(name: str, said: tuple[bool, bool, str | None]) -> None:
+    metric = Metric(METRICS / f"{name}.py")
+    assert (metric.share_correct, metric.higher_is_better, metric.against) == said
+
+
+def test_jackknife_leaves_out_each_sample_once() -> None:
+    """Errors 0, 0 and 3: without one of them the mean is 1.5, 1.5 and 0."""
+    found = Metric(METRICS / "mae.py").jackknife(np.asarray([1.0, 2.0, 5.0]), np.asarray([1.0, 2.0, 2.0]))
+    assert found == (1.5, 1.5, 0.0)
+
+
+def test_jackknife_of_many_leaves_out_groups() -> None:
+    rows = np.arange(1000.0)
+    assert len(Metric(METRICS / "mae.py").jackknife(rows, rows)) == quality.JACKKNIFE_GROUPS
+
+
 @pytest.fixture
 def few_replicates(monkeypatch: pytest.MonkeyPatch) -> int:
     """Each takes scikit-learn milliseconds."""
@@ -60,16 +113,64 @@ def test_replicates_are_seeded_and_scatter_around_the_value(few_replicates: int)
 def test_quality_holds_a_score_per_sample(load_tiny: Callable[[str], LoadedWorkload]) -> None:
     workload = load_tiny("images")
     found = evaluate_quality(Answers(), workload, "search", "v", "accuracy")
-    right = workload.split("search").targets == 2
+    right = workload.split("search").labels() == 2
     assert found.scores == tuple(right.astype(int))
     assert found.value == right.mean()
     assert (found.variant, found.metric, found.split) == ("v", "accuracy", "search")
 
 
+def test_quality_is_told_apart_by_class(load_tiny: Callable[[str], LoadedWorkload]) -> None:
+    """It always answers 2: right on every sample of that class, and on none of the others."""
+    found = evaluate_quality(Answers(), load_tiny("images"), "search", "v", "accuracy")
+    assert {name: part.value for name, part in found.slices.items()} == {
+        "class 0": 0, "class 1": 0, "class 2": 1, "class 3": 0,
+    }  # fmt: skip
+    assert sum(part.samples for part in found.slices.values()) == found.samples
+
+
+def test_slices_are_the_workloads_where_it_gives_them(
+    load_tiny: Callable[[str], LoadedWorkload], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = load_tiny("images")
+    first = np.arange(100) < 10
+    monkeypatch.setattr(
+        type(workload.definition), "slices", lambda _, data: {"first": first, "none": first & ~first}
+    )
+    found = evaluate_quality(Answers(), workload, "search", "v", "accuracy")
+    assert {name: part.samples for name, part in found.slices.items()} == {"first": 10}
+    assert found.slices["first"].scores == (found.scores or ())[:10]
+
+
+def test_slices_of_another_length_are_told(
+    load_tiny: Callable[[str], LoadedWorkload], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = load_tiny("images")
+    monkeypatch.setattr(type(workload.definition), "slices", lambda _, data: {"odd": np.ones(3, bool)})
+    with pytest.raises(WorkloadError, match=r"`odd` has bool of shape \(3,\) for 100 samples"):
+        evaluate_quality(Answers(), workload, "search", "v", "accuracy")
+
+
+def test_fidelity_compares_with_the_original_and_needs_no_targets(
+    load_tiny: Callable[[str], LoadedWorkload],
+) -> None:
+    """The original answers 2 to all but every fourth image."""
+    loaded = load_tiny("images")
+    unlabelled = Split(loaded.split("search").samples)
+    workload = dataclasses.replace(loaded, splits=dataclasses.replace(loaded.splits, search=unlabelled))
+    predictions = np.where(np.arange(100) % 4 == 0, 1, 2)
+    original = quality.Answers(predictions, np.eye(4)[predictions])
+    found = evaluate_quality(Answers(), workload, "search", "v", "agreement", original)
+    assert (found.value, found.samples, found.slices) == (0.75, 100, {})
+    cosine = evaluate_quality(Answers(3.0), workload, "search", "v", "output_cosine", original)
+    assert cosine.value == pytest.approx(0.75)
+    with pytest.raises(WorkloadError, match="`accuracy` needs targets, but the `search` split has none"):
+        evaluate_quality(Answers(), workload, "search", "v", "accuracy")
+
+
 def test_quality_on_the_verdict_split_is_evaluates_own(load_tiny: Callable[[str], LoadedWorkload]) -> None:
     workload = load_tiny("images").for_validation()
     found = evaluate_quality(Answers(), workload, "verdict", "v", "accuracy")
-    assert found.value == pytest.approx((workload.split("verdict").targets == 2).mean())
+    assert found.value == pytest.approx((workload.split("verdict").labels() == 2).mean())
 
 
 def test_quality_of_another_metric_holds_replicates(
@@ -82,7 +183,7 @@ def test_quality_of_another_metric_holds_replicates(
 
 def test_nan_on_any_sample_is_a_bad_output(load_tiny: Callable[[str], LoadedWorkload]) -> None:
     with pytest.raises(BadOutputError, match="`output` has 256 NaN or infinite values"):
-        predict(Answers(float("nan")), load_tiny("images"), "search", 64)
+        predict(Answers(float("nan")).run, load_tiny("images"), "search")
 
 
 @pytest.mark.parametrize(
@@ -147,6 +248,8 @@ def test_metric_is_ours_or_a_module_beside_the_workload(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["acuracy", "own", "__init__", "absent.py"])
 def test_metric_that_does_not_exist_is_told_with_those_that_do(tmp_path: Path, name: str) -> None:
     (tmp_path / "own.py").write_text("")
-    with pytest.raises(MetricError, match=rf"there is no `{name}`\. Known are accuracy, f1_macro") as caught:
+    with pytest.raises(
+        MetricError, match=rf"there is no `{name}`\. Known are accuracy, agreement, f1_macro"
+    ) as caught:
         find_metric(name, tmp_path)
     assert caught.value.exit_code == 2

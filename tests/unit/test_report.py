@@ -174,6 +174,54 @@ def test_nothing_is_loaded_from_anywhere(document: dict[str, Any]) -> None:
     assert all(a.startswith(("#variant-", "data:,", "traces/")) for a in addresses)
 
 
+def test_the_profile_says_what_could_help_how_much_at_most(document: dict[str, Any]) -> None:
+    text = Page(page.render(document)).text()
+
+    assert "inference takes 66% of a request; making it free would make the request 2.9 times faster" in text
+    assert "low rank smaller factors for the matrix operators of inference 61 % 2.56" in text
+    assert "data loading: the request's JSON decoded into raw samples" in text
+
+
+def test_the_profile_says_how_much_of_the_machine_is_used(document: dict[str, Any]) -> None:
+    text = Page(page.render(document)).text()
+
+    assert "Matrix rate used 81 % of 102 GFLOP/s" in text
+    assert "Conv 90.6 89 % 20 % compute" in text
+    assert "GlobalAveragePool – – 90 % memory" in text
+    assert "Not counted perf is not installed" in text
+    assert "Instructions" not in text.replace("Instruction flags", "")
+
+
+def test_what_the_processor_counted_is_shown(document: dict[str, Any]) -> None:
+    counted = {"instructions": 3e6, "cycles": 2e6, "cache_misses": None, "ipc": 1.5, "reason": "some are not"}
+    document["profile"]["counters"] = counted
+
+    text = Page(page.render(document)).text()
+
+    assert "Instructions 3 000 000 per request, 1.50 per cycle" in text
+    assert "Cache misses – Not counted some are not" in text
+
+
+def test_a_runtime_that_was_not_profiled_and_event_files_are_told(document: dict[str, Any]) -> None:
+    document["profile"].update(unavailable={"openvino": "not installed"}, tensorboard="tensorboard")
+
+    text = Page(page.render(document)).text()
+
+    assert "openvino was not profiled: not installed." in text
+    assert "tensorboard --logdir tensorboard" in text
+
+
+def test_a_profile_of_before_these_were_measured_is_still_shown(document: dict[str, Any]) -> None:
+    for name in ("advice", "roofline", "counters", "unavailable", "tensorboard", "threads"):
+        del document["profile"][name]
+
+    text = Page(page.render(document)).text()
+
+    assert "Where the time of a request goes" in text
+    assert "What each family" not in text
+    assert "How much of the machine" not in text
+
+
 # Nothing met
 
 
@@ -560,3 +608,20 @@ def test_a_place_that_cannot_be_written_is_a_store_error(document: dict[str, Any
 
     with pytest.raises(StoreError, match="must be writable"):
         page.write(document, tmp_path / "file" / "report.html")
+
+
+def test_page_says_what_the_choice_may_hide(document: dict[str, Any]) -> None:
+    selection = {
+        "candidates": 12, "finalists": 5, "correction": "Holm", "quality_bias": 0.0123, "speedup_bias": 1.04,
+    }  # fmt: skip
+    drop = {"estimate": 0.25, "low": 0.05, "high": 0.5}
+    slices = [{"name": "class <7>", "samples": 8, "original": 1.0, "value": 0.75, "drop": drop}]
+    shown = Page(page.render({**document, "selection": selection, "slices": slices})).text()
+    assert "Chosen of 12 candidates, 5 of them judged" in shown
+    assert "0.0123 better" in shown
+    assert "1.04 times as fast while it was screened" in shown
+    assert "class <7>" in shown
+    assert (
+        "What the choice may hide"
+        not in Page(page.render({**document, "selection": None, "slices": []})).text()
+    )

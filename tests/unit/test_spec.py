@@ -191,3 +191,11 @@ def test_settings_are_frozen(tiny_document: Document) -> None:
     spec: PipelineSpec = specs.parse(tiny_document, "here")
     with pytest.raises(ValueError, match="frozen"):
         spec.name = "other"
+
+
+def test_profile_leaves_event_files_only_where_asked_for(tiny_document: Document) -> None:
+    assert specs.parse(tiny_document, "here").profile.tensorboard is False
+    asked = specs.parse({**tiny_document, "profile": {"tensorboard": True}}, "here")
+    assert asked.profile.tensorboard is True
+    with pytest.raises(SpecError, match="did you mean 'tensorboard'"):
+        specs.parse({**tiny_document, "profile": {"tensorbord": True}}, "here")

@@ -5,18 +5,21 @@ import json
 from collections.abc import Callable
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 from pareflow import spec as specs
 from pareflow.catalog import members
 from pareflow.errors import VariantError
+from pareflow.gate import Evidence, gain
 from pareflow.hardware import probe
 from pareflow.measurement import Interval, Measurement
-from pareflow.sla import SLA, Objective
-from pareflow.stages import optimization, outcome, profiling, validation
+from pareflow.measuring.arena import Protocol
+from pareflow.sla import SLA, Objective, QualityClause
+from pareflow.stages import building, optimization, outcome, validation
 from pareflow.stages.baseline import SCREENING, baseline
-from pareflow.stages.run import Row
-from pareflow.variant import Recipe, Step
+from pareflow.stages.run import Row, Run
+from pareflow.variant import Recipe, Step, digest
 
 
 def test_baseline_is_the_plain_export_and_the_original(trained: Any) -> None:
@@ -136,16 +139,21 @@ def test_objective_orders_the_rows(objective: Objective, measured: Callable[...,
     better = Row(Recipe((), Step("a")), measurement=measured([1.0, 2.0], size_mib=1.0, peak_memory_mib=10.0))
     worse = Row(Recipe((), Step("b")), measurement=measured([2.0, 4.0], size_mib=2.0, peak_memory_mib=20.0))
     assert validation.objective_value(objective, better) < validation.objective_value(objective, worse)
-    assert better.measurement is not None
-    assert worse.measurement is not None
-    gain = validation.gain(objective, worse.measurement, dataclasses.replace(better.measurement, variant="b"))
-    assert gain is not None
-    assert gain.estimate == 2.0
+    assert gained(objective, better.measurement, worse.measurement) == 2.0
+
+
+def gained(objective: Objective, ours: Measurement | None, baseline: Measurement | None) -> float | None:
+    """How many times better, as the gate counts it."""
+    assert ours is not None
+    assert baseline is not None
+    named = dataclasses.replace(baseline, variant="the baseline")
+    found = gain(Evidence(ours.variant, objective, None, None, ours, named), 0.95)
+    return None if found is None else found.estimate
 
 
 def test_objective_that_is_unknown_is_told(measured: Callable[..., Measurement]) -> None:
     unknown = measured([1.0], peak_memory_mib=None)
-    assert validation.gain("peak_memory", measured([1.0], variant="b"), unknown) is None
+    assert gained("peak_memory", unknown, measured([1.0])) is None
     with pytest.raises(VariantError, match="`peak_memory` must be measured"):
         validation.objective_value("peak_memory", Row(Recipe((), Step("a")), measurement=unknown))
 
@@ -168,20 +176,46 @@ def test_speedup_over_eager_is_against_the_same_threads(
     assert [row.speedup_over_eager.estimate for row in judged_rows if row.speedup_over_eager] == [4, 1, 6, 1]
 
 
-def test_profile_tells_where_the_time_goes(trained: Any) -> None:
-    found = profiling.profile(trained.run, trained.rows)
-    assert {stage["name"] for stage in found["stages"]} >= {"preprocess", "inference", "postprocess"}
-    assert found["operators"].keys() == {"onnxruntime", "torch"}
-    assert "of a request" in found["bottleneck"]
-    for trace in found["traces"].values():
-        assert json.loads((trained.run.output / trace).read_text())
-    assert profiling.profile(trained.run, trained.rows) == found
+@pytest.mark.parametrize(
+    ("fast", "slow", "looks"),
+    [
+        pytest.param(1.7, 2.1, 4, id="its median is better: it may win"),
+        pytest.param(1.9, 2.4, 1, id="its median is worse: it cannot"),
+    ],
+)
+def test_more_samples_are_bought_only_for_what_may_still_win(
+    trained: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    measured: Callable[..., Measurement],
+    fast: float,
+    slow: float,
+    looks: int,
+) -> None:
+    """The baseline takes 2 ms; the other is faster in half of its blocks, so that its gain stays open."""
+    strong, eager = trained.rows
+    asked = []
+
+    def timed(run: Run, rows: list[Row], protocol: Protocol) -> dict[str, Measurement]:
+        asked.append(protocol.blocks)
+        other = [[fast] * 6 + [slow] * 4, [slow] * 6 + [fast] * 4] * (protocol.blocks // 2)
+        blocks = {strong.id: [[2.0] * 10] * protocol.blocks, eager.id: other}
+        return {key: measured(*found, variant=key) for key, found in blocks.items()}
+
+    monkeypatch.setattr(validation, "evaluate", lambda run, row, split: row)
+    monkeypatch.setattr(validation, "measure", timed)
+    judged = validation.validate(trained.run, [strong, eager])[1]
+    assert judged.verdict is not None
+    assert judged.verdict.checks[-1].decision == "inconclusive"
+    assert asked == [60, 60, 120, 240][:looks]
 
 
 def test_outcome_is_one_json_document(judged: Any) -> None:
     winner = validation.winner(judged.run, judged.finalists)
     assert winner is not None
-    document = json.loads(json.dumps(outcome.document(judged.run, judged.finalists, winner, None, None)))
+    screened = [*judged.baselines, judged.candidate]
+    document = json.loads(
+        json.dumps(outcome.document(judged.run, judged.finalists, screened, winner, None, None))
+    )
     assert document["winner"] == winner.id
     assert document["verdict"]["decision"] == "promote"
     assert document["verdict"]["reason"] == "every clause of the SLA is met"
@@ -197,7 +231,7 @@ def test_outcome_without_a_winner_says_what_the_closest_missed(judged: Any) -> N
     rows = validation.validate(run, judged.baselines)
     assert validation.winner(run, rows) is None
     failed = dataclasses.replace(judged.candidate, status="failed", reason="it broke", measurement=None)
-    document = outcome.document(run, [*rows, failed], None, None, None)
+    document = outcome.document(run, [*rows, failed], judged.baselines, None, None, None)
     assert document["winner"] is None
     assert document["verdict"]["reason"].startswith(
         "nothing met the SLA; closest is onnxruntime: size.max_mib"
@@ -211,3 +245,18 @@ def test_baseline_is_measured_once(trained: Any) -> None:
     entries = sorted(path.name for path in (trained.run.store.root / "entries").iterdir())
     assert baseline(trained.run) == trained.rows
     assert sorted(path.name for path in (trained.run.store.root / "entries").iterdir()) == entries
+
+
+def test_fidelity_is_taken_from_the_originals_answers_kept_once(trained: Any) -> None:
+    """The plain export predicts what the original does; the answers are in the store for the next variant."""
+    quality = QualityClause(metric="agreement", max_drop=0.01)
+    spec = trained.run.spec.model_copy(update={"sla": SLA(quality=quality)})
+    run = dataclasses.replace(trained.run, spec=spec)
+    found = building.evaluate(run, trained.strong, "search").quality
+    assert found is not None
+    assert (found.metric, found.value, found.higher_is_better) == ("agreement", 1.0, True)
+    answers = run.store.find(digest("answers", run.facts.digest, "search"))
+    assert answers is not None
+    with np.load(answers / "answers.npz") as stored:
+        assert stored["predictions"].shape == (100,)
+        assert stored["outputs"].shape == (100, 4)

@@ -70,7 +70,7 @@ def test_cut_depends_on_the_seed_alone() -> None:
 def test_taken_samples_keep_their_targets(samples: np.ndarray | list[str]) -> None:
     taken = Split(samples, np.asarray([0, 1, 2])).take(np.asarray([2, 0]))
     assert list(taken.samples) == [samples[2], samples[0]]
-    assert taken.targets.tolist() == [2, 0]
+    assert taken.labels().tolist() == [2, 0]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Noise of 8×8 pixels in which one quadrant is brighter: four classes."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -43,7 +44,7 @@ class Images(Workload):
         images = torch.from_numpy(self.preprocess(data.samples)["images"])
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
         for _ in range(self.steps):
-            loss = cross_entropy(network(images), torch.from_numpy(data.targets))
+            loss = cross_entropy(network(images), torch.from_numpy(data.labels()))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -55,3 +56,6 @@ class Images(Workload):
     def postprocess(self, outputs: Arrays) -> np.ndarray:
         predictions: np.ndarray = outputs["output"].argmax(axis=1)
         return predictions
+
+    def given(self) -> dict[str, Path]:
+        return {path.stem.partition("-")[0]: path for path in self.folder.glob("simple-images.onnx")}

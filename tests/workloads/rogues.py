@@ -220,3 +220,22 @@ class StuckSession(TorchSession):
         while self._left < 0:
             time.sleep(1)
         return super().run(feeds)
+
+
+class RaisesUnderLoad(TorchEager):
+    """Answers while it is evaluated, and raises while it is timed."""
+
+    name: ClassVar[str] = "raises_under_load"
+
+    def load(self, artifact: Path) -> "RaisingSession":
+        return RaisingSession(artifact, self.threads)
+
+
+class RaisingSession(TorchSession):
+    _left = 40
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        self._left -= 1
+        if self._left < 0:
+            raise RuntimeError("the queue is full")
+        return super().run(feeds)

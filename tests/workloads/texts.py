@@ -1,5 +1,6 @@
 """Texts in which `a` or `b` prevails: two classes, two inputs, and a metric that is no mean of scores."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -42,7 +43,7 @@ class Texts(Workload):
         inputs = [torch.from_numpy(array) for array in self.preprocess(data.samples).values()]
         optimizer = torch.optim.Adam(network.parameters(), lr=2e-2)
         for _ in range(60):
-            loss = cross_entropy(network(*inputs), torch.from_numpy(data.targets))
+            loss = cross_entropy(network(*inputs), torch.from_numpy(data.labels()))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -58,3 +59,6 @@ class Texts(Workload):
     def postprocess(self, outputs: Arrays) -> np.ndarray:
         predictions: np.ndarray = outputs["output"].argmax(axis=1)
         return predictions
+
+    def given(self) -> dict[str, Path]:
+        return {path.stem.partition("-")[0]: path for path in self.folder.glob("simple-texts.onnx")}

@@ -62,12 +62,16 @@ class StaticInt8(Technique):
 
 
 class _Reader:
-    """Calibration feeds one by one, as ONNX Runtime's calibrators ask for them."""
+    """Calibration feeds one by one, as ONNX Runtime's calibrators ask for them.
+
+    They are preprocessed as one batch, so that texts have one length: histograms need equal shapes.
+    """
 
     def __init__(self, workload: LoadedWorkload, samples: int, inputs: list[str]) -> None:
-        self._inputs = inputs
-        self._feeds: Iterator[Arrays] = workload.feeds("calibration", 1, samples)
+        batch = next(workload.feeds("calibration", samples, samples))
+        self._rows: Iterator[Arrays] = (
+            {name: batch[name][i : i + 1] for name in inputs} for i in range(len(batch[inputs[0]]))
+        )
 
     def get_next(self) -> Arrays | None:
-        feeds = next(self._feeds, None)
-        return None if feeds is None else {name: feeds[name] for name in self._inputs}
+        return next(self._rows, None)

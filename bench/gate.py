@@ -1,0 +1,227 @@
+"""The gate's error rates and power: simulated, and with real processes beside an idle and a loaded core."""
+
+import functools
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from claims import Claim, main
+from pipeline_run import DATA_DIR
+from scipy import stats
+
+from pareflow import spec
+from pareflow.compiler.onnxruntime import OnnxRuntime
+from pareflow.gate import Decision, Evidence, judge
+from pareflow.hardware.device import device_lock
+from pareflow.measurement import Measurement, Quality, Ran
+from pareflow.measuring.arena import Arena, Contestant, Protocol
+from pareflow.sla import SLA, Objective
+from pareflow.stages import baseline, building
+from pareflow.stages.jobs import feeds_key
+from pareflow.stages.run import Row, Run
+from pareflow.stages.validation import BLOCKS, LOOKS
+from pareflow.variant import Recipe, Step
+
+CONFIG = Path(__file__).parents[1] / "configs" / "digits" / "pipeline.yaml"
+SLOWED = Path(__file__).with_name("slowed.py")
+ANY = SLA.model_validate({"size": {"max_mib": 1e6}})
+Series = Callable[[int], tuple[Measurement, Measurement]]
+"""The baseline and the candidate, timed at the given look."""
+
+
+def measure(quick: bool) -> Sequence[Claim]:
+    """Simulations, then real processes; `quick` takes fewer of both."""
+    simulated, real = (60, 2) if quick else (500, 30)
+    return [
+        *simulated_alike(simulated),
+        *quality_error_and_power(simulated),
+        *real_alike(real),
+        *real_slowdown(real, loaded=False),
+        *real_slowdown(real, loaded=True),
+    ]
+
+
+def simulated_alike(times: int) -> list[Claim]:
+    """The same model against itself on a machine that drifts and stutters, looked at up to four times."""
+    claims = []
+    objectives: tuple[Objective, ...] = ("latency_p50", "latency_p99", "throughput")
+    for objective in objectives:
+        generator = np.random.default_rng(0)
+        series = functools.partial(drifting, generator)
+        decisions = [decided(objective, series)[0] for _ in range(times)]
+        claims += [
+            share(f"A/A simulated, {objective}: promoted", 0.05, decisions, "promote", "at most"),
+            share(f"A/A simulated, {objective}: rejected", 0.05, decisions, "reject", "at most"),
+        ]
+    return claims
+
+
+def drifting(
+    generator: np.random.Generator, look: int, slower: float = 1.0
+) -> tuple[Measurement, Measurement]:
+    """Two series of blocks: a random walk hits both alike, each block has noise, requests have spikes."""
+    blocks, samples = BLOCKS * 2 ** max(look - 2, 0), 20
+    drift = np.exp(np.cumsum(generator.normal(0, 0.03, blocks)))
+    found = []
+    for name in ("baseline", "candidate"):
+        level = drift * np.exp(generator.normal(0, 0.03, blocks))
+        ms = level[:, None] * (1 + generator.gamma(1, 0.03, (blocks, samples)))
+        ms += (generator.random(ms.shape) < 0.02) * generator.exponential(1, ms.shape)
+        found.append(measurement(name, ms))
+    return found[0], found[1]
+
+
+def measurement(variant: str, ms: np.ndarray) -> Measurement:
+    ran = Ran("simulated", "0", "float32", "CPU", 1)
+    blocks = tuple(tuple(block) for block in ms.tolist())
+    return Measurement(variant, "simulated", 1, ran, blocks, None, None, None, 1.0)
+
+
+def decided(objective: Objective, series: Series, looks: int = LOOKS) -> tuple[Decision, int]:
+    """The decision of `do_no_harm`, looked at again with more until it is made; and the looks it took."""
+    baseline_ms: Measurement | None = None
+    candidate_ms: Measurement | None = None
+    decision: Decision = "inconclusive"
+    for look in range(1, looks + 1):
+        more, theirs = series(look)
+        baseline_ms = more if baseline_ms is None else baseline_ms.extended(more)
+        candidate_ms = theirs if candidate_ms is None else candidate_ms.extended(theirs)
+        evidence = Evidence("candidate", objective, None, None, candidate_ms, baseline_ms)
+        decision = judge(ANY, evidence, look=look).checks[-1].decision
+        if decision != "inconclusive":
+            return decision, look
+    return decision, looks
+
+
+def quality_error_and_power(times: int) -> list[Claim]:
+    """Accuracy on 2,000 samples: a true drop at the limit passes rarely; one of two points is rejected."""
+    at_limit = quality_decisions(times, lost=0.02, won=0.01, max_drop=0.01)
+    two_points = quality_decisions(times, lost=0.03, won=0.01, max_drop=0.005)
+    tolerant = quality_decisions(times, lost=0.03, won=0.01, max_drop=0.01)
+    return [
+        share("quality, true drop = max_drop = 0.01: promoted", 0.05, at_limit, "promote", "at most"),
+        share("quality, true drop 0.02, max_drop 0.005: rejected", 0.95, two_points, "reject", "at least"),
+        share("quality, true drop 0.02, max_drop 0.01: promoted", 0.05, tolerant, "promote", "at most"),
+    ]
+
+
+def quality_decisions(times: int, *, lost: float, won: float, max_drop: float) -> list[Decision]:
+    generator = np.random.default_rng(0)
+    sla = SLA.model_validate({"quality": {"max_drop": max_drop}})
+    found: list[Decision] = []
+    for _ in range(times):
+        kind = generator.choice(4, size=2000, p=[lost, won, 0.04, 0.96 - lost - won])
+        before, after = np.isin(kind, (0, 3)), np.isin(kind, (1, 3))
+        evidence = Evidence("candidate", "latency_p50", scored(after), scored(before), None, None)
+        found.append(judge(sla, evidence).checks[0].decision)
+    return found
+
+
+def scored(right: np.ndarray) -> Quality:
+    scores = tuple(right.astype(int).tolist())
+    return Quality("v", "accuracy", "verdict", "same", float(right.mean()), len(scores), scores)
+
+
+def real_alike(times: int) -> list[Claim]:
+    """The digits baseline against itself, in processes of their own; looked at twice."""
+    decisions = [real_decision(None, looks=2)[0] for _ in range(times)]
+    return [
+        share("A/A real: promoted", 0.05, decisions, "promote", "at most"),
+        share("A/A real: rejected", 0.05, decisions, "reject", "at most"),
+    ]
+
+
+def real_slowdown(times: int, *, loaded: bool) -> list[Claim]:
+    """The digits baseline against itself slowed by a tenth; rejected within 30 s of measuring."""
+    with busy_core() if loaded else nothing():
+        found = [real_decision(0.1, looks=LOOKS) for _ in range(times)]
+    seconds = [s for _, s in found]
+    decisions: list[Decision] = [d if s <= 30 else "inconclusive" for d, s in found]
+    where = "beside a process that loads one core" if loaded else "on an idle machine"
+    note = f"median {np.median(seconds):.1f} s, longest {max(seconds):.1f} s of measuring"
+    return [share(f"10 % slower, {where}: rejected", 0.95, decisions, "reject", "at least", note)]
+
+
+def real_decision(slower: float | None, looks: int) -> tuple[Decision, float]:
+    """What the gate says of the baseline against itself (slowed by a share), and its requests' seconds."""
+    run, strong = prepared()
+    artifact = run.store.find(str(strong.id))
+    feeds = run.store.find(feeds_key(run.facts.digest, 1))
+    assert artifact is not None and feeds is not None  # just made
+    backend = strong.recipe.backend
+    candidate = backend if slower is None else Step("slowed", {**backend.settings, "by": slower})
+    settings = {"model": "", "arrays": "", "input_name": ""}
+    with tempfile.TemporaryDirectory() as logs, device_lock("cpu", exclusive=True) as descriptor:
+        arena = Arena(
+            [
+                Contestant("baseline", artifact, backend, 1.0),
+                Contestant("candidate", artifact, candidate, 1.0),
+            ],
+            feeds=feeds / "feeds.npz",
+            batch_size=1,
+            environment=run.environment.fingerprint,
+            workload=({"file": {"path": SLOWED.name, "settings": settings}}, SLOWED.parent),
+            limits=run.limits,
+            logs=Path(logs),
+            descriptors=(descriptor,),
+        )
+        with arena:
+            seconds = 0.0
+
+            def series(look: int) -> tuple[Measurement, Measurement]:
+                nonlocal seconds
+                found = arena.measure(Protocol(blocks=BLOCKS * 2 ** max(look - 2, 0), seed=look))
+                seconds += sum(float(one.samples_ms.sum()) for one in found.values()) / 1000
+                for error in arena.failures.values():
+                    raise error
+                return found["baseline"], found["candidate"]
+
+            decision, _ = decided("latency_p50", series, looks)
+    return decision, seconds
+
+
+_PREPARED: list[tuple[Run, Row]] = []
+
+
+def prepared() -> tuple[Run, Row]:
+    """The digits run, and its strong baseline, built."""
+    if not _PREPARED:
+        run = Run.open(spec.read(CONFIG), CONFIG, DATA_DIR)
+        baseline.train(run)
+        strong = Row(Recipe((), OnnxRuntime(threads=1).step), "baseline")
+        _PREPARED.append((run, building.make(run, strong)))
+    return _PREPARED[0]
+
+
+@contextmanager
+def busy_core() -> Iterator[None]:
+    """A process that keeps one core busy."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def nothing() -> Iterator[None]:
+    yield
+
+
+def share(
+    name: str, claimed: float, decisions: Sequence[Decision], which: Decision, side: str, note: str = ""
+) -> Claim:
+    """How often a decision was made, with its exact 95 % interval (Clopper and Pearson, 1934)."""
+    hits, n = decisions.count(which), len(decisions)
+    bounds = stats.binomtest(hits, n).proportion_ci(0.95, method="exact")
+    low, high = float(bounds.low), float(bounds.high)
+    return Claim(name, claimed, hits / n, "share", n, side, low, high, note)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main("the gate: error rates and power", measure)

@@ -1,0 +1,323 @@
+"""The promotion gate: `judge`, a pure function from an SLA and evidence to a verdict.
+
+Each clause becomes one Check with an estimate and its interval. A check promotes only if the whole interval
+is on the right side of its limit, rejects only if the whole interval is on the wrong side, and is
+inconclusive otherwise; so is what was not measured (law 3).
+
+The error that is stated is the error that is kept: `judge_all` corrects for choosing among finalists, and
+looking again after more samples spends the error of timing clauses bit by bit.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from pareflow import intervals
+from pareflow.measurement import Interval, Measurement, Quality
+from pareflow.sla import SLA, Objective
+
+Decision = Literal["promote", "reject", "inconclusive"]
+
+_HOPELESS = 1e-3
+"""An estimate nearer to its limit than this share of its interval: a million times the samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that is known of one finalist; what is None was not measured.
+
+    `original` is the quality of the original on the same samples, `baseline` the strong baseline, timed in
+    the same blocks, and `served` the latencies under the load that the SLA names.
+    """
+
+    variant: str
+    objective: Objective
+    quality: Quality | None
+    original: Quality | None
+    measurement: Measurement | None
+    baseline: Measurement | None
+    served: Measurement | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One clause, judged; `more_samples` is about how many more could settle it, where that is known."""
+
+    clause: str
+    limit: float
+    estimate: float | None
+    low: float | None
+    high: float | None
+    decision: Decision
+    reason: str
+    samples: int = 0
+    confidence: float | None = None
+    more_samples: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Promote if every check promotes, reject if any rejects, else inconclusive."""
+
+    variant: str
+    environment: str
+    decision: Decision
+    checks: tuple[Check, ...]
+
+    @property
+    def missed(self) -> str:
+        """Every clause that did not promote, with its reason; empty where all did."""
+        return "; ".join(f"{c.clause}: {c.reason}" for c in self.checks if c.decision != "promote")
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "checks": [asdict(check) for check in self.checks]}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "Verdict":
+        return cls(**{**document, "checks": tuple(Check(**check) for check in document["checks"])})
+
+
+def judge_all(sla: SLA, finalists: Sequence[Evidence], look: int | None = None) -> list[Verdict]:
+    """A verdict per finalist; the chance that any is promoted wrongly is at most 1 - `sla.confidence`.
+
+    Holm's step-down: all are judged at the error divided by their number; those that pass are set aside, and
+    the others judged again at the error divided by how many are left, until none passes. A finalist passes
+    if all of its clauses do, so that its p-value is its worst clause's.
+    Source: Holm, 1979, Scandinavian Journal of Statistics 6:65; Berger, 1982, Technometrics 24:295.
+    """
+    verdicts: dict[int, Verdict] = {}
+    left = list(range(len(finalists)))
+    while left:
+        judged = {i: judge(sla, finalists[i], among=len(left), look=look) for i in left}
+        passed = [i for i in left if judged[i].decision == "promote"]
+        verdicts |= {i: judged[i] for i in passed or left}
+        left = [i for i in left if i not in passed] if passed else []
+    return [verdicts[i] for i in range(len(finalists))]
+
+
+def judge(sla: SLA, evidence: Evidence, *, among: int = 1, look: int | None = None) -> Verdict:
+    """The verdict on one finalist: one check per clause of the SLA, and `do_no_harm` (law 1).
+
+    `among` is the number of finalists that share the error. `look` counts from 1 where timing may be looked
+    at again with more samples, and is None where this is the only look: look k spends 1/(k(k+1)) of the
+    error, which sums to all of it. Quality is measured once, on the whole verdict split.
+    Source: Lan and DeMets, 1983, Biometrika 70:659 (spending the error over looks).
+    """
+    error = (1 - sla.confidence) / among
+    spent = error if look is None else error / (look * (look + 1))
+    checks = tuple(_checks(sla, evidence, quality=1 - error, timing=1 - spent))
+    environment = evidence.measurement.environment if evidence.measurement else "not measured"
+    return Verdict(evidence.variant, environment, _worst({check.decision for check in checks}), checks)
+
+
+def _worst(decisions: set[Decision]) -> Decision:
+    if "reject" in decisions:
+        return "reject"
+    return "promote" if decisions == {"promote"} else "inconclusive"
+
+
+def _checks(sla: SLA, evidence: Evidence, *, quality: float, timing: float) -> Iterator[Check]:
+    for clause, limit in sla.clauses().items():
+        if clause.startswith("quality."):
+            interval = _quality(clause, evidence, quality)
+        else:
+            interval = _measured(clause, evidence, timing)
+        yield _check(clause, limit, interval, upper=not clause.endswith((".min", ".min_per_s")))
+    yield _check("do_no_harm", 1.0, gain(evidence, timing), upper=False)
+
+
+def _quality(clause: str, evidence: Evidence, confidence: float) -> Interval | None:
+    """The interval that bears on a clause of quality, or None if it was not measured."""
+    if clause == "quality.max_drop":
+        return drop_interval(evidence.original, evidence.quality, confidence)
+    if clause == "quality.worst_slice_max_drop":
+        return worst_slice_drop(evidence.original, evidence.quality, confidence)
+    return None if evidence.quality is None else value_interval(evidence.quality, confidence)
+
+
+def _measured(clause: str, evidence: Evidence, confidence: float) -> Interval | None:
+    """The interval that bears on any other clause, or None if it was not measured."""
+    measurement = evidence.measurement
+    if clause == "load.p99_ms":
+        served = evidence.served
+        if served is None or not _timed(served):
+            return None
+        return intervals.pooled_quantile_interval(served.blocks_ms, 0.99, confidence)
+    if measurement is None or not _timed(measurement):
+        return None
+    match clause:
+        case "latency.p50_ms":
+            return intervals.pooled_quantile_interval(measurement.blocks_ms, 0.50, confidence)
+        case "latency.p99_ms":
+            return intervals.pooled_quantile_interval(measurement.blocks_ms, 0.99, confidence)
+        case "latency.p99_over_p50":
+            return intervals.tail_ratio_interval(measurement.blocks_ms, confidence)
+        case "throughput.min_per_s":
+            return throughput_interval(measurement, confidence)
+    exact = {
+        "size.max_mib": measurement.size_mib,
+        "memory.max_mib": measurement.peak_memory_mib,
+        "energy.max_j": measurement.energy_j,
+    }
+    return _exact(exact[clause])
+
+
+def _timed(measurement: Measurement) -> bool:
+    """Whether every block has samples, all of them times: else it failed while it was timed."""
+    blocks, samples = measurement.blocks_ms, measurement.samples_ms
+    return bool(blocks and all(blocks) and np.isfinite(samples).all() and (samples > 0).all())
+
+
+def _exact(value: float | None) -> Interval | None:
+    """A value that has no sampling error."""
+    return None if value is None else Interval(value, value, value, samples=1)
+
+
+def _check(clause: str, limit: float, interval: Interval | None, *, upper: bool) -> Check:
+    """One clause; `upper` says that the limit is an upper one."""
+    if interval is None or not math.isfinite(interval.estimate):
+        found = None if interval is None else "not a finite number"
+        return Check(clause, limit, None, None, None, "inconclusive", found or "not measured")
+    low, high = interval.low, interval.high
+    good, bad = (high, low) if upper else (low, high)
+    sign = 1 if upper else -1
+    decision: Decision = "inconclusive"
+    if good is not None and sign * good <= sign * limit:
+        decision = "promote"
+    elif bad is not None and sign * bad > sign * limit:
+        decision = "reject"
+    more = _more_samples(clause, interval, limit) if decision == "inconclusive" else None
+    return Check(
+        clause,
+        limit,
+        interval.estimate,
+        low,
+        high,
+        decision,
+        _reason(decision, interval, limit, more, upper=upper),
+        interval.samples,
+        interval.confidence,
+        more,
+    )
+
+
+def _more_samples(clause: str, interval: Interval, limit: float) -> int | None:
+    """About how many more samples would move the limit out of the interval, whose width falls with √n."""
+    bound = interval.high if limit > interval.estimate else interval.low
+    if bound is None and clause.endswith("p99_ms"):
+        return max(1, intervals.samples_needed(0.99, interval.confidence) - interval.samples)
+    if bound is None or not math.isfinite(bound) or bound == interval.estimate:
+        return None
+    nearness = abs(limit - interval.estimate) / abs(bound - interval.estimate)
+    if nearness < _HOPELESS:
+        return None
+    return max(1, math.ceil(interval.samples * (1 / nearness**2 - 1)))
+
+
+def _reason(decision: Decision, interval: Interval, limit: float, more: int | None, *, upper: bool) -> str:
+    side = "at most" if upper else "at least"
+    bound = interval.high if upper else interval.low
+    if decision == "promote":
+        return f"{bound:.4g} is {side} {limit:g}, at {interval.confidence:.4g} confidence"
+    if decision == "reject":
+        other = interval.low if upper else interval.high
+        return f"{other:.4g} is not {side} {limit:g}, at {interval.confidence:.4g} confidence"
+    could = f", about {more} more could" if more is not None else ""
+    if bound is None:
+        return f"{interval.samples} samples give no bound on it{could or '; more are needed'}"
+    return f"the limit {limit:g} lies inside the interval; {interval.samples} samples cannot tell{could}"
+
+
+def gain(evidence: Evidence, confidence: float) -> Interval | None:
+    """How many times better than the strong baseline, on the objective; exactly 1 for the baseline itself."""
+    ours, baseline = evidence.measurement, evidence.baseline
+    if ours is None or baseline is None or not (_timed(ours) and _timed(baseline)):
+        return None
+    if ours.variant == baseline.variant:
+        return Interval(1.0, 1.0, 1.0, samples=len(ours.blocks_ms), confidence=confidence)
+    match evidence.objective:
+        case "latency_p50":
+            return intervals.speedup(baseline, ours, confidence)
+        case "latency_p99":
+            return intervals.quantile_speedup(baseline, ours, 0.99, confidence)
+        case "throughput":
+            return intervals.speedup(baseline, ours, confidence, np.mean)
+        case "size":
+            before, after = baseline.size_mib, ours.size_mib
+        case "peak_memory":
+            before, after = baseline.peak_memory_mib, ours.peak_memory_mib
+    return None if before is None or not after else _exact(before / after)
+
+
+def drop_interval(original: Quality | None, candidate: Quality | None, confidence: float) -> Interval | None:
+    """How much quality was lost, paired sample by sample; each bound one-sided at `confidence`.
+
+    For scores of 0 and 1 the score interval for paired shares, for every other metric the BCa bootstrap.
+    Raises: ValueError if the two were not taken on the same samples.
+    """
+    if original is None or candidate is None:
+        return None
+    if (original.split_digest, original.metric) != (candidate.split_digest, candidate.metric):
+        raise ValueError(
+            "a drop must be taken on the same samples and metric, but got "
+            f"{original.metric} on {original.split_digest[:12]} and "
+            f"{candidate.metric} on {candidate.split_digest[:12]}. Evaluate both on one split."
+        )
+    if original.scores is not None and candidate.scores is not None:
+        before, after = np.asarray(original.scores), np.asarray(candidate.scores)
+        lost, won = int(((before == 1) & (after == 0)).sum()), int(((before == 0) & (after == 1)).sum())
+        return intervals.paired_share_drop(lost, won, len(before), confidence)
+    sign = 1 if original.higher_is_better else -1
+    return intervals.bca_interval(
+        sign * (original.value - candidate.value),
+        sign * np.subtract(original.replicates, candidate.replicates),
+        sign * np.subtract(original.jackknife, candidate.jackknife),
+        original.samples,
+        confidence,
+    )
+
+
+def worst_slice_drop(
+    original: Quality | None, candidate: Quality | None, confidence: float
+) -> Interval | None:
+    """The largest drop over the slices of the split.
+
+    Every slice must stay below a limit for the largest to, so that its upper bound needs no correction; its
+    lower bound is that of the worst slice, at the error divided by the number of slices (Bonferroni).
+    """
+    if original is None or candidate is None or not candidate.slices:
+        return None
+    found = []
+    for name, part in candidate.slices.items():
+        before = original.slices.get(name)
+        upper = drop_interval(before, part, confidence)
+        lower = drop_interval(before, part, 1 - (1 - confidence) / len(candidate.slices))
+        if upper is None or lower is None:
+            return None
+        found.append(replace(upper, low=lower.low))
+    high, low = [interval.high for interval in found], [interval.low for interval in found]
+    return Interval(
+        max(interval.estimate for interval in found),
+        max((bound for bound in low if bound is not None), default=None),
+        None if None in high else max(bound for bound in high if bound is not None),
+        min(interval.samples for interval in found),
+        confidence,
+    )
+
+
+def value_interval(quality: Quality, confidence: float) -> Interval:
+    """The metric itself: Wilson's score interval for a share, else the BCa bootstrap."""
+    if quality.scores is not None:
+        return intervals.share_interval(sum(quality.scores), len(quality.scores), confidence)
+    return intervals.bca_interval(
+        quality.value, quality.replicates, quality.jackknife, quality.samples, confidence
+    )
+
+
+def throughput_interval(measurement: Measurement, confidence: float) -> Interval:
+    """Samples per second, with the order-statistic interval of the median over blocks."""
+    rates = [measurement.batch_size * 1000 / float(np.mean(block)) for block in measurement.blocks_ms]
+    return intervals.quantile_interval(rates, 0.5, confidence)

@@ -1,0 +1,231 @@
+"""Where the truth lies: intervals for shares, quantiles, ratios and any metric, from raw samples.
+
+Every bound is one-sided at `confidence`, as a clause of an SLA needs it; too few samples give no bound.
+Standard statistics come from scipy; what it lacks is here, each with its source.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import optimize, stats
+
+from pareflow.measurement import CONFIDENCE, Interval, Measurement
+
+RESAMPLES = 2000
+"""Of a block bootstrap."""
+
+Samples = Sequence[float] | np.ndarray
+Blocks = Sequence[Samples]
+
+
+def quantile_interval(samples: Samples, quantile: float, confidence: float = CONFIDENCE) -> Interval:
+    """A distribution-free interval for a quantile, from order statistics.
+
+    With sorted samples x(1) ≤ … ≤ x(n), the number of samples at or below the true q-quantile is
+    binomial(n, q); x(k) bounds it from above with confidence P[binomial ≤ k-1].
+    Source: Hahn and Meeker, 1991, Statistical Intervals, section 5.2.
+    """
+    ordered = np.sort(np.asarray(samples, dtype=float))
+    n = len(ordered)
+    if n == 0:
+        return Interval(float("nan"), None, None, samples=0, confidence=confidence)
+    estimate = float(np.quantile(ordered, quantile))
+    upper = int(stats.binom.ppf(confidence, n, quantile)) + 1
+    lower = int(stats.binom.ppf(1 - confidence, n, quantile))
+    return Interval(
+        estimate=estimate,
+        low=float(ordered[lower - 1]) if lower >= 1 else None,
+        high=float(ordered[upper - 1]) if upper <= n else None,
+        samples=n,
+        confidence=confidence,
+    )
+
+
+def samples_needed(quantile: float, confidence: float = CONFIDENCE) -> int:
+    """How many samples bound a quantile from above: their maximum does with confidence 1 - q^n.
+
+    299 for p99 at 95 %. Source: Wilks, 1941, Annals of Mathematical Statistics 12:91.
+    """
+    return math.ceil(math.log(1 - confidence) / math.log(quantile))
+
+
+def share_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+    """Wilson's score interval for a share."""
+    bounds = stats.binomtest(successes, n).proportion_ci(2 * confidence - 1, method="wilson")
+    return Interval(successes / n, float(bounds.low), float(bounds.high), n, confidence)
+
+
+def paired_share_drop(lost: int, won: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+    """The score interval for the difference of two paired shares.
+
+    `lost` pairs were right before and wrong after, `won` the other way round, of `n` pairs. A difference d
+    is inside where |z(d)| is at most the normal quantile; z's variance is taken under d.
+    Source: Tango, 1998, Statistics in Medicine 17:891, equations 8 to 12.
+    """
+    z = float(stats.norm.ppf(confidence))
+    estimate = (lost - won) / n
+
+    def score(d: float) -> float:
+        a, b = 2 * n, -lost - won + (2 * n - lost + won) * d
+        c = -won * d * (1 - d)
+        share = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
+        variance = n * (2 * share + d * (1 - d))
+        return (lost - won - n * d) / math.sqrt(variance) if variance > 0 else 0.0
+
+    return Interval(
+        estimate,
+        _root(lambda d: score(d) - z, -1.0, estimate),
+        _root(lambda d: score(d) + z, estimate, 1.0),
+        n,
+        confidence,
+    )
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a falling function crosses zero, strictly inside; the end it does not reach where it does not."""
+    inside = 1e-9
+    low, high = low + inside * (low <= -1), high - inside * (high >= 1)
+    if low >= high or function(low) <= 0:
+        return low
+    if function(high) >= 0:
+        return high
+    return float(optimize.brentq(function, low, high, xtol=1e-10))
+
+
+def bca_interval(
+    estimate: float, replicates: Samples, jackknife: Samples, samples: int, confidence: float = CONFIDENCE
+) -> Interval:
+    """The bias-corrected, accelerated bootstrap interval of any statistic.
+
+    `replicates` is the statistic on bootstrap resamples, `jackknife` with each sample (or group) left out.
+    Where all replicates are equal, so are both bounds; where any is no number, there are none.
+    Source: Efron, 1987, Journal of the American Statistical Association 82:171, sections 2 and 6.
+    """
+    drawn, left_out = np.asarray(replicates, dtype=float), np.asarray(jackknife, dtype=float)
+    if not (len(drawn) and np.isfinite(drawn).all() and np.isfinite(left_out).all()):
+        return Interval(estimate, None, None, samples, confidence)
+    below = float(np.mean(drawn < estimate) + np.mean(drawn == estimate) / 2)
+    below = min(max(below, 0.5 / len(drawn)), 1 - 0.5 / len(drawn))
+    bias = float(stats.norm.ppf(below))
+    spread = left_out.mean() - left_out
+    squares = float((spread**2).sum())
+    acceleration = float((spread**3).sum()) / (6 * squares**1.5) if squares > 0 else 0.0
+
+    def bound(level: float) -> float:
+        shifted = bias + float(stats.norm.ppf(level))
+        return float(np.quantile(drawn, stats.norm.cdf(bias + shifted / (1 - acceleration * shifted))))
+
+    return Interval(estimate, bound(1 - confidence), bound(confidence), samples, confidence)
+
+
+def pooled_quantile_interval(blocks: Blocks, quantile: float, confidence: float = CONFIDENCE) -> Interval:
+    """A quantile of all samples: the order-statistic interval, widened to that of the block bootstrap.
+
+    The first is exact for independent samples, the second holds where samples of one block resemble each
+    other, as latencies do on a machine that drifts. One block gives the first only.
+    """
+    exact = quantile_interval(_pooled(blocks), quantile, confidence)
+    if len(blocks) < 2:
+        return exact
+    drawn = _bootstrap(exact.estimate, resampled_quantiles(blocks, quantile), blocks, confidence)
+    low = None if exact.low is None or drawn.low is None else min(exact.low, drawn.low)
+    high = None if exact.high is None or drawn.high is None else max(exact.high, drawn.high)
+    return Interval(exact.estimate, low, high, exact.samples, confidence)
+
+
+def tail_ratio_interval(blocks: Blocks, confidence: float = CONFIDENCE) -> Interval:
+    """p99 over p50 of all samples, by block bootstrap; no bounds from fewer than 100 samples."""
+    pooled = _pooled(blocks)
+    estimate = float(np.quantile(pooled, 0.99) / np.quantile(pooled, 0.5))
+    if len(pooled) < 100:
+        return Interval(estimate, None, None, len(pooled), confidence)
+    ratios = resampled_quantiles(blocks, 0.99) / resampled_quantiles(blocks, 0.5)
+    return _bootstrap(estimate, ratios, blocks, confidence)
+
+
+def quantile_speedup(
+    baseline: Measurement, candidate: Measurement, quantile: float, confidence: float = CONFIDENCE
+) -> Interval:
+    """How many times smaller a quantile of all latencies is, by block bootstrap: for p99, which blocks lack.
+
+    Raises: ValueError if the two were not measured alike.
+    """
+    require_alike(baseline, candidate)
+    ours, theirs = baseline.blocks_ms, candidate.blocks_ms
+    estimate = baseline.quantile_ms(quantile) / candidate.quantile_ms(quantile)
+    ratios = resampled_quantiles(ours, quantile) / resampled_quantiles(theirs, quantile)
+    return _bootstrap(estimate, ratios, theirs, confidence)
+
+
+def resampled_quantiles(blocks: Blocks, quantile: float) -> np.ndarray:
+    """A quantile of all samples, once per bootstrap resample of whole blocks, shape (RESAMPLES,).
+
+    Series of equally many blocks are resampled alike, so that block i of each stays with its neighbours.
+    Source: Künsch, 1989, Annals of Statistics 17:1217.
+    """
+    n = len(blocks)
+    owner = np.repeat(np.arange(n), [len(block) for block in blocks])
+    pooled = _pooled(blocks)
+    order = np.argsort(pooled, kind="stable")
+    ordered, owner = pooled[order], owner[order]
+    draws = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    found = []
+    for draw in draws:
+        reached = np.cumsum(np.bincount(draw, minlength=n)[owner])
+        found.append(ordered[np.searchsorted(reached, quantile * reached[-1])])
+    return np.asarray(found)
+
+
+def _bootstrap(estimate: float, replicates: np.ndarray, blocks: Blocks, confidence: float) -> Interval:
+    """Percentiles of replicates, widened for few blocks.
+
+    Source: Hesterberg, 2015, The American Statistician 69:371, section 5.3.
+    """
+    n, samples = len(blocks), sum(map(len, blocks))
+    if n < 2:
+        return Interval(estimate, None, None, samples, confidence)
+    level = float(stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf(confidence, n - 1)))
+    low, high = np.quantile(replicates, [1 - level, level])
+    return Interval(estimate, float(low), float(high), samples, confidence)
+
+
+def _pooled(blocks: Blocks) -> np.ndarray:
+    return np.asarray([ms for block in blocks for ms in block], dtype=float)
+
+
+def speedup(
+    baseline: Measurement,
+    candidate: Measurement,
+    confidence: float = CONFIDENCE,
+    statistic: Callable[[np.ndarray], float] = np.median,
+) -> Interval:
+    """How many times faster `candidate` is: the median over blocks of the ratio of a statistic of each block.
+
+    Blocks are paired by position, since they ran next to each other. The interval is the order-statistic
+    interval of that median, exact for any distribution: the block bootstrap of a median in closed form.
+    Source: Efron, 1979, Annals of Statistics 7:1, section 3.
+    Raises: ValueError if the two were not measured alike, for then a ratio means nothing.
+    """
+    require_alike(baseline, candidate)
+    ratios = [
+        float(statistic(np.asarray(ours)) / statistic(np.asarray(theirs)))
+        for ours, theirs in zip(baseline.blocks_ms, candidate.blocks_ms, strict=True)
+    ]
+    return quantile_interval(ratios, 0.5, confidence)
+
+
+def require_alike(baseline: Measurement, candidate: Measurement) -> None:
+    """Raises: ValueError unless two measurements may be compared."""
+    for name in ("environment", "batch_size", "load"):
+        ours, theirs = getattr(baseline, name), getattr(candidate, name)
+        if ours != theirs:
+            raise ValueError(
+                f"`{name}` must be equal to compare two measurements, but {ours} != {theirs}. "
+                "Measure both together."
+            )
+    if len(baseline.blocks_ms) != len(candidate.blocks_ms):
+        raise ValueError(
+            "two measurements must come from one arena to be compared, but they have "
+            f"{len(baseline.blocks_ms)} and {len(candidate.blocks_ms)} blocks. Measure both together."
+        )

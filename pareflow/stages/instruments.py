@@ -1,0 +1,70 @@
+"""Instruments that run alone on the device, in processes of their own, and whose findings the store keeps."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pareflow.hardware.device import device_lock
+from pareflow.hardware.noise import await_quiet
+from pareflow.isolation import Limits, run_isolated
+from pareflow.stages.run import Run
+from pareflow.variant import digest, file_digest
+
+_CORE = Path(__file__).parents[1]
+
+
+def measured(run: Run, job: str, settings: Mapping[str, Any], file: str, *instrument: str) -> dict[str, Any]:
+    """What a job of `stages/jobs.py` writes into `file`, once per environment and version of the instrument.
+
+    `instrument` names its sources. Raises: VariantError, BusyMachineError.
+    """
+    key = _key(run, instrument, job, run.facts.digest, settings)
+    if run.store.find(key) is None:
+        log = f"{job}-{settings.get('runtime', 'stages')}-{run.id}"
+        arguments = {"key": key, **settings}
+        _alone(run, lambda descriptor: run.job(job, arguments, log, descriptors=(descriptor,)))
+    entry = run.store.find(key)
+    assert entry is not None  # it was there, or the job has just made it
+    found: dict[str, Any] = json.loads((entry / file).read_text())
+    return found
+
+
+def ceilings(run: Run, threads: int) -> dict[str, Any]:
+    """The machine's rates with so many threads, measured once per environment.
+
+    Raises: VariantError, BusyMachineError.
+    """
+    key = _key(run, ["hardware/ceilings.py"], "ceilings", threads)
+    limits = Limits(run.limits.seconds, threads=threads)  # a variant's memory does not bound it
+    log = run.data_dir / "logs" / f"ceilings-{run.id}.log"
+
+    def job(descriptor: int) -> dict[str, Any]:
+        function, arguments = "pareflow.hardware.ceilings:ceilings", {"threads": threads}
+        found: dict[str, Any] = run_isolated(function, arguments, limits, log, (descriptor,))
+        return found
+
+    def write(into: Path) -> None:
+        (into / "ceilings.json").write_text(json.dumps(_alone(run, job)))
+
+    found: dict[str, Any] = json.loads((run.store.ensure(key, write) / "ceilings.json").read_text())
+    return found
+
+
+def _key(run: Run, instrument: tuple[str, ...] | list[str], *parts: Any) -> str:
+    """Names a finding by all that it depends on; forgets it where it is to be measured again."""
+    sources = [file_digest(_CORE / name) for name in instrument]
+    key = digest(*parts, run.environment.fingerprint, sources)
+    if run.remeasure:
+        run.store.evict(key)
+    return key
+
+
+def _alone(run: Run, work: Callable[[int], Any]) -> Any:
+    """Do it while nobody else times or builds on the device, and the machine is quiet.
+
+    It gets the lock's descriptor to pass on. Raises: BusyMachineError.
+    """
+    with device_lock(run.spec.target.device, exclusive=True) as descriptor:
+        await_quiet(run.spec.budget.quiet_minutes * 60)
+        return work(descriptor)

@@ -1,0 +1,136 @@
+"""Under load: what finalists do at the rate that the SLA names, and how high a rate keeps its limit."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from pareflow.errors import MissingExtraError, VariantError
+from pareflow.hardware.device import device_lock
+from pareflow.measuring.load import Load, Served, serve
+from pareflow.stages.jobs import feeds_key
+from pareflow.stages.optimization import strong_baseline
+from pareflow.stages.run import Row, Run
+from pareflow.stages.timing import Inputs, conditions, contestant
+from pareflow.variant import digest, file_digest
+
+SEARCH_S = 60.0
+"""How long the search for the highest load may take per variant."""
+PRECISION = 1.1
+"""It ends where the lowest rate that fails is at most so many times the highest that holds."""
+
+_INSTRUMENT = Path(__file__).parents[1] / "measuring"
+_FILES = ("contestant.py", "load.py", "loadgen.py", "loadgen_log.py", "stopwatch.py")
+
+
+def under_load(run: Run, row: Row, *, queries: int, seed: int) -> Row:
+    """The row with so many more latencies under the SLA's load, where it names one.
+
+    Without LoadGen they stay unknown, and the row says why (law 3). Raises: what the variant died of.
+    """
+    clause = run.spec.sla.load
+    if clause is None:
+        return row
+    try:
+        more = measure(run, row, Load("Server", clause.per_s, clause.p99_ms, queries, seed=seed)).measurement
+    except MissingExtraError as error:
+        return replace(row, reason=f"the load was not measured: {error.must}, but {error.found}")
+    except VariantError as error:
+        error.variant = row.id
+        raise
+    return replace(row, served=more if row.served is None else row.served.extended(more))
+
+
+def measure(run: Run, row: Row, load: Load) -> Served:
+    """What a row does under a load. Kept in the store: the same question is asked once.
+
+    Raises: what the variant died of, MissingExtraError.
+    """
+    key = loading_key(run, row, load)
+    if run.remeasure:
+        run.store.evict(key)
+    inputs = Inputs(run.spec.sla.batch_size)
+
+    def write(into: Path) -> None:
+        with device_lock(run.spec.target.device, exclusive=True) as descriptor:
+            found = serve(contestant(run, row), load, **conditions(run, inputs, descriptor))
+        (into / "served.json").write_text(json.dumps(found.to_json()))
+
+    return Served.from_json(json.loads((run.store.ensure(key, write) / "served.json").read_text()))
+
+
+def loading_key(run: Run, row: Row, load: Load) -> str:
+    """Names a run under load by all that it depends on: variant, machine, inputs, load, instrument."""
+    inputs = feeds_key(run.facts.digest, run.spec.sla.batch_size)
+    instrument = [file_digest(_INSTRUMENT / name) for name in _FILES]
+    return digest("load", row.id, run.environment.fingerprint, inputs, asdict(load), instrument)
+
+
+def with_highest_load(run: Run, rows: Sequence[Row], winner: Row | None) -> list[Row]:
+    """The rows, of which the winner and its strong baseline know the highest load that holds the SLA's p99.
+
+    Only where the SLA has a load, and something has won.
+    """
+    if run.spec.sla.load is None or winner is None:
+        return list(rows)
+    chosen = {winner.id, strong_baseline(winner, rows).id}
+    return [
+        replace(row, highest_load_per_s=highest_load(run, row)) if row.id in chosen else row for row in rows
+    ]
+
+
+def highest_load(run: Run, row: Row) -> float | None:
+    """Requests per second of the Server scenario at which LoadGen still finds the SLA's p99 kept.
+
+    None where the search, which takes `SEARCH_S` and then ends, found none, where the variant died of it, or
+    where the budget is used up. Kept in the store.
+    """
+    clause = run.spec.sla.load
+    assert clause is not None  # there is nothing to hold otherwise
+    start = Load("Server", clause.per_s, clause.p99_ms)
+    key = digest("highest load", loading_key(run, row, start), SEARCH_S, PRECISION)
+    if run.remeasure:
+        run.store.evict(key)
+    if run.out_of_time and run.store.find(key) is None:
+        return None
+
+    def write(into: Path) -> None:
+        (into / "highest.json").write_text(json.dumps(_searched(run, row, start)))
+
+    found: float | None = json.loads((run.store.ensure(key, write) / "highest.json").read_text())
+    return found
+
+
+def _searched(run: Run, row: Row, start: Load) -> float | None:
+    assert start.per_s is not None  # it is of the Server scenario
+    deadline = time.monotonic() + SEARCH_S
+
+    def holds(per_s: float) -> bool | None:
+        load = replace(start, per_s=per_s)
+        if time.monotonic() + load.duration_s > deadline:
+            return None
+        return measure(run, row, load).said.valid
+
+    try:
+        return highest(holds, start.per_s)
+    except VariantError:
+        return None
+
+
+def highest(holds: Callable[[float], bool | None], start: float) -> float | None:
+    """The highest rate that holds: doubled (or halved) from `start`, then bisected to within `PRECISION`.
+
+    `holds` answers None where there is no time to tell; the search then ends with what it knows.
+    """
+    low: float | None = None
+    high: float | None = None
+    rate = start
+    while low is None or high is None or high > PRECISION * low:
+        found = holds(rate)
+        if found is None:
+            break
+        low, high = (rate, high) if found else (low, rate)
+        rate = 2 * rate if high is None else rate / 2 if low is None else math.sqrt(low * high)
+    return low

@@ -1,0 +1,61 @@
+"""Measure a registered version again here, and say whether its verdict still holds (law 8)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pareflow.errors import VariantError
+from pareflow.gate import Verdict
+from pareflow.serving.model import verified
+from pareflow.stages import registration
+from pareflow.stages.baseline import baseline
+from pareflow.stages.optimization import failed
+from pareflow.stages.outcome import variant
+from pareflow.stages.promotion import packaged_row
+from pareflow.stages.run import Row, Run
+from pareflow.stages.validation import validate
+
+
+def rejudge(run: Run, package: Path) -> dict[str, Any]:
+    """The version's verdict then and now, what differs in the environment, and whether it holds.
+
+    It holds where the gate promotes it here too, on the verdict split and beside this machine's baselines.
+    Raises: InputError where the package is damaged.
+    """
+    lineage = verified(package)
+    was = Verdict.from_json(lineage["verdict"])
+    row = _judged(run, package)
+    now = row.verdict
+    return {
+        "pipeline": run.spec.name,
+        "recipe": row.label,
+        "environment_changes": _changes(lineage["environment"], run.environment.to_json()),
+        "was": was.to_json(),
+        "now": None if now is None else now.to_json(),
+        "reason": row.reason or _words(now),
+        "measured": variant(row),
+        "holds": now is not None and now.decision == "promote",
+    }
+
+
+def _judged(run: Run, package: Path) -> Row:
+    """The version as a row with its verdict here; or failed, where it does not run as it did."""
+    row = packaged_row(run, package)
+    try:
+        registration.check(package, run)
+    except VariantError as error:
+        return failed(row, error)
+    *_, judged = validate(run, [*baseline(run), row])
+    return judged
+
+
+def _words(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return "it could not be judged"
+    return verdict.missed or "every clause is met here too"
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs between two environments, as `{name: {then, now}}`."""
+    differing = {name for name in now if then.get(name) != now[name]}
+    return {name: {"then": then.get(name), "now": now[name]} for name in sorted(differing)}

@@ -1,0 +1,65 @@
+"""`pareflow check models:/…`: a registered version measured again here, and whether its verdict holds."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from pareflow.errors import InputError
+from tests.orchestration.conftest import Finished
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def registered(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished run's data folder: judging again measures again."""
+    return shutil.copytree(finished.data_dir, tmp_path_factory.mktemp("registered") / "data")
+
+
+def test_a_verdict_that_still_holds_is_told_with_both_checks(pareflow_command: Run, registered: Path) -> None:
+    done = pareflow_command("check", "models:/images@champion", "--data-dir", registered, "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["name"], document["version"], document["holds"]) == ("images", "1", True)
+    assert document["environment_changes"] == {}
+    assert document["was"]["decision"] == document["now"]["decision"] == "promote"
+    then, now = ([check["clause"] for check in document[when]["checks"]] for when in ("was", "now"))
+    assert then == now == ["quality.max_drop", "size.max_mib", "do_no_harm"]
+
+
+def test_a_verdict_that_no_longer_holds_exits_with_3(
+    pareflow_command: Run, registered: Path, pipeline_file: Callable[..., Path]
+) -> None:
+    """The SLA has become stricter since: the same version, by its number, at another pipeline."""
+    strict = pipeline_file("stricter", sla={"size": {"max_mib": 0.0001}})
+    done = pareflow_command(
+        "check", "models:/images/1", "--config", strict, "--data-dir", registered, "--json"
+    )
+    assert done.returncode == 3, done.stderr
+    document = json.loads(done.stdout)
+    assert not document["holds"]
+    assert "size.max_mib" in document["reason"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["models:/images@absent"], "the registry has no such version"),
+        (["models:/images/7"], "the registry has no such version"),
+        (["models:/absent@champion"], "the registry has no such version"),
+        (["models:/images"], "must be named models:/NAME@ALIAS or models:/NAME/VERSION"),
+        (["models:/images@champion", "--config", "absent.yaml"], "there is no absent.yaml"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_be_found_is_told(registered: Path, words: list[str], said: str) -> None:
+    error = CliRunner().invoke(app, ["check", *words, "--data-dir", str(registered)]).exception
+    assert isinstance(error, InputError)
+    assert said in str(error)

@@ -1,0 +1,218 @@
+"""Intervals: by hand, against independent formulas, and as often right as they say."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import optimize, stats
+from scipy.special import xlogy
+
+from pareflow.intervals import (
+    bca_interval,
+    paired_share_drop,
+    pooled_quantile_interval,
+    quantile_interval,
+    quantile_speedup,
+    resampled_quantiles,
+    samples_needed,
+    share_interval,
+    speedup,
+    tail_ratio_interval,
+)
+from pareflow.measurement import Interval, Measurement
+
+Build = Callable[..., Measurement]
+
+
+@pytest.mark.parametrize(
+    ("samples", "quantile", "low", "high"),
+    [
+        pytest.param(299, 0.99, 293, 299, id="p99 of 299: bounded by the largest"),
+        pytest.param(298, 0.99, 292, None, id="p99 of 298: no upper bound"),
+        pytest.param(12, 0.5, 3, 10, id="median of 12"),
+        pytest.param(5, 0.5, 1, 5, id="median of 5: the extremes"),
+        pytest.param(4, 0.5, None, None, id="median of 4: no bounds"),
+    ],
+)
+def test_quantile_is_bounded_by_order_statistics(
+    samples: int, quantile: float, low: int | None, high: int | None
+) -> None:
+    """Sample k is k itself, so that a bound is its own rank; ranks from tables of the binomial."""
+    shuffled = np.random.default_rng(0).permutation(np.arange(1, samples + 1))
+    found = quantile_interval(shuffled, quantile)
+    assert (found.low, found.high, found.samples) == (low, high, samples)
+
+
+def test_quantile_interval_covers_as_often_as_it_says() -> None:
+    """In 2000 draws of 60 exponential samples each bound on the 0.9-quantile, 2.3026, holds in 95 %."""
+    draws = np.random.default_rng(0).exponential(size=(2000, 60))
+    intervals = [quantile_interval(draw, 0.9) for draw in draws]
+    held = np.mean(
+        [[i.low is None or i.low <= 2.302585, i.high is None or i.high >= 2.302585] for i in intervals], 0
+    )
+    assert (held >= 0.95 - 0.015).all()
+    assert (held <= 0.995).all()
+
+
+@given(st.lists(st.floats(0.001, 1e6), min_size=1, max_size=400), st.floats(0.01, 0.99))
+def test_bounds_enclose_the_middle_and_grow_with_confidence(samples: list[float], quantile: float) -> None:
+    narrow, wide = quantile_interval(samples, quantile, 0.8), quantile_interval(samples, quantile, 0.99)
+    if wide.low is not None:
+        assert narrow.low is not None
+        assert wide.low <= narrow.low
+    if wide.high is not None:
+        assert narrow.high is not None
+        assert narrow.high <= wide.high
+
+
+def test_no_samples_give_no_estimate_and_no_bound() -> None:
+    found = quantile_interval([], 0.5)
+    assert np.isnan(found.estimate)
+    assert (found.low, found.high, found.samples) == (None, None, 0)
+
+
+def test_speedup_is_the_median_ratio_of_neighbouring_blocks(measured: Build) -> None:
+    """The machine slows down threefold half-way: both feel it, and the ratio stays 2, once 4."""
+    baseline = measured([2, 2], [2, 2], [6, 6], [6, 6], [8, 8])
+    candidate = measured([1, 1], [1, 1], [3, 3], [3, 3], [2, 2])
+    assert speedup(baseline, candidate) == Interval(2.0, 2.0, 4.0, samples=5)
+
+
+def test_speedup_takes_another_statistic(measured: Build) -> None:
+    baseline, candidate = measured(*[[1, 1, 9]] * 5), measured(*[[1, 1, 3]] * 5)
+    assert speedup(baseline, candidate).estimate == 1.0
+    assert speedup(baseline, candidate, statistic=np.max).estimate == 3.0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"environment": "elsewhere"}, {"batch_size": 8}, {"load": "Server 100/s"}],
+    ids=["environment", "batch size", "load"],
+)
+def test_speedup_refuses_what_was_not_measured_alike(measured: Build, changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="must be equal to compare two measurements"):
+        speedup(measured([1.0]), measured([1.0], **changes))
+
+
+def test_speedup_refuses_blocks_that_have_no_partner(measured: Build) -> None:
+    with pytest.raises(ValueError, match="2 and 1 blocks"):
+        speedup(measured([1], [1]), measured([1]))
+
+
+def test_share_has_wilsons_interval() -> None:
+    """90 of 100 at 95 % on each side, z = 1.6448536: centre 0.8894629, half width 0.0498184."""
+    found = share_interval(90, 100)
+    assert (found.estimate, found.low, found.high) == pytest.approx((0.9, 0.8396445, 0.9392813), abs=1e-7)
+
+
+def test_samples_needed_are_the_fewest_whose_maximum_bounds_the_quantile() -> None:
+    assert (samples_needed(0.99), samples_needed(0.99, 0.99), samples_needed(0.5)) == (299, 459, 5)
+    assert quantile_interval(range(299), 0.99).high is not None
+    assert quantile_interval(range(298), 0.99).high is None
+
+
+@pytest.mark.parametrize(("lost", "won"), [(9, 1), (1, 9), (30, 22), (5, 0)])
+def test_paired_drop_ends_where_the_score_is_the_normal_quantile(lost: int, won: int) -> None:
+    """The share of won pairs under a difference d is found by maximising the likelihood numerically."""
+    n = 100
+    found = paired_share_drop(lost, won, n, 0.975)
+
+    def score(d: float) -> float:
+        def surprise(q: float) -> float:
+            return -float(xlogy(lost, q + d) + xlogy(won, q) + xlogy(n - lost - won, 1 - 2 * q - d))
+
+        least = max(0.0, -d) + 1e-12
+        bounds, exactly = (least, (1 - d) / 2 - 1e-12), {"xatol": 1e-12}
+        q = optimize.minimize_scalar(surprise, bounds=bounds, method="bounded", options=exactly).x
+        return float((lost - won - n * d) / np.sqrt(n * (2 * q + d - d * d)))
+
+    assert found.estimate == (lost - won) / n
+    assert [score(d) for d in (found.low, found.high) if d is not None] == pytest.approx(
+        [1.959964, -1.959964], abs=1e-3
+    )
+
+
+def test_paired_drop_of_equal_predictions_is_the_closed_form() -> None:
+    """Nothing lost or won: z² / (n + z²), for 700 pairs and z = 1.6448536 0.0038502."""
+    found = paired_share_drop(0, 0, 700)
+    assert (found.estimate, found.low, found.high) == pytest.approx((0, -0.0038502, 0.0038502), abs=1e-7)
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 300), st.floats(0.6, 0.999))
+def test_paired_drop_mirrors_grows_with_confidence_and_encloses(
+    lost: int, won: int, same: int, confidence: float
+) -> None:
+    n = lost + won + same + 1
+    found, mirrored = (
+        paired_share_drop(lost, won, n, confidence),
+        paired_share_drop(won, lost, n, confidence),
+    )
+    wider = paired_share_drop(lost, won, n, (1 + confidence) / 2)
+    assert found.low is not None and found.high is not None and wider.low is not None  # noqa: PT018
+    assert wider.high is not None and mirrored.low is not None  # noqa: PT018
+    assert found.high == pytest.approx(-mirrored.low, abs=1e-6)
+    assert wider.low - 1e-9 <= found.low <= found.estimate <= found.high <= wider.high + 1e-9
+
+
+@pytest.mark.parametrize("shares", [(0.03, 0.01), (0.01, 0.01), (0.05, 0.0)], ids=str)
+def test_paired_drop_covers_as_often_as_it_says(shares: tuple[float, float]) -> None:
+    """In 2000 draws of 1000 pairs each bound holds in about 95 %; within four standard errors."""
+    truth = shares[0] - shares[1]
+    draws = np.random.default_rng(0).multinomial(1000, [*shares, 1 - sum(shares)], size=2000)
+    found = [paired_share_drop(int(lost), int(won), 1000) for lost, won, _ in draws]
+    held = np.mean([[i.low <= truth, i.high >= truth] for i in found if i.low is not None], 0)  # type: ignore[operator]
+    assert (held >= 0.95 - 0.025).all()
+
+
+def test_bca_is_scipys() -> None:
+    """The mean of 60 skewed samples: scipy resamples otherwise, so that bounds agree within 1 %."""
+    samples = np.random.default_rng(3).exponential(size=60)
+    draws = np.random.default_rng(0).integers(60, size=(20000, 60))
+    jackknife = [float(np.delete(samples, i).mean()) for i in range(60)]
+    found = bca_interval(float(samples.mean()), samples[draws].mean(axis=1), jackknife, 60, 0.95)
+    theirs = stats.bootstrap(
+        (samples,), np.mean, confidence_level=0.9, n_resamples=20000, method="BCa", rng=1
+    ).confidence_interval
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), rel=0.01)
+
+
+def test_bca_of_what_never_varies_is_a_point() -> None:
+    found = bca_interval(0.5, [0.5] * 100, [0.5] * 10, 10)
+    assert (found.low, found.estimate, found.high) == (0.5, 0.5, 0.5)
+
+
+def test_resamples_of_whole_blocks_are_all_their_combinations() -> None:
+    """Blocks 1, 2 and 3: the median of a resample is one of them, and 2 in 13 of 27 of all draws."""
+    found = resampled_quantiles([[1.0], [2.0], [3.0]], 0.5)
+    assert set(found) == {1.0, 2.0, 3.0}
+    assert np.mean(found == 2.0) == pytest.approx(13 / 27, abs=0.04)
+
+
+def test_pooled_interval_is_widened_where_blocks_differ() -> None:
+    """Ten blocks at 1 ms and ten at 2: order statistics of 2000 samples know no block."""
+    blocks = [[1.0] * 100] * 11 + [[2.0] * 100] * 9
+    exact, pooled = quantile_interval(np.concatenate(blocks), 0.5), pooled_quantile_interval(blocks, 0.5)
+    assert (exact.low, exact.high) == (1.0, 1.0)
+    assert (pooled.low, pooled.high) == (1.0, 2.0)
+
+
+def test_pooled_interval_of_one_block_is_the_exact_one() -> None:
+    samples = np.arange(400.0)
+    assert pooled_quantile_interval([samples], 0.99) == quantile_interval(samples, 0.99)
+
+
+def test_tail_ratio_is_p99_over_p50_and_needs_a_hundred_samples() -> None:
+    block = [1.0] * 98 + [3.0] * 2
+    found = tail_ratio_interval([block] * 10)
+    assert (found.estimate, found.low, found.high) == (3.0, 3.0, 3.0)
+    assert tail_ratio_interval([[1.0] * 9] * 11).low is None
+
+
+def test_quantile_speedup_pairs_blocks(measured: Build) -> None:
+    """Both slow down tenfold in half of the blocks: the ratio of p99 stays 2 in every resample."""
+    baseline = measured(*[[2.0] * 30, [20.0] * 30] * 6)
+    candidate = measured(*[[1.0] * 30, [10.0] * 30] * 6)
+    found = quantile_speedup(baseline, candidate, 0.99)
+    assert (found.estimate, found.low, found.high) == (2.0, 2.0, 2.0)

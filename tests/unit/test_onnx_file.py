@@ -1,0 +1,155 @@
+"""A workload of plain ONNX files and arrays, and ready-made variants of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from pareflow import spec as specs
+from pareflow import workload
+from pareflow.errors import ExportError, InputError, SplitError, WorkloadError
+from pareflow.model import Given
+from pareflow.stages import optimization, validation
+from pareflow.stages.baseline import baseline
+from pareflow.stages.run import Run
+from pareflow.workload import LoadedWorkload
+
+Load = Callable[..., LoadedWorkload]
+SAMPLES = np.random.default_rng(0).integers(-50, 50, (400, 4)).astype(np.int8)
+TARGETS = SAMPLES.astype(np.float32).argmax(1)
+
+
+def network(integers: bool = False) -> onnx.ModelProto:
+    """Four inputs to four outputs, unchanged; with `integers` in quarters, as a tool for devices makes it."""
+    kind = TensorProto.INT8 if integers else TensorProto.FLOAT
+    ports = [helper.make_tensor_value_info(name, kind, ["batch", 4]) for name in ("x", "y")]
+    scale = numpy_helper.from_array(np.asarray(0.5, np.float32), "scale")
+    zero = numpy_helper.from_array(np.asarray(3, np.int8), "zero")
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    if integers:
+        nodes = [
+            helper.make_node("Identity", ["x"], ["same"]),
+            helper.make_node("DequantizeLinear", ["same", "scale", "zero"], ["floats"]),
+            helper.make_node("QuantizeLinear", ["floats", "scale", "zero"], ["y"]),
+        ]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], [scale, zero] if integers else [])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    onnx.save_model(network(), tmp_path / "plain.onnx")
+    onnx.save_model(network(integers=True), tmp_path / "integers.onnx")
+    np.savez(tmp_path / "data.npz", samples=SAMPLES, targets=TARGETS)
+    return tmp_path
+
+
+@pytest.fixture
+def loaded(files: Path) -> Load:
+    def load(**changes: Any) -> LoadedWorkload:
+        settings = {
+            "model": "plain.onnx",
+            "arrays": "data.npz",
+            "input_name": "x",
+            "scale": 0.5,
+            "zero_point": 3,
+            "variants": {"integers": "integers.onnx"},
+        }
+        return workload.load({"onnx": {**settings, **changes}}, files)
+
+    return load
+
+
+def test_rows_are_cut_and_what_is_left_over_decides(loaded: Load) -> None:
+    splits = loaded(training=5, calibration=10, search=20).splits
+    assert [len(s) for s in (splits.train, splits.calibration, splits.search)] == [5, 10, 20]
+    assert len(splits.verdict) == 365
+
+
+def test_inputs_are_scaled_from_their_zero_point(loaded: Load) -> None:
+    definition = loaded().definition
+    assert definition.preprocess(np.asarray([[3, 5, 1, 3]], np.int8))["x"].tolist() == [[0, 1, -1, 0]]
+    unscaled = loaded(scale=1, zero_point=0).definition
+    assert unscaled.preprocess(SAMPLES[:1])["x"].dtype == np.int8
+
+
+def test_predictions_are_the_largest_outputs_position_or_the_outputs(loaded: Load) -> None:
+    outputs = {"y": np.asarray([[0.1, 0.9]])}
+    assert loaded().definition.postprocess(outputs).tolist() == [1]
+    assert loaded(predicts="value").definition.postprocess(outputs).tolist() == [[0.1, 0.9]]
+
+
+def test_data_may_lack_labels(loaded: Load) -> None:
+    assert loaded(targets=None).split("search").targets is None
+
+
+def test_every_file_counts_in_the_digest(loaded: Load, files: Path) -> None:
+    before = loaded().digest
+    changed = network(integers=True)
+    changed.doc_string = "made again"
+    onnx.save_model(changed, files / "integers.onnx")
+    assert loaded().digest != before
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"model": "absent.onnx"}, WorkloadError, r"there is no .*absent\.onnx"),
+        ({"variants": {"a": "absent.onnx"}}, WorkloadError, r"there is no .*absent\.onnx"),
+        ({"arrays": "absent.npz"}, WorkloadError, r"there is no .*absent\.npz"),
+        ({"samples": "images"}, WorkloadError, "it lacks images, and holds samples, targets"),
+        ({"search": 400}, SplitError, "`train` has 0 samples"),
+    ],
+    ids=["model", "variant", "arrays", "array", "nothing left"],
+)
+def test_what_is_missing_is_told(
+    loaded: Load, changes: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        loaded(**changes)
+
+
+def test_given_integers_take_and_give_floats(loaded: Load) -> None:
+    """0.26 is nearest to 0.5 in halves, as 0.24 is to 0; the zero point drops out."""
+    made = Given(network="integers").apply(network(), loaded())
+    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": np.asarray([[0.26, 0.24, -1.0, 7.1]], np.float32)})
+    assert found.tolist() == [[0.5, 0.0, -1.0, 7.0]]
+
+
+def test_given_that_the_workload_does_not_name_is_told(loaded: Load) -> None:
+    with pytest.raises(InputError, match=r"there is no `int4`\. Known are integers"):
+        Given(network="int4").apply(network(), loaded())
+
+
+def test_given_integers_without_a_scale_are_told(loaded: Load, files: Path) -> None:
+    bare = network()
+    for port in (*bare.graph.input, *bare.graph.output):
+        port.type.tensor_type.elem_type = TensorProto.INT8
+    onnx.save_model(bare, files / "integers.onnx")
+    with pytest.raises(ExportError, match=r"must have a DequantizeLinear there.*`x` meets nothing"):
+        Given(network="integers").apply(network(), loaded())
+
+
+def test_keyword_pair_is_judged_from_onnx_files_alone(checkout: Path, tmp_path: Path) -> None:
+    """The int8 network is not worse than the fp32 one by a point; no torch network is there."""
+    config = checkout / "configs" / "keywords" / "pipeline.yaml"
+    if not (checkout.parent / "shared" / "data" / "models" / "kws_dscnn").is_dir():
+        pytest.skip("../shared/data/models/kws_dscnn is not there")
+    run = Run.open(specs.read(config), config, tmp_path)
+    rows = baseline(run)
+    assert [row.role for row in rows] == ["baseline"]
+    (candidate,) = optimization.candidates(run, rows)
+    timed = optimization.time(run, optimization.make(run, candidate), rows)
+    *_, judged = validation.validate(run, [*rows, timed])
+    assert judged.quality is not None
+    assert judged.verdict is not None
+    check = judged.verdict.checks[0]
+    assert (check.clause, check.decision, check.samples) == ("quality.max_drop", "promote", 849)
+    assert check.estimate == pytest.approx(-2 / 849)
+    assert len(judged.quality.slices) == 12

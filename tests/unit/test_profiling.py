@@ -1,0 +1,178 @@
+"""The profile stage on the tiny images: one document, one trace, and no runtime that can end it."""
+
+import dataclasses
+import importlib.metadata
+import json
+import shutil
+from typing import Any
+
+import pytest
+
+from pareflow import catalog
+from pareflow.errors import BusyMachineError, CrashedError, MissingExtraError, StepFailedError
+from pareflow.measuring.breakdown import STAGES
+from pareflow.stages import instruments, profiling
+from pareflow.stages.run import Run
+
+
+@pytest.fixture(scope="module")
+def trained(_trained_once: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The tiny images after the baseline stage, with a data folder for the tests of this file."""
+    data_dir = shutil.copytree(_trained_once.run.data_dir, tmp_path_factory.mktemp("profiled") / "data")
+    return dataclasses.replace(_trained_once, run=dataclasses.replace(_trained_once.run, data_dir=data_dir))
+
+
+@pytest.fixture(scope="module")
+def profile(trained: Any) -> dict[str, Any]:
+    found: dict[str, Any] = profiling.profile(trained.run, trained.rows)
+    return found
+
+
+def test_profile_is_one_json_document_and_comes_from_the_store_next_time(
+    trained: Any, profile: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [stage["name"] for stage in profile["stages"]] == list(STAGES)
+    assert "of a request" in profile["bottleneck"]
+    assert profile["advice"]["bottleneck"] in STAGES
+    assert profile["tensorboard"] is None
+    monkeypatch.setattr(Run, "job", None)  # nothing is measured again
+    monkeypatch.setattr(instruments, "run_isolated", None)
+    assert profiling.profile(trained.run, trained.rows) == json.loads(json.dumps(profile))
+
+
+def test_one_trace_holds_every_runtime(trained: Any, profile: dict[str, Any]) -> None:
+    assert list(profile["traces"]) == ["profile"]
+    trace = json.loads((trained.run.output / profile["traces"]["profile"]).read_text())
+    rows = {event["pid"] for event in trace["traceEvents"] if event.get("dur")}
+    assert len(rows) == len(profile["operators"]) == len(profiling.RUNTIMES) - len(profile["unavailable"])
+
+
+def test_roofline_adds_up(profile: dict[str, Any]) -> None:
+    """The tiny network's products by hand: 8×8 images, see tests/workloads/networks.py."""
+    found = profile["roofline"]
+    inference = next(stage for stage in profile["stages"] if stage["name"] == "inference")
+    assert found["gflops"] == pytest.approx(found["flops"] / inference["p50_ms"] / 1e6)
+    assert found["matrix_share"] == pytest.approx(found["gflops"] / found["machine"]["matrix_gflops"])
+    assert found["copy_share"] == pytest.approx(found["gb_per_s"] / found["machine"]["copy_gb_per_s"])
+    assert found["intensity"] == pytest.approx(found["flops"] / found["bytes"])
+    assert found["bytes"] == sum(row["bytes"] for row in found["operators"])
+
+
+def test_ceilings_of_the_machine_are_measured_once(trained: Any, profile: dict[str, Any]) -> None:
+    machine = profile["roofline"]["machine"]
+    assert machine["threads"] == trained.rows[0].threads
+    assert machine["matrix_gflops"] > 0
+    assert machine["copy_gb_per_s"] > 0
+
+
+def test_counters_are_numbers_or_the_reason_why_not(profile: dict[str, Any]) -> None:
+    counters = profile["counters"]
+    values = [counters[name] for name in ("instructions", "cycles", "cache_misses", "ipc")]
+    assert all(value is None or value > 0 for value in values)
+    assert (counters["reason"] is None) == (None not in values)
+
+
+def test_a_runtime_that_is_missing_has_a_reason(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "openvino")
+    found = profiling.profile(trained.run, trained.rows)
+    assert found["unavailable"] == {"openvino": "not installed"}
+    assert set(found["operators"]) == {"onnxruntime", "torch"}
+
+
+@pytest.mark.slow
+def test_a_profiler_that_dies_costs_its_own_row(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Run.job
+
+    def dying(run: Run, name: str, arguments: Any, log: str, **options: Any) -> Any:
+        if arguments.get("runtime") == "torch":
+            raise CrashedError("`trace` must end by itself", "it died of SIGSEGV", "")
+        return job(run, name, arguments, log, **options)
+
+    monkeypatch.setattr(Run, "job", dying)
+    found = profiling.profile(dataclasses.replace(trained.run, remeasure=True), trained.rows)
+    assert found["unavailable"]["torch"] == "it died of SIGSEGV"
+    assert "torch" not in found["operators"]
+
+
+def test_a_machine_whose_ceilings_cannot_be_measured_has_no_roofline(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiling, "ceilings", killed)
+    found = profiling.profile(trained.run, trained.rows)
+    assert found["roofline"] is None
+    assert found["unavailable"]["roofline"] == "it died of SIGKILL"
+    assert found["advice"]["families"]
+
+
+def test_nothing_is_measured_on_a_busy_machine(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(patience_s: float) -> None:
+        raise BusyMachineError("the machine must be quiet", f"it was not for {patience_s:g} s", "")
+
+    monkeypatch.setattr(instruments, "await_quiet", busy)
+    monkeypatch.setattr(Run, "job", None)
+    with pytest.raises(BusyMachineError, match="not for 1800 s"):
+        profiling.profile(dataclasses.replace(trained.run, remeasure=True), trained.rows)
+
+
+def killed(*_: object) -> None:
+    raise CrashedError("`ceilings` must end by itself", "it died of SIGKILL", "")
+
+
+def test_profile_needs_the_baselines_own_runtime(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(run: Run, name: str, arguments: Any, log: str, **options: Any) -> Any:
+        raise StepFailedError("`trace` must finish", "it raised", "")
+
+    monkeypatch.setattr(Run, "job", failing)
+    with pytest.raises(StepFailedError):
+        profiling.profile(dataclasses.replace(trained.run, remeasure=True), trained.rows)
+
+
+def asking_for_event_files(run: Run) -> Run:
+    asked = run.spec.profile.model_copy(update={"tensorboard": True})
+    return dataclasses.replace(run, spec=run.spec.model_copy(update={"profile": asked}))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_event_file_holds_every_time_of_the_profile(trained: Any) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = asking_for_event_files(trained.run)
+    found = profiling.profile(run, trained.rows)
+    again = profiling.profile(run, trained.rows)
+    folder = run.output / found["tensorboard"]
+    assert len(list(folder.iterdir())) == 1
+    events = reader.EventAccumulator(str(folder)).Reload()
+    told = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
+    assert found == again
+    for stage in found["stages"]:
+        assert told[f"breakdown/{stage['name']}_p50_ms"] == pytest.approx(stage["p50_ms"])
+    for row in found["operators"]["torch"]:
+        assert told[f"operators/torch/{row['name']}_ms"] == pytest.approx(row["ms"], rel=1e-5)
+    assert len(told) == 2 * len(STAGES) + sum(len(rows) for rows in found["operators"].values())
+
+
+def test_event_files_that_cannot_be_written_are_told_before_anything_is_measured(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, "tensorboard")
+    monkeypatch.setattr(Run, "job", None)
+    with pytest.raises(MissingExtraError, match=r"pareflow\[tensorboard\]"):
+        profiling.profile(asking_for_event_files(trained.run), trained.rows)
+
+
+def without(monkeypatch: pytest.MonkeyPatch, distribution: str) -> None:
+    """As if it were not installed."""
+    version = importlib.metadata.version
+
+    def missing(name: str) -> str:
+        if name == distribution:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    catalog.installed_version.cache_clear()
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> Any:
+    yield
+    catalog.installed_version.cache_clear()

@@ -1,0 +1,51 @@
+"""What times a request: it waits for the work, on processors and on devices."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pareflow import network
+from pareflow.compiler.torch_eager import TorchEager
+from pareflow.measuring.stopwatch import device_memory_mib, stopwatch
+
+
+def test_the_wall_clock_holds_the_whole_call() -> None:
+    assert stopwatch("CPU")(lambda: time.sleep(0.02)) >= 20
+
+
+def test_a_processor_has_no_device_memory() -> None:
+    assert device_memory_mib("CPU") == (None, None)
+
+
+def test_torch_on_a_device_that_is_not_here_is_unfit() -> None:
+    import torch
+
+    expected = None if torch.cuda.is_available() else "there is no CUDA device"
+    assert TorchEager(device="cuda").unfit() == expected
+    assert TorchEager().unfit() is None
+
+
+@pytest.fixture
+def products(tmp_path: Path) -> Path:
+    import torch
+
+    layers = [torch.nn.Linear(2048, 2048) for _ in range(8)]
+    network.save(torch.nn.Sequential(*layers).eval(), "torch", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.cuda
+def test_a_device_answers_as_the_processor_does_and_is_timed_by_events(products: Path) -> None:
+    feeds = {"x": np.random.default_rng(0).random((512, 2048), dtype=np.float32)}
+    ours: Any = TorchEager(device="cuda").load(products)
+    theirs = TorchEager().load(products)
+    assert ours.ran().device == "cuda:0"
+    assert np.allclose(ours.run(feeds)["output"], theirs.run(feeds)["output"], atol=1e-2)
+    assert stopwatch("cuda:0")(lambda: ours.run(feeds)) > 0
+    allocated, reserved = device_memory_mib("cuda:0")
+    assert allocated is not None
+    assert reserved is not None
+    assert 128 < allocated <= reserved  # eight layers of 16 MiB
