@@ -131,7 +131,10 @@ def release(user: "subprocess.Popen[str]") -> tuple[str, str]:
 
 def runs(pid: int) -> bool:
     """Whether there is such a process; a zombie is dead, and only waits to be counted."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def in_time(condition: Callable[[], bool]) -> bool:

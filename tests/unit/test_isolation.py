@@ -44,7 +44,10 @@ def call(log: Path, function: str, limits: Limits = Limits(seconds=60), **argume
 def gone(pid: int) -> bool:
     """Whether a process has ended; waits a little, for signals take effect in their own time."""
     for _ in range(200):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
             return True
         time.sleep(0.05)
     return False
