@@ -3,6 +3,7 @@
 A class enters its family's dict by being defined; `import pareflow` defines them all.
 """
 
+import ast
 import functools
 import importlib.metadata
 import inspect
@@ -55,7 +56,7 @@ class Member(BaseModel):
 
     @classmethod
     def code_version(cls) -> str:
-        """A digest of the source file and of the versions of what it runs on."""
+        """A digest of the source file, of what it imports from its own package, and of what it runs on."""
         return _code_version(cls)
 
     @classmethod
@@ -66,8 +67,24 @@ class Member(BaseModel):
 
 @functools.cache
 def _code_version(cls: type[Member]) -> str:
-    source = Path(inspect.getfile(cls)).read_text()
-    return digest(source, {name: installed_version(name) for name in cls.requires})
+    sources = _sources(Path(inspect.getfile(cls)), cls.__module__)
+    texts = [path.read_text() for path in sorted(sources)]
+    return digest(texts, {name: installed_version(name) for name in cls.requires})
+
+
+def _sources(path: Path, module: str) -> set[Path]:
+    """The file of a module, and those of its level that it imports, one through another."""
+    level = ".".join(module.split(".")[:2])
+    root = path.parents[module.count(".") - 2] if module.count(".") > 1 else path.parent
+    found, open_ends = set[Path](), [path]
+    while open_ends:
+        source = open_ends.pop()
+        found.add(source)
+        imports = [n.module for n in ast.walk(ast.parse(source.read_text())) if isinstance(n, ast.ImportFrom)]
+        inside = [name.removeprefix(f"{level}.") for name in imports if name and name.startswith(f"{level}.")]
+        files = [root / f"{name.replace('.', '/')}.py" for name in inside]
+        open_ends += [file for file in files if file.exists() and file not in found]
+    return found
 
 
 @functools.cache

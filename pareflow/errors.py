@@ -17,7 +17,9 @@ PareflowError                   exit code 1
 │   ├── CrashedError            its process died of a signal
 │   ├── TimedOutError           it did not finish inside its limit
 │   ├── OutOfMemoryError        it asked for more memory than its limit
-│   └── BadOutputError          it answered NaN or infinity, or the wrong shape
+│   ├── BadOutputError          it answered NaN or infinity, or the wrong shape
+│   ├── TrainingDivergedError   its loss became NaN or infinity
+│   └── UnsuitableError         the network or its data lack what the technique works on
 └── TransientError              exit code 4: worth another try (a server that is restarting)
 
 Every message has three parts: what must hold, what was found, what to do next.
@@ -123,6 +125,14 @@ class OutOfMemoryError(VariantError):
 
 class BadOutputError(VariantError):
     """The variant answered NaN or infinity, or the wrong shape."""
+
+
+class TrainingDivergedError(VariantError):
+    """The loss became NaN or infinity while the variant trained."""
+
+
+class UnsuitableError(VariantError):
+    """The network or its data lack what the technique works on; the message names the layer."""
 
 
 class TransientError(PareflowError):

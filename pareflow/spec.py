@@ -182,7 +182,7 @@ def check_recipe(recipe: Recipe) -> None:
     from pareflow.network import FORMS
 
     found = members(recipe)
-    forms = [FORMS.index(getattr(member, "form")) for member in found]  # noqa: B009 (both families have it)
-    if forms != sorted(forms):
-        ways = " → ".join(f"{member.name} ({FORMS[form]})" for member, form in zip(found, forms, strict=True))
+    forms = [form for m in found for form in (getattr(m, "form"), getattr(m, "gives", None)) if form]  # noqa: B009
+    if forms != sorted(forms, key=FORMS.index):
+        ways = " → ".join(f"{member.name} ({getattr(member, 'form')})" for member in found)  # noqa: B009
         raise SpecError(recipe.label, [f"forms must follow {' → '.join(FORMS)}, but the steps are {ways}"])

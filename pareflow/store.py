@@ -70,6 +70,10 @@ class Store:
         with self.lock(key):
             shutil.rmtree(self.root / "entries" / key, ignore_errors=True)
 
+    def scratch(self, key: str) -> Path:
+        """Where the maker of a key leaves what it would go on from if it were killed; not verified."""
+        return self.root / "unfinished" / key
+
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Hold the key alone; waits. The kernel frees it when the holder dies, however it dies."""

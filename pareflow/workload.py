@@ -19,6 +19,7 @@ from pareflow.variant import Step, digest, file_digest
 
 if TYPE_CHECKING:
     import onnx
+    import torch
     from torch import nn
 
 Arrays = dict[str, np.ndarray]
@@ -156,6 +157,22 @@ class Workload(Member, ABC):
         """The trained network, where it is a torch module. The default is for networks that come trained."""
         return network
 
+    def loss(self, outputs: Any, targets: "torch.Tensor") -> "torch.Tensor":
+        """What training makes small, as techniques that train see it: a scalar.
+
+        `outputs` is what the network's `forward` gives. The default: cross-entropy of logits of shape
+        (samples, classes) where targets are integers, else mean squared error.
+        """
+        from torch.nn.functional import cross_entropy, mse_loss
+
+        if targets.is_floating_point():
+            return mse_loss(outputs.reshape(targets.shape), targets.to(outputs.dtype))
+        return cross_entropy(outputs, targets)
+
+    def augment(self, inputs: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+        """A training batch changed at random by torch's own generator; the default leaves it as it is."""
+        return inputs
+
     def slices(self, data: Split) -> Mapping[str, np.ndarray] | None:
         """Parts of a split on which quality is told apart: per name, true or false for each sample.
 
@@ -214,6 +231,8 @@ class LoadedWorkload:
     data_digest: str
     splits: Splits
     opened: frozenset[SplitName] = frozenset({"train", "calibration", "search"})
+    scratch: Path | None = None
+    """Where a technique leaves what a killed run goes on from; None where there is no such place."""
 
     def split(self, name: SplitName) -> Split:
         """One split. Raises: WorkloadError for the verdict split, unless this is the validation (law 5)."""

@@ -12,6 +12,7 @@ from pydantic import Field
 from pareflow.workload import Arrays, Samples, Split, Splits, Workload
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -55,13 +56,20 @@ class Digits(Workload):
         for _ in range(self.epochs):
             order = torch.randperm(len(data))[: len(data) // batch_size * batch_size]
             for batch in order.view(-1, batch_size):
-                shift = torch.randint(-3, 4, (2,)).tolist()
-                loss = cross_entropy(network(images[batch].roll(shift, dims=(2, 3))), digits[batch])
+                shifted = self.augment({"images": images[batch]})["images"]
+                loss = cross_entropy(network(shifted), digits[batch])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
         return network.eval()
+
+    def augment(self, inputs: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+        """The batch is shifted by at most 3 pixels."""
+        import torch
+
+        shift = torch.randint(-3, 4, (2,)).tolist()
+        return {"images": inputs["images"].roll(shift, dims=(2, 3))}
 
     def preprocess(self, samples: Samples) -> Arrays:
         """Images (n, 8, 8) to (n, 1, 32, 32), each pixel four times as wide and high, values 0 to 1."""

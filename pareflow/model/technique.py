@@ -14,10 +14,18 @@ class Technique(Member, ABC):
     family: ClassVar[dict[str, type[Member]]] = TECHNIQUES
     form: ClassVar[Form]
     """What it changes: a torch `nn.Module`, an `onnx.ModelProto`, or an `openvino.Model`."""
+    gives: ClassVar[Form]
+    """What it makes of it: the same form, unless it says a later one."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if "gives" not in vars(cls) and "form" in vars(cls):
+            cls.gives = cls.form
 
     @abstractmethod
     def apply(self, network: Any, workload: LoadedWorkload) -> Any:
-        """A new network of the same form; `network` is never changed in place.
+        """A new network, of the form that it `gives`; `network` is never changed in place.
 
         It may look at the workload's train, calibration and search splits; the verdict split is shut.
         Raises: VariantError, InputError.

@@ -113,7 +113,10 @@ def build(reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any
         assert isinstance(technique, Technique)
         source, variant = _in_form(technique.form, source, variant, workload, store)
         variant = variant.then(technique.step, technique.code_version())
-        source = store.ensure(variant.id, _applying(technique, source, workload))
+        scratch = store.scratch(variant.id)
+        with_scratch = replace(workload, scratch=scratch)
+        source = store.ensure(variant.id, _applying(technique, source, with_scratch))
+        shutil.rmtree(scratch, ignore_errors=True)  # it is finished
     backend = find(BACKENDS, made.backend, "backend")
     assert isinstance(backend, Backend)
     source, variant = _in_form(backend.form, source, variant, workload, store)
@@ -311,7 +314,7 @@ def _in_form(
 def _applying(technique: Technique, source: Path, workload: LoadedWorkload) -> Any:
     def write(into: Path) -> None:
         changed = technique.apply(network.load(technique.form, source), workload)
-        network.save(changed, technique.form, into)
+        network.save(changed, technique.gives, into)
 
     return write
 
