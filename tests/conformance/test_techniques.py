@@ -13,7 +13,7 @@ import pytest
 from pareflow import network
 from pareflow.catalog import BACKENDS
 from pareflow.compiler import Backend
-from pareflow.errors import PareflowError
+from pareflow.errors import PareflowError, UnsuitableError
 from pareflow.model import Technique
 from pareflow.network import Form
 from pareflow.variant import file_digest
@@ -21,19 +21,46 @@ from pareflow.workload import Arrays, LoadedWorkload
 
 Load = Callable[[str], LoadedWorkload]
 Forms = Callable[[str], Mapping[Form, Path]]
+Suited = Callable[[Technique, str], str]
 
 pytestmark = [
-    pytest.mark.parametrize("name", ["images", "texts"]),
+    pytest.mark.parametrize("given", ["images", "texts"]),
     # what the libraries under the techniques say about themselves
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
+
+
+@pytest.fixture(scope="session")
+def suited(forms: Forms, load_tiny: Load) -> Suited:
+    """The name of the network that a technique is held to: the given one, or, where it refuses that one for
+    what it lacks, the `encoder`, which has more parts and must do."""
+    found: dict[str, str] = {}
+
+    def find(technique: Technique, given: str) -> str:
+        key = key_of(technique, given)
+        if key not in found:
+            loaded = network.load(technique.form, forms(given)[technique.form])
+            found[key] = given
+            try:
+                technique.apply(loaded, load_tiny(given))
+            except UnsuitableError:
+                found[key] = "encoder"
+        return found[key]
+
+    return find
+
+
+@pytest.fixture
+def name(technique: Technique, given: str, suited: Suited) -> str:
+    """The tiny network that this test is about."""
+    return suited(technique, given)
 
 
 def applied(technique: Technique, name: str, forms: Forms, load_tiny: Load, into: Path) -> Path:
     """A folder with what the technique makes of the tiny network."""
     into.mkdir(exist_ok=True)
     source = network.load(technique.form, forms(name)[technique.form])
-    network.save(technique.apply(source, load_tiny(name)), technique.form, into)
+    network.save(technique.apply(source, load_tiny(name)), technique.gives, into)
     return into
 
 
@@ -94,7 +121,7 @@ def test_result_survives_saving_and_loading(
 ) -> None:
     made = applied(technique, name, forms, load_tiny, tmp_path / "made")
     (tmp_path / "again").mkdir()
-    network.save(network.load(technique.form, made), technique.form, tmp_path / "again")
+    network.save(network.load(technique.gives, made), technique.gives, tmp_path / "again")
     feeds = load_tiny(name).example(5)
     first = outputs(made, feeds, tmp_path / "one")
     second = outputs(tmp_path / "again", feeds, tmp_path / "two")
@@ -129,20 +156,23 @@ for key, (step, name, folder) in json.loads(sys.argv[2]).items():
     workload = load({"file": {"path": f"{name}.py"}}, Path(sys.argv[1]))
     with tempfile.TemporaryDirectory() as into:
         changed = technique.apply(network.load(technique.form, Path(folder)), workload)
-        network.save(changed, technique.form, Path(into))
+        network.save(changed, technique.gives, Path(into))
         answers[key] = {path.name: file_digest(path) for path in sorted(Path(into).iterdir())}
 print("\\n" + json.dumps(answers))
 """
 
 
 @pytest.fixture(scope="session")
-def elsewhere(request: pytest.FixtureRequest, workloads: Path, checkout: Path, forms: Forms) -> Elsewhere:
+def elsewhere(
+    request: pytest.FixtureRequest, workloads: Path, checkout: Path, forms: Forms, suited: Suited
+) -> Elsewhere:
     """The digests of what every collected technique makes, in a process with other hashes, another clock."""
     asked = {}
     for item in request.session.items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
-        if "technique" in parameters and "name" in parameters and item.get_closest_marker("skip") is None:
-            technique, name = parameters["technique"], parameters["name"]
+        if "technique" in parameters and "given" in parameters and item.get_closest_marker("skip") is None:
+            technique = parameters["technique"]
+            name = suited(technique, parameters["given"])
             folder = str(forms(name)[technique.form])
             asked[key_of(technique, name)] = (technique.step.to_json(), name, folder)
     done = subprocess.run(

@@ -36,6 +36,45 @@ class TinyTransformer(nn.Module):
         return logits
 
 
+class TinyBlock(nn.Module):
+    """Attention with heads, and a feed-forward part; states keep their shape (batch, length, width)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(4))
+        self.wide, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        query, key, value = (
+            layer(states).view(*states.shape[:2], self.heads, -1).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        seen = nn.functional.scaled_dot_product_attention(query, key, value, mask[:, None, None] > 0)
+        states = states + self.output(seen.transpose(1, 2).flatten(2))
+        normed: torch.Tensor = self.norm(states + self.narrow(torch.relu(self.wide(states))))
+        return normed
+
+
+class TinyEncoder(nn.Module):
+    """A transformer with repeated blocks: token ids and their mask to logits of shape (batch, 2)."""
+
+    def __init__(self, width: int = 16, heads: int = 2, blocks: int = 2, tokens: int = 7) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(tokens, width)
+        self.blocks = nn.ModuleList(TinyBlock(width, heads) for _ in range(blocks))
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        states = self.embedding(ids)
+        for block in self.blocks:
+            states = block(states, mask)
+        weights = mask.unsqueeze(-1).to(states.dtype)
+        logits: torch.Tensor = self.head((states * weights).sum(1) / weights.sum(1))
+        return logits
+
+
 class EigenNet(nn.Module):
     """Uses an operation that ONNX lacks."""
 

@@ -1,0 +1,157 @@
+"""Which channels go together: torch-pruning's dependency graph of a network."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pareflow.errors import UnsuitableError
+from pareflow.network import run_torch
+from pareflow.workload import LoadedWorkload
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Width:
+    """Channels of one or more layers that are tied: they are removed from all of them or from none.
+
+    `layers` names those that give the channels: one for an inner width, several where a shortcut adds them
+    up. `ends` says whether the channels are the network's own output.
+    """
+
+    name: str
+    size: int
+    layers: tuple[str, ...]
+    ends: bool
+    group: Any
+
+    def remove(self, graph: Any, channels: Sequence[int]) -> None:
+        """Take these channels out of every layer that has them, in place."""
+        root = self.group[0]
+        graph.get_pruning_group(root.dep.target.module, root.dep.handler, list(channels)).prune()
+
+
+def dependency_graph(network: "nn.Module", workload: LoadedWorkload) -> Any:
+    """The graph of a network, found by running it on two samples.
+
+    Source: Fang et al., 2023, arXiv:2301.12900, section 3.
+    """
+    import torch
+    import torch_pruning
+
+    inputs = tuple(map(torch.from_numpy, workload.example(batch_size=2).values()))
+    with _differentiable(network):
+        return torch_pruning.DependencyGraph().build_dependency(
+            network.eval(), inputs, forward_fn=lambda module, given: module(*given), verbose=False
+        )
+
+
+@contextmanager
+def _differentiable(network: "nn.Module") -> Iterator[None]:
+    """The graph is read from the gradients' own: every parameter must take part."""
+    frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    yield
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+
+def find_widths(graph: Any, network: "nn.Module") -> list[Width]:
+    """Every width of a linear or convolutional layer, those that are tied as one.
+
+    Left out are widths that come in groups (grouped convolutions, group norms): their channels are not free.
+    """
+    import torch_pruning
+
+    kinds = [torch_pruning.ops.TORCH_CONV, torch_pruning.ops.TORCH_LINEAR]
+    names = {module: name for name, module in network.named_modules()}
+    groups = graph.get_all_groups(root_module_types=kinds)
+    return [_width(graph, group, names) for group in groups if not _comes_in_groups(graph, group)]
+
+
+def _width(graph: Any, group: Any, names: Mapping["nn.Module", str]) -> Width:
+    from torch import nn
+
+    gives = [dep.target for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
+    givers = [node for node in gives if isinstance(node.module, (nn.Linear, nn.Embedding)) or _mixes(node)]
+    return Width(
+        name=names[group[0].dep.target.module],
+        size=len(group[0].idxs),
+        layers=tuple(dict.fromkeys(names[node.module] for node in givers)),
+        ends=any(not node.outputs for node in gives),
+        group=group,
+    )
+
+
+def _mixes(node: Any) -> bool:
+    """Whether it is a convolution whose outputs are others than its inputs: not a depthwise one."""
+    from torch.nn.modules.conv import _ConvNd
+
+    return isinstance(node.module, _ConvNd) and not _depthwise(node.module)
+
+
+def _depthwise(layer: Any) -> bool:
+    return bool(layer.groups == layer.out_channels and layer.groups > 1)
+
+
+def _comes_in_groups(graph: Any, group: Any) -> bool:
+    for dep, _ in group:
+        pruner, module = graph.get_pruner_of_module(dep.target.module), dep.target.module
+        if pruner is None or (hasattr(module, "out_channels") and _depthwise(module)):
+            continue
+        out = graph.is_out_channel_pruning_fn(dep.handler)
+        count = pruner.get_out_channel_groups if out else pruner.get_in_channel_groups
+        if count(module) > 1:
+            return True
+    return False
+
+
+def channel_scores(
+    found: Sequence[Width], network: "nn.Module", saliencies: Mapping[str, "torch.Tensor"]
+) -> "list[torch.Tensor]":
+    """Per width, the score of each channel: the sum of the saliencies of every weight that goes with it.
+
+    torch-pruning's group importance adds up what lies where the weights do, so the saliencies lie there
+    meanwhile. Its own Taylor importance leaves out batch norms, and its Hessian importance keeps one sample
+    only (1.6.1), so gradients are ours.
+    """
+    from torch_pruning.pruner.importance import GroupMagnitudeImportance
+
+    add_up = GroupMagnitudeImportance(p=1, group_reduction="sum", normalizer=None)
+    with _standing_in(network, saliencies):
+        return [add_up(width.group) for width in found]
+
+
+@contextmanager
+def _standing_in(network: "nn.Module", saliencies: Mapping[str, "torch.Tensor"]) -> Iterator[None]:
+    weights = {name: parameter.data for name, parameter in network.named_parameters()}
+    for name, parameter in network.named_parameters():
+        parameter.data = saliencies[name]
+    yield
+    for name, parameter in network.named_parameters():
+        parameter.data = weights[name]
+
+
+def check_runs(pruned: "nn.Module", network: "nn.Module", workload: LoadedWorkload) -> None:
+    """Raises: UnsuitableError unless the pruned network takes and gives what the network did."""
+    feeds = workload.example(batch_size=3)
+    wanted = {name: array.shape for name, array in run_torch(network, feeds).items()}
+    try:
+        got = {name: array.shape for name, array in run_torch(pruned, feeds).items()}
+    except Exception as error:
+        found = f"its `forward` raises {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        raise _changed(network, found) from error
+    if got != wanted:
+        raise _changed(network, f"it gives {got} where it gave {wanted}")
+
+
+def _changed(network: "nn.Module", found: str) -> UnsuitableError:
+    return UnsuitableError(
+        f"`{type(network).__name__}` must run when some of its parts are gone",
+        found,
+        "Write its `forward` without fixed sizes, or exempt the layer",
+    )
