@@ -7,5 +7,19 @@ from pareflow.model.quantization.fp16 import Fp16
 from pareflow.model.quantization.nncf_int8 import NncfInt8
 from pareflow.model.quantization.static_int8 import StaticInt8
 from pareflow.model.technique import Technique
+from pareflow.model.weight_sharing.hashed_sharing import HashedSharing
+from pareflow.model.weight_sharing.kmeans_sharing import KmeansSharing
+from pareflow.model.weight_sharing.layer_sharing import LayerSharing
 
-__all__ = ["DynamicInt8", "Fp16", "Given", "LowRank", "NncfInt8", "StaticInt8", "Technique"]
+__all__ = [
+    "DynamicInt8",
+    "Fp16",
+    "Given",
+    "HashedSharing",
+    "KmeansSharing",
+    "LayerSharing",
+    "LowRank",
+    "NncfInt8",
+    "StaticInt8",
+    "Technique",
+]

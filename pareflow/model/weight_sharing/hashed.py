@@ -1,0 +1,133 @@
+"""Layers whose weights are drawn from a few trained ones by a hash of their position: no index is stored."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+PRIME = 2**31 - 1
+
+
+class Positions(torch.autograd.Function):
+    """0 … `virtual` - 1; in ONNX a Range up to virtual mod PRIME.
+
+    The exporter stores what it can compute beforehand, and Mod is the operation that it leaves alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, real: torch.Tensor, virtual: int) -> torch.Tensor:
+        positions = torch.arange(virtual, device=real.device)
+        ctx.mark_non_differentiable(positions)
+        return positions
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> tuple[None, None]:
+        return None, None
+
+    @staticmethod
+    def symbolic(g: Any, real: Any, virtual: int) -> Any:
+        start, step, count, prime = (
+            g.op("Constant", value_t=torch.tensor(number)) for number in (0, 1, virtual, PRIME)
+        )
+        return g.op("Range", start, g.op("Mod", count, prime), step)
+
+
+class HashedWeight(nn.Module):
+    """`real` weights, and for each of the virtual ones a position in them and a sign.
+
+    Position p has the hash ((a·p + b)² + c) mod PRIME: three products of integers, which ONNX has and a
+    runtime computes once, when it loads the graph.
+    """
+
+    def __init__(self, weight: torch.Tensor, compression: float, key: Sequence[int]) -> None:
+        super().__init__()
+        self.shape, self.key = tuple(weight.shape), tuple(int(k) for k in key)
+        count = max(1, round(weight.numel() / compression))
+        self.real = nn.Parameter(torch.zeros(count, dtype=weight.dtype))
+        self._fit_to(weight.detach())
+
+    def _fit_to(self, weight: torch.Tensor) -> None:
+        """Each real weight is the mean of those that it stands for; all are scaled to their deviation."""
+        with torch.no_grad():
+            places = self._places()
+            signs = torch.where(places < len(self.real), 1.0, -1.0).to(weight.dtype)
+            places = places % len(self.real)
+            sums = torch.zeros_like(self.real).index_add(0, places, signs * weight.reshape(-1))
+            counts = torch.zeros_like(self.real).index_add(0, places, torch.ones_like(signs))
+            self.real.copy_(sums / counts.clamp(min=1))
+            self.real.mul_(weight.square().mean().sqrt() / self().square().mean().sqrt().clamp(min=1e-12))
+
+    def _places(self) -> torch.Tensor:
+        """Positions in the real weights followed by their negatives."""
+        a, b, c = self.key
+        positions: torch.Tensor = Positions.apply(self.real, math.prod(self.shape))  # type: ignore[no-untyped-call]
+        mixed = (positions * a + b) % PRIME
+        return (mixed * mixed + c) % PRIME % (2 * len(self.real))
+
+    def forward(self) -> torch.Tensor:
+        signed = torch.cat([self.real, -self.real])
+        return signed.index_select(0, self._places()).reshape(self.shape)
+
+
+class HashedLinear(nn.Module):
+    """A linear layer with hashed weights."""
+
+    def __init__(self, layer: nn.Linear, hashed: HashedWeight) -> None:
+        super().__init__()
+        self.hashed, self.bias = hashed, layer.bias
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return functional.linear(inputs, self.hashed(), self.bias)
+
+
+class HashedConv2d(nn.Module):
+    """A convolution with hashed weights."""
+
+    def __init__(self, layer: nn.Conv2d, hashed: HashedWeight) -> None:
+        super().__init__()
+        self.hashed, self.bias = hashed, layer.bias
+        self.stride, self.padding = layer.stride, layer.padding
+        self.dilation, self.groups = layer.dilation, layer.groups
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return functional.conv2d(
+            images, self.hashed(), self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+class HashedEmbedding(nn.Module):
+    """An embedding with hashed weights."""
+
+    def __init__(self, layer: nn.Embedding, hashed: HashedWeight) -> None:
+        super().__init__()
+        self.hashed = hashed
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return functional.embedding(ids, self.hashed())
+
+
+KINDS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: HashedLinear,
+    nn.Conv2d: HashedConv2d,
+    nn.Embedding: HashedEmbedding,
+}
+
+
+def hash_layers(network: nn.Module, compression: float, least: int, seed: int) -> list[str]:
+    """Put hashed layers in the place of plain ones with at least so many weights, in place; their names."""
+    places: dict[nn.Module, list[str]] = {}
+    for path, module in network.named_modules(remove_duplicate=False):
+        plain = type(module) in KINDS and getattr(module, "padding_mode", "zeros") == "zeros"
+        if path and plain and module.get_parameter("weight").numel() >= least:
+            places.setdefault(module, []).append(path)
+    for position, (module, paths) in enumerate(places.items()):
+        key = np.random.default_rng([seed, position]).integers(1, PRIME, 3)
+        hashed = HashedWeight(module.get_parameter("weight"), compression, key.tolist())
+        made = KINDS[type(module)](module, hashed)
+        for path in paths:
+            network.set_submodule(path, made)
+    return [path for paths in places.values() for path in paths]
