@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from pareflow.model.quantization.calibration import Samples, count
 from pareflow.model.technique import Technique
 from pareflow.network import Form
 from pareflow.workload import Arrays, LoadedWorkload
@@ -26,13 +27,13 @@ class NncfInt8(Technique):
     model_type: Literal["general", "transformer"] = Field(
         default="general", description="what the network is"
     )
-    samples: int = Field(default=128, ge=1, description="how many calibration samples are looked at")
+    samples: Samples = None
 
     def apply(self, network: "openvino.Model", workload: LoadedWorkload) -> "openvino.Model":
         import nncf
 
         inputs = {name for port in network.inputs for name in port.names}
-        feeds = list(workload.feeds("calibration", 1, self.samples))
+        feeds = list(workload.feeds("calibration", 1, count(workload, self.samples)))
 
         def taken(feed: Arrays) -> Arrays:
             return {name: array for name, array in feed.items() if name in inputs}

@@ -1,12 +1,13 @@
 """Integers of eight bits, the activations' scales found beforehand on calibration data."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from pareflow.model.quantization.calibration import PRODUCTS, Samples, check_varied, feeds, layers
 from pareflow.model.technique import Technique
 from pareflow.network import Form
 from pareflow.workload import Arrays, LoadedWorkload
@@ -36,42 +37,65 @@ class StaticInt8(Technique):
     reduce_range: bool = Field(
         default=False, description="weights in 7 bits, where the processor adds products of bytes in 16 bits"
     )
-    samples: int = Field(default=128, ge=1, description="how many calibration samples are looked at")
+    operators: Literal["all", "products"] = Field(
+        default="all",
+        description="what is quantized: also sums, pools and the like, or only what multiplies by weights",
+    )
+    samples: Samples = None
 
     def apply(self, network: "onnx.ModelProto", workload: LoadedWorkload) -> "onnx.ModelProto":
-        import onnx
-        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-
         with tempfile.TemporaryDirectory() as folder:
-            plain, prepared, quantized = (Path(folder) / f"{step}.onnx" for step in ("plain", "pre", "quant"))
-            onnx.save_model(network, plain)
-            quant_pre_process(plain, prepared, skip_symbolic_shape=True)
-            quantize_static(
-                prepared,
-                quantized,
-                _Reader(workload, self.samples, [node.name for node in network.graph.input]),
-                quant_format=QuantFormat.QDQ,
-                per_channel=self.per_channel,
-                reduce_range=self.reduce_range,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod[_METHODS[self.method]],
-            )
-            return onnx.load_model(quantized)
+            return Calibrated(network, workload, self, Path(folder)).quantized()
 
 
-class _Reader:
-    """Calibration feeds one by one, as ONNX Runtime's calibrators ask for them.
+class Calibrated:
+    """A graph that is prepared for quantization, and the ranges of its activations, in `folder`.
 
-    They are preprocessed as one batch, so that texts have one length: histograms need equal shapes.
+    Raises: UnsuitableError where nothing can be quantized, or the calibration samples do not do.
     """
 
-    def __init__(self, workload: LoadedWorkload, samples: int, inputs: list[str]) -> None:
-        batch = next(workload.feeds("calibration", samples, samples))
-        self._rows: Iterator[Arrays] = (
-            {name: batch[name][i : i + 1] for name in inputs} for i in range(len(batch[inputs[0]]))
+    def __init__(
+        self, network: "onnx.ModelProto", workload: LoadedWorkload, settings: StaticInt8, folder: Path
+    ) -> None:
+        import onnx
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        layers(network)
+        plain, self._path = folder / "plain.onnx", folder / "prepared.onnx"
+        onnx.save_model(network, plain)
+        quant_pre_process(plain, self._path, skip_symbolic_shape=True)
+        self.prepared = onnx.load_model(self._path)
+        self._feeds = feeds(workload, settings.samples, [node.name for node in network.graph.input])
+        check_varied(self.prepared, self._feeds)
+        self._settings, self._folder = settings, folder
+
+    def quantized(self, floats: Sequence[str] = ()) -> "onnx.ModelProto":
+        """The graph in int8, but for the layers named in `floats`. It is calibrated when first asked."""
+        import onnx
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+        quantize_static(
+            self._path,
+            self._folder / "quantized.onnx",
+            Reader(self._feeds),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(PRODUCTS) if self._settings.operators == "products" else None,
+            per_channel=self._settings.per_channel,
+            reduce_range=self._settings.reduce_range,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(floats),
+            calibrate_method=CalibrationMethod[_METHODS[self._settings.method]],
+            calibration_cache_path=self._folder / "ranges.json",
         )
+        return onnx.load_model(self._folder / "quantized.onnx")
+
+
+class Reader:
+    """Feeds one by one, as ONNX Runtime's calibrators ask for them."""
+
+    def __init__(self, feeds: Sequence[Arrays]) -> None:
+        self._feeds = iter(feeds)
 
     def get_next(self) -> Arrays | None:
-        return next(self._rows, None)
+        return next(self._feeds, None)

@@ -1,0 +1,94 @@
+"""Calibration data for techniques that look at activations: enough of it, and not all the same."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+from pydantic import Field
+
+from pareflow.errors import UnsuitableError
+from pareflow.workload import Arrays, LoadedWorkload
+
+if TYPE_CHECKING:
+    import onnx
+
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""The operators that multiply by weights: layers, as these techniques see them."""
+
+MOST = 128
+
+Samples = Annotated[
+    int | None,
+    Field(ge=1, description=f"how many calibration samples are looked at; all, at most {MOST}, by default"),
+]
+
+
+def count(workload: LoadedWorkload, asked: int | None) -> int:
+    """How many calibration samples to look at. Raises: UnsuitableError where there are fewer than asked."""
+    found = len(workload.split("calibration"))
+    if asked is not None and found < asked:
+        raise UnsuitableError(
+            f"`calibration` must hold the {asked} samples that `samples` asks for",
+            f"it holds {found}",
+            "Lower `samples`, or cut a larger `calibration` split in `data()`",
+        )
+    return min(MOST if asked is None else asked, found)
+
+
+def feeds(workload: LoadedWorkload, asked: int | None, inputs: Sequence[str]) -> list[Arrays]:
+    """One feed per calibration sample, of the graph's `inputs`.
+
+    They are preprocessed as one batch, so that texts have one length: histograms need equal shapes.
+    Raises: UnsuitableError.
+    """
+    samples = count(workload, asked)
+    batch = next(workload.feeds("calibration", samples, samples))
+    return [{name: batch[name][i : i + 1] for name in inputs} for i in range(samples)]
+
+
+def check_varied(model: "onnx.ModelProto", feeds: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """Raises: UnsuitableError where a layer sees one and the same number in every sample, or has no range."""
+    import onnxruntime
+
+    seen = _layer_inputs(model)
+    watched = type(model)()
+    watched.CopyFrom(model)
+    outputs = {output.name for output in model.graph.output}
+    watched.graph.output.extend(
+        type(model.graph.output[0])(name=name) for name in seen if name not in outputs
+    )
+    session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = list(seen)
+    ranges = [[(array.min(), array.max()) for array in session.run(names, dict(feed))] for feed in feeds]
+    for name, found in zip(names, np.asarray(ranges).transpose(1, 2, 0), strict=True):
+        low, high = float(found[0].min()), float(found[1].max())
+        if not low < high:
+            raise UnsuitableError(
+                "calibration samples must show every layer a range of numbers",
+                f"`{seen[name]}` sees only {low:g} in `{name}`, in all of {len(feeds)} samples",
+                "Give `calibration` samples that differ, as real ones do",
+            )
+
+
+def layers(model: "onnx.ModelProto") -> list[str]:
+    """The names of the nodes that multiply. Raises: UnsuitableError where there is none."""
+    found = [node.name for node in model.graph.node if node.op_type in PRODUCTS]
+    if not found:
+        raise UnsuitableError(
+            f"the graph must hold one of {', '.join(PRODUCTS)}",
+            f"it holds {', '.join(sorted({node.op_type for node in model.graph.node})) or 'nothing'}",
+            "Drop the candidate: there is nothing to quantize",
+        )
+    return found
+
+
+def _layer_inputs(model: "onnx.ModelProto") -> dict[str, str]:
+    """The activations that enter layers, and the name of a layer each enters."""
+    constants = {initializer.name for initializer in model.graph.initializer}
+    return {
+        name: node.name
+        for node in model.graph.node
+        if node.op_type in PRODUCTS
+        for name in node.input[:2]
+        if name not in constants
+    }

@@ -1,0 +1,144 @@
+"""Integers of eight bits, in training as they will be in the runtime."""
+
+import copy
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from pareflow.errors import UnsuitableError
+from pareflow.model.quantization.int32_bias import biases_as_int32
+from pareflow.model.training import TrainedTechnique, fit, task_loss
+from pareflow.network import FILES, Form, check_export
+from pareflow.workload import LoadedWorkload
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+    from torch import nn
+
+OPSET = 20
+TOLERANCE = 0.05
+"""Of the largest output, between the trained network and its graph: a number that lies between two steps may
+be rounded the other way."""
+
+
+class QatInt8(TrainedTechnique):
+    """Train with every activation and weight rounded to eight bits, then store them so, with Q/DQ nodes.
+
+    ONNX Runtime runs the convolutions and linear layers by the same integer kernels as static_int8's.
+    Source: Jacob et al., 2018, arXiv:1712.05877, section 3; torchao's PT2E. Departure: batch norms are
+    folded into the convolutions before training, not while it simulates (section 3.2).
+    """
+
+    name: ClassVar[str] = "qat_int8"
+    form: ClassVar[Form] = "torch"
+    gives: ClassVar[Form] = "onnx"
+    requires: ClassVar[tuple[str, ...]] = (
+        "torch",
+        "torchao",
+        "accelerate",
+        "onnxruntime",
+        "onnx",
+        "onnxscript",
+    )
+
+    epochs: int = Field(default=2, ge=1, description="passes over the training split")
+    learning_rate: float = Field(default=1e-4, gt=0, description="the highest; it rises, then falls to zero")
+
+    def apply(self, network: "nn.Module", workload: LoadedWorkload) -> "onnx.ModelProto":
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torchao and the exporter say about themselves
+            prepared = _prepared(network, workload)
+            _calibrate(prepared, workload, self.batch_size)
+            fit(prepared, workload, self, loss=task_loss(workload), stage=self.name)
+            return _exported(convert_pt2e(prepared), workload)
+
+
+def _prepared(network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
+    """The network as a graph with fake quantizers. Raises: UnsuitableError."""
+    import torch
+    from torchao.quantization.pt2e import allow_exported_model_train_eval
+    from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
+    from pareflow.model.quantization.int8_placement import CONVOLUTIONS, LINEAR, Int8Placement
+
+    varying = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in _axes(workload).values())
+    try:
+        traced = torch.export.export(
+            copy.deepcopy(network).eval(), _example(workload), dynamic_shapes=varying, strict=False
+        ).module()
+    except Exception as error:
+        raise UnsuitableError(
+            "`torch.export` must be able to trace the network with a varying batch",
+            f"it raised {type(error).__name__}: {str(error).strip().splitlines()[0]}",
+            "Use static_int8, which needs no trace",
+        ) from error
+    if not any(node.target in (*CONVOLUTIONS, LINEAR) for node in traced.graph.nodes):
+        raise UnsuitableError(
+            "the network must hold a convolution or a linear layer",
+            f"`{type(network).__name__}` holds none",
+            "Drop the candidate: there is nothing to quantize",
+        )
+    prepared: nn.Module = allow_exported_model_train_eval(prepare_pt2e(traced, Int8Placement()))
+    return prepared
+
+
+def _calibrate(prepared: "nn.Module", workload: LoadedWorkload, batch_size: int) -> None:
+    """Let the quantizers find their first ranges, so that training does not start from one batch's."""
+    import torch
+
+    prepared.eval()
+    with torch.no_grad():
+        for feeds in workload.feeds("calibration", batch_size):
+            prepared(*map(torch.from_numpy, feeds.values()))
+
+
+def _exported(converted: "nn.Module", workload: LoadedWorkload) -> "onnx.ModelProto":
+    """The graph with true Q/DQ nodes. Raises: ExportError where it does not agree with its source."""
+    import onnx
+    import torch
+
+    outputs = [name for name in workload.definition.dynamic_axes() if name not in _axes(workload)]
+    program = torch.onnx.export(
+        converted,
+        _example(workload),
+        dynamo=True,
+        dynamic_shapes=tuple(_axes(workload).values()),
+        input_names=list(_axes(workload)),
+        output_names=outputs or ["output"],
+        opset_version=OPSET,
+        verbose=False,
+    )
+    assert program is not None  # it is None only where a file is asked for
+    model = _bare(program.model_proto)
+    biases_as_int32(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / FILES["onnx"]
+        onnx.save_model(model, path)
+        check_export(converted, path, workload, TOLERANCE)
+    return model
+
+
+def _bare(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Without the exporter's notes, which hold paths of this machine."""
+    for noted in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        noted.ClearField("metadata_props")
+        noted.ClearField("doc_string")
+    return model
+
+
+def _axes(workload: LoadedWorkload) -> dict[str, dict[int, str]]:
+    """Per input, the names of the axes that vary."""
+    given = workload.definition.dynamic_axes()
+    return {name: given.get(name, {0: "batch"}) for name in workload.example(1)}
+
+
+def _example(workload: LoadedWorkload) -> "tuple[torch.Tensor, ...]":
+    import torch
+
+    return tuple(map(torch.from_numpy, workload.example(3).values()))
