@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -193,6 +193,10 @@ class Workload(Member, ABC):
 
     def given(self) -> Mapping[str, Path]:
         """Ready-made variants by name: ONNX files that the technique `given` puts in the network's place."""
+        return {}
+
+    def students(self) -> "Mapping[str, Callable[[], nn.Module]]":
+        """Smaller networks by name, untrained, for distillation; inputs and outputs as of `network()`."""
         return {}
 
     @abstractmethod

@@ -28,21 +28,22 @@ class ResidualBlock(nn.Module):
 
 
 class DigitsNet(nn.Module):
-    """Images of shape (batch, 1, 32, 32) to logits of shape (batch, 10)."""
+    """Images of shape (batch, 1, 32, 32) to logits of shape (batch, 10); `width` channels at first."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
+        last = width * 9 // 2
         self.layers = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1, bias=False),
-            nn.BatchNorm2d(32),
+            nn.Conv2d(1, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
             nn.ReLU(),
-            ResidualBlock(32, 32, stride=1),
-            ResidualBlock(32, 64, stride=2),
-            ResidualBlock(64, 96, stride=2),
-            ResidualBlock(96, 144, stride=2),
+            ResidualBlock(width, width, stride=1),
+            ResidualBlock(width, 2 * width, stride=2),
+            ResidualBlock(2 * width, 3 * width, stride=2),
+            ResidualBlock(3 * width, last, stride=2),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            nn.Linear(144, 10),
+            nn.Linear(last, 10),
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ Copy this file for a model of your own: data, network, training, preprocessing, 
 imported inside the methods that need it, so that the registered model can run the last two without it.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -39,6 +40,12 @@ class Digits(Workload):
 
         torch.manual_seed(self.seed)
         return DigitsNet()
+
+    def students(self) -> "dict[str, Callable[[], nn.Module]]":
+        """Half and a quarter as wide."""
+        from .network import DigitsNet
+
+        return {"half": lambda: DigitsNet(16), "quarter": lambda: DigitsNet(8)}
 
     def train(self, network: "nn.Module", data: Split) -> "nn.Module":
         """Adam with a one-cycle rate and small shifts of the images."""

@@ -193,9 +193,9 @@ def accuracy(module: nn.Module, workload: LoadedWorkload) -> float:
 def test_embeddings_are_split_where_asked(load_tiny: Load) -> None:
     workload = load_tiny("texts")
     module: Any = workload.definition.network()
-    made: Any = LowRank(epochs=0, embeddings=True).apply(module, workload)
+    made: Any = LowRank(epochs=0, share=0.3, embeddings=True).apply(module, workload)
     assert isinstance(made.embedding, nn.Sequential)
-    assert isinstance(LowRank(epochs=0).apply(module, workload).embedding, nn.Embedding)
+    assert isinstance(LowRank(epochs=0, share=0.3).apply(module, workload).embedding, nn.Embedding)
 
 
 class Shared(nn.Module):

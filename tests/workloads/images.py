@@ -1,5 +1,6 @@
 """Noise of 8×8 pixels in which one quadrant is brighter: four classes."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -35,6 +36,11 @@ class Images(Workload):
 
         torch.manual_seed(self.seed)
         return TinyCnn()
+
+    def students(self) -> "dict[str, Callable[[], nn.Module]]":
+        from .networks import TinyCnn
+
+        return {"narrow": lambda: TinyCnn(2)}
 
     def train(self, network: "nn.Module", data: Split) -> "nn.Module":
         import torch

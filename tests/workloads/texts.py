@@ -1,5 +1,6 @@
 """Texts in which `a` or `b` prevails: two classes, two inputs, and a metric that is no mean of scores."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -34,6 +35,11 @@ class Texts(Workload):
 
         torch.manual_seed(self.seed)
         return TinyTransformer()
+
+    def students(self) -> "dict[str, Callable[[], nn.Module]]":
+        from .networks import TinyTransformer
+
+        return {"narrow": lambda: TinyTransformer(8)}
 
     def train(self, network: "nn.Module", data: Split) -> "nn.Module":
         import torch

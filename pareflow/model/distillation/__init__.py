@@ -1,0 +1,1 @@
+"""A smaller network that learns from a larger one, or from itself."""
