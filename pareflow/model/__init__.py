@@ -1,9 +1,9 @@
 """Level 1: techniques, which change the network. One line per member."""
 
+from pareflow.model.architecture_search import ArchitectureSearch
 from pareflow.model.distillation.born_again import BornAgain
 from pareflow.model.distillation.distillation import Distillation
 from pareflow.model.distillation.early_exit import EarlyExit
-from pareflow.model.architecture_search import ArchitectureSearch
 from pareflow.model.given import Given
 from pareflow.model.low_rank import LowRank
 from pareflow.model.pruning.channels import ChannelPruning

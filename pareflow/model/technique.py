@@ -16,6 +16,9 @@ class Technique(Member, ABC):
     """What it changes: a torch `nn.Module`, an `onnx.ModelProto`, or an `openvino.Model`."""
     gives: ClassVar[Form]
     """What it makes of it: the same form, unless it says a later one."""
+    measures: ClassVar[bool] = False
+    """Whether timings decide what it makes. It keeps them in the scratch folder: the same timings and the same
+    seed give the same bytes."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
