@@ -1,5 +1,6 @@
 """Which channels go together: torch-pruning's dependency graph of a network."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,9 +140,10 @@ def _standing_in(network: "nn.Module", saliencies: Mapping[str, "torch.Tensor"])
 def check_runs(pruned: "nn.Module", network: "nn.Module", workload: LoadedWorkload) -> None:
     """Raises: UnsuitableError unless the pruned network takes and gives what the network did."""
     feeds = workload.example(batch_size=3)
-    wanted = {name: array.shape for name, array in run_torch(network, feeds).items()}
+    former = copy.deepcopy(network).eval()
+    wanted = {name: array.shape for name, array in run_torch(former, feeds).items()}
     try:
-        got = {name: array.shape for name, array in run_torch(pruned, feeds).items()}
+        got = {name: array.shape for name, array in run_torch(pruned.eval(), feeds).items()}
     except Exception as error:
         found = f"its `forward` raises {type(error).__name__}: {str(error).strip().splitlines()[0]}"
         raise _changed(network, found) from error

@@ -1,0 +1,644 @@
+"""Pruning: what goes is what is worth least, what stays still answers, and what cannot be pruned is named."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import nn
+
+from pareflow import network
+from pareflow.errors import UnsuitableError, WorkloadError
+from pareflow.model import training
+from pareflow.model.pruning import (
+    ChannelPruning,
+    HeadPruning,
+    LayerPruning,
+    LotteryTicket,
+    NMPruning,
+    UnstructuredPruning,
+)
+from pareflow.model.pruning.heads import least_of_all
+from pareflow.model.pruning.masks import choose_masks
+from pareflow.model.pruning.n_m import n_of_m
+from pareflow.model.pruning.saliency import cubic, saliencies
+from pareflow.network import run_torch
+from pareflow.workload import Arrays, LoadedWorkload, Samples, Split, Splits, Workload
+
+Load = Callable[[str], LoadedWorkload]
+IMPORTANCES = ["magnitude", "taylor", "fisher"]
+
+
+class Rows(Workload):
+    """Rows of numbers to numbers, by a network of the test's own."""
+
+    metric: ClassVar[str] = "rmse"
+
+    def data(self) -> Splits:
+        raise NotImplementedError
+
+    def network(self) -> nn.Module:
+        raise NotImplementedError
+
+    def preprocess(self, samples: Samples) -> Arrays:
+        return {"rows": np.asarray(samples, dtype=np.float32)}
+
+    def postprocess(self, outputs: Arrays) -> np.ndarray:
+        return outputs["output"]
+
+
+def rows(samples: Any, targets: Any) -> LoadedWorkload:
+    """A workload whose splits are all these samples."""
+    split = Split(np.asarray(samples, dtype=np.float32), np.asarray(targets, dtype=np.float32))
+    return LoadedWorkload(Rows(), "", "", Splits(split, split, split, split))
+
+
+def random_rows(width: int, outputs: int = 2) -> LoadedWorkload:
+    chance = np.random.default_rng(0)
+    return rows(chance.normal(size=(8, width)), chance.normal(size=(8, outputs)))
+
+
+def unlabelled(workload: LoadedWorkload) -> LoadedWorkload:
+    parts = (
+        Split(getattr(workload.splits, n).samples) for n in ("train", "calibration", "search", "verdict")
+    )
+    return replace(workload, splits=Splits(*parts))
+
+
+def linear(weights: Sequence[Sequence[float]]) -> nn.Linear:
+    layer = nn.Linear(len(weights[0]), len(weights), bias=False)
+    layer.weight.data = torch.tensor(weights)
+    return layer
+
+
+def answers(module: nn.Module, workload: LoadedWorkload, samples: int = 5) -> np.ndarray:
+    return run_torch(module.eval(), workload.example(samples))["output"]
+
+
+def zeros(module: nn.Module, *names: str) -> int:
+    return sum(int((module.get_parameter(name) == 0).sum()) for name in names)
+
+
+def made(load_tiny: Load, name: str) -> tuple[Any, LoadedWorkload]:
+    """The untrained tiny network, with its workload."""
+    workload = load_tiny(name)
+    return workload.definition.network(), workload
+
+
+# --- saliency
+
+
+@pytest.mark.parametrize(
+    ("importance", "expected"),
+    [("magnitude", [1.0, 4.0]), ("taylor", [16.0, 36.0]), ("fisher", [10.0, 36.0])],
+)
+def test_saliency_by_hand(importance: Any, expected: list[float]) -> None:
+    """w = (1, 2); rows (1, 0) and (1, 1) with target 0 have residuals 1 and 3, gradients (2, 0) and (6, 6).
+
+    taylor: the mean gradient is (4, 3), times w, squared. fisher: the means of g² are 20 and 18, times w²/2.
+    """
+    found = saliencies(linear([[1.0, 2.0]]), rows([[1, 0], [1, 1]], [0, 0]), importance, samples=2)
+    assert found["weight"].tolist() == [pytest.approx(expected)]
+
+
+@pytest.mark.parametrize("name", ["images", "encoder"])
+def test_saliency_changes_nothing_and_knows_no_chance(load_tiny: Load, name: str) -> None:
+    module, workload = made(load_tiny, name)
+    module.train()
+    before = copy.deepcopy(module.state_dict())
+    first = saliencies(module, workload, "taylor", 40)
+    torch.manual_seed(7)
+    second = saliencies(module, workload, "taylor", 40)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("importance", ["taylor", "fisher"])
+def test_gradients_need_labels(load_tiny: Load, importance: Any) -> None:
+    module, workload = made(load_tiny, "images")
+    with pytest.raises(WorkloadError, match="these samples need targets"):
+        UnstructuredPruning(importance=importance, epochs=0).apply(module, unlabelled(workload))
+
+
+def test_magnitude_without_training_needs_no_labels(load_tiny: Load) -> None:
+    module, workload = made(load_tiny, "images")
+    pruned = UnstructuredPruning(epochs=0).apply(module, unlabelled(workload))
+    assert zeros(pruned, "features.0.weight", "head.weight") == (72 + 2048) / 2
+
+
+# --- single weights
+
+
+def test_smallest_weights_become_zero() -> None:
+    pruned = UnstructuredPruning(epochs=0).apply(
+        linear([[0.1, -2.0, 0.3, -0.4]]), rows([[1] * 4] * 2, [0, 0])
+    )
+    assert pruned.get_parameter("weight").tolist() == [[0, -2.0, 0, pytest.approx(-0.4)]]
+
+
+def test_scope_says_who_is_ranked_with_whom() -> None:
+    scores = {"a": torch.tensor([1.0, 2.0, 3.0, 9.0]), "b": torch.tensor([4.0, 5.0, 6.0, 7.0])}
+    even = {"a": 0.5, "b": 0.5}
+    together = choose_masks(scores, even, "global")
+    assert together["a"].tolist() == [False, False, False, True]
+    assert together["b"].tolist() == [False, True, True, True]
+    alone = choose_masks(scores, even, "layer")
+    assert alone["a"].tolist() == [False, False, True, True]
+    assert alone["b"].tolist() == [False, False, True, True]
+
+
+@settings(max_examples=15)
+@given(
+    sparsity=st.floats(0.01, 0.9), scope=st.sampled_from(["global", "layer"]), steps=st.sampled_from([1, 2])
+)
+def test_sparsity_is_what_was_asked_for_after_training(
+    load_tiny: Load, sparsity: float, scope: Any, steps: int
+) -> None:
+    """Masks hold while it trains, in one shot and in steps; nothing of them is left in the network."""
+    module, workload = made(load_tiny, "texts")
+    technique = UnstructuredPruning(
+        sparsity=sparsity, scope=scope, steps=steps, epochs=1, layers={"head": 0.0}, batch_size=128
+    )
+    pruned = technique.apply(module, workload)
+    ours = [f"{name}.weight" for name in ("query", "key", "value")]
+    wanted = round(sparsity * 768) if scope == "global" else 3 * round(sparsity * 256)
+    assert zeros(pruned, *ours) == wanted
+    assert zeros(pruned, "head.weight") == 0
+    assert pruned.state_dict().keys() == module.state_dict().keys()
+
+
+def test_sparsity_grows_by_a_cubic() -> None:
+    """0.8 in two steps: 0.8 · (1 − 0.5³) = 0.7, then 0.8."""
+    assert [0.8 * cubic(step, 2) for step in (0, 1, 2)] == [0, pytest.approx(0.7), 0.8]
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "technique",
+    [
+        UnstructuredPruning(steps=3, epochs=2, sparsity=0.8, batch_size=64),
+        LotteryTicket(rounds=2, epochs=1, batch_size=64),
+        ChannelPruning(round_to=2, steps=2, epochs=1, batch_size=64),
+    ],
+    ids=lambda technique: str(technique.name),
+)
+def test_interrupted_pruning_goes_on_to_the_same_network(
+    load_tiny: Load, tmp_path: Path, technique: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops at the tenth step, of 7 per epoch, with a checkpoint after each."""
+    module, workload = made(load_tiny, "images")
+    whole = technique.apply(module, workload)
+    monkeypatch.setattr(training, "CHECKPOINT_S", 0)
+    checkpointed = replace(workload, scratch=tmp_path)
+    steps = iter(range(10))
+
+    class Stops(type(workload.definition)):  # type: ignore[misc]
+        def augment(self, inputs: Any) -> Any:
+            if next(steps, None) is None:
+                raise Interrupted
+            return inputs
+
+    with pytest.raises(Interrupted):
+        technique.apply(module, replace(checkpointed, definition=Stops()))
+    resumed = technique.apply(module, checkpointed)
+    assert all(torch.equal(value, whole.state_dict()[key]) for key, value in resumed.state_dict().items())
+
+
+def test_layer_that_would_lose_every_weight_is_named() -> None:
+    module = nn.Sequential(linear([[0.1, 0.1]]), linear([[5.0], [6.0]]))
+    with pytest.raises(UnsuitableError, match=r"every layer must keep some .* `0` would lose all 2"):
+        UnstructuredPruning(epochs=0).apply(module, random_rows(2))
+
+
+def test_network_without_matrix_products_is_refused() -> None:
+    with pytest.raises(UnsuitableError, match="`PReLU` has none"):
+        UnstructuredPruning(epochs=0).apply(nn.PReLU(), random_rows(2))
+
+
+def test_pattern_that_matches_no_layer_is_refused(load_tiny: Load) -> None:
+    module, workload = made(load_tiny, "texts")
+    with pytest.raises(UnsuitableError, match="`haed` matches none of query, key, value, head"):
+        UnstructuredPruning(layers={"haed": 0.0}, epochs=0).apply(module, workload)
+
+
+def test_exempting_every_layer_is_refused(load_tiny: Load) -> None:
+    module, workload = made(load_tiny, "texts")
+    with pytest.raises(UnsuitableError, match="exempts all of query, key, value, head"):
+        UnstructuredPruning(layers={"*": 0.0}, epochs=0).apply(module, workload)
+
+
+def test_steps_without_training_are_refused() -> None:
+    with pytest.raises(ValidationError, match="must have `epochs` to grow in"):
+        UnstructuredPruning(steps=2, epochs=0)
+
+
+# --- n of m
+
+
+def test_two_of_four_by_hand() -> None:
+    kept = n_of_m(torch.tensor([[1.0, 4.0, 2.0, 3.0], [5.0, 6.0, 8.0, 7.0]]), n=2, m=4)
+    assert kept.tolist() == [[False, True, False, True], [False, False, True, True]]
+
+
+@settings(max_examples=20)
+@given(n=st.integers(1, 3), inputs=st.sampled_from([4, 8, 12]), kernel=st.sampled_from([1, 3]))
+def test_every_group_along_the_inputs_keeps_n(n: int, inputs: int, kernel: int) -> None:
+    scores = torch.rand(5, inputs, kernel, kernel, generator=torch.Generator().manual_seed(n))
+    groups = n_of_m(scores, n, 4).movedim(1, -1).reshape(-1, 4)
+    assert (groups.sum(1) == n).all()
+    lost, kept = scores.movedim(1, -1).reshape(-1, 4), groups
+    assert (lost.masked_fill(kept, -1).amax(1) <= lost.masked_fill(~kept, 2).amin(1)).all()
+
+
+def test_pattern_survives_training_and_other_layers_stay_dense(load_tiny: Load) -> None:
+    """The convolution has one input channel; the head 512."""
+    module, workload = made(load_tiny, "images")
+    pruned = NMPruning(epochs=1).apply(module, workload)
+    assert ((pruned.get_parameter("head.weight").reshape(-1, 4) == 0).sum(1) == 2).all()
+    assert zeros(pruned, "features.0.weight") == 0
+
+
+def test_network_without_groups_of_m_is_refused(load_tiny: Load) -> None:
+    module, workload = made(load_tiny, "images")
+    with pytest.raises(UnsuitableError, match=r"multiple of m = 7, but they are `features.0` 1, `head` 512"):
+        NMPruning(m=7).apply(module, workload)
+
+
+def test_n_below_m() -> None:
+    with pytest.raises(ValidationError, match="`n < m` must hold, but got n=4, m=4"):
+        NMPruning(n=4)
+
+
+# --- the lottery ticket
+
+
+def test_ticket_has_the_given_networks_largest_and_the_first_networks_values(load_tiny: Load) -> None:
+    """One round at a rate that moves nothing: the mask is the trained network's, its values the first's."""
+    first, workload = made(load_tiny, "images")
+    trained = workload.definition.train(copy.deepcopy(first), workload.split("train"))
+    technique = LotteryTicket(rounds=1, rewind_epochs=0, sparsity=0.75, epochs=1, learning_rate=1e-12)
+    ticket = technique.apply(trained, workload)
+    layers = ("features.0.weight", "head.weight")
+    joint = torch.cat([trained.get_parameter(name).abs().flatten() for name in layers])
+    limit = joint.sort().values[round(0.75 * len(joint)) - 1]
+    for name in layers:
+        expected = first.get_parameter(name) * (trained.get_parameter(name).abs() > limit)
+        assert torch.allclose(ticket.get_parameter(name), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_ticket_ends_at_its_sparsity_and_learns(load_tiny: Load, rounds: int) -> None:
+    module, workload = made(load_tiny, "images")
+    ticket = LotteryTicket(rounds=rounds, sparsity=0.9, epochs=6, learning_rate=1e-2).apply(module, workload)
+    assert zeros(ticket, "features.0.weight", "head.weight") == round(0.9 * (72 + 2048))
+    found = answers(ticket, workload, 40).argmax(1)
+    assert (found == workload.split("calibration").labels()).mean() > 0.6  # chance: 0.25
+
+
+def test_ticket_of_another_network_is_refused(load_tiny: Load) -> None:
+    module, workload = made(load_tiny, "images")
+    narrow = ChannelPruning(round_to=2, epochs=0).apply(module, workload)
+    with pytest.raises(UnsuitableError, match=r"is \(4,.* here and \(8,.* there"):
+        LotteryTicket(epochs=1).apply(narrow, workload)
+
+
+# --- channels
+
+
+def perceptron(width: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2))
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_channels_worth_nothing_go_and_the_answers_stay(importance: Any, scope: Any) -> None:
+    workload = random_rows(3)
+    module: Any = perceptron(6)
+    for channel in (1, 4):
+        module[0].weight.data[channel] = module[0].bias.data[channel] = 0
+        module[2].weight.data[:, channel] = 0
+    technique = ChannelPruning(ratio=1 / 3, round_to=1, importance=importance, scope=scope, epochs=0)
+    pruned: Any = technique.apply(module, workload)
+    assert pruned[0].out_features == pruned[2].in_features == 4
+    assert torch.equal(pruned[0].weight, module[0].weight[[0, 2, 3, 5]])
+    np.testing.assert_allclose(answers(pruned, workload), answers(module, workload), rtol=1e-5)
+
+
+@settings(max_examples=25)
+@given(width=st.integers(1, 70), ratio=st.floats(0.01, 0.99), round_to=st.sampled_from([1, 4, 8, 16]))
+def test_widths_are_round_and_none_vanishes(width: int, ratio: float, round_to: int) -> None:
+    technique = ChannelPruning(ratio=ratio, round_to=round_to, epochs=0)
+    try:
+        kept = technique.apply(perceptron(width), random_rows(3)).get_parameter("0.weight").shape[0]
+    except UnsuitableError as error:
+        assert f"multiple of {round_to}" in str(error)  # noqa: PT017
+        kept = width
+        nearest = round_to * max(1, int(width * (1 - ratio) / round_to + 0.5))
+        assert nearest >= width
+    else:
+        assert kept % round_to == 0
+        assert round_to <= kept < width
+        assert abs(kept - width * (1 - ratio)) <= round_to / 2 or kept == round_to
+
+
+class Residual(nn.Module):
+    """A stem, a block with a depthwise convolution, and a shortcut that ties stem and block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(1, 16, 3, padding=1)
+        self.inner = nn.Conv2d(16, 32, 1)
+        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.norm = nn.BatchNorm2d(32)
+        self.outer = nn.Conv2d(32, 16, 1)
+        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=2)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        states = self.stem(images)
+        states = states + self.outer(torch.relu(self.norm(self.depthwise(self.inner(states)))))
+        logits: torch.Tensor = self.head(self.grouped(states).mean((2, 3)))
+        return logits
+
+
+def test_inner_widths_shrink_with_all_that_depends_on_them(load_tiny: Load) -> None:
+    module, workload = Residual(), load_tiny("images")
+    pruned: Any = ChannelPruning(epochs=0).apply(module, workload)
+    assert pruned.inner.out_channels == pruned.depthwise.groups == pruned.norm.num_features == 16
+    assert pruned.outer.in_channels == 16
+    assert pruned.stem.out_channels == pruned.outer.out_channels == pruned.grouped.in_channels == 16
+    assert answers(pruned, workload).shape == (5, 4)
+
+
+def test_global_scope_takes_from_the_layer_that_is_worth_less(load_tiny: Load) -> None:
+    """In one block of the encoder half of the wide layer is nearly zero; it alone shrinks."""
+    module, workload = made(load_tiny, "encoder")
+    for block in module.blocks:
+        for layer in (block.wide, block.narrow):
+            layer.weight.data = torch.ones_like(layer.weight)
+    module.blocks[0].wide.weight.data[:16] = module.blocks[0].narrow.weight.data[:, :16] = 1e-3
+    pruned: Any = ChannelPruning(ratio=0.25, scope="global", epochs=0).apply(module, workload)
+    assert [block.wide.out_features for block in pruned.blocks] == [16, 32]
+
+
+@pytest.mark.parametrize("widths", ["inner", "all"])
+def test_widths_say_whether_shortcuts_shrink(load_tiny: Load, widths: Any) -> None:
+    module, workload = made(load_tiny, "encoder")
+    pruned: Any = ChannelPruning(widths=widths, epochs=0).apply(module, workload)
+    states = 8 if widths == "all" else 16
+    assert pruned.embedding.embedding_dim == pruned.head.in_features == states
+    assert [block.wide.weight.shape for block in pruned.blocks] == [(16, states)] * 2
+    assert [block.query.weight.shape for block in pruned.blocks] == [(16, states)] * 2
+
+
+def test_ratio_per_layer(load_tiny: Load) -> None:
+    module, workload = made(load_tiny, "encoder")
+    technique = ChannelPruning(layers={"blocks.0.*": 0.0, "blocks.1.wide": 0.75}, epochs=0)
+    pruned: Any = technique.apply(module, workload)
+    assert [block.wide.out_features for block in pruned.blocks] == [32, 8]
+
+
+def test_steps_end_at_the_ratio(load_tiny: Load) -> None:
+    module, workload = made(load_tiny, "encoder")
+    pruned: Any = ChannelPruning(ratio=0.75, steps=3, epochs=1, batch_size=128).apply(module, workload)
+    assert [block.wide.out_features for block in pruned.blocks] == [8, 8]
+
+
+def test_frozen_parameters_stay_frozen(load_tiny: Load) -> None:
+    module, workload = made(load_tiny, "encoder")
+    module.embedding.requires_grad_(False)
+    pruned: Any = ChannelPruning(epochs=1).apply(module, workload)
+    assert not pruned.embedding.weight.requires_grad
+    assert pruned.head.weight.requires_grad
+    assert torch.equal(pruned.embedding.weight, module.embedding.weight)
+
+
+def test_widths_that_stay_are_named(load_tiny: Load) -> None:
+    module, workload = made(load_tiny, "images")
+    with pytest.raises(UnsuitableError, match=r"multiple of 8, .* stay as they are: `features.0` 8"):
+        ChannelPruning().apply(module, workload)
+
+
+def test_widths_that_are_tied_are_named(load_tiny: Load) -> None:
+    module, workload = made(load_tiny, "texts")
+    with pytest.raises(UnsuitableError, match=r"tied by shortcuts: `value`. Take `widths: all`"):
+        ChannelPruning().apply(module, workload)
+
+
+def test_output_layer_alone_is_refused() -> None:
+    with pytest.raises(UnsuitableError, match=r"tied by shortcuts: none. Leave this technique out"):
+        ChannelPruning().apply(nn.Linear(3, 2), random_rows(3))
+
+
+class Fixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 16), nn.Linear(16, 2)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(given)
+        answer: torch.Tensor = self.second(hidden + torch.ones(16))
+        return answer
+
+
+def test_forward_with_fixed_sizes_is_refused() -> None:
+    with pytest.raises(UnsuitableError, match=r"`Fixed` must run .* its `forward` raises RuntimeError"):
+        ChannelPruning(epochs=0).apply(Fixed(), random_rows(3))
+
+
+# --- heads
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_heads_worth_nothing_go_and_the_answers_stay(load_tiny: Load, importance: Any, scope: Any) -> None:
+    """Of two heads of size 8, in one block the first and in the other the second gives nothing."""
+    module, workload = made(load_tiny, "encoder")
+    for block, dead in zip(module.blocks, (slice(0, 8), slice(8, 16)), strict=True):
+        for layer in (block.query, block.key, block.value):
+            layer.weight.data[dead] = 0
+            layer.bias.data[dead] = 0
+        block.output.weight.data[:, dead] = 0
+    technique = HeadPruning(importance=importance, scope=scope, epochs=0)
+    pruned: Any = technique.apply(module, workload)
+    for block in pruned.blocks:
+        assert block.heads == 1
+        assert block.query.out_features == block.value.out_features == block.output.in_features == 8
+    np.testing.assert_allclose(answers(pruned, workload), answers(module, workload), atol=1e-6)
+
+
+def test_heads_are_ranked_within_their_layers_norm() -> None:
+    """(3, 4) has norm 5: 0.6 and 0.8; (5, 12) has norm 13: 0.38 and 0.92. The best of each layer stays."""
+    scores = [torch.tensor([3.0, 4.0]), torch.tensor([5.0, 12.0])]
+    assert least_of_all(scores, 1) == [[], [0]]
+    assert least_of_all(scores, 3) == [[0], [0]]
+
+
+def test_network_without_heads_is_refused(load_tiny: Load) -> None:
+    module, workload = made(load_tiny, "images")
+    with pytest.raises(UnsuitableError, match="`TinyCnn` has none"):
+        HeadPruning().apply(module, workload)
+
+
+def test_too_small_a_share_of_heads_is_refused(load_tiny: Load) -> None:
+    module, workload = made(load_tiny, "encoder")
+    with pytest.raises(UnsuitableError, match=r"at ratio 0.1 none goes of `blocks.0` 2, `blocks.1` 2"):
+        HeadPruning(ratio=0.1).apply(module, workload)
+
+
+# --- blocks
+
+
+class Step(nn.Module):
+    """x + linear(x)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        stepped: torch.Tensor = states + self.linear(states)
+        return stepped
+
+
+@pytest.mark.parametrize("importance", ["loss", *IMPORTANCES])
+@pytest.mark.parametrize("listed", [nn.Sequential, list])
+def test_blocks_worth_nothing_go_and_the_answers_stay(importance: Any, listed: Any) -> None:
+    torch.manual_seed(0)
+    steps = [Step(3) for _ in range(4)]
+    for idle in (steps[0], steps[2]):
+        idle.linear.weight.data.zero_()
+        idle.linear.bias.data.zero_()
+    module = nn.Sequential(*steps) if listed is nn.Sequential else Chain(steps)
+    workload = random_rows(3, outputs=3)
+    if importance == "loss":  # the other two are what the targets ask for
+        workload = rows(workload.splits.train.samples, answers(module, workload, 8))
+    pruned: Any = LayerPruning(importance=importance, epochs=0).apply(module, workload)
+    left = [m for m in pruned.modules() if isinstance(m, Step)]
+    assert [torch.equal(m.linear.weight, steps[i].linear.weight) for m, i in zip(left, (1, 3), strict=True)]
+    np.testing.assert_allclose(answers(pruned, workload), answers(module, workload), atol=1e-6)
+
+
+class Chain(nn.Module):
+    def __init__(self, steps: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(steps)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        for step in self.steps:
+            states = step(states)
+        return states
+
+
+def test_last_block_of_its_class_stays(load_tiny: Load) -> None:
+    module, workload = made(load_tiny, "encoder")
+    pruned: Any = LayerPruning(ratio=0.99, epochs=0).apply(module, workload)
+    assert len(pruned.blocks) == 1
+    with pytest.raises(UnsuitableError, match=r"`TinyEncoder` has none \(or none left\)"):
+        LayerPruning(epochs=0).apply(pruned, workload)
+
+
+# --- what they are for
+
+
+@pytest.mark.parametrize(
+    "technique",
+    [
+        UnstructuredPruning(epochs=0),
+        NMPruning(epochs=0),
+        ChannelPruning(epochs=0),
+        HeadPruning(epochs=0),
+        LayerPruning(epochs=0),
+    ],
+    ids=lambda technique: str(technique.name),
+)
+def test_network_in_training_mode_is_untouched(load_tiny: Load, technique: Any) -> None:
+    """Its batch norms count no sample, it keeps its mode, and what comes of it is for evaluation."""
+    module, workload = made(load_tiny, "encoder")
+    module.blocks.append(Normed(module.blocks[0]))
+    before = copy.deepcopy(module.train().state_dict())
+    assert not technique.apply(module, workload).training
+    assert module.training
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+class Normed(nn.Module):
+    """A block with a batch norm behind it."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block, self.norm = copy.deepcopy(block), nn.BatchNorm1d(16)
+
+    def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        normed: torch.Tensor = self.norm(self.block(states, mask).transpose(1, 2)).transpose(1, 2)
+        return normed
+
+
+@pytest.mark.parametrize(
+    ("technique", "name"),
+    [
+        (UnstructuredPruning(epochs=0), "images"),
+        (NMPruning(epochs=0), "encoder"),
+        (ChannelPruning(epochs=0, round_to=4), "images"),
+        (ChannelPruning(epochs=0, widths="all"), "encoder"),
+        (HeadPruning(epochs=0), "encoder"),
+        (LayerPruning(epochs=0), "encoder"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_pruned_network_becomes_the_same_graph(
+    load_tiny: Load, tmp_path: Path, technique: Any, name: str
+) -> None:
+    module, workload = made(load_tiny, name)
+    for folder in ("torch", "onnx"):
+        (tmp_path / folder).mkdir()
+    network.save(technique.apply(module, workload), "torch", tmp_path / "torch")
+    network.convert(tmp_path / "torch", "onnx", workload, tmp_path / "onnx")  # checks its answers
+
+
+def test_pruning_of_every_kind_follows_each_other(load_tiny: Load) -> None:
+    module, workload = made(load_tiny, "encoder")
+    recipe = [
+        LayerPruning(epochs=0),
+        HeadPruning(epochs=0),
+        ChannelPruning(epochs=0),
+        NMPruning(epochs=0),
+        UnstructuredPruning(epochs=4, learning_rate=1e-2, sparsity=0.6),
+    ]
+    for technique in recipe:
+        module = technique.apply(module, workload)
+    assert len(module.blocks) == 1
+    assert module.blocks[0].heads == 1
+    assert module.blocks[0].wide.out_features == 16
+    found = answers(module, workload, 40).argmax(1)
+    assert (found == workload.split("calibration").labels()).mean() > 0.7
+
+
+def test_repair_brings_the_quality_back(load_tiny: Load) -> None:
+    """Half the channels by size: the loss is higher at once, and lower again after fine-tuning."""
+    module, workload = made(load_tiny, "images")
+    trained = workload.definition.train(module, workload.split("train")).eval()
+    plain, repaired = (
+        ChannelPruning(round_to=4, epochs=epochs).apply(trained, workload) for epochs in (0, 4)
+    )
+    truth = torch.from_numpy(workload.split("search").labels())
+
+    def loss(pruned: nn.Module) -> float:
+        inputs = workload.definition.preprocess(workload.split("search").samples).values()
+        with torch.no_grad():
+            return float(workload.definition.loss(pruned(*map(torch.from_numpy, inputs)), truth))
+
+    assert loss(repaired) < loss(plain)
