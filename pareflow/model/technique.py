@@ -17,8 +17,8 @@ class Technique(Member, ABC):
     gives: ClassVar[Form]
     """What it makes of it: the same form, unless it says a later one."""
     measures: ClassVar[bool] = False
-    """Whether timings decide what it makes. It keeps them in the scratch folder: the same timings and the same
-    seed give the same bytes."""
+    """Whether timings decide what it makes. It keeps them in the scratch folder: the same seed and the same
+    timings give the same bytes."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
