@@ -96,12 +96,19 @@ class OnnxRuntimeSession:
 
 
 def _precision(path: Path) -> str:
-    """The narrowest number type that the graph computes with, from its operators and weights."""
+    """The narrowest number type that the graph computes with, from its operators and weights.
+
+    Weights of four bits, of bf16 and of fp8 are unpacked: what computes is fp32, or int8 where that is asked.
+    """
     import onnx
 
     graph = onnx.load_model(path, load_external_data=False).graph
+    weights = {initializer.data_type for initializer in graph.initializer}
+    if onnx.TensorProto.FLOAT8E4M3FN in weights:
+        return "float32"
     operators = {node.op_type for node in graph.node}
     if operators & {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}:
         return "int8"
-    weights = {initializer.data_type for initializer in graph.initializer}
+    if any(a.name == "accuracy_level" and a.i == 4 for node in graph.node for a in node.attribute):
+        return "int8"
     return "float16" if onnx.TensorProto.FLOAT16 in weights else "float32"

@@ -1,5 +1,7 @@
 """Weights of four bits."""
 
+import logging
+import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -53,7 +55,10 @@ class Int4(Technique):
         changed.CopyFrom(network)
         gemm_as_matmul(changed)
         quantizer = MatMulNBitsQuantizer(changed, algo_config=self._configuration())
-        quantizer.process()
+        logging.getLogger(MatMulNBitsQuantizer.__module__).setLevel(logging.WARNING)  # a line per node
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
+            quantizer.process()
         packed: onnx.ModelProto = quantizer.model.model
         products = [node for node in packed.graph.node if node.op_type == "MatMulNBits"]
         if not products:

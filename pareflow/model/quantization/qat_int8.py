@@ -30,7 +30,7 @@ class QatInt8(TrainedTechnique):
 
     ONNX Runtime runs the convolutions and linear layers by the same integer kernels as static_int8's.
     Source: Jacob et al., 2018, arXiv:1712.05877, section 3; torchao's PT2E. Departure: batch norms are
-    folded into the convolutions before training, not while it simulates (section 3.2).
+    folded into the convolutions before training, not while it simulates (section 3.2), and dropout is off.
     """
 
     name: ClassVar[str] = "qat_int8"
@@ -62,7 +62,6 @@ class QatInt8(TrainedTechnique):
 def _prepared(network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
     """The network as a graph with fake quantizers. Raises: UnsuitableError."""
     import torch
-    from torchao.quantization.pt2e import allow_exported_model_train_eval
     from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
     from pareflow.model.quantization.int8_placement import CONVOLUTIONS, LINEAR, Int8Placement
@@ -84,7 +83,9 @@ def _prepared(network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
             f"`{type(network).__name__}` holds none",
             "Drop the candidate: there is nothing to quantize",
         )
-    prepared: nn.Module = allow_exported_model_train_eval(prepare_pt2e(traced, Int8Placement()))
+    prepared: nn.Module = prepare_pt2e(traced, Int8Placement())
+    for switch in ("train", "eval"):
+        delattr(prepared, switch)  # torchao's raise; the graph is that of evaluation in both modes
     return prepared
 
 
@@ -126,7 +127,9 @@ def _exported(converted: "nn.Module", workload: LoadedWorkload) -> "onnx.ModelPr
 
 def _bare(model: "onnx.ModelProto") -> "onnx.ModelProto":
     """Without the exporter's notes, which hold paths of this machine."""
-    for noted in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+    graph = model.graph
+    parts = (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for noted in (model, graph, *parts):
         noted.ClearField("metadata_props")
         noted.ClearField("doc_string")
     return model
