@@ -31,7 +31,7 @@ class Supernet(nn.Module):
             logits: torch.Tensor = self.whole(images)
             return logits
         with torch.device("meta"):
-            frame = Subnet(architecture)
+            frame = Subnet(architecture).train(self.training)
         shared: torch.Tensor = functional_call(frame, self.part(frame), images)
         return shared
 
