@@ -27,6 +27,7 @@ from pareflow.stages.validation import BLOCKS, LOOKS
 from pareflow.variant import Recipe, Step
 
 CONFIG = Path(__file__).parents[1] / "configs" / "digits" / "pipeline.yaml"
+PER_LOAD = Protocol().blocks_per_load
 SLOWED = Path(__file__).with_name("slowed.py")
 ANY = SLA.model_validate({"size": {"max_mib": 1e6}})
 Series = Callable[[int], tuple[Measurement, Measurement]]
@@ -63,12 +64,14 @@ def simulated_alike(times: int) -> list[Claim]:
 def drifting(
     generator: np.random.Generator, look: int, slower: float = 1.0
 ) -> tuple[Measurement, Measurement]:
-    """Two series of blocks: a random walk hits both alike, each block has noise, requests have spikes."""
+    """Two series of blocks: a random walk hits both alike; loads and blocks differ; requests have spikes."""
     blocks, samples = BLOCKS * 2 ** max(look - 2, 0), 20
+    loads = blocks // PER_LOAD
     drift = np.exp(np.cumsum(generator.normal(0, 0.03, blocks)))
     found = []
     for name in ("baseline", "candidate"):
-        level = drift * np.exp(generator.normal(0, 0.03, blocks))
+        lasting = np.repeat(generator.normal(0, 0.005, loads), PER_LOAD)
+        level = drift * np.exp(lasting + generator.normal(0, 0.03, blocks))
         ms = level[:, None] * (1 + generator.gamma(1, 0.03, (blocks, samples)))
         ms += (generator.random(ms.shape) < 0.02) * generator.exponential(1, ms.shape)
         found.append(measurement(name, ms))
@@ -78,7 +81,7 @@ def drifting(
 def measurement(variant: str, ms: np.ndarray) -> Measurement:
     ran = Ran("simulated", "0", "float32", "CPU", 1)
     blocks = tuple(tuple(block) for block in ms.tolist())
-    return Measurement(variant, "simulated", 1, ran, blocks, None, None, None, 1.0)
+    return Measurement(variant, "simulated", 1, ran, blocks, None, None, None, 1.0, PER_LOAD)
 
 
 def decided(objective: Objective, series: Series, looks: int = LOOKS) -> tuple[Decision, int]:
@@ -147,7 +150,28 @@ def real_slowdown(times: int, *, loaded: bool) -> list[Claim]:
 
 
 def real_decision(slower: float | None, looks: int) -> tuple[Decision, float]:
-    """What the gate says of the baseline against itself (slowed by a share), and its requests' seconds."""
+    """What the gate says of the baseline against itself (slowed by a share), and its requests' seconds.
+
+    Each look has processes of its own, as in the validation.
+    """
+    seconds = 0.0
+
+    def series(look: int) -> tuple[Measurement, Measurement]:
+        nonlocal seconds
+        with device_lock("cpu", exclusive=True) as descriptor, arena(slower, descriptor) as running:
+            found = running.measure(Protocol(blocks=BLOCKS * 2 ** max(look - 2, 0), seed=look))
+            for error in running.failures.values():
+                raise error
+        seconds += sum(float(one.samples_ms.sum()) for one in found.values()) / 1000
+        return found["baseline"], found["candidate"]
+
+    decision, _ = decided("latency_p50", series, looks)
+    return decision, seconds
+
+
+@contextmanager
+def arena(slower: float | None, descriptor: int) -> Iterator[Arena]:
+    """The digits baseline and itself, slowed by a share."""
     run, strong = prepared()
     artifact = run.store.find(str(strong.id))
     feeds = run.store.find(feeds_key(run.facts.digest, 1))
@@ -155,8 +179,9 @@ def real_decision(slower: float | None, looks: int) -> tuple[Decision, float]:
     backend = strong.recipe.backend
     candidate = backend if slower is None else Step("slowed", {**backend.settings, "by": slower})
     settings = {"model": "", "arrays": "", "input_name": ""}
-    with tempfile.TemporaryDirectory() as logs, device_lock("cpu", exclusive=True) as descriptor:
-        arena = Arena(
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        Arena(
             [
                 Contestant("baseline", artifact, backend, 1.0),
                 Contestant("candidate", artifact, candidate, 1.0),
@@ -168,20 +193,9 @@ def real_decision(slower: float | None, looks: int) -> tuple[Decision, float]:
             limits=run.limits,
             logs=Path(logs),
             descriptors=(descriptor,),
-        )
-        with arena:
-            seconds = 0.0
-
-            def series(look: int) -> tuple[Measurement, Measurement]:
-                nonlocal seconds
-                found = arena.measure(Protocol(blocks=BLOCKS * 2 ** max(look - 2, 0), seed=look))
-                seconds += sum(float(one.samples_ms.sum()) for one in found.values()) / 1000
-                for error in arena.failures.values():
-                    raise error
-                return found["baseline"], found["candidate"]
-
-            decision, _ = decided("latency_p50", series, looks)
-    return decision, seconds
+        ) as running,
+    ):
+        yield running
 
 
 _PREPARED: list[tuple[Run, Row]] = []
@@ -220,6 +234,9 @@ def share(
     hits, n = decisions.count(which), len(decisions)
     bounds = stats.binomtest(hits, n).proportion_ci(0.95, method="exact")
     low, high = float(bounds.low), float(bounds.high)
+    if n * min(claimed, 1 - claimed) < 1:
+        note = f"{hits} of {n}, too few to tell; run it without --quick. {note}"
+        return Claim(name, claimed, None, "share", n, side, low, high, note)  # type: ignore[arg-type]
     return Claim(name, claimed, hits / n, "share", n, side, low, high, note)  # type: ignore[arg-type]
 
 

@@ -145,16 +145,16 @@ def _measured(clause: str, evidence: Evidence, confidence: float) -> Interval | 
         served = evidence.served
         if served is None or not _timed(served):
             return None
-        return intervals.pooled_quantile_interval(served.blocks_ms, 0.99, confidence)
+        return intervals.pooled_quantile_interval(served.loads_ms, 0.99, confidence)
     if measurement is None or not _timed(measurement):
         return None
     match clause:
         case "latency.p50_ms":
-            return intervals.pooled_quantile_interval(measurement.blocks_ms, 0.50, confidence)
+            return intervals.pooled_quantile_interval(measurement.loads_ms, 0.50, confidence)
         case "latency.p99_ms":
-            return intervals.pooled_quantile_interval(measurement.blocks_ms, 0.99, confidence)
+            return intervals.pooled_quantile_interval(measurement.loads_ms, 0.99, confidence)
         case "latency.p99_over_p50":
-            return intervals.tail_ratio_interval(measurement.blocks_ms, confidence)
+            return intervals.tail_ratio_interval(measurement.loads_ms, confidence)
         case "throughput.min_per_s":
             return throughput_interval(measurement, confidence)
     exact = {
@@ -237,7 +237,7 @@ def gain(evidence: Evidence, confidence: float) -> Interval | None:
     if ours is None or baseline is None or not (_timed(ours) and _timed(baseline)):
         return None
     if ours.variant == baseline.variant:
-        return Interval(1.0, 1.0, 1.0, samples=len(ours.blocks_ms), confidence=confidence)
+        return Interval(1.0, 1.0, 1.0, samples=len(ours.loads_ms), confidence=confidence)
     match evidence.objective:
         case "latency_p50":
             return intervals.speedup(baseline, ours, confidence)
@@ -318,6 +318,6 @@ def value_interval(quality: Quality, confidence: float) -> Interval:
 
 
 def throughput_interval(measurement: Measurement, confidence: float) -> Interval:
-    """Samples per second, with the order-statistic interval of the median over blocks."""
-    rates = [measurement.batch_size * 1000 / float(np.mean(block)) for block in measurement.blocks_ms]
-    return intervals.quantile_interval(rates, 0.5, confidence)
+    """Samples per second, with Student's interval over loads."""
+    rates = [measurement.batch_size * 1000 / float(np.mean(load)) for load in measurement.loads_ms]
+    return intervals.mean_interval(rates, confidence)

@@ -147,12 +147,12 @@ def tail_ratio_interval(blocks: Blocks, confidence: float = CONFIDENCE) -> Inter
 def quantile_speedup(
     baseline: Measurement, candidate: Measurement, quantile: float, confidence: float = CONFIDENCE
 ) -> Interval:
-    """How many times smaller a quantile of all latencies is, by block bootstrap: for p99, which blocks lack.
+    """How many times smaller a quantile of all latencies is, by bootstrap over loads: for p99, which blocks lack.
 
     Raises: ValueError if the two were not measured alike.
     """
     require_alike(baseline, candidate)
-    ours, theirs = baseline.blocks_ms, candidate.blocks_ms
+    ours, theirs = baseline.loads_ms, candidate.loads_ms
     estimate = baseline.quantile_ms(quantile) / candidate.quantile_ms(quantile)
     ratios = resampled_quantiles(ours, quantile) / resampled_quantiles(theirs, quantile)
     return _bootstrap(estimate, ratios, theirs, confidence)
@@ -200,11 +200,12 @@ def speedup(
     confidence: float = CONFIDENCE,
     statistic: Callable[[np.ndarray], float] = np.median,
 ) -> Interval:
-    """How many times faster `candidate` is: the median over blocks of the ratio of a statistic of each block.
+    """How many times faster `candidate` is: the ratio of a statistic of each block, over loads.
 
-    Blocks are paired by position, since they ran next to each other. The interval is the order-statistic
-    interval of that median, exact for any distribution: the block bootstrap of a median in closed form.
-    Source: Efron, 1979, Annals of Statistics 7:1, section 3.
+    Blocks are paired by position, since they ran next to each other; a load's ratio is the median over its
+    blocks. Loads differ lastingly (measured, docs/log.md), so that they and not blocks are the sample: the
+    interval is Student's for the mean of their logarithms.
+    Source: Kalibera and Jones, 2013, Rigorous benchmarking in reasonable time, section 6.
     Raises: ValueError if the two were not measured alike, for then a ratio means nothing.
     """
     require_alike(baseline, candidate)
@@ -212,12 +213,24 @@ def speedup(
         float(statistic(np.asarray(ours)) / statistic(np.asarray(theirs)))
         for ours, theirs in zip(baseline.blocks_ms, candidate.blocks_ms, strict=True)
     ]
-    return quantile_interval(ratios, 0.5, confidence)
+    size = candidate.blocks_per_load
+    return mean_interval([np.median(ratios[i : i + size]) for i in range(0, len(ratios), size)], confidence)
+
+
+def mean_interval(values: Samples, confidence: float = CONFIDENCE) -> Interval:
+    """Student's interval for the geometric mean of positive values; no bounds from fewer than two."""
+    logs = np.log(np.asarray(values, dtype=float))
+    n = len(logs)
+    mean = float(logs.mean())
+    if n < 2:
+        return Interval(math.exp(mean), None, None, n, confidence)
+    half = float(stats.t.ppf(confidence, n - 1) * logs.std(ddof=1) / math.sqrt(n))
+    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half), n, confidence)
 
 
 def require_alike(baseline: Measurement, candidate: Measurement) -> None:
     """Raises: ValueError unless two measurements may be compared."""
-    for name in ("environment", "batch_size", "load"):
+    for name in ("environment", "batch_size", "load", "blocks_per_load"):
         ours, theirs = getattr(baseline, name), getattr(candidate, name)
         if ours != theirs:
             raise ValueError(

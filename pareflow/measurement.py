@@ -78,7 +78,9 @@ class Measurement:
     """One variant in one environment, at one batch size and load.
 
     `blocks_ms` holds every sample in the order it was taken, in blocks that were interleaved with the
-    baseline's: block i of both ran next to each other. What is unknown is None, never 0.
+    baseline's: block i of both ran next to each other. The executable was loaded anew before every
+    `blocks_per_load` of them, since where a load happens to lie in memory makes it lastingly faster or slower:
+    loads, not blocks, are independent. What is unknown is None, never 0.
 
     `load` is `closed` (the next request is sent when the last is answered) or a LoadGen scenario. `cpu_ms` is
     processor time and `energy_j` energy, both per request; `device_memory_mib` is the most that an
@@ -94,6 +96,7 @@ class Measurement:
     first_request_ms: float | None
     peak_memory_mib: float | None
     size_mib: float | None
+    blocks_per_load: int = 1
     load: str = "closed"
     cpu_ms: float | None = None
     energy_j: float | None = None
@@ -105,6 +108,12 @@ class Measurement:
     def samples_ms(self) -> np.ndarray:
         """All latencies in ms, shape (n,), in the order taken."""
         return np.asarray([ms for block in self.blocks_ms for ms in block], dtype=float)
+
+    @property
+    def loads_ms(self) -> tuple[tuple[float, ...], ...]:
+        """The samples of each load of the executable, in ms."""
+        blocks, size = self.blocks_ms, self.blocks_per_load
+        return tuple(sum(blocks[i : i + size], ()) for i in range(0, len(blocks), size))
 
     def quantile_ms(self, quantile: float) -> float:
         """A quantile of all latencies, in ms."""

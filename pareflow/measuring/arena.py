@@ -2,8 +2,9 @@
 
 All contestants of an arena are loaded and warm before the first block; then each block times every one of
 them once, so that drift of the machine hits all alike and ratios are paired by block. The order is shuffled
-for every other block, and reversed for the next: whoever comes first is no faster for it. Only one runs at a
-time, the others wait on a pipe; the caller holds the device lock.
+for every other block, and reversed for the next: whoever comes first is no faster for it. After some blocks
+all load their executables anew, since where a load lies in memory makes it lastingly faster or slower. Only one
+runs at a time, the others wait on a pipe; the caller holds the device lock.
 """
 
 import json
@@ -48,10 +49,12 @@ class Protocol:
     """How the arena measures; part of a measurement's key.
 
     Each block lasts about `block_ms` per contestant: as many requests as fit, between `least` and `most`.
-    Warm-up runs until the median of a block is within 5 % of the one before it, at most 10 blocks.
+    Warm-up runs until the median of a block is within 5 % of the one before it, at most 10 blocks; after each
+    reload it is one block.
     """
 
     blocks: int = 30
+    blocks_per_load: int = 6
     block_ms: float = 25
     least: int = 5
     most: int = 100
@@ -113,13 +116,19 @@ class Arena:
         blocks: dict[str, list[tuple[float, ...]]] = {variant: [] for variant in self._running}
         order: list[str] = []
         for block in range(protocol.blocks):
+            if block and block % protocol.blocks_per_load == 0:
+                self._reload(counts)
             order = order[::-1] if block % 2 else shuffler.sample(list(blocks), len(blocks))
             for variant in filter(self._running.__contains__, order):
                 times = self._block(variant, counts[variant])
                 blocks[variant].append(times)
         return {
             variant: running.measurement(
-                tuple(blocks[variant]), self._batch_size, self._environment, self._noise(noise, running)
+                tuple(blocks[variant]),
+                blocks_per_load=protocol.blocks_per_load,
+                batch_size=self._batch_size,
+                environment=self._environment,
+                noise=self._noise(noise, running),
             )
             for variant, running in self._running.items()
         }
@@ -141,6 +150,15 @@ class Arena:
                 break
             before = median
         return count
+
+    def _reload(self, counts: Mapping[str, int]) -> None:
+        """All load anew, each followed by a block that does not count."""
+        for variant in list(self._running):
+            try:
+                self._running[variant].reload()
+                self._running[variant].time(counts[variant])
+            except PareflowError as error:
+                self._drop(variant, error)
 
     def _block(self, variant: str, count: int) -> tuple[float, ...]:
         """The ms of `count` requests; nothing, and the contestant dropped, where it fails."""
@@ -223,6 +241,11 @@ class _Running:
         on_device = self._report["ran"]["device"].lower().startswith("cuda")
         self._joules = device_joules() if on_device else processor_joules()
 
+    def reload(self) -> None:
+        """Load the executable anew, elsewhere in memory. Raises: what it died of."""
+        self._tell("reload")
+        self._read()
+
     def forget(self) -> None:
         """Count processor time and energy from here on."""
         self._requests, self._cpu_ms, self._energy_j = 0, 0.0, 0.0
@@ -230,10 +253,7 @@ class _Running:
     def time(self, count: int) -> tuple[float, ...]:
         """The ms of `count` requests. Raises: what it died of."""
         before = self._joules() if self._joules else 0.0
-        try:
-            os.write(self._commands, f"{count}\n".encode())
-        except BrokenPipeError:
-            self._child.result(seconds=10)
+        self._tell(str(count))
         answer = self._read()
         self._peak_memory_mib = answer["peak_memory_mib"]
         self._device_memory_mib = answer["device_memory_mib"]
@@ -243,14 +263,16 @@ class _Running:
         self._energy_j += self._joules() - before if self._joules else 0.0
         return tuple(answer["ms"])
 
-    def measurement(
-        self, blocks: tuple[tuple[float, ...], ...], batch_size: int, environment: str, noise: str
-    ) -> Measurement:
+    def _tell(self, command: str) -> None:
+        try:
+            os.write(self._commands, f"{command}\n".encode())
+        except BrokenPipeError:
+            self._child.result(seconds=10)
+
+    def measurement(self, blocks: tuple[tuple[float, ...], ...], **protocol: Any) -> Measurement:
         requests = max(self._requests, 1)
         return Measurement(
             variant=self.contestant.variant,
-            environment=environment,
-            batch_size=batch_size,
             ran=Ran(**self._report["ran"]),
             blocks_ms=blocks,
             load_s=self._report["load_s"],
@@ -261,7 +283,7 @@ class _Running:
             energy_j=self._energy_j / requests if self._joules else None,
             device_memory_mib=self._device_memory_mib,
             device_reserved_mib=self._device_reserved_mib,
-            noise=noise,
+            **protocol,
         )
 
     def _read(self) -> Any:

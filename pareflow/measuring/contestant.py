@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,6 +21,12 @@ from pareflow.network import check_outputs
 from pareflow.variant import Step
 from pareflow.workload import Arrays
 
+SHIFT_BYTES = 2**22
+"""At most so much is taken before a reload, so that it lies elsewhere: 4 MiB.
+
+Source: Curtsinger and Berger, 2013, STABILIZER, section 3 (layouts at random).
+"""
+
 
 def serve(
     artifact: str,
@@ -31,29 +38,43 @@ def serve(
     commands: int,
     answers: int,
 ) -> None:
-    """Load, report, then time as many requests as each line from `commands` says, until that pipe closes.
+    """Load, report, then do what each line from `commands` says, until that pipe closes.
 
-    One line of JSON goes to `answers` first (load and first request), then one per command: ms per request,
-    processor time of all, and the peak of memory so far.
+    A number is that many requests to time; `reload` is the executable to load anew, elsewhere in memory. One
+    line of JSON goes to `answers` after each load (what it took, the first request) and each number: ms per
+    request, processor time of all, and the peak of memory until the first reload.
     """
     os.sched_setaffinity(0, cores)
     batches = read_feeds(Path(feeds))
+    loading = partial(load, Path(artifact), Step.from_json(backend), reference, Path(folder), batches[0])
+    elsewhere: list[np.ndarray] = []
+    peak_mib, position = None, 0
     with os.fdopen(commands) as orders, os.fdopen(answers, "w", buffering=1) as reports:
-        session, report = load(Path(artifact), Step.from_json(backend), reference, Path(folder), batches[0])
+        session, report = loading()
         reports.write(json.dumps(report) + "\n")
-        clock, position = stopwatch(report["ran"]["device"]), 0
+        device = report["ran"]["device"]
         for order in orders:
-            count = int(order)
-            spent = time.process_time()
-            due = [batches[(position + i) % len(batches)] for i in range(count)]
-            times = [clock(partial(session.run, feeds)) for feeds in due]
-            cpu_ms = (time.process_time() - spent) * 1000
-            position += count
-            answer = {"ms": times, "cpu_ms": cpu_ms, "peak_memory_mib": peak_memory_mib()}
-            answer["device_memory_mib"], answer["device_reserved_mib"] = device_memory_mib(
-                report["ran"]["device"]
-            )
-            reports.write(json.dumps(answer) + "\n")
+            if order.strip() == "reload":
+                peak_mib = peak_mib or peak_memory_mib()  # from here on, what former loads left counts too
+                del session
+                elsewhere.append(np.ones(random.randrange(1, SHIFT_BYTES), dtype=np.uint8))
+                session, report = loading()
+                reports.write(json.dumps(report) + "\n")
+                continue
+            due = [batches[(position + i) % len(batches)] for i in range(int(order))]
+            position += len(due)
+            answer = timed(session, due, device)
+            reports.write(json.dumps({"peak_memory_mib": peak_mib or peak_memory_mib(), **answer}) + "\n")
+
+
+def timed(session: Session, due: Sequence[Arrays], device: str) -> dict[str, Any]:
+    """The ms of each request, processor time of all, and the device's memory."""
+    clock = stopwatch(device)
+    spent = time.process_time()
+    times = [clock(partial(session.run, feeds)) for feeds in due]
+    cpu_ms = (time.process_time() - spent) * 1000
+    allocated, reserved = device_memory_mib(device)
+    return {"ms": times, "cpu_ms": cpu_ms, "device_memory_mib": allocated, "device_reserved_mib": reserved}
 
 
 def load(

@@ -87,7 +87,7 @@ def test_every_other_order_is_the_one_before_reversed(enter: Callable[..., Arena
         arena.measure(Protocol(blocks=0, least=1, most=1))
         warm = len(book.read_text().splitlines())
         arena._warm = lambda variant, protocol: 1  # type: ignore[method-assign]
-        arena.measure(Protocol(blocks=40, least=1, most=1))
+        arena.measure(Protocol(blocks=40, blocks_per_load=40, least=1, most=1))
     labels = [line.split()[0] for line in book.read_text().splitlines()[warm:]]
     orders = list(zip(labels[::2], labels[1::2], strict=True))
     assert len(orders) == 40

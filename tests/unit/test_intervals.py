@@ -73,23 +73,45 @@ def test_no_samples_give_no_estimate_and_no_bound() -> None:
     assert (found.low, found.high, found.samples) == (None, None, 0)
 
 
-def test_speedup_is_the_median_ratio_of_neighbouring_blocks(measured: Build) -> None:
-    """The machine slows down threefold half-way: both feel it, and the ratio stays 2, once 4."""
+def test_speedup_is_the_mean_ratio_of_neighbouring_blocks(measured: Build) -> None:
+    """The machine slows down threefold half-way: both feel it, and the ratio stays 2, once 4.
+
+    In logarithms to base 2 that is 1, 1, 1, 1, 2: mean 1.2, deviation 0.4472, t(95 %, 4) = 2.1318.
+    """
     baseline = measured([2, 2], [2, 2], [6, 6], [6, 6], [8, 8])
     candidate = measured([1, 1], [1, 1], [3, 3], [3, 3], [2, 2])
-    assert speedup(baseline, candidate) == Interval(2.0, 2.0, 4.0, samples=5)
+    found = speedup(baseline, candidate)
+    expected = [2**1.2, 2 ** (1.2 - 2.1318 * 0.2), 2 ** (1.2 + 2.1318 * 0.2)]
+    assert [found.estimate, found.low, found.high] == pytest.approx(expected, rel=1e-4)
+    assert found.samples == 5
+
+
+def test_speedup_counts_loads_and_not_blocks(measured: Build) -> None:
+    """Two loads of three blocks, one lastingly slower: medians 2 and 4, and two samples, not six."""
+    baseline = measured(*[[8]] * 6, blocks_per_load=3)
+    candidate = measured([4], [4], [1], [2], [2], [2], blocks_per_load=3)
+    found = speedup(baseline, candidate)
+    assert found.samples == 2
+    assert found.estimate == pytest.approx(8**0.5)
+    assert found.low is not None
+    assert found.low < 1  # t(95 %, 1) = 6.31
+
+
+def test_one_load_gives_no_bounds(measured: Build) -> None:
+    found = speedup(measured([2], [2], blocks_per_load=2), measured([1], [1], blocks_per_load=2))
+    assert found == Interval(2.0, None, None, samples=1)
 
 
 def test_speedup_takes_another_statistic(measured: Build) -> None:
     baseline, candidate = measured(*[[1, 1, 9]] * 5), measured(*[[1, 1, 3]] * 5)
     assert speedup(baseline, candidate).estimate == 1.0
-    assert speedup(baseline, candidate, statistic=np.max).estimate == 3.0
+    assert speedup(baseline, candidate, statistic=np.max).estimate == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"environment": "elsewhere"}, {"batch_size": 8}, {"load": "Server 100/s"}],
-    ids=["environment", "batch size", "load"],
+    [{"environment": "elsewhere"}, {"batch_size": 8}, {"load": "Server 100/s"}, {"blocks_per_load": 2}],
+    ids=["environment", "batch size", "load", "blocks per load"],
 )
 def test_speedup_refuses_what_was_not_measured_alike(measured: Build, changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="must be equal to compare two measurements"):
