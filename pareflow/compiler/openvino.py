@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from pareflow import network
+from pareflow.compiler import packed_openvino
 from pareflow.compiler.backend import Backend
 from pareflow.hardware import probe
 from pareflow.measurement import Ran
@@ -27,6 +28,7 @@ class OpenVino(Backend):
     requires: ClassVar[tuple[str, ...]] = ("openvino",)
 
     precision: Literal["f32", "bf16"] = Field(default="f32", description="of what is not quantized")
+    packed: bool = Field(default=False, description="weights entropy-coded on disk, and decoded at load")
 
     def unfit(self) -> str | None:
         if self.precision == "bf16" and not probe.has_bf16():
@@ -34,6 +36,9 @@ class OpenVino(Backend):
         return None
 
     def compile(self, source: Path, into: Path) -> None:
+        if self.packed:
+            packed_openvino.write(source / network.FILES["openvino"], into / packed_openvino.FILE)
+            return
         for file in (source / "model.xml", source / "model.bin"):
             os.link(file, into / file.name)
 
@@ -47,7 +52,10 @@ class OpenVino(Backend):
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,
         }
-        compiled = openvino.Core().compile_model(artifact / network.FILES["openvino"], "CPU", configuration)
+        core, model = openvino.Core(), artifact / network.FILES["openvino"]
+        if self.packed:
+            model = core.read_model(*packed_openvino.read(artifact / packed_openvino.FILE))
+        compiled = core.compile_model(model, "CPU", configuration)
         return OpenVinoSession(compiled)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from pareflow.compiler import range_coder
 from pareflow.compiler.range_coder import MOST_SYMBOLS, entropy_bits
+from pareflow.errors import StepFailedError
 
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9}]
 _COUNT = np.dtype("<u4")
@@ -40,7 +41,7 @@ class _Form:
 
 
 def pack(arrays: Mapping[str, np.ndarray], rest: bytes = b"") -> bytes:
-    """The arrays, and some other bytes, as one file's content."""
+    """The arrays, and some other bytes, as one file's content, read back and compared bit for bit."""
     header: list[dict[str, Any]] = []
     streams, plain = list[np.ndarray](), list[bytes]()
     seen: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -58,7 +59,9 @@ def pack(arrays: Mapping[str, np.ndarray], rest: bytes = b"") -> bytes:
     known = lzma.compress(json.dumps(header).encode(), lzma.FORMAT_RAW, filters=_FILTERS)
     other = lzma.compress(rest, lzma.FORMAT_RAW, filters=_FILTERS)
     lengths = np.asarray([len(known), len(other), len(coded)], _COUNT)
-    return b"".join([lengths.tobytes(), known, other, coded, *plain])
+    content = b"".join([lengths.tobytes(), known, other, coded, *plain])
+    check(arrays, rest, content)
+    return content
 
 
 def unpack(content: bytes) -> tuple[dict[str, np.ndarray], bytes]:
@@ -76,6 +79,18 @@ def unpack(content: bytes) -> tuple[dict[str, np.ndarray], bytes]:
         position += len(plain)
         arrays[entry["name"]] = _restored(entry, plain, [next(streams) for _ in range(entry["streams"])])
     return arrays, lzma.decompress(other, lzma.FORMAT_RAW, filters=_FILTERS)
+
+
+def check(arrays: Mapping[str, np.ndarray], rest: bytes, content: bytes) -> None:
+    """Raises: StepFailedError unless `content` unpacks to just these bits."""
+    found, other = unpack(content)
+    wrong = [name for name, array in arrays.items() if found[name].tobytes() != array.tobytes()]
+    if wrong or other != rest:
+        raise StepFailedError(
+            "packed weights must come back bit for bit",
+            f"{', '.join(wrong) or 'the graph'} did not",
+            "Report it, and leave out `packed`",
+        )
 
 
 def _smallest(array: np.ndarray) -> _Form:

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import array_shapes, arrays, floating_dtypes, intege
 from onnx import TensorProto, helper, numpy_helper
 
 from pareflow import network
-from pareflow.compiler import OnnxRuntime, packed_onnx, packing, range_coder
+from pareflow.compiler import OnnxRuntime, OpenVino, packed_onnx, packed_openvino, packing, range_coder
 from pareflow.errors import StepFailedError
 from pareflow.network import Form
 from pareflow.workload import LoadedWorkload
@@ -56,7 +56,7 @@ def test_nearly_constant_symbols_take_far_less_than_a_bit_each() -> None:
         max_size=4,
     )
 )
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_streams_of_any_lengths_come_back(streams: list[np.ndarray]) -> None:
     """Up to 10,000 symbols: more than one lane, and lanes of different lengths."""
     found = range_coder.decode(range_coder.encode(streams))
@@ -69,7 +69,7 @@ def test_streams_of_any_lengths_come_back(streams: list[np.ndarray]) -> None:
         array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=12),
     )
 )
-@settings(max_examples=30)
+@settings(max_examples=12)
 def test_any_array_comes_back_bit_for_bit(array: np.ndarray) -> None:
     """NaN, both zeros, infinities; no axis, and no element."""
     found, rest = packing.unpack(packing.pack({"w": array}, b"rest"))
@@ -103,11 +103,11 @@ def test_equal_arrays_are_kept_once() -> None:
 def test_content_that_does_not_come_back_is_refused() -> None:
     weights = np.arange(100, dtype=np.float32)
     content = packing.pack({"w": weights})
-    packed_onnx.check({"w": weights}, b"", content)
+    packing.check({"w": weights}, b"", content)
     with pytest.raises(StepFailedError, match="w did not"):
-        packed_onnx.check({"w": -weights}, b"", content)
+        packing.check({"w": -weights}, b"", content)
     with pytest.raises(StepFailedError, match="the graph did not"):
-        packed_onnx.check({"w": weights}, b"another", content)
+        packing.check({"w": weights}, b"another", content)
 
 
 def shared_weights(folder: Path) -> np.ndarray:
@@ -147,8 +147,10 @@ def test_packed_graph_answers_as_the_plain_one_and_is_many_times_smaller(tmp_pat
     assert sizes[0] > 30 * sizes[1]
 
 
+@pytest.mark.parametrize("cls", [OnnxRuntime, OpenVino])
 @pytest.mark.parametrize("name", ["images", "texts"])
 def test_trained_network_answers_the_same_packed(
+    cls: type[OnnxRuntime] | type[OpenVino],
     name: str,
     forms: Callable[[str], Mapping[Form, Path]],
     load_tiny: Callable[[str], LoadedWorkload],
@@ -158,7 +160,17 @@ def test_trained_network_answers_the_same_packed(
     for packed in (False, True):
         into = tmp_path / str(packed)
         into.mkdir()
-        backend = OnnxRuntime(packed=packed)
-        backend.compile(forms(name)["onnx"], into)
+        backend = cls(packed=packed)
+        backend.compile(forms(name)[backend.form], into)
         answers.append(backend.load(into).run(load_tiny(name).example(4)))
     assert all(np.array_equal(answers[0][key], answers[1][key]) for key in answers[0])
+
+
+def test_packed_openvino_model_comes_back_byte_for_byte(
+    forms: Callable[[str], Mapping[Form, Path]], tmp_path: Path
+) -> None:
+    source = forms("texts")["openvino"]
+    packed_openvino.write(source / "model.xml", tmp_path / "packed")
+    xml, weights = packed_openvino.read(tmp_path / "packed")
+    assert xml == (source / "model.xml").read_bytes()
+    assert weights == (source / "model.bin").read_bytes()
