@@ -25,6 +25,10 @@ _HOPELESS = 1e-3
 """An estimate nearer to its limit than this share of its interval: a million times the samples."""
 
 
+_UNITS = {"do_no_harm": "loads", "throughput.min_per_s": "loads"}
+"""What the samples of a check are, where they are not single requests or inputs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """All that is known of one finalist; what is None was not measured.
@@ -44,7 +48,10 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One clause, judged; `more_samples` is about how many more could settle it, where that is known."""
+    """One clause, judged; `more_samples` is about how many more could settle it, where that is known.
+
+    For speedups and throughput, samples are loads of the executable.
+    """
 
     clause: str
     limit: float
@@ -197,7 +204,7 @@ def _check(clause: str, limit: float, interval: Interval | None, *, upper: bool)
         low,
         high,
         decision,
-        _reason(decision, interval, limit, more, upper=upper),
+        _reason(decision, interval, limit, more, upper=upper, unit=_UNITS.get(clause, "samples")),
         interval.samples,
         interval.confidence,
         more,
@@ -217,7 +224,9 @@ def _more_samples(clause: str, interval: Interval, limit: float) -> int | None:
     return max(1, math.ceil(interval.samples * (1 / nearness**2 - 1)))
 
 
-def _reason(decision: Decision, interval: Interval, limit: float, more: int | None, *, upper: bool) -> str:
+def _reason(
+    decision: Decision, interval: Interval, limit: float, more: int | None, *, upper: bool, unit: str
+) -> str:
     side = "at most" if upper else "at least"
     bound = interval.high if upper else interval.low
     if decision == "promote":
@@ -227,8 +236,8 @@ def _reason(decision: Decision, interval: Interval, limit: float, more: int | No
         return f"{other:.4g} is not {side} {limit:g}, at {interval.confidence:.4g} confidence"
     could = f", about {more} more could" if more is not None else ""
     if bound is None:
-        return f"{interval.samples} samples give no bound on it{could or '; more are needed'}"
-    return f"the limit {limit:g} lies inside the interval; {interval.samples} samples cannot tell{could}"
+        return f"{interval.samples} {unit} give no bound on it{could or '; more are needed'}"
+    return f"the limit {limit:g} lies inside the interval; {interval.samples} {unit} cannot tell{could}"
 
 
 def gain(evidence: Evidence, confidence: float) -> Interval | None:

@@ -147,7 +147,9 @@ def tail_ratio_interval(blocks: Blocks, confidence: float = CONFIDENCE) -> Inter
 def quantile_speedup(
     baseline: Measurement, candidate: Measurement, quantile: float, confidence: float = CONFIDENCE
 ) -> Interval:
-    """How many times smaller a quantile of all latencies is, by bootstrap over loads: for p99, which blocks lack.
+    """How many times smaller a quantile of all latencies is, by bootstrap over loads.
+
+    For p99, which single blocks have too few samples for.
 
     Raises: ValueError if the two were not measured alike.
     """

@@ -79,8 +79,8 @@ class Measurement:
 
     `blocks_ms` holds every sample in the order it was taken, in blocks that were interleaved with the
     baseline's: block i of both ran next to each other. The executable was loaded anew before every
-    `blocks_per_load` of them, since where a load happens to lie in memory makes it lastingly faster or slower:
-    loads, not blocks, are independent. What is unknown is None, never 0.
+    `blocks_per_load` of them, since where a load lies in memory makes it lastingly faster or slower: loads,
+    not blocks, are independent. What is unknown is None, never 0.
 
     `load` is `closed` (the next request is sent when the last is answered) or a LoadGen scenario. `cpu_ms` is
     processor time and `energy_j` energy, both per request; `device_memory_mib` is the most that an

@@ -3,8 +3,8 @@
 All contestants of an arena are loaded and warm before the first block; then each block times every one of
 them once, so that drift of the machine hits all alike and ratios are paired by block. The order is shuffled
 for every other block, and reversed for the next: whoever comes first is no faster for it. After some blocks
-all load their executables anew, since where a load lies in memory makes it lastingly faster or slower. Only one
-runs at a time, the others wait on a pipe; the caller holds the device lock.
+all load their executables anew, since where a load lies in memory makes it lastingly faster or slower. Only
+one runs at a time, the others wait on a pipe; the caller holds the device lock.
 """
 
 import json

@@ -195,9 +195,9 @@ def test_load_is_judged_by_what_was_served(good: Evidence, measured: Build) -> N
         ([0.5] * 12, "0.5 is not at least 1, at 0.95 confidence"),
         (
             [0.5] * 4 + [2.0] * 8,
-            "the limit 1 lies inside the interval; 12 samples cannot tell, about 14 more could",
+            "the limit 1 lies inside the interval; 12 loads cannot tell, about 14 more could",
         ),
-        ([2.0], "1 samples give no bound on it; more are needed"),
+        ([2.0], "1 loads give no bound on it; more are needed"),
     ],
     ids=["promote", "reject", "inconclusive", "no bound"],
 )
