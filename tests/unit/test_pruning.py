@@ -443,6 +443,23 @@ def test_output_layer_alone_is_refused() -> None:
         ChannelPruning().apply(nn.Linear(3, 2), random_rows(3))
 
 
+class InNumpy(nn.Module):
+    """A part of it has no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 16), nn.Linear(16, 2)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.second(torch.from_numpy(np.tanh(self.first(given).numpy())))
+        return answer
+
+
+def test_network_that_cannot_be_traced_is_refused() -> None:
+    with pytest.raises(UnsuitableError, match=r"torch-pruning must understand .* `InNumpy`.*numpy\(\)"):
+        ChannelPruning(epochs=0).apply(InNumpy(), random_rows(3))
+
+
 class Fixed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -541,6 +558,22 @@ class Chain(nn.Module):
         for step in self.steps:
             states = step(states)
         return states
+
+
+class Counted(Chain):
+    """It knows how many steps there are."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        for position in range(3):
+            states = self.steps[position](states)
+        return states
+
+
+@pytest.mark.parametrize("importance", ["loss", "magnitude"])
+def test_network_that_counts_its_blocks_is_refused(importance: Any) -> None:
+    module = Counted([Step(3) for _ in range(3)])
+    with pytest.raises(UnsuitableError, match=r"`Counted` must run .* raises IndexError"):
+        LayerPruning(importance=importance, epochs=0).apply(module, random_rows(3, outputs=3))
 
 
 def test_last_block_of_its_class_stays(load_tiny: Load) -> None:

@@ -36,7 +36,7 @@ class Width:
 
 
 def dependency_graph(network: "nn.Module", workload: LoadedWorkload) -> Any:
-    """The graph of a network, found by running it on two samples.
+    """The graph of a network, found by running it on two samples. Raises: UnsuitableError.
 
     Source: Fang et al., 2023, arXiv:2301.12900, section 3.
     """
@@ -44,7 +44,7 @@ def dependency_graph(network: "nn.Module", workload: LoadedWorkload) -> Any:
     import torch_pruning
 
     inputs = tuple(map(torch.from_numpy, workload.example(batch_size=2).values()))
-    with _differentiable(network):
+    with _differentiable(network), _understood(network):
         return torch_pruning.DependencyGraph().build_dependency(
             network.eval(), inputs, forward_fn=lambda module, given: module(*given), verbose=False
         )
@@ -61,16 +61,30 @@ def _differentiable(network: "nn.Module") -> Iterator[None]:
         parameter.requires_grad_(False)
 
 
+@contextmanager
+def _understood(network: "nn.Module") -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise UnsuitableError(
+            f"torch-pruning must understand what depends on what in `{type(network).__name__}`",
+            f"it raises {_said(error)}",
+            "Build the network of torch's own layers, or leave this technique out",
+        ) from error
+
+
 def find_widths(graph: Any, network: "nn.Module") -> list[Width]:
     """Every width of a linear or convolutional layer, those that are tied as one.
 
     Left out are widths that come in groups (grouped convolutions, group norms): their channels are not free.
+    Raises: UnsuitableError.
     """
     import torch_pruning
 
     kinds = [torch_pruning.ops.TORCH_CONV, torch_pruning.ops.TORCH_LINEAR]
     names = {module: name for name, module in network.named_modules()}
-    groups = graph.get_all_groups(root_module_types=kinds)
+    with _understood(network):
+        groups = list(graph.get_all_groups(root_module_types=kinds))
     return [_width(graph, group, names) for group in groups if not _comes_in_groups(graph, group)]
 
 
@@ -145,8 +159,7 @@ def check_runs(pruned: "nn.Module", network: "nn.Module", workload: LoadedWorklo
     try:
         got = {name: array.shape for name, array in run_torch(pruned.eval(), feeds).items()}
     except Exception as error:
-        found = f"its `forward` raises {type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        raise _changed(network, found) from error
+        raise _changed(network, f"its `forward` raises {_said(error)}") from error
     if got != wanted:
         raise _changed(network, f"it gives {got} where it gave {wanted}")
 
@@ -157,3 +170,7 @@ def _changed(network: "nn.Module", found: str) -> UnsuitableError:
         found,
         "Write its `forward` without fixed sizes, or exempt the layer",
     )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

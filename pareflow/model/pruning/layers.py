@@ -83,11 +83,15 @@ class LayerPruning(TrainedTechnique):
 
 
 def loss_without(block: Block, network: "nn.Module", workload: LoadedWorkload, samples: int) -> float:
-    """The mean loss on calibration samples when the block is gone. Raises: WorkloadError without labels."""
+    """The mean loss on calibration samples when the block is gone.
+
+    Raises: WorkloadError without labels, UnsuitableError where the network cannot do without a block.
+    """
     import torch
 
     shorter = copy.deepcopy(network)
     block.drop(shorter)
+    check_runs(shorter, network, workload)
     loss, total, count = task_loss(workload), 0.0, 0
     with torch.no_grad():
         for batch in batches(shorter, workload, samples, AT_ONCE):
