@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pareflow.reporting.precision import precisions
+
 Document = Mapping[str, Any]
 
 
@@ -21,6 +23,7 @@ def outcome(document: Document, console: Console) -> None:
         style = "bold green" if row["id"] and row["id"] == document["winner"] else None
         table.add_row(str(position), *map(escape, _cells(row)), style=style)
     console.print(table)
+    console.print(_precisions(document))
     if document["sweep"]:
         console.print(_sweep(document["sweep"]))
     console.print(escape(_verdict(document)), soft_wrap=True, highlight=False)
@@ -121,6 +124,21 @@ def _cells(row: Document) -> list[str]:
         f"{row['size_mib']:.2f}",
         row["verdict"]["decision"] if row["verdict"] else row["status"],
     ]
+
+
+def _precisions(document: Document) -> Table:
+    """Bits, bytes, speed and quality: the fastest variant of each way to store and compute numbers."""
+    table = Table(title="by precision: the fastest variant of each")
+    for heading in ("stored by", "computed in"):
+        table.add_column(heading)
+    for heading in ("bits per weight", "MiB", "speedup", "quality"):
+        table.add_column(heading, justify="right")
+    for row in precisions(document):
+        variant = row["variant"]
+        numbers = (f"{row['bits']:.1f}", f"{variant['size_mib']:.2f}")
+        quality = f"{variant['quality']['value']:.4f}"
+        table.add_row(row["stored_by"], row["computed_in"], *numbers, _interval(variant["speedup"]), quality)
+    return table
 
 
 def _sweep(points: Sequence[Document]) -> Table:
