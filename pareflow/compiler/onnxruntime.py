@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU: the strong baseline, and the backend of most variants."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -59,22 +59,20 @@ class OnnxRuntime(Backend):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         graph: Path | bytes = artifact / network.FILES["onnx"]
-        weights: list[Any] = []
+        values: list[Any] = []  # the runtime copies them when the session is made: till then they must live
         if self.packed:
-            graph, weights = packed_onnx.read(artifact / packed_onnx.FILE, options)
+            graph, arrays = packed_onnx.read(artifact / packed_onnx.FILE)
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+            options.add_external_initializers(list(arrays), values)
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        return OnnxRuntimeSession(session, self.threads, (artifact / "precision").read_text(), weights)
+        return OnnxRuntimeSession(session, self.threads, (artifact / "precision").read_text())
 
 
 class OnnxRuntimeSession:
-    """An `InferenceSession`; inputs that the graph does not take are left out.
+    """An `InferenceSession`; inputs that the graph does not take are left out."""
 
-    `weights` are those that the runtime reads where they lie, without keeping them alive.
-    """
-
-    def __init__(self, session: Any, threads: int, precision: str, weights: Sequence[Any] = ()) -> None:
+    def __init__(self, session: Any, threads: int, precision: str) -> None:
         self._session, self._threads, self._precision = session, threads, precision
-        self._weights = weights
         self._inputs = frozenset(node.name for node in session.get_inputs())
         self._outputs = [node.name for node in session.get_outputs()]
 

@@ -1,7 +1,7 @@
 """An ONNX graph whose weights are packed: written with the package onnx, read with numpy alone."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,17 +24,10 @@ def write(source: Path, path: Path) -> None:
     path.write_bytes(packing.pack(arrays, model.SerializeToString(deterministic=True)))
 
 
-def read(path: Path, options: Any) -> tuple[bytes, list[Any]]:
-    """The graph of a packed file, and its weights, which the session options are told of.
-
-    ONNX Runtime reads the weights where they lie: they must outlive the session.
-    """
-    import onnxruntime
-
+def read(path: Path) -> tuple[bytes, dict[str, np.ndarray]]:
+    """The graph of a packed file, and the arrays that it lacks, by name."""
     arrays, graph = packing.unpack(path.read_bytes())
-    weights = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
-    options.add_external_initializers(list(arrays), weights)
-    return graph, weights
+    return graph, arrays
 
 
 def _taken_out(model: "onnx.ModelProto") -> dict[str, np.ndarray]:

@@ -84,7 +84,6 @@ class _Lanes:
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
-        self._lengths = lengths
         counts = [max(1, round(length / LANE)) for length in lengths]
         longest = [-(-length // count) for length, count in zip(lengths, counts, strict=True)]
         parts = [

@@ -26,7 +26,8 @@ class ArchitectureSearch(TrainedTechnique):
     """Put the best network of a family that takes at most a share of the given one's time in its place.
 
     A supernet that holds every network of the family is trained once; subnets of it evolve (NSGA-II), each
-    timed in ONNX Runtime next to the given network; the best within the limit is trained on.
+    timed in ONNX Runtime next to the given network; the best within the limit is trained on. It takes images;
+    other networks are refused.
     Source: Cai et al., 2020, arXiv:1908.09791; Yu and Huang, 2019, arXiv:1903.05134 (sandwich rule, inplace
     distillation); Deb et al., 2002 (NSGA-II), by Optuna. Departures: latency is measured, not looked up; the
     limit is a constraint of the evolution.

@@ -64,14 +64,15 @@ def suited(forms: Forms, timed: Timed) -> Suited:
     def find(technique: Technique, given: str) -> str:
         key = key_of(technique, given)
         if key not in found:
-            found[key] = next(name for name in (given, "encoder", "images") if suits(technique, name))
+            names = list(dict.fromkeys((given, "encoder", "images")))
+            found[key] = next(name for name in names if suits(technique, name, last=name == names[-1]))
         return found[key]
 
-    def suits(technique: Technique, name: str) -> bool:
+    def suits(technique: Technique, name: str, *, last: bool) -> bool:
         try:
             technique.apply(network.load(technique.form, forms(name)[technique.form]), timed(technique, name))
         except UnsuitableError:
-            if name == "images":
+            if last:
                 raise
             return False
         return True

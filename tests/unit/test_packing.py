@@ -2,6 +2,8 @@
 
 import gc
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -128,7 +130,7 @@ def shared_weights(folder: Path) -> np.ndarray:
 
 
 def test_packed_graph_answers_as_the_plain_one_and_is_many_times_smaller(tmp_path: Path) -> None:
-    """Also after what it was read from is gone: the runtime does not copy the weights."""
+    """Also after the decoded weights are gone: the runtime has copied them."""
     weights = shared_weights(tmp_path)
     plain, packed = OnnxRuntime(), OnnxRuntime(packed=True)
     for name, backend in (("plain", plain), ("packed", packed)):
@@ -145,6 +147,28 @@ def test_packed_graph_answers_as_the_plain_one_and_is_many_times_smaller(tmp_pat
         (tmp_path / "packed" / packed_onnx.FILE).stat().st_size,
     ]
     assert sizes[0] > 30 * sizes[1]
+
+
+LOADED = """
+import sys
+sys.modules |= dict.fromkeys(("onnx", "torch"))
+from pathlib import Path
+import numpy as np
+from pareflow.compiler import OnnxRuntime
+session = OnnxRuntime(packed=True).load(Path(sys.argv[1]))
+print(session.run({"x": np.ones((1, 256), np.float32)})["output"].sum())
+"""
+
+
+def test_packed_graph_loads_where_there_is_neither_onnx_nor_torch(checkout: Path, tmp_path: Path) -> None:
+    """As the registered model does where it serves."""
+    weights = shared_weights(tmp_path)
+    (tmp_path / "packed").mkdir()
+    OnnxRuntime(packed=True).compile(tmp_path, tmp_path / "packed")
+    command = [sys.executable, "-c", LOADED, str(tmp_path / "packed")]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(float(weights.sum()), rel=1e-3)
 
 
 @pytest.mark.parametrize("cls", [OnnxRuntime, OpenVino])
