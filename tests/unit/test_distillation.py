@@ -286,8 +286,15 @@ def test_hint_layers_that_are_not_there_are_named(load_tiny: Load) -> None:
 def test_bridge_between_equal_shapes_changes_nothing_at_first() -> None:
     for shape in ((2, 3), (2, 5, 3), (2, 3, 4, 4)):
         state = torch.randn(shape)
-        assert torch.allclose(bridge(state.shape, state.shape, "both")(state), state, atol=1) is True
-        assert bridge(torch.Size(shape), torch.Size(shape), "both")(state).shape == shape
+        assert torch.allclose(bridge(state.shape, state.shape, "both")(state), state, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["images", "texts"])
+def test_teacher_answers_each_sample_in_its_place(load_tiny: Load, name: str) -> None:
+    workload = load_tiny(name)
+    module, batch = trained(workload), batch_of(workload, 5, 300, 0, 7)
+    with torch.no_grad():
+        assert torch.allclose(Teacher(module, workload)(batch)[0], module(*batch.inputs.values()), atol=1e-4)
 
 
 def test_teacher_is_asked_once_and_remembered_by_digest(load_tiny: Load, tmp_path: Path) -> None:

@@ -130,11 +130,14 @@ def bridge(given: torch.Size, wanted: torch.Size, between: str) -> nn.Module:
     if len(given) == len(wanted) == 4 and not (given[2] % wanted[2] or given[3] % wanted[3]):
         window = (given[2] // wanted[2], given[3] // wanted[3])
         convolution = nn.Conv2d(given[1], wanted[1], 1)
+        assert convolution.bias is not None  # the default
+        nn.init.zeros_(convolution.bias)
         if given[1] == wanted[1]:
             nn.init.dirac_(convolution.weight)
         return convolution if window == (1, 1) else nn.Sequential(nn.AvgPool2d(window), convolution)
     if len(given) == len(wanted) in (2, 3) and given[:-1] == wanted[:-1]:
         linear = nn.Linear(given[-1], wanted[-1])
+        nn.init.zeros_(linear.bias)
         if given[-1] == wanted[-1]:
             nn.init.eye_(linear.weight)
         return linear

@@ -13,7 +13,7 @@ from pareflow.errors import UnsuitableError
 from pareflow.model.distillation.blocks import captured, example
 from pareflow.model.training import Batch
 from pareflow.variant import digest
-from pareflow.workload import LoadedWorkload, Workload
+from pareflow.workload import LoadedWorkload, Split, Workload
 
 Answers = tuple[torch.Tensor, list[torch.Tensor]]
 """Logits, and what the watched layers give."""
@@ -54,16 +54,23 @@ class Teacher:
             return dict(kept)
 
     def _answer(self) -> dict[str, np.ndarray]:
+        return {split: self._answers_to(self._workload.split(split)) for split in ("train", "calibration")}
+
+    def _answers_to(self, split: Split) -> np.ndarray:
+        """Its logits, one row per sample; texts go through with others of about their length."""
+        texts = isinstance(split.samples[0], str)
+        order = np.argsort([len(s) if texts else 0 for s in split.samples], kind="stable")
+        parts = np.array_split(order, -(-len(order) // 256))
         with torch.no_grad():
-            return {
-                split: np.concatenate(
-                    [
-                        self._network(*map(torch.from_numpy, feeds.values())).numpy()
-                        for feeds in self._workload.feeds(split, 256)
-                    ]
-                )
-                for split in ("train", "calibration")
-            }
+            rows = np.concatenate([self._run(split.take(part)) for part in parts])
+        answers = np.empty_like(rows)
+        answers[order] = rows
+        return answers
+
+    def _run(self, part: Split) -> np.ndarray:
+        inputs = self._workload.definition.preprocess(part.samples).values()
+        rows: np.ndarray = self._network(*map(torch.from_numpy, inputs)).numpy()
+        return rows
 
     def _digest(self) -> str:
         weights = hashlib.sha256()
