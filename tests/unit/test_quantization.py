@@ -405,7 +405,7 @@ def test_bias_is_an_integer_of_the_product_s_scale() -> None:
     ("name", "expected"),
     [
         ("images", {"QLinearConv": 1, "QGemm": 1, "QuantizeLinear": 1}),
-        ("texts", {"MatMulIntegerToFloat": 3, "QGemm": 1, "QuantizeLinear": 2}),
+        ("texts", {"MatMulIntegerToFloat": 3, "QGemm": 1, "QuantizeLinear": 1}),
     ],
 )
 def test_trained_int8_runs_on_integer_kernels(

@@ -23,6 +23,7 @@ _KEY = "quantization_annotation"
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default)
 LINEAR = aten.linear.default
+_EMBEDDING = aten.embedding.default
 _RELUS = (aten.relu.default, aten.relu_.default)
 _SUMS = (aten.add.Tensor, aten.add_.Tensor)
 _PASSING = (aten.max_pool2d.default, aten.flatten.using_ints)
@@ -32,7 +33,8 @@ _PASSING = (aten.max_pool2d.default, aten.flatten.using_ints)
 class Int8Placement(Quantizer):  # type: ignore[misc]  # torchao is untyped
     """Activations u8 with one scale, weights s8 with one scale per output channel.
 
-    Convolutions, with the ReLU or the residual sum behind them, and linear layers; all else stays float.
+    Convolutions with the ReLU behind them, sums of what is quantized, linear layers (which give floats), and
+    embedding tables (u8, one scale); all else stays float.
     """
 
     activation: ClassVar[QuantizationSpec] = QuantizationSpec(
@@ -60,11 +62,11 @@ class Int8Placement(Quantizer):  # type: ignore[misc]  # torchao is untyped
             elif node.target in CONVOLUTIONS:
                 _take(node, {node.args[0]: self.activation, node.args[1]: self.weight})
                 _give(_end(node), self.activation)
-            elif node.target in _PASSING and _quantized(node.args[0]):
+            elif node.target is _EMBEDDING or (node.target in _PASSING and _quantized(node.args[0])):
                 _take(node, {node.args[0]: self.activation})
                 _give(node, SharedQuantizationSpec((node.args[0], node)))
-            elif node.target in _SUMS and any(_quantized(term) for term in node.args):
-                _take(node, {term: self.activation for term in node.args if isinstance(term, Node)})
+            elif node.target in _SUMS and all(map(_quantized, node.args)):
+                _take(node, dict.fromkeys(node.args, self.activation))
                 _give(_end(node), self.activation)
         return model
 

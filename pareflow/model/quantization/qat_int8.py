@@ -1,10 +1,11 @@
 """Integers of eight bits, in training as they will be in the runtime."""
 
 import copy
+import inspect
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -66,10 +67,11 @@ def _prepared(network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
 
     from pareflow.model.quantization.int8_placement import CONVOLUTIONS, LINEAR, Int8Placement
 
-    varying = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in _axes(workload).values())
+    varying = [dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in _axes(workload).values()]
+    ours = copy.deepcopy(network).eval()
     try:
         traced = torch.export.export(
-            copy.deepcopy(network).eval(), _example(workload), dynamic_shapes=varying, strict=False
+            ours, _example(workload), dynamic_shapes=_by_argument(ours, varying), strict=False
         ).module()
     except Exception as error:
         raise UnsuitableError(
@@ -109,7 +111,7 @@ def _exported(converted: "nn.Module", workload: LoadedWorkload) -> "onnx.ModelPr
         converted,
         _example(workload),
         dynamo=True,
-        dynamic_shapes=tuple(_axes(workload).values()),
+        dynamic_shapes=_by_argument(converted, [*_axes(workload).values()]),
         input_names=list(_axes(workload)),
         output_names=outputs or ["output"],
         opset_version=OPSET,
@@ -139,6 +141,11 @@ def _axes(workload: LoadedWorkload) -> dict[str, dict[int, str]]:
     """Per input, the names of the axes that vary."""
     given = workload.definition.dynamic_axes()
     return {name: given.get(name, {0: "batch"}) for name in workload.example(1)}
+
+
+def _by_argument(module: "nn.Module", shapes: "list[dict[int, Any]]") -> tuple[Any, ...]:
+    """The shapes as `forward` groups its inputs: those that `*inputs` takes are one argument."""
+    return tuple(inspect.signature(module.forward).bind(*shapes).arguments.values())
 
 
 def _example(workload: LoadedWorkload) -> "tuple[torch.Tensor, ...]":
