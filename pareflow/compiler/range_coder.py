@@ -13,10 +13,10 @@ import numpy as np
 LANE = 4096
 """Symbols per state; a state takes four bytes."""
 
-SCALE = 14
+SCALE = 12
 """A stream's frequencies add up to 2 to this power."""
 
-MOST_SYMBOLS = 4096
+MOST_SYMBOLS = 1024
 _LOW = 1 << 16
 """States lie in [2^16, 2^32), and move in words of sixteen bits."""
 
