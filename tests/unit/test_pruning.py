@@ -26,7 +26,8 @@ from pareflow.model.pruning import (
     UnstructuredPruning,
 )
 from pareflow.model.pruning.heads import least_of_all
-from pareflow.model.pruning.masks import choose_masks
+from pareflow.model.pruning.lottery_ticket import sparsity_after
+from pareflow.model.pruning.masks import attach_masks, choose_masks, put_masks, weights_of
 from pareflow.model.pruning.n_m import n_of_m
 from pareflow.model.pruning.saliency import cubic, saliencies
 from pareflow.network import run_torch
@@ -119,6 +120,7 @@ def test_saliency_changes_nothing_and_knows_no_chance(load_tiny: Load, name: str
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters())
+    assert module.training
 
 
 @pytest.mark.parametrize("importance", ["taylor", "fisher"])
@@ -215,6 +217,15 @@ def test_interrupted_pruning_goes_on_to_the_same_network(
     assert all(torch.equal(value, whole.state_dict()[key]) for key, value in resumed.state_dict().items())
 
 
+def test_what_is_masked_has_the_lowest_score() -> None:
+    """Also where others are worth nothing: what is pruned once stays so."""
+    layer = nn.Linear(2, 2)
+    attach_masks({"a": layer})
+    put_masks({"a": layer}, {"a": torch.tensor([[True, False], [True, True]])})
+    scores = weights_of({"a": layer}, {"a.weight": torch.zeros(2, 2)})["a"]
+    assert scores.tolist() == [[0, -1], [0, 0]]
+
+
 def test_layer_that_would_lose_every_weight_is_named() -> None:
     module = nn.Sequential(linear([[0.1, 0.1]]), linear([[5.0], [6.0]]))
     with pytest.raises(UnsuitableError, match=r"every layer must keep some .* `0` would lose all 2"):
@@ -295,6 +306,11 @@ def test_ticket_has_the_given_networks_largest_and_the_first_networks_values(loa
     for name in layers:
         expected = first.get_parameter(name) * (trained.get_parameter(name).abs() > limit)
         assert torch.allclose(ticket.get_parameter(name), expected, atol=1e-6)
+
+
+def test_each_round_takes_the_same_share_of_what_remains() -> None:
+    """0.75 in two rounds: half, then half of the half."""
+    assert [sparsity_after(turn, 2, 0.75) for turn in (1, 2)] == [0.5, 0.75]
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
@@ -378,17 +394,20 @@ def test_inner_widths_shrink_with_all_that_depends_on_them(load_tiny: Load) -> N
     module, workload = Residual(), load_tiny("images")
     pruned: Any = ChannelPruning(epochs=0).apply(module, workload)
     assert pruned.inner.out_channels == pruned.depthwise.groups == pruned.norm.num_features == 16
-    assert pruned.outer.in_channels == 16
+    assert pruned.outer.in_channels == pruned.grouped.out_channels == 16
     assert pruned.stem.out_channels == pruned.outer.out_channels == pruned.grouped.in_channels == 16
     assert answers(pruned, workload).shape == (5, 4)
 
 
 def test_global_scope_takes_from_the_layer_that_is_worth_less(load_tiny: Load) -> None:
-    """In one block of the encoder half of the wide layer is nearly zero; it alone shrinks."""
+    """In one block of the encoder half of the wide layer is nearly zero; it alone shrinks.
+
+    All of the other's are small, but equal among themselves.
+    """
     module, workload = made(load_tiny, "encoder")
-    for block in module.blocks:
+    for block, size in zip(module.blocks, (1.0, 1e-4), strict=True):
         for layer in (block.wide, block.narrow):
-            layer.weight.data = torch.ones_like(layer.weight)
+            layer.weight.data = torch.full_like(layer.weight, size)
     module.blocks[0].wide.weight.data[:16] = module.blocks[0].narrow.weight.data[:, :16] = 1e-3
     pruned: Any = ChannelPruning(ratio=0.25, scope="global", epochs=0).apply(module, workload)
     assert [block.wide.out_features for block in pruned.blocks] == [16, 32]

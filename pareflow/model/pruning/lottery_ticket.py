@@ -66,7 +66,7 @@ class LotteryTicket(TrainedTechnique):
     def _ticket(self, network: "nn.Module", workload: LoadedWorkload, turn: int) -> "dict[str, torch.Tensor]":
         """The masks of this round. Weights that are zero already have the lowest magnitude, and stay zero."""
         layers = prunable(network)
-        sparsity = 1 - (1 - self.sparsity) ** (turn / self.rounds)
+        sparsity = sparsity_after(turn, self.rounds, self.sparsity)
         scores = weights_of(layers, saliencies(network, workload, "magnitude", 1))
         return choose_masks(scores, dict.fromkeys(layers, sparsity), "global")
 
@@ -84,6 +84,11 @@ class LotteryTicket(TrainedTechnique):
         loss = task_loss(workload)
         started = fit(first, workload, self, loss=loss, stage="rewind", epochs=self.rewind_epochs)
         return started.state_dict()
+
+
+def sparsity_after(turn: int, rounds: int, final: float) -> float:
+    """The sparsity after so many rounds, each of which takes the same share of what remains."""
+    return float(1 - (1 - final) ** (turn / rounds))
 
 
 def _shapes(network: "nn.Module") -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """Single weights set to zero, wherever they lie."""
 
 import copy
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -53,46 +53,28 @@ class UnstructuredPruning(PruningTechnique):
         return self
 
     def apply(self, network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
-        pruned: Any = copy.deepcopy(network)
+        pruned = copy.deepcopy(network)
         layers = prunable(pruned)
         wanted = shares(list(layers), self.sparsity, self.layers)
         attach_masks(layers)
-        done = _Counter(pruned)
+        done = 0
 
         def grow(trained: float) -> None:
-            """Prune further where the ramp says so, and zero what training has moved."""
+            """Prune further where the ramp says so, and zero what training has moved.
+
+            What is masked stays so, and a step taken twice changes nothing: a killed training just goes on.
+            """
+            nonlocal done
             step = min(self.steps, 1 + int(trained / RAMP * self.steps))
-            if step > done.value:
+            if step > done:
                 found = saliencies(pruned, workload, self.importance, self.samples)
                 now = {name: share * cubic(step, self.steps) for name, share in wanted.items()}
                 put_masks(layers, choose_masks(weights_of(layers, found), now, self.scope))
-                done.value = step
+                done = step
             zero_masked(layers)
 
         grow(0.0)
         keep: Literal["best", "last"] = "best" if self.steps == 1 else "last"
         repaired = repair(pruned, workload, self, after_step=grow, keep=keep)
         detach_masks(layers)
-        done.remove()
         return repaired
-
-
-class _Counter:
-    """A number in a network's buffers: a killed training goes on with it."""
-
-    def __init__(self, network: "nn.Module") -> None:
-        import torch
-
-        self._network = network
-        network.register_buffer("pruning_step", torch.zeros((), dtype=torch.int64))
-
-    @property
-    def value(self) -> int:
-        return int(self._network.get_buffer("pruning_step"))
-
-    @value.setter
-    def value(self, step: int) -> None:
-        self._network.get_buffer("pruning_step").fill_(step)
-
-    def remove(self) -> None:
-        delattr(self._network, "pruning_step")
