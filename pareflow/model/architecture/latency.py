@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 FILE = "latencies.json"
-ROUNDS, REQUESTS = 11, 4
+ROUNDS = 25
 
 
 class Latencies:
@@ -32,11 +32,12 @@ class Latencies:
         self._reference = self._request(reference)
 
     def share(self, label: str, made: "Callable[[], nn.Module]") -> float:
-        """The median, over paired blocks of single requests, of a module's time per the reference's."""
+        """A module's median time per the reference's, over single requests in turn."""
         if label not in self.known:
             candidate = self._request(made())
-            pairs = [(_block_s(self._reference), _block_s(candidate)) for _ in range(ROUNDS)]
-            self.known[label] = round(median(ours / theirs for theirs, ours in pairs), 4)
+            times = [(_time_s(candidate), _time_s(self._reference)) for _ in range(ROUNDS)]
+            ours, theirs = map(median, zip(*times, strict=True))
+            self.known[label] = round(ours / theirs, 4)
             self._keep()
         return self.known[label]
 
@@ -65,8 +66,7 @@ class Latencies:
         return lambda: session.run(None, feeds)
 
 
-def _block_s(request: Callable[[], Any]) -> float:
+def _time_s(request: Callable[[], Any]) -> float:
     started = time.perf_counter()
-    for _ in range(REQUESTS):
-        request()
+    request()
     return time.perf_counter() - started

@@ -53,24 +53,24 @@ class HashedWeight(nn.Module):
     def _fit_to(self, weight: torch.Tensor) -> None:
         """Each real weight is the mean of those that it stands for; all are scaled to their deviation."""
         with torch.no_grad():
-            places = self._places()
-            signs = torch.where(places < len(self.real), 1.0, -1.0).to(weight.dtype)
-            places = places % len(self.real)
+            places, signs = self._drawn()
             sums = torch.zeros_like(self.real).index_add(0, places, signs * weight.reshape(-1))
             counts = torch.zeros_like(self.real).index_add(0, places, torch.ones_like(signs))
             self.real.copy_(sums / counts.clamp(min=1))
             self.real.mul_(weight.square().mean().sqrt() / self().square().mean().sqrt().clamp(min=1e-12))
 
-    def _places(self) -> torch.Tensor:
-        """Positions in the real weights followed by their negatives."""
+    def _drawn(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The position in the real weights of each virtual one, and its sign."""
         a, b, c = self.key
         positions: torch.Tensor = Positions.apply(self.real, math.prod(self.shape))  # type: ignore[no-untyped-call]
         mixed = (positions * a + b) % PRIME
-        return (mixed * mixed + c) % PRIME % (2 * len(self.real))
+        drawn = (mixed * mixed + c) % PRIME % (2 * len(self.real))
+        signs = torch.where(drawn < len(self.real), 1.0, -1.0).to(self.real.dtype)
+        return drawn % len(self.real), signs
 
     def forward(self) -> torch.Tensor:
-        signed = torch.cat([self.real, -self.real])
-        return signed.index_select(0, self._places()).reshape(self.shape)
+        places, signs = self._drawn()
+        return (self.real.index_select(0, places) * signs).reshape(self.shape)
 
 
 class HashedLinear(nn.Module):
