@@ -37,10 +37,11 @@ class Block(nn.Module):
         super().__init__()
         stride = 1 if channels_in == channels_out else 2
         self.conv = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1)
+        self.norm = nn.BatchNorm2d(channels_out)
         self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.conv(images) + self.shortcut(images))
+        return torch.relu(self.norm(self.conv(images) + self.shortcut(images)))
 
 
 class Blocks(nn.Module):
@@ -352,7 +353,8 @@ def test_exits_share_what_comes_before_and_nothing_behind(load_tiny: Load) -> No
     inputs = [torch.from_numpy(a) for a in load_tiny("images").example(3).values()]
     shapes = [(tuple(logits.shape), tuple(state.shape)) for logits, (state,) in found(*inputs)]
     assert shapes == [((3, 4), (3, 8, 4, 4))] * 4
-    assert isinstance(third.blocks[2].bridge, nn.Conv2d)
+    assert isinstance(third.blocks[2].bridge, nn.Conv2d)  # as large as the last already
+    assert [layer.groups for layer in first.blocks[0].bridge if isinstance(layer, nn.Conv2d)] == [4, 1, 8, 1]
 
 
 @pytest.mark.parametrize("taken", [1, 2])

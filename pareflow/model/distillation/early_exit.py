@@ -19,7 +19,8 @@ class EarlyExit(ResponseTechnique):
     """The first blocks with an exit of their own, trained together with, and taught by, the whole network.
 
     Source: Zhang et al., 2019, arXiv:1905.08094 (be your own teacher), section 3.2. Departures: an exit is a
-    copy of the network's own last layers behind a linear map to the last block's shape; hints are shares.
+    copy of the network's own last layers, behind two separable convolutions for images and a linear map for
+    tokens; hints are shares.
     """
 
     name: ClassVar[str] = "early_exit"
