@@ -201,6 +201,26 @@ def test_fp8_keeps_three_bits_after_the_point(forms: Forms, load_tiny: Load) -> 
         assert right(narrow, workload) > 0.9
 
 
+def test_fp8_keeps_the_relu_that_onnx_runtime_would_drop(load_tiny: Load) -> None:
+    """Of the rows -4 and 4, ReLU and a product with 1 leave 0 and 4, at full graph optimization too."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "w"], ["y"]),
+    ]
+    graph = model(nodes, 1, w=f32([[1]]))
+    rows = f32([[-4], [4]])
+    definition = load_tiny("images").definition
+    base = type(definition)
+
+    class Rows(base):  # type: ignore[misc,valid-type]
+        def preprocess(self, samples: Samples) -> Arrays:
+            return {"x": np.resize(rows, (len(samples), 1))}
+
+    narrow = Fp8().apply(graph, replace(load_tiny("images"), definition=Rows()))
+    assert run(narrow, {"x": rows}).tolist() == [[0], [4]]
+
+
 def test_fp8_says_why_it_is_pointless_where_no_device_has_it() -> None:
     reason = Fp8().unfit()
     assert (reason is None) == (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9))

@@ -46,8 +46,13 @@ def feeds(workload: LoadedWorkload, asked: int | None, inputs: Sequence[str]) ->
     return [{name: batch[name][i : i + 1] for name in inputs} for i in range(samples)]
 
 
-def check_varied(model: "onnx.ModelProto", feeds: Sequence[Mapping[str, np.ndarray]]) -> None:
-    """Raises: UnsuitableError where a layer sees one and the same number in every sample, or has no range."""
+def check_varied(
+    model: "onnx.ModelProto", feeds: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, tuple[float, float]]:
+    """The lowest and the highest number of each activation that enters a layer.
+
+    Raises: UnsuitableError where a layer sees one and the same number in every sample.
+    """
     import onnxruntime
 
     seen = _layer_inputs(model)
@@ -60,14 +65,16 @@ def check_varied(model: "onnx.ModelProto", feeds: Sequence[Mapping[str, np.ndarr
     session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
     names = list(seen)
     ranges = [[(array.min(), array.max()) for array in session.run(names, dict(feed))] for feed in feeds]
-    for name, found in zip(names, np.asarray(ranges).transpose(1, 2, 0), strict=True):
-        low, high = float(found[0].min()), float(found[1].max())
+    found = np.asarray(ranges)
+    lows, highs = found[..., 0].min(0).tolist(), found[..., 1].max(0).tolist()
+    for name, low, high in zip(names, lows, highs, strict=True):
         if not low < high:
             raise UnsuitableError(
                 "calibration samples must show every layer a range of numbers",
                 f"`{seen[name]}` sees only {low:g} in `{name}`, in all of {len(feeds)} samples",
                 "Give `calibration` samples that differ, as real ones do",
             )
+    return dict(zip(names, zip(lows, highs, strict=True), strict=True))
 
 
 def layers(model: "onnx.ModelProto") -> list[str]:
