@@ -13,8 +13,8 @@ demo: install  ## install, and run the main job on scikit-learn's digits
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
-test: install-dev  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow and not cuda" --cov --cov-report=term:skip-covered --cov-fail-under=90
+test: install-dev  ## all tests but the slow ones, in two processes
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not cuda" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-slow: install-dev
 	$(BIN)/python -m pytest -m slow

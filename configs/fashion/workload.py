@@ -4,6 +4,7 @@ Source: Xiao et al., 2017, arXiv:1708.07747.
 """
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -66,6 +67,17 @@ class Fashion(Workload):
 
         torch.manual_seed(self.seed)
         return ResNet(self.depth, self.width)
+
+    def students(self) -> "dict[str, Callable[[], nn.Module]]":
+        """Half as wide, a block per stage, or both."""
+        from .network import ResNet
+
+        half = max(1, self.width // 2)
+        return {
+            "narrow": lambda: ResNet(self.depth, half),
+            "shallow": lambda: ResNet(1, self.width),
+            "small": lambda: ResNet(1, half),
+        }
 
     def train(self, network: "nn.Module", data: Split) -> "nn.Module":
         """SGD with Nesterov momentum, a one-cycle rate, and augmented images."""

@@ -5,7 +5,8 @@ Source: Casanueva et al., 2020, arXiv:2003.04807 (the data); Wang et al., 2020, 
 """
 
 import importlib.metadata
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -76,6 +77,18 @@ class Intent(HuggingFace):
                 "Mend `checkpoint:`",
             )
         return Classifier(model, self.encoder.names)
+
+    def students(self) -> "dict[str, Callable[[], nn.Module]]":
+        """The encoder as downloaded with two or three of its layers, spread evenly."""
+        return {f"layers_{count}": partial(self._shorter, count) for count in (2, 3)}
+
+    def _shorter(self, layers: int) -> "nn.Module":
+        network: Any = self.network()
+        model = network.model
+        every = len(model.bert.encoder.layer) // layers
+        model.bert.encoder.layer = model.bert.encoder.layer[::every]
+        model.config.num_hidden_layers = layers
+        return network  # type: ignore[no-any-return]
 
     def train(self, network: "nn.Module", data: Split) -> "nn.Module":
         """Fit the head by logistic regression, then fine-tune it with the layers that are not frozen."""

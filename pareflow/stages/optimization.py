@@ -10,7 +10,8 @@ from pareflow.compiler.openvino import OpenVino
 from pareflow.errors import MissingExtraError, PareflowError, TransientError
 from pareflow.hardware.probe import has_vnni
 from pareflow.intervals import speedup
-from pareflow.model import DynamicInt8, Fp16, NncfInt8, StaticInt8
+from pareflow.model import DynamicInt8, Fp16, NncfInt8, StaticInt8, Technique
+from pareflow.model.quantization.static_int8 import Method, Operators
 from pareflow.stages import building
 from pareflow.stages.baseline import SCREENING
 from pareflow.stages.run import Row, Run, Status
@@ -31,15 +32,15 @@ def candidates(run: Run, baselines: Sequence[Row]) -> list[Row]:
 def built_in(threads: Sequence[int], *, transformer: bool) -> tuple[Recipe, ...]:
     """The first list: graph levels, int8 dynamic and static, fp16, and OpenVINO; each thread count.
 
+    Of a transformer only products are quantized with fixed scales: all operators lose most of its quality.
     Where the processor lacks VNNI, u8×s8 products saturate in 16 bits, and weights keep to 7 bits.
     Source: ONNX Runtime, Quantize ONNX models, "When and why do I need to try U8U8".
     """
     narrow = not has_vnni()
+    operators: Operators = "products" if transformer else "all"
     levels = [Recipe((), OnnxRuntime(graph_level=level, threads=threads[0]).step) for level in _LOWER_LEVELS]
-    plain = [
-        (StaticInt8(method="minmax", reduce_range=narrow),),
-        (StaticInt8(method="entropy", reduce_range=narrow),),
-        (StaticInt8(method="percentile", reduce_range=narrow),),
+    plain: list[tuple[Technique, ...]] = [
+        *((StaticInt8(method=method, operators=operators, reduce_range=narrow),) for method in _METHODS),
         (DynamicInt8(reduce_range=narrow),),
         (Fp16(),),
     ]
@@ -57,6 +58,7 @@ def built_in(threads: Sequence[int], *, transformer: bool) -> tuple[Recipe, ...]
     return (*recipes, *levels)
 
 
+_METHODS: tuple[Method, ...] = ("minmax", "entropy", "percentile")
 _LOWER_LEVELS: tuple[GraphLevel, ...] = ("none", "basic", "extended", "layout")
 
 

@@ -15,6 +15,9 @@ from pareflow.workload import Arrays, LoadedWorkload
 if TYPE_CHECKING:
     import onnx
 
+Method = Literal["minmax", "entropy", "percentile"]
+Operators = Literal["all", "products"]
+
 _METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 
 
@@ -30,14 +33,12 @@ class StaticInt8(Technique):
     form: ClassVar[Form] = "onnx"
     requires: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
 
-    method: Literal["minmax", "entropy", "percentile"] = Field(
-        default="minmax", description="how the range of an activation is chosen"
-    )
+    method: Method = Field(default="minmax", description="how the range of an activation is chosen")
     per_channel: bool = Field(default=True, description="one scale per output channel of a weight")
     reduce_range: bool = Field(
         default=False, description="weights in 7 bits, where the processor adds products of bytes in 16 bits"
     )
-    operators: Literal["all", "products"] = Field(
+    operators: Operators = Field(
         default="all",
         description="what is quantized: also sums, pools and the like, or only what multiplies by weights",
     )
