@@ -155,6 +155,7 @@ def real_decision(slower: float | None, looks: int) -> tuple[Decision, float]:
     Each look has processes of its own, as in the validation.
     """
     seconds = 0.0
+    prepared()  # before the device is locked for timing
 
     def series(look: int) -> tuple[Measurement, Measurement]:
         nonlocal seconds
