@@ -52,7 +52,9 @@ def measure(quick: bool) -> Sequence[Claim]:
         for family, part in document["families"].items()
         for trial in part["trials"]
         if trial.get("quick") or not quick
-        for claim in _claims(family, part["claimed"], trial, 1 if quick else document["seeds"][trial["on"]])
+        for claim in _claims(
+            family, part["claimed"], trial, 1 if quick else document["seeds"][trial["network"]]
+        )
     ]
 
 
@@ -61,9 +63,9 @@ def _claims(
 ) -> Iterator[Claim]:
     """Size, speed and quality of one recipe; over several seeds the mean."""
     recipe = Recipe.from_json(trial["recipe"])
-    found = [_outcome(_run(trial["on"], seed), recipe) for seed in range(seeds)]
+    found = [_outcome(_run(trial["network"], seed), recipe) for seed in range(seeds)]
     label = " → ".join(step.label for step in (*recipe.techniques, recipe.backend))
-    name = f"{family}, {trial['on']}: {label}"
+    name = f"{family}, {trial['network']}: {label}"
     claimed = {**claimed, **trial.get("claimed", {})}
     failed = next((outcome.reason for outcome in found if outcome.reason), "")
     note = failed or trial.get("note", "")
