@@ -78,7 +78,7 @@ def test_row_0_is_the_strong_baseline(document: dict[str, Any]) -> None:
     first = document["variants"][0]
     assert first == document["baseline"]
     assert first["role"] == "baseline"
-    assert first["steps"] == [{"onnxruntime": {"threads": 1, "graph_level": "all"}}]
+    assert first["steps"] == [{"onnxruntime": {"threads": 1, "graph_level": "all", "packed": False}}]
 
 
 def test_the_smallest_that_meets_the_sla_wins(document: dict[str, Any]) -> None:

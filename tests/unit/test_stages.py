@@ -29,7 +29,7 @@ def test_baseline_is_the_plain_export_and_the_original(trained: Any) -> None:
     assert strong.quality.value == original.quality.value
     assert strong.quality.value > 0.9  # the tiny network learns its task
     assert len(strong.measurement.blocks_ms) == len(original.measurement.blocks_ms) == SCREENING.blocks
-    assert strong.speedup == Interval(1.0, 1.0, 1.0, samples=SCREENING.blocks)
+    assert strong.speedup == Interval(1.0, 1.0, 1.0, samples=SCREENING.blocks // SCREENING.blocks_per_load)
     assert original.speedup.estimate == pytest.approx(1 / strong.speedup_over_eager.estimate, rel=0.2)
 
 
@@ -45,7 +45,7 @@ def test_candidates_of_the_yaml_are_completed_and_each_is_once(trained: Any) -> 
     run = with_candidates(trained.run, wanted)
     rows = optimization.candidates(run, trained.rows)
     assert [row.label for row in rows] == ["onnxruntime(graph_level=basic)", "fp16 → onnxruntime"]
-    assert rows[0].recipe.backend.settings == {"threads": 1, "graph_level": "basic"}
+    assert rows[0].recipe.backend.settings == {"threads": 1, "graph_level": "basic", "packed": False}
 
 
 @pytest.mark.parametrize(("wanted", "count"), [([], 0), (None, None)], ids=["none", "left out"])
@@ -173,14 +173,15 @@ def test_speedup_over_eager_is_against_the_same_threads(
     monkeypatch.setattr(validation, "evaluate", lambda run, row, split: row)
     monkeypatch.setattr(validation, "measure", lambda run, rows, protocol: found)
     judged_rows = validation.validate(trained.run, rows)
-    assert [row.speedup_over_eager.estimate for row in judged_rows if row.speedup_over_eager] == [4, 1, 6, 1]
+    found_speedups = [row.speedup_over_eager.estimate for row in judged_rows if row.speedup_over_eager]
+    assert found_speedups == pytest.approx([4, 1, 6, 1])
 
 
 @pytest.mark.parametrize(
     ("fast", "slow", "looks"),
     [
-        pytest.param(1.7, 2.1, 4, id="its median is better: it may win"),
-        pytest.param(1.9, 2.4, 1, id="its median is worse: it cannot"),
+        pytest.param(1.9, 2.09, 4, id="its median is better: it may win"),
+        pytest.param(1.9, 2.11, 1, id="its median is worse: it cannot"),
     ],
 )
 def test_more_samples_are_bought_only_for_what_may_still_win(
