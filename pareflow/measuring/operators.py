@@ -100,7 +100,7 @@ def _totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _openvino(folder: Path, feeds: Arrays, threads: int) -> dict[str, Any]:
-    """Layers have durations and no start: within each request they are laid end to end."""
+    """Layers have no start and no duration of one request: their means are laid end to end in the last."""
     import openvino
 
     settings = {
@@ -116,24 +116,43 @@ def _openvino(folder: Path, feeds: Arrays, threads: int) -> dict[str, Any]:
     inputs = {name for port in compiled.inputs for name in port.names}
     given = {name: array for name, array in feeds.items() if name in inputs}
     request.infer(given)
+    first = _mean_us(request)
     events: list[Event] = []
     for _ in range(REQUESTS):
         began = time.perf_counter_ns() / 1000
         request.infer(given)
-        took = time.perf_counter_ns() / 1000 - began
-        layers = [layer for layer in request.get_profiling_info() if layer.status.name == "EXECUTED"]
-        events += [_event("infer", began, took), *_end_to_end(layers, began)]
-    rows = _times((event["cat"], event["dur"] / 1000) for event in events if event["cat"] != "request")
-    return {"operators": ranked(rows), "events": events}
+        events.append(_event("infer", began, time.perf_counter_ns() / 1000 - began))
+    layers = [layer for layer in request.get_profiling_info() if layer.status.name == "EXECUTED"]
+    took = [_without_first(_us(layer), first.get(layer.node_name, 0)) for layer in layers]
+    calls = [(layer.node_type, us / 1000) for layer, us in zip(layers, took, strict=True)]
+    rows = {kind: (ms * REQUESTS, n * REQUESTS) for kind, (ms, n) in _times(calls).items()}
+    return {"operators": ranked(rows), "events": events + _end_to_end(layers, took, events[-1]["ts"])}
 
 
-def _end_to_end(layers: Sequence[Any], start: float) -> list[Event]:
+def _mean_us(request: Any) -> dict[str, float]:
+    return {layer.node_name: _us(layer) for layer in request.get_profiling_info()}
+
+
+def _us(layer: Any) -> float:
+    return float(layer.real_time.total_seconds() * 1e6)
+
+
+def _without_first(mean: float, first: float) -> float:
+    """The mean of the last `REQUESTS`: OpenVINO's counter is the mean of all since compilation, in whole µs.
+
+    The first request is several times slower, and would weigh on every mean that holds it.
+    """
+    return max(0.0, ((REQUESTS + 1) * mean - first) / REQUESTS)
+
+
+def _end_to_end(layers: Sequence[Any], took: Sequence[float], start: float) -> list[Event]:
+    told = {"start": "not measured", "dur": f"mean of {REQUESTS} requests"}
     events = []
-    for layer in layers:
-        took = layer.real_time.total_seconds() * 1e6
-        told = {"kernel": layer.exec_type, "start": "not measured"}
-        events.append(_event(layer.node_name, start, took, layer.node_type, told))
-        start += took
+    for layer, us in zip(layers, took, strict=True):
+        events.append(
+            _event(layer.node_name, start, us, layer.node_type, {"kernel": layer.exec_type, **told})
+        )
+        start += us
     return events
 
 

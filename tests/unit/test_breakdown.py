@@ -15,7 +15,7 @@ from pareflow.measuring import marks
 from pareflow.measuring.breakdown import REQUESTS, STAGES, WARM_UP, breakdown
 from pareflow.measuring.chrome_trace import merged
 from pareflow.measuring.operators import REQUESTS as TRACED
-from pareflow.measuring.operators import TOP, profiled
+from pareflow.measuring.operators import TOP, _without_first, profiled
 from pareflow.network import Form
 from pareflow.workload import LoadedWorkload
 
@@ -112,6 +112,13 @@ def test_layers_of_openvino_do_not_overlap(told: Any) -> None:
     layers = [event for event in found["events"] if event["cat"] != "request"]
     ends = [event["ts"] + event["dur"] for event in layers]
     assert all(after["ts"] >= end - 1 for end, after in zip(ends, layers[1:], strict=False))
+
+
+def test_the_first_slow_request_does_not_weigh_on_openvinos_layers() -> None:
+    """21 requests, the first of 100 µs and the others of 16 µs: the counter says (100 + 20 · 16) / 21 = 20."""
+    assert TRACED == 20
+    assert _without_first(20, 100) == 16
+    assert _without_first(0, 15) == 0
 
 
 def test_one_trace_holds_a_process_row_per_runtime_all_starting_at_zero() -> None:
