@@ -115,7 +115,7 @@ def test_layers_of_openvino_do_not_overlap(told: Any) -> None:
 
 
 def test_the_first_slow_request_does_not_weigh_on_openvinos_layers() -> None:
-    """21 requests, the first of 100 µs and the others of 16 µs: the counter says (100 + 20 · 16) / 21 = 20."""
+    """21 requests, the first of 100 µs and the others of 16: the counter says (100 + 20 · 16) / 21 = 20."""
     assert TRACED == 20
     assert _without_first(20, 100) == 16
     assert _without_first(0, 15) == 0
