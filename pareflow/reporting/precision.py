@@ -1,37 +1,48 @@
 """Bits, bytes, speed and quality: what each precision gave."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from pareflow.catalog import TECHNIQUES
+from pareflow.reporting.checks import Record
+from pareflow.reporting.formats import known
 
 _BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8}
 
 
-def precisions(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+def precisions(document: Record) -> list[dict[str, Any]]:
     """The fastest measured variant of each precision, by what stores the numbers and what computes.
 
     Its `bits` are those stored per weight of the original, pruned ones too: the baseline's own, times the
-    share of its size that is left.
+    share of its size that is left; None where a size is not known.
     """
-    baseline = document["baseline"]
-    whole = _BITS[baseline["ran"]["precision"]] / baseline["size_mib"]
-    fastest: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for row in document["variants"]:
-        if row["latency_ms"] is None or row["speedup"] is None:
+    fastest: dict[tuple[str, str], Record] = {}
+    for row in document.get("variants") or []:
+        precision, speedup = (row.get("ran") or {}).get("precision"), _speedup(row)
+        if precision is None or not known(speedup):
             continue
-        key = (_stored_by(row), row["ran"]["precision"])
-        if key not in fastest or row["speedup"]["estimate"] > fastest[key]["speedup"]["estimate"]:
+        key = (_stored_by(row), precision)
+        if key not in fastest or speedup > _speedup(fastest[key]):
             fastest[key] = row
     rows = [
-        {"stored_by": stored, "computed_in": computed, "bits": whole * row["size_mib"], "variant": row}
+        {"stored_by": stored, "computed_in": computed, "bits": _bits(row, document), "variant": row}
         for (stored, computed), row in fastest.items()
     ]
-    return sorted(rows, key=lambda row: -row["bits"])
+    return sorted(rows, key=lambda row: -(row["bits"] or 0))
 
 
-def _stored_by(row: Mapping[str, Any]) -> str:
+def _speedup(row: Record) -> Any:
+    return (row.get("speedup") or {}).get("estimate")
+
+
+def _bits(row: Record, document: Record) -> float | None:
+    baseline = document.get("baseline") or {}
+    whole = _BITS.get((baseline.get("ran") or {}).get("precision", ""))
+    size, full = row.get("size_mib"), baseline.get("size_mib")
+    return whole * size / full if whole and known(size) and known(full) else None
+
+
+def _stored_by(row: Record) -> str:
     """The quantization techniques of the recipe, in order."""
-    names = [name for step in row["steps"] for name in step if name in TECHNIQUES]
+    names = [name for step in row.get("steps") or [] for name in step if name in TECHNIQUES]
     found = [name for name in names if ".quantization." in TECHNIQUES[name].__module__]
     return " → ".join(found) or "the original"

@@ -7,6 +7,7 @@ from typing import Any
 from pareflow.reporting import checks, formats, pareto, wording
 from pareflow.reporting.checks import Record
 from pareflow.reporting.pareto_plot import pareto_plot
+from pareflow.reporting.precision import precisions
 
 # One plot for each width of screen, and not one that is scaled: text stays readable.
 SIZES = {"wide": (1180.0, 440.0), "middle": (720.0, 420.0), "narrow": (360.0, 400.0)}
@@ -25,6 +26,7 @@ def view(document: Record) -> dict[str, Any]:
         "subject": subject,
         "judged": checks.checks_of(subject) or checks.checks_of(document),
         "stages": list(_stages((document.get("profile") or {}).get("stages") or [])),
+        "precisions": precisions(document),
         **_plot(document),
     }
 

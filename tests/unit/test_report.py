@@ -20,6 +20,7 @@ from pareflow.reporting.labels import Box, Label, arrange
 from pareflow.reporting.pareto import Limits, Point, axes_for, front
 from pareflow.reporting.pareto_plot import pareto_plot
 from pareflow.reporting.plots import interval_bar, span_bar
+from pareflow.reporting.precision import precisions
 from pareflow.reporting.scale import Scale, covering
 
 DOCUMENT = Path(__file__).with_name("report.json")
@@ -625,3 +626,13 @@ def test_page_says_what_the_choice_may_hide(document: dict[str, Any]) -> None:
         "What the choice may hide"
         not in Page(page.render({**document, "selection": None, "slices": []})).text()
     )
+
+
+def test_page_has_a_row_for_each_precision(document: dict[str, Any]) -> None:
+    shown = Page(page.render(document))
+    html = page.render(document).split('id="precision"')[1].split("</table>")[0]
+    kinds = {(row["stored_by"], row["computed_in"]) for row in precisions(document)}
+    assert len(kinds) > 2
+    assert html.count('role="rowheader"') == len(kinds)
+    assert all(stored in html and computed in html for stored, computed in kinds)
+    assert "By precision" in shown.text()

@@ -75,7 +75,7 @@ class LotteryTicket(TrainedTechnique):
         first = workload.definition.network()
         ours, theirs = (_shapes(module) for module in (network, first))
         if ours != theirs:
-            name = next(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+            name = next(name for name in ours | theirs if ours.get(name) != theirs.get(name))
             raise UnsuitableError(
                 "a lottery ticket's weights must be those of the workload's `network()`",
                 f"`{name}` is {ours.get(name)} here and {theirs.get(name)} there",
