@@ -289,6 +289,15 @@ def test_constant_calibration_samples_are_refused(
         technique.apply(graph_of(forms, "images"), same)
 
 
+@pytest.mark.parametrize("technique", [NncfInt8(), NncfInt4(method="awq")])
+def test_constant_calibration_samples_are_refused_by_nncf(
+    technique: Any, forms: Forms, load_tiny: Load
+) -> None:
+    same = with_calibration(load_tiny("images"), np.full((8, 8, 8), 0.5, np.float32))
+    with pytest.raises(UnsuitableError, match=r"`images` is 0\.5 in all of 8"):
+        technique.apply(network.load("openvino", forms("images")["openvino"]), same)
+
+
 @pytest.mark.parametrize("technique", [StaticInt8(), MixedInt8(), Fp8()])
 def test_a_graph_without_layers_is_refused(technique: Any, load_tiny: Load) -> None:
     with pytest.raises(UnsuitableError, match=r"must hold one of Conv.*it holds Relu"):

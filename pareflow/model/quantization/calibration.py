@@ -46,6 +46,18 @@ def feeds(workload: LoadedWorkload, asked: int | None, inputs: Sequence[str]) ->
     return [{name: batch[name][i : i + 1] for name in inputs} for i in range(samples)]
 
 
+def check_inputs_varied(feeds: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """For tools that do not show their activations. Raises: UnsuitableError where all inputs are constant."""
+    values = {name: np.unique(np.concatenate([feed[name].ravel() for feed in feeds])) for name in feeds[0]}
+    if all(len(found) == 1 for found in values.values()):
+        constants = ", ".join(f"`{name}` is {found[0]:g}" for name, found in values.items())
+        raise UnsuitableError(
+            "calibration samples must show the network a range of numbers",
+            f"{constants} in all of {len(feeds)}",
+            "Give `calibration` samples that differ, as real ones do",
+        )
+
+
 def check_varied(
     model: "onnx.ModelProto", feeds: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, tuple[float, float]]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from pareflow.errors import UnsuitableError
-from pareflow.model.quantization.calibration import Samples, count
+from pareflow.model.quantization.calibration import Samples, check_inputs_varied, count
 from pareflow.model.technique import Technique
 from pareflow.network import Form
 from pareflow.workload import Arrays, LoadedWorkload
@@ -69,4 +69,6 @@ class NncfInt4(Technique):
         def taken(feed: Arrays) -> Arrays:
             return {name: array for name, array in feed.items() if name in inputs}
 
-        return nncf.Dataset(list(workload.feeds("calibration", 1, count(workload, self.samples))), taken)
+        feeds = list(workload.feeds("calibration", 1, count(workload, self.samples)))
+        check_inputs_varied(feeds)
+        return nncf.Dataset(feeds, taken)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from pareflow.model.quantization.calibration import Samples, count
+from pareflow.model.quantization.calibration import Samples, check_inputs_varied, count
 from pareflow.model.technique import Technique
 from pareflow.network import Form
 from pareflow.workload import Arrays, LoadedWorkload
@@ -34,6 +34,7 @@ class NncfInt8(Technique):
 
         inputs = {name for port in network.inputs for name in port.names}
         feeds = list(workload.feeds("calibration", 1, count(workload, self.samples)))
+        check_inputs_varied(feeds)
 
         def taken(feed: Arrays) -> Arrays:
             return {name: array for name, array in feed.items() if name in inputs}
