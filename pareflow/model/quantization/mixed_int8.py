@@ -13,6 +13,7 @@ from pydantic import Field
 from pareflow.errors import UnsuitableError
 from pareflow.model.quantization.calibration import layers
 from pareflow.model.quantization.static_int8 import Calibrated, StaticInt8
+from pareflow.model.timings import Timings
 from pareflow.workload import Arrays, LoadedWorkload
 
 if TYPE_CHECKING:
@@ -27,13 +28,13 @@ class MixedInt8(StaticInt8):
 
     First those that gain most per millisecond: the gain is how much nearer the outputs come to the float
     network's, the cost how much slower batch 1 gets, both measured, on the search split and by sessions run
-    in turns. Quality is the share of right answers. Times are measured, so two runs may order layers
-    differently.
+    in turns. Quality is the share of right answers.
     Source: Dong et al., 2019, arXiv:1905.03696, section 3 (order layers by sensitivity). Departure:
     sensitivity is measured, not read off the Hessian.
     """
 
     name: ClassVar[str] = "mixed_int8"
+    measures: ClassVar[bool] = True
 
     max_drop: float = Field(default=0.005, ge=0, le=1, description="share of right answers that may be lost")
     search_samples: int = Field(
@@ -44,10 +45,11 @@ class MixedInt8(StaticInt8):
         with tempfile.TemporaryDirectory() as folder:
             calibrated = Calibrated(network, workload, self, Path(folder))
             examined = _Examined(calibrated.prepared, workload, self.search_samples)
+            timings = Timings(workload)
             graph, floats = calibrated.quantized(), list[str]()
             waiting: list[str] | None = None
             while (drop := examined.drop(graph)) > self.max_drop:
-                waiting = _ranked(calibrated, graph, examined) if waiting is None else waiting
+                waiting = _ranked(calibrated, graph, examined, timings) if waiting is None else waiting
                 if not waiting:
                     raise _lost_elsewhere(drop, self.max_drop)
                 floats.append(waiting.pop(0))
@@ -103,13 +105,15 @@ class _Examined:
         return _Answers(np.concatenate(outputs), float(np.mean(predicted == self._targets)))
 
 
-def _ranked(calibrated: Calibrated, graph: "onnx.ModelProto", examined: _Examined) -> list[str]:
+def _ranked(
+    calibrated: Calibrated, graph: "onnx.ModelProto", examined: _Examined, timings: Timings
+) -> list[str]:
     """The layers, the one whose return to float gains most per millisecond first."""
     whole, feed = examined.error(graph), examined.one()
 
     def worth(layer: str) -> float:
         reverted = calibrated.quantized([layer])
-        slower_ms = _slower_ms(graph, reverted, feed)
+        slower_ms = timings.of(layer, lambda: _slower_ms(graph, reverted, feed))
         return (whole - examined.error(reverted)) / max(slower_ms, 1e-3)
 
     return sorted(layers(calibrated.prepared), key=worth, reverse=True)
