@@ -56,7 +56,10 @@ def measure(quick: bool) -> Sequence[Claim]:
         for trial in part["trials"]
         if trial.get("quick") or not quick
         for claim in _claims(
-            family, part["claimed"], trial, 1 if quick else document["seeds"][trial["network"]]
+            family,
+            part["claimed"],
+            trial,
+            1 if quick else trial.get("seeds", document["seeds"][trial["network"]]),
         )
     ]
 

@@ -57,7 +57,7 @@ def timed(load_tiny: Load, tmp_path_factory: pytest.TempPathFactory) -> Timed:
 @pytest.fixture(scope="session")
 def suited(forms: Forms, timed: Timed) -> Suited:
     """The name of the network that a technique is held to: the given one, or, where it refuses that one for
-    what it lacks, the `encoder`, which has more parts, or, where it is no technique for texts, the images'.
+    what it lacks, the `encoder`, which has more parts, or, where its settings are for images, the images'.
     The last of them must do."""
     found: dict[str, str] = {}
 
@@ -85,7 +85,7 @@ def name(technique: Technique, given: str, suited: Suited) -> str:
     """The tiny network that this test is about."""
     found = suited(technique, given)
     if found == "images" != given:
-        pytest.skip("a technique for images alone: the images' row holds it")
+        pytest.skip("settings for images alone: the images' row holds them")
     return found
 
 

@@ -1,1 +1,1 @@
-"""Networks that are found by search: the space of architectures, their modules, the supernet they share."""
+"""Networks that are found by search: what may be chosen, the supernets that share weights, the evolution."""

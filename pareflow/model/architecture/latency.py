@@ -31,10 +31,10 @@ class Latencies:
         self.known: dict[str, float] = json.loads(self._file.read_text()) if known and self._file else {}
         self._reference = self._request(reference)
 
-    def share(self, label: str, made: "Callable[[], nn.Module]") -> float:
+    def share(self, label: str, module: "nn.Module") -> float:
         """A module's median time per the reference's, over single requests in turn."""
         if label not in self.known:
-            candidate = self._request(made())
+            candidate = self._request(module)
             times = [(_time_s(candidate), _time_s(self._reference)) for _ in range(ROUNDS)]
             ours, theirs = map(median, zip(*times, strict=True))
             self.known[label] = round(ours / theirs, 4)
@@ -49,7 +49,7 @@ class Latencies:
             making.replace(self._file)
 
     def _request(self, module: "nn.Module") -> Callable[[], Any]:
-        """One request of one sample, warmed up."""
+        """One request of one sample, warmed up; exported as what will serve is."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -58,9 +58,11 @@ class Latencies:
         options.log_severity_level = 3
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            export_onnx(module, self._workload, path)
+            export = getattr(self._workload.definition, "export", export_onnx)
+            export(module, self._workload, path)
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        feeds = self._workload.example(1)
+        taken = {node.name for node in session.get_inputs()}
+        feeds = {name: array for name, array in self._workload.example(1).items() if name in taken}
         for _ in range(3):
             session.run(None, feeds)
         return lambda: session.run(None, feeds)

@@ -1,84 +1,41 @@
-"""The architectures that a search may choose from."""
+"""What a search may choose from."""
 
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Protocol, TypeVar
 
-Family = Literal["resnet", "mobilenet", "efficientnet"]
 Pick = Callable[[str, Sequence[Any]], Any]
 """Takes the name of a choice and its options, smallest first; gives one of them."""
 
-WIDTHS, DEPTHS, SHRINKS = (0.25, 0.5, 0.75, 1.0), (1, 2, 3), (2, 1)
-KERNELS: dict[Family, tuple[int, ...]] = {"resnet": (3,), "mobilenet": (3, 5), "efficientnet": (3, 5)}
-EXPANSIONS: dict[Family, tuple[int, ...]] = {"resnet": (1,), "mobilenet": (2, 4), "efficientnet": (2, 4)}
 
-
-@dataclass(frozen=True)
-class Stage:
-    """Blocks at one resolution: output channels, blocks, kernel size, channels within a block per channel."""
-
-    width: int
-    depth: int
-    kernel: int
-    expansion: int
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A network for images: what it takes and gives, how much smaller it makes them first, its stages."""
-
-    family: Family
-    channels: int
-    classes: int
-    shrink: int
-    stages: tuple[Stage, ...]
+class Architecture(Protocol):
+    """One option of every choice: a frozen record; equal ones are the same network."""
 
     @property
     def label(self) -> str:
-        """Its choices in one line."""
-        stages = (":".join(map(str, asdict(stage).values())) for stage in self.stages)
-        return f"{self.family} /{self.shrink} {' '.join(stages)}"
+        """Its options in one line, which no other architecture of its space has."""
 
 
-@dataclass(frozen=True)
-class Space:
-    """All networks of a family for images of this size: width, depth, kernel and expansion per stage.
+A = TypeVar("A", bound=Architecture)
 
-    Stages double the channels and halve the image, down to about four pixels. Channels are multiples of 8.
-    """
 
-    family: Family
-    channels: int
-    pixels: int
-    classes: int
-    width: int
+class Space(ABC, Generic[A]):
+    """All architectures that share one supernet."""
 
-    def choose(self, pick: Pick) -> Architecture:
-        """The architecture that `pick` decides on, choice by choice."""
-        count = 1 + max(0, math.floor(math.log2(self.pixels / 4)))
-        shrink = pick("shrink", SHRINKS)
-        return Architecture(
-            self.family,
-            self.channels,
-            self.classes,
-            shrink,
-            tuple(self._stage(i, pick) for i in range(count)),
-        )
+    @abstractmethod
+    def choose(self, pick: Pick) -> A:
+        """The architecture that `pick` decides on, choice by choice; the choices are always the same."""
 
-    def _stage(self, position: int, pick: Pick) -> Stage:
-        share = pick(f"width_{position}", WIDTHS)
-        return Stage(
-            width=max(8, round(share * self.width * 2**position / 8) * 8),
-            depth=pick(f"depth_{position}", DEPTHS),
-            kernel=pick(f"kernel_{position}", KERNELS[self.family]),
-            expansion=pick(f"expansion_{position}", EXPANSIONS[self.family]),
-        )
+    def options(self, end: int) -> dict[str, Any]:
+        """By the name of each choice, its smallest (0) or largest (-1) option."""
+        found: dict[str, Any] = {}
+        self.choose(lambda name, options: found.setdefault(name, options[end]))
+        return found
 
     @property
-    def largest(self) -> Architecture:
+    def largest(self) -> A:
         return self.choose(lambda _, options: options[-1])
 
     @property
-    def smallest(self) -> Architecture:
+    def smallest(self) -> A:
         return self.choose(lambda _, options: options[0])

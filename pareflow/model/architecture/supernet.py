@@ -1,12 +1,15 @@
-"""One set of weights for every architecture of a space: a subnet takes the first channels of each layer."""
+"""One set of weights for every architecture of a space: what a search asks of it, and how it is trained."""
 
+from abc import ABC, abstractmethod
+from typing import Generic
+
+import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from pareflow.model.architecture.space import Architecture, Space
-from pareflow.model.architecture.subnet import Subnet
+from pareflow.errors import UnsuitableError
+from pareflow.model.architecture.space import A, Space
 from pareflow.model.training import Batch
 from pareflow.workload import LoadedWorkload
 
@@ -14,56 +17,55 @@ RECALIBRATED = 5
 """Batches of 64 training samples that a subnet's batch norms are measured on."""
 
 
-class Supernet(nn.Module):
-    """The largest network of a space; called with an architecture, the part of it that this one uses.
+class Supernet(nn.Module, ABC, Generic[A]):
+    """The largest network of a space; called with an architecture, the part of it that this one uses."""
 
-    Source: Cai et al., 2020, arXiv:1908.09791, section 3.3; Yu and Huang, 2019, arXiv:1903.05134 (first
-    channels). Departures: small kernels are the middles of large ones, without a learned transformation; all
-    choices are open from the first step.
+    space: Space[A]
+
+    @abstractmethod
+    def forward(self, *inputs: torch.Tensor, architecture: A | None = None) -> torch.Tensor:
+        """Logits (batch, classes)."""
+
+    @abstractmethod
+    def subnet(self, architecture: A) -> nn.Module:
+        """The architecture as a network of its own, with copies of its weights, in evaluation mode."""
+
+
+class Sandwich(Generic[A]):
+    """The loss of one step: the largest network learns the labels, the smallest and a random one from it.
+
+    Source: Yu and Huang, 2019, arXiv:1903.05134, sections 3.2 and 3.3 (sandwich rule, inplace distillation).
     """
 
-    def __init__(self, space: Space) -> None:
-        super().__init__()
-        self.space, self.whole = space, Subnet(space.largest)
+    def __init__(self, workload: LoadedWorkload, space: Space[A]) -> None:
+        self._task, self._space = workload.definition.loss, space
 
-    def forward(self, images: torch.Tensor, architecture: Architecture | None = None) -> torch.Tensor:
-        if architecture is None:
-            logits: torch.Tensor = self.whole(images)
-            return logits
-        with torch.device("meta"):
-            frame = Subnet(architecture).train(self.training)
-        shared: torch.Tensor = functional_call(frame, self.part(frame), images)
-        return shared
+    def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        assert batch.targets is not None  # the search asks for labels first
+        inputs = list(batch.inputs.values())
+        logits = module(*inputs)
+        found: torch.Tensor = self._task(logits, batch.targets)
+        if batch.split == "calibration":
+            return found
+        taught = logits.detach().softmax(-1)
+        for architecture in (self._space.smallest, self._random):
+            found = found + cross_entropy(module(*inputs, architecture=architecture), taught)
+        return found
 
-    def part(self, frame: Subnet) -> dict[str, torch.Tensor]:
-        """What of each parameter a subnet uses, and copies of its buffers."""
-        whole = dict(self.whole.named_parameters()) | dict(self.whole.named_buffers())
-        named = [*frame.named_parameters(), *frame.named_buffers()]
-        found = {name: cut(whole[name], own.shape) for name, own in named}
-        buffers = {name for name, _ in frame.named_buffers()}
-        return {name: tensor.clone() if name in buffers else tensor for name, tensor in found.items()}
-
-    def subnet(self, architecture: Architecture, workload: LoadedWorkload) -> Subnet:
-        """The architecture as a network of its own, its batch norms measured anew."""
-        made = Subnet(architecture)
-        made.load_state_dict({name: tensor.detach().clone() for name, tensor in self.part(made).items()})
-        return recalibrated(made, workload)
+    @property
+    def _random(self) -> A:
+        """Drawn by torch's generator, which a checkpoint keeps."""
+        return self._space.choose(lambda _, options: options[int(torch.randint(len(options), ()))])
 
 
-def cut(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """The first channels, and of kernels the middle."""
-    for axis, size in enumerate(shape):
-        start = (tensor.shape[axis] - size) // 2 if axis > 1 else 0
-        tensor = tensor.narrow(axis, start, size)
-    return tensor
-
-
-def recalibrated(network: Subnet, workload: LoadedWorkload) -> Subnet:
-    """Its batch norms hold the mean over a few training batches.
+def recalibrated(network: nn.Module, workload: LoadedWorkload) -> nn.Module:
+    """Its batch norms, if there are any, hold the mean over a few training batches; changed in place.
 
     Source: Yu and Huang, 2019, arXiv:1903.05134, section 3.4 (post-statistics of batch normalization).
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return network.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all batches
@@ -76,28 +78,17 @@ def recalibrated(network: Subnet, workload: LoadedWorkload) -> Subnet:
     return network.eval()
 
 
-class Sandwich:
-    """The loss of one step: the largest network learns the labels, the smallest and a random one from it.
-
-    Source: Yu and Huang, 2019, arXiv:1903.05134, sections 3.2 and 3.3 (sandwich rule, inplace distillation).
-    """
-
-    def __init__(self, workload: LoadedWorkload, space: Space) -> None:
-        self._task, self._space = workload.definition.loss, space
-
-    def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
-        assert batch.targets is not None  # the search asks for labels first
-        (images,) = batch.inputs.values()
-        logits = module(images)
-        found: torch.Tensor = self._task(logits, batch.targets)
-        if batch.split == "calibration":
-            return found
-        taught = logits.detach().softmax(-1)
-        for architecture in (self._space.smallest, self._random):
-            found = found + cross_entropy(module(images, architecture), taught)
-        return found
-
-    @property
-    def _random(self) -> Architecture:
-        """Drawn by torch's generator, which a checkpoint keeps."""
-        return self._space.choose(lambda _, options: options[int(torch.randint(len(options), ()))])
+def count_classes(network: nn.Module, workload: LoadedWorkload) -> int:
+    """How many classes it tells apart. Raises: UnsuitableError unless subnets can learn from its logits."""
+    targets = workload.split("train").labels()
+    with torch.no_grad():
+        given = network(*map(torch.from_numpy, workload.example(2).values()))
+    logits = isinstance(given, torch.Tensor) and given.dim() == 2
+    if not logits or not np.issubdtype(targets.dtype, np.integer):
+        shape = tuple(given.shape) if isinstance(given, torch.Tensor) else ""
+        raise UnsuitableError(
+            "the network must give one tensor of logits (samples, classes), and targets must be integers",
+            f"it gives {type(given).__name__} {shape}".rstrip() + f", and targets are {targets.dtype}",
+            "Leave the technique out",
+        )
+    return int(given.shape[1])
