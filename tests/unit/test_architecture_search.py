@@ -18,6 +18,7 @@ from torch import nn
 from pareflow import network
 from pareflow.errors import UnsuitableError
 from pareflow.model import ArchitectureSearch
+from pareflow.model.architecture.evolution import mean_loss
 from pareflow.model.architecture.image_space import KERNELS, Family, ImageArchitecture, ImageSpace
 from pareflow.model.architecture.image_subnet import Subnet
 from pareflow.model.architecture.image_supernet import ImageSupernet, cut
@@ -55,6 +56,11 @@ def fresh(workload: LoadedWorkload) -> nn.Module:
     made = workload.definition.network()
     assert isinstance(made, nn.Module)
     return made.eval()
+
+
+@pytest.fixture(scope="module")
+def encoder(load_tiny: Load) -> LoadedWorkload:
+    return load_tiny("encoder")
 
 
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -206,6 +212,31 @@ def test_numbers_as_targets_are_refused(load_tiny: Load, given: str) -> None:
         search().apply(fresh(workload), replace(workload, splits=Splits(*real)))
 
 
+def test_logits_per_token_are_refused(encoder: LoadedWorkload) -> None:
+    given: Any = fresh(encoder)
+    with pytest.raises(UnsuitableError, match=r"one tensor of logits .* it gives Tensor \(2, 12, 16\)"):
+        search(blocks="transformer").apply(Tokens(given), encoder)
+
+
+class Tokens(nn.Module):
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = self.encoder.blocks[0](self.encoder.embedding(ids), mask)
+        return states
+
+
+def test_loss_is_the_mean_over_samples_however_they_are_batched(encoder: LoadedWorkload) -> None:
+    """100 samples, 64 and 36."""
+    module, split = fresh(encoder), encoder.split("search")
+    inputs = map(torch.from_numpy, encoder.definition.preprocess(split.samples).values())
+    with torch.no_grad():
+        whole = encoder.definition.loss(module(*inputs), torch.from_numpy(split.labels()))
+    assert mean_loss(module, encoder, 500) == pytest.approx(float(whole), rel=1e-6)
+
+
 def in_order(splits: Splits) -> list[Split]:
     return [splits.train, splits.calibration, splits.search, splits.verdict]
 
@@ -231,11 +262,6 @@ def test_kernels_are_odd() -> None:
 
 
 # --- transformers
-
-
-@pytest.fixture(scope="module")
-def encoder(load_tiny: Load) -> LoadedWorkload:
-    return load_tiny("encoder")
 
 
 @pytest.fixture(scope="module")
