@@ -83,18 +83,19 @@ def convert(folder: Path, form: Form, workload: LoadedWorkload, into: Path) -> N
             "Take techniques and backends of a later form, or give the workload a torch network",
         )
     if source == "torch":
-        exporter = getattr(workload.definition, "export", None)
         target = into / FILES["onnx"]
-        if exporter is not None:
-            exporter(load("torch", folder), workload, target)
-        else:
-            export_onnx(load("torch", folder), workload, target)
+        export(load("torch", folder), workload, target)
         check_export(load("torch", folder), target, workload)
         source, folder = "onnx", into
     if source == "onnx" and form == "openvino":
         import openvino
 
         save(openvino.convert_model(folder / FILES["onnx"]), "openvino", into)
+
+
+def export(network: Any, workload: LoadedWorkload, path: Path) -> None:
+    """Write a torch module as an ONNX graph: as its workload does, or as any other. Raises: ExportError."""
+    getattr(workload.definition, "export", export_onnx)(network, workload, path)
 
 
 def export_onnx(network: Any, workload: LoadedWorkload, path: Path) -> None:

@@ -66,7 +66,8 @@ class ArchitectureSearch(TrainedTechnique):
         latencies = Latencies(given, workload, self.threads)
         limits = (self.max_latency_share, self.trials, self.samples)
         chosen = Evolution(supernet, latencies, workload, *limits).best()
-        print(f"chosen: {chosen.label}, {latencies.known[chosen.label]} of the latency", flush=True)
+        share = latencies.share(chosen.label, supernet.subnet(chosen))
+        print(f"chosen: {chosen.label}, {share:g} of the latency", flush=True)
         subnet = recalibrated(supernet.subnet(chosen), workload)
         return fit(subnet, workload, self, loss=task_loss(workload), stage="subnet")
 

@@ -22,12 +22,13 @@ from pareflow.model.architecture.evolution import mean_loss
 from pareflow.model.architecture.image_space import KERNELS, Family, ImageArchitecture, ImageSpace
 from pareflow.model.architecture.image_subnet import Subnet
 from pareflow.model.architecture.image_supernet import ImageSupernet, cut
-from pareflow.model.architecture.latency import FILE, Latencies
+from pareflow.model.architecture.latency import Latencies
 from pareflow.model.architecture.supernet import Sandwich
 from pareflow.model.architecture.transformer_parts import transformer_space
 from pareflow.model.architecture.transformer_space import Part, TransformerArchitecture, counts
 from pareflow.model.architecture.transformer_supernet import TransformerSupernet, transformer_supernet
 from pareflow.model.pruning import HeadPruning, LayerPruning
+from pareflow.model.timings import FILE
 from pareflow.model.training import Batch, TrainedOn
 from pareflow.workload import LoadedWorkload, Split, Splits
 

@@ -1,6 +1,5 @@
 """How long a module takes next to another, in the runtime that will serve it."""
 
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -8,45 +7,33 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from pareflow.network import export_onnx
+from pareflow.model.timings import Timings
+from pareflow.network import export
 from pareflow.workload import LoadedWorkload
 
 if TYPE_CHECKING:
     from torch import nn
 
-FILE = "latencies.json"
 ROUNDS = 25
 
 
 class Latencies:
-    """Shares of a reference's latency, each measured once: kept in the scratch folder, where there is one.
-
-    With the same file a search goes the same way: what was measured is the one thing that it cannot repeat.
-    """
+    """Shares of a reference's latency, each measured once."""
 
     def __init__(self, reference: "nn.Module", workload: LoadedWorkload, threads: int) -> None:
         self._workload, self._threads = workload, threads
-        self._file = None if workload.scratch is None else workload.scratch / FILE
-        known = self._file is not None and self._file.exists()
-        self.known: dict[str, float] = json.loads(self._file.read_text()) if known and self._file else {}
+        self._timings = Timings(workload)
         self._reference = self._request(reference)
 
     def share(self, label: str, module: "nn.Module") -> float:
         """A module's median time per the reference's, over single requests in turn."""
-        if label not in self.known:
-            candidate = self._request(module)
-            times = [(_time_s(candidate), _time_s(self._reference)) for _ in range(ROUNDS)]
-            ours, theirs = map(median, zip(*times, strict=True))
-            self.known[label] = round(ours / theirs, 4)
-            self._keep()
-        return self.known[label]
+        return self._timings.of(label, lambda: self._measured(module))
 
-    def _keep(self) -> None:
-        if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            making = self._file.with_suffix(".making")
-            making.write_text(json.dumps(self.known))
-            making.replace(self._file)
+    def _measured(self, module: "nn.Module") -> float:
+        candidate = self._request(module)
+        times = [(_time_s(candidate), _time_s(self._reference)) for _ in range(ROUNDS)]
+        ours, theirs = map(median, zip(*times, strict=True))
+        return float(round(ours / theirs, 4))
 
     def _request(self, module: "nn.Module") -> Callable[[], Any]:
         """One request of one sample, warmed up; exported as what will serve is."""
@@ -58,7 +45,6 @@ class Latencies:
         options.log_severity_level = 3
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            export = getattr(self._workload.definition, "export", export_onnx)
             export(module, self._workload, path)
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         taken = {node.name for node in session.get_inputs()}
