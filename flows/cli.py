@@ -60,20 +60,18 @@ def check(
     data_dir: DataDir = DATA,
     as_json: AsJson = False,
 ) -> None:
-    """Validate a pipeline YAML: every problem at once. Or judge a registered version again, here."""
+    """Validate a pipeline YAML, its workload and data. Or judge a registered version again, here."""
     set_environment()
-    if target.startswith("models:"):
-        from flows import commands
+    from flows import commands
 
+    if target.startswith("models:"):
         document = commands.check_version(target, config, data_dir)
         _show(document, tables.rejudged, as_json)
         if not document["holds"]:
             raise typer.Exit(NOTHING_MET)
         return
-    from pareflow import spec
-
-    found = spec.read(Path(target))
-    _show(found.to_json(), lambda document, console: console.print(f"{target} is valid"), as_json)
+    document = commands.check_pipeline(Path(target), data_dir)
+    _show(document, lambda _, console: console.print(f"{target} is valid"), as_json)
 
 
 @app.command()

@@ -42,6 +42,13 @@ def optimize(
             return _by_prefect(config, data_dir, remeasure=remeasure)
 
 
+def check_pipeline(config: Path, data_dir: Path) -> dict[str, Any]:
+    """The pipeline with every setting said, once its YAML, workload, data and metric are found in order."""
+    found = spec.read(config)
+    Run.open(found, config, data_dir)
+    return found.to_json()
+
+
 def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, Any]:
     """A registered version judged again here. Raises: InputError if its pipeline YAML cannot be found."""
     from pareflow.stages.rejudging import rejudge

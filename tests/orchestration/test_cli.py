@@ -91,6 +91,24 @@ def test_check_tells_every_problem_at_once(pareflow_command: Run, tmp_path: Path
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("sound", "broken", "found"),
+    [
+        ("workload.py", "nothing.py", "there is no"),
+        ("metric: accuracy", "metric: acuracy", "there is no `acuracy`"),
+    ],
+)
+def test_check_finds_what_the_yaml_names(
+    pareflow_command: Run, tmp_path: Path, sound: str, broken: str, found: str
+) -> None:
+    assert pareflow_command("init", "flowers", folder=tmp_path).returncode == 0
+    config = tmp_path / "flowers" / "pipeline.yaml"
+    config.write_text(config.read_text().replace(sound, broken))
+    done = pareflow_command("check", config, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert found in " ".join(done.stderr.split())
+
+
 @pytest.mark.parametrize("name", ["check", "plan", "optimize", "report", "promote"])
 def test_a_missing_pipeline_is_bad_input(pareflow_command: Run, tmp_path: Path, name: str) -> None:
     done = pareflow_command(name, tmp_path / "absent.yaml")
