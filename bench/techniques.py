@@ -16,7 +16,7 @@ from claims import Claim, main
 from pipeline_run import DATA_DIR
 
 from pareflow import network, spec
-from pareflow.catalog import members
+from pareflow.catalog import complete, members
 from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.gate import drop_interval
 from pareflow.intervals import mean_interval, speedup
@@ -70,10 +70,9 @@ def _claims(family: str, claimed: Mapping[str, Any], trial: Mapping[str, Any], s
     runs = [_run(trial["network"], seed) for seed in range(seeds)]
     against = Recipe.from_json(trial["against"]) if "against" in trial else STRONG
     found = [_outcome(run, recipe, against) for run in runs]
-    label = " → ".join(step.label for step in (*recipe.techniques, recipe.backend))
-    name = f"{family}, {trial['network']}: {label}"
+    name = f"{family}, {trial['network']}: {recipe.label}"
     if against != STRONG:
-        name += f", against {' → '.join(step.label for step in (*against.techniques, against.backend))}"
+        name += f", against {against.label}"
     claimed = {**claimed, **trial.get("claimed", {})}
     failed = next((outcome.reason for outcome in found if outcome.reason), "")
     smaller, faster, lost = (None, None, None) if failed else (_smaller(found), _faster(found), _lost(found))
@@ -98,10 +97,8 @@ def _claim(
     low, high = (claimed, claimed) if isinstance(claimed, (int, float)) else claimed
     if found is None:
         return Claim(name, low, None, unit, seeds, side, note=note)
-    if high > low:
+    if low < high and low <= found.estimate:
         note = f"{'upper' if found.estimate >= (low + high) / 2 else 'lower'} half of {low:g} to {high:g}"
-    if found.estimate < low and side == "at least":
-        note = ""
     return Claim(name, low, found.estimate, unit, seeds, side, found.low, found.high, note)
 
 
@@ -110,17 +107,18 @@ def _less_work(run: Run, recipe: Recipe) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     workload = load(run.spec.workload, run.folder)
-    counts, variant = [], original(run.facts.digest)
-    for member in (None, *members(recipe)[:-1]):
-        if member is not None:
-            variant = variant.then(member.step, member.code_version())
+    whole = less = original(run.facts.digest)
+    for member in members(recipe)[:-1]:
+        less = less.then(member.step, member.code_version())
+    counts = []
+    for variant in (whole, less):
         folder = run.store.find(variant.id)
         assert folder is not None  # the recipe was made
         module = network.load("torch", folder)
         with FlopCounterMode(display=False) as counter:
             network.run_torch(module, workload.example(1))
         counts.append(counter.get_total_flops())
-    return float(counts[0] / counts[-1])
+    return float(counts[0] / counts[1])
 
 
 def _smaller(found: Sequence[Outcome]) -> Interval:
@@ -166,7 +164,7 @@ def _run(name: str, seed: int) -> Run:
 
 def _outcome(run: Run, recipe: Recipe, against: Recipe) -> Outcome:
     """What a recipe does to the run's network, on the verdict split; the store knows what was made before."""
-    rows = [optimization.make(run, Row(_complete(one))) for one in (against, recipe)]
+    rows = [optimization.make(run, Row(complete(one))) for one in (against, recipe)]
     for row in rows:
         if row.status != "ok":
             return Outcome(reason=f"{row.status}: {row.reason}")
@@ -175,12 +173,6 @@ def _outcome(run: Run, recipe: Recipe, against: Recipe) -> Outcome:
     assert before.size_mib and after.size_mib  # both were built
     faster = speedup(found[str(before.id)], found[str(after.id)])
     return Outcome(before.size_mib / after.size_mib, faster, before.quality, after.quality)
-
-
-def _complete(recipe: Recipe) -> Recipe:
-    """The recipe with every setting said."""
-    *techniques, backend = (member.step for member in members(recipe))
-    return Recipe(tuple(techniques), backend)
 
 
 if __name__ == "__main__":

@@ -133,6 +133,12 @@ def members(recipe: Recipe) -> list[Member]:
     return found
 
 
+def complete(recipe: Recipe) -> Recipe:
+    """The recipe with every setting said, defaults included. Raises: SpecError."""
+    *techniques, backend = (member.step for member in members(recipe))
+    return Recipe(tuple(techniques), backend)
+
+
 def unknown(name: str, known: Any, kind: str) -> str:
     """`unknown X 'nam'; did you mean 'name'?`"""
     close = get_close_matches(str(name), [str(k) for k in known], n=1)

@@ -125,8 +125,10 @@ def _openvino(folder: Path, feeds: Arrays, threads: int) -> dict[str, Any]:
     layers = [layer for layer in request.get_profiling_info() if layer.status.name == "EXECUTED"]
     took = [_without_first(_us(layer), first.get(layer.node_name, 0)) for layer in layers]
     calls = [(layer.node_type, us / 1000) for layer, us in zip(layers, took, strict=True)]
-    rows = {kind: (ms * REQUESTS, n * REQUESTS) for kind, (ms, n) in _times(calls).items()}
-    return {"operators": ranked(rows), "events": events + _end_to_end(layers, took, events[-1]["ts"])}
+    return {
+        "operators": ranked(_times(calls * REQUESTS)),
+        "events": events + _end_to_end(layers, took, events[-1]["ts"]),
+    }
 
 
 def _mean_us(request: Any) -> dict[str, float]:

@@ -66,10 +66,10 @@ class ArchitectureSearch(TrainedTechnique):
         latencies = Latencies(given, workload, self.threads)
         limits = (self.max_latency_share, self.trials, self.samples)
         chosen = Evolution(supernet, latencies, workload, *limits).best()
-        share = latencies.share(chosen.label, supernet.subnet(chosen))
+        subnet = supernet.subnet(chosen)
+        share = latencies.share(chosen.label, subnet)
         print(f"chosen: {chosen.label}, {share:g} of the latency", flush=True)
-        subnet = recalibrated(supernet.subnet(chosen), workload)
-        return fit(subnet, workload, self, loss=task_loss(workload), stage="subnet")
+        return fit(recalibrated(subnet, workload), workload, self, loss=task_loss(workload), stage="subnet")
 
     def _supernet(self, network: "nn.Module", workload: LoadedWorkload) -> "Supernet[Any]":
         """Of the family that is asked for. Raises: UnsuitableError where the network is not of that kind."""

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from pareflow.catalog import members
+from pareflow.catalog import complete, members
 from pareflow.compiler.onnxruntime import GraphLevel, OnnxRuntime
 from pareflow.compiler.openvino import OpenVino
 from pareflow.errors import MissingExtraError, PareflowError, TransientError
@@ -25,7 +25,7 @@ def candidates(run: Run, baselines: Sequence[Row]) -> list[Row]:
     if wanted is None:
         wanted = built_in(run.threads, transformer=run.facts.tokens)
     known = {row.label for row in baselines}
-    rows = {row.label: row for row in map(Row, map(_complete, wanted))}
+    rows = {row.label: row for row in map(Row, map(complete, wanted))}
     return [row for label, row in rows.items() if label not in known]
 
 
@@ -98,12 +98,6 @@ def strong_baseline(row: Row, baselines: Sequence[Row]) -> Row:
     """ONNX Runtime fp32 at full graph optimization with the same threads; the first where none has them."""
     strong = [baseline for baseline in baselines if baseline.role == "baseline"]
     return next((baseline for baseline in strong if baseline.threads == row.threads), strong[0])
-
-
-def _complete(recipe: Recipe) -> Recipe:
-    """The recipe with every setting said, defaults included."""
-    *techniques, backend = (member.step for member in members(recipe))
-    return Recipe(tuple(techniques), backend)
 
 
 def missing(recipe: Recipe) -> str | None:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from pareflow.errors import UnsuitableError
 from pareflow.model.distillation.response import ResponseTechnique
+from pareflow.model.shapes import first_difference
 from pareflow.model.training import Batch, fit
 from pareflow.network import Form
 from pareflow.workload import LoadedWorkload
@@ -55,12 +56,10 @@ def _newborn(parent: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
     torch.manual_seed(workload.definition.seed)
     child = workload.definition.network()
     assert isinstance(child, torch.nn.Module)  # the form is torch
-    ours, theirs = ({name: t.shape for name, t in m.state_dict().items()} for m in (child, parent))
-    if ours != theirs:
-        name = next(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
+    if differing := first_difference(child, parent):
         raise UnsuitableError(
             "a network that is born again must have the layers that the workload's `network()` has",
-            f"they differ in `{name}`",
+            f"they differ in `{differing[0]}`",
             "Put `born_again` before what changes layers, or use `distillation`",
         )
     return child

@@ -16,6 +16,7 @@ from pareflow.model.pruning.masks import (
     zero_masked,
 )
 from pareflow.model.pruning.saliency import saliencies
+from pareflow.model.shapes import first_difference
 from pareflow.model.training import TrainedTechnique, fit, task_loss
 from pareflow.network import Form
 from pareflow.workload import LoadedWorkload
@@ -73,12 +74,11 @@ class LotteryTicket(TrainedTechnique):
     def _start(self, network: "nn.Module", workload: LoadedWorkload) -> "dict[str, torch.Tensor]":
         """The weights to rewind to. Raises: UnsuitableError where the network is not the workload's own."""
         first = workload.definition.network()
-        ours, theirs = (_shapes(module) for module in (network, first))
-        if ours != theirs:
-            name = next(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+        if differing := first_difference(network, first):
+            name, here, there = differing
             raise UnsuitableError(
                 "a lottery ticket's weights must be those of the workload's `network()`",
-                f"`{name}` is {ours.get(name)} here and {theirs.get(name)} there",
+                f"`{name}` is {here} here and {there} there",
                 "Let `lottery_ticket` be the first step of the recipe",
             )
         loss = task_loss(workload)
@@ -89,7 +89,3 @@ class LotteryTicket(TrainedTechnique):
 def sparsity_after(turn: int, rounds: int, final: float) -> float:
     """The sparsity after so many rounds, each of which takes the same share of what remains."""
     return float(1 - (1 - final) ** (turn / rounds))
-
-
-def _shapes(network: "nn.Module") -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in network.state_dict().items()}

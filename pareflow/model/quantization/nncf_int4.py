@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from pareflow.errors import UnsuitableError
-from pareflow.model.quantization.calibration import Samples, check_inputs_varied, count
+from pareflow.model.quantization.calibration import Samples
+from pareflow.model.quantization.nncf_calibration import dataset
 from pareflow.model.technique import Technique
 from pareflow.network import Form
-from pareflow.workload import Arrays, LoadedWorkload
+from pareflow.workload import LoadedWorkload
 
 if TYPE_CHECKING:
     import openvino
@@ -46,7 +47,7 @@ class NncfInt4(Technique):
             group_size=self.group_size,
             ratio=1.0,
             all_layers=True,
-            dataset=None if self.method == "rtn" else self._dataset(network, workload),
+            dataset=None if self.method == "rtn" else dataset(network, workload, self.samples),
             advanced_parameters=AdvancedCompressionParameters(
                 group_size_fallback_mode=GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=2
             ),
@@ -60,15 +61,3 @@ class NncfInt4(Technique):
                 "Use nncf_int8, which quantizes convolutions",
             )
         return compressed
-
-    def _dataset(self, network: "openvino.Model", workload: LoadedWorkload) -> object:
-        import nncf
-
-        inputs = {name for port in network.inputs for name in port.names}
-
-        def taken(feed: Arrays) -> Arrays:
-            return {name: array for name, array in feed.items() if name in inputs}
-
-        feeds = list(workload.feeds("calibration", 1, count(workload, self.samples)))
-        check_inputs_varied(feeds)
-        return nncf.Dataset(feeds, taken)

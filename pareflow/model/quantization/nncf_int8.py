@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from pareflow.model.quantization.calibration import Samples, check_inputs_varied, count
+from pareflow.model.quantization.calibration import Samples, count
+from pareflow.model.quantization.nncf_calibration import dataset
 from pareflow.model.technique import Technique
 from pareflow.network import Form
-from pareflow.workload import Arrays, LoadedWorkload
+from pareflow.workload import LoadedWorkload
 
 if TYPE_CHECKING:
     import openvino
@@ -32,17 +33,10 @@ class NncfInt8(Technique):
     def apply(self, network: "openvino.Model", workload: LoadedWorkload) -> "openvino.Model":
         import nncf
 
-        inputs = {name for port in network.inputs for name in port.names}
-        feeds = list(workload.feeds("calibration", 1, count(workload, self.samples)))
-        check_inputs_varied(feeds)
-
-        def taken(feed: Arrays) -> Arrays:
-            return {name: array for name, array in feed.items() if name in inputs}
-
         quantized: openvino.Model = nncf.quantize(
             network.clone(),
-            nncf.Dataset(feeds, taken),
-            subset_size=len(feeds),
+            dataset(network, workload, self.samples),
+            subset_size=count(workload, self.samples),
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER if self.model_type == "transformer" else None,
         )

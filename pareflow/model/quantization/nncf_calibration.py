@@ -1,0 +1,24 @@
+"""Calibration samples as NNCF takes them."""
+
+from typing import TYPE_CHECKING
+
+from pareflow.model.quantization.calibration import check_inputs_varied, count
+from pareflow.workload import Arrays, LoadedWorkload
+
+if TYPE_CHECKING:
+    import nncf
+    import openvino
+
+
+def dataset(model: "openvino.Model", workload: LoadedWorkload, asked: int | None) -> "nncf.Dataset":
+    """One feed per calibration sample, of the model's inputs. Raises: UnsuitableError."""
+    import nncf
+
+    inputs = {name for port in model.inputs for name in port.names}
+    feeds = list(workload.feeds("calibration", 1, count(workload, asked)))
+    check_inputs_varied(feeds)
+
+    def taken(feed: Arrays) -> Arrays:
+        return {name: array for name, array in feed.items() if name in inputs}
+
+    return nncf.Dataset(feeds, taken)
