@@ -6,7 +6,7 @@ command goes on where it was stopped.
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +75,14 @@ def _claims(family: str, claimed: Mapping[str, Any], trial: Mapping[str, Any], s
         name += f", against {against.label}"
     claimed = {**claimed, **trial.get("claimed", {})}
     failed = next((outcome.reason for outcome in found if outcome.reason), "")
+    note = failed or trial.get("why", "")
     smaller, faster, lost = (None, None, None) if failed else (_smaller(found), _faster(found), _lost(found))
-    yield _claim(f"{name}: size", claimed["size"], smaller, "× smaller", seeds, failed)
-    yield _claim(f"{name}: speed", claimed["speed"], faster, "× faster", seeds, failed)
-    yield _claim(f"{name}: lost", claimed["lost"], lost, "share", seeds, failed, side="at most")
+    yield _claim(f"{name}: size", claimed["size"], smaller, "× smaller", seeds, note)
+    yield _claim(f"{name}: speed", claimed["speed"], faster, "× faster", seeds, note)
+    yield _claim(f"{name}: lost", claimed["lost"], lost, "share", seeds, note, side="at most")
     if "work" in claimed:
         less = None if failed else mean_interval([_less_work(run, recipe) for run in runs])
-        yield _claim(f"{name}: work", claimed["work"], less, "× fewer operations", seeds, failed)
+        yield _claim(f"{name}: work", claimed["work"], less, "× fewer operations", seeds, note)
 
 
 def _claim(
@@ -93,13 +94,15 @@ def _claim(
     note: str,
     side: Any = "at least",
 ) -> Claim:
-    """A claim that is a band holds from its lower end; where its upper half is reached, the note says so."""
+    """A claim that is a band holds from its lower end, and says which half was reached; else `note` says why."""
     low, high = (claimed, claimed) if isinstance(claimed, (int, float)) else claimed
     if found is None:
         return Claim(name, low, None, unit, seeds, side, note=note)
-    if low < high and low <= found.estimate:
-        note = f"{'upper' if found.estimate >= (low + high) / 2 else 'lower'} half of {low:g} to {high:g}"
-    return Claim(name, low, found.estimate, unit, seeds, side, found.low, found.high, note)
+    claim = Claim(name, low, found.estimate, unit, seeds, side, found.low, found.high)
+    if not claim.met:
+        return replace(claim, note=note)
+    half = f"{'upper' if found.estimate >= (low + high) / 2 else 'lower'} half of {low:g} to {high:g}"
+    return replace(claim, note=half if low < high else "")
 
 
 def _less_work(run: Run, recipe: Recipe) -> float:
