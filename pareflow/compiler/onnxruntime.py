@@ -1,16 +1,17 @@
-"""ONNX Runtime on the CPU: the strong baseline, and the backend of most variants."""
+"""ONNX Runtime: on processors the strong baseline, and the backend of most variants."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pareflow import network
 from pareflow.compiler import packed_onnx
 from pareflow.compiler.backend import Backend
+from pareflow.compiler.graph_passes import Pass, switched_off
 from pareflow.measurement import Ran
 from pareflow.workload import Arrays
 
@@ -23,13 +24,17 @@ _LEVELS: dict[GraphLevel, str] = {
     "all": "ORT_ENABLE_ALL",
 }
 
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
 
 class OnnxRuntime(Backend):
-    """Run the ONNX graph, optimized at load to `graph_level`.
+    """Run the ONNX graph, optimized to `graph_level`.
 
-    Threads never spin between requests: spinning burns a second core and slows neighbours (measured,
-    facts/serving: 28 ms of processor time per 4.5 ms request). Packed, the file is as small as the entropy of
-    its weights lets it be, and takes longer to load; what runs is the same, bit for bit.
+    Threads do not spin between requests unless asked to: spinning burns a second core and slows neighbours
+    (measured, facts/serving: 28 ms of processor time per 4.5 ms request). Packed, the file is as small as the
+    entropy of its weights lets it be, and takes longer to load; what runs is the same, bit for bit. Saved,
+    the graph is optimized when it is compiled, for this processor, and not at each load.
+    On CUDA: not measured, no such device was at hand.
     """
 
     name: ClassVar[str] = "onnxruntime"
@@ -37,17 +42,58 @@ class OnnxRuntime(Backend):
     requires: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
     graph_level: GraphLevel = Field(default="all", description="how far the graph is optimized")
+    without: tuple[Pass, ...] = Field(default=(), description="optimizations that are switched off")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="whose kernels run")
+    inter_threads: int = Field(default=1, ge=1, description="operators that run at a time")
+    io_binding: bool = Field(default=False, description="bind inputs and outputs, rather than pass them")
+    arena: bool = Field(default=True, description="keep memory from one request to the next")
+    spinning: bool = Field(default=False, description="threads wait for work in a loop")
+    saved: bool = Field(default=False, description="optimized when compiled, not when loaded")
     packed: bool = Field(default=False, description="weights entropy-coded on disk, and decoded at load")
 
+    @model_validator(mode="after")
+    def _one_form_on_disk(self) -> Self:
+        if self.saved and self.packed:
+            raise ValueError("one of `saved` and `packed` must be false: a packed graph is optimized at load")
+        return self
+
+    def unfit(self) -> str | None:
+        import onnxruntime
+
+        missing = _PROVIDERS[self.device] not in onnxruntime.get_available_providers()
+        return f"this onnxruntime has no {_PROVIDERS[self.device]}" if missing else None
+
     def compile(self, source: Path, into: Path) -> None:
+        graph = source / network.FILES["onnx"]
         if self.packed:
-            packed_onnx.write(source / network.FILES["onnx"], into / packed_onnx.FILE)
+            packed_onnx.write(graph, into / packed_onnx.FILE)
+        elif self.saved:
+            options = self._options()
+            options.optimized_model_filepath = str(into / graph.name)
+            self._session(graph, options)
         else:
             for file in source.glob("model.onnx*"):
                 os.link(file, into / file.name)
-        (into / "precision").write_text(_precision(source / network.FILES["onnx"]))
+        (into / "precision").write_text(_precision(graph))
 
     def load(self, artifact: Path) -> "OnnxRuntimeSession":
+        import onnxruntime
+
+        options = self._options()
+        if self.saved:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        graph: Path | bytes = artifact / network.FILES["onnx"]
+        values: list[Any] = []  # the runtime copies them when the session is made: till then they must live
+        if self.packed:
+            graph, arrays = packed_onnx.read(artifact / packed_onnx.FILE)
+            values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+            options.add_external_initializers(list(arrays), values)
+        session = self._session(graph, options)
+        kind = BoundSession if self.io_binding else OnnxRuntimeSession
+        return kind(session, self.threads, (artifact / "precision").read_text())
+
+    def _options(self) -> Any:
+        """`SessionOptions` as the settings say."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -55,17 +101,25 @@ class OnnxRuntime(Backend):
             onnxruntime.GraphOptimizationLevel, _LEVELS[self.graph_level]
         )
         options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.inter_op_num_threads = self.inter_threads
+        if self.inter_threads > 1:
+            options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+        options.enable_cpu_mem_arena = self.arena
+        options.enable_mem_pattern = options.enable_mem_reuse = "planning" not in self.without
+        for pool in ("intra", "inter"):
+            options.add_session_config_entry(f"session.{pool}_op.allow_spinning", str(int(self.spinning)))
         options.log_severity_level = 3
-        graph: Path | bytes = artifact / network.FILES["onnx"]
-        values: list[Any] = []  # the runtime copies them when the session is made: till then they must live
-        if self.packed:
-            graph, arrays = packed_onnx.read(artifact / packed_onnx.FILE)
-            values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
-            options.add_external_initializers(list(arrays), values)
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        return OnnxRuntimeSession(session, self.threads, (artifact / "precision").read_text())
+        return options
+
+    def _session(self, graph: Path | bytes, options: Any) -> Any:
+        import onnxruntime
+
+        return onnxruntime.InferenceSession(
+            graph,
+            options,
+            providers=list(dict.fromkeys((_PROVIDERS[self.device], _PROVIDERS["cpu"]))),
+            disabled_optimizers=switched_off(self.without),
+        )
 
 
 class OnnxRuntimeSession:
@@ -91,6 +145,19 @@ class OnnxRuntimeSession:
             provider.removesuffix("ExecutionProvider"),
             self._threads,
         )
+
+
+class BoundSession(OnnxRuntimeSession):
+    """Inputs and outputs bound to the session: on a GPU outputs stay there until they are asked for."""
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        binding = self._session.io_binding()
+        for name in self._inputs & feeds.keys():
+            binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
+        for name in self._outputs:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
 
 
 def _precision(path: Path) -> str:

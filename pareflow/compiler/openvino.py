@@ -1,12 +1,12 @@
 """OpenVINO on the CPU."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pareflow import network
 from pareflow.compiler import packed_openvino
@@ -15,12 +15,15 @@ from pareflow.hardware import probe
 from pareflow.measurement import Ran
 from pareflow.workload import Arrays
 
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
 
 class OpenVino(Backend):
-    """Run the OpenVINO model with one latency-bound stream.
+    """Run the OpenVINO model.
 
     `precision` is a request: where the processor has no bf16 instructions OpenVINO computes in f32. What
-    ran is read back from the executed graph (law 10).
+    ran is read back from the executed graph (law 10). With static shapes there is one executable for each
+    shape that was met, and the first request of a shape waits for it.
     """
 
     name: ClassVar[str] = "openvino"
@@ -28,7 +31,16 @@ class OpenVino(Backend):
     requires: ClassVar[tuple[str, ...]] = ("openvino",)
 
     precision: Literal["f32", "bf16"] = Field(default="f32", description="of what is not quantized")
+    hint: Literal["latency", "throughput"] = Field(default="latency", description="what it is tuned for")
+    streams: int = Field(default=1, ge=1, description="parts of a batch that run side by side")
+    static_shapes: bool = Field(default=False, description="an executable for each shape that is met")
     packed: bool = Field(default=False, description="weights entropy-coded on disk, and decoded at load")
+
+    @model_validator(mode="after")
+    def _a_thread_for_each_stream(self) -> Self:
+        if self.streams > self.threads:
+            raise ValueError(f"`streams <= threads` must hold, but {self.streams} > {self.threads}")
+        return self
 
     def unfit(self) -> str | None:
         if self.precision == "bf16" and not probe.has_bf16():
@@ -42,35 +54,46 @@ class OpenVino(Backend):
         for file in (source / "model.xml", source / "model.bin"):
             os.link(file, into / file.name)
 
-    def load(self, artifact: Path) -> "OpenVinoSession":
+    def load(self, artifact: Path) -> "OpenVinoSession | StaticSession":
         import openvino
 
         configuration = {
             "INFERENCE_NUM_THREADS": self.threads,
             "INFERENCE_PRECISION_HINT": self.precision,
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": self.hint.upper(),
+            "NUM_STREAMS": self.streams,
             "ENABLE_CPU_PINNING": False,
         }
-        core, model = openvino.Core(), artifact / network.FILES["openvino"]
-        if self.packed:
-            model = core.read_model(*packed_openvino.read(artifact / packed_openvino.FILE))
-        compiled = core.compile_model(model, "CPU", configuration)
-        return OpenVinoSession(compiled)
+        core, path = openvino.Core(), artifact / network.FILES["openvino"]
+        packed = packed_openvino.read(artifact / packed_openvino.FILE) if self.packed else (path,)
+        model = core.read_model(*packed)
+
+        def compiled(model: Any) -> OpenVinoSession:
+            return OpenVinoSession(core.compile_model(model, "CPU", configuration), self.streams)
+
+        return StaticSession(model, compiled) if self.static_shapes else compiled(model)
 
 
 class OpenVinoSession:
-    """A compiled model and one inference request."""
+    """A compiled model, and an inference request per stream."""
 
-    def __init__(self, compiled: Any) -> None:
+    def __init__(self, compiled: Any, streams: int) -> None:
         self._compiled = compiled
-        self._request = compiled.create_infer_request()
+        self._requests = [compiled.create_infer_request() for _ in range(streams)]
         self._inputs = frozenset(name for port in compiled.inputs for name in port.names)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         given = {name: array for name, array in feeds.items() if name in self._inputs}
-        results = self._request.infer(given, share_inputs=True)
-        return {port.get_any_name(): np.array(array) for port, array in results.items()}
+        if len(self._requests) == 1:
+            return _named(self._requests[0].infer(given, share_inputs=True))
+        parts = _shared(given, len(self._requests))
+        running = list(zip(self._requests, parts, strict=False))
+        for request, part in running:
+            request.start_async(part, share_inputs=True)
+        for request, _ in running:
+            request.wait()
+        answers = [_named(request.results) for request, _ in running]
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
     def ran(self) -> Ran:
         import openvino
@@ -91,6 +114,39 @@ class OpenVinoSession:
             _text(layer["runtimePrecision"]) for layer in layers if _text(layer["layerType"]) in _COMPUTING
         }
         return next((shown for kind, shown in narrow.items() if kind in seen), "float32")
+
+
+class StaticSession:
+    """A session for each set of input shapes, compiled when a request first has it."""
+
+    def __init__(self, model: Any, compiled: Callable[[Any], OpenVinoSession]) -> None:
+        self._model, self._compiled = model, compiled
+        self._sessions: dict[Shapes, OpenVinoSession] = {}
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        names = [port.get_any_name() for port in self._model.inputs]
+        shapes = tuple((name, feeds[name].shape) for name in names)
+        if shapes not in self._sessions:
+            model = self._model.clone()
+            model.reshape(dict(shapes))
+            self._sessions[shapes] = self._compiled(model)
+        return self._sessions[shapes].run(feeds)
+
+    def ran(self) -> Ran:
+        """Of the last shape compiled; before the first request of the model as it is."""
+        last = next(reversed(self._sessions.values()), None) or self._compiled(self._model)
+        return last.ran()
+
+
+def _shared(feeds: Mapping[str, np.ndarray], parts: int) -> list[Arrays]:
+    """The samples of a batch in at most so many parts, none of them empty."""
+    samples = min(len(array) for array in feeds.values())
+    cuts = [np.array_split(array, min(parts, samples)) for array in feeds.values()]
+    return [dict(zip(feeds, part, strict=True)) for part in zip(*cuts, strict=True)]
+
+
+def _named(results: Any) -> Arrays:
+    return {port.get_any_name(): np.array(array) for port, array in results.items()}
 
 
 _COMPUTING = ("convolution", "fullyconnected", "matmul", "rnnseq")
