@@ -40,6 +40,8 @@ class OpenVino(Backend):
     def _a_thread_for_each_stream(self) -> Self:
         if self.streams > self.threads:
             raise ValueError(f"`streams <= threads` must hold, but {self.streams} > {self.threads}")
+        if self.static_shapes and self.streams > 1:
+            raise ValueError("`static_shapes` must go with one stream: parts of a batch differ in shape")
         return self
 
     def unfit(self) -> str | None:

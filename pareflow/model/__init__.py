@@ -23,6 +23,7 @@ from pareflow.model.quantization.nncf_int4 import NncfInt4
 from pareflow.model.quantization.nncf_int8 import NncfInt8
 from pareflow.model.quantization.qat_int8 import QatInt8
 from pareflow.model.quantization.static_int8 import StaticInt8
+from pareflow.model.simplification import Simplification
 from pareflow.model.technique import Technique
 from pareflow.model.weight_sharing.hashed_sharing import HashedSharing
 from pareflow.model.weight_sharing.kmeans_sharing import KmeansSharing
@@ -53,6 +54,7 @@ __all__ = [
     "NncfInt4",
     "NncfInt8",
     "QatInt8",
+    "Simplification",
     "StaticInt8",
     "Technique",
     "UnstructuredPruning",

@@ -32,7 +32,7 @@ def point(run: Run, baseline: Row, winner: Row, inputs: Inputs, protocol: Protoc
 
     Raises: WorkloadError where the workload has no such length.
     """
-    _feed(run, inputs)
+    feed(run, inputs)
     document = {"batch_size": inputs.batch_size, "length": inputs.length}
     try:
         measured = measure(run, [baseline, winner], protocol, inputs)
@@ -50,7 +50,7 @@ def point(run: Run, baseline: Row, winner: Row, inputs: Inputs, protocol: Protoc
     }
 
 
-def _feed(run: Run, inputs: Inputs) -> None:
+def feed(run: Run, inputs: Inputs) -> None:
     """Make the inputs where the store lacks them."""
     if run.store.find(feeds_key(run.facts.digest, inputs.batch_size, inputs.length)) is None:
         arguments = {"batch_size": inputs.batch_size, "length": inputs.length}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from pareflow.compiler.onnxruntime import OnnxRuntime
 from tasks.tracking import KEY, Tracker
 from tests.orchestration.conftest import Finished
 
@@ -78,7 +79,7 @@ def test_row_0_is_the_strong_baseline(document: dict[str, Any]) -> None:
     first = document["variants"][0]
     assert first == document["baseline"]
     assert first["role"] == "baseline"
-    assert first["steps"] == [{"onnxruntime": {"threads": 1, "graph_level": "all", "packed": False}}]
+    assert first["steps"] == [OnnxRuntime(threads=1).step.to_json()]
 
 
 def test_the_smallest_that_meets_the_sla_wins(document: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pareflow import spec as specs
 from pareflow.catalog import members
+from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.errors import VariantError
 from pareflow.gate import Evidence, gain
 from pareflow.hardware import probe
@@ -45,7 +46,7 @@ def test_candidates_of_the_yaml_are_completed_and_each_is_once(trained: Any) -> 
     run = with_candidates(trained.run, wanted)
     rows = optimization.candidates(run, trained.rows)
     assert [row.label for row in rows] == ["onnxruntime(graph_level=basic)", "fp16 → onnxruntime"]
-    assert rows[0].recipe.backend.settings == {"threads": 1, "graph_level": "basic", "packed": False}
+    assert rows[0].recipe.backend == OnnxRuntime(graph_level="basic").step
 
 
 @pytest.mark.parametrize(("wanted", "count"), [([], 0), (None, None)], ids=["none", "left out"])

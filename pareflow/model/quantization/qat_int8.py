@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from pareflow.errors import UnsuitableError
+from pareflow.model.distillation.response import ResponseTechnique
 from pareflow.model.quantization.int32_bias import biases_as_int32
-from pareflow.model.training import TrainedTechnique, fit, task_loss
+from pareflow.model.training import Batch, fit
 from pareflow.network import FILES, Form, check_export
 from pareflow.workload import LoadedWorkload
 
@@ -26,12 +27,14 @@ TOLERANCE = 0.05
 be rounded the other way."""
 
 
-class QatInt8(TrainedTechnique):
+class QatInt8(ResponseTechnique):
     """Train with every activation and weight rounded to eight bits, then store them so, with Q/DQ nodes.
 
     ONNX Runtime runs the convolutions and linear layers by the same integer kernels as static_int8's.
-    Source: Jacob et al., 2018, arXiv:1712.05877, section 3; torchao's PT2E. Departure: batch norms are
-    folded into the convolutions before training, not while it simulates (section 3.2), and dropout is off.
+    It learns from the float network's answers more than from labels, which would let it drift from what was
+    judged. Source: Jacob et al., 2018, arXiv:1712.05877, section 3; torchao's PT2E; Mishra and Marr, 2018,
+    arXiv:1711.05852, section 3 (the teacher). Departure: batch norms are folded into the convolutions before
+    training, not while it simulates (1712.05877, section 3.2), and dropout is off.
     """
 
     name: ClassVar[str] = "qat_int8"
@@ -52,11 +55,20 @@ class QatInt8(TrainedTechnique):
     def apply(self, network: "nn.Module", workload: LoadedWorkload) -> "onnx.ModelProto":
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
+        from pareflow.model.distillation.teacher import Teacher
+
+        self.check_labels(workload)
+        teacher = Teacher(network, workload)
+
+        def loss(student: "nn.Module", batch: Batch) -> "torch.Tensor":
+            logits, _ = teacher(batch)
+            return self.response_loss(student(*batch.inputs.values()), logits, batch, workload)
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torchao and the exporter say about themselves
             prepared = _prepared(network, workload)
             _calibrate(prepared, workload, self.batch_size)
-            fit(prepared, workload, self, loss=task_loss(workload), stage=self.name)
+            fit(prepared, workload, self, loss=loss, stage=self.name)
             return _exported(convert_pt2e(prepared), workload)
 
 

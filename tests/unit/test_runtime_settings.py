@@ -1,0 +1,143 @@
+"""What each setting of a runtime changes, and that none changes the answers."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from pydantic import ValidationError
+
+from pareflow.compiler.backend import Backend
+from pareflow.compiler.graph_passes import NEEDED, PASSES, Pass, switched_off
+from pareflow.compiler.graph_report import graph_report
+from pareflow.compiler.onnxruntime import OnnxRuntime
+from pareflow.compiler.openvino import OpenVino
+from pareflow.network import FILES, Form
+from pareflow.workload import Arrays, LoadedWorkload
+
+Forms = Callable[[str], Mapping[Form, Path]]
+Load = Callable[[str], LoadedWorkload]
+
+LOUD = """
+import onnxruntime, sys
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 0
+onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+"""
+
+
+def answers(backend: Backend, source: Path, folder: Path, feeds: Arrays) -> Arrays:
+    folder.mkdir()
+    backend.compile(source, folder)
+    return backend.load(folder).run(feeds)
+
+
+@pytest.mark.parametrize("name", ["images", "texts"])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *(OnnxRuntime(without=(one,)) for one in PASSES),
+        OnnxRuntime(without=tuple(PASSES)),
+        OnnxRuntime(threads=2, inter_threads=2),
+        OpenVino(threads=2, streams=2),
+        OpenVino(hint="throughput", threads=2, streams=2),
+    ],
+    ids=lambda backend: str(backend.label),
+)
+def test_settings_keep_the_answers(
+    changed: Backend, name: str, forms: Forms, load_tiny: Load, tmp_path: Path
+) -> None:
+    feeds = load_tiny(name).example(5)
+    source = forms(name)[changed.form]
+    plain = answers(type(changed)(), source, tmp_path / "plain", feeds)
+    other = answers(changed, source, tmp_path / "other", feeds)
+    assert plain.keys() == other.keys()
+    for key in plain:
+        np.testing.assert_allclose(plain[key], other[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["images", "texts"])
+def test_every_pass_that_the_runtime_runs_is_known(name: str, forms: Forms) -> None:
+    path = forms(name)["onnx"] / FILES["onnx"]
+    done = subprocess.run([sys.executable, "-c", LOUD, path], capture_output=True, text=True, check=True)
+    ran = set(re.findall(r"GraphTransformer (\S+) modified", done.stderr))
+    assert len(ran) > 20
+    assert ran <= {*switched_off(tuple(PASSES)), *NEEDED}
+
+
+def test_a_pass_that_is_switched_off_does_not_run(forms: Forms) -> None:
+    """Behind the tiny network's convolution is a ReLU: fused, or left; the layout pass would take it too."""
+    folder = forms("images")["onnx"]
+    whole = graph_report(folder, OnnxRuntime(graph_level="extended"))
+    without = graph_report(folder, OnnxRuntime(graph_level="extended", without=("fusion",)))
+    assert whole.before == without.before
+    assert whole.gone["Relu"] == 1
+    assert whole.fused["FusedConv"] == 1
+    assert not without.gone
+
+
+def test_a_graph_report_counts_nodes_by_hand(tmp_path: Path) -> None:
+    """Of Relu(Identity(x) + (1 + 2)), the sum of constants is folded and the Identity goes."""
+    make = onnx.helper
+    numbers = {
+        name: make.make_tensor(name, onnx.TensorProto.FLOAT, [1], [n]) for name, n in (("a", 1), ("b", 2))
+    }
+    nodes = [
+        make.make_node("Constant", [], ["a"], value=numbers["a"]),
+        make.make_node("Constant", [], ["b"], value=numbers["b"]),
+        make.make_node("Add", ["a", "b"], ["three"]),
+        make.make_node("Identity", ["x"], ["same"]),
+        make.make_node("Add", ["same", "three"], ["sum"]),
+        make.make_node("Relu", ["sum"], ["y"]),
+    ]
+    ports = [make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 4]) for name in "xy"]
+    graph = make.make_graph(nodes, "small", ports[:1], ports[1:])
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
+    onnx.save_model(model, tmp_path / FILES["onnx"])
+    report = graph_report(tmp_path, OnnxRuntime())
+    assert report.before == {"Identity": 1, "Add": 2, "Relu": 1}
+    assert report.after == {"Add": 1, "Relu": 1}
+    assert report.gone == {"Identity": 1, "Add": 1}
+    assert report.to_json()["nodes"] == {"before": 4, "after": 2}
+    assert not report.fused
+
+
+def test_a_saved_graph_is_optimized_when_it_is_compiled(forms: Forms, tmp_path: Path) -> None:
+    source = forms("images")["onnx"]
+    OnnxRuntime(saved=True).compile(source, tmp_path)
+    kinds = {node.op_type for node in onnx.load_model(tmp_path / FILES["onnx"]).graph.node}
+    assert kinds == graph_report(source, OnnxRuntime()).after.keys()
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "law"),
+    [
+        (OnnxRuntime, {"saved": True, "packed": True}, "one of `saved` and `packed` must be false"),
+        (OpenVino, {"threads": 1, "streams": 2}, "`streams <= threads` must hold, but 2 > 1"),
+        (OpenVino, {"threads": 2, "streams": 2, "static_shapes": True}, "`static_shapes` must go with one"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    cls: type[Backend], settings: dict[str, object], law: str
+) -> None:
+    with pytest.raises(ValidationError, match=re.escape(law)):
+        cls.from_settings(settings)
+
+
+def test_static_shapes_compile_once_per_shape(forms: Forms, load_tiny: Load, tmp_path: Path) -> None:
+    backend = OpenVino(static_shapes=True)
+    backend.compile(forms("texts")["openvino"], tmp_path)
+    session = backend.load(tmp_path)
+    for samples in (1, 3, 1):
+        session.run(load_tiny("texts").example(samples))
+    assert len(session._sessions) == 2  # type: ignore[union-attr]
+
+
+def test_switched_off_names_each_pass_once() -> None:
+    every: tuple[Pass, ...] = tuple(PASSES)
+    assert len(switched_off(every)) == len(set(switched_off(every))) == sum(map(len, PASSES.values()))
+    assert not set(switched_off(every)) & set(NEEDED)
