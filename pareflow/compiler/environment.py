@@ -2,7 +2,7 @@
 
 Each is a virtual environment made on demand from a lock file of `infra/environments/`, kept in the user's cache
 and named by a digest of the lock and of the Python version. `PAREFLOW_ENVIRONMENTS` names another folder for
-them. `python -m pareflow.compiler.environment litert` makes one ahead of time.
+them. `python -m pareflow.compiler.prepare litert` makes one ahead of time.
 """
 
 import fcntl
@@ -47,9 +47,9 @@ class WorkerEnvironment:
 
     @property
     def digest(self) -> str:
-        """Names what the environment holds: the lock, and the Python and system that it is for."""
+        """Names what the environment holds: the lock's pins, and the Python and system that it is for."""
         version = ".".join(platform.python_version_tuple()[:2])
-        return digest(self.lock.read_text(), version, sysconfig.get_platform())
+        return digest(pins(self.lock.read_text()), version, sysconfig.get_platform())
 
     @property
     def folder(self) -> Path:
@@ -115,7 +115,7 @@ class WorkerEnvironment:
             f"it is not: {found}",
             "Without a network, fetch the wheels elsewhere (`pip download -r "
             f"{self.lock} -d wheels`), set PIP_NO_INDEX=1 and PIP_FIND_LINKS=wheels, and run `python -m "
-            f"{__name__} {self.name}`; or copy {self.folder} from a like machine to the same place",
+            f"pareflow.compiler.prepare {self.name}`; or copy {self.folder} from a like machine to that place",
         )
 
 
@@ -169,7 +169,3 @@ def _locked(folder: Path) -> Iterator[int]:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
 
-
-if __name__ == "__main__":
-    for _name in sys.argv[1:]:
-        print(WorkerEnvironment(_name).ensure())
