@@ -1,7 +1,8 @@
-"""The forms a network takes (torch module, ONNX graph, OpenVINO model): saved, loaded, converted.
+"""The forms a network takes (torch module, exported program, ONNX graph, OpenVINO model): saved, loaded,
+converted.
 
-Techniques change a network within one form; backends run one form. The way goes one direction only,
-torch → onnx → openvino, so a recipe's techniques come in that order.
+Techniques change a network within one form; backends run one form. The ways go one direction only, torch →
+onnx → openvino or torch → exported, so a recipe's techniques come in that order.
 """
 
 import re
@@ -12,14 +13,22 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pareflow import exported
 from pareflow.catalog import installed_version
 from pareflow.errors import BadOutputError, ExportError
 from pareflow.variant import digest
 from pareflow.workload import Arrays, LoadedWorkload
 
-Form = Literal["torch", "onnx", "openvino"]
-FORMS: tuple[Form, ...] = ("torch", "onnx", "openvino")
-FILES: dict[Form, str] = {"torch": "network.pt", "onnx": "model.onnx", "openvino": "model.xml"}
+Form = Literal["torch", "exported", "onnx", "openvino"]
+FORMS: tuple[Form, ...] = ("torch", "exported", "onnx", "openvino")
+"""A later form is never made into an earlier one, nor `exported` into any other."""
+FILES: dict[Form, str] = {
+    "torch": "network.pt",
+    "exported": "network.pt2",
+    "onnx": "model.onnx",
+    "openvino": "model.xml",
+}
+WAYS = "torch → onnx → openvino or torch → exported"
 OPSET = 17
 """The legacy exporter's newest, and the graph that ONNX Runtime fuses best (measured, docs/log.md)."""
 
@@ -36,6 +45,10 @@ def save(network: Any, form: Form, folder: Path) -> None:
         import torch
 
         torch.save(network, path)
+    elif form == "exported":
+        import torch
+
+        torch.export.save(network, path)
     elif form == "onnx":
         import onnx
 
@@ -64,6 +77,10 @@ def load(form: Form, folder: Path) -> Any:
         import torch
 
         return torch.load(path, weights_only=False).eval()
+    if form == "exported":
+        import torch
+
+        return torch.export.load(path)
     if form == "onnx":
         import onnx
 
@@ -76,12 +93,15 @@ def load(form: Form, folder: Path) -> Any:
 def convert(folder: Path, form: Form, workload: LoadedWorkload, into: Path) -> None:
     """Write the network of `folder` into `into`, in the later `form`."""
     source = form_of(folder)
-    if FORMS.index(source) > FORMS.index(form):
+    if FORMS.index(source) > FORMS.index(form) or source == "exported":
         raise ExportError(
             f"a network must have the form {form} for this",
-            f"it is in the form {source}, and forms follow {' → '.join(FORMS)}",
+            f"it is in the form {source}, and forms follow {WAYS}",
             "Take techniques and backends of a later form, or give the workload a torch network",
         )
+    if form == "exported":
+        exported.write(load("torch", folder), workload, name_outputs, into / FILES["exported"])
+        return
     if source == "torch":
         target = into / FILES["onnx"]
         export(load("torch", folder), workload, target)
@@ -224,4 +244,5 @@ def check_outputs(outputs: Arrays, samples: int) -> None:
 def code_version() -> str:
     """A digest of this file and of the exporters' versions: part of the name of every converted network."""
     exporters = ("torch", "onnx", "openvino", "optimum-onnx")
-    return digest(Path(__file__).read_text(), {name: installed_version(name) for name in exporters})
+    sources = [Path(file).read_text() for file in (__file__, exported.__file__)]
+    return digest(sources, {name: installed_version(name) for name in exporters})

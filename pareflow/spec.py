@@ -178,11 +178,11 @@ def _candidate_problems(candidates: Any) -> list[str]:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raises: SpecError unless every step is known and the forms follow torch → onnx → openvino."""
-    from pareflow.network import FORMS
+    """Raises: SpecError unless every step is known and the forms follow each other (`network.WAYS`)."""
+    from pareflow.network import FORMS, WAYS
 
     found = members(recipe)
     forms = [form for m in found for form in (getattr(m, "form"), getattr(m, "gives", None)) if form]  # noqa: B009
     if forms != sorted(forms, key=FORMS.index):
         ways = " → ".join(f"{member.name} ({getattr(member, 'form')})" for member in found)  # noqa: B009
-        raise SpecError(recipe.label, [f"forms must follow {' → '.join(FORMS)}, but the steps are {ways}"])
+        raise SpecError(recipe.label, [f"forms must follow {WAYS}, but the steps are {ways}"])

@@ -105,6 +105,7 @@ def forms(
         folders = {form: tmp_path_factory.mktemp(f"{name}-{form}") for form in network.FORMS}
         trained = definition.train(definition.network(), workload.split("train")).eval()
         network.save(trained, "torch", folders["torch"])
+        network.convert(folders["torch"], "exported", workload, folders["exported"])
         network.convert(folders["torch"], "onnx", workload, folders["onnx"])
         network.convert(folders["onnx"], "openvino", workload, folders["openvino"])
         return folders

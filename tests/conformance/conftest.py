@@ -8,6 +8,7 @@ import pytest
 
 import pareflow  # noqa: F401  (fills the catalog)
 from pareflow.catalog import BACKENDS, TECHNIQUES, Member
+from pareflow.compiler.worker import WorkerBackend
 
 
 def example(schema: Mapping[str, Any]) -> Any:
@@ -58,7 +59,10 @@ def configured(family: Mapping[str, type[Member]]) -> Iterator[Any]:
 
 def _marks(member: Member) -> list[pytest.MarkDecorator]:
     reason = member.unavailable() or member.unfit()
-    return [pytest.mark.skip(reason=reason)] if reason else []
+    if reason:
+        return [pytest.mark.skip(reason=reason)]
+    # each test starts a worker or two, and the first makes the environment
+    return [pytest.mark.slow] if isinstance(member, WorkerBackend) else []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -16,7 +16,7 @@ from pareflow.workload import LoadedWorkload
 
 Load = Callable[[str], LoadedWorkload]
 Forms = Callable[[str], Mapping[Form, Path]]
-TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2, "int8": 0.1}
 """Of the largest output, by the precision that ran."""
 
 pytestmark = pytest.mark.parametrize("name", ["images", "texts"])

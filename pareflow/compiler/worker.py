@@ -1,0 +1,180 @@
+"""A worker: a runtime in an interpreter of its own, spoken to over a pipe.
+
+It ends with this process, however this ends, and with the last reference to it. Time and memory limits are
+those of `pareflow/isolation.py`'s child, which is killed with its whole group. Measured on 2 cores of an EPYC: see `bench`.
+"""
+
+import fcntl
+import subprocess
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from signal import Signals
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from pareflow.compiler.backend import Backend
+from pareflow.compiler.environment import WorkerEnvironment
+from pareflow.compiler.workers import serve, wire
+from pareflow.errors import CrashedError, OutOfMemoryError, StepFailedError, UnsuitableError, VariantError
+from pareflow.measurement import Ran
+from pareflow.variant import digest
+from pareflow.workload import Arrays
+
+_FOLDER = Path(serve.__file__).parent
+_PIPE_BYTES = 2**20
+"""What the pipes hold if the system lets them: a request of this size crosses without waiting."""
+
+
+class Worker:
+    """One process that serves the runtime `name` with the interpreter `python`."""
+
+    def __init__(self, name: str, python: Path) -> None:
+        self._name, self._turn = name, threading.Lock()
+        self._process = subprocess.Popen(
+            [python, "-I", "-c", serve.BOOT, _FOLDER, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        weakref.finalize(self, _end, self._process)
+        for pipe in (self._requests, self._answers):
+            _widen(pipe.fileno())
+        hello, _ = self._said(lambda: wire.read(self._answers))
+        self._greet(hello)
+        self.versions: Mapping[str, str] = hello["versions"]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def call(self, what: str, feeds: Mapping[str, np.ndarray] | None = None, **settings: Any) -> wire.Message:
+        """One request and its answer; threads wait for each other.
+
+        Raises: CrashedError, OutOfMemoryError, UnsuitableError, StepFailedError.
+        """
+
+        def exchange() -> wire.Message:
+            wire.write(self._requests, {"call": what, "settings": settings}, feeds or {})
+            return wire.read(self._answers)
+
+        with self._turn:
+            answer, outputs = self._said(exchange)
+        if "error" in answer:
+            raise _revived(self._name, answer["error"])
+        return answer, outputs
+
+    def _said(self, exchange: Callable[[], wire.Message]) -> wire.Message:
+        try:
+            return exchange()
+        except wire.BrokenPipe as error:
+            raise self._death(str(error)) from error
+
+    def _death(self, found: str) -> CrashedError:
+        try:
+            status = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return CrashedError(f"the worker `{self._name}` must speak the protocol", found, "Report it")
+        how = f"died of {Signals(-status).name}" if status < 0 else f"exited with status {status}"
+        return CrashedError(
+            f"the worker `{self._name}` must answer", f"it {how}", "What it printed is in the log"
+        )
+
+    def _greet(self, hello: Mapping[str, Any]) -> None:
+        """Raises: what the worker says it failed with, CrashedError where it is not the one that was called."""
+        if "error" in hello:
+            raise _revived(self._name, hello["error"])
+        if (hello["protocol"], hello["name"]) != (wire.PROTOCOL, self._name):
+            raise CrashedError(
+                f"the worker must be `{self._name}` and speak protocol {wire.PROTOCOL}",
+                f"it is `{hello['name']}` and speaks {hello['protocol']}",
+                "Install pareflow again: its parts are of different versions",
+            )
+
+
+class WorkerSession:
+    """An executable that a worker has loaded."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        return self._worker.call("run", feeds)[1]
+
+    def ran(self) -> Ran:
+        return Ran(**self._worker.call("ran")[0]["ran"])
+
+
+class WorkerBackend(Backend):
+    """A backend whose runtime lives in the worker environment of its own name."""
+
+    requires: ClassVar[tuple[str, ...]] = ("numpy",)
+    """What it needs in this interpreter."""
+
+    @classmethod
+    def environment(cls) -> WorkerEnvironment:
+        return WorkerEnvironment(cls.name)
+
+    @classmethod
+    def code_version(cls) -> str:
+        """As of every member, and of the worker's files and the environment's lock."""
+        files = [(_FOLDER / f"{name}.py").read_text() for name in ("serve", "wire", cls.name)]
+        return digest(super().code_version(), files, cls.environment().digest)
+
+    @classmethod
+    def worker(cls) -> Worker:
+        """A new worker; its environment is made first where it is not there. Raises: MissingExtraError."""
+        return Worker(cls.name, cls.environment().ensure())
+
+    def compile(self, source: Path, into: Path) -> None:
+        self.worker().call("compile", source=str(source), into=str(into), **self.model_dump(mode="json"))
+
+    def load(self, artifact: Path) -> WorkerSession:
+        worker = self.worker()
+        worker.call("load", artifact=str(artifact), **self.model_dump(mode="json"))
+        return WorkerSession(worker)
+
+
+def _revived(name: str, error: Mapping[str, Any]) -> VariantError:
+    """The worker's exception as one of ours; operator and node are named where they are known."""
+    said = f"{error['type']}: {error['message']}"
+    if error["operator"] is not None:
+        place = f" (node `{error['node']}`)" if error["node"] else ""
+        return UnsuitableError(
+            f"every operator must be one that {name} has",
+            f"it lacks `{error['operator']}`{place}: {said}",
+            "Take onnxruntime, which has the most, or rewrite this operator in the network",
+        )
+    if error["type"] == "MemoryError" or "bad_alloc" in said or "can't allocate memory" in said:
+        return OutOfMemoryError(f"the worker `{name}` must fit into memory", said, "Drop the candidate")
+    return StepFailedError(
+        f"the worker `{name}` must do as it is asked",
+        f"it raised {said} ({error['where']})",
+        "The log holds the stack trace",
+    )
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Close the pipes, upon which a worker ends by itself, and reap it."""
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        try:
+            pipe.close()
+        except BrokenPipeError:
+            continue  # it is dead already
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _widen(pipe: int) -> None:
+    """A larger pipe, where the system knows such and this user may have one."""
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        try:
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        except PermissionError:
+            return

@@ -1,0 +1,131 @@
+"""The form `exported`: a torch network as a program of plain operators, which needs none of its own classes.
+
+It takes one mapping of named tensors and gives another. Beside it lie a few inputs of the calibration split,
+for backends that quantize. Source: PyTorch, torch.export, "Dynamic shapes", and "Serialization".
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pareflow.errors import ExportError
+from pareflow.workload import Arrays, LoadedWorkload
+
+CALIBRATION = "calibration.npz"
+CALIBRATION_SAMPLES = 64
+CALIBRATION_BYTES = 2**25
+LARGEST_BATCH = 1024
+LONGEST = 4096
+"""Axes that vary have a bound, by which runtimes plan their memory."""
+
+NameOutputs = Callable[[Any, Callable[[Any], Any]], dict[str, Any]]
+
+
+def write(network: Any, workload: LoadedWorkload, name_outputs: NameOutputs, path: Path) -> None:
+    """Export a torch module, check it against its source, and write it, and calibration data beside it.
+
+    Raises: ExportError.
+    """
+    import torch
+
+    program = export(network.eval(), workload, name_outputs)
+    check(program, network, workload, name_outputs)
+    torch.export.save(program, path)
+    np.savez(path.with_name(CALIBRATION), **calibration(workload))  # type: ignore[arg-type]
+
+
+def export(network: Any, workload: LoadedWorkload, name_outputs: NameOutputs) -> Any:
+    """The program, its batch and the workload's `dynamic_axes` left open. Raises: ExportError."""
+    import torch
+
+    class Named(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, feeds: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return name_outputs(self.network(*feeds.values()), lambda tensor: tensor)
+
+    feeds = _tensors(workload.example(batch_size=2))
+    varying = workload.definition.dynamic_axes()
+    open_axis = torch.export.Dim.DYNAMIC
+    axes = {
+        name: {
+            axis: open_axis(min=1, max=LARGEST_BATCH if axis == 0 else LONGEST)  # type: ignore[call-arg, operator]
+            for axis in {0, *varying.get(name, {})}
+        }
+        for name in feeds
+    }
+    try:
+        program = torch.export.export(Named().eval(), (feeds,), dynamic_shapes=(axes,))
+    except Exception as error:
+        raise ExportError(
+            "the network must become an exported program",
+            f"torch.export raised {type(error).__name__}: {_first_line(error)}",
+            "Rewrite the operation it names, or take a backend of the form onnx",
+        ) from error
+    return _without_places(program)
+
+
+def _without_places(program: Any) -> Any:
+    """The program without the paths of the files it was traced through: they are this machine's."""
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def check(
+    program: Any,
+    network: Any,
+    workload: LoadedWorkload,
+    name_outputs: NameOutputs,
+    tolerance: float = 1e-3,
+) -> None:
+    """Compare the program with its source on real inputs of two batch sizes.
+
+    Raises: ExportError where outputs differ by more than `tolerance` of their largest magnitude.
+    """
+    import torch
+
+    run = program.module()
+    for batch_size in (1, 3):
+        feeds = _tensors(workload.example(batch_size))
+        with torch.inference_mode():
+            expected = name_outputs(network(*feeds.values()), lambda tensor: tensor)
+            try:
+                got = run(feeds)
+            except Exception as refusal:
+                raise ExportError(
+                    "the exported program must take what its source takes",
+                    f"at batch size {batch_size} it says: {_first_line(refusal)}",
+                    "Look for sizes that the exporter fixed",
+                ) from refusal
+        for name, ours in expected.items():
+            error = float((ours.float() - got[name].float()).abs().max() / ours.float().abs().max().clamp(min=1e-6))
+            if not error <= tolerance:
+                raise ExportError(
+                    f"the exported program must agree with its source within {tolerance:g}",
+                    f"`{name}` differs by {error:g} of the largest output at batch size {batch_size}",
+                    "Look for control flow that depends on the data or on the batch size",
+                )
+
+
+def calibration(workload: LoadedWorkload) -> Arrays:
+    """The inputs of a few calibration samples: at most `CALIBRATION_SAMPLES`, and `CALIBRATION_BYTES`."""
+    first = workload.example(batch_size=1)
+    fitting = CALIBRATION_BYTES // max(1, sum(array.nbytes for array in first.values()))
+    count = min(CALIBRATION_SAMPLES, len(workload.split("calibration")), max(1, fitting))
+    return workload.example(count)
+
+
+def _tensors(feeds: Arrays) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(array) for name, array in feeds.items()}
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip() if lines else "nothing"
