@@ -53,7 +53,7 @@ def export(network: Any, workload: LoadedWorkload, name_outputs: NameOutputs) ->
     open_axis = torch.export.Dim.DYNAMIC
     axes = {
         name: {
-            axis: open_axis(min=1, max=LARGEST_BATCH if axis == 0 else LONGEST)  # type: ignore[call-arg, operator]
+            axis: open_axis(min=1, max=LARGEST_BATCH if axis == 0 else LONGEST)
             for axis in {0, *varying.get(name, {})}
         }
         for name in feeds
@@ -103,7 +103,9 @@ def check(
                     "Look for sizes that the exporter fixed",
                 ) from refusal
         for name, ours in expected.items():
-            error = float((ours.float() - got[name].float()).abs().max() / ours.float().abs().max().clamp(min=1e-6))
+            error = float(
+                (ours.float() - got[name].float()).abs().max() / ours.float().abs().max().clamp(min=1e-6)
+            )
             if not error <= tolerance:
                 raise ExportError(
                     f"the exported program must agree with its source within {tolerance:g}",

@@ -1,8 +1,8 @@
 """Worker environments: interpreters of their own for runtimes that cannot share pareflow's.
 
-Each is a virtual environment made on demand from a lock file of `infra/environments/`, kept in the user's cache
-and named by a digest of the lock and of the Python version. `PAREFLOW_ENVIRONMENTS` names another folder for
-them. `python -m pareflow.compiler.prepare litert` makes one ahead of time.
+Each is a virtual environment made on demand from a lock file of `infra/environments/`, kept in the user's
+cache and named by a digest of the lock and of the Python version. `PAREFLOW_ENVIRONMENTS` names another
+folder for them. `python -m pareflow.compiler.prepare litert` makes one ahead of time.
 """
 
 import fcntl
@@ -113,9 +113,9 @@ class WorkerEnvironment:
         return MissingExtraError(
             f"the worker environment `{self.name}` must be installable from its lock file",
             f"it is not: {found}",
-            "Without a network, fetch the wheels elsewhere (`pip download -r "
-            f"{self.lock} -d wheels`), set PIP_NO_INDEX=1 and PIP_FIND_LINKS=wheels, and run `python -m "
-            f"pareflow.compiler.prepare {self.name}`; or copy {self.folder} from a like machine to that place",
+            f"Without a network, fetch the wheels elsewhere (`pip download -r {self.lock} -d wheels`), set "
+            "PIP_NO_INDEX=1 and PIP_FIND_LINKS=wheels, and run `python -m pareflow.compiler.prepare "
+            f"{self.name}`; or copy {self.folder} from a like machine to that place",
         )
 
 
@@ -154,7 +154,10 @@ def last_lines(text: str, count: int = 3) -> str:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[int]:
-    """Hold the environment alone; the kernel frees it when its last holder ends. Raises: MissingExtraError."""
+    """Hold the environment alone; the kernel frees it when its last holder ends.
+
+    Raises: MissingExtraError.
+    """
     path = folder.with_suffix(".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,4 +171,3 @@ def _locked(folder: Path) -> Iterator[int]:
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
-

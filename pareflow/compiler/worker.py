@@ -1,7 +1,7 @@
 """A worker: a runtime in an interpreter of its own, spoken to over a pipe.
 
 It ends with this process, however this ends, and with the last reference to it. Time and memory limits are
-those of `pareflow/isolation.py`'s child, which is killed with its whole group. Measured on 2 cores of an EPYC: see `bench`.
+those of `pareflow/isolation.py`'s child, which is killed with its whole group.
 """
 
 import fcntl
@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from signal import Signals
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -83,7 +83,7 @@ class Worker:
         )
 
     def _greet(self, hello: Mapping[str, Any]) -> None:
-        """Raises: what the worker says it failed with, CrashedError where it is not the one that was called."""
+        """Raises: what the worker failed with; CrashedError where it is not the one that was called."""
         if "error" in hello:
             raise _revived(self._name, hello["error"])
         if (hello["protocol"], hello["name"]) != (wire.PROTOCOL, self._name):

@@ -27,4 +27,10 @@ class Echo:
         return feeds
 
     def ran(self) -> dict[str, Any]:
-        return {"runtime": "echo", "version": np.__version__, "precision": "none", "device": "CPU", "threads": 1}
+        return {
+            "runtime": "echo",
+            "version": np.__version__,
+            "precision": "none",
+            "device": "CPU",
+            "threads": 1,
+        }

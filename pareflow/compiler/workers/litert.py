@@ -66,7 +66,9 @@ class Flatbuffer:
         self._threads = threads
         self._interpreter = Interpreter(str(artifact / MODEL), num_threads=threads)
         self._interpreter.allocate_tensors()
-        self._inputs = dict(zip(names["inputs"], _by_position(self._interpreter.get_input_details()), strict=True))
+        self._inputs = dict(
+            zip(names["inputs"], _by_position(self._interpreter.get_input_details()), strict=True)
+        )
         runner = self._interpreter.get_signature_runner()
         self._outputs = dict(zip(names["outputs"], _named(runner.get_output_details()), strict=True))
 

@@ -1,16 +1,16 @@
 """Messages over a pipe: a JSON header of known length, then the raw bytes of its arrays.
 
-    8 bytes   `MAGIC`, which holds the protocol's number
-    8 bytes   length of the header, little-endian
-    header    {…, "arrays": [[name, dtype, shape], …]}
-    arrays    one after another, C order
+8 bytes   `MAGIC`, which holds the protocol's number
+8 bytes   length of the header, little-endian
+header    {…, "arrays": [[name, dtype, shape], …]}
+arrays    one after another, C order
 """
 
 import json
 import math
 import struct
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class BrokenPipe(Exception):
     """The stream ended, or what it holds is no message; the words say which."""
 
 
-def write(stream: BinaryIO, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+def write(stream: IO[bytes], header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Send one message. Raises: BrokenPipe where nobody reads; TypeError for arrays of objects."""
     packed = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     listed = [[name, _dtype(array), array.shape] for name, array in packed.items()]
@@ -39,7 +39,7 @@ def write(stream: BinaryIO, header: Mapping[str, Any], arrays: Mapping[str, np.n
         raise BrokenPipe(f"nobody reads it any more ({error})") from error
 
 
-def read(stream: BinaryIO) -> Message:
+def read(stream: IO[bytes]) -> Message:
     """Wait for one message. Raises: BrokenPipe."""
     start = _exactly(stream, len(MAGIC) + _LENGTH.size)
     if start[: len(MAGIC)] != MAGIC:
@@ -61,20 +61,20 @@ def _bytes(array: np.ndarray) -> memoryview | bytes:
     return array.reshape(-1).view(np.uint8).data if array.nbytes else b""
 
 
-def _array(stream: BinaryIO, dtype: str, shape: list[int]) -> np.ndarray:
+def _array(stream: IO[bytes], dtype: str, shape: list[int]) -> np.ndarray:
     array = np.empty(shape, np.dtype(dtype))
     if size := math.prod(shape) * array.dtype.itemsize:
-        _fill(stream, memoryview(array.reshape(-1).view(np.uint8)), size)
+        _fill(stream, array.reshape(-1).view(np.uint8).data, size)
     return array
 
 
-def _exactly(stream: BinaryIO, size: int) -> bytes:
+def _exactly(stream: IO[bytes], size: int) -> bytes:
     content = bytearray(size)
     _fill(stream, memoryview(content), size)
     return bytes(content)
 
 
-def _fill(stream: BinaryIO, into: memoryview, size: int) -> None:
+def _fill(stream: IO[bytes], into: memoryview, size: int) -> None:
     position = 0
     while position < size:
         count = stream.readinto(into[position:])  # type: ignore[attr-defined]
