@@ -35,6 +35,7 @@ class GraphReport:
             "before": dict(self.before.most_common()),
             "after": dict(self.after.most_common()),
             "fused": dict(self.fused.most_common()),
+            "gone": dict(self.gone.most_common()),
         }
 
 

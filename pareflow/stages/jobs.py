@@ -14,6 +14,8 @@ import pareflow  # noqa: F401  (fills the catalog)
 from pareflow import network
 from pareflow.catalog import BACKENDS, TECHNIQUES, find
 from pareflow.compiler.backend import Backend
+from pareflow.compiler.graph_report import graph_report
+from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.errors import EnvironmentUnfitError, TransientError, WorkloadError
 from pareflow.hardware.counters import counted
 from pareflow.measuring import arena, breakdown, operators
@@ -225,6 +227,19 @@ def trace(
         assert source is not None  # the baseline stage made it
         found = operators.profiled(runtime, source, workload.example(batch_size), threads)
         (into / "operators.json").write_text(json.dumps(found))
+
+    store.ensure(key, write)
+
+
+def graph(reference: Mapping[str, Any], folder: str, root: str, key: str, variant: str, threads: int) -> None:
+    """What graph optimization makes of the strong baseline's graph."""
+    store = Store(Path(root))
+
+    def write(into: Path) -> None:
+        source = store.find(variant)
+        assert source is not None  # the baseline stage made it
+        found = graph_report(source, OnnxRuntime(threads=threads))
+        (into / "graph.json").write_text(json.dumps(found.to_json()))
 
     store.ensure(key, write)
 

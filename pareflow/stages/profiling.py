@@ -18,8 +18,8 @@ RUNTIMES = ("onnxruntime", "torch", "openvino")
 
 
 def profile(run: Run, baselines: Sequence[Row]) -> dict[str, Any]:
-    """Stages, counters, operators, roofline and advice; the trace, and event files if asked for, beside the
-    report. Raises: MissingExtraError where those cannot be written.
+    """Stages, counters, operators, the graph, roofline and advice; the trace, and event files if asked for,
+    beside the report. Raises: MissingExtraError where those cannot be written.
     """
     asked = run.spec.profile.tensorboard
     if asked:
@@ -36,6 +36,7 @@ def profile(run: Run, baselines: Sequence[Row]) -> dict[str, Any]:
         **found,
         "threads": strong.threads,
         "operators": {name: told["operators"] for name, told in operators.items()},
+        "graph": _graph(run, strong),
         "roofline": placed,
         "advice": advised,
         "bottleneck": advised["words"],
@@ -52,6 +53,12 @@ def _stages(run: Run, strong: Row) -> dict[str, Any]:
         "batch_size": run.spec.sla.batch_size,
     }
     return measured(run, "profile", settings, "stages.json", "measuring/breakdown.py", "hardware/counters.py")
+
+
+def _graph(run: Run, strong: Row) -> dict[str, Any]:
+    """Nodes before and after graph optimization, and what they were fused into."""
+    settings = {"variant": strong.id, "threads": strong.threads}
+    return measured(run, "graph", settings, "graph.json", "compiler/graph_report.py")
 
 
 def _operators(run: Run, strong: Row) -> tuple[dict[str, Any], dict[str, str]]:

@@ -40,6 +40,14 @@ def test_profile_is_one_json_document_and_comes_from_the_store_next_time(
     assert profiling.profile(trained.run, trained.rows) == json.loads(json.dumps(profile))
 
 
+def test_what_became_of_the_graph(profile: dict[str, Any]) -> None:
+    """The tiny network has a convolution, its ReLU, a flattening and a product: the ReLU is fused."""
+    graph = profile["graph"]
+    assert graph["before"] == {"Conv": 1, "Relu": 1, "Flatten": 1, "Gemm": 1}
+    assert graph["gone"]["Relu"] == 1
+    assert graph["nodes"]["before"] == 4
+
+
 def test_one_trace_holds_every_runtime(trained: Any, profile: dict[str, Any]) -> None:
     assert list(profile["traces"]) == ["profile"]
     trace = json.loads((trained.run.output / profile["traces"]["profile"]).read_text())

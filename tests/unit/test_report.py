@@ -193,6 +193,13 @@ def test_the_profile_says_how_much_of_the_machine_is_used(document: dict[str, An
     assert "Instructions" not in text.replace("Instruction flags", "")
 
 
+def test_the_profile_says_what_graph_optimization_did(document: dict[str, Any]) -> None:
+    text = Page(page.render(document)).text()
+
+    assert "21 nodes became 12; new are 7 FusedConv, 2 ReorderInput" in text
+    assert "gone are 9 Relu, 7 Conv" in text
+
+
 def test_what_the_processor_counted_is_shown(document: dict[str, Any]) -> None:
     counted = {"instructions": 3e6, "cycles": 2e6, "cache_misses": None, "ipc": 1.5, "reason": "some are not"}
     document["profile"]["counters"] = counted
@@ -213,7 +220,7 @@ def test_a_runtime_that_was_not_profiled_and_event_files_are_told(document: dict
 
 
 def test_a_profile_of_before_these_were_measured_is_still_shown(document: dict[str, Any]) -> None:
-    for name in ("advice", "roofline", "counters", "unavailable", "tensorboard", "threads"):
+    for name in ("advice", "graph", "roofline", "counters", "unavailable", "tensorboard", "threads"):
         del document["profile"][name]
 
     text = Page(page.render(document)).text()
