@@ -53,7 +53,7 @@ class SpecError(InputError):
     def __init__(self, source: str, problems: list[str]) -> None:
         self.source, self.problems = source, problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{source} must be a valid pipeline", f"it has {count}", "Mend each of these:")
+        super().__init__(f"{source} must be valid", f"it has {count}", "Mend each of these:")
 
     def __reduce__(self) -> tuple[type, tuple[str, list[str]]]:
         return (type(self), (self.source, self.problems))
