@@ -25,21 +25,27 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def optimize(
-    config: Path, data_dir: Path, console: Console, *, orchestrated: bool, remeasure: bool
+    config: Path,
+    data_dir: Path,
+    console: Console,
+    *,
+    orchestrated: bool,
+    remeasure: bool,
+    target: Path | None = None,
 ) -> dict[str, Any]:
     """The main job; the document of its outcome. Runs under Prefect, or as plain functions."""
-    spec.read(config)  # bad input is told before anything is started,
+    spec.read(config, target)  # bad input is told before anything is started,
     Store(data_dir / "store")  # and so is a disk that cannot be written
     with Lines(console) as lines:
         shown.set(lines)
         if not orchestrated:
-            return _plainly(config, data_dir, remeasure=remeasure)
+            return _plainly(config, data_dir, remeasure=remeasure, target=target)
         if os.environ.get("PREFECT_API_URL"):
-            return _by_prefect(config, data_dir, remeasure=remeasure)
+            return _by_prefect(config, data_dir, remeasure=remeasure, target=target)
         from flows.local_server import local_server
 
         with local_server(data_dir, meanwhile="flows.pipeline"):
-            return _by_prefect(config, data_dir, remeasure=remeasure)
+            return _by_prefect(config, data_dir, remeasure=remeasure, target=target)
 
 
 def check_pipeline(config: Path, data_dir: Path) -> dict[str, Any]:
@@ -63,7 +69,7 @@ def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, An
             f"there is no {path}",
             "Name it with --config",
         )
-    run = Run.open(spec.read(path), path, data_dir, remeasure=True)
+    run = Run.open(_here(spec.read(path)), path, data_dir, remeasure=True)
     with tempfile.TemporaryDirectory() as folder:
         package = tracker.download(version.name, str(version.version), Path(folder))
         found = rejudge(run, package)
@@ -71,9 +77,9 @@ def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, An
     return {"name": version.name, "version": str(version.version), **found}
 
 
-def plan(config: Path, data_dir: Path) -> dict[str, Any]:
+def plan(config: Path, data_dir: Path, target: Path | None = None) -> dict[str, Any]:
     """Every candidate, whether it can run here, and whether it is made already."""
-    run = Run.open(spec.read(config), config, data_dir)
+    run = Run.open(spec.read(config, target), config, data_dir)
     rows = optimization.candidates(run, [])
     return {"pipeline": run.spec.name, "run_id": run.id, "candidates": [_planned(run, row) for row in rows]}
 
@@ -95,9 +101,9 @@ def init(name: str, parent: Path) -> list[Path]:
     return written
 
 
-def report(config: Path, data_dir: Path) -> Path:
+def report(config: Path, data_dir: Path, target: Path | None = None) -> Path:
     """The report of a pipeline's run here. Raises: InputError if there is none."""
-    path = Run.open(spec.read(config), config, data_dir).output / "report.html"
+    path = Run.open(spec.read(config, target), config, data_dir).output / "report.html"
     if not path.is_file():
         raise InputError(
             "a report is written by a finished run",
@@ -167,20 +173,26 @@ def doctor(data_dir: Path) -> dict[str, Any]:
     }
 
 
-def _plainly(config: Path, data_dir: Path, *, remeasure: bool) -> dict[str, Any]:
+def _here(found: spec.PipelineSpec) -> spec.PipelineSpec:
+    """The pipeline for this machine: a registered version is judged where it is."""
+    target = found.target.model_copy(update={"profile": None})
+    return found.model_copy(update={"target": target})
+
+
+def _plainly(config: Path, data_dir: Path, *, remeasure: bool, target: Path | None) -> dict[str, Any]:
     from flows.pipeline import run_pipeline
     from tasks.execution import Plain
 
-    return run_pipeline(config, data_dir, Plain(), remeasure=remeasure)
+    return run_pipeline(config, data_dir, Plain(), remeasure=remeasure, target=target)
 
 
-def _by_prefect(config: Path, data_dir: Path, *, remeasure: bool) -> dict[str, Any]:
+def _by_prefect(config: Path, data_dir: Path, *, remeasure: bool, target: Path | None) -> dict[str, Any]:
     import httpx
 
     from flows.pipeline import pipeline
 
     try:
-        return pipeline(str(config), str(data_dir), remeasure)
+        return pipeline(str(config), str(data_dir), remeasure, None if target is None else str(target))
     except httpx.ConnectError as error:
         raise TransientError(
             "the Prefect server must stay reachable during a run",
@@ -194,7 +206,7 @@ def _planned(run: Run, row: Row) -> Mapping[str, Any]:
     return {
         "recipe": row.label,
         "id": variant.id,
-        "unavailable": optimization.missing(row.recipe),
+        "unavailable": optimization.unrunnable(run, row.recipe),
         "made": run.store.find(variant.id) is not None,
     }
 

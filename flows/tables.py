@@ -27,6 +27,8 @@ def outcome(document: Document, console: Console) -> None:
     if document["sweep"]:
         console.print(_sweep(document["sweep"]))
     console.print(escape(_verdict(document)), soft_wrap=True, highlight=False)
+    if document["target"]:
+        console.print(escape(document["target"]["words"]), soft_wrap=True, highlight=False)
     registered = document["registered"]
     if registered:
         console.print(

@@ -18,6 +18,7 @@ PareflowError                   exit code 1
 │   ├── TimedOutError           it did not finish inside its limit
 │   ├── OutOfMemoryError        it asked for more memory than its limit
 │   ├── BadOutputError          it answered NaN or infinity, or the wrong shape
+│   ├── DoesNotFitError         the device lacks the room, the runtime or the operators that it needs
 │   ├── TrainingDivergedError   its loss became NaN or infinity
 │   └── UnsuitableError         the network or its data lack what the technique works on
 └── TransientError              exit code 4: worth another try (a server that is restarting)
@@ -125,6 +126,10 @@ class OutOfMemoryError(VariantError):
 
 class BadOutputError(VariantError):
     """The variant answered NaN or infinity, or the wrong shape."""
+
+
+class DoesNotFitError(VariantError):
+    """The device that it is for lacks the room, the runtime or the operators that it needs."""
 
 
 class TrainingDivergedError(VariantError):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pareflow.hardware.device_profile import DeviceProfile, Precision
 
-Decision = Literal["fits", "too much", "unknown"]
+Decision = Literal["fits", "does not fit", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,15 @@ class NetworkFacts:
     def from_json(cls, document: Mapping[str, Any]) -> "NetworkFacts":
         return cls(**{**document, "operators": tuple(document["operators"])})
 
+    def narrowest(self, size_mib: float) -> "NetworkFacts":
+        """The least of any network of this structure in files of this size: every number a byte.
+
+        For executables whose numbers are not those of the graph that these facts are of.
+        """
+        activations = None if self.activation_bytes is None else self.activation_bytes // 4
+        weights = min(self.weight_bytes, int(size_mib * 2**20))
+        return NetworkFacts(weights, activations, {"int8": sum(self.operations.values())}, self.operators)
+
 
 @dataclass(frozen=True, slots=True)
 class Need:
@@ -48,34 +57,45 @@ class Need:
             return "fits"
         if self.needs is None:
             return "unknown"
-        return "fits" if self.needs <= self.limit else "too much"
+        return "fits" if self.needs <= self.limit else "does not fit"
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Every need of one variant on one device."""
+    """Every need of one variant on one device.
+
+    `confined` is what it did here with one core and no more memory than the device has: the nearest thing.
+    """
 
     device: str
     runs_by: str
     needs: tuple[Need, ...]
+    confined: Mapping[str, Any] | None = None
 
     @property
     def decision(self) -> Decision:
-        """Too much if any need is, else unknown if any is."""
+        """Does not fit if any need does not, else unknown if any is."""
         found = {need.decision for need in self.needs}
-        return "too much" if "too much" in found else "unknown" if "unknown" in found else "fits"
+        return "does not fit" if "does not fit" in found else "unknown" if "unknown" in found else "fits"
 
     @property
     def excess(self) -> str:
-        """Every need that is too much, in words; empty where none is."""
-        return "; ".join(need.words for need in self.needs if need.decision == "too much")
+        """Every need that the device does not meet, in words; empty where it meets all."""
+        return "; ".join(need.words for need in self.needs if need.decision == "does not fit")
 
-    def need(self, name: str) -> Need:
-        return next(need for need in self.needs if need.name == name)
+    def needed(self, name: str) -> float | None:
+        """How much it needs of one thing; None where that is unknown or not asked."""
+        return next((need.needs for need in self.needs if need.name == name), None)
 
     def to_json(self) -> dict[str, Any]:
         needs = [{**asdict(need), "decision": need.decision} for need in self.needs]
-        return {"device": self.device, "runs_by": self.runs_by, "decision": self.decision, "needs": needs}
+        return {
+            "device": self.device,
+            "runs_by": self.runs_by,
+            "decision": self.decision,
+            "needs": needs,
+            "confined": None if self.confined is None else dict(self.confined),
+        }
 
 
 def fits(size_mib: float, facts: NetworkFacts | None, profile: DeviceProfile, backend: str) -> Fit:
@@ -83,11 +103,27 @@ def fits(size_mib: float, facts: NetworkFacts | None, profile: DeviceProfile, ba
 
     `least_ms` and `energy` bound nothing by themselves: they are what the SLA's clauses are compared with.
     """
-    runs_by = "; ".join(f"{unit.name}: {unit.backends[backend]}" for unit in profile.units_of(backend))  # type: ignore[index]
-    needs = [_storage(size_mib, profile), _memory(facts, profile)]
+    units = profile.units_of(backend)
+    runs_by = "; ".join(
+        f"{u.name}: {what}" for u in units for name, what in u.backends.items() if name == backend
+    )
+    needs = [_runtime(profile, backend), _storage(size_mib, profile), _memory(facts, profile)]
     if profile.operators is not None:
         needs.append(_operators(facts, profile.operators))
     return Fit(profile.name, runs_by, (*needs, *_rate(facts, profile, backend)))
+
+
+def _runtime(profile: DeviceProfile, backend: str) -> Need:
+    words = does_not_run(profile, backend) or f"the device runs {backend}"
+    absent = int(backend not in profile.backends)
+    return Need("runtime", "missing", absent, 0, estimated=False, words=words)
+
+
+def does_not_run(profile: DeviceProfile, backend: str) -> str | None:
+    """Why a backend's executables are of no use on a device, or None."""
+    if backend in profile.backends:
+        return None
+    return f"the device does not run it: {profile.name} runs {', '.join(profile.backends)}"
 
 
 def _storage(size_mib: float, profile: DeviceProfile) -> Need:

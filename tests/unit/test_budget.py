@@ -145,6 +145,7 @@ def test_a_small_variant_fits_and_its_estimates_say_so() -> None:
     fit = fits(1.5, FACTS, DEVICE, "onnxruntime")
     assert (fit.decision, fit.excess) == ("fits", "")
     assert {need.name: need.needs for need in fit.needs} == {
+        "runtime": 0,
         "storage": 1.5,
         "memory": 0.75,
         "operators": 0,
@@ -170,12 +171,12 @@ def test_a_small_variant_fits_and_its_estimates_say_so() -> None:
 )
 def test_what_is_too_much_is_named_with_its_limit(size_mib: float, facts: NetworkFacts, words: str) -> None:
     fit = fits(size_mib, facts, DEVICE, "onnxruntime")
-    assert (fit.decision, fit.excess) == ("too much", words)
+    assert (fit.decision, fit.excess) == ("does not fit", words)
 
 
 def test_weights_that_are_read_from_storage_need_no_memory() -> None:
     flash = DEVICE.model_copy(update={"weights_in_storage": True})
-    assert fits(1, FACTS, flash, "litert").need("memory").needs == 0.25
+    assert fits(1, FACTS, flash, "litert").needed("memory") == 0.25
 
 
 @pytest.mark.parametrize("facts", [None, NetworkFacts(1, None, {}, ("Conv",))])
@@ -204,4 +205,14 @@ def test_the_keyword_network_fits_the_microcontroller_in_int8() -> None:
     assert (wide.activation_bytes, set(wide.operations)) == (64_000, {"float32"})
     fit = fits(path.stat().st_size / 2**20, facts, profile, "onnxruntime")
     assert fit.decision == "fits"
-    assert fit.need("least_ms").needs == pytest.approx(facts.operations["int8"] / 1.92e9 * 1000)
+    assert fit.needed("least_ms") == pytest.approx(facts.operations["int8"] / 1.92e9 * 1000)
+
+
+def test_a_backend_that_the_device_does_not_run_does_not_fit() -> None:
+    fit = fits(1, FACTS, DEVICE, "torch_eager")
+    assert fit.excess == "the device does not run it: small runs onnxruntime, litert"
+
+
+def test_other_numbers_than_the_graphs_are_counted_as_bytes() -> None:
+    """A quarter of the activations, and no more weights than the files hold."""
+    assert FACTS.narrowest(0.25) == NetworkFacts(2**18, 2**16, {"int8": 8_000_000}, ("Conv", "Relu"))
