@@ -14,10 +14,13 @@ import pareflow
 from flows.progress import Lines, shown
 from pareflow import spec
 from pareflow.catalog import BACKENDS, TECHNIQUES, WORKLOADS, Member
+from pareflow.compiler.backend import Backend
 from pareflow.errors import InputError, PareflowError, TransientError
+from pareflow.hardware import graphics, topology
 from pareflow.measuring.environment import environment
 from pareflow.stages import optimization
 from pareflow.stages.building import variant_of
+from pareflow.stages.instruments import machine_ceilings
 from pareflow.stages.run import Row, Run
 from pareflow.store import Store
 
@@ -154,7 +157,10 @@ def rollback(name: str, data_dir: Path) -> dict[str, Any]:
 
 
 def doctor(data_dir: Path) -> dict[str, Any]:
-    """This machine, every member's availability, and what keeps a run from working."""
+    """This machine, every member's availability, and what keeps a run from working.
+
+    Its rates are measured by the first call on a quiet machine, and kept.
+    """
     problems = []
     try:
         Store(data_dir / "store")
@@ -166,11 +172,35 @@ def doctor(data_dir: Path) -> dict[str, Any]:
     return {
         "version": pareflow.__version__,
         "environment": environment().to_json(),
+        "machine": _machine(data_dir),
         "techniques": [_member(cls) for cls in TECHNIQUES.values()],
         "backends": [_member(cls) for cls in BACKENDS.values()],
         "free_mib": free_mib,
         "problems": problems,
     }
+
+
+def _machine(data_dir: Path) -> dict[str, Any]:
+    """What the machine is made of, what its runtimes list, and its rates or why there are none."""
+    listed = {name: cls.devices() for name, cls in BACKENDS.items() if issubclass(cls, Backend)}
+    return {
+        "caches": topology.caches(),
+        "memory_nodes": topology.memory_nodes(),
+        "huge_pages": topology.huge_pages(),
+        "allocators": topology.allocators(),
+        "graphics": graphics.graphics(),
+        "devices": {name: dict(devices) for name, devices in listed.items() if devices},
+        **_rates(data_dir),
+    }
+
+
+def _rates(data_dir: Path) -> dict[str, Any]:
+    """`rates` of one thread, or None with `no_rates`, the reason."""
+    try:
+        found = machine_ceilings(data_dir, environment().fingerprint, 1, patience_s=0)
+    except PareflowError as error:
+        return {"rates": None, "no_rates": error.found}
+    return {"rates": found, "no_rates": None}
 
 
 def _here(found: spec.PipelineSpec) -> spec.PipelineSpec:
