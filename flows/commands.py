@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from pareflow.compiler.backend import Backend
 from pareflow.errors import InputError, PareflowError, TransientError
 from pareflow.hardware import graphics, topology
 from pareflow.measuring.environment import environment
-from pareflow.stages import optimization
-from pareflow.stages.building import variant_of
+from pareflow.stages import planning
 from pareflow.stages.instruments import machine_ceilings
-from pareflow.stages.run import Row, Run
+from pareflow.stages.run import Run
 from pareflow.store import Store
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -81,10 +79,9 @@ def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, An
 
 
 def plan(config: Path, data_dir: Path, target: Path | None = None) -> dict[str, Any]:
-    """Every candidate, whether it can run here, and whether it is made already."""
+    """What should compute, and every candidate: its level, effort and bound, and whether it is made."""
     run = Run.open(spec.read(config, target), config, data_dir)
-    rows = optimization.candidates(run, [])
-    return {"pipeline": run.spec.name, "run_id": run.id, "candidates": [_planned(run, row) for row in rows]}
+    return {"pipeline": run.spec.name, "run_id": run.id, **planning.plan(run)}
 
 
 def init(name: str, parent: Path) -> list[Path]:
@@ -229,16 +226,6 @@ def _by_prefect(config: Path, data_dir: Path, *, remeasure: bool, target: Path |
             f"it went away ({error})",
             "Run the same command again; what is finished is kept",
         ) from error
-
-
-def _planned(run: Run, row: Row) -> Mapping[str, Any]:
-    variant = variant_of(row.recipe, run.facts.digest)
-    return {
-        "recipe": row.label,
-        "id": variant.id,
-        "unavailable": optimization.unrunnable(run, row.recipe),
-        "made": run.store.find(variant.id) is not None,
-    }
 
 
 def _member(cls: type[Member]) -> dict[str, Any]:

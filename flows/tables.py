@@ -41,13 +41,16 @@ def outcome(document: Document, console: Console) -> None:
 
 
 def plan(document: Document, console: Console) -> None:
-    """The candidates, and which of them are made."""
+    """What should compute, and the candidates: what takes least effort first."""
+    accelerator = document["accelerator"]
+    console.print(escape(f"compute on {accelerator['name']}: {accelerator['why']}"), soft_wrap=True)
     table = Table(title=f"{document['pipeline']}: run {document['run_id']}")
-    for heading in ("candidate", "state"):
+    for heading in ("level", "candidate", "takes", "at most", "state"):
         table.add_column(heading)
     for row in document["candidates"]:
         state = row["unavailable"] or ("made" if row["made"] else "to make")
-        table.add_row(escape(row["recipe"]), escape(state))
+        bound = "unknown" if row["at_most"] is None else f"{row['at_most']:.1f}×"
+        table.add_row(row["level"], escape(row["recipe"]), row["effort"], bound, escape(state))
     console.print(table)
 
 

@@ -114,7 +114,7 @@ def fits(size_mib: float, facts: NetworkFacts | None, profile: DeviceProfile, ba
 
 
 def _runtime(profile: DeviceProfile, backend: str) -> Need:
-    words = does_not_run(profile, backend) or f"the device runs {backend}"
+    words = does_not_run(profile, backend) or f"the device runs what {backend} compiles"
     absent = int(backend not in profile.backends)
     return Need("runtime", "missing", absent, 0, estimated=False, words=words)
 

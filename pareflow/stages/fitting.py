@@ -74,7 +74,7 @@ def confine(run: Run, row: Row) -> Row:
 
 
 def _confined(run: Run, row: Row, inputs: str, memory_mib: float) -> dict[str, Any]:
-    """What the run within these bounds gave, or why it gave nothing."""
+    """What the run within these bounds gave; where it failed, why, and what it takes here without them."""
     feeds, artifact = run.store.find(inputs), run.store.find(str(row.id))
     assert feeds is not None and artifact is not None  # it has been timed
     arguments = {
@@ -83,20 +83,21 @@ def _confined(run: Run, row: Row, inputs: str, memory_mib: float) -> dict[str, A
         "reference": run.spec.workload,
         "folder": str(run.folder),
         "feeds": str(feeds / "feeds.npz"),
-        "memory_mib": memory_mib,
         "core": probe.cores()[-1],
     }
     log = run.data_dir / "logs" / f"confined-{str(row.id)[:12]}.log"
     limits = Limits(run.limits.seconds, threads=1)
-    bounds = {"machine": run.environment.processor, "cores": 1, "memory_mib": memory_mib}
+    told: dict[str, Any] = {"machine": run.environment.processor, "cores": 1, "memory_mib": memory_mib}
+    told |= {"reason": None, "held_mib": None, "p50_ms": None, "ran": None}
     function = "pareflow.measuring.confined:confined"
     with device_lock(run.spec.target.device, exclusive=True) as descriptor:
-        try:
-            found = run_isolated(function, arguments, limits, log, (descriptor,))
-        except VariantError as error:
-            reason = f"{type(error).__name__}: {error.found}"
-            return {**bounds, "reason": reason, "held_mib": None, "p50_ms": None, "ran": None}
-    return {**bounds, "reason": None, **found}
+        for bound in (memory_mib, None):
+            try:
+                given = {**arguments, "memory_mib": bound}
+                return {**told, **run_isolated(function, given, limits, log, (descriptor,))}
+            except VariantError as error:
+                told["reason"] = told["reason"] or f"{type(error).__name__}: {error.found}"
+    return told
 
 
 def with_nearest(rows: Sequence[Row]) -> list[Row]:

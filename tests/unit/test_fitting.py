@@ -1,11 +1,12 @@
 """A run for another device: what is tried, what fits, what nearest does, and what the gate makes of it."""
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
 
-from pareflow.errors import DoesNotFitError, OutOfMemoryError
+from pareflow.errors import DoesNotFitError
 from pareflow.gate import Evidence, judge
 from pareflow.hardware.budget import Fit, Need, NetworkFacts, fits
 from pareflow.hardware.device_profile import DeviceProfile
@@ -89,22 +90,14 @@ def test_without_a_profile_nothing_is_judged_by_one(trained: Any) -> None:
     assert outcome.target(trained.run, [row]) is None
 
 
-def test_a_run_that_gets_too_little_memory_is_told_and_not_raised(
-    trained: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The child that asks for more is real; which of the two it is here, the machine decides."""
-    narrow = ROOMY.model_copy(update={"memory_mib": 1})
+def test_a_run_that_gets_too_little_memory_says_so_and_what_it_takes_here(trained: Any) -> None:
+    narrow = ROOMY.model_copy(update={"memory_mib": 0.01})
     row = optimization.make(on(trained.run, ROOMY), Row(BASIC))
+    assert row.reason is None
     told = fitting.confine(on(trained.run, narrow), row).fit.confined
-    assert (told["reason"] is None) == (told["p50_ms"] is not None)
-
-    def refuse(*arguments: Any) -> None:
-        raise OutOfMemoryError("it must fit", "it asked for more", "Raise it")
-
-    monkeypatch.setattr(fitting, "run_isolated", refuse)
-    narrower = ROOMY.model_copy(update={"memory_mib": 0.5})
-    told = fitting.confine(on(trained.run, narrower), row).fit.confined
-    assert told["reason"] == "OutOfMemoryError: it asked for more"
+    assert re.match("(OutOfMemory|Crashed|StepFailed)Error: ", told["reason"])
+    assert told["held_mib"] > 0.01
+    assert told["p50_ms"] > 0
 
 
 def test_a_model_over_the_storage_is_a_failed_row_that_names_size_limit_and_the_nearest(trained: Any) -> None:
