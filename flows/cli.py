@@ -25,12 +25,16 @@ INTERRUPTED = 130
 
 Config = Annotated[Path, typer.Argument(help="a pipeline YAML")]
 DataDir = Annotated[Path, typer.Option("--data-dir", help="where the store, MLflow and reports lie")]
+Target = Annotated[
+    Path | None, typer.Option("--target", help="a device profile, such as configs/devices/pi5.yaml")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 
 
 @app.command()
 def optimize(
     config: Config,
+    target: Target = None,
     data_dir: DataDir = DATA,
     as_json: AsJson = False,
     orchestrator: Annotated[bool, typer.Option(help="run under Prefect, or as plain functions")] = True,
@@ -39,12 +43,17 @@ def optimize(
         bool, typer.Option("--verbose", "-v", help="show Prefect's and MLflow's logs")
     ] = False,
 ) -> None:
-    """Find, judge and register the fastest variant that meets the SLA."""
+    """Find, judge and register the fastest variant that meets the SLA, here or for another device."""
     set_environment(verbose)
     from flows import commands
 
     document = commands.optimize(
-        config, data_dir, Console(stderr=True), orchestrated=orchestrator, remeasure=remeasure
+        config,
+        data_dir,
+        Console(stderr=True),
+        orchestrated=orchestrator,
+        remeasure=remeasure,
+        target=target,
     )
     _show(document, tables.outcome, as_json)
     if document["winner"] is None or document["registered"] is None:
@@ -75,11 +84,11 @@ def check(
 
 
 @app.command()
-def plan(config: Config, data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
+def plan(config: Config, target: Target = None, data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
     """Say what would run, and what is finished already; nothing is made."""
     from flows import commands
 
-    _show(commands.plan(config, data_dir), tables.plan, as_json)
+    _show(commands.plan(config, data_dir, target), tables.plan, as_json)
 
 
 @app.command()
@@ -92,11 +101,11 @@ def init(name: Annotated[str, typer.Argument(help="the new workload, and its fol
 
 
 @app.command()
-def report(config: Config, data_dir: DataDir = DATA) -> None:
+def report(config: Config, target: Target = None, data_dir: DataDir = DATA) -> None:
     """Print where the report of a pipeline's last run lies."""
     from flows import commands
 
-    typer.echo(commands.report(config, data_dir))
+    typer.echo(commands.report(config, data_dir, target))
 
 
 @app.command("list")

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +13,40 @@ import pareflow
 from flows.progress import Lines, shown
 from pareflow import spec
 from pareflow.catalog import BACKENDS, TECHNIQUES, WORKLOADS, Member
+from pareflow.compiler.backend import Backend
 from pareflow.errors import InputError, PareflowError, TransientError
+from pareflow.hardware import graphics, topology
 from pareflow.measuring.environment import environment
-from pareflow.stages import optimization
-from pareflow.stages.building import variant_of
-from pareflow.stages.run import Row, Run
+from pareflow.stages import planning
+from pareflow.stages.instruments import machine_ceilings
+from pareflow.stages.run import Run
 from pareflow.store import Store
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def optimize(
-    config: Path, data_dir: Path, console: Console, *, orchestrated: bool, remeasure: bool
+    config: Path,
+    data_dir: Path,
+    console: Console,
+    *,
+    orchestrated: bool,
+    remeasure: bool,
+    target: Path | None = None,
 ) -> dict[str, Any]:
     """The main job; the document of its outcome. Runs under Prefect, or as plain functions."""
-    spec.read(config)  # bad input is told before anything is started,
+    spec.read(config, target)  # bad input is told before anything is started,
     Store(data_dir / "store")  # and so is a disk that cannot be written
     with Lines(console) as lines:
         shown.set(lines)
         if not orchestrated:
-            return _plainly(config, data_dir, remeasure=remeasure)
+            return _plainly(config, data_dir, remeasure=remeasure, target=target)
         if os.environ.get("PREFECT_API_URL"):
-            return _by_prefect(config, data_dir, remeasure=remeasure)
+            return _by_prefect(config, data_dir, remeasure=remeasure, target=target)
         from flows.local_server import local_server
 
         with local_server(data_dir, meanwhile="flows.pipeline"):
-            return _by_prefect(config, data_dir, remeasure=remeasure)
+            return _by_prefect(config, data_dir, remeasure=remeasure, target=target)
 
 
 def check_pipeline(config: Path, data_dir: Path) -> dict[str, Any]:
@@ -63,7 +70,7 @@ def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, An
             f"there is no {path}",
             "Name it with --config",
         )
-    run = Run.open(spec.read(path), path, data_dir, remeasure=True)
+    run = Run.open(_here(spec.read(path)), path, data_dir, remeasure=True)
     with tempfile.TemporaryDirectory() as folder:
         package = tracker.download(version.name, str(version.version), Path(folder))
         found = rejudge(run, package)
@@ -71,11 +78,10 @@ def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, An
     return {"name": version.name, "version": str(version.version), **found}
 
 
-def plan(config: Path, data_dir: Path) -> dict[str, Any]:
-    """Every candidate, whether it can run here, and whether it is made already."""
-    run = Run.open(spec.read(config), config, data_dir)
-    rows = optimization.candidates(run, [])
-    return {"pipeline": run.spec.name, "run_id": run.id, "candidates": [_planned(run, row) for row in rows]}
+def plan(config: Path, data_dir: Path, target: Path | None = None) -> dict[str, Any]:
+    """What should compute, and every candidate: its level, effort and bound, and whether it is made."""
+    run = Run.open(spec.read(config, target), config, data_dir)
+    return {"pipeline": run.spec.name, "run_id": run.id, **planning.plan(run)}
 
 
 def init(name: str, parent: Path) -> list[Path]:
@@ -95,9 +101,9 @@ def init(name: str, parent: Path) -> list[Path]:
     return written
 
 
-def report(config: Path, data_dir: Path) -> Path:
+def report(config: Path, data_dir: Path, target: Path | None = None) -> Path:
     """The report of a pipeline's run here. Raises: InputError if there is none."""
-    path = Run.open(spec.read(config), config, data_dir).output / "report.html"
+    path = Run.open(spec.read(config, target), config, data_dir).output / "report.html"
     if not path.is_file():
         raise InputError(
             "a report is written by a finished run",
@@ -148,7 +154,10 @@ def rollback(name: str, data_dir: Path) -> dict[str, Any]:
 
 
 def doctor(data_dir: Path) -> dict[str, Any]:
-    """This machine, every member's availability, and what keeps a run from working."""
+    """This machine, every member's availability, and what keeps a run from working.
+
+    Its rates are measured by the first call on a quiet machine, and kept.
+    """
     problems = []
     try:
         Store(data_dir / "store")
@@ -160,6 +169,7 @@ def doctor(data_dir: Path) -> dict[str, Any]:
     return {
         "version": pareflow.__version__,
         "environment": environment().to_json(),
+        "machine": _machine(data_dir),
         "techniques": [_member(cls) for cls in TECHNIQUES.values()],
         "backends": [_member(cls) for cls in BACKENDS.values()],
         "free_mib": free_mib,
@@ -167,36 +177,55 @@ def doctor(data_dir: Path) -> dict[str, Any]:
     }
 
 
-def _plainly(config: Path, data_dir: Path, *, remeasure: bool) -> dict[str, Any]:
+def _machine(data_dir: Path) -> dict[str, Any]:
+    """What the machine is made of, what its runtimes list, and its rates or why there are none."""
+    listed = {name: cls.devices() for name, cls in BACKENDS.items() if issubclass(cls, Backend)}
+    return {
+        "caches": topology.caches(),
+        "memory_nodes": topology.memory_nodes(),
+        "huge_pages": topology.huge_pages(),
+        "allocators": topology.allocators(),
+        "graphics": graphics.graphics(),
+        "devices": {name: dict(devices) for name, devices in listed.items() if devices},
+        **_rates(data_dir),
+    }
+
+
+def _rates(data_dir: Path) -> dict[str, Any]:
+    """`rates` of one thread, or None with `no_rates`, the reason."""
+    try:
+        found = machine_ceilings(data_dir, environment().fingerprint, 1, patience_s=0)
+    except PareflowError as error:
+        return {"rates": None, "no_rates": error.found}
+    return {"rates": found, "no_rates": None}
+
+
+def _here(found: spec.PipelineSpec) -> spec.PipelineSpec:
+    """The pipeline for this machine: a registered version is judged where it is."""
+    target = found.target.model_copy(update={"profile": None})
+    return found.model_copy(update={"target": target})
+
+
+def _plainly(config: Path, data_dir: Path, *, remeasure: bool, target: Path | None) -> dict[str, Any]:
     from flows.pipeline import run_pipeline
     from tasks.execution import Plain
 
-    return run_pipeline(config, data_dir, Plain(), remeasure=remeasure)
+    return run_pipeline(config, data_dir, Plain(), remeasure=remeasure, target=target)
 
 
-def _by_prefect(config: Path, data_dir: Path, *, remeasure: bool) -> dict[str, Any]:
+def _by_prefect(config: Path, data_dir: Path, *, remeasure: bool, target: Path | None) -> dict[str, Any]:
     import httpx
 
     from flows.pipeline import pipeline
 
     try:
-        return pipeline(str(config), str(data_dir), remeasure)
+        return pipeline(str(config), str(data_dir), remeasure, None if target is None else str(target))
     except httpx.ConnectError as error:
         raise TransientError(
             "the Prefect server must stay reachable during a run",
             f"it went away ({error})",
             "Run the same command again; what is finished is kept",
         ) from error
-
-
-def _planned(run: Run, row: Row) -> Mapping[str, Any]:
-    variant = variant_of(row.recipe, run.facts.digest)
-    return {
-        "recipe": row.label,
-        "id": variant.id,
-        "unavailable": optimization.missing(row.recipe),
-        "made": run.store.find(variant.id) is not None,
-    }
 
 
 def _member(cls: type[Member]) -> dict[str, Any]:

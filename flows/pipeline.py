@@ -1,5 +1,6 @@
 """The main job: baseline → profile → optimize → validate → register."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,34 @@ from prefect import flow  # noqa: E402
 from flows.progress import shown  # noqa: E402
 from pareflow import spec  # noqa: E402
 from pareflow.hardware import probe  # noqa: E402
-from pareflow.stages import optimization, outcome, validation  # noqa: E402
-from pareflow.stages.run import Run  # noqa: E402
+from pareflow.stages import fitting, optimization, outcome, validation  # noqa: E402
+from pareflow.stages.run import Row, Run  # noqa: E402
 from tasks import steps  # noqa: E402
 from tasks.execution import Execution, Orchestrated, waves  # noqa: E402
 from tasks.tracking import Tracker  # noqa: E402
 
 
 @flow(name="pipeline", flow_run_name="{config}", persist_result=False)
-def pipeline(config: str, data_dir: str = ".pareflow", remeasure: bool = False) -> dict[str, Any]:
-    """Optimize what `config` (a pipeline YAML) describes; the document of the outcome."""
-    return run_pipeline(Path(config), Path(data_dir), Orchestrated(), remeasure=remeasure)
+def pipeline(
+    config: str, data_dir: str = ".pareflow", remeasure: bool = False, target: str | None = None
+) -> dict[str, Any]:
+    """Optimize what `config` (a pipeline YAML) describes, for the device of the file `target` where one is
+    named; the document of the outcome."""
+    device = None if target is None else Path(target)
+    return run_pipeline(Path(config), Path(data_dir), Orchestrated(), remeasure=remeasure, target=device)
 
 
 def run_pipeline(
-    config: Path, data_dir: Path, execution: Execution, *, remeasure: bool = False
+    config: Path,
+    data_dir: Path,
+    execution: Execution,
+    *,
+    remeasure: bool = False,
+    target: Path | None = None,
 ) -> dict[str, Any]:
     """The pipeline by this execution, recorded in MLflow."""
-    described = spec.read(config)
-    run = Run.open(described, config, data_dir, remeasure=remeasure)
+    described = spec.read(config, target)
+    run = Run.open(described, config, data_dir, remeasure=remeasure, target=target)
     tracker = Tracker.open(data_dir)
     return optimize(run, tracker, execution)
 
@@ -50,15 +60,14 @@ def optimize(run: Run, tracker: Tracker | None, execution: Execution) -> dict[st
 
     candidates = optimization.candidates(run, baselines)
     progress.stage("optimize", len(candidates))
-    rows = []
-    for wave in waves(candidates, len(probe.cores())):
-        for row in execution.each(steps.make_variant, wave, lambda row: (run, row)):
-            timed = execution.call(steps.time_variant, run, tracker, parent, row, baselines)
-            progress.rows([timed])
-            rows.append(timed)
+    rows = tried(run, tracker, parent, execution, candidates, baselines)
+    if fitting.nothing_fits(run, [*baselines, *rows]):
+        smaller = optimization.last_resort(run, [*baselines, *rows])
+        progress.note(f"nothing fits the device yet; {len(smaller)} smaller variants are tried")
+        rows += tried(run, tracker, parent, execution, smaller, baselines)
 
     progress.stage("validate")
-    screened = [*baselines, *rows]
+    screened = fitting.with_nearest([*baselines, *rows])
     judged = execution.call(steps.validate, run, tracker, parent, screened)
     winner = validation.winner(run, judged)
     finals = {row.label: row for row in judged}
@@ -77,3 +86,21 @@ def optimize(run: Run, tracker: Tracker | None, execution: Execution) -> dict[st
     document = outcome.document(run, table, screened, winner, profile, registered, swept)
     execution.call(steps.record_outcome, run, tracker, parent, document)
     return document
+
+
+def tried(
+    run: Run,
+    tracker: Tracker | None,
+    parent: str,
+    execution: Execution,
+    candidates: Sequence[Row],
+    baselines: Sequence[Row],
+) -> list[Row]:
+    """The candidates, built side by side and timed one by one."""
+    progress, rows = shown.get(), []
+    for wave in waves(candidates, len(probe.cores())):
+        for row in execution.each(steps.make_variant, wave, lambda row: (run, row)):
+            timed = execution.call(steps.time_variant, run, tracker, parent, row, baselines)
+            progress.rows([timed])
+            rows.append(timed)
+    return rows

@@ -1,6 +1,6 @@
 """Documents as tables on a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -27,6 +27,8 @@ def outcome(document: Document, console: Console) -> None:
     if document["sweep"]:
         console.print(_sweep(document["sweep"]))
     console.print(escape(_verdict(document)), soft_wrap=True, highlight=False)
+    if document["target"]:
+        console.print(escape(document["target"]["words"]), soft_wrap=True, highlight=False)
     registered = document["registered"]
     if registered:
         console.print(
@@ -39,13 +41,16 @@ def outcome(document: Document, console: Console) -> None:
 
 
 def plan(document: Document, console: Console) -> None:
-    """The candidates, and which of them are made."""
+    """What should compute, and the candidates: what takes least effort first."""
+    accelerator = document["accelerator"]
+    console.print(escape(f"compute on {accelerator['name']}: {accelerator['why']}"), soft_wrap=True)
     table = Table(title=f"{document['pipeline']}: run {document['run_id']}")
-    for heading in ("candidate", "state"):
+    for heading in ("level", "candidate", "takes", "at most", "state"):
         table.add_column(heading)
     for row in document["candidates"]:
         state = row["unavailable"] or ("made" if row["made"] else "to make")
-        table.add_row(escape(row["recipe"]), escape(state))
+        bound = "unknown" if row["at_most"] is None else f"{row['at_most']:.1f}×"
+        table.add_row(row["level"], escape(row["recipe"]), row["effort"], bound, escape(state))
     console.print(table)
 
 
@@ -100,6 +105,8 @@ def doctor(document: Document, console: Console) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    for line in _machine(document["machine"]):
+        console.print(escape(line), soft_wrap=True, highlight=False)
     for family in ("techniques", "backends"):
         rows = [
             {family: member["name"], "what": member["what"], "state": member["unavailable"] or "available"}
@@ -108,6 +115,31 @@ def doctor(document: Document, console: Console) -> None:
         listing(rows, console)
     for problem in document["problems"]:
         console.print(f"[red]to fix:[/red] {escape(problem)}", soft_wrap=True, highlight=False)
+
+
+def _machine(machine: Document) -> Iterator[str]:
+    """The machine inside, line by line; what the system does not tell is left out."""
+    if machine["caches"]:
+        told = (f"L{c['level']} {c['kind'].lower()} {c['kib']} KiB" for c in machine["caches"])
+        yield f"caches of a core: {', '.join(told)}"
+    for node in machine["memory_nodes"]:
+        yield f"memory node {node['node']}: cores {node['cores']}, {node['mib']} MiB"
+    rates = machine["rates"]
+    if rates is None:
+        yield f"rates: not measured ({machine['no_rates']})"
+    else:
+        known = {name: rate for name, rate in rates["by_precision"].items() if rate is not None}
+        told = (f"{name} {rate:.0f}" for name, rate in known.items())
+        yield f"one thread multiplies matrices at 10⁹ operations per second: {', '.join(told)}"
+        yield f"and copies {rates['copy_gb_per_s']:.1f} GB/s, read and written"
+    for gpu in machine["graphics"]:
+        cores = ", ".join(gpu["tensor_cores"]) or "none"
+        capability = gpu["compute_capability"]
+        yield f"{gpu['name']}: {gpu['memory_mib']:.0f} MiB, capability {capability}, tensor cores: {cores}"
+    for runtime, devices in machine["devices"].items():
+        yield f"{runtime} lists {', '.join(f'{name} ({full})' for name, full in devices.items())}"
+    present = ", ".join(name for name, library in machine["allocators"].items() if library) or "glibc only"
+    yield f"huge pages: {machine['huge_pages'] or 'not told'}; allocators: {present}"
 
 
 def _cells(row: Document) -> list[str]:

@@ -7,6 +7,7 @@ import ast
 import functools
 import importlib.metadata
 import inspect
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -153,6 +154,9 @@ def problem(error: ErrorDetails, fields: Any) -> str:
     if error["type"] == "extra_forbidden":
         prefix = f"{where}: " if len(error["loc"]) > 1 else ""
         return prefix + unknown(str(error["loc"][-1]), fields, "key")
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        known = re.findall(r"'([^']+)'", str(error["ctx"]["expected"]))
+        return f"{where.removesuffix('.[key]')}: {unknown(error['input'], known, 'name')}"
     if error["type"] == "missing":
         return f"{where}: must be given"
     if error["type"] == "value_error":

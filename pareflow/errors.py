@@ -18,6 +18,7 @@ PareflowError                   exit code 1
 │   ├── TimedOutError           it did not finish inside its limit
 │   ├── OutOfMemoryError        it asked for more memory than its limit
 │   ├── BadOutputError          it answered NaN or infinity, or the wrong shape
+│   ├── DoesNotFitError         the device lacks the room, the runtime or the operators that it needs
 │   ├── TrainingDivergedError   its loss became NaN or infinity
 │   └── UnsuitableError         the network or its data lack what the technique works on
 └── TransientError              exit code 4: worth another try (a server that is restarting)
@@ -53,7 +54,7 @@ class SpecError(InputError):
     def __init__(self, source: str, problems: list[str]) -> None:
         self.source, self.problems = source, problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{source} must be a valid pipeline", f"it has {count}", "Mend each of these:")
+        super().__init__(f"{source} must be valid", f"it has {count}", "Mend each of these:")
 
     def __reduce__(self) -> tuple[type, tuple[str, list[str]]]:
         return (type(self), (self.source, self.problems))
@@ -125,6 +126,10 @@ class OutOfMemoryError(VariantError):
 
 class BadOutputError(VariantError):
     """The variant answered NaN or infinity, or the wrong shape."""
+
+
+class DoesNotFitError(VariantError):
+    """The device that it is for lacks the room, the runtime or the operators that it needs."""
 
 
 class TrainingDivergedError(VariantError):

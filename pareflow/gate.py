@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pareflow import intervals
+from pareflow.hardware.budget import Fit
 from pareflow.measurement import Interval, Measurement, Quality
 from pareflow.sla import SLA, Objective
 
@@ -34,7 +35,8 @@ class Evidence:
     """All that is known of one finalist; what is None was not measured.
 
     `original` is the quality of the original on the same samples, `baseline` the strong baseline, timed in
-    the same blocks, and `served` the latencies under the load that the SLA names.
+    the same blocks, and `served` the latencies under the load that the SLA names. `fit` is how it fits the
+    device that it is for, where that is another than this machine.
     """
 
     variant: str
@@ -44,6 +46,7 @@ class Evidence:
     measurement: Measurement | None
     baseline: Measurement | None
     served: Measurement | None = None
+    fit: Fit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +135,8 @@ def _checks(sla: SLA, evidence: Evidence, *, quality: float, timing: float) -> I
             interval = _quality(clause, evidence, quality)
         else:
             interval = _measured(clause, evidence, timing)
-        yield _check(clause, limit, interval, upper=not clause.endswith((".min", ".min_per_s")))
+        check = _check(clause, limit, interval, upper=not clause.endswith((".min", ".min_per_s")))
+        yield check if evidence.fit is None else elsewhere(check, evidence.fit)
     yield _check("do_no_harm", 1.0, gain(evidence, timing), upper=False)
 
 
@@ -164,12 +168,48 @@ def _measured(clause: str, evidence: Evidence, confidence: float) -> Interval | 
             return intervals.tail_ratio_interval(measurement.loads_ms, confidence)
         case "throughput.min_per_s":
             return throughput_interval(measurement, confidence)
+    if evidence.fit is not None and clause in ("memory.max_mib", "energy.max_j"):
+        return _estimated(clause, evidence.fit, measurement)
     exact = {
         "size.max_mib": measurement.size_mib,
         "memory.max_mib": measurement.peak_memory_mib,
         "energy.max_j": measurement.energy_j,
     }
     return _exact(exact[clause])
+
+
+def _estimated(clause: str, fit: Fit, measurement: Measurement) -> Interval | None:
+    """What another device needs, as far as that can be told without it; None where it cannot.
+
+    Memory lies between the least that any runtime needs and the peak of the whole process here; of energy
+    there is an estimate and no bound, so that it cannot pass.
+    """
+    needs = fit.needed("memory" if clause == "memory.max_mib" else "energy")
+    if needs is None:
+        return None
+    if clause == "energy.max_j":
+        return Interval(needs, None, None, samples=0)
+    return Interval(needs, needs, measurement.peak_memory_mib, samples=1)
+
+
+def elsewhere(check: Check, fit: Fit) -> Check:
+    """A check that bears on another device says what was measured here and what is estimated for there.
+
+    A time passes by what this machine did (law 8: the verdict is its own), and is rejected where the device
+    cannot be so fast at its peak rates.
+    """
+    if check.clause in ("memory.max_mib", "energy.max_j"):
+        told = (
+            "estimated" if check.clause == "energy.max_j" else "estimated, up to the peak of the process here"
+        )
+        return replace(check, reason=f"{check.reason}; {told}, not measured on {fit.device}")
+    if not check.clause.startswith(("latency.", "load.", "throughput.")):
+        return check
+    least = fit.needed("least_ms")
+    if check.clause.endswith("_ms") and least is not None and least > check.limit:
+        words = f"{fit.device} takes at least {least:.3g} ms (estimated from its peak rates)"
+        return replace(check, decision="reject", reason=f"{words}, more than {check.limit:g}")
+    return replace(check, reason=f"{check.reason}; measured on this machine, not on {fit.device}")
 
 
 def _timed(measurement: Measurement) -> bool:
@@ -235,6 +275,8 @@ def _reason(
         other = interval.low if upper else interval.high
         return f"{other:.4g} is not {side} {limit:g}, at {interval.confidence:.4g} confidence"
     could = f", about {more} more could" if more is not None else ""
+    if bound is None and not interval.samples:
+        return f"about {interval.estimate:.4g}, and no bound on it"
     if bound is None:
         return f"{interval.samples} {unit} give no bound on it{could or '; more are needed'}"
     return f"the limit {limit:g} lies inside the interval; {interval.samples} {unit} cannot tell{could}"

@@ -6,15 +6,18 @@ Reading has no effects, reads no environment and rewrites nothing: `PipelineSpec
 import itertools
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pareflow.catalog import WORKLOADS, members, problem, unknown
 from pareflow.errors import InputError, SpecError
+from pareflow.hardware.device_profile import DeviceProfile
 from pareflow.sla import SLA, Objective
 from pareflow.variant import Recipe
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class _Part(BaseModel):
@@ -22,10 +25,32 @@ class _Part(BaseModel):
 
 
 class Target(_Part):
-    """The machine that will serve: the device, and how many threads it may grant one request."""
+    """The machine that will serve: the device, and how many threads it may grant one request.
+
+    With a profile it is another machine than this one: only what that one runs is tried, and `device` is what
+    stands in for it here.
+    """
 
     device: Literal["cpu"] = "cpu"
     threads: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2)
+    profile: DeviceProfile | None = Field(
+        default=None, description="in a file: the path of one of `configs/devices/`, from its folder"
+    )
+
+    @model_validator(mode="after")
+    def _has_so_many_cores(self) -> Self:
+        if not self.usable_threads:
+            assert self.profile is not None  # else all are usable
+            raise ValueError(
+                f"`threads` must name a count that the device has ({self.profile.cores}), "
+                f"but got {', '.join(map(str, self.threads))}"
+            )
+        return self
+
+    @property
+    def usable_threads(self) -> tuple[int, ...]:
+        """The thread counts for which the device has cores."""
+        return tuple(n for n in self.threads if self.profile is None or n <= self.profile.cores)
 
 
 class Budget(_Part):
@@ -94,19 +119,43 @@ class PipelineSpec(_Part):
         return self.model_dump(mode="json")
 
 
-def read(path: Path) -> PipelineSpec:
-    """The pipeline in a YAML file. Raises: InputError if it cannot be read, SpecError with every problem."""
+def read(path: Path, target: Path | None = None) -> PipelineSpec:
+    """The pipeline in a YAML file, for the device of another file where `target` names one.
+
+    Raises: InputError if one cannot be read, SpecError with every problem.
+    """
+    document = _loaded(path, "the pipeline file", "`pareflow init NAME` writes one")
+    if isinstance(document, Mapping):
+        document = {**document, "target": _with_profile(document.get("target", {}), path.parent, target)}
+    return parse(document, str(path))
+
+
+def read_profile(path: Path) -> DeviceProfile:
+    """The device in a YAML file. Raises: InputError if it cannot be read, SpecError with every problem."""
+    document = _loaded(path, "a device profile", "Those of `configs/devices/` come with pareflow")
+    return _valid(DeviceProfile, document, str(path), [])
+
+
+def _with_profile(target: Any, folder: Path, named: Path | None) -> Any:
+    """The document's target, its profile's path replaced by what the file holds, so that ids depend on it."""
+    if isinstance(target, str):
+        target = {"profile": target} if target.endswith((".yaml", ".yml")) else {"device": target}
+    if not isinstance(target, Mapping):
+        return target
+    path = named
+    if path is None and isinstance(target.get("profile"), str):
+        path = folder / target["profile"]
+    return target if path is None else {**target, "profile": read_profile(path).model_dump(mode="json")}
+
+
+def _loaded(path: Path, what: str, remedy: str) -> Any:
+    """What a YAML file holds. Raises: InputError, SpecError."""
     try:
-        document = yaml.load(path.read_text(), _Loader)
+        return yaml.load(path.read_text(), _Loader)
     except OSError as error:
-        raise InputError(
-            "the pipeline file must be readable",
-            f"{path}: {error.strerror}",
-            "`pareflow init NAME` writes one",
-        ) from error
+        raise InputError(f"{what} must be readable", f"{path}: {error.strerror}", remedy) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(str(path), [f"not YAML: {' '.join(str(error).split())}"]) from error
-    return parse(document, str(path))
 
 
 class _Loader(yaml.SafeLoader):
@@ -123,21 +172,28 @@ class _Loader(yaml.SafeLoader):
 
 def parse(document: Any, source: str) -> PipelineSpec:
     """The pipeline that a document holds. Raises: SpecError with every problem."""
+    problems = []
+    if isinstance(document, Mapping):
+        problems = _workload_problems(document.get("workload"))
+        problems += _candidate_problems(document.get("candidates"))
+    return _valid(PipelineSpec, document, source, problems)
+
+
+def _valid(model: type[_Model], document: Any, source: str, problems: list[str]) -> _Model:
+    """What a document holds. Raises: SpecError with every problem, those already known last."""
     if not isinstance(document, Mapping):
         raise SpecError(source, [f"the top must be a mapping of keys, but it is {type(document).__name__}"])
-    problems = _workload_problems(document.get("workload")) + _candidate_problems(document.get("candidates"))
     try:
-        spec = PipelineSpec.model_validate(dict(document))
+        found = model.model_validate(dict(document))
     except ValidationError as error:
-        problems = [problem(e, _fields_at(e["loc"])) for e in error.errors()] + problems
+        problems = [problem(e, _fields_at(model, e["loc"])) for e in error.errors()] + problems
     if problems:
         raise SpecError(source, problems)
-    return spec
+    return found
 
 
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The keys that are known where an error lies."""
-    model: type[BaseModel] = PipelineSpec
     for part in location[:-1]:
         annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
         options = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]

@@ -90,7 +90,11 @@ def register(run: Run, tracker: Tracker | None, parent: str, winner: Row) -> dic
         return None
     version = str(tracker.register(run, parent, package, winner).version)
     promotion.challenge(tracker, run, version)
-    if run.spec.promotion == "manual":
+    profile = run.spec.target.profile
+    if profile is not None:
+        reason = f"it was judged here, not on {profile.name}: `pareflow check` judges it there"
+        moved = promotion.Promotion(version, "challenger", reason)
+    elif run.spec.promotion == "manual":
         reason = "promotion is manual: `pareflow promote` makes it champion"
         moved = promotion.Promotion(version, "challenger", reason)
     else:

@@ -33,6 +33,11 @@ class Backend(Member, ABC):
 
     threads: int = Field(default=1, ge=1, description="threads within one request")
 
+    @classmethod
+    def devices(cls) -> Mapping[str, str]:
+        """The devices that the runtime lists here, with their full names; empty where it lists none."""
+        return {}
+
     @abstractmethod
     def compile(self, source: Path, into: Path) -> None:
         """Make the executable from the network in `source`, in the folder `into`. Runs nothing."""

@@ -49,6 +49,16 @@ class OpenVino(Backend):
             return "this processor has no bf16 instructions, so that OpenVINO would compute in f32"
         return None
 
+    @classmethod
+    def devices(cls) -> Mapping[str, str]:
+        """Processors, graphics processors (`GPU`) and neural ones (`NPU`) that OpenVINO has a plugin for."""
+        if cls.unavailable() is not None:
+            return {}
+        import openvino
+
+        core = openvino.Core()
+        return {name: str(core.get_property(name, "FULL_DEVICE_NAME")) for name in core.available_devices}
+
     def compile(self, source: Path, into: Path) -> None:
         if self.packed:
             packed_openvino.write(source / network.FILES["openvino"], into / packed_openvino.FILE)

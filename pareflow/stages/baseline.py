@@ -11,6 +11,7 @@ from pareflow.isolation import Limits
 from pareflow.measuring.arena import Protocol
 from pareflow.network import form_of
 from pareflow.stages.building import make
+from pareflow.stages.fitting import fitted
 from pareflow.stages.jobs import feeds_key, original
 from pareflow.stages.run import TRAINING_HOURS, Row, Run
 from pareflow.stages.timing import measure
@@ -50,7 +51,8 @@ def _rows(run: Run, threads: int) -> list[Row]:
     eager = Row(Recipe((), TorchEager(threads=threads).step), "original")
     source = run.store.find(original(run.facts.digest).id)
     assert source is not None  # it has just been made
-    rows = [make(run, row) for row in ([strong, eager] if form_of(source) == "torch" else [strong])]
+    both = [strong, eager] if form_of(source) == "torch" else [strong]
+    rows = [fitted(run, make(run, row)) for row in both]
     found = measure(run, rows, SCREENING)
     measured = [found[str(row.id)] for row in rows]
     return [

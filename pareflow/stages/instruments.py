@@ -9,9 +9,11 @@ from pareflow.hardware.device import device_lock
 from pareflow.hardware.noise import await_quiet
 from pareflow.isolation import Limits, run_isolated
 from pareflow.stages.run import Run
+from pareflow.store import Store
 from pareflow.variant import digest, file_digest
 
 _CORE = Path(__file__).parents[1]
+CEILINGS_S = 300.0
 
 
 def measured(run: Run, job: str, settings: Mapping[str, Any], file: str, *instrument: str) -> dict[str, Any]:
@@ -35,19 +37,32 @@ def ceilings(run: Run, threads: int) -> dict[str, Any]:
 
     Raises: VariantError, BusyMachineError.
     """
-    key = _key(run, ["hardware/ceilings.py"], "ceilings", threads)
-    limits = Limits(run.limits.seconds, threads=threads)  # a variant's memory does not bound it
-    log = run.data_dir / "logs" / f"ceilings-{run.id}.log"
+    patience_s, fingerprint = run.spec.budget.quiet_minutes * 60, run.environment.fingerprint
+    return machine_ceilings(run.data_dir, fingerprint, threads, patience_s, remeasure=run.remeasure)
 
-    def job(descriptor: int) -> dict[str, Any]:
-        function, arguments = "pareflow.hardware.ceilings:ceilings", {"threads": threads}
-        found: dict[str, Any] = run_isolated(function, arguments, limits, log, (descriptor,))
-        return found
+
+def machine_ceilings(
+    data_dir: Path, fingerprint: str, threads: int, patience_s: float, *, remeasure: bool = False
+) -> dict[str, Any]:
+    """The same without a run: `fingerprint` is the environment's. Raises: VariantError, BusyMachineError."""
+    store = Store(data_dir / "store")
+    key = digest("ceilings", threads, fingerprint, [file_digest(_CORE / "hardware/ceilings.py")])
+    if remeasure:
+        store.evict(key)
 
     def write(into: Path) -> None:
-        (into / "ceilings.json").write_text(json.dumps(_alone(run, job)))
+        with device_lock("cpu", exclusive=True) as descriptor:
+            await_quiet(patience_s)
+            found = run_isolated(
+                "pareflow.hardware.ceilings:ceilings",
+                {"threads": threads},
+                Limits(CEILINGS_S, threads=threads),
+                data_dir / "logs" / "ceilings.log",
+                (descriptor,),
+            )
+        (into / "ceilings.json").write_text(json.dumps(found))
 
-    found: dict[str, Any] = json.loads((run.store.ensure(key, write) / "ceilings.json").read_text())
+    found: dict[str, Any] = json.loads((store.ensure(key, write) / "ceilings.json").read_text())
     return found
 
 

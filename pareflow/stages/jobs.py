@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.errors import EnvironmentUnfitError, TransientError, WorkloadError
 from pareflow.hardware.counters import counted
 from pareflow.measuring import arena, breakdown, operators
+from pareflow.measuring.network_facts import network_facts
 from pareflow.measuring.quality import Answers, Metric, evaluate_quality, find_metric, predict
 from pareflow.model.technique import Technique
 from pareflow.network import Form
@@ -29,6 +30,9 @@ from pareflow.workload import SPLITS, LoadedWorkload, SplitName, load
 
 GOLDEN = 8
 """Samples that a package must repeat its answers to wherever it is opened."""
+
+PLAIN: tuple[Form, ...] = ("torch", "onnx")
+"""The forms that become an ONNX graph as they are."""
 
 FEEDS = 32
 """Batches of real inputs that a measurement cycles through."""
@@ -52,6 +56,7 @@ def describe(
         "seed": workload.definition.seed,
         "serving_requires": list(workload.definition.serving_requires),
         "tokens": tokens,
+        "students": sorted(workload.definition.students()),
     }
 
 
@@ -107,9 +112,21 @@ def build(reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any
     """Make a variant, link by link, each from the store where it is there already."""
     workload, store = _loaded(reference, folder, root)
     made = Recipe.from_json(recipe)
+    *_, (source, variant) = _changed(made, workload, store)
+    backend = find(BACKENDS, made.backend, "backend")
+    assert isinstance(backend, Backend)
+    source, variant = _in_form(backend.form, source, variant, workload, store)
+    variant = variant.then(backend.step, backend.code_version())
+    compiled_from = source
+    store.ensure(variant.id, lambda into: backend.compile(compiled_from, into))
+
+
+def _changed(made: Recipe, workload: LoadedWorkload, store: Store) -> list[tuple[Path, Variant]]:
+    """The original, and the network after each technique of a recipe, each made where it is not there."""
     variant = original(workload.digest)
     source = store.find(variant.id)
     assert source is not None  # the baseline stage made it
+    links = [(source, variant)]
     for step in made.techniques:
         technique = find(TECHNIQUES, step, "technique")
         assert isinstance(technique, Technique)
@@ -119,12 +136,40 @@ def build(reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any
         with_scratch = replace(workload, scratch=scratch)
         source = store.ensure(variant.id, _applying(technique, source, with_scratch))
         shutil.rmtree(scratch, ignore_errors=True)  # it is finished
+        links.append((source, variant))
+    return links
+
+
+def facts(
+    reference: Mapping[str, Any],
+    folder: str,
+    root: str,
+    key: str,
+    recipe: list[Any],
+    batch_size: int,
+    size_mib: float,
+) -> None:
+    """What one request of a variant costs, from the ONNX graph of its network.
+
+    Where the executable's numbers are not that graph's (a backend that chooses the precision, a network that
+    was changed in a later form), they are counted as the narrowest that they could be.
+    """
+    workload, store = _loaded(reference, folder, root)
+    made = Recipe.from_json(recipe)
     backend = find(BACKENDS, made.backend, "backend")
     assert isinstance(backend, Backend)
-    source, variant = _in_form(backend.form, source, variant, workload, store)
-    variant = variant.then(backend.step, backend.code_version())
-    compiled_from = source
-    store.ensure(variant.id, lambda into: backend.compile(compiled_from, into))
+
+    def write(into: Path) -> None:
+        links = _changed(made, workload, store)
+        source, variant = next(link for link in reversed(links) if network.form_of(link[0]) in PLAIN)
+        graph, _ = _in_form("onnx", source, variant, workload, store)
+        found = network_facts(network.load("onnx", graph), workload.example(batch_size))
+        chooses = backend.form not in PLAIN or "precision" in type(backend).model_fields
+        if chooses or source != links[-1][0]:
+            found = found.narrowest(size_mib)
+        (into / "facts.json").write_text(json.dumps(asdict(found)))
+
+    store.ensure(key, write)
 
 
 def make(

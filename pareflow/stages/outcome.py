@@ -25,10 +25,12 @@ def document(
     `screened` holds the rows as they were before finalists were measured again.
     """
     shown = winner or _closest(rows)
+    named = "" if run.target is None else f" --target {run.target}"
     return {
         "pipeline": run.spec.name,
         "run_id": run.id,
-        "command": f"pareflow optimize {run.config} --data-dir {run.data_dir} --remeasure",
+        "command": f"pareflow optimize {run.config}{named} --data-dir {run.data_dir} --remeasure",
+        "target": target(run, rows),
         "objective": run.spec.objective,
         "sla": run.spec.sla.model_dump(mode="json", exclude_none=True),
         "environment": {**run.environment.to_json(), "fingerprint": run.environment.fingerprint},
@@ -47,6 +49,20 @@ def document(
         "report": str(run.output / "report.html"),
         "seconds": round(time.monotonic() - run.began, 1),
     }
+
+
+def target(run: Run, rows: Sequence[Row]) -> dict[str, Any] | None:
+    """The device that the winner is for, where it is another than this machine, and what that means."""
+    profile = run.spec.target.profile
+    if profile is None:
+        return None
+    fitting = [row.label for row in rows if row.status == "ok" and row.fit and row.fit.decision == "fits"]
+    words = (
+        f"Timed and judged on this machine ({run.environment.processor}): the verdict is this environment's. "
+        f"How a variant fits {profile.name} is estimated from its graph, and its latency there is not "
+        "measured; `pareflow check` on the device judges it there."
+    )
+    return {"profile": profile.model_dump(mode="json"), "fitting": fitting, "words": words}
 
 
 def variant(row: Row) -> dict[str, Any]:
@@ -68,6 +84,7 @@ def variant(row: Row) -> dict[str, Any]:
         "highest_load_per_s": row.highest_load_per_s,
         "speedup": _interval(row.speedup),
         "speedup_over_eager": _interval(row.speedup_over_eager),
+        "fit": row.fit.to_json() if row.fit else None,
         "verdict": row.verdict.to_json() if row.verdict else None,
     }
 
@@ -138,6 +155,13 @@ def _closest(rows: Sequence[Row]) -> Row | None:
     return min(judged, key=missed, default=None)
 
 
+def _missed(row: Row) -> str:
+    """What keeps a judged row from winning: clauses, and the device that it does not fit."""
+    assert row.verdict is not None  # it was judged
+    unfit = "" if row.fit is None or row.fit.decision == "fits" else f"{row.fit.device}: {row.fit.excess}"
+    return "; ".join(filter(None, (row.verdict.missed, unfit)))
+
+
 def _verdict(row: Row | None, *, met: bool) -> dict[str, Any] | None:
     if row is None or row.verdict is None:
         return None
@@ -145,6 +169,6 @@ def _verdict(row: Row | None, *, met: bool) -> dict[str, Any] | None:
     reason = (
         "every clause of the SLA is met"
         if met
-        else f"nothing met the SLA; closest is {row.label}: " + row.verdict.missed
+        else f"nothing met the SLA; closest is {row.label}: " + _missed(row)
     )
     return {**verdict, "reason": reason}

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pareflow.catalog import members
 from pareflow.gate import Verdict
+from pareflow.hardware.budget import Fit
 from pareflow.isolation import Limits, run_isolated
 from pareflow.measurement import Environment, Interval, Measurement, Quality
 from pareflow.measuring.environment import environment
@@ -32,6 +33,8 @@ class WorkloadFacts:
     serving_requires: tuple[str, ...]
     tokens: bool
     """Whether it takes integers, as networks over tokens do: the built-in list treats it as a transformer."""
+    students: tuple[str, ...] = ()
+    """The smaller networks that it offers to be taught."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,20 @@ class Run:
     environment: Environment
     facts: WorkloadFacts
     remeasure: bool = False
+    target: Path | None = None
+    """The device profile that the command named, where it named one."""
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def open(cls, spec: PipelineSpec, config: Path, data_dir: Path, *, remeasure: bool = False) -> "Run":
+    def open(
+        cls,
+        spec: PipelineSpec,
+        config: Path,
+        data_dir: Path,
+        *,
+        remeasure: bool = False,
+        target: Path | None = None,
+    ) -> "Run":
         """The run of `spec`, which was read from `config`.
 
         Proves that the store can be written and that the workload gives data. Raises: PareflowError.
@@ -65,8 +78,9 @@ class Run:
                 Limits(seconds=3600 * TRAINING_HOURS),
                 data_dir / "logs" / f"{spec.name}-workload.log",
             )
-        facts = WorkloadFacts(**{**document, "serving_requires": tuple(document["serving_requires"])})
-        return cls(spec, config, data_dir, environment(), facts, remeasure)
+        lists = {name: tuple(document[name]) for name in ("serving_requires", "students")}
+        facts = WorkloadFacts(**{**document, **lists})
+        return cls(spec, config, data_dir, environment(), facts, remeasure, target)
 
     @property
     def id(self) -> str:
@@ -93,7 +107,7 @@ class Run:
 
     @property
     def threads(self) -> tuple[int, ...]:
-        return self.spec.target.threads
+        return self.spec.target.usable_threads
 
     @property
     def limits(self) -> Limits:
@@ -133,6 +147,8 @@ class Row:
     verdict: Verdict | None = None
     served: Measurement | None = None
     highest_load_per_s: float | None = None
+    fit: Fit | None = None
+    """How it fits the device of the target's profile, where there is one."""
 
     @property
     def threads(self) -> int:

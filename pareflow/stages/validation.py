@@ -10,6 +10,7 @@ from pareflow.intervals import samples_needed, speedup
 from pareflow.measurement import Measurement
 from pareflow.measuring.arena import Protocol
 from pareflow.sla import Objective
+from pareflow.stages import fitting
 from pareflow.stages.building import evaluate
 from pareflow.stages.loading import under_load
 from pareflow.stages.optimization import failed, strong_baseline
@@ -56,7 +57,7 @@ def validate(run: Run, chosen: Sequence[Row]) -> list[Row]:
         rows = _judged(run, rows, measured, look)
         if run.out_of_time or not any(_may_win(run, row, rows) for row in rows):
             break
-    return rows
+    return [fitting.confine(run, row) if row.status == "ok" else row for row in rows]
 
 
 def _evaluated(run: Run, row: Row) -> Row:
@@ -102,8 +103,9 @@ def _dropped(row: Row, error: PareflowError) -> Row:
 
 
 def winner(run: Run, judged: Sequence[Row]) -> Row | None:
-    """The best by the objective among those that the gate promotes, or None."""
+    """The best by the objective among those that the gate promotes and that fit the device, or None."""
     passed = [row for row in judged if row.verdict is not None and row.verdict.decision == "promote"]
+    passed = [row for row in passed if row.fit is None or row.fit.decision == "fits"]
     return min(passed, key=lambda row: objective_value(run.spec.objective, row), default=None)
 
 
@@ -165,6 +167,7 @@ def _evidence(run: Run, row: Row, rows: Sequence[Row], measured: Mapping[str, Me
         measurement=measured[str(row.id)],
         baseline=measured[str(strong.id)],
         served=row.served,
+        fit=row.fit,
     )
 
 

@@ -122,7 +122,7 @@ def test_metric_that_does_not_exist_is_told_before_training(workloads: Path, tmp
 
 def test_unknown_key_is_told_with_what_was_meant(workloads: Path) -> None:
     document = {**specs.read(workloads / "images.yaml").to_json(), "sal": {}}
-    case = Case("key", SpecError, "must be a valid pipeline", "1 problem")
+    case = Case("key", SpecError, "must be valid", "1 problem")
     with pytest.raises(SpecError, match="did you mean 'sla'") as caught:
         specs.parse(document, "pipeline.yaml")
     check(caught.value, case)

@@ -153,7 +153,7 @@ def test_what_disturbs_stands_in_the_measurement(
     [
         (Step("segfaults_under_load", {"requests": 0}), CrashedError, "SIGSEGV"),
         (Step("segfaults_under_load", {"requests": 4}), CrashedError, "SIGSEGV"),
-        (Step("no_such_backend"), PareflowError, "must be a valid pipeline"),
+        (Step("no_such_backend"), PareflowError, "must be valid"),
     ],
     ids=["while loading", "while timed", "unknown"],
 )

@@ -166,9 +166,7 @@ def test_top_must_be_a_mapping(document: Any) -> None:
 @pytest.mark.parametrize("text", ["a: [", "\t", "a: 'b"], ids=["bracket", "tab", "quote"])
 def test_what_is_no_yaml_is_said_so(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
-    with pytest.raises(
-        SpecError, match=r"bad\.yaml must be a valid pipeline, but it has 1 problem"
-    ) as caught:
+    with pytest.raises(SpecError, match=r"bad\.yaml must be valid, but it has 1 problem") as caught:
         specs.read(tmp_path / "bad.yaml")
     assert caught.value.problems[0].startswith("not YAML: ")
 

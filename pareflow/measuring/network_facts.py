@@ -1,0 +1,144 @@
+"""What one request of a network costs, computed from its ONNX graph: weights, activations, operations."""
+
+from collections import Counter
+from collections.abc import Mapping
+from math import ceil, prod
+from typing import TYPE_CHECKING, Any
+
+from pareflow.hardware.budget import NetworkFacts
+from pareflow.hardware.device_profile import Precision
+from pareflow.measuring.liveness import Node, peak_bytes
+from pareflow.measuring.work import flops
+from pareflow.workload import Arrays
+
+if TYPE_CHECKING:
+    import onnx
+
+INTEGER = {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "QAttention"}
+Tensors = Mapping[str, tuple[tuple[int, ...], int]]
+"""Shape and element type by name."""
+
+
+def network_facts(model: "onnx.ModelProto", feeds: Arrays) -> NetworkFacts:
+    """The facts of a graph that takes these inputs: of one request of their batch size.
+
+    Shapes come from shape inference, and where it gives none from running the graph once. Subgraphs (`If`,
+    `Loop`) are not looked into: what they need comes on top. Operators of other domains carry their domain.
+    """
+    found = tensors(model, feeds)
+    graph = model.graph
+    sizes = {name: _bytes(shape, kind) for name, (shape, kind) in found.items()}
+    nodes = [Node(node.op_type, tuple(node.input), tuple(node.output)) for node in graph.node]
+    weights = {weight.name for weight in graph.initializer}
+    weights |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    inputs = [value.name for value in graph.input if value.name not in weights]
+    running = [node for node in nodes if node.operator != "Constant"]
+    return NetworkFacts(
+        weight_bytes=sum(_bytes(tuple(w.dims), w.data_type) for w in graph.initializer),
+        activation_bytes=peak_bytes(running, sizes, inputs, [value.name for value in graph.output]),
+        operations=_operations(graph, found, weights),
+        operators=tuple(sorted({_called(node) for node in graph.node})),
+    )
+
+
+def tensors(model: "onnx.ModelProto", feeds: Arrays) -> Tensors:
+    """Shape and element type of every tensor, by inference for these inputs, then by one run."""
+    import onnx
+
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in fixed.graph.input:
+        if value.name in feeds:
+            dimensions = value.type.tensor_type.shape.dim
+            for dimension, size in zip(dimensions, feeds[value.name].shape, strict=True):
+                dimension.dim_value = size
+    del fixed.graph.value_info[:]  # of other shapes, maybe
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
+    values = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
+    found = {weight.name: (tuple(weight.dims), weight.data_type) for weight in model.graph.initializer}
+    found |= {value.name: known for value in values if (known := _known(value)) is not None}
+    absent = [n for node in model.graph.node for n in node.output if n and n not in found]
+    return {**found, **_observed(fixed, feeds, absent)} if absent else found
+
+
+def _observed(model: "onnx.ModelProto", feeds: Arrays, names: list[str]) -> dict[str, Any]:
+    """Shape and element type of these tensors, from running the graph once, as it is."""
+    import onnx
+    import onnxruntime
+
+    present = {value.name for value in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    taken = {node.name for node in session.get_inputs()}
+    arrays = session.run(names, {name: array for name, array in feeds.items() if name in taken})
+    return {
+        name: (array.shape, onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+        for name, array in zip(names, arrays, strict=True)
+    }
+
+
+def _known(value: "onnx.ValueInfoProto") -> tuple[tuple[int, ...], int] | None:
+    """Shape and element type, where every dimension is a number."""
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape") or any(not d.HasField("dim_value") for d in tensor.shape.dim):
+        return None
+    return tuple(d.dim_value for d in tensor.shape.dim), tensor.elem_type
+
+
+def _bytes(shape: tuple[int, ...], kind: int) -> int:
+    import onnx
+
+    narrow = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1)
+    if kind in narrow:
+        return ceil(prod(shape) / 2)
+    return prod(shape) * int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
+
+
+def _operations(graph: "onnx.GraphProto", found: Tensors, weights: set[str]) -> dict[Precision, int]:
+    """Multiplications and additions of matrix operators by the precision that they run in."""
+    makers = {name: node for node in graph.node for name in node.output}
+    counted: Counter[Precision] = Counter()
+    for node in graph.node:
+        shapes = [found[name][0] for name in node.input if name in found]
+        outputs = [found[name][0] for name in node.output if name in found]
+        count = flops(node.op_type, shapes, outputs)
+        if count:
+            counted[_precision(node, makers, found, weights)] += count
+    return dict(counted)
+
+
+def _precision(
+    node: "onnx.NodeProto", makers: Mapping[str, "onnx.NodeProto"], found: Tensors, weights: set[str]
+) -> Precision:
+    """What a matrix operator computes in: bytes where both of its factors come from bytes.
+
+    Weights of bytes alone are widened before they are multiplied.
+    """
+    import onnx
+
+    if node.op_type in INTEGER:
+        return "int8"
+    factors = [makers.get(name) for name in node.input[:2]]
+    quantized = [maker is not None and maker.op_type == "DequantizeLinear" for maker in factors]
+    if (
+        len(factors) == 2
+        and all(quantized)
+        and any(m is not None and m.input[0] not in weights for m in factors)
+    ):
+        return "int8"
+    kinds: dict[int, Precision] = {
+        onnx.TensorProto.FLOAT16: "float16",
+        onnx.TensorProto.BFLOAT16: "bfloat16",
+    }
+    return kinds.get(found[node.output[0]][1], "float32") if node.output[0] in found else "float32"
+
+
+def _called(node: "onnx.NodeProto") -> str:
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
