@@ -126,7 +126,9 @@ def _openvino_model(graph: Path) -> Any:
         return openvino.convert_model(graph)
     except Exception as error:
         said = str(error)
-        lacking = set(re.findall(r"[\w.]+", "".join(re.findall(r"for operations: (.*)", said))))
+        lacking = set(
+            re.findall(r"[\w.]+", "".join(re.findall(r"(?:for operations|failed for): (.*)", said)))
+        )
         model = onnx.load_model(graph, load_external_data=False)
         at = [graph_file.called(n) for n in graph_file.nodes(model.graph) if _names(n) & lacking]
         raise ExportError(
