@@ -179,7 +179,7 @@ def check_runnable(path: Path) -> None:
 
     model = _parsed(path)
     _check_external(path, model)
-    _check_operators(path, model)
+    check_operators(path, model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -209,7 +209,7 @@ def _way_out(said: str) -> str:
     return "`onnx.checker.check_model` may say more; export it again"
 
 
-def _check_operators(path: Path, model: "onnx.ModelProto") -> None:
+def check_operators(path: Path, model: "onnx.ModelProto") -> None:
     """Raises: WorkloadError at the first node whose operator ONNX Runtime does not have."""
     known = _known_operators()
     opsets = {_domain(opset.domain): opset.version for opset in model.opset_import}

@@ -125,10 +125,8 @@ def _openvino_model(graph: Path) -> Any:
     try:
         return openvino.convert_model(graph)
     except Exception as error:
-        said = str(error)
-        lacking = set(
-            re.findall(r"[\w.]+", "".join(re.findall(r"(?:for operations|failed for): (.*)", said)))
-        )
+        told = re.findall(r"(?:for operations|failed for): (.*)", str(error))
+        lacking = set(re.findall(r"[\w.]+", " ".join(told)))
         model = onnx.load_model(graph, load_external_data=False)
         at = [graph_file.called(n) for n in graph_file.nodes(model.graph) if _names(n) & lacking]
         raise ExportError(

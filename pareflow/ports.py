@@ -67,6 +67,11 @@ class Ports:
 
         return fitting
 
+    def check(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Raises: InputError where a request is not what the executable takes."""
+        if self.wrong(feeds):
+            raise self._refused(feeds)
+
     def wrong(self, feeds: Mapping[str, np.ndarray]) -> list[str]:
         """What a request lacks, or gives otherwise than it must, input by input; any batch will do."""
         found = []

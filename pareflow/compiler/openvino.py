@@ -127,7 +127,8 @@ class StaticSession:
     def __init__(self, model: Any, compiled: Callable[[Any], OpenVinoSession]) -> None:
         self._model, self._compiled = model, compiled
         self._sessions: dict[Shapes, OpenVinoSession] = {}
-        self._fitted = network.openvino_ports(model.inputs).fitted(self._run)
+        self._ports = network.openvino_ports(model.inputs)
+        self._fitted = self._ports.fitted(self._run)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         return self._fitted(feeds)
@@ -135,6 +136,7 @@ class StaticSession:
     def _run(self, feeds: Arrays) -> Arrays:
         shapes = tuple((name, array.shape) for name, array in feeds.items())
         if shapes not in self._sessions:
+            self._ports.check(feeds)  # a model that is given a senseless shape may compile, and answer
             model = self._model.clone()
             model.reshape(dict(shapes))
             self._sessions[shapes] = self._compiled(model)

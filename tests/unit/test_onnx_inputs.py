@@ -1,7 +1,7 @@
 """ONNX files as users have them, on each backend that runs them, beside `onnx.reference`."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ def model(
     nodes: list[onnx.NodeProto],
     inputs: list[onnx.ValueInfoProto],
     outputs: list[onnx.ValueInfoProto],
+    weights: Mapping[str, Any],
     opset: int = 17,
-    **weights: Any,
 ) -> onnx.ModelProto:
     stored = [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()]
     graph = helper.make_graph(nodes, "graph", inputs, outputs, stored)
@@ -147,7 +147,7 @@ def convolutional(opset: int) -> onnx.ModelProto:
     nodes[-1].attribute.append(helper.make_attribute("keepdims", 1))
     changed("Squeeze", "averaged", "flat", 13, axes=[2, 3])
     nodes += [node("Gemm", "flat matrix offset", "logits"), node("Softmax", "logits", "y", axis=1)]
-    return model(nodes, [port("x", "batch", 2, 6, 6)], [port("y", "batch", 3)], opset, **weights)
+    return model(nodes, [port("x", "batch", 2, 6, 6)], [port("y", "batch", 3)], weights, opset)
 
 
 def by_torch(x: np.ndarray) -> np.ndarray:
@@ -178,7 +178,8 @@ def test_weights_that_are_inputs_too_are_weights(opened: Opened, backend: Backen
         given.graph.input.append(kind)
     given.ir_version = 3
     session, loaded = opened(backend, given, {"x": floats(ROWS, 2, 6, 6)})
-    assert [value.name for value in loaded.definition.network().graph.input] == ["x"]
+    graph: Any = loaded.definition.network()
+    assert [value.name for value in graph.graph.input] == ["x"]
     feeds = loaded.example(3)
     agree(session.run(feeds), {"y": by_torch(feeds["x"])})
 
@@ -189,7 +190,7 @@ def test_fixed_batch_answers_any(opened: Opened, backend: Backend, fixed: int) -
     """Piece by piece, the last one filled up; a reshape holds the graph to its batch."""
     nodes = [node("Reshape", "x shape", "flat"), node("MatMul", "flat matrix", "y")]
     weights = {"shape": np.asarray([fixed, 6]), "matrix": floats(6, 3)}
-    given = model(nodes, [port("x", fixed, 2, 3)], [port("y", fixed, 3)], **weights)
+    given = model(nodes, [port("x", fixed, 2, 3)], [port("y", fixed, 3)], weights)
     session, loaded = opened(backend, given, {"x": floats(ROWS, 2, 3)})
     for batch_size in (1, 2, 3, 4, 7):
         x = loaded.example(batch_size)["x"]
@@ -212,7 +213,7 @@ def test_several_inputs_and_outputs_integers_among_them(opened: Opened, backend:
     inputs = [port("ids", "b", "n", kind=INT64), port("mask", "b", "n", kind=BOOL), port("features", "b", 4)]
     outputs = [port("y", "b", 4), port("best", "b", kind=INT64), port("positive", "b", 4, kind=BOOL)]
     constants = {"last": np.asarray([2]), "one": np.asarray([1]), "zero": np.float32(0)}
-    given = model(nodes, inputs, outputs, table=floats(9, 4), **constants)
+    given = model(nodes, inputs, outputs, {"table": floats(9, 4), **constants})
     holds(
         opened,
         backend,
@@ -235,7 +236,7 @@ def test_branches_run(opened: Opened, backend: Backend) -> None:
         node("Greater", "sum zero", "positive"),
         node("If", "positive", "y", then_branch=branches[0], else_branch=branches[1]),
     ]
-    given = model(nodes, [port("x", "b", 3)], [port("y", "b", 3)], zero=np.float32(0))
+    given = model(nodes, [port("x", "b", 3)], [port("y", "b", 3)], {"zero": np.float32(0)})
     session = holds(opened, backend, given, x=floats(ROWS, 3))
     for sign in (1, -1):
         x = np.full((2, 3), sign, np.float32)
@@ -263,7 +264,7 @@ def test_recurrent_state_goes_in_and_comes_out(
     inputs = [port("x", "b", "steps", 3), *(port(state, 1, "b", 5) for state in states)]
     outputs = [port("y", "b", 5), *(port(f"{state}_next", 1, "b", 5) for state in states)]
     weights = {"W": floats(1, 5 * gates, 3), "R": floats(1, 5 * gates, 5), "B": floats(1, 10 * gates)}
-    given = model(nodes, inputs, outputs, first=np.asarray([0]), **weights)
+    given = model(nodes, inputs, outputs, {"first": np.asarray([0]), **weights})
     session, loaded = opened(
         backend,
         given,
@@ -300,9 +301,7 @@ def test_loop_carries_its_state(opened: Opened, backend: Backend) -> None:
         [node("Loop", "rounds always state", "y", body=body)],
         [port("x", "b", 4), port("state", "b", 4)],
         [port("y", "b", 4)],
-        rounds=np.asarray(3),
-        always=np.asarray(True),
-        M=floats(4, 4) / 4,
+        {"rounds": np.asarray(3), "always": np.asarray(True), "M": floats(4, 4) / 4},
     )
     holds(opened, backend, given, x=floats(ROWS, 4), state=floats(ROWS, 4))
 
@@ -315,14 +314,14 @@ def test_images_with_their_channels_last_run(opened: Opened, backend: Backend) -
         node("Conv", "first kernel", "convolved"),
         node("Transpose", "convolved", "y", perm=[0, 2, 3, 1]),
     ]
-    given = model(nodes, [port("x", "b", 6, 6, 2)], [port("y", "b", 4, 4, 3)], kernel=floats(3, 2, 3, 3))
+    given = model(nodes, [port("x", "b", 6, 6, 2)], [port("y", "b", 4, 4, 3)], {"kernel": floats(3, 2, 3, 3)})
     holds(opened, backend, given, x=floats(ROWS, 6, 6, 2))
 
 
 @settings
 def test_open_axes_take_any_length(opened: Opened, backend: Backend) -> None:
     nodes = [node("Softmax", "x", "weights", axis=1), node("ReduceMax", "weights", "y", axes=[1], keepdims=0)]
-    given = model(nodes, [port("x", "b", "length", 3)], [port("y", "b", 3)])
+    given = model(nodes, [port("x", "b", "length", 3)], [port("y", "b", 3)], {})
     session, _ = opened(backend, given, {"x": floats(ROWS, 7, 3)})
     for length in (1, 2, 9):
         x = floats(2, length, 3)
@@ -333,7 +332,7 @@ def test_open_axes_take_any_length(opened: Opened, backend: Backend) -> None:
 def test_constant_inputs_are_given_once(opened: Opened, backend: Backend) -> None:
     """A rate or a threshold, such as voice detectors ask for with each request."""
     nodes = [node("Cast", "rate", "number", to=FLOAT), node("Div", "x number", "y")]
-    given = model(nodes, [port("x", "b", 3), port("rate", kind=INT64)], [port("y", "b", 3)])
+    given = model(nodes, [port("x", "b", 3), port("rate", kind=INT64)], [port("y", "b", 3)], {})
     session, loaded = opened(backend, given, {"x": floats(ROWS, 3)}, constants={"rate": 4})
     x = loaded.example(2)["x"]
     agree(session.run({"x": x}), {"y": x / 4})
