@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pareflow import exported
+from pareflow import comparison, exported, graph_file
 from pareflow.catalog import installed_version
 from pareflow.errors import BadOutputError, ExportError
+from pareflow.ports import Port, Ports
 from pareflow.variant import digest
 from pareflow.workload import Arrays, LoadedWorkload
 
@@ -52,7 +53,7 @@ def save(network: Any, form: Form, folder: Path) -> None:
     elif form == "onnx":
         import onnx
 
-        large = network.ByteSize() > 2**30
+        large = sum(len(weight.raw_data) for weight in network.graph.initializer) > 2**30
         onnx.save_model(network, path, save_as_external_data=large, location="model.onnx.data")
     else:
         import openvino
@@ -100,17 +101,83 @@ def convert(folder: Path, form: Form, workload: LoadedWorkload, into: Path) -> N
             "Take techniques and backends of a later form, or give the workload a torch network",
         )
     if form == "exported":
-        exported.write(load("torch", folder), workload, name_outputs, into / FILES["exported"])
+        module = load("torch", folder)
+        program = exported.export(module, workload, name_outputs)
+        check(lambda feeds: run_torch(module, feeds), exported.runner(program), workload, "program")
+        exported.write(program, workload, into / FILES["exported"])
         return
     if source == "torch":
-        target = into / FILES["onnx"]
-        export(load("torch", folder), workload, target)
-        check_export(load("torch", folder), target, workload)
+        module = load("torch", folder)
+        export(module, workload, into / FILES["onnx"])
+        check_export(module, into / FILES["onnx"], workload)
         source, folder = "onnx", into
     if source == "onnx" and form == "openvino":
-        import openvino
+        save(_openvino_model(folder / FILES["onnx"]), "openvino", into)
+        source_run = graph_runner(folder / FILES["onnx"])
+        check(source_run, _runner_openvino(into), workload, "OpenVINO model", tolerance_of(folder))
 
-        save(openvino.convert_model(folder / FILES["onnx"]), "openvino", into)
+
+def _openvino_model(graph: Path) -> Any:
+    """OpenVINO's form of an ONNX graph. Raises: ExportError, which names the operators that it lacks."""
+    import onnx
+    import openvino
+
+    try:
+        return openvino.convert_model(graph)
+    except Exception as error:
+        told = re.findall(r"(?:for operations|failed for): (.*)", str(error))
+        lacking = set(re.findall(r"[\w.]+", " ".join(told)))
+        model = onnx.load_model(graph, load_external_data=False)
+        at = [graph_file.called(n) for n in graph_file.nodes(model.graph) if _names(n) & lacking]
+        raise ExportError(
+            "OpenVINO must have every operator of the graph",
+            f"it lacks {', '.join(at)}" if at else f"it says: {comparison.first_line(error)}",
+            "Take onnxruntime, which has the most operators, or export with an older opset",
+        ) from error
+
+
+def _names(node: Any) -> set[str]:
+    """A node's operator as OpenVINO may write it."""
+    return {node.op_type, f"{node.domain}.{node.op_type}"}
+
+
+def tolerance_of(folder: Path) -> float:
+    """How near another runtime must come to the ONNX graph of `folder`: a step of its narrowest numbers."""
+    import onnx
+
+    graph = onnx.load_model(folder / FILES["onnx"], load_external_data=False).graph
+    if graph_file.quantized(graph) is not None:
+        return 0.1
+    kinds = {weight.data_type for weight in graph.initializer}
+    narrow = kinds & {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    return 1e-2 if narrow else comparison.TOLERANCE
+
+
+def check_export(
+    network: Any, path: Path, workload: LoadedWorkload, tolerance: float = comparison.TOLERANCE
+) -> None:
+    """Hold the ONNX file `path` to the torch module that it was exported from. Raises: ExportError."""
+    check(lambda feeds: run_torch(network, feeds), graph_runner(path), workload, "graph", tolerance)
+
+
+def check(
+    source: Callable[[Arrays], Arrays],
+    made: Callable[[Arrays], Arrays],
+    workload: LoadedWorkload,
+    what: str,
+    tolerance: float = comparison.TOLERANCE,
+) -> None:
+    """Hold an export to its source, on real inputs of several shapes.
+
+    Raises: ExportError, which names the output, the numbers and the shape.
+    """
+    found = comparison.mismatch(source, made, comparison.real_inputs(workload), tolerance)
+    if found:
+        raise ExportError(
+            f"the exported {what} must agree with its source within {tolerance:g}",
+            found,
+            "Look for sizes that the exporter fixed, and for control flow that depends on data or batch size",
+        )
 
 
 def export(network: Any, workload: LoadedWorkload, path: Path) -> None:
@@ -149,37 +216,6 @@ def export_onnx(network: Any, workload: LoadedWorkload, path: Path) -> None:
             ) from error
 
 
-def check_export(network: Any, path: Path, workload: LoadedWorkload, tolerance: float = 1e-3) -> None:
-    """Compare the graph with its source on real inputs of two batch sizes.
-
-    Raises: ExportError where outputs differ by more than `tolerance` of their largest magnitude.
-    """
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for batch_size in (1, 3):
-        feeds = workload.example(batch_size)
-        expected = run_torch(network, feeds)
-        wanted = {node.name: node.type for node in session.get_inputs()}
-        try:
-            got = session.run(None, {name: array for name, array in feeds.items() if name in wanted})
-        except Exception as refusal:
-            raise ExportError(
-                "the exported graph must take what its source takes",
-                f"at batch size {batch_size} ONNX Runtime says: {str(refusal).strip().splitlines()[0]}",
-                "Look for sizes that the exporter fixed",
-            ) from refusal
-        for ours, theirs in zip(expected.values(), got, strict=True):
-            scale = max(float(np.abs(ours).max()), 1e-6)
-            error = float(np.abs(ours - theirs).max()) / scale
-            if not error <= tolerance:
-                raise ExportError(
-                    f"the exported graph must agree with its source within {tolerance:g}",
-                    f"it differs by {error:g} of the largest output at batch size {batch_size}",
-                    "Look for control flow that depends on the data or on the batch size",
-                )
-
-
 def form_of_network(network: Any) -> Form:
     """The form of what a workload's `network()` gives."""
     import onnx
@@ -192,17 +228,66 @@ def runner(folder: Path) -> Callable[[Arrays], Arrays]:
     if form_of(folder) == "torch":
         module = load("torch", folder)
         return lambda feeds: run_torch(module, feeds)
+    return graph_runner(folder / FILES["onnx"])
+
+
+def graph_runner(path: Path) -> Callable[[Arrays], Arrays]:
+    """An ONNX file as a function of named arrays, in ONNX Runtime. Raises: ExportError."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(folder / FILES["onnx"], providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(
+            "ONNX Runtime must be able to load the graph",
+            f"it says: {graph_file.said_by_runtime(error)}",
+            "Export it with other operators, or another opset",
+        ) from error
     names = [node.name for node in session.get_outputs()]
-    taken = {node.name for node in session.get_inputs()}
+    return onnxruntime_ports(session).fitted(
+        lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
+    )
 
-    def run(feeds: Arrays) -> Arrays:
-        given = {name: array for name, array in feeds.items() if name in taken}
-        return dict(zip(names, session.run(names, given), strict=True))
 
-    return run
+def _runner_openvino(folder: Path) -> Callable[[Arrays], Arrays]:
+    """The OpenVINO model of `folder` as a function of named arrays, in 32 bits."""
+    import openvino
+
+    core = openvino.Core()
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    request = core.compile_model(folder / FILES["openvino"], "CPU", hints).create_infer_request()
+    ports = openvino_ports(request.get_compiled_model().inputs)
+    return ports.fitted(
+        lambda feeds: {port.get_any_name(): np.array(array) for port, array in request.infer(feeds).items()}
+    )
+
+
+def onnxruntime_ports(session: Any) -> Ports:
+    """What an `InferenceSession` takes."""
+
+    def port(given: Any) -> Port:
+        kind = given.type.removeprefix("tensor(").removesuffix(")")
+        sizes = tuple(size if isinstance(size, int) and size > 0 else None for size in given.shape)
+        return Port(given.name, _KINDS.get(kind, kind), sizes)
+
+    return Ports(tuple(map(port, session.get_inputs())))
+
+
+_KINDS = {"float": "float32", "double": "float64", "string": ""}
+"""ONNX Runtime's names of element types, where numpy has others."""
+
+
+def openvino_ports(inputs: Any) -> Ports:
+    """What a compiled OpenVINO model takes."""
+
+    def port(given: Any) -> Port:
+        shape = given.partial_shape
+        sizes = (
+            None if shape.rank.is_dynamic else tuple(d.get_length() if d.is_static else None for d in shape)
+        )
+        return Port(given.get_any_name(), given.element_type.to_dtype().name, sizes)
+
+    return Ports(tuple(map(port, inputs)))
 
 
 def run_torch(network: Any, feeds: Arrays) -> Arrays:
@@ -244,5 +329,6 @@ def check_outputs(outputs: Arrays, samples: int) -> None:
 def code_version() -> str:
     """A digest of this file and of the exporters' versions: part of the name of every converted network."""
     exporters = ("torch", "onnx", "openvino", "optimum-onnx")
-    sources = [Path(file).read_text() for file in (__file__, exported.__file__)]
+    modules = (__file__, exported.__file__, comparison.__file__)
+    sources = [Path(file).read_text() for file in modules]
     return digest(sources, {name: installed_version(name) for name in exporters})

@@ -1,13 +1,18 @@
 """A workload of plain files: an ONNX graph and arrays. No torch, no code."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from pareflow import graph_file, graph_surgery
 from pareflow.errors import WorkloadError
+from pareflow.ports import Ports
+from pareflow.variant import Step
 from pareflow.workload import Arrays, Samples, Split, Splits, Workload
 
 if TYPE_CHECKING:
@@ -15,23 +20,37 @@ if TYPE_CHECKING:
 
 
 class OnnxFile(Workload):
-    """`workload: {onnx: {model: …, arrays: …}}`: a network with one input, the rows of an array in a `.npz`.
+    """`workload: {onnx: {model: …, arrays: …}}`: a network, and the rows of arrays in a `.npz`.
 
-    Paths start from the folder of the pipeline YAML.
+    Paths start from the folder of the pipeline YAML. A graph of a fixed batch answers others piece by piece.
     """
 
     name: ClassVar[str] = "onnx"
     serving_requires: ClassVar[tuple[str, ...]] = ()
 
-    model: str = Field(description="the original: an ONNX file with one input")
+    model: str = Field(description="the original: an ONNX file")
     arrays: str = Field(description="a .npz file with the data")
-    input_name: str = Field(description="the name of the network's input")
-    samples: str = Field(default="samples", description="the array of inputs, one per row")
+    input_name: str | None = Field(default=None, description="the input that is given; default: the only one")
+    samples: str | dict[str, str] = Field(
+        default="samples",
+        description="the array of inputs, one per row; where there are several inputs, the array of each",
+    )
     targets: str | None = Field(
         default="targets", description="the array of targets; null where the data have no labels"
     )
     scale: float = Field(default=1.0, gt=0, description="an input is (sample - zero_point) * scale")
     zero_point: float = Field(default=0.0, description="the sample that stands for zero")
+    zeros: dict[str, tuple[int, ...]] = Field(
+        default_factory=dict,
+        description="inputs that are zero for each sample, such as first states, and their shape per sample",
+    )
+    constants: dict[str, float | int | bool | list[float | int | bool]] = Field(
+        default_factory=dict, description="inputs that never change, and their values"
+    )
+    batch_axes: dict[str, int] = Field(
+        default_factory=dict, description="inputs and outputs whose batch is not their first axis, and which"
+    )
+    output: str | None = Field(default=None, description="the output that predicts; default: the first")
     training: int = Field(default=1, ge=1, description="how many samples techniques may train on")
     calibration: int = Field(default=100, ge=1, description="how many samples calibrate")
     search: int = Field(default=200, ge=1, description="how many samples rank candidates; the others decide")
@@ -42,44 +61,140 @@ class OnnxFile(Workload):
         default_factory=dict, description="ready-made ONNX files by name, for the technique `given`"
     )
 
+    @model_validator(mode="after")
+    def _one_way_to_name_inputs(self) -> Self:
+        if isinstance(self.samples, dict) and self.input_name is not None:
+            raise ValueError("one of `input_name` and a mapping of `samples` must name the inputs, not both")
+        if isinstance(self.samples, dict) and (self.scale, self.zero_point) != (1.0, 0.0):
+            raise ValueError("`scale` and `zero_point` must go with one input")
+        return self
+
     def data(self) -> Splits:
         """The rows, shuffled by the seed and cut. Raises: WorkloadError where an array is missing."""
-        stored = np.load(self._existing(self.arrays))
-        missing = [name for name in (self.samples, self.targets) if name is not None and name not in stored]
+        stored = self._stored()
+        names = [self.samples] if isinstance(self.samples, str) else list(self.samples.values())
+        missing = [name for name in (*names, self.targets) if name is not None and name not in stored]
         if missing:
             raise WorkloadError(
                 f"{self.arrays} must hold the arrays that the YAML names",
                 f"it lacks {', '.join(missing)}, and holds {', '.join(stored)}",
                 "Mend `samples` or `targets` (`targets: null` where there are no labels)",
             )
-        rows = Split(stored[self.samples], None if self.targets is None else stored[self.targets])
+        rows = Split(self._rows(stored), None if self.targets is None else stored[self.targets])
         verdict = max(len(rows) - self.training - self.calibration - self.search, 0)
         return Splits.cut(
             rows, calibration=self.calibration, search=self.search, verdict=verdict, seed=self.seed
         )
 
-    def network(self) -> "onnx.ModelProto":
-        import onnx
+    def _stored(self) -> Mapping[str, np.ndarray]:
+        path = self._existing(self.arrays)
+        try:
+            with np.load(path) as stored:
+                return {name: stored[name] for name in stored.files}
+        except Exception as error:
+            raise WorkloadError(
+                f"{path} must be a .npz file of plain arrays",
+                f"numpy says: {error}",
+                "Write it by `numpy.savez`",
+            ) from error
 
-        return onnx.load_model(self._existing(self.model))
+    def _rows(self, stored: Mapping[str, np.ndarray]) -> np.ndarray:
+        """One row per sample: of several inputs a record each. Raises: WorkloadError."""
+        if isinstance(self.samples, str):
+            return stored[self.samples]
+        arrays = {port: stored[name] for port, name in self.samples.items()}
+        lengths = {name: len(array) for name, array in arrays.items()}
+        if len(set(lengths.values())) > 1:
+            raise WorkloadError(
+                "the arrays of all inputs must have one row per sample",
+                f"they have {lengths}",
+                "Mend `arrays`",
+            )
+        kinds = [(port, array.dtype, array.shape[1:]) for port, array in arrays.items()]
+        rows = np.empty(min(lengths.values()), kinds)
+        for port, array in arrays.items():
+            rows[port] = array
+        return rows
+
+    def network(self) -> "onnx.ModelProto":
+        """The graph, its weights no inputs, its constants in it, and each port's batch first."""
+        model = graph_file.read(self._path(self.model))
+        for port, value in self.constants.items():
+            graph_surgery.constant(model, port, value)
+        for port, axis in self.batch_axes.items():
+            graph_surgery.batch_first(model, port, axis)
+        return model
+
+    def check(self, example: Arrays) -> None:
+        """Raises: WorkloadError where the graph cannot run here, or its inputs are not those it is given."""
+        graph_file.check_runnable(self._path(self.model))
+        wrong = self._ports.wrong(example)
+        if wrong:
+            raise WorkloadError(
+                f"{self.model} takes {self._ports}, and must be given it",
+                " and ".join(wrong),
+                "Mend `samples`, `zeros`, `constants` or `batch_axes` in the YAML",
+            )
+        outputs = [port.name for port in self.network().graph.output]
+        if self.output is not None and self.output not in outputs:
+            raise WorkloadError(
+                f"`output` must be one of {', '.join(outputs)}", f"it is `{self.output}`", "Mend the YAML"
+            )
+
+    @cached_property
+    def _ports(self) -> Ports:
+        return graph_file.ports(self.network())
+
+    @cached_property
+    def _only_input(self) -> str:
+        """The one input that the samples are for. Raises: WorkloadError."""
+        if self.input_name is not None:
+            return self.input_name
+        names = [port.name for port in self._ports.ports if port.name not in self.zeros]
+        if len(names) != 1:
+            raise WorkloadError(
+                "the YAML must say which array each input is given",
+                f"{self.model} takes {self._ports}",
+                "Write `samples: {INPUT: ARRAY, …}`, and `zeros` or `constants` for those that have none",
+            )
+        return names[0]
 
     def preprocess(self, samples: Samples) -> Arrays:
         """`(samples - zero_point) * scale` in 32 bits; integers stay as they are where neither is set."""
         raw = np.asarray(samples)
+        zeros = {name: np.zeros((len(raw), *sizes), np.float32) for name, sizes in self.zeros.items()}
+        if isinstance(self.samples, dict):
+            return {name: np.ascontiguousarray(raw[name]) for name in self.samples} | zeros
         if (self.scale, self.zero_point) == (1.0, 0.0):
-            return {self.input_name: raw}
-        return {self.input_name: ((raw.astype(np.float32) - self.zero_point) * self.scale).astype(np.float32)}
+            return {self._only_input: raw} | zeros
+        scaled = ((raw.astype(np.float32) - self.zero_point) * self.scale).astype(np.float32)
+        return {self._only_input: scaled} | zeros
 
     def postprocess(self, outputs: Arrays) -> np.ndarray:
-        first = next(iter(outputs.values()))
-        predictions: np.ndarray = first.argmax(axis=-1) if self.predicts == "class" else first
+        chosen = next(iter(outputs.values())) if self.output is None else outputs[self.output]
+        predictions: np.ndarray = chosen.argmax(axis=-1) if self.predicts == "class" else chosen
         return predictions
 
     def sources(self) -> list[Path]:
-        return [self._existing(self.model)]
+        """The graph, and the weights beside it and beside the variants, whose own faults are told later."""
+        path = self._path(self.model)
+        found = [path, *graph_file.external_files(path)]
+        for variant in self.given().values():
+            with suppress(WorkloadError):
+                found += graph_file.external_files(variant)
+        return found
 
     def given(self) -> Mapping[str, Path]:
         return {name: self._existing(path) for name, path in self.variants.items()}
+
+    def pack(self, folder: Path) -> Step:
+        """Processing reads no file: the input's name is written down."""
+        if isinstance(self.samples, dict):
+            return self.step
+        return self.model_copy(update={"input_name": self._only_input}).step
+
+    def _path(self, path: str) -> Path:
+        return self.folder / path
 
     def _existing(self, path: str) -> Path:
         found = self.folder / path

@@ -211,6 +211,12 @@ class Workload(Member, ABC):
         """Per input and output, which axes vary, by name. The default: the batch, and nothing else."""
         return {}
 
+    def check(self, example: Arrays) -> None:
+        """Say at `pareflow check` what a run would find late; `example` is what `preprocess` gives.
+
+        The default finds nothing. Raises: WorkloadError.
+        """
+
     def sources(self) -> list[Path]:
         """The files, beside code and data, that decide the network: the weights it starts from."""
         return []

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from pareflow import network
+from pareflow import graph_file, network
 from pareflow.compiler import packed_onnx
 from pareflow.compiler.backend import Backend
 from pareflow.compiler.graph_passes import Pass, switched_off
@@ -127,12 +127,14 @@ class OnnxRuntimeSession:
 
     def __init__(self, session: Any, threads: int, precision: str) -> None:
         self._session, self._threads, self._precision = session, threads, precision
-        self._inputs = frozenset(node.name for node in session.get_inputs())
         self._outputs = [node.name for node in session.get_outputs()]
+        self._fitted = network.onnxruntime_ports(session).fitted(self._run)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        given = {name: array for name, array in feeds.items() if name in self._inputs}
-        return dict(zip(self._outputs, self._session.run(self._outputs, given), strict=True))
+        return self._fitted(feeds)
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
 
     def ran(self) -> Ran:
         import onnxruntime
@@ -150,10 +152,10 @@ class OnnxRuntimeSession:
 class BoundSession(OnnxRuntimeSession):
     """Inputs and outputs bound to the session: on a GPU outputs stay there until they are asked for."""
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+    def _run(self, feeds: Arrays) -> Arrays:
         binding = self._session.io_binding()
-        for name in self._inputs & feeds.keys():
-            binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name in self._outputs:
             binding.bind_output(name)
         self._session.run_with_iobinding(binding)
@@ -171,8 +173,7 @@ def _precision(path: Path) -> str:
     weights = {initializer.data_type for initializer in graph.initializer}
     if onnx.TensorProto.FLOAT8E4M3FN in weights:
         return "float32"
-    operators = {node.op_type for node in graph.node}
-    if operators & {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}:
+    if graph_file.quantized(graph) is not None:
         return "int8"
     if any(a.name == "accuracy_level" and a.i == 4 for node in graph.node for a in node.attribute):
         return "int8"

@@ -92,13 +92,16 @@ class OpenVinoSession:
     def __init__(self, compiled: Any, streams: int) -> None:
         self._compiled = compiled
         self._requests = [compiled.create_infer_request() for _ in range(streams)]
-        self._inputs = frozenset(name for port in compiled.inputs for name in port.names)
+        self._ports = network.openvino_ports(compiled.inputs)
+        self._fitted = self._ports.fitted(self._run)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        given = {name: array for name, array in feeds.items() if name in self._inputs}
-        if len(self._requests) == 1:
-            return _named(self._requests[0].infer(given, share_inputs=True))
-        parts = _shared(given, len(self._requests))
+        return self._fitted(feeds)
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        if len(self._requests) == 1 or self._ports.batch_size is not None:
+            return _named(self._requests[0].infer(feeds, share_inputs=True))
+        parts = _shared(feeds, len(self._requests))
         running = list(zip(self._requests, parts, strict=False))
         for request, part in running:
             request.start_async(part, share_inputs=True)
@@ -134,11 +137,16 @@ class StaticSession:
     def __init__(self, model: Any, compiled: Callable[[Any], OpenVinoSession]) -> None:
         self._model, self._compiled = model, compiled
         self._sessions: dict[Shapes, OpenVinoSession] = {}
+        self._ports = network.openvino_ports(model.inputs)
+        self._fitted = self._ports.fitted(self._run)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        names = [port.get_any_name() for port in self._model.inputs]
-        shapes = tuple((name, feeds[name].shape) for name in names)
+        return self._fitted(feeds)
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        shapes = tuple((name, array.shape) for name, array in feeds.items())
         if shapes not in self._sessions:
+            self._ports.check(feeds)  # a model that is given a senseless shape may compile, and answer
             model = self._model.clone()
             model.reshape(dict(shapes))
             self._sessions[shapes] = self._compiled(model)

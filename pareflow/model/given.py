@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from pareflow import graph_file, graph_surgery
 from pareflow.errors import ExportError, InputError
 from pareflow.model.technique import Technique
 from pareflow.network import Form
@@ -39,7 +40,7 @@ class Given(Technique):
                 f"there is no `{self.network}`",
                 f"Known are {', '.join(known) or 'none'}",
             )
-        ours = onnx.load_model(known[self.network])
+        ours = graph_file.read(known[self.network])
         for theirs, port in zip(network.graph.input, list(ours.graph.input), strict=True):
             if _kind(port) != _kind(theirs):
                 _quantize_input(ours, port, theirs)
@@ -62,7 +63,8 @@ def _quantize_input(
     import onnx
 
     scale = _scale(model, "DequantizeLinear", port.name)
-    inner = _rename(model, port.name)
+    inner = f"{port.name}_quantized"
+    graph_surgery.rename(model, port.name, inner)
     model.graph.node.insert(0, onnx.helper.make_node("QuantizeLinear", [port.name, *scale], [inner]))
     port.type.tensor_type.elem_type = _kind(like)
 
@@ -74,20 +76,10 @@ def _dequantize_output(
     import onnx
 
     scale = _scale(model, "QuantizeLinear", port.name)
-    inner = _rename(model, port.name)
+    inner = f"{port.name}_quantized"
+    graph_surgery.rename(model, port.name, inner)
     model.graph.node.append(onnx.helper.make_node("DequantizeLinear", [inner, *scale], [port.name]))
     port.type.tensor_type.elem_type = _kind(like)
-
-
-def _rename(model: "onnx.ModelProto", port: str) -> str:
-    """Every node that reads or writes `port` uses another name, which is returned."""
-    inner = f"{port}_quantized"
-    for node in model.graph.node:
-        for names in (node.input, node.output):
-            for i, name in enumerate(names):
-                if name == port:
-                    names[i] = inner
-    return inner
 
 
 def _scale(model: "onnx.ModelProto", kind: str, port: str) -> list[str]:

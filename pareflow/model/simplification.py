@@ -1,7 +1,10 @@
 """The same graph with fewer nodes."""
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from pareflow import comparison, network
 from pareflow.errors import UnsuitableError
 from pareflow.model.technique import Technique
 from pareflow.network import Form
@@ -15,7 +18,7 @@ class Simplification(Technique):
     """Fold constants and shapes, drop what nothing reads, and merge what repeats, before any backend sees it.
 
     For graphs that an exporter left untidy, and for backends that optimize little themselves; ONNX Runtime
-    and OpenVINO do the same at load. Source: OnnxSlim 0.1.98.
+    and OpenVINO do the same at load. The result is held to the graph it came from. Source: OnnxSlim 0.1.98.
     """
 
     name: ClassVar[str] = "simplification"
@@ -32,7 +35,26 @@ class Simplification(Technique):
         except Exception as error:
             raise UnsuitableError(
                 "OnnxSlim must be able to simplify the graph",
-                f"it raised {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}",
+                f"it raised {type(error).__name__}: {comparison.first_line(error)}",
                 "Leave this technique out",
             ) from error
+        check_same(network, slim, workload)
         return slim
+
+
+def check_same(before: "onnx.ModelProto", after: "onnx.ModelProto", workload: LoadedWorkload) -> None:
+    """Raises: UnsuitableError where two graphs answer real inputs otherwise."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs = []
+        for name, graph in (("before", before), ("after", after)):
+            (into := Path(folder) / name).mkdir()
+            network.save(graph, "onnx", into)
+            runs.append(network.runner(into))
+        source, made = runs
+        found = comparison.mismatch(source, made, comparison.real_inputs(workload))
+    if found:
+        raise UnsuitableError(
+            f"a simplified graph must agree with its source within {comparison.TOLERANCE:g}",
+            found,
+            "Leave this technique out",
+        )

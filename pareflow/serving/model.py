@@ -8,6 +8,7 @@ The package is a folder of plain files, made by `stages/registration.py`:
     golden.json   a few samples with the outputs and predictions that they gave when it was packaged
 """
 
+import ast
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,9 +67,23 @@ class PackagedModel:
     def _raw(self, samples: Any) -> Samples:
         if hasattr(samples, "iloc"):
             samples = samples.iloc[:, 0].tolist()
-        if self.document["samples"] == "text":
+        kind: str = self.document["samples"]
+        if kind == "text":
             return [str(sample) for sample in samples]
-        return np.asarray(samples, dtype=self.document["samples"])
+        if kind.startswith("["):  # records: one value per input
+            records = np.dtype(ast.literal_eval(kind))
+            rows = [tuple(sample[name] for name in records.names or ()) for sample in samples]
+            return np.array(rows, dtype=records)
+        return np.asarray(samples, dtype=kind)
+
+
+def as_json(samples: Samples) -> list[Any]:
+    """Raw samples as JSON holds them, and `PackagedModel.predict` takes them: records as mappings."""
+    if not isinstance(samples, np.ndarray):
+        return list(samples)
+    if samples.dtype.names is None:
+        return list(samples.tolist())
+    return [{name: row[name].tolist() for name in samples.dtype.names} for row in samples]
 
 
 def verified(folder: Path) -> dict[str, Any]:

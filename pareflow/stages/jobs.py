@@ -23,7 +23,7 @@ from pareflow.measuring.network_facts import network_facts
 from pareflow.measuring.quality import Answers, Metric, evaluate_quality, find_metric, predict
 from pareflow.model.technique import Technique
 from pareflow.network import Form
-from pareflow.serving.model import write_manifest
+from pareflow.serving.model import as_json, write_manifest
 from pareflow.store import MANIFEST, Store
 from pareflow.variant import Recipe, Step, Variant, digest
 from pareflow.workload import SPLITS, LoadedWorkload, SplitName, load
@@ -47,7 +47,9 @@ def describe(
     for length in lengths:
         workload.definition.at_length(length)
     with _users_code("`preprocess()` must give named arrays"):
-        tokens = all(array.dtype.kind == "i" for array in workload.example(1).values())
+        example = workload.example(1)
+        tokens = all(array.dtype.kind == "i" for array in example.values())
+    workload.definition.check(example)
     return {
         "digest": workload.digest,
         "data_digest": workload.data_digest,
@@ -335,7 +337,7 @@ def _golden(workload: LoadedWorkload, backend: Step, artifact: Path) -> dict[str
     samples = split.take(np.arange(min(GOLDEN, len(split)))).samples
     outputs = member.load(artifact).run(workload.definition.preprocess(samples))
     return {
-        "samples": samples.tolist() if isinstance(samples, np.ndarray) else list(samples),
+        "samples": as_json(samples),
         "outputs": {name: array.tolist() for name, array in outputs.items()},
         "predictions": workload.definition.postprocess(outputs).tolist(),
     }

@@ -99,7 +99,7 @@ def test_every_file_counts_in_the_digest(loaded: Load, files: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"model": "absent.onnx"}, WorkloadError, r"there is no .*absent\.onnx"),
+        ({"model": "absent.onnx"}, WorkloadError, r"absent\.onnx must be .*there is no such file"),
         ({"variants": {"a": "absent.onnx"}}, WorkloadError, r"there is no .*absent\.onnx"),
         ({"arrays": "absent.npz"}, WorkloadError, r"there is no .*absent\.npz"),
         ({"samples": "images"}, WorkloadError, "it lacks images, and holds samples, targets"),

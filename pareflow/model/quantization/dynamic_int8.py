@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from pareflow.model.quantization.floats import check_floats
 from pareflow.model.technique import Technique
 from pareflow.network import Form
 from pareflow.workload import LoadedWorkload
@@ -35,6 +36,7 @@ class DynamicInt8(Technique):
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
+        check_floats(network, self.name)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             quantize_dynamic(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from pareflow.model.quantization.calibration import PRODUCTS, Samples, check_varied, feeds, layers
+from pareflow.model.quantization.floats import check_floats
 from pareflow.model.technique import Technique
 from pareflow.network import Form
 from pareflow.workload import LoadedWorkload
@@ -46,6 +47,7 @@ class Fp8(Technique):
     def apply(self, network: "onnx.ModelProto", workload: LoadedWorkload) -> "onnx.ModelProto":
         from onnx import version_converter
 
+        check_floats(network, self.name)
         layers(network)
         samples = feeds(workload, self.samples, [node.name for node in network.graph.input])
         changed: onnx.ModelProto = version_converter.convert_version(network, OPSET)

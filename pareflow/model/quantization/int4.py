@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from pareflow.errors import UnsuitableError
+from pareflow.model.quantization.floats import check_floats
 from pareflow.model.quantization.gemm import gemm_as_matmul
 from pareflow.model.technique import Technique
 from pareflow.network import Form
@@ -51,6 +52,7 @@ class Int4(Technique):
         from onnx import helper
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+        check_floats(network, self.name)
         changed = type(network)()
         changed.CopyFrom(network)
         gemm_as_matmul(changed)

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from pareflow.errors import UnsuitableError
 from pareflow.model.quantization.calibration import Samples
+from pareflow.model.quantization.floats import check_openvino_floats
 from pareflow.model.quantization.nncf_calibration import dataset
 from pareflow.model.technique import Technique
 from pareflow.network import Form
@@ -40,6 +41,7 @@ class NncfInt4(Technique):
         import nncf
         from nncf.quantization.advanced_parameters import AdvancedCompressionParameters, GroupSizeFallbackMode
 
+        check_openvino_floats(network, self.name)
         modes = nncf.CompressWeightsMode
         compressed: openvino.Model = nncf.compress_weights(
             network.clone(),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from pareflow.model.quantization.calibration import Samples, count
+from pareflow.model.quantization.floats import check_openvino_floats
 from pareflow.model.quantization.nncf_calibration import dataset
 from pareflow.model.technique import Technique
 from pareflow.network import Form
@@ -33,6 +34,7 @@ class NncfInt8(Technique):
     def apply(self, network: "openvino.Model", workload: LoadedWorkload) -> "openvino.Model":
         import nncf
 
+        check_openvino_floats(network, self.name)
         quantized: openvino.Model = nncf.quantize(
             network.clone(),
             dataset(network, workload, self.samples),

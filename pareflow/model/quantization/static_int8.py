@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from pareflow.model.quantization.calibration import PRODUCTS, Samples, check_varied, feeds, layers
+from pareflow.model.quantization.floats import check_floats
 from pareflow.model.technique import Technique
 from pareflow.network import Form
 from pareflow.workload import Arrays, LoadedWorkload
@@ -61,6 +62,7 @@ class Calibrated:
         import onnx
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
+        check_floats(network, settings.name)
         layers(network)
         plain, self._path = folder / "plain.onnx", folder / "prepared.onnx"
         onnx.save_model(network, plain)

@@ -1,0 +1,122 @@
+"""What an executable takes: its inputs by name, kind and shape, and how a request is fitted to them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pareflow.errors import InputError, PareflowError
+from pareflow.workload import Arrays
+
+Run = Callable[[Arrays], Arrays]
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One input. `shape` is None where the rank is open, and so is each size in it that may vary."""
+
+    name: str
+    kind: str
+    shape: tuple[int | None, ...] | None
+
+    def takes(self, array: np.ndarray) -> bool:
+        """Whether an array has this kind and shape."""
+        fits = self.shape is None or (
+            len(self.shape) == array.ndim
+            and all(ours in (None, size) for ours, size in zip(self.shape, array.shape, strict=True))
+        )
+        return fits and self.kind in ("", array.dtype.name)
+
+    def __str__(self) -> str:
+        sizes = "any shape" if self.shape is None else _sizes(self.shape)
+        return f"`{self.name}` {self.kind} {sizes}".replace("  ", " ")
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The inputs of an executable. `batch_size` is the one that it takes, or None where it takes any."""
+
+    ports: Sequence[Port]
+
+    @property
+    def batch_size(self) -> int | None:
+        first = {port.shape[0] if port.shape else None for port in self.ports}
+        return first.pop() if len(first) == 1 else None
+
+    def fitted(self, run: Run) -> Callable[[Mapping[str, np.ndarray]], Arrays]:
+        """`run` for requests of any batch, that hold more than it takes, and that are told what is wrong.
+
+        Nothing is looked at that costs time: shapes are told once the runtime has refused them.
+        Raises (when it runs): InputError.
+        """
+        names, batch_size = [port.name for port in self.ports], self.batch_size
+
+        def fitting(feeds: Mapping[str, np.ndarray]) -> Arrays:
+            try:
+                given = {name: feeds[name] for name in names}
+            except KeyError:
+                raise self._refused(feeds) from None
+            try:
+                return run(given) if batch_size is None else piecewise(run, given, batch_size)
+            except PareflowError:
+                raise
+            except Exception as error:
+                if self.wrong(given):
+                    raise self._refused(given) from error
+                raise
+
+        return fitting
+
+    def check(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Raises: InputError where a request is not what the executable takes."""
+        if self.wrong(feeds):
+            raise self._refused(feeds)
+
+    def wrong(self, feeds: Mapping[str, np.ndarray]) -> list[str]:
+        """What a request lacks, or gives otherwise than it must, input by input; any batch will do."""
+        found = []
+        for port in self.ports:
+            if port.name not in feeds:
+                found.append(f"`{port.name}` is missing")
+                continue
+            array = feeds[port.name]
+            piece = array[:1].repeat(self.batch_size, axis=0) if self.batch_size and array.ndim else array
+            if not port.takes(piece):
+                found.append(f"`{port.name}` is {array.dtype.name} {_sizes(array.shape)}")
+        return found
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.ports))
+
+    def _refused(self, feeds: Mapping[str, np.ndarray]) -> InputError:
+        wrong = self.wrong(feeds)
+        others = [name for name in feeds if name not in {port.name for port in self.ports}]
+        unknown = f", and there is no {', '.join(f'`{name}`' for name in others)}" if others else ""
+        return InputError(
+            f"a request must hold {self}",
+            f"{' and '.join(wrong)}{unknown}",
+            "Mend what `preprocess` gives, or the names in the YAML",
+        )
+
+
+def piecewise(run: Run, feeds: Arrays, batch_size: int) -> Arrays:
+    """The answers to a batch of any size from what takes batches of `batch_size` only.
+
+    A last short piece is filled up by repetition. (`compiler/workers/program.py` has the same for its side
+    of the pipe, where there is no pareflow.)
+    """
+    count = min((len(array) for array in feeds.values()), default=batch_size)
+    if count == batch_size:
+        return run(feeds)
+    answers = [run(piece) for piece in _pieces(feeds, count, batch_size)]
+    return {name: np.concatenate([answer[name] for answer in answers])[:count] for name in answers[0]}
+
+
+def _pieces(feeds: Arrays, count: int, batch_size: int) -> Iterator[Arrays]:
+    for start in range(0, count, batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), count - 1)
+        yield {name: array[rows] for name, array in feeds.items()}
+
+
+def _sizes(shape: Sequence[int | None]) -> str:
+    return f"({', '.join('any' if size is None else str(size) for size in shape)})"
