@@ -41,7 +41,7 @@ def _captured(run: "Call", feeds: "Tensors") -> "Captured":
     import torch
 
     inputs = {name: tensor.clone() for name, tensor in feeds.items()}
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):

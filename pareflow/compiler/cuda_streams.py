@@ -21,7 +21,7 @@ def streamed(run: "Call", streams: int) -> "Call":
     """
     import torch
 
-    sides = [torch.cuda.Stream() for _ in range(streams)]
+    sides = [torch.cuda.Stream() for _ in range(streams)]  # type: ignore[no-untyped-call]
 
     def run_in_parts(feeds: "Tensors") -> "Tensors":
         main = torch.cuda.current_stream()

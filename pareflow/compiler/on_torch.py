@@ -48,7 +48,7 @@ def prepare(settings: Accelerated, threads: int) -> None:
         return
     torch.backends.cuda.matmul.allow_tf32 = settings.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
-    torch.cuda.init()  # the pool can be switched off once it is there
+    torch.cuda.init()  # type: ignore[no-untyped-call]  # a pool is switched off once it is there
     torch.cuda.caching_allocator_enable(settings.memory_pool != "none")
     torch._C._accelerator_setAllocatorSettings(f"expandable_segments:{settings.memory_pool == 'expandable'}")
 

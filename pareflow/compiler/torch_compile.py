@@ -80,10 +80,10 @@ class TorchCompile(Accelerated, Backend):
         from torch._inductor.utils import fresh_cache
         from torch.export.passes import move_to_device_pass
 
-        if self.precision in DTYPES:
-            program = autocast.exported(program, DTYPES[self.precision], self.device)
         if self.device != "cpu":
             program = move_to_device_pass(program, self.device)
+        if self.precision in DTYPES:
+            program = autocast.exported(program, DTYPES[self.precision], self.device)
         settings = {
             "freezing": self.frozen,
             "layout_optimization": self.channels_last,
@@ -91,11 +91,7 @@ class TorchCompile(Accelerated, Backend):
             "cpp.threads": self.threads,
             "compile_threads": 1,  # a pool of compilers would outlive the variant
         }
-        with (
-            warnings.catch_warnings(),
-            TemporaryDirectory(prefix="pareflow-") as folder,
-            fresh_cache(dir=folder),
-        ):
+        with TemporaryDirectory() as folder, fresh_cache(dir=folder), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's notes on its own parts
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
 
@@ -124,15 +120,13 @@ class CompiledSession:
     def ran(self) -> Ran:
         import torch
 
-        device = "cuda:0" if self._settings.device == "cuda" else "cpu"
-        notes = f"compiled in {self._facts['compile_s']:.1f} s"
         return Ran(
             "torch_inductor",
             torch.__version__,
             self._settings.precision,
-            device,
+            "cuda:0" if self._settings.device == "cuda" else "cpu",
             torch.get_num_threads(),
-            notes,
+            f"compiled in {self._facts['compile_s']:.1f} s",
         )
 
 

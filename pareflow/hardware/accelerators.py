@@ -5,6 +5,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from pareflow.hardware import probe
+
 Capability = tuple[int, int]
 Precision = Literal["float32", "tf32", "float16", "bfloat16", "float8", "int8"]
 
@@ -98,7 +100,7 @@ class Accelerated(BaseModel):
         """Why these settings cannot be had here, or None."""
         if self.device == "cuda":
             found = device()
-            return lacking(self.precision, found and found.capability)
+            return lacking(self.precision, found.capability if found else None)
         asked = {
             "cuda_graphs": self.cuda_graphs,
             "streams": self.streams > 1,
@@ -106,8 +108,12 @@ class Accelerated(BaseModel):
             "precision: tf32": self.precision == "tf32",
         }
         wanting = next((setting for setting, given in asked.items() if given), None)
-        if wanting:
-            return f"`{wanting}` needs `device: cuda`"
-        return (
-            "fp16 products on a processor are far slower than fp32" if self.precision == "float16" else None
-        )
+        return f"`{wanting}` needs `device: cuda`" if wanting else _processor_unfit(self.precision)
+
+
+def _processor_unfit(precision: Precision) -> str | None:
+    if precision == "float16":
+        return "fp16 products on a processor are far slower than fp32"
+    if precision == "bfloat16" and not probe.has_bf16():
+        return "this processor has no bf16 instructions"
+    return None
