@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pareflow import network
 from pareflow.compiler import OnnxRuntime, TorchEager
 from pareflow.compiler.cuda_streams import joined, parts
 from pareflow.compiler.onnxruntime_session import FixedSession
@@ -42,17 +43,17 @@ def test_parts_of_a_batch_make_the_batch_again(samples: int, count: int) -> None
     assert all(torch.equal(joined(cut)[name], batch[name]) for name in batch)
 
 
-def test_channels_last_moves_weights_and_inputs(forms: Forms, load_tiny: Load, tmp_path: Path) -> None:
+def test_channels_last_moves_weights_and_inputs(tmp_path: Path) -> None:
     import torch
 
-    seen = []
-    TorchEager().compile(forms("images")["torch"], tmp_path)
-    session = TorchEager(channels_last=True).load(tmp_path)
-    convolution = session._module.features[0]
-    convolution.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    session.run(load_tiny("images").example(2))
-    # one input channel is both layouts at once, so that the strides tell
-    assert seen[0].stride() == torch.empty(2, 1, 8, 8, memory_format=torch.channels_last).stride()
+    network.save(torch.nn.Conv2d(3, 8, 3).eval(), "torch", tmp_path)
+    plain, session = (TorchEager(channels_last=last).load(tmp_path) for last in (False, True))
+    images = torch.rand(2, 3, 8, 8)
+    assert session._module.weight.stride() == (27, 1, 9, 3)  # channels, then columns, then rows
+    assert session._laid(images).stride() == (192, 1, 24, 3)
+    assert session._laid(torch.rand(2, 3)).stride() == (3, 1)
+    feeds = {"images": images.numpy()}
+    np.testing.assert_allclose(session.run(feeds)["output"], plain.run(feeds)["output"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(not probe.has_bf16(), reason="this processor has no bf16 instructions")
@@ -103,7 +104,7 @@ def test_fixed_addresses_keep_the_answers_for_every_shape(
     plain = OnnxRuntime().load(tmp_path)
     session = onnxruntime.InferenceSession(source / FILES["onnx"], providers=["CPUExecutionProvider"])
     fixed = FixedSession(session, 1, "float32", device="cpu")
-    kept = []
+    kept: list[tuple[np.ndarray, np.ndarray]] = []
     for samples in (1, 6, 1, 6):
         feeds = load_tiny("texts").example(samples)
         feeds = {name: np.roll(array, len(kept), axis=0) for name, array in feeds.items()}
