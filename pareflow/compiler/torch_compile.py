@@ -107,7 +107,7 @@ class CompiledSession:
     """A loaded package: one mapping of tensors in, another out."""
 
     def __init__(self, run: Any, facts: Mapping[str, Any], settings: TorchCompile) -> None:
-        self._call, self._facts, self._settings = called(run, settings), facts, settings
+        self.call, self._facts, self._settings = called(run, settings), facts, settings
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """Raises: WorkloadError; the package itself would read past the end of arrays."""
@@ -115,7 +115,7 @@ class CompiledSession:
 
         given = signature.checked(feeds, self._facts["takes"])
         with torch.inference_mode():
-            return from_torch(self._call(to_torch(given, self._settings.device)))
+            return from_torch(self.call(to_torch(given, self._settings.device)))
 
     def ran(self) -> Ran:
         import torch

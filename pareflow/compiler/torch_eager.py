@@ -59,13 +59,13 @@ class TorchSession:
             self._module.to(self._dtype)
         if settings.channels_last:
             self._module.to(memory_format=torch.channels_last)
-        self._call = called(self._forward, settings)
+        self.call = called(self._forward, settings)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         import torch
 
         with torch.inference_mode():
-            return from_torch(self._call(to_torch(feeds, self._settings.device)))
+            return from_torch(self.call(to_torch(feeds, self._settings.device)))
 
     def _forward(self, feeds: "Tensors") -> "Tensors":
         given = self._module(*map(self._laid, feeds.values()))
