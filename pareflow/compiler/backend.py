@@ -30,6 +30,8 @@ class Backend(Member, ABC):
     family: ClassVar[dict[str, type[Member]]] = BACKENDS
     form: ClassVar[Form]
     """The form it runs; the network is brought into it first."""
+    reproducible: ClassVar[bool] = True
+    """Whether `compile` gives the same bytes for the same network; its answers are the same in any case."""
 
     threads: int = Field(default=1, ge=1, description="threads within one request")
 

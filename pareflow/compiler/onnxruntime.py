@@ -1,19 +1,17 @@
 """ONNX Runtime: on processors the strong baseline, and the backend of most variants."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from pareflow import graph_file, network
 from pareflow.compiler import packed_onnx
 from pareflow.compiler.backend import Backend
 from pareflow.compiler.graph_passes import Pass, switched_off
-from pareflow.measurement import Ran
-from pareflow.workload import Arrays
+from pareflow.compiler.onnxruntime_cuda import PROVIDERS, CudaProvider
+from pareflow.compiler.onnxruntime_session import BoundSession, FixedSession, OnnxRuntimeSession
 
 GraphLevel = Literal["none", "basic", "extended", "layout", "all"]
 _LEVELS: dict[GraphLevel, str] = {
@@ -24,10 +22,8 @@ _LEVELS: dict[GraphLevel, str] = {
     "all": "ORT_ENABLE_ALL",
 }
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-
-class OnnxRuntime(Backend):
+class OnnxRuntime(CudaProvider, Backend):
     """Run the ONNX graph, optimized to `graph_level`.
 
     Threads do not spin between requests unless asked to: spinning burns a second core and slows neighbours
@@ -43,7 +39,6 @@ class OnnxRuntime(Backend):
 
     graph_level: GraphLevel = Field(default="all", description="how far the graph is optimized")
     without: tuple[Pass, ...] = Field(default=(), description="optimizations that are switched off")
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="whose kernels run")
     inter_threads: int = Field(default=1, ge=1, description="operators that run at a time")
     io_binding: bool = Field(default=False, description="bind inputs and outputs, rather than pass them")
     arena: bool = Field(default=True, description="keep memory from one request to the next")
@@ -60,8 +55,9 @@ class OnnxRuntime(Backend):
     def unfit(self) -> str | None:
         import onnxruntime
 
-        missing = _PROVIDERS[self.device] not in onnxruntime.get_available_providers()
-        return f"this onnxruntime has no {_PROVIDERS[self.device]}" if missing else None
+        missing = PROVIDERS[self.device] not in onnxruntime.get_available_providers()
+        absent = f"this onnxruntime has no {PROVIDERS[self.device]}" if missing else None
+        return absent or self.provider_unfit()
 
     def compile(self, source: Path, into: Path) -> None:
         graph = source / network.FILES["onnx"]
@@ -74,7 +70,7 @@ class OnnxRuntime(Backend):
         else:
             for file in source.glob("model.onnx*"):
                 os.link(file, into / file.name)
-        (into / "precision").write_text(_precision(graph))
+        (into / "precision").write_text(precision_of(graph))
 
     def load(self, artifact: Path) -> "OnnxRuntimeSession":
         import onnxruntime
@@ -89,8 +85,11 @@ class OnnxRuntime(Backend):
             values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
             options.add_external_initializers(list(arrays), values)
         session = self._session(graph, options)
+        precision, notes = self.computed((artifact / "precision").read_text())
+        if self.cuda_graphs:
+            return FixedSession(session, self.threads, precision, notes)
         kind = BoundSession if self.io_binding else OnnxRuntimeSession
-        return kind(session, self.threads, (artifact / "precision").read_text())
+        return kind(session, self.threads, precision, notes)
 
     def _options(self) -> Any:
         """`SessionOptions` as the settings say."""
@@ -117,52 +116,12 @@ class OnnxRuntime(Backend):
         return onnxruntime.InferenceSession(
             graph,
             options,
-            providers=list(dict.fromkeys((_PROVIDERS[self.device], _PROVIDERS["cpu"]))),
+            providers=self.providers(),
             disabled_optimizers=switched_off(self.without),
         )
 
 
-class OnnxRuntimeSession:
-    """An `InferenceSession`; inputs that the graph does not take are left out."""
-
-    def __init__(self, session: Any, threads: int, precision: str) -> None:
-        self._session, self._threads, self._precision = session, threads, precision
-        self._outputs = [node.name for node in session.get_outputs()]
-        self._fitted = network.onnxruntime_ports(session).fitted(self._run)
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        return self._fitted(feeds)
-
-    def _run(self, feeds: Arrays) -> Arrays:
-        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
-
-    def ran(self) -> Ran:
-        import onnxruntime
-
-        provider = self._session.get_providers()[0]
-        return Ran(
-            "onnxruntime",
-            onnxruntime.__version__,
-            self._precision,
-            provider.removesuffix("ExecutionProvider"),
-            self._threads,
-        )
-
-
-class BoundSession(OnnxRuntimeSession):
-    """Inputs and outputs bound to the session: on a GPU outputs stay there until they are asked for."""
-
-    def _run(self, feeds: Arrays) -> Arrays:
-        binding = self._session.io_binding()
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        for name in self._outputs:
-            binding.bind_output(name)
-        self._session.run_with_iobinding(binding)
-        return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
-
-
-def _precision(path: Path) -> str:
+def precision_of(path: Path) -> str:
     """The narrowest number type that the graph computes with, from its operators and weights.
 
     Weights of four bits, of bf16 and of fp8 are unpacked: what computes is fp32, or int8 where that is asked.

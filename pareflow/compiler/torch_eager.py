@@ -3,61 +3,93 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from pareflow import network
 from pareflow.compiler.backend import Backend
+from pareflow.compiler.on_torch import DTYPES, called, from_torch, prepare, to_torch
+from pareflow.hardware.accelerators import Accelerated
 from pareflow.measurement import Ran
 from pareflow.workload import Arrays
 
+if TYPE_CHECKING:
+    import torch
 
-class TorchEager(Backend):
-    """Run the torch module itself, operator by operator."""
+    from pareflow.compiler.on_torch import Tensors
+
+
+class TorchEager(Accelerated, Backend):
+    """Run the torch module itself, operator by operator.
+
+    In a half precision its weights and float inputs are cast as they are loaded.
+    On CUDA: not measured, no such device was at hand.
+    """
 
     name: ClassVar[str] = "torch_eager"
     form: ClassVar[network.Form] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch",)
 
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where the module lies")
+    channels_last: bool = Field(
+        default=False, description="channels lie innermost, as convolutions like them"
+    )
 
     def unfit(self) -> str | None:
-        if self.device == "cpu":
-            return None
-        import torch
-
-        return None if torch.cuda.is_available() else "there is no CUDA device"
+        return self.device_unfit()
 
     def compile(self, source: Path, into: Path) -> None:
         shutil.copy2(source / network.FILES["torch"], into)
 
     def load(self, artifact: Path) -> "TorchSession":
-        import torch
-
-        torch.set_num_threads(self.threads)
-        return TorchSession(artifact, self.threads, self.device)
+        prepare(self, self.threads)
+        return TorchSession(artifact, self)
 
 
 class TorchSession:
     """A module in eval mode under `torch.inference_mode`."""
 
-    def __init__(self, artifact: Path, threads: int, device: str = "cpu") -> None:
-        self._network = network.load("torch", artifact).to(device)
-        self._threads = threads
+    def __init__(self, artifact: Path, settings: TorchEager) -> None:
+        import torch
+
+        self._module, self._settings = network.load("torch", artifact).to(settings.device), settings
+        self._dtype = getattr(torch, DTYPES[settings.precision]) if settings.precision in DTYPES else None
+        if self._dtype:
+            self._module.to(self._dtype)
+        if settings.channels_last:
+            self._module.to(memory_format=torch.channels_last)
+        self.call = called(self._forward, settings)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        return network.run_torch(self._network, dict(feeds))
+        import torch
+
+        with torch.inference_mode():
+            return from_torch(self.call(to_torch(feeds, self._settings.device)))
+
+    def _forward(self, feeds: "Tensors") -> "Tensors":
+        given = self._module(*map(self._laid, feeds.values()))
+        named: Any = network.name_outputs(given, lambda tensor: tensor)  # tensors, as they are
+        return named  # type: ignore[no-any-return]
+
+    def _laid(self, tensor: "torch.Tensor") -> "torch.Tensor":
+        """An input in the module's precision and layout."""
+        import torch
+
+        if self._dtype and tensor.is_floating_point():
+            tensor = tensor.to(self._dtype)
+        if self._settings.channels_last and tensor.dim() == 4:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        return tensor
 
     def ran(self) -> Ran:
         import torch
 
-        parameter = next(self._network.parameters(), torch.empty(0))
+        parameter = next(self._module.parameters(), torch.empty(0))
         return Ran(
             "torch",
             torch.__version__,
-            str(parameter.dtype).removeprefix("torch."),
+            "tf32" if self._settings.precision == "tf32" else str(parameter.dtype).removeprefix("torch."),
             str(parameter.device),
             torch.get_num_threads(),
         )

@@ -8,6 +8,7 @@ import pytest
 
 import pareflow  # noqa: F401  (fills the catalog)
 from pareflow.catalog import BACKENDS, TECHNIQUES, Member
+from pareflow.compiler.torch_compile import TorchCompile
 from pareflow.compiler.worker import WorkerBackend
 
 
@@ -46,23 +47,26 @@ def required(cls: type[Member]) -> dict[str, Any]:
     return {name: example(schema["properties"][name]) for name in schema.get("required", [])}
 
 
-def configured(family: Mapping[str, type[Member]]) -> Iterator[Any]:
-    """Each member as pytest parameters; those that cannot run here say why."""
+def configured(family: Mapping[str, type[Member]], *, twice: bool = False) -> Iterator[Any]:
+    """Each member as pytest parameters; those that cannot run here say why. `twice`: it is made twice."""
     for name, cls in sorted(family.items()):
         plain = required(cls)
-        yield pytest.param(cls(**plain), id=name, marks=_marks(cls(**plain)))
+        yield pytest.param(cls(**plain), id=name, marks=_marks(cls(**plain), twice))
         for setting, schema in cls.model_json_schema().get("properties", {}).items():
             for value in alternatives(schema):
                 changed = cls(**{**plain, setting: value})
-                yield pytest.param(changed, id=f"{name}-{setting}={value}", marks=_marks(changed))
+                yield pytest.param(changed, id=f"{name}-{setting}={value}", marks=_marks(changed, twice))
 
 
-def _marks(member: Member) -> list[pytest.MarkDecorator]:
+def _marks(member: Member, twice: bool) -> list[pytest.MarkDecorator]:
     reason = member.unavailable() or member.unfit()
     if reason:
         return [pytest.mark.skip(reason=reason)]
     # each test starts a worker or two, and the first makes the environment
-    return [pytest.mark.slow] if isinstance(member, WorkerBackend) else []
+    slow = isinstance(member, WorkerBackend)
+    # each setting is another half minute of a C++ compiler
+    slow |= isinstance(member, TorchCompile) and (twice or member != TorchCompile())
+    return [pytest.mark.slow] if slow else []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -70,7 +74,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "technique" in metafunc.fixturenames:
         metafunc.parametrize("technique", list(configured(TECHNIQUES)))
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", list(configured(BACKENDS)))
+        metafunc.parametrize(
+            "backend", list(configured(BACKENDS, twice="twice" in metafunc.function.__name__))
+        )
     if "cls" in metafunc.fixturenames:
         classes = {**TECHNIQUES, **BACKENDS}
         metafunc.parametrize("cls", list(classes.values()), ids=list(classes))

@@ -147,7 +147,7 @@ class Sluggish(TorchEager):
     name: ClassVar[str] = "sluggish"
 
     def load(self, artifact: Path) -> "SluggishSession":
-        return SluggishSession(artifact, self.threads)
+        return SluggishSession(artifact, self)
 
 
 class SluggishSession(TorchSession):
@@ -164,12 +164,12 @@ class Witness(TorchEager):
     book: str
 
     def load(self, artifact: Path) -> "WitnessSession":
-        return WitnessSession(artifact, self.threads, self.tag, Path(self.book))
+        return WitnessSession(artifact, self, self.tag, Path(self.book))
 
 
 class WitnessSession(TorchSession):
-    def __init__(self, artifact: Path, threads: int, tag: str, book: Path) -> None:
-        super().__init__(artifact, threads)
+    def __init__(self, artifact: Path, settings: TorchEager, tag: str, book: Path) -> None:
+        super().__init__(artifact, settings)
         self._tag, self._book = tag, book
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
@@ -188,12 +188,12 @@ class SegfaultsUnderLoad(TorchEager):
     marker: str = "/"
 
     def load(self, artifact: Path) -> "DoomedSession":
-        return DoomedSession(artifact, self.threads, self.requests, Path(self.marker))
+        return DoomedSession(artifact, self, self.requests, Path(self.marker))
 
 
 class DoomedSession(TorchSession):
-    def __init__(self, artifact: Path, threads: int, requests: int, marker: Path) -> None:
-        super().__init__(artifact, threads)
+    def __init__(self, artifact: Path, settings: TorchEager, requests: int, marker: Path) -> None:
+        super().__init__(artifact, settings)
         self._left, self._marker = requests, marker
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
@@ -209,7 +209,7 @@ class HangsUnderLoad(TorchEager):
     name: ClassVar[str] = "hangs_under_load"
 
     def load(self, artifact: Path) -> "StuckSession":
-        return StuckSession(artifact, self.threads)
+        return StuckSession(artifact, self)
 
 
 class StuckSession(TorchSession):
@@ -228,7 +228,7 @@ class RaisesUnderLoad(TorchEager):
     name: ClassVar[str] = "raises_under_load"
 
     def load(self, artifact: Path) -> "RaisingSession":
-        return RaisingSession(artifact, self.threads)
+        return RaisingSession(artifact, self)
 
 
 class RaisingSession(TorchSession):

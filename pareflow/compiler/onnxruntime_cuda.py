@@ -1,0 +1,64 @@
+"""ONNX Runtime's CUDA execution provider: its settings as it takes them."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from pareflow.hardware import accelerators
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class CudaProvider(BaseModel):
+    """Where ONNX Runtime computes, and how on a CUDA device. Not measured: no such device was at hand.
+
+    Source: ONNX Runtime, "CUDA execution provider", Configuration options.
+    """
+
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="whose kernels run")
+    tf32: bool = Field(default=False, description="fp32 products on tensor cores, 10 bits counting; on CUDA")
+    conv_search: Literal["exhaustive", "heuristic", "default"] = Field(
+        default="exhaustive", description="how cuDNN chooses a convolution when a shape is new; on CUDA"
+    )
+    memory_limit_mib: int | None = Field(default=None, ge=1, description="of the memory pool; on CUDA")
+    cuda_graphs: bool = Field(
+        default=False, description="all kernels of a request launched at once; on CUDA, all operators there"
+    )
+
+    def providers(self) -> list[Any]:
+        """As `InferenceSession` takes them."""
+        cpu = PROVIDERS["cpu"]
+        return [cpu] if self.device == "cpu" else [(PROVIDERS["cuda"], self.provider_options()), cpu]
+
+    def provider_options(self) -> dict[str, str]:
+        """The CUDA provider's options. It takes TF32 unless it is told not to; here fp32 is fp32."""
+        options = {
+            "use_tf32": str(int(self.tf32)),
+            "cudnn_conv_algo_search": self.conv_search.upper(),
+            "enable_cuda_graph": str(int(self.cuda_graphs)),
+        }
+        limit = self.memory_limit_mib
+        return options if limit is None else {**options, "gpu_mem_limit": str(limit * 2**20)}
+
+    def computed(self, precision: str) -> tuple[str, str]:
+        """What a graph of this precision computes in, and a note where it is not what the graph says.
+
+        Source: ONNX Runtime, "Quantize ONNX models", Quantization on GPU: int8 needs TensorRT.
+        """
+        if self.device == "cpu":
+            return precision, ""
+        fp32 = "tf32" if self.tf32 else "float32"
+        if precision == "int8":
+            return fp32, "rounded to int8, computed in fp32: the CUDA provider has no int8 products"
+        return (fp32 if precision == "float32" else precision), ""
+
+    def provider_unfit(self) -> str | None:
+        """Why these settings cannot be had here, or None."""
+        if self.device == "cuda":
+            found = accelerators.device()
+            if found is None:  # torch may be built without CUDA where ONNX Runtime is not
+                return None
+            return accelerators.lacking("tf32" if self.tf32 else "float32", found.capability)
+        plain = CudaProvider()
+        changed = [name for name in CudaProvider.model_fields if getattr(self, name) != getattr(plain, name)]
+        return f"`{changed[0]}` needs `device: cuda`" if changed else None

@@ -1,0 +1,115 @@
+"""What torch's backends do with their settings, as far as a processor can tell."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pareflow import network
+from pareflow.compiler import OnnxRuntime, TorchEager
+from pareflow.compiler.cuda_streams import joined, parts
+from pareflow.compiler.onnxruntime_session import FixedSession
+from pareflow.compiler.signature import checked
+from pareflow.errors import WorkloadError
+from pareflow.hardware import probe
+from pareflow.network import FILES, Form
+from pareflow.workload import LoadedWorkload
+
+Forms = Callable[[str], Mapping[Form, Path]]
+Load = Callable[[str], LoadedWorkload]
+
+TAKES = {
+    "ids": {"dtype": "int64", "shape": [None, None]},
+    "pixels": {"dtype": "float32", "shape": [None, 3, 4, 4]},
+}
+
+
+def given_feeds(samples: int = 2) -> dict[str, np.ndarray]:
+    return {"pixels": np.zeros((samples, 3, 4, 4), np.float32), "ids": np.zeros((samples, 5), np.int64)}
+
+
+@given(st.integers(1, 40), st.integers(1, 8))
+def test_parts_of_a_batch_make_the_batch_again(samples: int, count: int) -> None:
+    import torch
+
+    batch = {"x": torch.arange(samples * 3).reshape(samples, 3), "y": torch.arange(samples)}
+    cut = parts(batch, count)
+    sizes = [len(part["x"]) for part in cut]
+    assert len(cut) == min(count, samples)
+    assert max(sizes) - min(sizes) <= 1
+    assert all(torch.equal(joined(cut)[name], batch[name]) for name in batch)
+
+
+def test_channels_last_moves_weights_and_inputs(tmp_path: Path) -> None:
+    import torch
+
+    network.save(torch.nn.Conv2d(3, 8, 3).eval(), "torch", tmp_path)
+    plain, session = (TorchEager(channels_last=last).load(tmp_path) for last in (False, True))
+    images = torch.rand(2, 3, 8, 8)
+    assert session._module.weight.stride() == (27, 1, 9, 3)  # channels, then columns, then rows
+    assert session._laid(images).stride() == (192, 1, 24, 3)
+    assert session._laid(torch.rand(2, 3)).stride() == (3, 1)
+    feeds = {"images": images.numpy()}
+    np.testing.assert_allclose(session.run(feeds)["output"], plain.run(feeds)["output"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not probe.has_bf16(), reason="this processor has no bf16 instructions")
+def test_a_half_precision_casts_weights_and_keeps_whole_numbers(
+    forms: Forms, load_tiny: Load, tmp_path: Path
+) -> None:
+    import torch
+
+    TorchEager().compile(forms("texts")["torch"], tmp_path)
+    session = TorchEager(precision="bfloat16").load(tmp_path)
+    assert {parameter.dtype for parameter in session._module.parameters()} == {torch.bfloat16}
+    assert session._laid(torch.zeros(1, dtype=torch.int64)).dtype == torch.int64
+    assert session._laid(torch.zeros(1)).dtype == torch.bfloat16
+    assert session.ran().precision == "bfloat16"
+    assert session.run(load_tiny("texts").example(2))["output"].dtype == np.float32
+
+
+def test_inputs_are_put_in_the_programs_order() -> None:
+    assert list(checked({**given_feeds(), "more": np.zeros(1)}, TAKES)) == ["ids", "pixels"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"ids": None}, "`ids` is missing; given are pixels"),
+        ({"pixels": np.zeros((2, 3, 4, 5), np.float32)}, r"it is float32 of shape \(2, 3, 4, 5\)"),
+        ({"pixels": np.zeros((2, 3, 4, 4))}, r"it is float64 of shape \(2, 3, 4, 4\)"),
+        ({"ids": np.zeros(2, np.int64)}, r"it is int64 of shape \(2\)"),
+        ({"ids": np.zeros((0, 5), np.int64)}, r"it is int64 of shape \(0, 5\)"),
+    ],
+)
+def test_inputs_that_a_package_would_misread_are_refused(
+    changes: dict[str, np.ndarray | None], found: str
+) -> None:
+    feeds = {name: array for name, array in {**given_feeds(), **changes}.items() if array is not None}
+    with pytest.raises(WorkloadError, match=found):
+        checked(feeds, TAKES)
+
+
+def test_fixed_addresses_keep_the_answers_for_every_shape(
+    forms: Forms, load_tiny: Load, tmp_path: Path
+) -> None:
+    """The session that CUDA graphs need, on the processor: the same answers, and the caller's to keep."""
+    import onnxruntime
+
+    source = forms("texts")["onnx"]
+    OnnxRuntime().compile(source, tmp_path)
+    plain = OnnxRuntime().load(tmp_path)
+    session = onnxruntime.InferenceSession(source / FILES["onnx"], providers=["CPUExecutionProvider"])
+    fixed = FixedSession(session, 1, "float32", device="cpu")
+    kept: list[tuple[np.ndarray, np.ndarray]] = []
+    for samples in (1, 6, 1, 6):
+        feeds = load_tiny("texts").example(samples)
+        feeds = {name: np.roll(array, len(kept), axis=0) for name, array in feeds.items()}
+        answer = fixed.run(feeds)["output"]
+        kept.append((answer, answer.copy()))
+        np.testing.assert_allclose(answer, plain.run(feeds)["output"], rtol=1e-5, atol=1e-6)
+    assert len(fixed._bound) == 2
+    assert all(np.array_equal(answer, copy) for answer, copy in kept)
