@@ -70,10 +70,13 @@ class Worker:
             return exchange()
         except wire.BrokenPipe as error:
             raise self._death(str(error)) from error
+        except (KeyboardInterrupt, SystemExit):
+            self._process.kill()  # the answer that is under way would be taken for the next one's
+            raise
 
     def _death(self, found: str) -> CrashedError:
         try:
-            status = self._process.wait(5)
+            status = self._process.wait(2)
         except subprocess.TimeoutExpired:
             self._process.kill()
             return CrashedError(f"the worker `{self._name}` must speak the protocol", found, "Report it")
