@@ -1,9 +1,10 @@
 """Level 2: backends, which run the same network in another executable. One line per member."""
 
 from pareflow.compiler.backend import Backend, Session
+from pareflow.compiler.executorch import ExecuTorch
 from pareflow.compiler.litert import LiteRt
 from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.compiler.openvino import OpenVino
 from pareflow.compiler.torch_eager import TorchEager
 
-__all__ = ["Backend", "LiteRt", "OnnxRuntime", "OpenVino", "Session", "TorchEager"]
+__all__ = ["Backend", "ExecuTorch", "LiteRt", "OnnxRuntime", "OpenVino", "Session", "TorchEager"]

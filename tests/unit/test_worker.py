@@ -119,7 +119,7 @@ def test_worker_that_exits_says_its_status(tmp_path: Path) -> None:
 
 
 def test_absent_runtime_is_told_when_the_worker_greets() -> None:
-    with pytest.raises(StepFailedError, match="ModuleNotFoundError: No module named 'workers.no_such'"):
+    with pytest.raises(StepFailedError, match=r"ModuleNotFoundError: No module named 'workers\.no_such'"):
         Worker("no_such", PYTHON)
 
 
