@@ -6,5 +6,6 @@ from pareflow.compiler.litert import LiteRt
 from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.compiler.openvino import OpenVino
 from pareflow.compiler.torch_eager import TorchEager
+from pareflow.compiler.tvm import Tvm
 
-__all__ = ["Backend", "ExecuTorch", "LiteRt", "OnnxRuntime", "OpenVino", "Session", "TorchEager"]
+__all__ = ["Backend", "ExecuTorch", "LiteRt", "OnnxRuntime", "OpenVino", "Session", "TorchEager", "Tvm"]
