@@ -1,6 +1,7 @@
 """Level 2: backends, which run the same network in another executable. One line per member."""
 
 from pareflow.compiler.backend import Backend, Session
+from pareflow.compiler.coreml import CoreMl
 from pareflow.compiler.executorch import ExecuTorch
 from pareflow.compiler.litert import LiteRt
 from pareflow.compiler.onnxruntime import OnnxRuntime
@@ -8,4 +9,14 @@ from pareflow.compiler.openvino import OpenVino
 from pareflow.compiler.torch_eager import TorchEager
 from pareflow.compiler.tvm import Tvm
 
-__all__ = ["Backend", "ExecuTorch", "LiteRt", "OnnxRuntime", "OpenVino", "Session", "TorchEager", "Tvm"]
+__all__ = [
+    "Backend",
+    "CoreMl",
+    "ExecuTorch",
+    "LiteRt",
+    "OnnxRuntime",
+    "OpenVino",
+    "Session",
+    "TorchEager",
+    "Tvm",
+]

@@ -1,5 +1,6 @@
 """What every backend keeps, on a convolutional network and on a transformer."""
 
+import functools
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,11 +27,23 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: file_digest(path) for path in sorted(folder.iterdir())}
 
 
+@pytest.fixture(scope="module")
+def compiled(forms: Forms, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Backend, str], Path]:
+    """The artifact of a backend and a network: compiled once, for some take a minute."""
+
+    @functools.cache
+    def made(backend: Backend, name: str) -> Path:
+        folder = tmp_path_factory.mktemp("artifact")
+        backend.compile(forms(name)[backend.form], folder)
+        return folder
+
+    return made
+
+
 @pytest.fixture
-def artifact(backend: Backend, name: str, forms: Forms, tmp_path: Path) -> Path:
-    (tmp_path / "artifact").mkdir()
-    backend.compile(forms(name)[backend.form], tmp_path / "artifact")
-    return tmp_path / "artifact"
+def artifact(backend: Backend, name: str, compiled: Callable[[Backend, str], Path]) -> Path:
+    """Not to be changed."""
+    return compiled(backend, name)
 
 
 @pytest.mark.parametrize("batch_size", [1, 6])

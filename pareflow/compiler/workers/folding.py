@@ -11,7 +11,7 @@ _LEFT = {"DequantizeLinear", "QuantizeLinear", "RandomNormal", "RandomUniform", 
 
 
 def fold(model: Any) -> Any:
-    """A model that computes the same with fewer nodes; nodes that have graphs of their own stay as they are."""
+    """A model that computes the same with fewer nodes; those with graphs of their own stay as they are."""
     import onnx
     from onnx import numpy_helper
 
