@@ -24,6 +24,7 @@ from pareflow.variant import digest
 from pareflow.workload import Arrays
 
 _FOLDER = Path(serve.__file__).parent
+_SHARED = ("folding", "program", "serve", "wire")
 _PIPE_BYTES = 2**20
 """What the pipes hold if the system lets them: a request of this size crosses without waiting."""
 
@@ -70,10 +71,13 @@ class Worker:
             return exchange()
         except wire.BrokenPipe as error:
             raise self._death(str(error)) from error
+        except (KeyboardInterrupt, SystemExit):
+            self._process.kill()  # the answer that is under way would be taken for the next one's
+            raise
 
     def _death(self, found: str) -> CrashedError:
         try:
-            status = self._process.wait(5)
+            status = self._process.wait(2)
         except subprocess.TimeoutExpired:
             self._process.kill()
             return CrashedError(f"the worker `{self._name}` must speak the protocol", found, "Report it")
@@ -120,7 +124,7 @@ class WorkerBackend(Backend):
     @classmethod
     def code_version(cls) -> str:
         """As of every member, and of the worker's files and the environment's lock."""
-        files = [(_FOLDER / f"{name}.py").read_text() for name in ("serve", "wire", cls.name)]
+        files = [(_FOLDER / f"{name}.py").read_text() for name in (*_SHARED, cls.name)]
         return digest(super().code_version(), files, cls.environment().digest)
 
     @classmethod

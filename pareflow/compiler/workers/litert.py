@@ -36,15 +36,26 @@ def _quantize(path: Path, precision: str, samples: list[dict[str, np.ndarray]]) 
 
     made = {"dynamic_int8": recipe.dynamic_wi8_afp32, "static_int8": recipe.static_wi8_ai8}[precision]()
     working = quantizer.Quantizer(str(path), made)
-    result = None
-    if working.need_calibration:
-        given = [
-            {f"args_{i}": _as_32_bit(array) for i, array in enumerate(feeds.values())} for feeds in samples
-        ]
-        result = working.calibrate({"serving_default": given})
-    quantized = working.quantize(result)
+    quantized = working.quantize(_ranges(path, made, samples) if working.need_calibration else None)
     path.unlink()
     quantized.export_model(str(path))
+
+
+def _ranges(path: Path, made: Any, samples: list[dict[str, np.ndarray]]) -> Any:
+    """The extremes of each tensor over all samples.
+
+    `Quantizer.calibrate` would take a moving average of them, and clip what lies beyond: an error of 27 % of
+    the largest output on a small network, where this has less than 1 %.
+    """
+    from ai_edge_quantizer import calibrator, recipe_manager
+    from ai_edge_quantizer.utils import qsv_utils
+
+    manager = recipe_manager.RecipeManager()
+    manager.load_quantization_recipe(made)
+    given = [{f"args_{i}": _as_32_bit(array) for i, array in enumerate(feeds.values())} for feeds in samples]
+    working = calibrator.Calibrator(path.read_bytes(), qsv_update_func=qsv_utils.min_max_update)
+    working.calibrate({"serving_default": given}, manager)
+    return working.get_model_qsvs()
 
 
 def _as_32_bit(array: np.ndarray) -> np.ndarray:
@@ -79,9 +90,11 @@ class Flatbuffer:
     def _piece(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for name, tensor in self._inputs.items():
             program.check_shape(name, feeds[name], tensor["shape"])
-            self._interpreter.set_tensor(tensor["index"], feeds[name].astype(tensor["dtype"], copy=False))
+            self._interpreter.set_tensor(tensor["index"], _encoded(feeds[name], tensor))
         self._interpreter.invoke()
-        return {name: self._interpreter.get_tensor(t["index"]) for name, t in self._outputs.items()}
+        return {
+            name: _decoded(self._interpreter.get_tensor(t["index"]), t) for name, t in self._outputs.items()
+        }
 
     def ran(self) -> dict[str, Any]:
         operators = [step["op_name"] for step in self._interpreter._get_ops_details()]
@@ -94,6 +107,21 @@ class Flatbuffer:
             "threads": self._threads,
             "notes": ", ".join(sorted(set(operators))),
         }
+
+
+def _encoded(array: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+    """An input as its tensor holds it: one of bytes that stand for numbers is of the nearest of these."""
+    scale, zero_point = tensor["quantization"]
+    if not scale or array.dtype.kind != "f":
+        return array.astype(tensor["dtype"], copy=False)
+    limits = np.iinfo(tensor["dtype"])
+    steps = np.rint(array / scale) + zero_point
+    return np.clip(steps, limits.min, limits.max).astype(tensor["dtype"])
+
+
+def _decoded(array: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+    scale, zero_point = tensor["quantization"]
+    return (array.astype(np.float32) - zero_point) * np.float32(scale) if scale else array
 
 
 def _by_position(details: list[dict[str, Any]]) -> list[dict[str, Any]]:

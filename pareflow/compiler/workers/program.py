@@ -38,7 +38,7 @@ def positional(exported: Any) -> Any:
     class Positional(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.program = run
+            self.program, self.training = run, False
 
         def train(self, mode: bool = True) -> Any:
             return self  # an exported program is of one mode, and refuses to be asked
@@ -47,6 +47,13 @@ def positional(exported: Any) -> Any:
             return tuple(self.program(dict(zip(names, tensors, strict=True))).values())
 
     return Positional()
+
+
+def fixed(exported: Any, batch_size: int) -> Any:
+    """The program again, by position, its batch fixed, and every other axis at its example's size."""
+    import torch
+
+    return torch.export.export(positional(exported), tuple(example(exported, batch_size).values()))
 
 
 def calibration(source: Path, batch_size: int) -> list[Arrays]:

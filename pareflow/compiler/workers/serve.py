@@ -50,11 +50,12 @@ def main(name: str) -> None:
         except wire.BrokenPipe:
             return  # pareflow has done with us
         try:
-            answer, outputs = _answer(runtime, loaded, header, arrays)
-        except Exception as error:
+            wire.write(answers, *_answer(runtime, loaded, header, arrays))
+        except wire.BrokenPipe:
+            return
+        except Exception as error:  # also of outputs that cannot be sent, of which nothing was sent yet
             traceback.print_exc()
-            answer, outputs = {"error": _described(error)}, {}
-        wire.write(answers, answer, outputs)
+            wire.write(answers, {"error": _described(error)}, {})
 
 
 def _answer(
@@ -94,8 +95,9 @@ def _end_with(pipe: int) -> None:
 
 def _described(error: Exception) -> dict[str, Any]:
     last = traceback.extract_tb(error.__traceback__)[-1]
+    memory = isinstance(error, MemoryError)  # of numpy too, which has a class of its own for it
     return {
-        "type": type(error).__name__,
+        "type": "MemoryError" if memory else type(error).__name__,
         "message": str(error)[:2000],
         "where": f"{os.path.basename(last.filename)}:{last.lineno}",  # noqa: PTH119
         "operator": getattr(error, "operator", None),

@@ -7,7 +7,6 @@ arrays    one after another, C order
 """
 
 import json
-import math
 import struct
 from collections.abc import Mapping
 from typing import IO, Any
@@ -17,6 +16,8 @@ import numpy as np
 PROTOCOL = 1
 MAGIC = b"pareflo" + bytes([PROTOCOL])
 _LENGTH = struct.Struct("<Q")
+_LONGEST_HEADER = 2**26
+"""A longer one is no header, but a damaged length."""
 
 Message = tuple[dict[str, Any], dict[str, np.ndarray]]
 
@@ -26,7 +27,10 @@ class BrokenPipe(Exception):
 
 
 def write(stream: IO[bytes], header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Send one message. Raises: BrokenPipe where nobody reads; TypeError for arrays of objects."""
+    """Send one message.
+
+    Raises: BrokenPipe where nobody reads; TypeError for arrays of objects, before anything is sent.
+    """
     packed = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     listed = [[name, _dtype(array), array.shape] for name, array in packed.items()]
     text = json.dumps({**header, "arrays": listed}).encode()
@@ -45,8 +49,17 @@ def read(stream: IO[bytes]) -> Message:
     if start[: len(MAGIC)] != MAGIC:
         raise BrokenPipe(f"it began with {start!r}, which is no message of protocol {PROTOCOL}")
     (length,) = _LENGTH.unpack(start[len(MAGIC) :])
-    header: dict[str, Any] = json.loads(_exactly(stream, length))
-    arrays = {name: _array(stream, dtype, shape) for name, dtype, shape in header.pop("arrays")}
+    if length > _LONGEST_HEADER:
+        raise BrokenPipe(f"its header would have {length} bytes")
+    text = _exactly(stream, length)
+    try:
+        header: dict[str, Any] = json.loads(text)
+        arrays = {name: _empty(dtype, shape) for name, dtype, shape in header.pop("arrays")}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BrokenPipe(f"its header is damaged ({error!r})") from error
+    for array in arrays.values():
+        if array.nbytes:
+            _fill(stream, array.reshape(-1).view(np.uint8).data)
     return header, arrays
 
 
@@ -61,21 +74,20 @@ def _bytes(array: np.ndarray) -> memoryview | bytes:
     return array.reshape(-1).view(np.uint8).data if array.nbytes else b""
 
 
-def _array(stream: IO[bytes], dtype: str, shape: list[int]) -> np.ndarray:
+def _empty(dtype: str, shape: list[int]) -> np.ndarray:
     array = np.empty(shape, np.dtype(dtype))
-    if size := math.prod(shape) * array.dtype.itemsize:
-        _fill(stream, array.reshape(-1).view(np.uint8).data, size)
+    _dtype(array)
     return array
 
 
 def _exactly(stream: IO[bytes], size: int) -> bytes:
     content = bytearray(size)
-    _fill(stream, memoryview(content), size)
+    _fill(stream, memoryview(content))
     return bytes(content)
 
 
-def _fill(stream: IO[bytes], into: memoryview, size: int) -> None:
-    position = 0
+def _fill(stream: IO[bytes], into: memoryview) -> None:
+    position, size = 0, len(into)
     while position < size:
         count = stream.readinto(into[position:])  # type: ignore[attr-defined]
         if not count:
