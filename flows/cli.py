@@ -113,6 +113,20 @@ def list_all(
 
 
 @app.command()
+def export(
+    target: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, or a pipeline YAML that has a winner")],
+    to: Annotated[Path, typer.Option("--to", help="the archive: .tar.gz or .zip")],
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Write an offline bundle: model, processing, exact requirements, runner, self-test."""
+    set_environment()
+    from flows import commands
+
+    _show(commands.export(target, to, data_dir), tables.exported, as_json)
+
+
+@app.command()
 def promote(config: Config, data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
     """Make the challenger of a pipeline champion, if it is not worse than the present one."""
     set_environment()

@@ -71,6 +71,26 @@ def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, An
     return {"name": version.name, "version": str(version.version), **found}
 
 
+def export(target: str, to: Path, data_dir: Path) -> dict[str, Any]:
+    """The offline bundle of a registered version, or of a pipeline's winner, written to `to`."""
+    from pareflow.serving import archive
+    from pareflow.stages.exporting import export as exported
+    from pareflow.stages.exporting import winner_package
+
+    archive.check_target(to)
+    logs = data_dir / "logs"
+    if not target.startswith("models:"):
+        run = Run.open(spec.read(Path(target)), Path(target), data_dir)
+        return exported(winner_package(run), to, logs)
+    from tasks.tracking import Tracker
+
+    tracker = Tracker.open(data_dir)
+    version = tracker.resolve(target)
+    with tempfile.TemporaryDirectory() as folder:
+        package = tracker.download(version.name, str(version.version), Path(folder))
+        return {"version": str(version.version), **exported(package, to, logs)}
+
+
 def plan(config: Path, data_dir: Path) -> dict[str, Any]:
     """Every candidate, whether it can run here, and whether it is made already."""
     run = Run.open(spec.read(config), config, data_dir)

@@ -73,6 +73,18 @@ def promotion(document: Document, console: Console) -> None:
     )
 
 
+def exported(document: Document, console: Console) -> None:
+    """Where the bundle lies, what it asks for, and how to try it."""
+    pins = ", ".join(document["requirements"])
+    for line in (
+        f"wrote {document['archive']} ({document['size_mib']:.2f} MiB, {len(document['files'])} files)",
+        f"sha256 {document['sha256']}",
+        f"needs Python {document['python']} or later, and {pins}",
+        "unpack it anywhere, and run `python run.py --self-test`; it passed here",
+    ):
+        console.print(escape(line), soft_wrap=True, highlight=False)
+
+
 def rejudged(document: Document, console: Console) -> None:
     """A registered version: every clause then and now, what changed around it, and whether it holds."""
     title = f"models:/{document['name']}/{document['version']}: {document['recipe']}"
