@@ -91,6 +91,25 @@ def export(target: str, to: Path, data_dir: Path) -> dict[str, Any]:
         return {"version": str(version.version), **exported(package, to, logs)}
 
 
+def split(
+    config: Path, data_dir: Path, link: Mapping[str, float], *, most: int, into: Path | None, at: int | None
+) -> dict[str, Any]:
+    """Every placement of a network's halves over a link, and the one to take. Raises: InputError."""
+    from pydantic import ValidationError
+
+    from pareflow.catalog import problem
+    from pareflow.runtime.placement import Link
+    from pareflow.stages import splitting
+
+    try:
+        checked = Link.model_validate(link)
+    except ValidationError as error:
+        problems = "; ".join(problem(e, Link.model_fields) for e in error.errors())
+        raise InputError("the link must be one that can be", problems, "Mend the options") from error
+    run = Run.open(spec.read(config), config, data_dir)
+    return splitting.split(run, checked, most=most, into=into, at=at)
+
+
 def plan(config: Path, data_dir: Path) -> dict[str, Any]:
     """Every candidate, whether it can run here, and whether it is made already."""
     run = Run.open(spec.read(config), config, data_dir)

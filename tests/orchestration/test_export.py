@@ -1,4 +1,4 @@
-"""`pareflow export`: from the registry and from the store to a bundle that runs in an environment of its own."""
+"""`pareflow export`: from the registry and from the store to a bundle that runs by itself."""
 
 import json
 import os
