@@ -122,6 +122,41 @@ def list_all(
 
 
 @app.command()
+def export(
+    target: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, or a pipeline YAML that has a winner")],
+    to: Annotated[Path, typer.Option("--to", help="the archive: .tar.gz or .zip")],
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Write an offline bundle: model, processing, exact requirements, runner, self-test."""
+    set_environment()
+    from flows import commands
+
+    _show(commands.export(target, to, data_dir), tables.exported, as_json)
+
+
+@app.command()
+def split(
+    config: Config,
+    bandwidth_mbit: Annotated[float, typer.Option(help="between device and server, in Mbit/s")],
+    round_trip_ms: Annotated[float, typer.Option(help="of an empty request and its answer")],
+    slower: Annotated[float, typer.Option(help="how many times slower than this machine")] = 1,
+    most: Annotated[int, typer.Option(min=1, help="cuts that are measured, at most")] = 8,
+    write: Annotated[Path | None, typer.Option(help="a new folder for both halves of the chosen row")] = None,
+    at: Annotated[int | None, typer.Option(help="write this row's halves instead")] = None,
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Cut the network between a device and a server, where it answers soonest."""
+    set_environment()
+    from flows import commands
+
+    link = {"bandwidth_mbit": bandwidth_mbit, "round_trip_ms": round_trip_ms, "slower": slower}
+    document = commands.split(config, data_dir, link, most=most, into=write, at=at)
+    _show(document, tables.placements, as_json)
+
+
+@app.command()
 def promote(config: Config, data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
     """Make the challenger of a pipeline champion, if it is not worse than the present one."""
     set_environment()

@@ -84,6 +84,45 @@ def plan(config: Path, data_dir: Path, target: Path | None = None) -> dict[str, 
     return {"pipeline": run.spec.name, "run_id": run.id, **planning.plan(run)}
 
 
+def export(target: str, to: Path, data_dir: Path) -> dict[str, Any]:
+    """The offline bundle of a registered version, or of a pipeline's winner, written to `to`."""
+    from pareflow.serving import archive
+    from pareflow.stages.exporting import export as exported
+    from pareflow.stages.exporting import winner_package
+
+    archive.check_target(to)
+    logs = data_dir / "logs"
+    if not target.startswith("models:"):
+        run = Run.open(spec.read(Path(target)), Path(target), data_dir)
+        return exported(winner_package(run), to, logs)
+    from tasks.tracking import Tracker
+
+    tracker = Tracker.open(data_dir)
+    version = tracker.resolve(target)
+    with tempfile.TemporaryDirectory() as folder:
+        package = tracker.download(version.name, str(version.version), Path(folder))
+        return {"version": str(version.version), **exported(package, to, logs)}
+
+
+def split(
+    config: Path, data_dir: Path, link: Mapping[str, float], *, most: int, into: Path | None, at: int | None
+) -> dict[str, Any]:
+    """Every placement of a network's halves over a link, and the one to take. Raises: InputError."""
+    from pydantic import ValidationError
+
+    from pareflow.catalog import problem
+    from pareflow.runtime.placement import Link
+    from pareflow.stages import splitting
+
+    try:
+        checked = Link.model_validate(link)
+    except ValidationError as error:
+        problems = "; ".join(problem(e, Link.model_fields) for e in error.errors())
+        raise InputError("the link must be one that can be", problems, "Mend the options") from error
+    run = Run.open(spec.read(config), config, data_dir)
+    return splitting.split(run, checked, most=most, into=into, at=at)
+
+
 def init(name: str, parent: Path) -> list[Path]:
     """The files of a new workload folder. Raises: InputError if it is there already."""
     folder = parent / name

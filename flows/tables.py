@@ -78,6 +78,40 @@ def promotion(document: Document, console: Console) -> None:
     )
 
 
+def exported(document: Document, console: Console) -> None:
+    """Where the bundle lies, what it asks for, and how to try it."""
+    pins = ", ".join(document["requirements"])
+    for line in (
+        f"wrote {document['archive']} ({document['size_mib']:.2f} MiB, {len(document['files'])} files)",
+        f"sha256 {document['sha256']}",
+        f"needs Python {document['python']} or later, and {pins}",
+        "unpack it anywhere, and run `python run.py --self-test`; it passed here",
+    ):
+        console.print(escape(line), soft_wrap=True, highlight=False)
+
+
+def placements(document: Document, console: Console) -> None:
+    """Every cut: what crosses, what each side and the transfer take, and which is chosen."""
+    link = document["link"]
+    table = Table(
+        title=f"{document['pipeline']}, batch {document['batch_size']}: {link['bandwidth_mbit']:g} Mbit/s, "
+        f"{link['round_trip_ms']:g} ms, a device {link['slower']:g} times slower than this machine"
+    )
+    device = "device ms (estimated)" if document["device_is_estimated"] else "device ms"
+    for heading in ("", "layer", "bytes", device, "transfer ms (estimated)", "server ms", "total ms", ""):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for position, row in enumerate(document["placements"]):
+        times = [_estimate(row[name]) for name in ("device_ms", "server_ms", "total_ms")]
+        cells = [str(position), row["layer"], f"{row['bytes']:,.0f}", times[0], f"{row['transfer_ms']:.3g}"]
+        last = row["reason"] or ("chosen" if row["chosen"] else "")
+        table.add_row(*map(escape, [*cells, *times[1:], last]), style="bold green" if row["chosen"] else None)
+    console.print(table)
+    if document["left_out"]:
+        console.print(f"{len(document['left_out'])} more cuts were not measured: raise --most")
+    if document["written"]:
+        console.print(escape(f"both halves are in {document['written']}"), soft_wrap=True, highlight=False)
+
+
 def rejudged(document: Document, console: Console) -> None:
     """A registered version: every clause then and now, what changed around it, and whether it holds."""
     title = f"models:/{document['name']}/{document['version']}: {document['recipe']}"
@@ -188,6 +222,10 @@ def _sweep(points: Sequence[Document]) -> Table:
         latencies = (f"{side[name]:.3g}" for side in found for name in ("p50", "p99"))
         table.add_row(*axes, *latencies, f"{point['winner']['throughput']:.4g}", _interval(point["speedup"]))
     return table
+
+
+def _estimate(interval: Document | None) -> str:
+    return "" if interval is None else f"{interval['estimate']:.3g}"
 
 
 def _interval(interval: Document) -> str:

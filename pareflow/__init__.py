@@ -3,7 +3,7 @@
 Importing it fills the catalog; heavy libraries are imported by the members when they are used.
 """
 
-from pareflow import compiler, huggingface, model, onnx_file
+from pareflow import compiler, huggingface, model, onnx_file, runtime
 
-__all__ = ["compiler", "huggingface", "model", "onnx_file"]
+__all__ = ["compiler", "huggingface", "model", "onnx_file", "runtime"]
 __version__ = "0.1.0"

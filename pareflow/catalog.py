@@ -10,13 +10,15 @@ import inspect
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
 
 from pareflow.errors import SpecError
 from pareflow.variant import Recipe, Step, digest
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 class Member(BaseModel):
@@ -99,6 +101,7 @@ def installed_version(distribution: str) -> str | None:
 
 TECHNIQUES: dict[str, type[Member]] = {}
 BACKENDS: dict[str, type[Member]] = {}
+POLICIES: dict[str, type[Member]] = {}
 WORKLOADS: dict[str, type[Member]] = {}
 
 
@@ -148,7 +151,7 @@ def unknown(name: str, known: Any, kind: str) -> str:
     )
 
 
-def problem(error: ErrorDetails, fields: Any) -> str:
+def problem(error: "ErrorDetails", fields: Any) -> str:
     """One pydantic error as `where: law, but got input`, with a suggestion where a key is unknown."""
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":

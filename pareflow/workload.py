@@ -207,6 +207,10 @@ class Workload(Member, ABC):
     def postprocess(self, outputs: Arrays) -> np.ndarray:
         """Predictions, one per sample, from the network's outputs."""
 
+    def class_names(self) -> Sequence[str] | None:
+        """The names of the classes, where predictions are positions among them; the default is None."""
+        return None
+
     def dynamic_axes(self) -> dict[str, dict[int, str]]:
         """Per input and output, which axes vary, by name. The default: the batch, and nothing else."""
         return {}

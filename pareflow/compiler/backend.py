@@ -1,27 +1,16 @@
 """Level 2, the compiler: the interface of what turns a network into an executable, and runs it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from pareflow.catalog import BACKENDS, Member
-from pareflow.measurement import Ran
 from pareflow.network import Form
-from pareflow.workload import Arrays
+from pareflow.session import Session
 
-
-class Session(Protocol):
-    """A loaded executable: named arrays in, named arrays out."""
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        """Outputs by name; the first axis of every array is the batch."""
-
-    def ran(self) -> Ran:
-        """What really executes (law 10), read back from the runtime."""
+__all__ = ["Backend", "Session"]
 
 
 class Backend(Member, ABC):

@@ -197,6 +197,9 @@ class HuggingFace(Workload):
         predictions: np.ndarray = logits.argmax(axis=1)
         return predictions
 
+    def class_names(self) -> list[str]:
+        return self.classes
+
     def dynamic_axes(self) -> dict[str, dict[int, str]]:
         """The batch; for texts that are not padded to one length, the sequence too."""
         varying = {0: "batch", 1: "sequence"} if self.text_column and not self.pad_to_length else {0: "batch"}

@@ -59,10 +59,14 @@ class PackagedModel:
                     f"`{name}` differs by {error:g} of the largest",
                     "It runs differently here: judge it again in this environment",
                 )
-        if self.predict(samples).tolist() != golden["predictions"]:
-            raise BadOutputError(
-                "a packaged model must repeat its golden predictions", "it does not", "Judge it again here"
-            )
+        pairs = enumerate(zip(golden["predictions"], self.predict(samples).tolist(), strict=True))
+        for position, (expected, found) in pairs:
+            if found != expected:
+                raise BadOutputError(
+                    "a packaged model must repeat its golden predictions",
+                    f"for sample {position} it answers {found}, not {expected}",
+                    "Judge it again here",
+                )
 
     def _raw(self, samples: Any) -> Samples:
         if hasattr(samples, "iloc"):

@@ -23,6 +23,7 @@ from pareflow.measuring.network_facts import network_facts
 from pareflow.measuring.quality import Answers, Metric, evaluate_quality, find_metric, predict
 from pareflow.model.technique import Technique
 from pareflow.network import Form
+from pareflow.serving import halves
 from pareflow.serving.model import as_json, write_manifest
 from pareflow.store import MANIFEST, Store
 from pareflow.variant import Recipe, Step, Variant, digest
@@ -36,6 +37,9 @@ PLAIN: tuple[Form, ...] = ("torch", "onnx")
 
 FEEDS = 32
 """Batches of real inputs that a measurement cycles through."""
+
+SPLIT_FEEDS = 4
+"""Batches of real inputs that the halves of a split network are measured with."""
 
 
 def describe(
@@ -384,3 +388,26 @@ def _applying(technique: Technique, source: Path, workload: LoadedWorkload) -> A
 def artifact_size_mib(artifact: Path) -> float:
     """The size of what must be shipped to run it."""
     return sum(path.stat().st_size for path in artifact.iterdir() if path.name != "manifest.json") / 2**20
+
+
+def cut(
+    reference: Mapping[str, Any],
+    folder: str,
+    root: str,
+    key: str,
+    backend: Mapping[str, Any],
+    batch_size: int,
+    most: int,
+) -> None:
+    """The original's ONNX graph in two, at each layer that is worth it; see `serving/halves.py`."""
+    workload, store = _loaded(reference, folder, root)
+    variant = original(workload.digest)
+    trained = store.find(variant.id)
+    assert trained is not None  # the baseline stage made it
+    source, _ = _in_form("onnx", trained, variant, workload, store)
+    member = find(BACKENDS, Step.from_json(backend), "backend")
+    assert isinstance(member, Backend)
+    batches = list(workload.feeds("search", batch_size, SPLIT_FEEDS * batch_size))
+    whole = [b for b in batches if len(next(iter(b.values()))) == batch_size]
+    given = [*(whole or [workload.example(batch_size)]), workload.example(batch_size + 1)]
+    store.ensure(key, lambda into: halves.write_all(source, given, member, most, into))

@@ -56,15 +56,14 @@ def measure(
 
 def measuring_key(run: Run, rows: Sequence[Row], protocol: Protocol, inputs: Inputs | None = None) -> str:
     """Names a measurement by all that it depends on: variants, machine, inputs, protocol, instrument."""
-    instrument = [file_digest(_INSTRUMENT / name) for name in ("arena.py", "contestant.py", "stopwatch.py")]
     inputs = inputs or Inputs(run.spec.sla.batch_size)
     return digest(
         "measure",
         [row.id for row in rows],
         run.environment.fingerprint,
         feeds_key(run.facts.digest, inputs.batch_size, inputs.length),
-        _document(protocol),
-        instrument,
+        document_of(protocol),
+        instrument(),
     )
 
 
@@ -102,5 +101,10 @@ def _gone(what: str) -> PareflowError:
     )
 
 
-def _document(protocol: Protocol) -> Mapping[str, Any]:
+def instrument() -> list[str]:
+    """A digest of each file that times."""
+    return [file_digest(_INSTRUMENT / name) for name in ("arena.py", "contestant.py", "stopwatch.py")]
+
+
+def document_of(protocol: Protocol) -> Mapping[str, Any]:
     return {name: getattr(protocol, name) for name in protocol.__slots__}

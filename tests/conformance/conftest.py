@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import pareflow  # noqa: F401  (fills the catalog)
-from pareflow.catalog import BACKENDS, TECHNIQUES, Member
+from pareflow.catalog import BACKENDS, POLICIES, TECHNIQUES, Member
 from pareflow.compiler.torch_compile import TorchCompile
 from pareflow.compiler.worker import WorkerBackend
 
@@ -70,22 +70,24 @@ def _marks(member: Member, twice: bool) -> list[pytest.MarkDecorator]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`technique` and `backend` run through the members that can run here, `cls` through all classes."""
+    """`technique`, `backend` and `policy` run through the members that can run here, `cls` through all."""
     if "technique" in metafunc.fixturenames:
         metafunc.parametrize("technique", list(configured(TECHNIQUES)))
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize(
             "backend", list(configured(BACKENDS, twice="twice" in metafunc.function.__name__))
         )
+    if "policy" in metafunc.fixturenames:
+        metafunc.parametrize("policy", list(configured(POLICIES)))
     if "cls" in metafunc.fixturenames:
-        classes = {**TECHNIQUES, **BACKENDS}
+        classes = {**TECHNIQUES, **BACKENDS, **POLICIES}
         metafunc.parametrize("cls", list(classes.values()), ids=list(classes))
     if "refused" in metafunc.fixturenames:
         metafunc.parametrize(
             ("member", "refused"),
             [
                 pytest.param(cls, {**required(cls), setting: value}, id=f"{name}-{setting}={value}")
-                for name, cls in {**TECHNIQUES, **BACKENDS}.items()
+                for name, cls in {**TECHNIQUES, **BACKENDS, **POLICIES}.items()
                 for setting, schema in cls.model_json_schema().get("properties", {}).items()
                 for value in wrong(schema)
             ],

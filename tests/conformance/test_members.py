@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import yaml
 
-from pareflow.catalog import BACKENDS, TECHNIQUES, Member, find
+from pareflow.catalog import BACKENDS, POLICIES, TECHNIQUES, Member, find
 from pareflow.errors import SpecError
 from pareflow.network import FORMS
 from pareflow.variant import Step
 
 
 def family_of(cls: type[Member]) -> tuple[dict[str, type[Member]], str]:
-    return (TECHNIQUES, "technique") if cls in TECHNIQUES.values() else (BACKENDS, "backend")
+    families = ((TECHNIQUES, "technique"), (BACKENDS, "backend"), (POLICIES, "policy"))
+    return next((family, kind) for family, kind in families if cls in family.values())
 
 
 def test_name_is_snake_case_and_the_key_of_its_family(cls: type[Member]) -> None:
@@ -23,7 +24,8 @@ def test_name_is_snake_case_and_the_key_of_its_family(cls: type[Member]) -> None
 
 
 def test_form_is_one_of_the_forms(cls: type[Member]) -> None:
-    assert getattr(cls, "form") in FORMS  # noqa: B009 (both families have it)
+    if cls not in POLICIES.values():  # which wrap whatever is loaded
+        assert getattr(cls, "form") in FORMS  # noqa: B009 (both other families have it)
 
 
 def test_docstring_says_what_it_does_and_a_technique_where_it_is_from(cls: type[Member]) -> None:
@@ -56,6 +58,10 @@ def test_technique_comes_back_from_its_step(technique: Member) -> None:
 
 def test_backend_comes_back_from_its_step(backend: Member) -> None:
     comes_back(backend)
+
+
+def test_policy_comes_back_from_its_step(policy: Member) -> None:
+    comes_back(policy)
 
 
 def test_setting_that_is_out_of_range_is_a_typed_error(member: type[Member], refused: dict[str, Any]) -> None:

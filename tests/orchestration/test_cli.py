@@ -29,7 +29,10 @@ for words in (["--help"], ["optimize", "--help"]):
     assert CliRunner().invoke(app, words).exit_code == 0
 print(sorted({"torch", "mlflow", "prefect", "onnxruntime", "pandas"} & set(sys.modules)))
 """
-COMMANDS = ("init", "check", "plan", "optimize", "report", "list", "promote", "rollback", "doctor")
+COMMANDS = (
+    *("init", "check", "plan", "optimize", "report", "list", "export", "split"),
+    *("promote", "rollback", "doctor"),
+)
 
 
 def printed(*words: object) -> Any:

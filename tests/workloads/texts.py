@@ -66,5 +66,8 @@ class Texts(Workload):
         predictions: np.ndarray = outputs["output"].argmax(axis=1)
         return predictions
 
+    def class_names(self) -> tuple[str, ...]:
+        return ("b prevails", "a prevails")
+
     def given(self) -> dict[str, Path]:
         return {path.stem.partition("-")[0]: path for path in self.folder.glob("simple-texts.onnx")}

@@ -1,0 +1,6 @@
+"""Level 3: policies, which decide how requests meet a session. One line per member."""
+
+from pareflow.runtime.caching import ExactCache
+from pareflow.runtime.policy import Policy
+
+__all__ = ["ExactCache", "Policy"]

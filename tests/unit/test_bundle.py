@@ -1,0 +1,291 @@
+"""The offline bundle: it runs on the runtime alone, says what is damaged, and is the same bytes each time."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pareflow.errors import EnvironmentUnfitError, InputError, WorkloadError
+from pareflow.serving import alone, bundle, distributions, runner
+from pareflow.serving.model import verified, write_manifest
+from pareflow.stages import jobs
+from pareflow.stages.building import variant_of
+from pareflow.stages.exporting import export
+from pareflow.stages.registration import golden
+from pareflow.store import Store
+from pareflow.variant import Recipe, Step
+
+Packaged = Callable[..., Path]
+Done = subprocess.CompletedProcess[str]
+ONNXRUNTIME = Step("onnxruntime", {"threads": 1})
+
+
+@pytest.fixture(scope="session")
+def packaged(workloads: Path, tmp_path_factory: pytest.TempPathFactory) -> Packaged:
+    """The package of a tiny workload as a backend runs it; not to be changed."""
+    root = tmp_path_factory.mktemp("store")
+
+    def made(name: str, backend: Step = ONNXRUNTIME) -> Path:
+        key = f"package-{name}-{backend.name}"
+        found = Store(root).find(key)
+        if found is None:
+            about = ({"file": {"path": f"{name}.py"}}, str(workloads), str(root))
+            workload, store = jobs._loaded(*about)
+            recipe = Recipe((), backend)
+            jobs.train(*about)
+            jobs.build(*about, recipe.to_json())
+            variant = variant_of(recipe, workload.digest).id
+            pins = distributions.closure(["numpy", "psutil", "pydantic", "onnxruntime"])
+            lineage = {
+                "pipeline": name,
+                "variant": variant,
+                "recipe": recipe.to_json(),
+                "environment": {"processor": "this one"},
+                "requirements": [f"{name}=={version}" for name, version in pins.items()],
+            }
+            jobs.package(*about, key, variant, lineage)
+            found = store.find(key)
+        assert found is not None
+        return found
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def exported(packaged: Packaged, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The unpacked bundle of a tiny workload; not to be changed."""
+    made: dict[str, Path] = {}
+
+    def unpacked(name: str) -> Path:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("exported")
+            export(packaged(name), folder / "bundle.tar.gz", folder)
+            with tarfile.open(folder / "bundle.tar.gz") as file:
+                file.extractall(folder, filter="data")
+            made[name] = folder / name
+        return made[name]
+
+    return unpacked
+
+
+@pytest.fixture
+def own(exported: Callable[[str], Path], tmp_path: Path) -> Path:
+    """The bundle of the images for one test to change."""
+    return Path(shutil.copytree(exported("images"), tmp_path / "own"))
+
+
+def run(folder: Path, *words: str, given: str | None = None) -> Done:
+    """The bundle's runner in a fresh interpreter that sees nothing of this checkout."""
+    command = [sys.executable, "-I", str(folder / "run.py"), *words]
+    return subprocess.run(command, cwd="/", capture_output=True, text=True, input=given, check=False)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["images", "texts"])
+def test_self_test_passes_on_numpy_and_onnxruntime_alone(name: str, exported: Callable[[str], Path]) -> None:
+    """No pareflow of ours, no torch, no pydantic: nothing but the runtime's own closure can be imported."""
+    folder = exported(name)
+    modules = distributions.modules(distributions.closure(["numpy", "onnxruntime"]))
+    assert not {"torch", "pydantic", "pareflow", "psutil", "onnx"} & set(modules)
+    seen = bundle.self_test(folder, modules)
+    assert {"code/pydantic.py", "code/pareflow/serving/model.py"} <= set(seen["files"])
+    assert run(folder, "--self-test").returncode == 0
+
+
+def test_what_is_shut_out_cannot_be_imported(tmp_path: Path) -> None:
+    """The guard of the test above."""
+    (tmp_path / "run.py").write_text("import torch")
+    command = [sys.executable, "-I", alone.__file__, '["numpy"]', str(tmp_path / "run.py"), "seen.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "No module named 'torch'" in done.stderr
+
+
+def test_predictions_are_those_of_the_package(
+    exported: Callable[[str], Path], packaged: Packaged, tmp_path: Path
+) -> None:
+    expected = golden(packaged("images"))
+    np.save(tmp_path / "images.npy", np.asarray(expected["samples"], dtype=np.float32))
+    (tmp_path / "images.json").write_text(json.dumps(expected["samples"]))
+    done = run(exported("images"), str(tmp_path / "images.npy"), str(tmp_path / "images.json"))
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert answers == [{"predictions": expected["predictions"]}] * 2
+
+
+def test_labels_are_told_and_equal_requests_are_answered_from_the_cache(
+    exported: Callable[[str], Path], packaged: Packaged
+) -> None:
+    expected = golden(packaged("texts"))
+    line = json.dumps(expected["samples"])
+    done = run(exported("texts"), "-", "--cache-mib", "1", given=f"{line}\n{line}\n{line}\n")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    names = ("b prevails", "a prevails")
+    labels = [names[prediction] for prediction in expected["predictions"]]
+    assert answers == [{"predictions": expected["predictions"], "labels": labels}] * 3
+    assert "cache: 2 hits, 1 misses" in done.stderr
+
+
+def test_an_input_that_cannot_be_read_is_told(exported: Callable[[str], Path]) -> None:
+    for words, said in (
+        (["images.csv"], "must end in .npy"),
+        (["/absent.npy"], "/absent.npy"),
+        ([], "usage"),
+    ):
+        done = run(exported("images"), *words)
+        assert done.returncode != 0
+        assert said in done.stderr
+
+
+def test_requirements_are_exact_and_every_one_has_its_licence(exported: Callable[[str], Path]) -> None:
+    folder = exported("images")
+    pins = dict(line.split("==") for line in (folder / "requirements.txt").read_text().split())
+    assert {"numpy", "onnxruntime", "protobuf"} <= set(pins)
+    assert not {"torch", "pydantic", "pareflow", "psutil"} & set(pins)
+    listed = json.loads((folder / "licences.json").read_text())
+    assert [entry["name"] for entry in listed] == ["pareflow", *pins]
+    assert {entry["name"]: entry["licence"] for entry in listed}["onnxruntime"] == "MIT License"
+    assert not [entry for entry in listed if "not stated" in entry["licence"]]
+
+
+def test_a_flipped_bit_or_a_missing_file_is_named(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    """Of every file of the bundle."""
+    whole = exported("texts")
+    for path in (path for path in whole.rglob("*") if path.is_file()):
+        name = path.relative_to(whole).as_posix()
+        folder = Path(shutil.copytree(whole, tmp_path / "copy", dirs_exist_ok=True))
+        flip(folder / name)
+        assert [told for told in runner.damages(folder) if told.startswith(name)], name
+        (folder / name).unlink()
+        assert [told for told in runner.damages(folder) if told.startswith(name)], name
+    assert runner.damages(whole) == []
+
+
+@pytest.mark.parametrize("name", ["package/artifact/model.onnx", "requirements.txt", "checksums.sha256"])
+def test_the_runner_of_a_damaged_bundle_names_the_file_and_exits_1(name: str, own: Path) -> None:
+    flip(own / name)
+    done = run(own, "--self-test")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"error: {name} is not what was exported" in done.stderr
+    (own / name).unlink()
+    done = run(own, "--self-test")
+    assert done.returncode == 1
+    assert name in done.stderr
+
+
+def resealed(package: Path, document: dict[str, Any]) -> None:
+    """Write the manifest anew, as if the package had been made so."""
+    (package / "model.json").unlink()
+    write_manifest(package, {name: value for name, value in document.items() if name != "files"})
+
+
+@pytest.mark.parametrize(
+    ("part", "said"), [("outputs", "`output` differs by"), ("predictions", "for sample 3 it answers")]
+)
+def test_golden_answers_that_are_not_repeated_are_told(own: Path, part: str, said: str) -> None:
+    """As where another processor rounds otherwise: all files are whole, and the answers differ."""
+    document, answers = verified(own / "package"), golden(own / "package")
+    changed = answers["outputs"]["output"] if part == "outputs" else answers["predictions"]
+    changed[3] = [100.0] * 4 if part == "outputs" else changed[3] + 1
+    (own / "package" / "golden.json").write_text(json.dumps(answers))
+    resealed(own / "package", document)
+    bundle.seal(own)
+    done = run(own, "--self-test")
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+def test_what_is_not_installed_is_told(own: Path) -> None:
+    with (own / "requirements.txt").open("a") as file:
+        file.write("no-such-runtime==1.0\n")
+    bundle.seal(own)
+    done = run(own, "--self-test")
+    assert done.returncode == 1
+    assert "no-such-runtime==1.0 must be installed" in done.stderr
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".zip"])
+def test_the_same_package_gives_the_same_bytes(packaged: Packaged, tmp_path: Path, suffix: str) -> None:
+    paths = [tmp_path / f"{name}{suffix}" for name in ("first", "second")]
+    documents = [export(packaged("images"), path, tmp_path) for path in paths]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert documents[0]["sha256"] == documents[1]["sha256"]
+    if suffix == ".zip":
+        with zipfile.ZipFile(paths[0]) as file:
+            names = file.namelist()
+    else:
+        with tarfile.open(paths[0]) as archive:
+            names = archive.getnames()
+            assert {(entry.mtime, entry.uid, entry.uname) for entry in archive} == {(0, 0, "")}
+    assert names == [f"images/{name}" for name in documents[0]["files"]]
+
+
+def test_coreutils_read_the_checksums(exported: Callable[[str], Path]) -> None:
+    if shutil.which("sha256sum") is None:
+        pytest.skip("needs sha256sum")
+    command = ["sha256sum", "--check", "--quiet", "--strict", "checksums.sha256"]
+    done = subprocess.run(command, cwd=exported("images"), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_openvino_goes_offline_with_what_its_backend_imports(packaged: Packaged, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    package = packaged("images", Step("openvino", {"threads": 1}))
+    document = export(package, tmp_path / "bundle.zip", tmp_path)
+    names = {pin.partition("==")[0] for pin in document["requirements"]}
+    assert {"openvino", "psutil"} <= names
+
+
+def test_a_backend_that_runs_in_torch_cannot_go_offline(packaged: Packaged, tmp_path: Path) -> None:
+    package = packaged("images", Step("torch_eager", {"threads": 1}))
+    with pytest.raises(InputError, match="`torch_eager` does not: it runs in torch"):
+        export(package, tmp_path / "bundle.zip", tmp_path)
+    assert list(tmp_path.glob("bundle*")) == []
+
+
+@pytest.mark.parametrize("name", ["bundle.rar", "absent/bundle.zip", "folder.zip", "file/bundle.zip"])
+def test_an_archive_that_cannot_be_written_is_an_input_error(
+    packaged: Packaged, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "folder.zip").mkdir()
+    (tmp_path / "file").write_text("where a folder is asked for")
+    with pytest.raises(InputError):
+        export(packaged("images"), tmp_path / name, tmp_path)
+
+
+def test_a_damaged_package_is_not_exported(packaged: Packaged, tmp_path: Path) -> None:
+    package = Path(shutil.copytree(packaged("images"), tmp_path / "package"))
+    (package / "artifact" / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(InputError, match="as it was packaged"):
+        export(package, tmp_path / "bundle.zip", tmp_path)
+
+
+def test_processing_that_imports_what_no_one_named_is_told(packaged: Packaged, tmp_path: Path) -> None:
+    ignore = shutil.ignore_patterns("manifest.json")
+    package = Path(shutil.copytree(packaged("images"), tmp_path / "package", ignore=ignore))
+    document = verified(package)
+    code = package / "workload" / "images.py"
+    code.write_text(code.read_text().replace("import numpy as np", "import numpy as np\nimport scipy.stats"))
+    resealed(package, document)
+    with pytest.raises(WorkloadError, match=r"'scipy'.*serving_requires"):
+        export(package, tmp_path / "bundle.zip", tmp_path)
+
+
+def test_other_versions_than_those_it_was_judged_with_are_refused(packaged: Packaged, tmp_path: Path) -> None:
+    package = Path(shutil.copytree(packaged("images"), tmp_path / "package"))
+    resealed(package, {**verified(package), "requirements": ["numpy==1.0"]})
+    with pytest.raises(EnvironmentUnfitError, match=r"numpy is .* here, and was 1\.0"):
+        export(package, tmp_path / "bundle.zip", tmp_path)
