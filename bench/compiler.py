@@ -7,8 +7,8 @@ import recipes
 from claims import Claim, main
 
 from pareflow.compiler.graph_passes import PASSES
-from pareflow.compiler.graph_report import graph_report
 from pareflow.compiler.onnxruntime import OnnxRuntime
+from pareflow.measuring.graph_report import graph_report
 from pareflow.stages import optimization
 from pareflow.stages.run import Row
 

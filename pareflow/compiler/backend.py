@@ -1,6 +1,7 @@
 """Level 2, the compiler: the interface of what turns a network into an executable, and runs it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 

@@ -14,11 +14,11 @@ import pareflow  # noqa: F401  (fills the catalog)
 from pareflow import network
 from pareflow.catalog import BACKENDS, TECHNIQUES, find
 from pareflow.compiler.backend import Backend
-from pareflow.compiler.graph_report import graph_report
 from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.errors import EnvironmentUnfitError, TransientError, WorkloadError
 from pareflow.hardware.counters import counted
 from pareflow.measuring import arena, breakdown, operators
+from pareflow.measuring.graph_report import graph_report
 from pareflow.measuring.network_facts import network_facts
 from pareflow.measuring.quality import Answers, Metric, evaluate_quality, find_metric, predict
 from pareflow.model.technique import Technique

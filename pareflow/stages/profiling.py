@@ -58,7 +58,7 @@ def _stages(run: Run, strong: Row) -> dict[str, Any]:
 def _graph(run: Run, strong: Row) -> dict[str, Any]:
     """Nodes before and after graph optimization, and what they were fused into."""
     settings = {"variant": strong.id, "threads": strong.threads}
-    return measured(run, "graph", settings, "graph.json", "compiler/graph_report.py")
+    return measured(run, "graph", settings, "graph.json", "measuring/graph_report.py")
 
 
 def _operators(run: Run, strong: Row) -> tuple[dict[str, Any], dict[str, str]]:

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from pareflow.compiler.backend import Backend
 from pareflow.compiler.graph_passes import NEEDED, PASSES, Pass, switched_off
-from pareflow.compiler.graph_report import graph_report
 from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.compiler.openvino import OpenVino
+from pareflow.measuring.graph_report import graph_report
 from pareflow.network import FILES, Form
 from pareflow.workload import Arrays, LoadedWorkload
 
