@@ -39,7 +39,7 @@ class Recorded:
         return [provider if isinstance(provider, str) else provider[0] for provider in self.providers]
 
     def get_inputs(self) -> list[Any]:
-        return [SimpleNamespace(name="images")]
+        return [SimpleNamespace(name="images", type="tensor(float)", shape=["batch", 1, 8, 8])]
 
     def get_outputs(self) -> list[Any]:
         return [SimpleNamespace(name="output")]
