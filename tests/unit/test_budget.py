@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -216,3 +217,13 @@ def test_a_backend_that_the_device_does_not_run_does_not_fit() -> None:
 def test_other_numbers_than_the_graphs_are_counted_as_bytes() -> None:
     """A quarter of the activations, and no more weights than the files hold."""
     assert FACTS.narrowest(0.25) == NetworkFacts(2**18, 2**16, {"int8": 8_000_000}, ("Conv", "Relu"))
+
+
+@needs_keywords
+def test_the_keyword_network_keeps_its_accuracy_in_int8() -> None:
+    """On all 1000 samples, as the device would answer them: integers throughout."""
+    stored = np.load(KEYWORDS / "kws01_eval.npz")
+    inputs = (stored["features_int8"].astype(np.float32) - 83) * 0.5847029
+    session = ort.InferenceSession(KEYWORDS / "kws_dscnn_int8_qdq.onnx", providers=["CPUExecutionProvider"])
+    (answers,) = session.run(None, {"input_1": inputs.astype(np.float32)})
+    assert float((answers.argmax(axis=1) == stored["labels"]).mean()) >= 0.90
