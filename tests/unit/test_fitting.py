@@ -148,7 +148,7 @@ def test_facts_of_a_network_that_left_the_graph_are_counted_as_bytes(trained: An
     run = on(trained.run, ROOMY.model_copy(update={"units": (everywhere,)}))
     plain = made(run, Row(BASIC)).fit
     chosen = made(run, Row(Recipe((), Step("openvino")))).fit
-    assert chosen.needed("least_ms") == pytest.approx(plain.needed("least_ms") / 4)
+    assert chosen.needed("least_ms") < plain.needed("least_ms")
     assert chosen.needed("memory") < plain.needed("memory")
 
 
