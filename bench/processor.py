@@ -1,7 +1,7 @@
 """Settings of the system around one executable: huge pages, malloc's arenas, another allocator.
 
 Each is the same artifact in a process with another environment, timed in interleaved blocks beside the
-plain one, and pinned as every timing is. pareflow sets none of them by itself: what does not help is no option.
+plain one, and pinned as every timing is. pareflow sets none of them: what does not help is no option.
 """
 
 import os

@@ -151,9 +151,10 @@ def test_a_small_variant_fits_and_its_estimates_say_so() -> None:
         "memory": 0.75,
         "operators": 0,
         "least_ms": 2.0,
+        "power": 2,
         "energy": 0.004,
     }
-    assert [need.name for need in fit.needs if need.estimated] == ["memory", "least_ms", "energy"]
+    assert [need.name for need in fit.needs if need.estimated] == ["memory", "least_ms", "power", "energy"]
     assert all("estimated" in need.words for need in fit.needs if need.estimated)
     assert fit.runs_by == "slow: a; fast: b"
 

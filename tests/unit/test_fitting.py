@@ -81,6 +81,7 @@ def test_a_variant_that_fits_says_by_what_it_would_run_and_what_is_estimated(tra
         "storage": False,
         "memory": True,
         "least_ms": True,
+        "power": True,
         "energy": True,
     }
     assert row.fit.needed("storage") == row.size_mib
@@ -200,6 +201,13 @@ def test_energy_that_is_only_estimated_never_passes(good: Evidence, limit: float
     found = checks({"energy": {"max_j": limit}}, evidence)["energy.max_j"]
     assert (found.decision, found.estimate) == ("inconclusive", 0.01)
     assert "about 0.01, and no bound on it; estimated, not measured on roomy" in found.reason
+
+
+@pytest.mark.parametrize(("limit", "decision"), [(4.9, "inconclusive"), (5.0, "promote")])
+def test_power_is_bounded_by_what_the_device_can_draw(good: Evidence, limit: float, decision: str) -> None:
+    found = checks({"energy": {"max_w": limit}}, dataclasses.replace(good, fit=FIT))["energy.max_w"]
+    assert (found.decision, found.estimate) == (decision, 5.0)
+    assert "estimated, not measured on roomy" in found.reason
 
 
 def test_latency_here_is_told_as_such_and_rejected_where_the_device_cannot(good: Evidence) -> None:
