@@ -30,6 +30,10 @@ _UNITS = {"do_no_harm": "loads", "throughput.min_per_s": "loads"}
 """What the samples of a check are, where they are not single requests or inputs."""
 
 
+_ESTIMATED = {"memory.max_mib": "memory", "energy.max_j": "energy", "energy.max_w": "power"}
+"""Clauses that bear on the device alone, and which of its needs tells of them where it is not at hand."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """All that is known of one finalist; what is None was not measured.
@@ -168,12 +172,13 @@ def _measured(clause: str, evidence: Evidence, confidence: float) -> Interval | 
             return intervals.tail_ratio_interval(measurement.loads_ms, confidence)
         case "throughput.min_per_s":
             return throughput_interval(measurement, confidence)
-    if evidence.fit is not None and clause in ("memory.max_mib", "energy.max_j"):
+    if evidence.fit is not None and clause in _ESTIMATED:
         return _estimated(clause, evidence.fit, measurement)
     exact = {
         "size.max_mib": measurement.size_mib,
         "memory.max_mib": measurement.peak_memory_mib,
         "energy.max_j": measurement.energy_j,
+        "energy.max_w": measurement.power_w,
     }
     return _exact(exact[clause])
 
@@ -181,14 +186,16 @@ def _measured(clause: str, evidence: Evidence, confidence: float) -> Interval | 
 def _estimated(clause: str, fit: Fit, measurement: Measurement) -> Interval | None:
     """What another device needs, as far as that can be told without it; None where it cannot.
 
-    Memory lies between the least that any runtime needs and the peak of the whole process here; of energy
-    there is an estimate and no bound, so that it cannot pass.
+    Memory lies between the least that any runtime needs and the peak of the whole process here; power lies
+    below what the device can draw; of energy there is an estimate and no bound, so that it cannot pass.
     """
-    needs = fit.needed("memory" if clause == "memory.max_mib" else "energy")
+    needs = fit.needed(_ESTIMATED[clause])
     if needs is None:
         return None
     if clause == "energy.max_j":
         return Interval(needs, None, None, samples=0)
+    if clause == "energy.max_w":
+        return Interval(needs, None, needs, samples=1)
     return Interval(needs, needs, measurement.peak_memory_mib, samples=1)
 
 
@@ -198,11 +205,9 @@ def elsewhere(check: Check, fit: Fit) -> Check:
     A time passes by what this machine did (law 8: the verdict is its own), and is rejected where the device
     cannot be so fast at its peak rates.
     """
-    if check.clause in ("memory.max_mib", "energy.max_j"):
-        told = (
-            "estimated" if check.clause == "energy.max_j" else "estimated, up to the peak of the process here"
-        )
-        return replace(check, reason=f"{check.reason}; {told}, not measured on {fit.device}")
+    if check.clause in _ESTIMATED:
+        bound = ", up to the peak of the process here" if check.clause == "memory.max_mib" else ""
+        return replace(check, reason=f"{check.reason}; estimated{bound}, not measured on {fit.device}")
     if not check.clause.startswith(("latency.", "load.", "throughput.")):
         return check
     least = fit.needed("least_ms")

@@ -131,6 +131,11 @@ class Measurement:
             return None
         return self.cpu_ms / float(np.mean(self.samples_ms)) / self.ran.threads
 
+    @property
+    def power_w(self) -> float | None:
+        """Mean power in watts while requests were answered; None where energy is not counted."""
+        return None if self.energy_j is None else self.energy_j * 1000 / float(np.mean(self.samples_ms))
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

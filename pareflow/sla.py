@@ -86,9 +86,10 @@ class MemoryClause(_Clause):
 
 
 class EnergyClause(_Clause):
-    """How much energy one request may take, where a counter exists."""
+    """How much energy one request may take, and what power may be drawn meanwhile, where a counter exists."""
 
-    max_j: Limit
+    max_j: Limit | None = None
+    max_w: Limit | None = None
 
 
 class SLA(BaseModel):

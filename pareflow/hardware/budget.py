@@ -157,6 +157,9 @@ def _rate(facts: NetworkFacts | None, profile: DeviceProfile, backend: str) -> l
     least = None if facts is None else least_ms(facts, profile, backend)
     time = "unknown" if least is None else f"at least {least:.3g} ms a request (estimated from peak rates)"
     found = [Need("least_ms", "ms", least, None, estimated=True, words=time)]
+    if profile.power_w is not None:
+        words = f"{profile.power_w:g} W at most (estimated: all that the device draws)"
+        found.append(Need("power", "W", profile.power_w, None, estimated=True, words=words))
     if least is not None and profile.power_w is not None:
         joules = profile.power_w * least / 1000
         words = f"about {joules:.2g} J a request (estimated: {profile.power_w:g} W for its least time)"

@@ -27,9 +27,18 @@ _NAMES = {
     "size.max_mib": "the size",
     "memory.max_mib": "the peak memory",
     "energy.max_j": "the energy per request",
+    "energy.max_w": "the power",
     "do_no_harm": "the gain over the baseline",
 }
-_UNITS = {"_ms": "ms", "_mib": "MiB", "_per_s": "samples/s", "_j": "J", "_p50": "×", "do_no_harm": "×"}
+_UNITS = {
+    "_ms": "ms",
+    "_mib": "MiB",
+    "_per_s": "samples/s",
+    "_j": "J",
+    "_w": "W",
+    "_p50": "×",
+    "do_no_harm": "×",
+}
 
 
 def named(check: Record) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from math import prod
 from typing import Any, Literal
 
 from pareflow.catalog import TECHNIQUES
@@ -36,7 +37,7 @@ NARROW: Mapping[str, str] = {
 
 
 def plan(run: Run) -> dict[str, Any]:
-    """The accelerator to use first, and the candidates: what takes least effort first, then what can gain most.
+    """The accelerator to use, and the candidates: what takes least effort first, then what can gain most.
 
     Gains are bounds, and estimates: of a family by Amdahl's law where a profile of this run is at hand, of a
     narrower precision by the ratio of the peak rates that the target's profile tells.
@@ -47,7 +48,7 @@ def plan(run: Run) -> dict[str, Any]:
 
 
 def accelerator(run: Run) -> dict[str, str]:
-    """`name` of what should compute, and `why`; of the target's device where there is one, else of this one."""
+    """`name` of what should compute, and `why`; of the target's device where there is one, else here."""
     profile = run.spec.target.profile
     if profile is not None:
         strongest = max(profile.units, key=lambda unit: max(unit.gops.values()))
@@ -61,10 +62,8 @@ def accelerator(run: Run) -> dict[str, str]:
         return {"name": strongest_gpu["name"], "why": f"tensor cores take: {takes}"}
     products = {"bfloat16": probe.has_bf16(), "int8": probe.has_vnni()}
     known = ", ".join(name for name, has in products.items() if has) or "no narrower numbers than 32 bits"
-    return {
-        "name": probe.processor(),
-        "why": f"no graphics processor is here; it has instructions for {known}",
-    }
+    why = f"there is no graphics processor; it has instructions for {known}"
+    return {"name": probe.processor(), "why": why}
 
 
 def planned(run: Run, row: Row, families: Mapping[str, float]) -> dict[str, Any]:
@@ -94,26 +93,28 @@ def level_of(recipe: Recipe) -> Level:
 
 
 def at_most(run: Run, recipe: Recipe, families: Mapping[str, float]) -> float | None:
-    """The bound of the best of its steps: `1 / (1 - f + f/s)`, where a share f becomes s times faster.
+    """The product of its techniques' bounds, or the compiler's where it has none; None if one is unknown."""
+    names: list[str | None] = [step.name for step in recipe.techniques] or [None]
+    bounds = [_bound(families.get(_family(name)), _times(run, name)) for name in names]
+    return None if None in bounds else prod(bound for bound in bounds if bound is not None)
 
-    Source: Amdahl, 1967.
+
+def _bound(share: float | None, times: float | None) -> float | None:
+    """`1 / (1 - f + f/s)`: how much faster the whole is where a share f becomes s times faster.
+
+    An unknown share is taken as all, an unknown s as without bound. Source: Amdahl, 1967.
     """
-    bounds = []
-    for name in (*(step.name for step in recipe.techniques), None):
-        share, times = families.get(_family(name)), _times(run, name)
-        if share is None and times is None:
-            continue
-        f = 1.0 if share is None else share
-        left = 1 - f + (0.0 if times is None else f / times)
-        if left > 0:
-            bounds.append(1 / left)
-    return max(bounds, default=None)
+    if share is None and times is None:
+        return None
+    f = 1.0 if share is None else share
+    left = 1 - f + (0.0 if times is None else f / times)
+    return 1 / left if left > 0 else None
 
 
 def _times(run: Run, name: str | None) -> float | None:
     """How many times faster than 32 bits the device multiplies what a technique leaves; None if unknown."""
     profile = run.spec.target.profile
-    if profile is None or name not in NARROW:
+    if profile is None or name is None or name not in NARROW:
         return None
     ratios = [
         unit.gops[number] / unit.gops["float32"]
@@ -136,7 +137,7 @@ def _family(name: str | None) -> str:
 
 
 def _families(run: Run) -> dict[str, float]:
-    """The share of a request that each family can touch, from this run's profile; empty before there is one."""
+    """The share of a request that each family can touch, by this run's profile; empty before there is one."""
     path = run.output / "run.json"
     if not path.is_file():
         return {}

@@ -22,7 +22,7 @@ families = {
     "throughput": {"min_per_s": positive},
     "size": {"max_mib": positive},
     "memory": {"max_mib": positive},
-    "energy": {"max_j": positive},
+    "energy": {"max_j": positive, "max_w": positive},
 }
 names = [f"{family}.{clause}" for family, clauses in families.items() for clause in clauses]
 

@@ -152,6 +152,10 @@ def test_doctor_tells_of_this_machine(tmp_path: Path) -> None:
     assert document["problems"] == []
     assert document["environment"]["cores"] >= 1
     assert "onnxruntime" in {row["name"] for row in document["backends"]}
+    machine = document["machine"]
+    assert machine["devices"]["openvino"]["CPU"]
+    assert (machine["rates"] is None) == (machine["no_rates"] is not None)  # a busy machine has none
+    assert set(machine) >= {"caches", "memory_nodes", "huge_pages", "allocators", "graphics"}
 
 
 def test_plan_knows_what_is_made(finished: Finished) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -150,9 +151,10 @@ def test_a_small_variant_fits_and_its_estimates_say_so() -> None:
         "memory": 0.75,
         "operators": 0,
         "least_ms": 2.0,
+        "power": 2,
         "energy": 0.004,
     }
-    assert [need.name for need in fit.needs if need.estimated] == ["memory", "least_ms", "energy"]
+    assert [need.name for need in fit.needs if need.estimated] == ["memory", "least_ms", "power", "energy"]
     assert all("estimated" in need.words for need in fit.needs if need.estimated)
     assert fit.runs_by == "slow: a; fast: b"
 
@@ -197,7 +199,7 @@ def test_a_precision_that_no_unit_tells_a_rate_for_gives_no_time() -> None:
 def test_the_keyword_network_fits_the_microcontroller_in_int8() -> None:
     """Its largest layers are 25 × 5 × 64 values, in and out: 16,000 bytes of int8, 64,000 of fp32."""
     path = KEYWORDS / "kws_dscnn_int8_qdq.onnx"
-    feeds = {"input_1": np.zeros((1, 49, 10, 1), np.float32)}
+    feeds = {"input_1": np.zeros((1, 49, 10, 1), np.int8)}
     profile = read_profile(ROOT / "configs/devices/microcontroller.yaml")
     facts = network_facts(onnx.load(path), feeds)
     assert (facts.activation_bytes, set(facts.operations)) == (16_000, {"int8"})
@@ -216,3 +218,12 @@ def test_a_backend_that_the_device_does_not_run_does_not_fit() -> None:
 def test_other_numbers_than_the_graphs_are_counted_as_bytes() -> None:
     """A quarter of the activations, and no more weights than the files hold."""
     assert FACTS.narrowest(0.25) == NetworkFacts(2**18, 2**16, {"int8": 8_000_000}, ("Conv", "Relu"))
+
+
+@needs_keywords
+def test_the_keyword_network_keeps_its_accuracy_in_int8() -> None:
+    """On all 1000 samples, as the device would answer them: bytes in, bytes throughout."""
+    stored = np.load(KEYWORDS / "kws01_eval.npz")
+    session = ort.InferenceSession(KEYWORDS / "kws_dscnn_int8_qdq.onnx", providers=["CPUExecutionProvider"])
+    (answers,) = session.run(None, {"input_1": stored["features_int8"]})
+    assert float((answers.argmax(axis=1) == stored["labels"]).mean()) >= 0.90

@@ -1,5 +1,6 @@
 """The plan: levels in the order of their effort, and what each candidate can gain at most."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,6 @@ DEVICES = Path(__file__).parents[2] / "configs" / "devices"
 
 
 def on(run: Any, device: str) -> Any:
-    import dataclasses
-
     target = run.spec.target.model_copy(update={"profile": read_profile(DEVICES / f"{device}.yaml")})
     return dataclasses.replace(run, spec=run.spec.model_copy(update={"target": target, "candidates": None}))
 
@@ -42,7 +41,8 @@ def test_the_plan_for_a_device_names_its_strongest_unit_and_orders_by_effort(tra
     assert levels == sorted(levels)
     assert all(row["effort"] for row in plan["candidates"])
     refused = [row for row in plan["candidates"] if row["recipe"].endswith("→ openvino")]
-    assert refused and all("the device does not run it" in row["unavailable"] for row in refused)
+    assert refused
+    assert all("the device does not run it" in row["unavailable"] for row in refused)
 
 
 def test_the_plan_for_this_machine_names_it(trained: Any) -> None:
@@ -50,7 +50,7 @@ def test_the_plan_for_this_machine_names_it(trained: Any) -> None:
 
 
 def test_a_bound_is_amdahls_with_the_devices_own_rates(trained: Any) -> None:
-    """On a Pi bytes multiply 4 times as fast as floats; of a request of which they are half, 1/(0.5 + 0.5/4)."""
+    """On a Pi bytes multiply 4 times as fast as floats; of half a request, 1/(0.5 + 0.5/4)."""
     run = on(trained.run, "pi5")
     recipe = Recipe((Step("static_int8"),), Step("onnxruntime"))
     assert planning.at_most(run, recipe, {}) == pytest.approx(4)
@@ -58,6 +58,9 @@ def test_a_bound_is_amdahls_with_the_devices_own_rates(trained: Any) -> None:
     plain = Recipe((), Step("onnxruntime"))
     assert planning.at_most(run, plain, {}) is None
     assert planning.at_most(run, plain, {"compiler": 0.75}) == pytest.approx(4)
+    taught = Recipe((Step("distillation", {"student": "narrow"}), Step("static_int8")), Step("onnxruntime"))
+    assert planning.at_most(run, taught, {}) is None  # nobody knows what a student gains
+    assert planning.at_most(run, taught, {"distillation": 0.5}) == pytest.approx(2 * 4)
     assert planning.at_most(trained.run, recipe, {}) is None  # no rates are told of this machine
 
 

@@ -154,6 +154,9 @@ CASES = [
     Case("energy.max_j", 1, "inconclusive"),
     Case("energy.max_j", 1, "promote", energy_j=0.9),
     Case("energy.max_j", 1, "reject", energy_j=1.1),
+    Case("energy.max_w", 1000, "inconclusive"),
+    Case("energy.max_w", 1000, "promote", energy_j=0.9),  # 0.9 J in 1 ms
+    Case("energy.max_w", 1000, "reject", energy_j=1.1),
     Case("latency.p99_over_p50", 2, "promote", slow=1.5),
     Case("latency.p99_over_p50", 2, "inconclusive", count=4),
     Case("latency.p99_over_p50", 2, "reject", slow=3),

@@ -1,0 +1,101 @@
+"""How the machine is built inside, against files as the kernel writes them, and against this machine."""
+
+from pathlib import Path
+
+import pytest
+
+from pareflow.hardware import ceilings, graphics, probe, topology
+
+
+def written(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
+
+
+def test_caches_are_told_level_by_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topology, "_CORES", tmp_path)
+    assert topology.caches() == []
+    rows = [("1", "Data", "48K", "0"), ("2", "Unified", "1024K", "0-1"), ("3", "Unified", "32M", "0-7")]
+    for index, values in enumerate(rows):
+        for name, value in zip(("level", "type", "size", "shared_cpu_list"), values, strict=True):
+            written(tmp_path / f"cpu0/cache/index{index}/{name}", value)
+    assert topology.caches() == [
+        {"level": 1, "kind": "Data", "kib": 48, "cores": "0"},
+        {"level": 2, "kind": "Unified", "kib": 1024, "cores": "0-1"},
+        {"level": 3, "kind": "Unified", "kib": 32 * 1024, "cores": "0-7"},
+    ]
+
+
+def test_memory_nodes_have_their_cores_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topology, "_NODES", tmp_path)
+    assert topology.memory_nodes() == []
+    for node, cores in ((0, "0-3"), (1, "4-7")):
+        written(tmp_path / f"node{node}/cpulist", cores)
+        written(tmp_path / f"node{node}/meminfo", f"Node {node} MemTotal:       2048000 kB")
+    assert topology.memory_nodes() == [
+        {"node": 0, "cores": "0-3", "mib": 2000},
+        {"node": 1, "cores": "4-7", "mib": 2000},
+    ]
+
+
+@pytest.mark.parametrize("chosen", ["always", "madvise", "never"])
+def test_huge_pages_are_the_choice_in_brackets(
+    chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = " ".join(f"[{name}]" if name == chosen else name for name in ("always", "madvise", "never"))
+    written(tmp_path / "enabled", told)
+    monkeypatch.setattr(topology, "_HUGE_PAGES", tmp_path / "enabled")
+    assert topology.huge_pages() == chosen
+    monkeypatch.setattr(topology, "_HUGE_PAGES", tmp_path / "absent")
+    assert topology.huge_pages() is None
+
+
+def test_an_allocator_is_a_library_or_none() -> None:
+    assert set(topology.allocators()) == set(topology.ALLOCATORS)
+
+
+@pytest.mark.parametrize(
+    ("says", "expected"),
+    [
+        (
+            "echo 'NVIDIA H100 80GB HBM3, 81559, 9.0, 575.57'; echo 'Tesla T4, 15360, 7.5, 575.57'",
+            [
+                ("NVIDIA H100 80GB HBM3", ["float16", "int8", "bfloat16", "tf32", "fp8"]),
+                ("Tesla T4", ["float16", "int8"]),
+            ],
+        ),
+        ("echo 'GeForce GTX 1080, 8192, 6.1, 470.1'", [("GeForce GTX 1080", [])]),
+        ("exit 9", []),
+        (None, []),
+    ],
+    ids=["two", "no tensor cores", "no driver", "not installed"],
+)
+def test_graphics_are_what_nvidia_smi_lists_with_what_their_tensor_cores_take(
+    says: str | None, expected: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphics, "_DRIVER", tmp_path / "absent")
+    if says is not None:
+        written(tmp_path / "nvidia-smi", f"#!/bin/sh\n{says}")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [(found["name"], found["tensor_cores"]) for found in graphics.graphics()] == expected
+
+
+def test_a_driver_without_its_tool_is_asked_by_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    written(tmp_path / "version", "NVRM version")
+    monkeypatch.setattr(graphics, "_DRIVER", tmp_path / "version")
+    assert len(graphics.graphics()) == torch.cuda.device_count()
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_precision_that_would_be_emulated_has_no_rate(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "TRIES", 1)
+    monkeypatch.setattr(ceilings, "SIZE", 64)
+    monkeypatch.setattr(probe, "has_bf16", lambda: has)
+    monkeypatch.setattr(probe, "has_vnni", lambda: has)
+    rates = ceilings.ceilings(threads=1)["by_precision"]
+    assert rates["float32"] > 0
+    assert [rates[name] is not None for name in ("bfloat16", "int8")] == [has, has]
