@@ -114,7 +114,7 @@ def convert(folder: Path, form: Form, workload: LoadedWorkload, into: Path) -> N
     if source == "onnx" and form == "openvino":
         save(_openvino_model(folder / FILES["onnx"]), "openvino", into)
         source_run = graph_runner(folder / FILES["onnx"])
-        check(source_run, _runner_openvino(into), workload, "OpenVINO model", tolerance_of(folder))
+        check(source_run, runner(into), workload, "OpenVINO model", tolerance_of(folder))
 
 
 def _openvino_model(graph: Path) -> Any:
@@ -225,10 +225,13 @@ def form_of_network(network: Any) -> Form:
 
 def runner(folder: Path) -> Callable[[Arrays], Arrays]:
     """The network of `folder` as a function of named arrays, as it is: variants are compared with it."""
-    if form_of(folder) == "torch":
+    form = form_of(folder)
+    if form == "torch":
         module = load("torch", folder)
         return lambda feeds: run_torch(module, feeds)
-    return graph_runner(folder / FILES["onnx"])
+    if form == "exported":
+        return exported.runner(load("exported", folder))
+    return graph_runner(folder / FILES["onnx"]) if form == "onnx" else _runner_openvino(folder)
 
 
 def graph_runner(path: Path) -> Callable[[Arrays], Arrays]:
