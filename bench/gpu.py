@@ -5,13 +5,14 @@ CUDA events; a row is the median of the rounds' ratios, with what bounds it at 9
 """
 
 import contextlib
+import functools
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -223,33 +224,39 @@ def _compared(
     def ways() -> Iterator[tuple[Way, Way]]:
         import torch
 
-        module, sample = build()
+        sample = build()[1]
         feeds = {"x": sample.repeat(batch_size, *[1] * (sample.dim() - 1)).to(DEVICE)}
-        with TemporaryDirectory() as folder, torch.inference_mode():
-            calls = [
-                _loaded(backend, module, sample, Path(folder) / str(i))
-                for i, backend in enumerate((slow, fast))
-            ]
-            yield Way(lambda: calls[0](feeds), slow), Way(lambda: calls[1](feeds), fast)
+        with torch.inference_mode():
+            first, second = (
+                backend.load(_artifact(build, _as_compiled(backend))) for backend in (slow, fast)
+            )
+            yield Way(lambda: first.call(feeds), slow), Way(lambda: second.call(feeds), fast)
 
     return ways
 
 
-def _loaded(backend: Any, module: "nn.Module", sample: "torch.Tensor", folder: Path) -> Any:
-    """A network compiled and loaded by a backend: tensors on the device in and out."""
+def _as_compiled(backend: Any) -> Any:
+    """The backend without what it does only once it is loaded."""
+    return backend.model_copy(update={"cuda_graphs": False, "streams": 1, "memory_pool": "caching"})
+
+
+_FOLDER = TemporaryDirectory(prefix="pareflow-")
+
+
+@functools.cache
+def _artifact(build: Callable[[], "tuple[nn.Module, torch.Tensor]"], backend: Any) -> Path:
+    """A network compiled by a backend: once, since Inductor takes its time. Raises: what it fails with."""
     import torch
 
     reason = backend.unavailable() or backend.unfit()
     if reason:
         raise RuntimeError(reason)
-    source, artifact = folder / "source", folder / "artifact"
-    for new in (source, artifact):
-        new.mkdir(parents=True)
+    source, artifact = (Path(mkdtemp(dir=_FOLDER.name)) for _ in range(2))
+    module, sample = build()
     with torch.inference_mode(False):
-        made = module if backend.form == "torch" else _program(module, sample)
-        network.save(made, backend.form, source)
+        network.save(module if backend.form == "torch" else _program(module, sample), backend.form, source)
         backend.compile(source, artifact)
-    return backend.load(artifact).call
+    return artifact
 
 
 def _program(module: "nn.Module", sample: "torch.Tensor") -> Any:

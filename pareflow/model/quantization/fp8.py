@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from pareflow.hardware import accelerators
 from pareflow.model.quantization.calibration import PRODUCTS, Samples, check_varied, feeds, layers
 from pareflow.model.quantization.floats import check_floats
 from pareflow.model.technique import Technique
@@ -38,9 +39,8 @@ class Fp8(Technique):
     samples: Samples = None
 
     def unfit(self) -> str | None:
-        import torch
-
-        if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9):
+        found = accelerators.device()
+        if found is not None and "float8" in found.precisions:
             return None
         return "no device here has fp8 units, so that int8 is as small and faster"
 
