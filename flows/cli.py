@@ -110,11 +110,11 @@ def report(config: Config, target: Target = None, data_dir: DataDir = DATA) -> N
 
 @app.command("list")
 def list_all(
-    what: Annotated[str, typer.Argument(help="techniques, backends, workloads, runs or versions")],
+    what: Annotated[str, typer.Argument(help="techniques, backends, policies, workloads, runs or versions")],
     data_dir: DataDir = DATA,
     as_json: AsJson = False,
 ) -> None:
-    """List techniques, backends, workloads, runs or registered versions."""
+    """List techniques, backends, policies, workloads, runs or registered versions."""
     set_environment()
     from flows import commands
 

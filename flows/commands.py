@@ -13,7 +13,7 @@ from rich.console import Console
 import pareflow
 from flows.progress import Lines, shown
 from pareflow import spec
-from pareflow.catalog import BACKENDS, TECHNIQUES, WORKLOADS, Member
+from pareflow.catalog import BACKENDS, POLICIES, TECHNIQUES, WORKLOADS, Member
 from pareflow.compiler.backend import Backend
 from pareflow.errors import InputError, PareflowError, TransientError
 from pareflow.hardware import graphics, topology
@@ -158,6 +158,7 @@ def listing(what: str, data_dir: Path) -> list[dict[str, Any]]:
     families: dict[str, dict[str, type[Member]]] = {
         "techniques": TECHNIQUES,
         "backends": BACKENDS,
+        "policies": POLICIES,
         "workloads": WORKLOADS,
     }
     if what in families:

@@ -18,11 +18,15 @@ import pareflow  # noqa: F401  (fills the catalog)
 from flows.environment import set_environment
 from pareflow import network
 from pareflow import spec as specs
-from pareflow.catalog import BACKENDS, TECHNIQUES, WORKLOADS
+from pareflow.catalog import BACKENDS, TECHNIQUES, WORKLOADS, installed_version
 from pareflow.gate import Evidence
 from pareflow.measurement import Measurement, Quality, Ran
 from pareflow.network import Form
+from pareflow.stages import jobs
+from pareflow.stages.building import variant_of
 from pareflow.stages.run import Row, Run
+from pareflow.store import Store
+from pareflow.variant import Recipe, Step
 from pareflow.workload import LoadedWorkload, define, load
 
 set_environment()  # no telemetry, whatever a test imports
@@ -213,6 +217,36 @@ def trained(_trained_once: Trained, tmp_path: Path) -> Trained:
     """The tiny images after the baseline stage, with a data folder of its own."""
     data_dir = shutil.copytree(_trained_once.run.data_dir, tmp_path / "data")
     return Trained(dataclasses.replace(_trained_once.run, data_dir=data_dir), _trained_once.rows)
+
+
+@pytest.fixture(scope="session")
+def make_package() -> Callable[..., Path]:
+    """What would be registered of a workload's original on a backend, made without a verdict."""
+
+    def made(reference: Mapping[str, Any], folder: Path, root: Path, backend: Step, name: str) -> Path:
+        key = f"package-{name}-{backend.name}"
+        found = Store(root).find(key)
+        if found is None:
+            about = (reference, str(folder), str(root))
+            workload, store = jobs._loaded(*about)
+            recipe = Recipe((), backend)
+            jobs.train(*about)
+            jobs.build(*about, recipe.to_json())
+            variant = variant_of(recipe, workload.digest).id
+            names = ("numpy", "psutil", "pydantic", *BACKENDS[backend.name].requires)
+            lineage = {
+                "pipeline": name,
+                "variant": variant,
+                "recipe": recipe.to_json(),
+                "environment": {"processor": "this one"},
+                "requirements": [f"{name}=={installed_version(name)}" for name in names],
+            }
+            jobs.package(*about, key, variant, lineage)
+            found = store.find(key)
+        assert found is not None
+        return found
+
+    return made
 
 
 @dataclass(frozen=True)

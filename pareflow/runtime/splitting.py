@@ -229,7 +229,8 @@ def worth_measuring(sizes: Mapping[Cut, float], input_bytes: float, most: int) -
     """At most so many of the cuts, in their order: where all fit, all.
 
     Else those that send less than every cut before them and than the inputs take (no other can be best where
-    the server is as fast as the device, or faster), thinned evenly, or filled up evenly with the others.
+    the server is as fast as the device, or faster), thinned evenly, or filled up evenly with the others:
+    those first by which the fewest tensors cross, as between the blocks of a network.
     """
     ordered = list(sizes)
     if len(ordered) <= most:
@@ -239,12 +240,14 @@ def worth_measuring(sizes: Mapping[Cut, float], input_bytes: float, most: int) -
         if sizes[cut] < least:
             least = sizes[cut]
             front.append(cut)
-    others = [cut for cut in ordered if cut not in front]
-    chosen = _evenly(front, most) + _evenly(others, max(most - len(front), 0))
+    chosen = _evenly(front, most)
+    for count in sorted({len(cut.crossing) for cut in ordered}):
+        others = [cut for cut in ordered if cut not in front and len(cut.crossing) == count]
+        chosen += _evenly(others, most - len(chosen))
     return [cut for cut in ordered if cut in chosen]
 
 
 def _evenly(cuts: list[Cut], count: int) -> list[Cut]:
     if len(cuts) <= count:
         return cuts
-    return [cuts[round(position)] for position in np.linspace(0, len(cuts) - 1, count)] if count else []
+    return [cuts[round(position)] for position in np.linspace(0, len(cuts) - 1, count)]

@@ -71,7 +71,7 @@ def test_bad_input_exits_2_and_writes_nothing(
 def test_without_a_run_there_is_nothing_to_export(
     pareflow_command: Run, pipeline_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    config = pipeline_file("never-run", name="never-run")
+    config = pipeline_file("never-run")
     done = pareflow_command("export", config, "--to", tmp_path / "a.zip", "--data-dir", tmp_path / "data")
     assert done.returncode == 2
     assert "an export needs a finished run" in " ".join(done.stderr.split())

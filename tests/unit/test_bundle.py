@@ -16,12 +16,9 @@ import pytest
 from pareflow.errors import EnvironmentUnfitError, InputError, WorkloadError
 from pareflow.serving import alone, bundle, distributions, runner
 from pareflow.serving.model import verified, write_manifest
-from pareflow.stages import jobs
-from pareflow.stages.building import variant_of
 from pareflow.stages.exporting import export
 from pareflow.stages.registration import golden
-from pareflow.store import Store
-from pareflow.variant import Recipe, Step
+from pareflow.variant import Step
 
 Packaged = Callable[..., Path]
 Done = subprocess.CompletedProcess[str]
@@ -29,32 +26,12 @@ ONNXRUNTIME = Step("onnxruntime", {"threads": 1})
 
 
 @pytest.fixture(scope="session")
-def packaged(workloads: Path, tmp_path_factory: pytest.TempPathFactory) -> Packaged:
+def packaged(workloads: Path, make_package: Packaged, tmp_path_factory: pytest.TempPathFactory) -> Packaged:
     """The package of a tiny workload as a backend runs it; not to be changed."""
     root = tmp_path_factory.mktemp("store")
 
     def made(name: str, backend: Step = ONNXRUNTIME) -> Path:
-        key = f"package-{name}-{backend.name}"
-        found = Store(root).find(key)
-        if found is None:
-            about = ({"file": {"path": f"{name}.py"}}, str(workloads), str(root))
-            workload, store = jobs._loaded(*about)
-            recipe = Recipe((), backend)
-            jobs.train(*about)
-            jobs.build(*about, recipe.to_json())
-            variant = variant_of(recipe, workload.digest).id
-            pins = distributions.closure(["numpy", "psutil", "pydantic", "onnxruntime"])
-            lineage = {
-                "pipeline": name,
-                "variant": variant,
-                "recipe": recipe.to_json(),
-                "environment": {"processor": "this one"},
-                "requirements": [f"{name}=={version}" for name, version in pins.items()],
-            }
-            jobs.package(*about, key, variant, lineage)
-            found = store.find(key)
-        assert found is not None
-        return found
+        return make_package({"file": {"path": f"{name}.py"}}, workloads, root, backend, name)
 
     return made
 

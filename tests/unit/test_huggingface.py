@@ -12,7 +12,8 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from pareflow import network
 from pareflow.errors import WorkloadError
 from pareflow.huggingface import HuggingFace, checkpoint, labelled
 from pareflow.huggingface.image import ImageEncoder
+from pareflow.stages.exporting import export
+from pareflow.variant import Step
 from pareflow.workload import Split, Workload, define, load
 
 CLASSES = ["animal", "plant", "stone"]
@@ -108,6 +111,26 @@ def texts(tmp_path: Path) -> Path:
     write_rows(tmp_path / "train.csv", [row for i, row in enumerate(said) if i % 4])
     write_rows(tmp_path / "test.csv", said[::4])
     return tmp_path
+
+
+def test_a_bundle_takes_the_tokenizer_and_the_labels_and_neither_torch_nor_transformers(
+    bert: Path, texts: Path, make_package: Callable[..., Path], tmp_path: Path
+) -> None:
+    reference = settings(bert)
+    step = Step("onnxruntime", {"threads": 1})
+    package = make_package(reference, texts, tmp_path / "store", step, "checkpoint")
+    document = export(package, tmp_path / "bundle.zip", tmp_path)
+    names = {pin.partition("==")[0] for pin in document["requirements"]}
+    assert {"tokenizers", "onnxruntime", "numpy"} <= names
+    assert not {"torch", "transformers", "pydantic", "datasets"} & names
+    with zipfile.ZipFile(tmp_path / "bundle.zip") as archive:
+        archive.extractall(tmp_path)
+    golden = json.loads((package / "golden.json").read_text())
+    (tmp_path / "texts.txt").write_text("\n".join(golden["samples"]))
+    command = [sys.executable, "-I", str(tmp_path / "checkpoint" / "run.py"), str(tmp_path / "texts.txt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    labels = [CLASSES[prediction] for prediction in golden["predictions"]]
+    assert json.loads(done.stdout) == {"predictions": golden["predictions"], "labels": labels}
 
 
 def settings(checkpoint: Path | str, **others: Any) -> dict[str, Any]:

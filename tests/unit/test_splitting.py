@@ -230,6 +230,18 @@ def test_of_many_cuts_those_are_measured_that_send_less_than_all_before() -> Non
     assert worth_measuring(sizes, 85, most=7) == list(sizes)
 
 
+def test_then_those_by_which_the_fewest_tensors_cross() -> None:
+    """As between the blocks of a transformer, where inside of them three or four cross."""
+    crossing = [3, 1, 3, 3, 1, 3]
+    found = [
+        Cut(f"c{i}", frozenset({1}), frozenset({2}), tuple("abcd"[:count]))
+        for i, count in enumerate(crossing)
+    ]
+    sizes = dict.fromkeys(found, 100.0)
+    assert [cut.layer for cut in worth_measuring(sizes, input_bytes=10, most=2)] == ["c1", "c4"]
+    assert [cut.layer for cut in worth_measuring(sizes, 10, most=3)] == ["c0", "c1", "c4"]
+
+
 def ms(estimate: float, spread: float = 0.0) -> Interval:
     return Interval(estimate, estimate - spread, estimate + spread, samples=100)
 

@@ -1,0 +1,110 @@
+"""`pareflow split`: every placement measured here, kept in the store, and both halves written."""
+
+import io
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from flows import tables
+from flows.cli import app
+from pareflow.errors import InputError, TransientError, VariantError
+from pareflow.measuring.arena import Protocol
+from pareflow.runtime.placement import ON_DEVICE, ON_SERVER, Link
+from pareflow.serving.halves import session_of
+from pareflow.stages import splitting
+from pareflow.stages.run import Run
+
+pytestmark = pytest.mark.usefixtures("rogues")
+LINK = Link(bandwidth_mbit=20, round_trip_ms=10, slower=8)
+
+
+def shown(document: dict[str, Any]) -> str:
+    page = io.StringIO()
+    tables.placements(document, Console(file=page, width=200))
+    return page.getvalue()
+
+
+def test_every_placement_is_measured_once_and_the_best_is_written(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(splitting, "TIMING", Protocol(blocks=4, blocks_per_load=2, block_ms=1, most=6))
+    run: Run = trained.run
+    document = splitting.split(run, LINK, into=tmp_path / "halves")
+    layers = [row["layer"] for row in document["placements"]]
+    assert layers[:2] == [ON_DEVICE, ON_SERVER]
+    assert len(layers) >= 4
+    on_device, on_server, *cuts = document["placements"]
+    assert on_device["bytes"] == on_device["transfer_ms"] == 0
+    assert on_device["device_ms"]["estimate"] == pytest.approx(8 * on_server["server_ms"]["estimate"])
+    assert on_server["transfer_ms"] == pytest.approx(10 + on_server["bytes"] * 8 / 20_000)
+    for row in cuts:
+        sides = row["device_ms"]["estimate"] + row["transfer_ms"] + row["server_ms"]["estimate"]
+        assert row["total_ms"]["estimate"] == pytest.approx(sides)
+        assert row["reason"] is None
+    # the whole takes microseconds, and every round trip 10 ms
+    assert document["chosen"] == ON_DEVICE
+    assert [row["chosen"] for row in document["placements"]] == [True, *[False] * (len(layers) - 1)]
+    table = shown(document)
+    assert "device ms (estimated)" in table
+    assert "8 times slower than this machine" in table
+    feeds = {"images": np.ones((1, 1, 8, 8), dtype=np.float32)}
+    answers = session_of(tmp_path / "halves" / "device", None).run(feeds)
+    assert answers["output"].shape == (1, 4)
+    # another link is another sum over the same measurements; this machine as the device is no estimate
+    again = splitting.split(run, Link(bandwidth_mbit=1e6, round_trip_ms=0))
+    assert [row["server_ms"] for row in again["placements"]] == [
+        row["server_ms"] for row in document["placements"]
+    ]
+    assert "device ms (estimated)" not in shown(again)
+    splitting.split(run, LINK, into=tmp_path / "third", at=2)
+    with (
+        closing(session_of(tmp_path / "third" / "device", "http://127.0.0.1:9")) as session,
+        pytest.raises(TransientError, match="must answer"),
+    ):
+        session.run(feeds)  # it asks a server for the rest, and there is none
+    for into, at in ((tmp_path / "halves", None), (tmp_path / "fourth", 99), (tmp_path / "fifth", -1)):
+        with pytest.raises(InputError):
+            splitting.split(run, LINK, into=into, at=at)
+    fewer = json.loads((splitting.cut(run, most=1)[1] / "cuts.json").read_text())
+    assert (len(fewer["rows"]), len(fewer["left_out"])) == (3, len(cuts) - 1)
+
+
+def told(measurement: Any, **failures: str) -> dict[str, Any]:
+    names = ("00/device", "02/device", "02/server")
+    measured = {name: measurement.to_json() for name in names if name not in failures}
+    return {"measurements": measured, "failures": failures}
+
+
+def test_a_half_that_dies_is_a_row_with_its_reason(measured: Any) -> None:
+    row = {"layer": "Relu a", "crossing": ["a"], "up_bytes": 1.0, "down_bytes": 1.0}
+    measurement = measured([1.0] * 50)
+    found = splitting._halves(row, 2, told(measurement, **{"02/server": "CrashedError: it must end"}))
+    assert found.reason == "server: CrashedError: it must end"
+    assert (found.device is not None, found.server) == (True, None)
+    whole = {**row, "layer": ON_SERVER}
+    on_server = splitting._halves(whole, 1, told(measurement))
+    assert (on_server.device, on_server.server is not None, on_server.reason) == (None, True, None)
+    with pytest.raises(VariantError, match="the whole network must be timed, but CrashedError"):
+        splitting._halves(row, 2, told(measurement, **{"00/device": "CrashedError: it must end"}))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--bandwidth-mbit", "0", "bandwidth_mbit: "),
+        ("--round-trip-ms", "-1", "round_trip_ms: "),
+        ("--slower", "nan", "slower: "),
+    ],
+)
+def test_a_link_that_cannot_be_is_told(workloads: Path, option: str, value: str, said: str) -> None:
+    options = {"--bandwidth-mbit": "20", "--round-trip-ms": "10", option: value}
+    words = [word for pair in options.items() for word in pair]
+    result = CliRunner().invoke(app, ["split", str(workloads / "images.yaml"), *words])
+    assert isinstance(result.exception, InputError)
+    assert said in str(result.exception)
