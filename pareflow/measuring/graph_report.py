@@ -2,22 +2,31 @@
 
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pareflow import network
 from pareflow.compiler.onnxruntime import OnnxRuntime
+from pareflow.measuring.network_facts import Activations, activations
+from pareflow.workload import Arrays
+
+if TYPE_CHECKING:
+    import onnx
 
 CONSTANT = "Constant"
 
 
 @dataclass(frozen=True)
 class GraphReport:
-    """Nodes by operator, those of subgraphs among them, before and after. Constants are not counted."""
+    """Nodes by operator, those of subgraphs among them, before and after. Constants are not counted.
+
+    `activations` are what both graphs' take for one request: what fusion and memory planning save.
+    """
 
     before: Counter[str]
     after: Counter[str]
+    activations: tuple[Activations, Activations]
 
     @property
     def fused(self) -> Counter[str]:
@@ -36,21 +45,28 @@ class GraphReport:
             "after": dict(self.after.most_common()),
             "fused": dict(self.fused.most_common()),
             "gone": dict(self.gone.most_common()),
+            "activation_bytes": {
+                when: asdict(found) for when, found in zip(("before", "after"), self.activations, strict=True)
+            },
         }
 
 
-def graph_report(folder: Path, backend: OnnxRuntime) -> GraphReport:
-    """What ONNX Runtime makes of the ONNX graph in `folder`, with the settings of `backend`."""
+def graph_report(folder: Path, backend: OnnxRuntime, feeds: Arrays) -> GraphReport:
+    """What ONNX Runtime makes of the ONNX graph in `folder`, with the settings of `backend`.
+
+    `feeds` is the request whose activations are counted.
+    """
     with tempfile.TemporaryDirectory(prefix="pareflow-") as made:
         backend.model_copy(update={"saved": True, "packed": False}).compile(folder, Path(made))
-        return GraphReport(_nodes(folder / network.FILES["onnx"]), _nodes(Path(made) / network.FILES["onnx"]))
+        before, after = (network.load("onnx", place) for place in (folder, Path(made)))
+        return GraphReport(
+            _nodes(before), _nodes(after), (activations(before, feeds), activations(after, feeds))
+        )
 
 
-def _nodes(path: Path) -> Counter[str]:
-    import onnx
-
+def _nodes(model: "onnx.ModelProto") -> Counter[str]:
     found: Counter[str] = Counter()
-    open_ends = [onnx.load_model(path, load_external_data=False).graph]
+    open_ends = [model.graph]
     while open_ends:
         for node in open_ends.pop().node:
             found[node.op_type] += node.op_type != CONSTANT

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
 from pareflow.hardware.budget import NetworkFacts
 from pareflow.hardware.device_profile import Precision
-from pareflow.measuring.liveness import Node, peak_bytes
+from pareflow.measuring.liveness import Node, dependent, peak_bytes
 from pareflow.measuring.work import flops
 from pareflow.workload import Arrays
 
@@ -25,20 +26,48 @@ def network_facts(model: "onnx.ModelProto", feeds: Arrays) -> NetworkFacts:
     Shapes come from shape inference, and where it gives none from running the graph once. Subgraphs (`If`,
     `Loop`) are not looked into: what they need comes on top. Operators of other domains carry their domain.
     """
-    found = tensors(model, feeds)
-    graph = model.graph
-    sizes = {name: _bytes(shape, kind) for name, (shape, kind) in found.items()}
-    nodes = [Node(node.op_type, tuple(node.input), tuple(node.output)) for node in graph.node]
-    weights = {weight.name for weight in graph.initializer}
-    weights |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
-    inputs = [value.name for value in graph.input if value.name not in weights]
-    running = [node for node in nodes if node.operator != "Constant"]
+    found, graph = tensors(model, feeds), model.graph
     return NetworkFacts(
         weight_bytes=sum(_bytes(tuple(w.dims), w.data_type) for w in graph.initializer),
-        activation_bytes=peak_bytes(running, sizes, inputs, [value.name for value in graph.output]),
-        operations=_operations(graph, found, weights),
+        activation_bytes=_activations(graph, found).planned_bytes,
+        operations=_operations(graph, found, _weights(graph)),
         operators=tuple(sorted({_called(node) for node in graph.node})),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Bytes of one request's activations: with memory used again, at least, and each in a place of its own.
+
+    None where the size of one is not known.
+    """
+
+    planned_bytes: int | None
+    separate_bytes: int | None
+
+
+def activations(model: "onnx.ModelProto", feeds: Arrays) -> Activations:
+    """What the activations of a graph take for these inputs."""
+    return _activations(model.graph, tensors(model, feeds))
+
+
+def _activations(graph: "onnx.GraphProto", found: Tensors) -> Activations:
+    sizes = {name: _bytes(shape, kind) for name, (shape, kind) in found.items()}
+    nodes = [Node(n.op_type, tuple(n.input), tuple(n.output)) for n in graph.node if n.op_type != "Constant"]
+    weights = _weights(graph)
+    inputs = [value.name for value in graph.input if value.name not in weights]
+    each = [sizes.get(name) for name in dependent(nodes, inputs)]
+    known = [size for size in each if size is not None]
+    return Activations(
+        peak_bytes(nodes, sizes, inputs, [value.name for value in graph.output]),
+        sum(known) if len(known) == len(each) else None,
+    )
+
+
+def _weights(graph: "onnx.GraphProto") -> set[str]:
+    """The names of all that is constant."""
+    constants = {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    return {weight.name for weight in graph.initializer} | constants
 
 
 def tensors(model: "onnx.ModelProto", feeds: Arrays) -> Tensors:

@@ -282,14 +282,22 @@ def trace(
     store.ensure(key, write)
 
 
-def graph(reference: Mapping[str, Any], folder: str, root: str, key: str, variant: str, threads: int) -> None:
+def graph(
+    reference: Mapping[str, Any],
+    folder: str,
+    root: str,
+    key: str,
+    variant: str,
+    batch_size: int,
+    threads: int,
+) -> None:
     """What graph optimization makes of the strong baseline's graph."""
-    store = Store(Path(root))
+    workload, store = _loaded(reference, folder, root)
 
     def write(into: Path) -> None:
         source = store.find(variant)
         assert source is not None  # the baseline stage made it
-        found = graph_report(source, OnnxRuntime(threads=threads))
+        found = graph_report(source, OnnxRuntime(threads=threads), workload.example(batch_size))
         (into / "graph.json").write_text(json.dumps(found.to_json()))
 
     store.ensure(key, write)

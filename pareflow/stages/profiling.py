@@ -56,9 +56,14 @@ def _stages(run: Run, strong: Row) -> dict[str, Any]:
 
 
 def _graph(run: Run, strong: Row) -> dict[str, Any]:
-    """Nodes before and after graph optimization, and what they were fused into."""
-    settings = {"variant": strong.id, "threads": strong.threads}
-    return measured(run, "graph", settings, "graph.json", "measuring/graph_report.py")
+    """Nodes and activations before and after graph optimization, and what nodes were fused into."""
+    settings = {
+        "variant": strong.id,
+        "batch_size": run.spec.sla.batch_size,
+        "threads": strong.threads,
+    }
+    instrument = ("graph_report", "network_facts", "liveness")
+    return measured(run, "graph", settings, "graph.json", *(f"measuring/{name}.py" for name in instrument))
 
 
 def _operators(run: Run, strong: Row) -> tuple[dict[str, Any], dict[str, str]]:

@@ -198,6 +198,7 @@ def test_the_profile_says_what_graph_optimization_did(document: dict[str, Any]) 
 
     assert "21 nodes became 12; new are 7 FusedConv, 2 ReorderInput" in text
     assert "gone are 9 Relu, 7 Conv" in text
+    assert "take 905 000 bytes in places of their own; planned, so that memory is used again, 131 072" in text
 
 
 def test_what_the_processor_counted_is_shown(document: dict[str, Any]) -> None:

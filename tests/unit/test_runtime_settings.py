@@ -69,11 +69,12 @@ def test_every_pass_that_the_runtime_runs_is_known(name: str, forms: Forms) -> N
     assert ran <= {*switched_off(tuple(PASSES)), *NEEDED}
 
 
-def test_a_pass_that_is_switched_off_does_not_run(forms: Forms) -> None:
+def test_a_pass_that_is_switched_off_does_not_run(forms: Forms, load_tiny: Load) -> None:
     """Behind the tiny network's convolution is a ReLU: fused, or left; the layout pass would take it too."""
     folder = forms("images")["onnx"]
-    whole = graph_report(folder, OnnxRuntime(graph_level="extended"))
-    without = graph_report(folder, OnnxRuntime(graph_level="extended", without=("fusion",)))
+    feeds = load_tiny("images").example(1)
+    whole = graph_report(folder, OnnxRuntime(graph_level="extended"), feeds)
+    without = graph_report(folder, OnnxRuntime(graph_level="extended", without=("fusion",)), feeds)
     assert whole.before == without.before
     assert whole.gone["Relu"] == 1
     assert whole.fused["FusedConv"] == 1
@@ -98,19 +99,26 @@ def test_a_graph_report_counts_nodes_by_hand(tmp_path: Path) -> None:
     graph = make.make_graph(nodes, "small", ports[:1], ports[1:])
     model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
     onnx.save_model(model, tmp_path / FILES["onnx"])
-    report = graph_report(tmp_path, OnnxRuntime())
+    report = graph_report(tmp_path, OnnxRuntime(), {"x": np.zeros((2, 4), np.float32)})
     assert report.before == {"Identity": 1, "Add": 2, "Relu": 1}
     assert report.after == {"Add": 1, "Relu": 1}
     assert report.gone == {"Identity": 1, "Add": 1}
     assert report.to_json()["nodes"] == {"before": 4, "after": 2}
     assert not report.fused
+    before, after = (
+        report.activations
+    )  # x, same, sum and y of 2 × 4 numbers, all of which can lie in one place
+    assert (before.separate_bytes, after.separate_bytes) == (4 * 32, 3 * 32)
+    assert before.planned_bytes == after.planned_bytes == 32
 
 
-def test_a_saved_graph_is_optimized_when_it_is_compiled(forms: Forms, tmp_path: Path) -> None:
-    source = forms("images")["onnx"]
+def test_a_saved_graph_is_optimized_when_it_is_compiled(
+    forms: Forms, load_tiny: Load, tmp_path: Path
+) -> None:
+    source, feeds = forms("images")["onnx"], load_tiny("images").example(1)
     OnnxRuntime(saved=True).compile(source, tmp_path)
     kinds = {node.op_type for node in onnx.load_model(tmp_path / FILES["onnx"]).graph.node}
-    assert kinds == graph_report(source, OnnxRuntime()).after.keys()
+    assert kinds == graph_report(source, OnnxRuntime(), feeds).after.keys()
 
 
 @pytest.mark.parametrize(
