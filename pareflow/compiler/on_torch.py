@@ -10,6 +10,8 @@ import numpy as np
 
 from pareflow.compiler.cuda_graphs import graphed
 from pareflow.compiler.cuda_streams import streamed
+from pareflow.errors import EnvironmentUnfitError
+from pareflow.hardware import accelerators
 from pareflow.hardware.accelerators import Accelerated
 from pareflow.workload import Arrays
 
@@ -39,13 +41,17 @@ def prepare(settings: Accelerated, threads: int) -> None:
     """Set what torch keeps per process: threads, TF32, and how device memory is pooled.
 
     cuDNN takes TF32 unless it is told not to; float32 here means float32.
-    Source: PyTorch, "CUDA semantics", TensorFloat-32 and Memory management.
+    Raises: EnvironmentUnfitError. Source: PyTorch, "CUDA semantics", TensorFloat-32 and Memory management.
     """
     import torch
 
     torch.set_num_threads(threads)
     if settings.device == "cpu":
         return
+    if accelerators.device() is None:
+        raise EnvironmentUnfitError(
+            "`device: cuda` must run where there is one", accelerators.NO_DEVICE, "Take `device: cpu`"
+        )
     torch.backends.cuda.matmul.allow_tf32 = settings.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
     torch.cuda.init()  # type: ignore[no-untyped-call]  # a pool is switched off once it is there

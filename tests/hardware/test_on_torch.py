@@ -13,8 +13,8 @@ from pareflow.compiler import OnnxRuntime, TorchEager
 from pareflow.compiler.cuda_streams import joined, parts
 from pareflow.compiler.onnxruntime_session import FixedSession
 from pareflow.compiler.signature import checked
-from pareflow.errors import WorkloadError
-from pareflow.hardware import probe
+from pareflow.errors import EnvironmentUnfitError, WorkloadError
+from pareflow.hardware import accelerators, probe
 from pareflow.network import FILES, Form
 from pareflow.workload import LoadedWorkload
 
@@ -113,3 +113,9 @@ def test_fixed_addresses_keep_the_answers_for_every_shape(
         np.testing.assert_allclose(answer, plain.run(feeds)["output"], rtol=1e-5, atol=1e-6)
     assert len(fixed._bound) == 2
     assert all(np.array_equal(answer, copy) for answer, copy in kept)
+
+
+@pytest.mark.skipif(accelerators.device() is not None, reason="there is a CUDA device")
+def test_a_device_that_is_not_here_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentUnfitError, match="there is no CUDA device"):
+        TorchEager(device="cuda").load(tmp_path)

@@ -9,6 +9,7 @@ import pytest
 
 from pareflow import network
 from pareflow.compiler.torch_eager import TorchEager
+from pareflow.hardware import accelerators
 from pareflow.measuring.stopwatch import device_memory_mib, stopwatch
 
 
@@ -38,6 +39,7 @@ def products(tmp_path: Path) -> Path:
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(accelerators.device() is None, reason=accelerators.NO_DEVICE)
 def test_a_device_answers_as_the_processor_does_and_is_timed_by_events(products: Path) -> None:
     feeds = {"x": np.random.default_rng(0).random((512, 2048), dtype=np.float32)}
     ours: Any = TorchEager(device="cuda").load(products)
