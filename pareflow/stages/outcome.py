@@ -158,7 +158,9 @@ def _closest(rows: Sequence[Row]) -> Row | None:
 def _missed(row: Row) -> str:
     """What keeps a judged row from winning: clauses, and the device that it does not fit."""
     assert row.verdict is not None  # it was judged
-    unfit = "" if row.fit is None or row.fit.decision == "fits" else f"{row.fit.device}: {row.fit.excess}"
+    unfit = ""
+    if row.fit is not None and row.fit.decision != "fits":
+        unfit = f"{row.fit.device}: {row.fit.excess or 'what it needs there is not known'}"
     return "; ".join(filter(None, (row.verdict.missed, unfit)))
 
 
