@@ -129,7 +129,7 @@ class OnnxFile(Workload):
         """Raises: WorkloadError where the graph cannot run here, or its inputs are not those it is given."""
         graph_file.check_runnable(self._path(self.model))
         try:
-            self._ports.check(example)
+            self._ports.check(example, no_others=True)
         except InputError as error:
             raise WorkloadError(
                 f"{self.model} takes {self._ports}, and must be given it",
