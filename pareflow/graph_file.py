@@ -186,10 +186,28 @@ def check_runnable(path: Path) -> None:
     try:
         onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        said = said_by_runtime(error)
-        raise _unusable(
-            path, f"ONNX Runtime {onnxruntime.__version__} says: {said}", _way_out(said)
-        ) from error
+        found, remedy = _in_words(said_by_runtime(error), model, onnxruntime.__version__)
+        raise _unusable(path, found, remedy) from error
+
+
+def _in_words(said: str, model: "onnx.ModelProto", version: str) -> tuple[str, str]:
+    """What ONNX Runtime refuses, and the way out."""
+    opset = next((entry.version for entry in model.opset_import if not _domain(entry.domain)), 0)
+    if newest := re.search(r"till opset (\d+)", said):
+        return (
+            f"it is of opset {opset}, and the newest that ONNX Runtime {version} knows is {newest[1]}",
+            f"Export it with opset {newest[1]} or older: 17 runs everywhere",
+        )
+    if newest := re.search(r"max supported IR version: (\d+)", said):
+        return (
+            f"its IR version is {model.ir_version}, and the newest that ONNX Runtime {version} knows is "
+            f"{newest[1]}",
+            "Export it with an older `onnx`, or lower `model.ir_version` where nothing newer is used",
+        )
+    return (
+        f"ONNX Runtime {version} says: {said.rstrip('.')}",
+        "`onnx.checker.check_model` may say more; export it again",
+    )
 
 
 def said_by_runtime(error: Exception) -> str:
@@ -197,16 +215,6 @@ def said_by_runtime(error: Exception) -> str:
     said = " ".join(str(error).split())
     said = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", said)
     return re.sub(r"^(Load model from \S+ failed:)?\s*/\S+\.(cc|h):\d+ .*?\) (?=[A-Z])", "", said)[:500]
-
-
-def _way_out(said: str) -> str:
-    if "IR version" in said:
-        return "Export it with an older `onnx`, or lower `model.ir_version` where nothing newer is used"
-    if "opset" in said.lower():
-        return (
-            "Export it with an older opset (17 runs everywhere), or `onnx.version_converter.convert_version`"
-        )
-    return "`onnx.checker.check_model` may say more; export it again"
 
 
 def check_operators(path: Path, model: "onnx.ModelProto") -> None:

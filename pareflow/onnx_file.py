@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from pareflow import graph_file, graph_surgery
-from pareflow.errors import WorkloadError
+from pareflow.errors import InputError, WorkloadError
 from pareflow.ports import Ports
 from pareflow.variant import Step
 from pareflow.workload import Arrays, Samples, Split, Splits, Workload
@@ -128,13 +128,14 @@ class OnnxFile(Workload):
     def check(self, example: Arrays) -> None:
         """Raises: WorkloadError where the graph cannot run here, or its inputs are not those it is given."""
         graph_file.check_runnable(self._path(self.model))
-        wrong = self._ports.wrong(example)
-        if wrong:
+        try:
+            self._ports.check(example, no_others=True)
+        except InputError as error:
             raise WorkloadError(
                 f"{self.model} takes {self._ports}, and must be given it",
-                " and ".join(wrong),
-                "Mend `samples`, `zeros`, `constants` or `batch_axes` in the YAML",
-            )
+                error.found,
+                "Mend `samples`, `input_name`, `zeros`, `constants` or `batch_axes` in the YAML",
+            ) from error
         outputs = [port.name for port in self.network().graph.output]
         if self.output is not None and self.output not in outputs:
             raise WorkloadError(

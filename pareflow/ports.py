@@ -67,10 +67,14 @@ class Ports:
 
         return fitting
 
-    def check(self, feeds: Mapping[str, np.ndarray]) -> None:
-        """Raises: InputError where a request is not what the executable takes."""
-        if self.wrong(feeds):
+    def check(self, feeds: Mapping[str, np.ndarray], *, no_others: bool = False) -> None:
+        """Raises: InputError where a request lacks or mistakes an input, or has others where it may not."""
+        if self.wrong(feeds) or (no_others and self._unknown(feeds)):
             raise self._refused(feeds)
+
+    def _unknown(self, feeds: Mapping[str, np.ndarray]) -> list[str]:
+        known = {port.name for port in self.ports}
+        return [f"there is no `{name}`" for name in feeds if name not in known]
 
     def wrong(self, feeds: Mapping[str, np.ndarray]) -> list[str]:
         """What a request lacks, or gives otherwise than it must, input by input; any batch will do."""
@@ -89,12 +93,9 @@ class Ports:
         return ", ".join(map(str, self.ports))
 
     def _refused(self, feeds: Mapping[str, np.ndarray]) -> InputError:
-        wrong = self.wrong(feeds)
-        others = [name for name in feeds if name not in {port.name for port in self.ports}]
-        unknown = f", and there is no {', '.join(f'`{name}`' for name in others)}" if others else ""
         return InputError(
             f"a request must hold {self}",
-            f"{' and '.join(wrong)}{unknown}",
+            ", and ".join([*self.wrong(feeds), *self._unknown(feeds)]),
             "Mend what `preprocess` gives, or the names in the YAML",
         )
 

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from pareflow import network
 from pareflow.compiler import OnnxRuntime
-from pareflow.errors import BadOutputError, ExportError
+from pareflow.errors import BadOutputError, ExportError, UnsuitableError
+from pareflow.model import Simplification
 from pareflow.network import FILES, FORMS, Form
 from pareflow.workload import LoadedWorkload
 
@@ -77,6 +79,44 @@ def test_network_that_does_not_export_is_told(
     with pytest.raises(ExportError, match=said) as caught:
         network.convert(tmp_path, "onnx", load_tiny("images"), tmp_path)
     assert caught.value.exit_code == 2
+
+
+def test_openvino_model_is_held_to_its_graph(
+    tmp_path: Path, forms: Forms, load_tiny: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A converter that loses a sign is caught; the folder is written, but nothing goes on from it."""
+    import openvino
+
+    plain = openvino.convert_model
+
+    def turned(path: Path) -> Any:
+        model = plain(path)
+        result = model.get_results()[0]
+        source = result.input_value(0)
+        result.input(0).replace_source_output(openvino.opset13.negative(source).output(0))
+        model.validate_nodes_and_infer_types()
+        model.outputs[0].get_tensor().set_names({"output"})
+        return model
+
+    monkeypatch.setattr(openvino, "convert_model", turned)
+    said = r"exported OpenVINO model must agree .*`output` differs by 2 of .*cosine -1.* at images 1×1×8×8"
+    with pytest.raises(ExportError, match=said):
+        network.convert(forms("images")["onnx"], "openvino", load_tiny("images"), tmp_path)
+
+
+def test_simplified_graph_is_held_to_its_source(
+    forms: Forms, load_tiny: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxslim = pytest.importorskip("onnxslim")
+
+    def wrong(graph: Any) -> Any:
+        for weight in graph.graph.initializer:
+            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 2, weight.name))
+        return graph
+
+    monkeypatch.setattr(onnxslim, "slim", wrong)
+    with pytest.raises(UnsuitableError, match=r"simplified graph must agree .*`output` differs by"):
+        Simplification().apply(network.load("onnx", forms("images")["onnx"]), load_tiny("images"))
 
 
 def test_workload_may_export_by_itself(

@@ -1,5 +1,6 @@
 """A workload of plain ONNX files and arrays, and ready-made variants of it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from pareflow import spec as specs
 from pareflow import workload
 from pareflow.errors import ExportError, InputError, SplitError, WorkloadError
 from pareflow.model import Given
+from pareflow.serving.model import PackagedModel, as_json
 from pareflow.stages import optimization, validation
-from pareflow.stages.baseline import baseline
+from pareflow.stages.baseline import baseline, train
 from pareflow.stages.run import Run
 from pareflow.workload import LoadedWorkload
 
@@ -112,6 +114,95 @@ def test_what_is_missing_is_told(
 ) -> None:
     with pytest.raises(error, match=said):
         loaded(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"input_name": "image"}, r"takes `x` float32 \(any, 4\).*`x` is missing, and there is no `image`"),
+        ({"samples": "wide"}, r"`x` is float32 \(1, 5\)"),
+        ({"scale": 1, "zero_point": 0}, r"`x` is int8 \(1, 4\)"),
+        ({"scale": 1, "zero_point": 0, "input_name": None, "samples": {"q": "samples"}}, "there is no `q`"),
+        ({"zeros": {"state": (2,)}}, "there is no `state`"),
+        ({"constants": {"rate": 3}}, "there is no `rate`. It has `x`"),
+        ({"constants": {"x": 3.0}}, r"constant of the input `x` must have its shape"),
+        ({"batch_axes": {"z": 1}}, "there is no `z`. It has `x`, `y`"),
+        ({"batch_axes": {"y": 2}}, r"one of its axes, 0 to 1.*says 2"),
+        ({"output": "z"}, "`output` must be one of y, but it is `z`"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_what_the_graph_does_not_take_is_told_at_check(
+    loaded: Load, files: Path, changes: dict[str, Any], said: str
+) -> None:
+    wide = np.random.default_rng(1).integers(-50, 50, (400, 5)).astype(np.int8)
+    np.savez(files / "data.npz", samples=SAMPLES, targets=TARGETS, wide=wide)
+
+    def checked() -> None:
+        found = loaded(**changes)
+        found.definition.check(found.example(1))
+
+    with pytest.raises(WorkloadError, match=said):
+        checked()
+
+
+def test_file_that_is_no_npz_is_told(loaded: Load, files: Path) -> None:
+    (files / "data.npz").write_text("1,2,3")
+    with pytest.raises(WorkloadError, match=r"data\.npz must be a \.npz file of plain arrays"):
+        loaded()
+
+
+def test_several_inputs_need_an_array_each(loaded: Load, files: Path) -> None:
+    two = network()
+    two.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 4]))
+    onnx.save_model(two, files / "plain.onnx")
+    with pytest.raises(WorkloadError, match=r"takes `x` float32 \(any, 4\), `z` float32.*INPUT: ARRAY"):
+        loaded(input_name=None).example(1)
+
+
+def test_records_of_several_inputs_survive_a_package(loaded: Load, files: Path) -> None:
+    """What a caller sends as JSON, one mapping per sample, is what `preprocess` is given."""
+    two = network()
+    two.graph.input.append(helper.make_tensor_value_info("z", TensorProto.INT64, ["batch"]))
+    onnx.save_model(two, files / "plain.onnx")
+    np.savez(files / "data.npz", a=SAMPLES.astype(np.float32), b=np.arange(400), targets=TARGETS)
+    given = loaded(input_name=None, samples={"x": "a", "z": "b"}, scale=1, zero_point=0)
+    samples = given.split("search").samples
+    sent = json.loads(json.dumps(as_json(samples)))
+    assert sent[0].keys() == {"x", "z"}
+    package = PackagedModel.__new__(PackagedModel)
+    package.document = {"samples": str(samples.dtype)}  # type: ignore[union-attr]
+    again = package._raw(sent)
+    for name, array in given.definition.preprocess(samples).items():
+        np.testing.assert_array_equal(given.definition.preprocess(again)[name], array)
+
+
+def test_damaged_original_is_bad_input_and_a_damaged_variant_a_failed_row(files: Path) -> None:
+    (files / "integers.onnx").write_bytes(b"not a graph")
+    document = {
+        "name": "pair",
+        "workload": {
+            "onnx": {
+                "model": "plain.onnx",
+                "arrays": "data.npz",
+                "scale": 0.5,
+                "variants": {"integers": "integers.onnx"},
+            }
+        },
+        "sla": {"quality": {"metric": "accuracy", "max_drop": 0.1}},
+        "candidates": [[{"given": {"network": "integers"}}, "onnxruntime"]],
+    }
+    config = files / "pipeline.yaml"
+    run = Run.open(specs.parse(document, "the test's"), config, files / "data")
+    train(run)
+    (candidate,) = optimization.candidates(run, [])
+    row = optimization.make(run, candidate)
+    assert (row.status, row.id) == ("failed", None)
+    assert "integers.onnx must be an ONNX file" in str(row.reason)
+    (files / "plain.onnx").write_bytes(b"not a graph")
+    with pytest.raises(WorkloadError, match=r"plain\.onnx must be an ONNX file") as caught:
+        Run.open(specs.parse(document, "the test's"), config, files / "data")
+    assert caught.value.exit_code == 2
 
 
 def test_given_integers_take_and_give_floats(loaded: Load) -> None:

@@ -55,7 +55,7 @@ def test_batch_is_fixed_where_every_input_says_so(
 IDS = np.zeros((3, 12), np.int64)
 BAD: list[tuple[Arrays, str]] = [
     ({"tokens": IDS, "mask": IDS}, r"`ids` is missing, and there is no `tokens`"),
-    ({}, r"`ids` is missing and `mask` is missing"),
+    ({}, r"`ids` is missing, and `mask` is missing"),
     ({"ids": IDS[:, :5], "mask": IDS}, r"`ids` is int64 \(3, 5\)"),
     ({"ids": IDS[0], "mask": IDS}, r"`ids` is int64 \(12\)"),
 ]
