@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from pareflow import spec as specs
 from pareflow.compiler import environment
 from pareflow.errors import StoreError, TransientError, VariantError
 from pareflow.stages import building, optimization, validation
+from pareflow.stages.baseline import train
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Step
 
@@ -41,6 +43,7 @@ CASES = [
 
 NOWHERE = """
 from pathlib import Path
+from pareflow import spec as specs
 from pareflow.compiler import environment
 environment.lock_folders = lambda: [Path({folder!r})]
 """
@@ -84,21 +87,35 @@ def test_candidate_that_dies_while_timed_is_a_failed_row(trained: Any) -> None:
     assert timed.measurement is None
 
 
-@pytest.mark.parametrize("requests", [0, 20], ids=["evaluated", "timed"])
-def test_killed_worker_is_one_failed_row_and_the_run_goes_on(
-    requests: int, judged: Any, trained: Any
-) -> None:
-    """The runtime's process dies of SIGKILL amid a request; the next candidate is as it would be without."""
-    row = optimization.make(trained.run, candidate(backend=Step("worker_killed", {"requests": requests})))
-    row = optimization.time(trained.run, row, trained.rows)
-    assert (row.status, row.measurement) == ("failed", None)
+@pytest.fixture(scope="module")
+def untimed(workloads: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose original is trained, and nothing timed."""
+    document = specs.read(workloads / "images.yaml").to_json()
+    spec = specs.parse({**document, "workload": "rogue_images.py"}, "the tests' pipeline")
+    run = Run.open(spec, workloads / "images.yaml", tmp_path_factory.mktemp("untimed"))
+    train(run)
+    return run
+
+
+def test_killed_worker_is_one_failed_row_and_the_run_goes_on(untimed: Run) -> None:
+    """The runtime's process dies of SIGKILL amid a request; the next candidate is made as ever."""
+    row = optimization.make(untimed, candidate(backend=Step("worker_killed", {"requests": 0})))
+    assert (row.status, row.quality) == ("failed", None)
     assert row.reason == "CrashedError: the worker `echo` must answer, but it died of SIGKILL"
-    good = optimization.make(trained.run, judged.candidate)
-    assert (good.status, good.quality) == ("ok", judged.candidate.quality)
+    good = optimization.make(untimed, candidate(backend=Step("worker_killed", {"requests": 10**6})))
+    assert (good.status, good.quality is not None) == ("ok", True)
+
+
+def test_worker_killed_while_it_is_timed_is_a_failed_row(trained: Any) -> None:
+    row = optimization.make(trained.run, candidate(backend=Step("worker_killed")))
+    assert row.status == "ok"
+    timed = optimization.time(trained.run, row, trained.rows)
+    assert (timed.status, timed.measurement) == ("failed", None)
+    assert "it died of SIGKILL" in str(timed.reason)
 
 
 def test_worker_environment_that_cannot_be_built_is_an_unavailable_row(
-    trained: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    untimed: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Offline, and no wheel at hand: not tried before somebody asks for it, and then told with its reason."""
     (tmp_path / "wheels").mkdir()
@@ -111,9 +128,11 @@ def test_worker_environment_that_cannot_be_built_is_an_unavailable_row(
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setattr(environment, "lock_folders", lambda: [tmp_path])
     assert optimization.missing(candidate(backend=Step("unbuildable")).recipe) is None
-    row = optimization.make(trained.run, candidate(backend=Step("unbuildable")))
+    row = optimization.make(untimed, candidate(backend=Step("unbuildable")))
     assert row.status == "unavailable"
-    assert str(row.reason).startswith("the worker environment `unbuildable` must be installable from its lock")
+    assert str(row.reason).startswith(
+        "the worker environment `unbuildable` must be installable from its lock"
+    )
     assert "No matching distribution found for no-such-distribution==1.0" in str(row.reason)
 
 

@@ -236,6 +236,10 @@ class Unbuildable(WorkerBackend):
     name: ClassVar[str] = "unbuildable"
     form: ClassVar[Form] = "torch"
 
+    @classmethod
+    def code_version(cls) -> str:
+        return "it has no code"
+
 
 class HangsUnderLoad(TorchEager):
     """Answers while it is evaluated, and never while it is timed."""
