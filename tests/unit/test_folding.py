@@ -14,7 +14,10 @@ def model(nodes: list[onnx.NodeProto], output: int = TensorProto.FLOAT) -> onnx.
         "test",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 16])],
         [helper.make_tensor_value_info("y", output, None)],
-        [numpy_helper.from_array(np.asarray(1), "one"), numpy_helper.from_array(np.float32(0.5), "half")],
+        [
+            numpy_helper.from_array(np.asarray(1), "one"),
+            numpy_helper.from_array(np.asarray(0.5, np.float32), "half"),
+        ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 

@@ -121,7 +121,10 @@ def _encoded(array: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
 
 def _decoded(array: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
     scale, zero_point = tensor["quantization"]
-    return (array.astype(np.float32) - zero_point) * np.float32(scale) if scale else array
+    if not scale:
+        return array
+    numbers: np.ndarray = (array.astype(np.float32) - zero_point) * np.float32(scale)
+    return numbers
 
 
 def _by_position(details: list[dict[str, Any]]) -> list[dict[str, Any]]:
