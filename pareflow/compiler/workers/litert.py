@@ -116,7 +116,8 @@ def _encoded(array: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
         return array.astype(tensor["dtype"], copy=False)
     limits = np.iinfo(tensor["dtype"])
     steps = np.rint(array / scale) + zero_point
-    return np.clip(steps, limits.min, limits.max).astype(tensor["dtype"])
+    held: np.ndarray = np.clip(steps, limits.min, limits.max).astype(tensor["dtype"])
+    return held
 
 
 def _decoded(array: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
