@@ -1,14 +1,18 @@
 """Law 7: a crash, a hang, too much memory or NaN in one variant is one failed row, not the run's end."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pareflow import spec as specs
+from pareflow.compiler import environment
 from pareflow.errors import StoreError, TransientError, VariantError
 from pareflow.stages import building, optimization, validation
+from pareflow.stages.baseline import train
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Step
 
@@ -35,6 +39,15 @@ CASES = [
     Bad("loses_rows", "BadOutputError", "one row per sample"),
     Bad("peeks_at_the_verdict", "WorkloadError", "the verdict split must stay shut"),
 ]
+
+
+NOWHERE = """
+from pathlib import Path
+from pareflow import spec as specs
+from pareflow.compiler import environment
+environment.lock_folders = lambda: [Path({folder!r})]
+"""
+"""Also in child processes the lock files are those of the test."""
 
 
 def candidate(*techniques: str, backend: Step = Step("torch_eager")) -> Row:  # noqa: B008 (frozen)
@@ -72,6 +85,55 @@ def test_candidate_that_dies_while_timed_is_a_failed_row(trained: Any) -> None:
     assert timed.status == "failed"
     assert str(timed.reason).startswith("CrashedError: ")
     assert timed.measurement is None
+
+
+@pytest.fixture(scope="module")
+def untimed(workloads: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose original is trained, and nothing timed."""
+    document = specs.read(workloads / "images.yaml").to_json()
+    spec = specs.parse({**document, "workload": "rogue_images.py"}, "the tests' pipeline")
+    run = Run.open(spec, workloads / "images.yaml", tmp_path_factory.mktemp("untimed"))
+    train(run)
+    return run
+
+
+def test_killed_worker_is_one_failed_row_and_the_run_goes_on(untimed: Run) -> None:
+    """The runtime's process dies of SIGKILL amid a request; the next candidate is made as ever."""
+    row = optimization.make(untimed, candidate(backend=Step("worker_killed", {"requests": 0})))
+    assert (row.status, row.quality) == ("failed", None)
+    assert row.reason == "CrashedError: the worker `echo` must answer, but it died of SIGKILL"
+    good = optimization.make(untimed, candidate(backend=Step("worker_killed", {"requests": 10**6})))
+    assert (good.status, good.quality is not None) == ("ok", True)
+
+
+def test_worker_killed_while_it_is_timed_is_a_failed_row(trained: Any) -> None:
+    row = optimization.make(trained.run, candidate(backend=Step("worker_killed")))
+    assert row.status == "ok"
+    timed = optimization.time(trained.run, row, trained.rows)
+    assert (timed.status, timed.measurement) == ("failed", None)
+    assert "it died of SIGKILL" in str(timed.reason)
+
+
+def test_worker_environment_that_cannot_be_built_is_an_unavailable_row(
+    untimed: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Offline, and no wheel at hand: not tried before somebody asks for it, and then told with its reason."""
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "sitecustomize.py").write_text(NOWHERE.format(folder=str(tmp_path)))
+    (tmp_path / "unbuildable.txt").write_text("no-such-distribution==1.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PAREFLOW_ENVIRONMENTS", str(tmp_path / "environments"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setattr(environment, "lock_folders", lambda: [tmp_path])
+    assert optimization.missing(candidate(backend=Step("unbuildable")).recipe) is None
+    row = optimization.make(untimed, candidate(backend=Step("unbuildable")))
+    assert row.status == "unavailable"
+    assert str(row.reason).startswith(
+        "the worker environment `unbuildable` must be installable from its lock"
+    )
+    assert "No matching distribution found for no-such-distribution==1.0" in str(row.reason)
 
 
 @pytest.mark.parametrize("moment", ["evaluated", "timed"])

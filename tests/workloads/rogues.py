@@ -7,7 +7,9 @@ import copy
 import ctypes
 import errno
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 from torch import nn
 
 from pareflow.compiler.torch_eager import TorchEager, TorchSession
+from pareflow.compiler.worker import Worker, WorkerBackend
 from pareflow.errors import MissingExtraError, StepFailedError
 from pareflow.model import Technique
 from pareflow.network import Form
@@ -201,6 +204,41 @@ class DoomedSession(TorchSession):
         if self._left < 0 and self._marker.exists():
             ctypes.string_at(0)
         return super().run(feeds)
+
+
+class WorkerKilled(TorchEager):
+    """Each request passes through a worker, which is killed amid the one after so many."""
+
+    name: ClassVar[str] = "worker_killed"
+    requests: int = 20
+
+    def load(self, artifact: Path) -> "RelayedSession":
+        return RelayedSession(artifact, self.threads, self.requests)
+
+
+class RelayedSession(TorchSession):
+    def __init__(self, artifact: Path, threads: int, requests: int) -> None:
+        super().__init__(artifact, threads)
+        self._worker, self._left = Worker("echo", Path(sys.executable)), requests
+        self._worker.call("load")
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        self._left -= 1
+        if self._left < 0:
+            self._worker.call("load", sleep_s=60)
+            threading.Timer(0.2, os.kill, (self._worker.pid, signal.SIGKILL)).start()
+        return super().run(self._worker.call("run", feeds)[1])
+
+
+class Unbuildable(WorkerBackend):
+    """Its environment has a lock that no index can serve."""
+
+    name: ClassVar[str] = "unbuildable"
+    form: ClassVar[Form] = "torch"
+
+    @classmethod
+    def code_version(cls) -> str:
+        return "it has no code"
 
 
 class HangsUnderLoad(TorchEager):

@@ -29,10 +29,22 @@ def fold(model: Any) -> Any:
         for name, array in zip(node.output, outputs, strict=True):
             known[name] = numpy_helper.from_array(array, name)
     del graph.node[:], graph.initializer[:], graph.value_info[:]
-    used = _names(kept) | {output.name for output in graph.output}
+    asked = {output.name for output in graph.output}
+    kept = _alive(kept, asked)
+    used = _names(kept) | asked
     graph.node.extend(kept)
     graph.initializer.extend(tensor for name, tensor in known.items() if name in used)
     return model
+
+
+def _alive(nodes: list[Any], asked: set[str]) -> list[Any]:
+    """The nodes, in their order, that something asks for."""
+    alive, wanted = list[Any](), set(asked)
+    for node in reversed(nodes):
+        if wanted & set(node.output):
+            alive.append(node)
+            wanted |= _names([node])
+    return alive[::-1]
 
 
 def _shapes(graph: Any) -> dict[str, list[int | None]]:

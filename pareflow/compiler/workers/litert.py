@@ -116,13 +116,16 @@ def _encoded(array: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
         return array.astype(tensor["dtype"], copy=False)
     limits = np.iinfo(tensor["dtype"])
     steps = np.rint(array / scale) + zero_point
-    clipped: np.ndarray = np.clip(steps, limits.min, limits.max).astype(tensor["dtype"])
-    return clipped
+    held: np.ndarray = np.clip(steps, limits.min, limits.max).astype(tensor["dtype"])
+    return held
 
 
 def _decoded(array: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
     scale, zero_point = tensor["quantization"]
-    return (array.astype(np.float32) - zero_point) * np.float32(scale) if scale else array
+    if not scale:
+        return array
+    numbers: np.ndarray = (array.astype(np.float32) - zero_point) * np.float32(scale)
+    return numbers
 
 
 def _by_position(details: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -134,11 +134,26 @@ def _tuned(module: Any, target: Any, seconds: float) -> tuple[Any, int]:
                 max_trials_global=TRIALS,
                 num_trials_per_iter=TRIALS // 4,
                 database=database,
+                space=_space(),
                 seed=tried + 1,
             )
             tried += TRIALS
         with target, database, tvm.transform.PassContext(opt_level=3):
             return tvm.relax.transform.MetaScheduleApplyDatabase()(module), len(database)
+
+
+def _space() -> Any:
+    """The schedules that are tried: TVM's own for processors, but for two mutators.
+
+    `MutateComputeLocation` and `MutateParallel` end the process with SIGSEGV in 0.27.0.post1.
+    """
+    from tvm.s_tir.meta_schedule import mutator, postproc, schedule_rule, space_generator
+
+    return space_generator.PostOrderApply(
+        sch_rules=list(schedule_rule.ScheduleRule.create("llvm")),
+        postprocs=list(postproc.Postproc.create("llvm")),
+        mutator_probs={mutator.MutateTileSize(): 0.9, mutator.MutateUnroll(): 0.1},
+    )
 
 
 def _computes_in_bytes(model: Any) -> bool:

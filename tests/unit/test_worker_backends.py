@@ -1,0 +1,124 @@
+"""Backends in workers, as far as they can be asked without their environments; what needs those is slow."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pareflow.catalog import BACKENDS
+from pareflow.compiler import CoreMl, Tvm
+from pareflow.compiler.worker import WorkerBackend
+from pareflow.errors import EnvironmentUnfitError
+from pareflow.network import Form
+from pareflow.store import Store
+
+WORKERS = sorted(name for name, cls in BACKENDS.items() if issubclass(cls, WorkerBackend))
+Forms = Callable[[str], Mapping[Form, Path]]
+
+
+def test_there_are_four() -> None:
+    assert set(WORKERS) >= {"coreml", "executorch", "litert", "tvm"}
+
+
+@pytest.mark.parametrize("name", ["executorch", "litert", "tvm"])
+def test_environment_that_is_not_made_yet_is_no_reason(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PAREFLOW_ENVIRONMENTS", str(tmp_path))
+    assert BACKENDS[name].unavailable() is None
+    assert list(tmp_path.iterdir()) == []  # nor does asking make one
+
+
+def test_tvm_needs_a_linker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "C++ compiler" in str(Tvm.unavailable())
+
+
+def test_tvm_that_should_tune_says_why_it_does_not() -> None:
+    assert Tvm().unfit() is None
+    assert "SIGSEGV" in str(Tvm(tuning_minutes=1).unfit())
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="this is macOS, where Core ML predicts")
+def test_core_ml_says_that_it_predicts_only_on_macos(tmp_path: Path) -> None:
+    assert "predicts only on macOS" in str(CoreMl.unavailable())
+    with pytest.raises(EnvironmentUnfitError, match=r"must be asked for on macOS.*Take .* to a Mac"):
+        CoreMl().load(tmp_path)
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_code_version_is_of_the_workers_files_and_of_the_lock(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pareflow.compiler import worker
+
+    before = BACKENDS[name].code_version()
+    monkeypatch.setattr(worker, "_SHARED", ("serve", "wire"))
+    assert BACKENDS[name].code_version() != before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8_weights"])
+@pytest.mark.parametrize("name", ["images", "texts"])
+def test_core_ml_package_is_named_and_weighed(
+    name: str, precision: Any, forms: Forms, tmp_path: Path
+) -> None:
+    """Compiled here, to be run elsewhere; the worker reads the package back and refuses a wrong one."""
+    CoreMl(precision=precision).compile(forms(name)["exported"], tmp_path)
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert list(facts["inputs"]) == {"images": ["images"], "texts": ["ids", "mask"]}[name]
+    assert facts["outputs"] == ["output"]
+    weights = sum(path.stat().st_size for path in tmp_path.rglob("weight.bin"))
+    if name == "images":  # 2048 weights of the head, and the convolution's 72
+        widest = {"float32": 4, "float16": 2, "int8_weights": 1}[precision]
+        assert 2048 * widest <= weights < 2048 * widest + 1500
+
+
+@pytest.mark.slow
+def test_compiling_the_same_variant_twice_costs_one_look_up(forms: Forms, tmp_path: Path) -> None:
+    """The store is asked, and no worker started (law 6)."""
+    made: list[Path] = []
+    backend, store = Tvm(), Store(tmp_path / "store")
+
+    def compile_into(into: Path) -> None:
+        made.append(into)
+        backend.compile(forms("images")["onnx"], into)
+
+    folders = {store.ensure(backend.code_version(), compile_into) for _ in range(2)}
+    assert (len(made), len(folders)) == (1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "accuracy"), [("fp32", 0.901), ("int8_qdq", 0.902)])
+def test_keyword_network_gives_on_tvm_what_it_gives_on_onnxruntime(
+    file: str, accuracy: float, checkout: Path, tmp_path: Path
+) -> None:
+    """All 1000 samples; the int8 file takes bytes, the other what they stand for."""
+    import onnxruntime
+
+    folder = checkout.parent / "shared" / "data" / "models" / "kws_dscnn"
+    if not folder.is_dir():
+        pytest.skip("../shared/data/models/kws_dscnn is not there")
+    for part in ("source", "artifact"):
+        (tmp_path / part).mkdir()
+    graph = tmp_path / "source" / "model.onnx"
+    graph.write_bytes((folder / f"kws_dscnn_{file}.onnx").read_bytes())
+    with np.load(folder / "kws01_eval.npz") as stored:
+        samples, labels = stored["features_int8"].reshape(-1, 49, 10, 1), stored["labels"]
+        real = ((samples.astype(np.float32) - stored["input_zero_point"]) * stored["input_scale"]).astype(
+            np.float32
+        )
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    given = samples if file == "int8_qdq" else real
+    feeds = {session.get_inputs()[0].name: given}
+    expected = session.run(None, feeds)[0]
+    backend = Tvm()
+    backend.compile(tmp_path / "source", tmp_path / "artifact")
+    (answers,) = backend.load(tmp_path / "artifact").run(feeds).values()
+    assert answers.dtype == expected.dtype
+    assert (answers.argmax(1) == expected.argmax(1)).mean() >= 0.99
+    assert (answers.argmax(1) == labels).mean() == pytest.approx(accuracy, abs=0.003)
