@@ -213,12 +213,12 @@ class WorkerKilled(TorchEager):
     requests: int = 20
 
     def load(self, artifact: Path) -> "RelayedSession":
-        return RelayedSession(artifact, self.threads, self.requests)
+        return RelayedSession(artifact, self, self.requests)
 
 
 class RelayedSession(TorchSession):
-    def __init__(self, artifact: Path, threads: int, requests: int) -> None:
-        super().__init__(artifact, threads)
+    def __init__(self, artifact: Path, settings: TorchEager, requests: int) -> None:
+        super().__init__(artifact, settings)
         self._worker, self._left = Worker("echo", Path(sys.executable)), requests
         self._worker.call("load")
 
