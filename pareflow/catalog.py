@@ -58,6 +58,10 @@ class Member(BaseModel):
         return None
 
     @classmethod
+    def prepare(cls) -> None:
+        """Make what all its variants need, once and outside their time limits. Raises: PareflowError."""
+
+    @classmethod
     def code_version(cls) -> str:
         """A digest of the source file, of what it imports from its own package, and of what it runs on."""
         return _code_version(cls)

@@ -128,6 +128,11 @@ class WorkerBackend(Backend):
         return digest(super().code_version(), files, cls.environment().digest)
 
     @classmethod
+    def prepare(cls) -> None:
+        """The environment, whose making takes minutes. Raises: MissingExtraError."""
+        cls.environment().ensure()
+
+    @classmethod
     def worker(cls) -> Worker:
         """A new worker; its environment is made first where it is not there. Raises: MissingExtraError."""
         return Worker(cls.name, cls.environment().ensure())

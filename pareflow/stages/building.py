@@ -34,6 +34,8 @@ def make(run: Run, row: Row) -> Row:
     named = dataclasses.replace(row, id=variant.id)
     evaluation = _evaluation(run, named, "search")
     if run.store.find(variant.id) is None:
+        for member in members(row.recipe):
+            member.prepare()
         arguments = {"recipe": row.recipe.to_json(), "evaluation": evaluation}
         with device_lock(run.spec.target.device, exclusive=False):
             run.job("make", arguments, f"make-{variant.id[:12]}")

@@ -395,7 +395,8 @@ def _applying(technique: Technique, source: Path, workload: LoadedWorkload) -> A
 
 def artifact_size_mib(artifact: Path) -> float:
     """The size of what must be shipped to run it."""
-    return sum(path.stat().st_size for path in artifact.iterdir() if path.name != "manifest.json") / 2**20
+    files = (path for path in artifact.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return sum(path.stat().st_size for path in files) / 2**20
 
 
 def cut(

@@ -128,8 +128,10 @@ def test_worker_environment_that_cannot_be_built_is_an_unavailable_row(
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setattr(environment, "lock_folders", lambda: [tmp_path])
     assert optimization.missing(candidate(backend=Step("unbuildable")).recipe) is None
+    logs = {*(untimed.data_dir / "logs").iterdir()}
     row = optimization.make(untimed, candidate(backend=Step("unbuildable")))
     assert row.status == "unavailable"
+    assert {*(untimed.data_dir / "logs").iterdir()} == logs  # no variant's time was spent on it
     assert str(row.reason).startswith(
         "the worker environment `unbuildable` must be installable from its lock"
     )

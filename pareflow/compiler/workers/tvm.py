@@ -1,10 +1,8 @@
-"""TVM's side: Relax imports and fuses the graph, MetaSchedule tunes it, LLVM compiles it."""
+"""TVM's side: Relax imports and fuses the graph, LLVM compiles it."""
 
 import json
 import os
 import re
-import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,6 @@ from .serve import UnsupportedError
 
 LIBRARY = "model.so"
 FACTS = "facts.json"
-TRIALS = 64
-"""Schedules that are tried between two looks at the clock."""
 
 
 def versions() -> dict[str, str]:
@@ -25,7 +21,7 @@ def versions() -> dict[str, str]:
 
 
 def compile(  # noqa: A001
-    source: str, into: str, tuning_minutes: float, batch_size: int, length: int | None, threads: int
+    source: str, into: str, batch_size: int, length: int | None, threads: int
 ) -> None:
     """Write the library, and what its loader must know: names, types, and how it was made."""
     import onnx
@@ -41,10 +37,7 @@ def compile(  # noqa: A001
         "outputs": [output.name for output in model.graph.output],
         "int8": _computes_in_bytes(model),
         "target": f"{target.kind.name} {target.attrs['mcpu']}",
-        "trials": 0,
     }
-    if tuning_minutes:
-        module, facts["trials"] = _tuned(module, target, tuning_minutes * 60)
     tvm.compile(module, target).export_library(str(Path(into) / LIBRARY))
     (Path(into) / FACTS).write_text(json.dumps(facts))
 
@@ -113,57 +106,12 @@ def _target(threads: int) -> Any:
     return tvm.target.Target({"kind": "llvm", "mcpu": cpu, "num-cores": threads})
 
 
-def _tuned(module: Any, target: Any, seconds: float) -> tuple[Any, int]:
-    """The module with the fastest schedules that were found in the time, and how many were tried.
-
-    Whatever is tried last may run over by a round of `TRIALS`.
-    """
-    import tvm
-    from tvm.s_tir import meta_schedule
-
-    deadline = time.monotonic() + seconds
-    with tempfile.TemporaryDirectory() as folder:
-        tried = 0
-        database = meta_schedule.database.JSONDatabase(work_dir=folder)
-        while time.monotonic() < deadline:
-            meta_schedule.relax_integration.tune_relax(
-                module,
-                {},
-                target,
-                folder,
-                max_trials_global=TRIALS,
-                num_trials_per_iter=TRIALS // 4,
-                database=database,
-                space=_space(),
-                seed=tried + 1,
-            )
-            tried += TRIALS
-        with target, database, tvm.transform.PassContext(opt_level=3):
-            return tvm.relax.transform.MetaScheduleApplyDatabase()(module), len(database)
-
-
-def _space() -> Any:
-    """The schedules that are tried: TVM's own for processors, but for two mutators.
-
-    `MutateComputeLocation` and `MutateParallel` end the process with SIGSEGV in 0.27.0.post1.
-    """
-    from tvm.s_tir.meta_schedule import mutator, postproc, schedule_rule, space_generator
-
-    return space_generator.PostOrderApply(
-        sch_rules=list(schedule_rule.ScheduleRule.create("llvm")),
-        postprocs=list(postproc.Postproc.create("llvm")),
-        mutator_probs={mutator.MutateTileSize(): 0.9, mutator.MutateUnroll(): 0.1},
-    )
-
-
 def _computes_in_bytes(model: Any) -> bool:
     """Whether products take bytes; TVM computes Q/DQ graphs as they are written: in float32."""
     return bool({node.op_type for node in model.graph.node} & {"MatMulInteger", "ConvInteger", "QLinearConv"})
 
 
-def load(
-    artifact: str, tuning_minutes: float, batch_size: int, length: int | None, threads: int
-) -> "Library":
+def load(artifact: str, batch_size: int, length: int | None, threads: int) -> "Library":
     os.environ["TVM_NUM_THREADS"] = str(threads)  # read once, when the first kernel asks for its pool
     return Library(Path(artifact))
 
@@ -201,5 +149,5 @@ class Library:
             "precision": "int8" if self._facts["int8"] else "float32",
             "device": "CPU",
             "threads": self._threads(),
-            "notes": f"compiled for {self._facts['target']}; {self._facts['trials']} schedules were tried",
+            "notes": f"compiled for {self._facts['target']}, untuned",
         }
