@@ -4,7 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("digits.py", "intent.py", "overhead.py", "gate.py")
+SCRIPTS = (
+    "digits.py",
+    "intent.py",
+    "overhead.py",
+    "gate.py",
+    "techniques.py",
+    "compiler.py",
+    "devices.py",
+    "processor.py",
+    "gpu.py",
+)
 
 
 def main() -> None:
