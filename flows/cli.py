@@ -201,7 +201,8 @@ def main() -> None:
     try:
         app()
     except PareflowError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {_escaped(error)}", highlight=False)
+        message = f"[bold red]error:[/bold red] {_escaped(error)}"
+        Console(stderr=True).print(message, highlight=False, soft_wrap=True)  # paths stay whole
         sys.exit(error.exit_code)
     except SystemExit as ended:
         if ended.code == INTERRUPTED:  # typer's for Ctrl-C, which it keeps to itself

@@ -4,6 +4,7 @@ It takes one mapping of named tensors and gives another. Beside it lie a few inp
 for backends that quantize. Source: PyTorch, torch.export, "Dynamic shapes", and "Serialization".
 """
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,17 @@ NameOutputs = Callable[[Any, Callable[[Any], Any]], dict[str, Any]]
 
 def write(program: Any, workload: LoadedWorkload, path: Path) -> None:
     """Write a program, and calibration data beside it."""
+    save(program, path)
+    np.savez(path.with_name(CALIBRATION), **calibration(workload))  # type: ignore[arg-type]
+
+
+def save(program: Any, path: Path) -> None:
+    """Write a program alone, by way of memory: on a full disk torch's own writer aborts the process."""
     import torch
 
-    torch.export.save(program, path)
-    np.savez(path.with_name(CALIBRATION), **calibration(workload))  # type: ignore[arg-type]
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
 
 
 def export(network: Any, workload: LoadedWorkload, name_outputs: NameOutputs) -> Any:

@@ -47,9 +47,7 @@ def save(network: Any, form: Form, folder: Path) -> None:
 
         torch.save(network, path)
     elif form == "exported":
-        import torch
-
-        torch.export.save(network, path)
+        exported.save(network, path)
     elif form == "onnx":
         import onnx
 

@@ -7,8 +7,6 @@ import re
 import subprocess
 from pathlib import Path
 
-import psutil
-
 _CORES = Path("/sys/devices/system/cpu")
 _RELEVANT = re.compile(r"^(avx\w*|amx\w*|fma|sse4_\d|f16c|neon|asimd\w*|sve\w*|i8mm|bf16|dotprod)$")
 
@@ -48,6 +46,8 @@ def cores() -> tuple[int, ...]:
 
 def memory_mib() -> int:
     """The memory of the machine, in MiB."""
+    import psutil  # bundles do without it
+
     return psutil.virtual_memory().total // 2**20
 
 

@@ -45,8 +45,6 @@ _CODE = Path(str(pareflow.__file__)).parent
 _BARE = ("", "compiler", "serving")
 """Packages whose own `__init__` names every member: in a bundle it is empty."""
 _BARE_TEXT = '"""Of this package, what a bundle runs."""\n'
-_OPTIONAL = ("psutil",)
-"""What some backends import, and others do not."""
 
 README = """\
 An offline bundle of `{name}`, made by `pareflow export`.
@@ -105,12 +103,10 @@ def assemble(package: Path, described: Mapping[str, Any], into: Path) -> dict[st
         (into / "labels.json").write_text(json.dumps(described["class_names"], indent=1))
     names = [*_asked_for(document), *described["serving_requires"]]
     about = _about(document)
-    versions = _write_texts(into, about, names, document)
-    seen = self_test(into, [*distributions.modules(versions), *_OPTIONAL])
-    _keep_only(into / "code", {into / file for file in seen["files"]})
-    used = [name for name in _OPTIONAL if name in seen["modules"]]
-    versions = _write_texts(into, about, [*names, *used], document)
-    self_test(into, distributions.modules(versions))
+    for _ in range(2):  # with all of pareflow's modules, then with those alone that were imported
+        versions = _write_texts(into, about, names, document)
+        seen = self_test(into, distributions.modules(versions))
+        _keep_only(into / "code", {into / file for file in seen["files"]})
     return about
 
 

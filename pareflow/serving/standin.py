@@ -74,7 +74,10 @@ class BaseModel:
         for name in found:
             if name in vars(cls):
                 delattr(cls, name)  # instances hold the values
-        cls.model_fields = {**cls.model_fields, **found}
+        inherited: dict[str, FieldInfo] = {}
+        for base in reversed(cls.__mro__[1:]):
+            inherited |= vars(base).get("model_fields", {})
+        cls.model_fields = {**inherited, **found}
         cls.__pydantic_init_subclass__(**settings)
 
     @classmethod

@@ -218,12 +218,13 @@ def test_coreutils_read_the_checksums(exported: Callable[[str], Path]) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_openvino_goes_offline_with_what_its_backend_imports(packaged: Packaged, tmp_path: Path) -> None:
+def test_openvino_goes_offline_too(packaged: Packaged, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     package = packaged("images", Step("openvino", {"threads": 1}))
     document = export(package, tmp_path / "bundle.zip", tmp_path)
     names = {pin.partition("==")[0] for pin in document["requirements"]}
-    assert {"openvino", "psutil"} <= names
+    assert "openvino" in names
+    assert not {"onnxruntime", "psutil", "torch"} & names
 
 
 def test_a_backend_that_runs_in_torch_cannot_go_offline(packaged: Packaged, tmp_path: Path) -> None:

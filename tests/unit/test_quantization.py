@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from pareflow import network
 from pareflow.catalog import TECHNIQUES, find
 from pareflow.compiler import OnnxRuntime
-from pareflow.errors import SpecError, UnsuitableError, WorkloadError
+from pareflow.errors import SpecError, UnsuitableError
 from pareflow.model import Bf16, Binary, Fp8, Int4, MixedInt8, NncfInt4, NncfInt8, QatInt8, StaticInt8
 from pareflow.model.quantization.binary_weight import BinaryWeight
 from pareflow.model.quantization.gemm import gemm_as_matmul
@@ -456,7 +456,7 @@ def test_trained_int8_needs_labels_layers_and_a_traceable_network(forms: Forms, 
     workload = load_tiny("images")
     trained = network.load("torch", forms("images")["torch"])
     bare = replace(workload.splits, train=Split(workload.splits.train.samples))
-    with pytest.raises(WorkloadError, match="the data have none"):
+    with pytest.raises(UnsuitableError, match="must go with labels"):
         QatInt8().apply(trained, replace(workload, splits=bare))
     with pytest.raises(UnsuitableError, match="`Flatten` holds none"):
         QatInt8().apply(nn.Flatten(), workload)

@@ -163,12 +163,15 @@ def test_worker_that_nobody_holds_ends_and_is_reaped() -> None:
     assert not psutil.pid_exists(pid)
 
 
-def test_interrupted_request_does_not_answer_the_next(echo: Worker) -> None:
-    echo.call("load", sleep_s=0.5)
-    main = threading.get_ident()
-    threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        echo.call("run", {"x": np.zeros(1)})
+def test_interrupted_request_does_not_answer_the_next(echo: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ctrl_c(_: object) -> wire.Message:
+        raise KeyboardInterrupt
+
+    echo.call("load")
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "read", ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            echo.call("run", {"x": np.zeros(1)})
     with pytest.raises(CrashedError, match="it died of SIGKILL"):
         echo.call("run", {"x": np.ones(1)})
 
