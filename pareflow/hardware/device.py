@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pareflow.errors import EnvironmentUnfitError
+from pareflow.errors import BusyMachineError, EnvironmentUnfitError
 
 
 def lock_folder() -> Path:
@@ -22,11 +22,22 @@ def lock_folder() -> Path:
 
 
 @contextmanager
-def device_lock(device: str, *, exclusive: bool) -> Iterator[int]:
-    """Hold `device` alone to time on it, or shared to build on it. Waits. Gives the descriptor to pass on."""
+def device_lock(device: str, *, exclusive: bool, wait: bool = True) -> Iterator[int]:
+    """Hold `device` alone to time on it, or shared to build on it. Gives the descriptor to pass on.
+
+    Waits for it, or, with `wait=False`, raises: BusyMachineError.
+    """
     descriptor = _opened(lock_folder(), f"{device}.lock")
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        try:
+            fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyMachineError(
+                f"the device `{device}` must be free",
+                "another process builds or times on it",
+                "Run the command again when that has ended",
+            ) from error
         yield descriptor
     finally:
         os.close(descriptor)

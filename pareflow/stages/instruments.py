@@ -44,14 +44,17 @@ def ceilings(run: Run, threads: int) -> dict[str, Any]:
 def machine_ceilings(
     data_dir: Path, fingerprint: str, threads: int, patience_s: float, *, remeasure: bool = False
 ) -> dict[str, Any]:
-    """The same without a run: `fingerprint` is the environment's. Raises: VariantError, BusyMachineError."""
+    """The same without a run: `fingerprint` is the environment's. Without patience nothing is waited for.
+
+    Raises: VariantError, BusyMachineError.
+    """
     store = Store(data_dir / "store")
     key = digest("ceilings", threads, fingerprint, [file_digest(_CORE / "hardware/ceilings.py")])
     if remeasure:
         store.evict(key)
 
     def write(into: Path) -> None:
-        with device_lock("cpu", exclusive=True) as descriptor:
+        with device_lock("cpu", exclusive=True, wait=patience_s > 0) as descriptor:
             await_quiet(patience_s)
             found = run_isolated(
                 "pareflow.hardware.ceilings:ceilings",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pareflow.errors import EnvironmentUnfitError
+from pareflow.errors import BusyMachineError, EnvironmentUnfitError
 from pareflow.hardware.device import device_lock, lock_folder
 
 
@@ -43,6 +43,14 @@ def test_builds_share_a_device(folder: Path) -> None:
     with device_lock("cpu", exclusive=False), device_lock("cpu", exclusive=False):
         assert free(folder, "cpu", exclusive=False)
         assert not free(folder, "cpu", exclusive=True)
+
+
+def test_who_does_not_wait_is_told_that_the_device_is_busy(folder: Path) -> None:
+    busy = pytest.raises(BusyMachineError, match="another process builds or times on it")
+    with device_lock("cpu", exclusive=False), busy, device_lock("cpu", exclusive=True, wait=False):
+        pass
+    with device_lock("cpu", exclusive=True, wait=False):
+        assert not free(folder, "cpu", exclusive=False)
 
 
 def test_lock_is_freed_when_the_work_raises(folder: Path) -> None:
