@@ -11,6 +11,7 @@ import pytest
 from pareflow import network, workload
 from pareflow.catalog import BACKENDS
 from pareflow.compiler import Backend
+from pareflow.compiler.torch_compile import TorchCompile
 from pareflow.compiler.worker import WorkerBackend
 from pareflow.errors import WorkloadError
 from pareflow.workload import LoadedWorkload
@@ -231,7 +232,7 @@ def test_published_tokens_are_what_the_weights_give(stories: LoadedWorkload, pub
 def backends() -> Iterator[Any]:
     """Each backend with its defaults; workers need minutes."""
     for name, cls in sorted(BACKENDS.items()):
-        marks = [pytest.mark.slow] if issubclass(cls, WorkerBackend) else []
+        marks = [pytest.mark.slow] if issubclass(cls, (WorkerBackend, TorchCompile)) else []
         yield pytest.param(name, id=name, marks=marks)
 
 
