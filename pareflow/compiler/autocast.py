@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from pareflow.compiler import signature
+
 if TYPE_CHECKING:
     import torch
 
@@ -26,22 +28,20 @@ def exported(program: Any, dtype: str, device: str) -> Any:
             return {name: tensor.float() for name, tensor in outputs.items()}
 
     (feeds,), _ = program.example_inputs
-    return torch.export.export(Cast(), (feeds,), dynamic_shapes=(_axes(program, feeds),))
+    return torch.export.export(Cast(), (feeds,), dynamic_shapes=(_axes(program),))
 
 
-def _axes(program: Any, feeds: "dict[str, torch.Tensor]") -> dict[str, dict[int, Any]]:
+def _axes(program: Any) -> dict[str, dict[int, Any]]:
     """The axes that vary, by input, each with its largest size where it has one."""
     import torch
 
-    named = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
-    places = [node.meta["val"] for node in program.graph.nodes if node.name in named]
     return {
         name: {
             axis: torch.export.Dim.DYNAMIC(min=1, max=_largest(program, size))
             for axis, size in enumerate(place.shape)
             if not isinstance(size, int)
         }
-        for name, place in zip(feeds, places, strict=True)
+        for name, place in signature.places(program).items()
     }
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     Tensors = Mapping[str, torch.Tensor]
     Call = Callable[[Tensors], Tensors]
 
-DTYPES = {"float16": "float16", "bfloat16": "bfloat16"}
-"""Torch's types of the precisions that are not fp32's."""
+HALVES = ("float16", "bfloat16")
+"""The precisions that are types of torch's, and not fp32's; it calls them the same."""
 
 
 def to_torch(feeds: Mapping[str, np.ndarray], device: str) -> "dict[str, torch.Tensor]":

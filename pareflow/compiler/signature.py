@@ -14,16 +14,21 @@ Takes = Mapping[str, Any]
 
 def of(program: Any) -> Takes:
     """The signature of a program that takes one mapping of named tensors. JSON."""
-    (feeds,), _ = program.example_inputs
-    named = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
-    places = [node.meta["val"] for node in program.graph.nodes if node.name in named]
     return {
         name: {
             "dtype": str(place.dtype).removeprefix("torch."),
             "shape": [size if isinstance(size, int) else None for size in place.shape],
         }
-        for name, place in zip(feeds, places, strict=True)
+        for name, place in places(program).items()
     }
+
+
+def places(program: Any) -> dict[str, Any]:
+    """What stands for each input in a program, by name, in order: a tensor whose open sizes are symbols."""
+    (feeds,), _ = program.example_inputs
+    named = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
+    found = [node.meta["val"] for node in program.graph.nodes if node.name in named]
+    return dict(zip(feeds, found, strict=True))
 
 
 def checked(feeds: Mapping[str, np.ndarray], takes: Takes) -> Arrays:

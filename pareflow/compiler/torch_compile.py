@@ -14,9 +14,10 @@ import numpy as np
 from pydantic import Field
 
 from pareflow import network
+from pareflow.comparison import first_line
 from pareflow.compiler import autocast, signature
 from pareflow.compiler.backend import Backend
-from pareflow.compiler.on_torch import DTYPES, called, from_torch, prepare, to_torch
+from pareflow.compiler.on_torch import HALVES, called, from_torch, prepare, to_torch
 from pareflow.errors import UnsuitableError
 from pareflow.hardware.accelerators import Accelerated
 from pareflow.measurement import Ran
@@ -68,7 +69,7 @@ class TorchCompile(Accelerated, Backend):
         except Exception as error:
             raise UnsuitableError(
                 "Inductor must be able to compile the network",
-                f"it raised {type(error).__name__}: {_first_line(error)}",
+                f"it raised {type(error).__name__}: {first_line(error)}",
                 "The log holds the stack trace; take onnxruntime, which needs no compiler",
             ) from error
         facts = {"compile_s": time.monotonic() - began, "takes": takes}
@@ -82,8 +83,8 @@ class TorchCompile(Accelerated, Backend):
 
         if self.device != "cpu":
             program = move_to_device_pass(program, self.device)
-        if self.precision in DTYPES:
-            program = autocast.exported(program, DTYPES[self.precision], self.device)
+        if self.precision in HALVES:
+            program = autocast.exported(program, self.precision, self.device)
         settings = {
             "freezing": self.frozen,
             "layout_optimization": self.channels_last,
@@ -128,8 +129,3 @@ class CompiledSession:
             torch.get_num_threads(),
             f"compiled in {self._facts['compile_s']:.1f} s",
         )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else "nothing"

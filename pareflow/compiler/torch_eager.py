@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pareflow import network
 from pareflow.compiler.backend import Backend
-from pareflow.compiler.on_torch import DTYPES, called, from_torch, prepare, to_torch
+from pareflow.compiler.on_torch import HALVES, called, from_torch, prepare, to_torch
 from pareflow.hardware.accelerators import Accelerated
 from pareflow.measurement import Ran
 from pareflow.workload import Arrays
@@ -54,7 +54,7 @@ class TorchSession:
         import torch
 
         self._module, self._settings = network.load("torch", artifact).to(settings.device), settings
-        self._dtype = getattr(torch, DTYPES[settings.precision]) if settings.precision in DTYPES else None
+        self._dtype = getattr(torch, settings.precision) if settings.precision in HALVES else None
         if self._dtype:
             self._module.to(self._dtype)
         if settings.channels_last:
