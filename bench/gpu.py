@@ -1,16 +1,20 @@
 """A CUDA device: tensor cores, CUDA graphs, streams, memory pools and utilisation, claimed against measured.
 
-Needs the core library alone. Of two ways to compute the same, each round times both, one after the other, by
-CUDA events; a row is the median of the rounds' ratios, with what bounds it at 95 %.
+Needs the core library alone; rows of ONNX Runtime need its build for CUDA. Of two ways to compute the same,
+each round times both, one after the other, by CUDA events; a row is the median of the rounds' ratios, with
+what bounds it at 95 %. Torch's rows find their inputs on the device and leave their outputs there; where ONNX
+Runtime takes part, both ways take arrays of the host and give such.
 """
 
 import contextlib
 import functools
+import multiprocessing
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +23,7 @@ import numpy as np
 from claims import Claim, main
 
 from pareflow import network
-from pareflow.compiler import TorchCompile, TorchEager
+from pareflow.compiler import OnnxRuntime, TorchCompile, TorchEager
 from pareflow.compiler.on_torch import prepare
 from pareflow.hardware import accelerators
 from pareflow.hardware.accelerators import Accelerated, Device, Precision
@@ -34,6 +38,7 @@ SIZE = 4096
 WATCH_S = 3.0
 DEVICE: Literal["cpu", "cuda"] = "cuda"
 PLAIN = Accelerated(device=DEVICE)
+STRONG = OnnxRuntime(device=DEVICE)
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Way:
     """One way to compute: a call that queues work on the device, and the settings that it needs."""
 
     call: Callable[[], object]
-    settings: Accelerated
+    settings: Accelerated | OnnxRuntime
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,32 @@ class Row:
 
 
 def measure(quick: bool) -> Sequence[Claim]:
-    """Every row; without a device each says that there is none, and a row that fails says why."""
+    """Every row; without a device each says that there is none, and a row that fails says why.
+
+    Rows are measured in a process of their own: where it dies, that row has failed, and another goes on.
+    """
+    out: list[Claim] = []
+    context = multiprocessing.get_context("spawn")
+    while len(out) < len(rows()):
+        receiver, sender = context.Pipe(duplex=False)
+        worker = context.Process(target=_work, args=(sender, len(out), quick))
+        worker.start()
+        sender.close()
+        with contextlib.suppress(EOFError):
+            while True:
+                out.append(receiver.recv())
+        worker.join()
+        if worker.exitcode:
+            note = f"not measured: its process died, exit code {worker.exitcode}"
+            out.append(replace(rows()[len(out)].empty(), note=note))
+    return out
+
+
+def _work(sender: Connection, start: int, quick: bool) -> None:
+    """Send the rows from `start` on, one by one."""
     found = accelerators.device()
-    return [_measured(row, found, quick) for row in rows()]
+    for row in rows()[start:]:
+        sender.send(_measured(row, found, quick))
 
 
 def _measured(row: "Row", device: Device | None, quick: bool) -> Claim:
@@ -99,8 +127,25 @@ def rows() -> list[Row]:
         ),
     }
     out += [
-        _against(name, claimed, _compared(_small, 1 if "×1" in name else 64, slow, fast))
+        _against(name, claimed, _compared(_small, 64 if "×64" in name else 1, slow, fast))
         for name, (claimed, slow, fast) in small.items()
+    ]
+    half = TorchEager(device=DEVICE, precision="float16", channels_last=True)
+    streams = _compared(_resnet, 64, half, half.model_copy(update={"streams": 2}))
+    out.append(_against("2 streams, resnet18 ×64 in fp16", 1, streams))
+    out += [
+        _against(f"against ONNX Runtime fp32, {name}", claimed, _compared(build, batch_size, STRONG, fast))
+        for name, (claimed, build, batch_size, fast) in {
+            "resnet18 ×64: its tf32": (2, _resnet, 64, STRONG.model_copy(update={"tf32": True})),
+            "resnet18 ×64: torch fp16": (2, _resnet, 64, half),
+            "small network ×1: its CUDA graphs": (1.5, _small, 1, STRONG.model_copy(update=graphs)),
+            "small network ×1: torch's CUDA graphs": (
+                1.5,
+                _small,
+                1,
+                eager.model_copy(update=graphs),
+            ),
+        }.items()
     ]
     out.append(_row("utilisation at the best batch, resnet18 in fp16", 0.8, "share", _utilisation))
     return out
@@ -159,7 +204,7 @@ def _ms(way: Way, calls: int) -> float:
     """The ms of one call, by events in the device's queue around all of them."""
     import torch
 
-    prepare(way.settings, threads=1)  # what torch keeps per process: the other way may have changed it
+    _prepare(way)
     way.call()
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
@@ -169,6 +214,12 @@ def _ms(way: Way, calls: int) -> float:
     ended.record()
     torch.cuda.synchronize()
     return float(began.elapsed_time(ended)) / calls
+
+
+def _prepare(way: Way) -> None:
+    """Set what torch keeps per process, which the other way may have changed."""
+    if isinstance(way.settings, Accelerated):
+        prepare(way.settings, threads=1)
 
 
 def _bounds(ratios: Sequence[float]) -> tuple[float, float]:
@@ -218,26 +269,30 @@ def _product(precision: Precision, left: "torch.Tensor", right: "torch.Tensor") 
 def _compared(
     build: Callable[[], "tuple[nn.Module, torch.Tensor]"], batch_size: int, slow: Any, fast: Any
 ) -> Callable[[], Any]:
-    """One network by two backends, its inputs on the device."""
+    """One network by two backends: its inputs on the device if both are torch's, else on the host."""
 
     @contextlib.contextmanager
     def ways() -> Iterator[tuple[Way, Way]]:
         import torch
 
         sample = build()[1]
-        feeds = {"x": sample.repeat(batch_size, *[1] * (sample.dim() - 1)).to(DEVICE)}
+        feeds = {"x": sample.repeat(batch_size, *[1] * (sample.dim() - 1))}
+        first, second = (backend.load(_artifact(build, _as_compiled(backend))) for backend in (slow, fast))
         with torch.inference_mode():
-            first, second = (
-                backend.load(_artifact(build, _as_compiled(backend))) for backend in (slow, fast)
-            )
-            yield Way(lambda: first.call(feeds), slow), Way(lambda: second.call(feeds), fast)
+            if STRONG.name in (slow.name, fast.name):
+                arrays = {name: tensor.numpy() for name, tensor in feeds.items()}
+                yield Way(lambda: first.run(arrays), slow), Way(lambda: second.run(arrays), fast)
+            else:
+                feeds = {name: tensor.to(DEVICE) for name, tensor in feeds.items()}
+                yield Way(lambda: first.call(feeds), slow), Way(lambda: second.call(feeds), fast)
 
     return ways
 
 
 def _as_compiled(backend: Any) -> Any:
     """The backend without what it does only once it is loaded."""
-    return backend.model_copy(update={"cuda_graphs": False, "streams": 1, "memory_pool": "caching"})
+    later = {"cuda_graphs": False, "streams": 1, "memory_pool": "caching", "tf32": False}
+    return backend.model_copy(update={k: v for k, v in later.items() if k in type(backend).model_fields})
 
 
 _FOLDER = TemporaryDirectory(prefix="pareflow-")
@@ -246,17 +301,32 @@ _FOLDER = TemporaryDirectory(prefix="pareflow-")
 @functools.cache
 def _artifact(build: Callable[[], "tuple[nn.Module, torch.Tensor]"], backend: Any) -> Path:
     """A network compiled by a backend: once, since Inductor takes its time. Raises: what it fails with."""
-    import torch
-
     reason = backend.unavailable() or backend.unfit()
     if reason:
         raise RuntimeError(reason)
     source, artifact = (Path(mkdtemp(dir=_FOLDER.name)) for _ in range(2))
     module, sample = build()
-    with torch.inference_mode(False):
-        network.save(module if backend.form == "torch" else _program(module, sample), backend.form, source)
-        backend.compile(source, artifact)
+    network.save(_FORMS[backend.form](module, sample), backend.form, source)
+    backend.compile(source, artifact)
     return artifact
+
+
+def _graph(module: "nn.Module", sample: "torch.Tensor") -> Any:
+    """The network as the form `onnx` has it, for any batch."""
+    import torch
+
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    exported = torch.onnx.export(
+        module,
+        (sample.repeat(2, *[1] * (sample.dim() - 1)),),
+        input_names=["x"],
+        output_names=["output"],
+        dynamic_shapes=({0: batch},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert exported is not None  # dynamo gives a program
+    return exported.model_proto
 
 
 def _program(module: "nn.Module", sample: "torch.Tensor") -> Any:
@@ -274,6 +344,13 @@ def _program(module: "nn.Module", sample: "torch.Tensor") -> Any:
     feeds = {"x": sample.repeat(2, *[1] * (sample.dim() - 1))}
     batch = torch.export.Dim.DYNAMIC(min=1, max=1024)
     return torch.export.export(Named().eval(), (feeds,), dynamic_shapes=({"x": {0: batch}},))
+
+
+_FORMS: dict[str, Callable[..., Any]] = {
+    "torch": lambda module, sample: module,
+    "exported": _program,
+    "onnx": _graph,
+}
 
 
 def _resnet() -> "tuple[nn.Module, torch.Tensor]":
@@ -325,7 +402,7 @@ def _watched(way: Way) -> list[float]:
             if share is not None:
                 shares.append(share)
 
-    prepare(way.settings, threads=1)
+    _prepare(way)
     deadline = time.monotonic() + 1 + WATCH_S
     watcher = threading.Thread(target=watch)
     watcher.start()

@@ -4,6 +4,7 @@ A class enters its family's dict by being defined; `import pareflow` defines the
 """
 
 import ast
+import contextlib
 import functools
 import importlib.metadata
 import inspect
@@ -94,13 +95,17 @@ def _sources(path: Path, module: str) -> set[Path]:
     return found
 
 
+BUILDS = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime")}
+"""Distributions that give the same package; the first one that is installed counts."""
+
+
 @functools.cache
 def installed_version(distribution: str) -> str | None:
     """The installed version, or None. Asks the metadata: a folder `mlflow/` makes `find_spec` lie."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    for name in BUILDS.get(distribution, (distribution,)):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
 
 
 TECHNIQUES: dict[str, type[Member]] = {}

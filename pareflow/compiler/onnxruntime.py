@@ -12,6 +12,7 @@ from pareflow.compiler.backend import Backend
 from pareflow.compiler.graph_passes import Pass, switched_off
 from pareflow.compiler.onnxruntime_cuda import PROVIDERS, CudaProvider
 from pareflow.compiler.onnxruntime_session import BoundSession, FixedSession, OnnxRuntimeSession
+from pareflow.errors import EnvironmentUnfitError
 
 GraphLevel = Literal["none", "basic", "extended", "layout", "all"]
 _LEVELS: dict[GraphLevel, str] = {
@@ -111,14 +112,22 @@ class OnnxRuntime(CudaProvider, Backend):
         return options
 
     def _session(self, graph: Path | bytes, options: Any) -> Any:
+        """Raises: EnvironmentUnfitError, where the runtime would have fallen back to the processor."""
         import onnxruntime
 
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             graph,
             options,
             providers=self.providers(),
             disabled_optimizers=switched_off(self.without),
         )
+        if PROVIDERS[self.device] not in session.get_providers():
+            raise EnvironmentUnfitError(
+                f"`device: {self.device}` must run on ONNX Runtime's {PROVIDERS[self.device]}",
+                f"it could not be loaded, and {', '.join(session.get_providers())} would run",
+                "Install the CUDA and cuDNN that this onnxruntime was built for, or take `device: cpu`",
+            )
+        return session
 
 
 def precision_of(path: Path) -> str:

@@ -27,6 +27,9 @@ PACKAGE = "package.pt2"
 FACTS = "compiled.json"
 """Beside the package: what compiling cost, and what the package takes."""
 
+_FIRST_CUDA = "cuda:0"
+"""With its number: programs assert where their tensors lie, and are told with it."""
+
 
 class TorchCompile(Accelerated, Backend):
     """Run what Inductor makes of the network when it is compiled: C++ on processors, Triton on CUDA.
@@ -82,7 +85,7 @@ class TorchCompile(Accelerated, Backend):
         from torch.export.passes import move_to_device_pass
 
         if self.device != "cpu":
-            program = move_to_device_pass(program, self.device)
+            program = move_to_device_pass(program, _FIRST_CUDA)
         if self.precision in HALVES:
             program = autocast.exported(program, self.precision, self.device)
         settings = {
@@ -100,7 +103,9 @@ class TorchCompile(Accelerated, Backend):
         from torch._inductor import aoti_load_package
 
         prepare(self, self.threads)
-        run = aoti_load_package(str(artifact / PACKAGE))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's notes on its own parts
+            run = aoti_load_package(str(artifact / PACKAGE), run_single_threaded=self.cuda_graphs)
         return CompiledSession(run, json.loads((artifact / FACTS).read_text()), self)
 
 
@@ -125,7 +130,7 @@ class CompiledSession:
             "torch_inductor",
             torch.__version__,
             self._settings.precision,
-            "cuda:0" if self._settings.device == "cuda" else "cpu",
+            _FIRST_CUDA if self._settings.device == "cuda" else "cpu",
             torch.get_num_threads(),
             f"compiled in {self._facts['compile_s']:.1f} s",
         )
