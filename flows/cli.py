@@ -140,7 +140,8 @@ def split(
     config: Config,
     bandwidth_mbit: Annotated[float, typer.Option(help="between device and server, in Mbit/s")],
     round_trip_ms: Annotated[float, typer.Option(help="of an empty request and its answer")],
-    slower: Annotated[float, typer.Option(help="how many times slower than this machine")] = 1,
+    slower: Annotated[float, typer.Option(help="how many times slower the device is than this machine")] = 1,
+    target: Target = None,
     most: Annotated[int, typer.Option(min=1, help="cuts that are measured, at most")] = 8,
     write: Annotated[Path | None, typer.Option(help="a new folder for both halves of the chosen row")] = None,
     at: Annotated[int | None, typer.Option(help="write this row's halves instead")] = None,
@@ -152,7 +153,7 @@ def split(
     from flows import commands
 
     link = {"bandwidth_mbit": bandwidth_mbit, "round_trip_ms": round_trip_ms, "slower": slower}
-    document = commands.split(config, data_dir, link, most=most, into=write, at=at)
+    document = commands.split(config, data_dir, link, target, most=most, into=write, at=at)
     _show(document, tables.placements, as_json)
 
 

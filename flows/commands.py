@@ -106,7 +106,14 @@ def export(target: str, to: Path, data_dir: Path) -> dict[str, Any]:
 
 
 def split(
-    config: Path, data_dir: Path, link: Mapping[str, float], *, most: int, into: Path | None, at: int | None
+    config: Path,
+    data_dir: Path,
+    link: Mapping[str, float],
+    target: Path | None,
+    *,
+    most: int,
+    into: Path | None,
+    at: int | None,
 ) -> dict[str, Any]:
     """Every placement of a network's halves over a link, and the one to take. Raises: InputError."""
     from pydantic import ValidationError
@@ -120,7 +127,7 @@ def split(
     except ValidationError as error:
         problems = "; ".join(problem(e, Link.model_fields) for e in error.errors())
         raise InputError("the link must be one that can be", problems, "Mend the options") from error
-    run = Run.open(spec.read(config), config, data_dir)
+    run = Run.open(spec.read(config, target), config, data_dir)
     return splitting.split(run, checked, most=most, into=into, at=at)
 
 

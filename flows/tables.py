@@ -95,7 +95,8 @@ def placements(document: Document, console: Console) -> None:
     link = document["link"]
     table = Table(
         title=f"{document['pipeline']}, batch {document['batch_size']}: {link['bandwidth_mbit']:g} Mbit/s, "
-        f"{link['round_trip_ms']:g} ms, a device {link['slower']:g} times slower than this machine"
+        f"{link['round_trip_ms']:g} ms, {document['device'] or 'a device'} of {link['slower']:.3g} times "
+        "this machine's time"
     )
     device = "device ms (estimated)" if document["device_is_estimated"] else "device ms"
     for heading in ("", "layer", "bytes", device, "transfer ms (estimated)", "server ms", "total ms", ""):

@@ -1,7 +1,4 @@
-"""All the kernels of a request launched at once, as a CUDA graph.
-
-Not measured: no CUDA device was at hand.
-"""
+"""All the kernels of a request launched at once, as a CUDA graph."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING

@@ -1,7 +1,4 @@
-"""What torch's backends share: tensors in and out, and the settings of a CUDA device applied.
-
-On CUDA: not measured, no such device was at hand.
-"""
+"""What torch's backends share: tensors in and out, and the settings of a CUDA device applied."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING

@@ -31,7 +31,8 @@ class OnnxRuntime(CudaProvider, Backend):
     (measured, facts/serving: 28 ms of processor time per 4.5 ms request). Packed, the file is as small as the
     entropy of its weights lets it be, and takes longer to load; what runs is the same, bit for bit. Saved,
     the graph is optimized when it is compiled, for this processor, and not at each load.
-    On CUDA: not measured, no such device was at hand.
+    On CUDA, an H200: of resnet18's 64 images TF32 gives 1.49 times fp32's speed, copies from and to the host
+    counted; CUDA graphs give 2.5 times on a small network of batch 1 (measured, `bench/gpu.py`).
     """
 
     name: ClassVar[str] = "onnxruntime"
@@ -112,15 +113,16 @@ class OnnxRuntime(CudaProvider, Backend):
         return options
 
     def _session(self, graph: Path | bytes, options: Any) -> Any:
-        """Raises: EnvironmentUnfitError, where the runtime would have fallen back to the processor."""
+        """Raises: EnvironmentUnfitError where it would have run on the processor instead; UnsuitableError."""
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(
-            graph,
-            options,
-            providers=self.providers(),
-            disabled_optimizers=switched_off(self.without),
-        )
+        with self.captured():
+            session = onnxruntime.InferenceSession(
+                graph,
+                options,
+                providers=self.providers(),
+                disabled_optimizers=switched_off(self.without),
+            )
         if PROVIDERS[self.device] not in session.get_providers():
             raise EnvironmentUnfitError(
                 f"`device: {self.device}` must run on ONNX Runtime's {PROVIDERS[self.device]}",

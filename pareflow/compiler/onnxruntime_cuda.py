@@ -1,16 +1,19 @@
 """ONNX Runtime's CUDA execution provider: its settings as it takes them."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from pareflow.errors import UnsuitableError
 from pareflow.hardware import accelerators
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class CudaProvider(BaseModel):
-    """Where ONNX Runtime computes, and how on a CUDA device. Not measured: no such device was at hand.
+    """Where ONNX Runtime computes, and how on a CUDA device.
 
     Source: ONNX Runtime, "CUDA execution provider", Configuration options.
     """
@@ -39,6 +42,22 @@ class CudaProvider(BaseModel):
         }
         limit = self.memory_limit_mib
         return options if limit is None else {**options, "gpu_mem_limit": str(limit * 2**20)}
+
+    @contextlib.contextmanager
+    def captured(self) -> Iterator[None]:
+        """Around the making of a session. Raises: UnsuitableError for a graph that cannot be captured."""
+        from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+
+        try:
+            yield
+        except Fail as error:
+            if not self.cuda_graphs or "graph capture" not in str(error):
+                raise
+            raise UnsuitableError(
+                "`cuda_graphs` must have every operator on the device",
+                "ONNX Runtime leaves some of this graph to the processor",
+                "Switch `cuda_graphs` off, or take torch_eager, which captures all that torch launches",
+            ) from error
 
     def computed(self, precision: str) -> tuple[str, str]:
         """What a graph of this precision computes in, and a note where it is not what the graph says.

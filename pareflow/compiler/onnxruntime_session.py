@@ -58,8 +58,7 @@ class FixedSession(OnnxRuntimeSession):
     """Inputs and outputs on `device` at addresses that stay, one set per set of input shapes.
 
     A CUDA graph needs that: it is captured at the second request of a shape, and replayed after.
-    Source: ONNX Runtime, "CUDA execution provider", Using CUDA graphs. On CUDA: not measured, no such device
-    was at hand.
+    Source: ONNX Runtime, "CUDA execution provider", Using CUDA graphs.
     """
 
     def __init__(

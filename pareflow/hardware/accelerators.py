@@ -41,7 +41,7 @@ class Device:
 
 
 def device(index: int = 0) -> Device | None:
-    """The CUDA device that torch sees at `index`, or None. Not measured: no such device was at hand."""
+    """The CUDA device that torch sees at `index`, or None."""
     import torch
 
     if not torch.cuda.is_available() or index >= torch.cuda.device_count():

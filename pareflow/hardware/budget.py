@@ -183,6 +183,17 @@ def least_ms(facts: NetworkFacts, profile: DeviceProfile, backend: str) -> float
     return max(min(times), facts.weight_bytes / profile.memory_gb_per_s / 1e6)
 
 
+def least_slower(profile: DeviceProfile, backend: str, gflops: float, copy_gb_per_s: float) -> float | None:
+    """How many times longer than a machine of these rates the device takes at least, in fp32; may be below 1.
+
+    The worse of its two ceilings against the machine's: arithmetic by its fastest unit, and memory. The
+    profile's are maxima, seldom reached. None where no unit that runs this backend tells a rate.
+    """
+    rates = [_gops(unit.gops, "float32") for unit in profile.units_of(backend)]
+    fastest = max((rate for rate in rates if rate is not None), default=None)
+    return None if fastest is None else max(gflops / fastest, copy_gb_per_s / profile.memory_gb_per_s)
+
+
 def _gops(gops: Mapping[Precision, float], precision: Precision) -> float | None:
     """The unit's rate; numbers of 16 bits that it does not know are computed in the next wider ones."""
     if precision in ("float16", "bfloat16") and precision not in gops:

@@ -22,10 +22,7 @@ def processor_joules(powercap: Path = _POWERCAP) -> Callable[[], float] | None:
 
 
 def device_joules(index: int = 0) -> Callable[[], float] | None:
-    """A counter of the joules that an NVIDIA device has used (NVML), or None where there is none.
-
-    Not measured: no such device was at hand.
-    """
+    """A counter of the joules that an NVIDIA device has used (NVML), or None where there is none."""
     try:
         import pynvml
     except ImportError:

@@ -13,10 +13,7 @@ def stopwatch(device: str) -> Stopwatch:
 
 
 def device_memory_mib(device: str) -> tuple[float | None, float | None]:
-    """The most memory that this process has had allocated, and reserved, on `device`; None on processors.
-
-    Not measured: no such device was at hand.
-    """
+    """The most memory that this process has had allocated, and reserved, on `device`; None on processors."""
     if not device.lower().startswith("cuda"):
         return None, None
     import torch
@@ -31,10 +28,7 @@ def _on_the_wall(call: Callable[[], Any]) -> float:
 
 
 def _on_cuda(call: Callable[[], Any]) -> float:
-    """Between two events in the device's queue, which is empty before and after: work is queued, not awaited.
-
-    Not measured: no such device was at hand.
-    """
+    """Between two events in the device's queue, empty before and after: work is queued, not awaited."""
     import torch
 
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ from pareflow import network
 from pareflow.catalog import BACKENDS
 from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.errors import InputError, PareflowError, VariantError
+from pareflow.hardware.budget import does_not_run, least_slower
 from pareflow.hardware.device import device_lock
 from pareflow.intervals import quantile_interval
 from pareflow.measurement import Interval, Measurement
@@ -16,6 +17,7 @@ from pareflow.measuring.arena import Arena, Contestant, Protocol
 from pareflow.runtime.placement import Halves, Link, Placement, choose, placed
 from pareflow.serving import halves
 from pareflow.stages.baseline import train
+from pareflow.stages.instruments import ceilings
 from pareflow.stages.jobs import SPLIT_FEEDS, artifact_size_mib
 from pareflow.stages.run import Run
 from pareflow.stages.timing import Inputs, conditions, document_of, instrument
@@ -36,10 +38,12 @@ def split(
     """The document of every placement, and which is chosen; both halves of one written where asked.
 
     The network is the original's plain ONNX export, as ONNX Runtime runs it with the run's first thread
-    count. `at` is the row whose halves `into` gets; by default the chosen one's.
+    count. `at` is the row whose halves `into` gets; by default the chosen one's. Where the target is a device
+    profile, its least time against this machine's is taken for how much slower the device is.
     Raises: InputError, VariantError where the whole network cannot be timed.
     """
     _check_empty(into)
+    link = for_target(run, link)
     key, entry = cut(run, most)
     told = json.loads((entry / "cuts.json").read_text())
     found = [placed(row, link) for row in measure(run, key, entry, told["rows"])]
@@ -52,12 +56,30 @@ def split(
         "environment": {**run.environment.to_json(), "fingerprint": run.environment.fingerprint},
         "batch_size": run.spec.sla.batch_size,
         "link": link.model_dump(),
+        "device": run.spec.target.profile.name if run.spec.target.profile else None,
         "device_is_estimated": link.slower != 1,
         "placements": [{**placement.to_json(), "chosen": i == chosen} for i, placement in enumerate(found)],
         "chosen": found[chosen].halves.layer,
         "left_out": told["left_out"],
         "written": None if into is None else str(into),
     }
+
+
+def for_target(run: Run, link: Link) -> Link:
+    """The link with a device as slow as the target's profile says. Raises: InputError, BusyMachineError."""
+    profile, backend = run.spec.target.profile, OnnxRuntime.name
+    if profile is None:
+        return link
+    if link.slower != 1:
+        raise InputError(
+            "one of --slower and --target must be given", "both are", "Leave one out: both say how slow it is"
+        )
+    rates = ceilings(run, run.threads[0])
+    slower = least_slower(profile, backend, rates["matrix_gflops"], rates["copy_gb_per_s"])
+    if slower is None:
+        found = does_not_run(profile, backend) or f"{profile.name} tells no fp32 rate for it"
+        raise InputError(f"the device must run its half in {backend}", found, "Give --slower by hand")
+    return link.model_copy(update={"slower": slower})
 
 
 def cut(run: Run, most: int) -> tuple[str, Path]:

@@ -1,6 +1,6 @@
 """What a CUDA device computes: as the processor does, to the precision that was asked for.
 
-`pytest -m cuda`, on a machine that has one. Not measured: none was at hand when this was written.
+`pytest -m cuda`, on a machine that has one.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +13,7 @@ import pytest
 from pareflow import network
 from pareflow.compiler import Backend, OnnxRuntime, TorchCompile, TorchEager
 from pareflow.compiler.cuda_graphs import graphed
+from pareflow.errors import UnsuitableError
 from pareflow.hardware.accelerators import Device, lacking
 from pareflow.network import Form
 from pareflow.workload import LoadedWorkload
@@ -86,7 +87,12 @@ def test_inductor_agrees_with_the_processor(
 def test_onnx_runtime_agrees_with_the_processor(
     cuda: Device, settings: dict[str, Any], name: str, forms: Forms, load_tiny: Load, tmp_path: Path
 ) -> None:
-    agrees(able(OnnxRuntime(device="cuda", **settings)), name, forms, load_tiny, tmp_path)
+    backend = able(OnnxRuntime(device="cuda", **settings))
+    if name == "texts" and settings.get("cuda_graphs"):  # it leaves sizes to the processor
+        with pytest.raises(UnsuitableError, match="every operator on the device"):
+            agrees(backend, name, forms, load_tiny, tmp_path)
+    else:
+        agrees(backend, name, forms, load_tiny, tmp_path)
 
 
 def test_tf32_drops_bits_and_fp32_does_not(cuda: Device, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from pareflow.hardware.budget import NetworkFacts, fits, least_ms
+from pareflow.hardware.budget import NetworkFacts, fits, least_ms, least_slower
 from pareflow.hardware.device_profile import DeviceProfile
 from pareflow.measuring.liveness import Node, peak_bytes
 from pareflow.measuring.network_facts import network_facts, tensors
@@ -193,6 +193,14 @@ def test_a_precision_that_no_unit_tells_a_rate_for_gives_no_time() -> None:
     assert least_ms(integers, without, "onnxruntime") is None
     halves = NetworkFacts(1, 1, {"float16": 8_000_000}, ("Conv",))
     assert least_ms(halves, DEVICE, "litert") == 2.0  # it has no such rate: computed in 32 bits
+
+
+def test_a_device_is_slower_by_the_worse_of_its_two_ceilings() -> None:
+    """4 GFLOP/s against 40, 0.5 GB/s against 10: ten and twenty times; against 3 GB/s: ten and six."""
+    assert least_slower(DEVICE, "onnxruntime", 40, 10) == 20
+    assert least_slower(DEVICE, "onnxruntime", 40, 3) == 10
+    assert least_slower(DEVICE, "onnxruntime", 2, 0.25) == 0.5  # it may be the faster one
+    assert least_slower(DEVICE, "torch_eager", 40, 10) is None
 
 
 @needs_keywords

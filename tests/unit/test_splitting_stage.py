@@ -3,6 +3,7 @@
 import io
 import json
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from pareflow.errors import InputError, TransientError, VariantError
 from pareflow.measuring.arena import Protocol
 from pareflow.runtime.placement import ON_DEVICE, ON_SERVER, Link
 from pareflow.serving.halves import session_of
+from pareflow.spec import read_profile
 from pareflow.stages import splitting
 from pareflow.stages.run import Run
 
 pytestmark = pytest.mark.usefixtures("rogues")
+ROOT = Path(__file__).parents[2]
 LINK = Link(bandwidth_mbit=20, round_trip_ms=10, slower=8)
 
 
@@ -52,7 +55,7 @@ def test_every_placement_is_measured_once_and_the_best_is_written(
     assert [row["chosen"] for row in document["placements"]] == [True, *[False] * (len(layers) - 1)]
     table = shown(document)
     assert "device ms (estimated)" in table
-    assert "8 times slower than this machine" in table
+    assert "a device of 8 times this machine's time" in table
     feeds = {"images": np.ones((1, 1, 8, 8), dtype=np.float32)}
     answers = session_of(tmp_path / "halves" / "device", None).run(feeds)
     assert answers["output"].shape == (1, 4)
@@ -73,6 +76,27 @@ def test_every_placement_is_measured_once_and_the_best_is_written(
             splitting.split(run, LINK, into=into, at=at)
     fewer = json.loads((splitting.cut(run, most=1)[1] / "cuts.json").read_text())
     assert (len(fewer["rows"]), len(fewer["left_out"])) == (3, len(cuts) - 1)
+
+
+def test_a_profile_says_how_slow_the_device_is(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Pi's 153.6 GFLOP/s and 17.1 GB/s against twice as much: the arithmetic decides, then the memory."""
+    profile = read_profile(ROOT / "configs/devices/pi5.yaml")
+    target = trained.run.spec.target.model_copy(update={"profile": profile})
+    run = replace(trained.run, spec=trained.run.spec.model_copy(update={"target": target}))
+    link = Link(bandwidth_mbit=20, round_trip_ms=10)
+    for rates, slower in (((307.2, 17.1), 2), ((153.6, 51.3), 3)):
+        found = dict(zip(("matrix_gflops", "copy_gb_per_s"), rates, strict=True))
+        monkeypatch.setattr(splitting, "ceilings", lambda run, threads, found=found: found)
+        assert splitting.for_target(run, link).slower == pytest.approx(slower)
+    with pytest.raises(InputError, match="one of --slower and --target"):
+        splitting.for_target(run, LINK)
+    phone = read_profile(ROOT / "configs/devices/iphone.yaml")
+    units = [unit for unit in phone.units if "onnxruntime" not in unit.backends]
+    target = target.model_copy(update={"profile": phone.model_copy(update={"units": tuple(units)})})
+    run = replace(run, spec=run.spec.model_copy(update={"target": target}))
+    with pytest.raises(InputError, match="the device must run its half in onnxruntime"):
+        splitting.for_target(run, link)
+    assert splitting.for_target(trained.run, LINK) == LINK
 
 
 def told(measurement: Any, **failures: str) -> dict[str, Any]:
