@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pareflow import network
 from pareflow.compiler.onnxruntime import OnnxRuntime
-from pareflow.measuring.network_facts import Activations, activations
+from pareflow.measuring.network_facts import Activations, activations, called
 from pareflow.workload import Arrays
 
 if TYPE_CHECKING:
@@ -69,6 +69,6 @@ def _nodes(model: "onnx.ModelProto") -> Counter[str]:
     open_ends = [model.graph]
     while open_ends:
         for node in open_ends.pop().node:
-            found[node.op_type] += node.op_type != CONSTANT
+            found[called(node)] += node.op_type != CONSTANT
             open_ends += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
     return +found

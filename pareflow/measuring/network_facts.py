@@ -31,7 +31,7 @@ def network_facts(model: "onnx.ModelProto", feeds: Arrays) -> NetworkFacts:
         weight_bytes=sum(_bytes(tuple(w.dims), w.data_type) for w in graph.initializer),
         activation_bytes=_activations(graph, found).planned_bytes,
         operations=_operations(graph, found, _weights(graph)),
-        operators=tuple(sorted({_called(node) for node in graph.node})),
+        operators=tuple(sorted({called(node) for node in graph.node})),
     )
 
 
@@ -169,5 +169,6 @@ def _precision(
     return kinds.get(found[node.output[0]][1], "float32") if node.output[0] in found else "float32"
 
 
-def _called(node: "onnx.NodeProto") -> str:
+def called(node: "onnx.NodeProto") -> str:
+    """A node's operator; one of another domain than ONNX's carries it."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
