@@ -117,8 +117,8 @@ def real_inputs(workload: LoadedWorkload) -> Iterator[Arrays]:
         yield shorter.preprocess(split.take(np.arange(min(BATCH_SIZES[-1], len(split)))).samples)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says: runtimes add their stack."""
+def first_line(error: BaseException | str) -> str:
+    """The first line of what an error says: runtimes add their stack. Its type where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from pareflow.comparison import first_line
 from pareflow.compiler.backend import Backend
 from pareflow.compiler.environment import WorkerEnvironment
 from pareflow.compiler.workers import serve, wire
@@ -148,7 +149,7 @@ class WorkerBackend(Backend):
 
 def _revived(name: str, error: Mapping[str, Any]) -> VariantError:
     """The worker's exception as one of ours; operator and node are named where they are known."""
-    said = f"{error['type']}: {error['message']}"
+    said = f"{error['type']}: {first_line(error['message'])}"
     if error["operator"] is not None:
         place = f" (node `{error['node']}`)" if error["node"] else ""
         return UnsuitableError(

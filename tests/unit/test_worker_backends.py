@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
+from pareflow import network
 from pareflow.catalog import BACKENDS
-from pareflow.compiler import CoreMl, Tvm
+from pareflow.compiler import Backend, CoreMl, ExecuTorch, LiteRt, Tvm
 from pareflow.compiler.worker import WorkerBackend
-from pareflow.errors import EnvironmentUnfitError
+from pareflow.errors import EnvironmentUnfitError, UnsuitableError
 from pareflow.network import Form
 from pareflow.store import Store
 
@@ -85,6 +87,41 @@ def test_compiling_the_same_variant_twice_costs_one_look_up(forms: Forms, tmp_pa
 
     folders = {store.ensure(backend.code_version(), compile_into) for _ in range(2)}
     assert (len(made), len(folders)) == (1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", [ExecuTorch, LiteRt])
+def test_an_operator_that_a_runtime_of_exported_programs_lacks_is_named(
+    cls: type[Backend], tmp_path: Path
+) -> None:
+    import torch
+
+    class Bessel(torch.nn.Module):
+        def forward(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {"output": torch.special.bessel_j0(feeds["x"])}
+
+    batch = torch.export.Dim.DYNAMIC(min=1, max=64)
+    program = torch.export.export(Bessel(), ({"x": torch.rand(2, 4)},), dynamic_shapes=({"x": {0: batch}},))
+    network.save(program, "exported", tmp_path)
+    (tmp_path / "artifact").mkdir()
+    with pytest.raises(UnsuitableError, match=r"it lacks `aten\.special_bessel_j0\.default`"):
+        cls().compile(tmp_path, tmp_path / "artifact")
+
+
+@pytest.mark.slow
+def test_an_operator_that_tvm_lacks_is_named_with_its_node(tmp_path: Path) -> None:
+    make, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = make.make_graph(
+        [make.make_node("Det", ["x"], ["y"], name="the_one")],
+        "determinant",
+        [make.make_tensor_value_info("x", kind, ["batch", 4, 4])],
+        [make.make_tensor_value_info("y", kind, ["batch"])],
+    )
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 22)], ir_version=10)
+    onnx.save_model(model, tmp_path / "model.onnx")
+    (tmp_path / "artifact").mkdir()
+    with pytest.raises(UnsuitableError, match=r"it lacks `Det` \(node `the_one`\)"):
+        Tvm().compile(tmp_path, tmp_path / "artifact")
 
 
 @pytest.mark.slow

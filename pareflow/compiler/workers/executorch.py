@@ -1,7 +1,6 @@
 """ExecuTorch's side: exported again in fixed shapes, quantized by PT2E, lowered to XNNPACK, run in Python."""
 
 import json
-import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from . import program
-from .serve import UnsupportedError
 
 MODEL = "model.pte"
 FACTS = "facts.json"
+MISSING = (r"Operator torch\._ops\.(\S+) is not in Core ATen opset", r"Missing out variants: \{'(.+?)'")
+"""How it says that the runtime has no kernel for an operator."""
 
 
 def versions() -> dict[str, str]:
@@ -30,9 +30,10 @@ def compile(source: str, into: str, precision: str, batch_size: int, threads: in
     if precision != "float32":
         samples = program.calibration(Path(source), batch_size)
         made = _quantized(made, precision == "dynamic_int8", samples, tuple(feeds.values()))
-    edge = to_edge_transform_and_lower(made, partitioner=_partitioners(precision == "dynamic_int8"))
-    taken = get_delegation_info(edge.exported_program().graph_module)
-    (Path(into) / MODEL).write_bytes(_bytes(edge))
+    with program.naming(*MISSING):
+        edge = to_edge_transform_and_lower(made, partitioner=_partitioners(precision == "dynamic_int8"))
+        taken = get_delegation_info(edge.exported_program().graph_module)
+        (Path(into) / MODEL).write_bytes(edge.to_executorch().buffer)
     facts = {
         "inputs": {name: [str(tensor.numpy().dtype), list(tensor.shape)] for name, tensor in feeds.items()},
         "outputs": program.outputs(exported),
@@ -76,18 +77,6 @@ def _partitioners(dynamic: bool) -> list[Any]:
     )
 
     return [*([XnnpackDynamicallyQuantizedPartitioner()] if dynamic else []), XnnpackPartitioner()]
-
-
-def _bytes(edge: Any) -> bytes:
-    """The program's file. Raises: UnsupportedError where the runtime has no kernel for an operator."""
-    try:
-        buffer: bytes = edge.to_executorch().buffer
-    except RuntimeError as error:
-        missing = re.search(r"Missing out variants: \{'(.+?)'", str(error))
-        if missing is None:
-            raise
-        raise UnsupportedError(missing[1], None, str(error)) from error
-    return buffer
 
 
 def load(artifact: str, precision: str, batch_size: int, threads: int) -> "Method":

@@ -10,6 +10,8 @@ import numpy as np
 from . import program
 
 MODEL = "model.tflite"
+MISSING = r"Lowering not found: (\S+)\s+While executing %(\w+)"
+"""How it says that an operator cannot be converted, and where."""
 
 
 def versions() -> dict[str, str]:
@@ -22,7 +24,8 @@ def compile(source: str, into: str, precision: str, batch_size: int, threads: in
 
     exported = program.read(Path(source))
     feeds = program.example(exported, batch_size)
-    made = litert_torch.convert(program.positional(exported), tuple(feeds.values()))
+    with program.naming(MISSING):
+        made = litert_torch.convert(program.positional(exported), tuple(feeds.values()))
     path = Path(into) / MODEL
     made.export(str(path))
     if precision != "float32":

@@ -1,10 +1,14 @@
 """What the workers share that start from an exported program, and run in fixed shapes."""
 
-from collections.abc import Callable
+import contextlib
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .serve import UnsupportedError
 
 Arrays = dict[str, np.ndarray]
 
@@ -20,6 +24,22 @@ def example(exported: Any, batch_size: int) -> dict[str, Any]:
     """The inputs it was exported with, as a batch of `batch_size`."""
     (feeds,), _ = exported.example_inputs
     return {name: tensor[[i % len(tensor) for i in range(batch_size)]] for name, tensor in feeds.items()}
+
+
+@contextlib.contextmanager
+def naming(*patterns: str) -> Iterator[None]:
+    """Around a conversion. Raises: UnsupportedError of the operator that the first of these patterns finds.
+
+    A pattern's first group is the operator, its second, where it has one, the node.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = next(filter(None, (re.search(pattern, str(error)) for pattern in patterns)), None)
+        if found is None:
+            raise
+        operator, node = (*found.groups(), None)[:2]
+        raise UnsupportedError(str(operator), node, str(error)) from error
 
 
 def outputs(exported: Any) -> list[str]:
