@@ -8,7 +8,7 @@ from claims import Claim, main
 from pipeline_run import DATA_DIR
 
 from pareflow import spec
-from pareflow.stages import baseline, building, optimization
+from pareflow.stages import baseline, building, optimization, searching
 from pareflow.stages.run import Row, Run
 
 ROOT = Path(__file__).parents[1] / "configs"
@@ -27,7 +27,7 @@ def measure(quick: bool) -> Sequence[Claim]:
 def _claims(path: Path) -> Iterator[Claim]:
     run = Run.open(spec.read(CONFIG, path), CONFIG, DATA_DIR, target=path)
     baseline.train(run)
-    (candidate,) = optimization.candidates(run, [])
+    (candidate,) = searching.first_rows(run)
     row = optimization.make(run, candidate)
     if row.fit is None:
         yield Claim(path.stem, 1, None, "variants", 0, "at least", note=row.reason or "")

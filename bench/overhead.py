@@ -14,7 +14,7 @@ from claims import Claim, main
 
 from pareflow import spec
 from pareflow.errors import PareflowError
-from pareflow.stages import baseline, optimization, profiling, registration, validation
+from pareflow.stages import baseline, optimization, profiling, registration, searching, validation
 from pareflow.stages.run import Run
 
 CANDIDATES = """
@@ -33,7 +33,7 @@ def bare(config: Path, data_dir: Path) -> None:
     run = Run.open(spec.read(config), config, data_dir)
     baselines = baseline.baseline(run)
     profiling.profile(run, baselines)
-    rows = [optimization.make(run, row) for row in optimization.candidates(run, baselines)]
+    rows = [optimization.make(run, row) for row in searching.first_rows(run, baselines)]
     rows = [optimization.time(run, row, baselines) for row in rows]
     judged = validation.validate(run, validation.finalists(run, [*baselines, *rows]))
     winner = validation.winner(run, judged)

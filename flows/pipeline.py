@@ -1,6 +1,6 @@
 """The main job: baseline → profile → optimize → validate → register."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from prefect import flow  # noqa: E402
 from flows.progress import shown  # noqa: E402
 from pareflow import spec  # noqa: E402
 from pareflow.hardware import probe  # noqa: E402
-from pareflow.stages import fitting, optimization, outcome, validation  # noqa: E402
+from pareflow.search import Ended  # noqa: E402
+from pareflow.stages import ablation, fitting, outcome, searching, validation  # noqa: E402
 from pareflow.stages.run import Row, Run  # noqa: E402
 from tasks import steps  # noqa: E402
 from tasks.execution import Execution, Orchestrated, waves  # noqa: E402
@@ -58,13 +59,8 @@ def optimize(run: Run, tracker: Tracker | None, execution: Execution) -> dict[st
     profile = execution.call(steps.profile, run, baselines)
     progress.note(profile["bottleneck"])
 
-    candidates = optimization.candidates(run, baselines)
-    progress.stage("optimize", len(candidates))
-    rows = tried(run, tracker, parent, execution, candidates, baselines)
-    if fitting.nothing_fits(run, [*baselines, *rows]):
-        smaller = optimization.last_resort(run, [*baselines, *rows])
-        progress.note(f"nothing fits the device yet; {len(smaller)} smaller variants are tried")
-        rows += tried(run, tracker, parent, execution, smaller, baselines)
+    rows, ended = searched(run, tracker, parent, execution, baselines, profile)
+    progress.note(f"the search ended: {ended.words}")
 
     progress.stage("validate")
     screened = fitting.with_nearest([*baselines, *rows])
@@ -83,9 +79,41 @@ def optimize(run: Run, tracker: Tracker | None, execution: Execution) -> dict[st
         progress.stage("register")
         registered = execution.call(steps.register, run, tracker, parent, winner)
 
-    document = outcome.document(run, table, screened, winner, profile, registered, swept)
+    progress.stage("explain")
+    less = tried(run, tracker, parent, execution, ablation.ablations(run, winner), baselines)
+    steps_of_winner = execution.call(steps.contributions, run, winner, less)
+
+    document = outcome.document(
+        run, table, screened, winner, profile, registered, swept, ended, steps_of_winner
+    )
     execution.call(steps.record_outcome, run, tracker, parent, document)
     return document
+
+
+def searched(
+    run: Run,
+    tracker: Tracker | None,
+    parent: str,
+    execution: Execution,
+    baselines: Sequence[Row],
+    profile: Mapping[str, Any],
+) -> tuple[list[Row], Ended]:
+    """All rows that the search asked for, wave by wave, and why it ended."""
+    asking, rows = searching.searching(run, baselines, profile), list[Row]()
+    try:
+        asked = next(asking)
+        while True:
+            shown.get().stage(f"optimize: {asked.words}", len(asked.rows))
+            if asked.preflight:
+                flown = execution.each(steps.preflight, asked.rows, lambda row: (run, row))
+                done = [row for row in flown if row.status != "ok"]
+                shown.get().rows(done)
+            else:
+                done = tried(run, tracker, parent, execution, asked.rows, baselines)
+            rows += done
+            asked = asking.send(done)
+    except StopIteration as end:
+        return rows, end.value
 
 
 def tried(

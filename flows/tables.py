@@ -45,12 +45,13 @@ def plan(document: Document, console: Console) -> None:
     accelerator = document["accelerator"]
     console.print(escape(f"compute on {accelerator['name']}: {accelerator['why']}"), soft_wrap=True)
     table = Table(title=f"{document['pipeline']}: run {document['run_id']}")
-    for heading in ("level", "candidate", "takes", "at most", "state"):
+    for heading in ("level", "candidate", "takes", "minutes", "at most", "state"):
         table.add_column(heading)
     for row in document["candidates"]:
         state = row["unavailable"] or ("made" if row["made"] else "to make")
         bound = "unknown" if row["at_most"] is None else f"{row['at_most']:.1f}×"
-        table.add_row(row["level"], escape(row["recipe"]), row["effort"], bound, escape(state))
+        minutes = "unknown" if row["minutes"] is None else f"{row['minutes']:.1f}"
+        table.add_row(row["level"], escape(row["recipe"]), row["effort"], minutes, bound, escape(state))
     console.print(table)
 
 

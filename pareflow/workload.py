@@ -79,6 +79,12 @@ class Splits:
         parts = [data.take(part) for part in np.split(order, edges)]
         return cls(verdict=parts[0], search=parts[1], calibration=parts[2], train=parts[3])
 
+    def first(self, count: int) -> "Splits":
+        """At most so many samples of each, the first ones; the verdict split as it is (law 5)."""
+        parts = (self.train, self.calibration, self.search)
+        train, calibration, search = (split.take(np.arange(min(count, len(split)))) for split in parts)
+        return Splits(train, calibration, search, self.verdict)
+
     def check(self) -> str:
         """The digest of all data. Raises: SplitError where a split is empty or two share a sample."""
         seen: dict[str, SplitName] = {}

@@ -18,7 +18,16 @@ from prefect.tasks import Task, exponential_backoff
 
 from pareflow.errors import TransientError
 from pareflow.reporting import page
-from pareflow.stages import baseline, loading, optimization, profiling, registration, sweeping, validation
+from pareflow.stages import (
+    ablation,
+    baseline,
+    loading,
+    optimization,
+    profiling,
+    registration,
+    sweeping,
+    validation,
+)
 from pareflow.stages.run import Row, Run
 from tasks import promotion
 from tasks.tracking import Tracker
@@ -51,6 +60,12 @@ def measure_baseline(run: Run, tracker: Tracker | None, parent: str) -> list[Row
 def profile(run: Run, baselines: Sequence[Row]) -> dict[str, Any]:
     """Where a request's time goes."""
     return profiling.profile(run, baselines)
+
+
+@task(task_run_name="preflight {row.label}", **_POLICY)
+def preflight(run: Run, row: Row) -> Row:
+    """One candidate, tried on one batch."""
+    return optimization.preflight(run, row)
 
 
 @task(task_run_name="make {row.label}", **_POLICY)
@@ -100,6 +115,12 @@ def register(run: Run, tracker: Tracker | None, parent: str, winner: Row) -> dic
     else:
         moved = promotion.promote(tracker, run, version, winner)
     return {"name": run.spec.name, **dataclasses.asdict(moved)}
+
+
+@task(task_run_name="explain", **_POLICY)
+def contributions(run: Run, winner: Row | None, made: Sequence[Row]) -> list[dict[str, Any]]:
+    """What each step of the winner gives, measured beside itself without it."""
+    return ablation.contributions(run, winner, made)
 
 
 @task(task_run_name="report", **_POLICY)

@@ -266,10 +266,10 @@ class Judged:
 @pytest.fixture(scope="session")
 def judged(_trained_once: Trained) -> Judged:
     """The tiny images after the validation; its data folder is shared, and not to be changed."""
-    from pareflow.stages import optimization, validation
+    from pareflow.stages import optimization, searching, validation
 
     run, baselines = _trained_once.run, _trained_once.rows
-    (row,) = optimization.candidates(run, baselines)
+    (row,) = searching.first_rows(run, baselines)
     candidate = optimization.time(run, optimization.make(run, row), baselines)
     return Judged(run, baselines, candidate, validation.validate(run, [*baselines, candidate]))
 

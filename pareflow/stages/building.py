@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,43 @@ def make(run: Run, row: Row) -> Row:
             member.prepare()
         arguments = {"recipe": row.recipe.to_json(), "evaluation": evaluation}
         with device_lock(run.spec.target.device, exclusive=False):
+            began = time.monotonic()
             run.job("make", arguments, f"make-{variant.id[:12]}")
+            _keep_seconds(run, variant.id, time.monotonic() - began)
     artifact = run.store.find(variant.id)
     assert artifact is not None  # it was there, or the job has just made it
-    return evaluate(run, dataclasses.replace(named, size_mib=artifact_size_mib(artifact)), "search")
+    size_mib, build_s = artifact_size_mib(artifact), _seconds(run, variant.id)
+    return evaluate(run, dataclasses.replace(named, size_mib=size_mib, build_s=build_s), "search")
+
+
+def preflight(run: Run, row: Row) -> None:
+    """Run each step of a recipe on one batch, and answer one; kept in the store where it went well.
+
+    Raises: what it died of, as `make` would.
+    """
+    key = digest("preflight", variant_of(row.recipe, run.facts.digest).id)
+    if run.store.find(key) is None:
+        for member in members(row.recipe):
+            member.prepare()
+        with device_lock(run.spec.target.device, exclusive=False):
+            run.job("preflight", {"recipe": row.recipe.to_json(), "key": key}, f"preflight-{key[:12]}")
+
+
+def _keep_seconds(run: Run, variant: str, seconds: float) -> None:
+    """Keep what building took: a run that finds the variant ready plans by it too."""
+    run.store.ensure(
+        digest("build seconds", variant), lambda into: _write(into / "seconds.json", round(seconds, 3))
+    )
+
+
+def _seconds(run: Run, variant: str) -> float | None:
+    """What building took; None where it was not kept."""
+    entry = run.store.find(digest("build seconds", variant))
+    return None if entry is None else float(json.loads((entry / "seconds.json").read_text()))
+
+
+def _write(path: Path, document: Any) -> None:
+    path.write_text(json.dumps(document))
 
 
 def evaluate(run: Run, row: Row, split: SplitName) -> Row:

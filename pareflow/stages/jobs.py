@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -34,6 +35,9 @@ GOLDEN = 8
 
 PLAIN: tuple[Form, ...] = ("torch", "onnx")
 """The forms that become an ONNX graph as they are."""
+
+PREFLIGHT = 64
+"""Samples of each split that a recipe is tried on before hours are spent on it."""
 
 FEEDS = 32
 """Batches of real inputs that a measurement cycles through."""
@@ -117,14 +121,48 @@ def feeds(
 def build(reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any]) -> None:
     """Make a variant, link by link, each from the store where it is there already."""
     workload, store = _loaded(reference, folder, root)
+    _built(Recipe.from_json(recipe), workload, store)
+
+
+def preflight(reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any], key: str) -> None:
+    """Run each step of a recipe on a few samples of each split, one pass each, and answer a few.
+
+    What it makes is thrown away; the entry `key` stands for its having gone well.
+    """
+    workload, store = _loaded(reference, folder, root)
+    few = replace(workload, splits=workload.splits.first(PREFLIGHT))
     made = Recipe.from_json(recipe)
+    name = original(workload.digest).id
+    trained = store.find(name)
+    assert trained is not None  # the baseline stage made it
+    source = trained
+    with tempfile.TemporaryDirectory() as scratch:
+        aside = Store(Path(scratch))
+        aside.ensure(name, lambda into: _copied(source, into))
+        artifact = _built(made, few, aside)
+        backend = find(BACKENDS, made.backend, "backend")
+        assert isinstance(backend, Backend)
+        network.check_outputs(backend.load(artifact).run(workload.example(2)), samples=2)
+
+    def write(into: Path) -> None:
+        (into / "preflight.json").write_text(json.dumps(made.to_json()))
+
+    store.ensure(key, write)
+
+
+def _copied(source: Path, into: Path) -> None:
+    shutil.copytree(source, into, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
+
+
+def _built(made: Recipe, workload: LoadedWorkload, store: Store) -> Path:
+    """The artifact of a recipe in a store."""
     *_, (source, variant) = _changed(made, workload, store)
     backend = find(BACKENDS, made.backend, "backend")
     assert isinstance(backend, Backend)
     source, variant = _in_form(backend.form, source, variant, workload, store)
     variant = variant.then(backend.step, backend.code_version())
     compiled_from = source
-    store.ensure(variant.id, lambda into: backend.compile(compiled_from, into))
+    return store.ensure(variant.id, lambda into: backend.compile(compiled_from, into))
 
 
 def _changed(made: Recipe, workload: LoadedWorkload, store: Store) -> list[tuple[Path, Variant]]:

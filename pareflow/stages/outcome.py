@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pareflow.catalog import complete
 from pareflow.intervals import quantile_interval
 from pareflow.measurement import Interval, Measurement
+from pareflow.search import Ended
+from pareflow.stages.explaining import explanation
 from pareflow.stages.run import Row, Run
 from pareflow.stages.selection import selection, slice_drops
 
@@ -19,10 +22,13 @@ def document(
     profile: Mapping[str, Any] | None,
     registered: Mapping[str, Any] | None,
     sweep: Sequence[Mapping[str, Any]] = (),
+    ended: Ended | None = None,
+    contributions: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The document of DESIGN.md section 6; row 0 is the strong baseline.
 
-    `screened` holds the rows as they were before finalists were measured again.
+    `screened` holds the rows as they were before finalists were measured again; `ended` says why the search
+    did, and `contributions` what each step of the winner gives.
     """
     shown = winner or _closest(rows)
     named = "" if run.target is None else f" --target {run.target}"
@@ -39,9 +45,11 @@ def document(
         "seed": run.facts.seed,
         "baseline": variant(rows[0]),
         "profile": None if profile is None else dict(profile),
-        "variants": [variant(row) for row in rows],
+        "variants": [{**variant(row), "explanation": explanation(run, row, rows, winner)} for row in rows],
         "winner": winner.id if winner else None,
         "verdict": _verdict(shown, met=winner is not None),
+        "search": None if ended is None else _search(ended),
+        "contributions": [dict(step) for step in contributions],
         "selection": selection(rows, screened, shown),
         "slices": slice_drops(rows, shown, run.spec.sla.confidence),
         "sweep": [dict(point) for point in sweep],
@@ -49,6 +57,11 @@ def document(
         "report": str(run.output / "report.html"),
         "seconds": round(time.monotonic() - run.began, 1),
     }
+
+
+def _search(ended: Ended) -> dict[str, Any]:
+    """Why the search ended, and what more budget would try next."""
+    return {"ended": ended.words, "next": [Row(complete(recipe)).label for recipe in ended.following]}
 
 
 def target(run: Run, rows: Sequence[Row]) -> dict[str, Any] | None:

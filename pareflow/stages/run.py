@@ -140,6 +140,8 @@ class Row:
     reason: str | None = None
     id: str | None = None
     size_mib: float | None = None
+    build_s: float | None = None
+    """What building and evaluating it took, whenever that was."""
     quality: Quality | None = None
     measurement: Measurement | None = None
     speedup: Interval | None = None

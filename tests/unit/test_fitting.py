@@ -11,7 +11,7 @@ from pareflow.gate import Evidence, judge
 from pareflow.hardware.budget import Fit, Need, NetworkFacts, fits
 from pareflow.hardware.device_profile import DeviceProfile
 from pareflow.sla import SLA
-from pareflow.stages import fitting, optimization, outcome, validation
+from pareflow.stages import fitting, optimization, outcome, searching, validation
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Step
 
@@ -65,10 +65,10 @@ def test_what_the_device_does_not_run_is_not_tried(trained: Any) -> None:
 def test_the_devices_other_runtimes_join_the_built_in_list(trained: Any) -> None:
     spec = trained.run.spec.model_copy(update={"candidates": None})
     here = dataclasses.replace(trained.run, spec=spec)
-    rows = optimization.candidates(on(here, ROOMY), [])
+    rows = searching.first_rows(on(here, ROOMY))
     litert = [row.label for row in rows if row.recipe.backend.name == "litert"]
     assert litert == ["litert", "litert(precision=static_int8)"]
-    backends = {row.recipe.backend.name for row in optimization.candidates(here, [])}
+    backends = {row.recipe.backend.name for row in searching.first_rows(here)}
     assert backends == {"onnxruntime", "openvino"}
 
 
@@ -132,7 +132,7 @@ def test_students_and_few_bits_join_when_nothing_fits(trained: Any) -> None:
     run = on(trained.run, TINY)
     row = made(run, Row(BASIC))
     assert fitting.nothing_fits(run, [row])
-    labels = [more.label for more in optimization.last_resort(run, [row])]
+    labels = [Row(recipe).label for recipe in searching.last_resort(run)]
     assert labels[0] == "distillation(student=narrow) → static_int8 → onnxruntime"
     assert "kmeans_sharing → static_int8 → onnxruntime(packed=True)" in labels
     assert "int4 → onnxruntime" in labels

@@ -16,7 +16,7 @@ from pareflow import workload
 from pareflow.errors import ExportError, InputError, SplitError, WorkloadError
 from pareflow.model import Given
 from pareflow.serving.model import PackagedModel, as_json
-from pareflow.stages import optimization, validation
+from pareflow.stages import optimization, searching, validation
 from pareflow.stages.baseline import baseline, train
 from pareflow.stages.run import Run
 from pareflow.workload import LoadedWorkload
@@ -195,7 +195,7 @@ def test_damaged_original_is_bad_input_and_a_damaged_variant_a_failed_row(files:
     config = files / "pipeline.yaml"
     run = Run.open(specs.parse(document, "the test's"), config, files / "data")
     train(run)
-    (candidate,) = optimization.candidates(run, [])
+    (candidate,) = searching.first_rows(run)
     row = optimization.make(run, candidate)
     assert (row.status, row.id) == ("failed", None)
     assert "integers.onnx must be an ONNX file" in str(row.reason)
@@ -235,7 +235,7 @@ def test_keyword_pair_is_judged_from_onnx_files_alone(checkout: Path, tmp_path: 
     run = Run.open(specs.read(config), config, tmp_path)
     rows = baseline(run)
     assert [row.role for row in rows] == ["baseline"]
-    (candidate,) = optimization.candidates(run, rows)
+    (candidate,) = searching.first_rows(run, rows)
     timed = optimization.time(run, optimization.make(run, candidate), rows)
     *_, judged = validation.validate(run, [*rows, timed])
     assert judged.quality is not None

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from pareflow import spec as specs
-from pareflow.catalog import members
 from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.errors import VariantError
 from pareflow.gate import Evidence, gain
-from pareflow.hardware import probe
 from pareflow.measurement import Interval, Measurement
 from pareflow.measuring.arena import Protocol
+from pareflow.search import space, training_space
+from pareflow.search.effort import level_of
 from pareflow.sla import SLA, Objective, QualityClause
-from pareflow.stages import building, optimization, outcome, validation
+from pareflow.stages import building, optimization, outcome, searching, validation
 from pareflow.stages.baseline import SCREENING, baseline
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Step, digest
@@ -44,42 +44,25 @@ def test_each_thread_count_has_its_pair() -> None:
 def test_candidates_of_the_yaml_are_completed_and_each_is_once(trained: Any) -> None:
     wanted = [["onnxruntime"], [{"onnxruntime": {"graph_level": "basic"}}], ["fp16", "onnxruntime"]] * 2
     run = with_candidates(trained.run, wanted)
-    rows = optimization.candidates(run, trained.rows)
+    rows = searching.first_rows(run, trained.rows)
     assert [row.label for row in rows] == ["onnxruntime(graph_level=basic)", "fp16 → onnxruntime"]
     assert rows[0].recipe.backend == OnnxRuntime(graph_level="basic").step
 
 
-@pytest.mark.parametrize(("wanted", "count"), [([], 0), (None, None)], ids=["none", "left out"])
-def test_empty_list_means_none_and_no_list_the_built_in_one(
-    trained: Any, wanted: list[Any] | None, count: int | None
-) -> None:
-    rows = optimization.candidates(with_candidates(trained.run, wanted), trained.rows)
-    assert len(rows) == (len(optimization.built_in((1,), transformer=False)) if count is None else count)
+def test_an_empty_list_means_none(trained: Any) -> None:
+    assert searching.first_rows(with_candidates(trained.run, []), trained.rows) == []
+
+
+def test_without_a_list_the_cheap_ones_and_where_the_search_for_trained_ones_starts(trained: Any) -> None:
+    here = searching.circumstances(trained.run)
+    levels = [level_of(row.recipe) for row in searching.first_rows(with_candidates(trained.run, None))]
+    assert levels.count("architecture") == len(training_space.families(here))
+    assert len(levels) - levels.count("architecture") == len(space.untrained(here))
 
 
 def with_candidates(run: Any, wanted: list[Any] | None) -> Any:
     spec = specs.parse({**run.spec.to_json(), "workload": "images.py", "candidates": wanted}, "here")
     return dataclasses.replace(run, spec=spec)
-
-
-@pytest.mark.parametrize("vnni", [True, False], ids=["VNNI", "no VNNI"])
-def test_built_in_weights_keep_to_seven_bits_where_bytes_saturate(
-    vnni: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(probe, "instruction_flags", lambda: ("avx512_vnni",) if vnni else ("avx2",))
-    steps = [step for recipe in optimization.built_in((1, 2), transformer=True) for step in recipe.techniques]
-    narrow = [step.settings["reduce_range"] for step in steps if "reduce_range" in step.settings]
-    assert len(narrow) == 8
-    assert set(narrow) == {not vnni}
-
-
-def test_built_in_list_asks_each_thread_count_and_makes_sense() -> None:
-    recipes = optimization.built_in((1, 2), transformer=False)
-    assert {recipe.backend.settings["threads"] for recipe in recipes} == {1, 2}
-    assert len({recipe.label for recipe in recipes}) == len(recipes)
-    for recipe in recipes:
-        specs.check_recipe(recipe)
-        assert members(recipe)
 
 
 def test_candidate_is_built_evaluated_and_timed(judged: Any) -> None:

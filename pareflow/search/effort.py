@@ -1,0 +1,80 @@
+"""What a recipe takes: its level, and the minutes that building and timing it are expected to need."""
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pareflow.catalog import TECHNIQUES
+from pareflow.model.training import TrainedTechnique
+from pareflow.search.trial import Trial
+from pareflow.variant import Recipe
+
+Level = Literal["hardware", "compiler", "runtime", "model", "architecture"]
+LEVELS: tuple[Level, ...] = ("hardware", "compiler", "runtime", "model", "architecture")
+"""In the order of the effort that they take: less is tried first."""
+
+EFFORT: Mapping[Level, str] = {
+    "hardware": "a setting",
+    "compiler": "another executable of the same network",
+    "runtime": "another way to serve it",
+    "model": "the network changed, without training",
+    "architecture": "a network that is trained",
+}
+
+BUILD_MINUTES = 0.15
+"""A process that imports what it needs, changes or compiles a network, and is evaluated."""
+
+PASSES = 3
+"""A training step takes about as long as three answers: forwards, and twice that back."""
+
+
+def level_of(recipe: Recipe) -> Level:
+    """The level of the most laborious of its steps."""
+    found: list[Level] = ["compiler"]
+    settings = recipe.backend.settings
+    if not recipe.techniques and (settings.get("threads", 1) > 1 or settings.get("device", "cpu") != "cpu"):
+        found = ["hardware"]
+    for step in recipe.techniques:
+        found.append("architecture" if issubclass(TECHNIQUES[step.name], TrainedTechnique) else "model")
+    return max(found, key=LEVELS.index)
+
+
+def epochs_of(recipe: Recipe) -> int:
+    """Passes over the training split, of all its steps; a supernet and its chosen subnet train one each."""
+    defaults = {name: cls.model_fields["epochs"].default for name, cls in TECHNIQUES.items() if _trains(cls)}
+    return sum(
+        int(step.settings.get("epochs", defaults[step.name]))
+        * (2 if step.name == "architecture_search" else 1)
+        for step in recipe.techniques
+        if step.name in defaults
+    )
+
+
+def _trains(cls: type) -> bool:
+    return issubclass(cls, TrainedTechnique)
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """Minutes per pass over the training split, as estimated first, and as what was built corrects it."""
+
+    epoch_minutes: float
+    build_minutes: float = BUILD_MINUTES
+
+    @classmethod
+    def of(cls, samples: int, ms_per_sample: float) -> "Effort":
+        """From how many samples are trained on, and what the original takes to answer one of them."""
+        return cls(samples * ms_per_sample * PASSES / 60_000)
+
+    def minutes(self, recipe: Recipe) -> float:
+        """What a recipe is expected to take until it is built and evaluated."""
+        return self.build_minutes + epochs_of(recipe) * self.epoch_minutes
+
+    def corrected(self, trials: Iterable[Trial]) -> "Effort":
+        """Medians of what was seen in place of the estimates, each where something was seen."""
+        seen = [(epochs_of(t.recipe), t.minutes) for t in trials if t.minutes is not None]
+        plain = [minutes for epochs, minutes in seen if not epochs]
+        build = statistics.median(plain) if plain else self.build_minutes
+        trained = [max(minutes - build, 0) / epochs for epochs, minutes in seen if epochs]
+        return Effort(statistics.median(trained) if trained else self.epoch_minutes, build)

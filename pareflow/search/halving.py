@@ -1,0 +1,34 @@
+"""Successive halving: many recipes with little training, the hopeful third of them with three times as much.
+
+Source: Jamieson and Talwalkar, 2016, arXiv:1502.07943, section 3; Li et al., 2018, arXiv:1603.06560.
+"""
+
+from collections.abc import Sequence
+
+from pareflow.search.trial import Trial, best, better
+
+ETA = 3
+"""Of so many, one goes on, with so many times the training."""
+
+MOST_EPOCHS = 27
+"""Passes of the last rung at most: more pays off for few networks; `candidates` of the YAML may take more."""
+
+
+def rungs(epochs: int) -> tuple[int, ...]:
+    """The passes of each rung, fewest first: 27 is reached by 3 and 9, 8 by 1 and 3, and 1 by itself."""
+    found = [epochs]
+    while found[-1] >= ETA and len(found) < 3:
+        found.append(max(1, round(found[-1] / ETA)))
+    return tuple(reversed(found))
+
+
+def survivors(rung: Sequence[Trial], known: Sequence[Trial]) -> list[Trial]:
+    """Those of a rung that are trained on: a third of it, rounded up, of those that could yet be the best.
+
+    Training hardly changes speed, so one that is no better than the best of `known` is dropped, however good
+    its answers are. Of the others those that exceed the SLA's limits least go on, the better of equals first.
+    """
+    leader = best(known)
+    hopeful = [t for t in rung if t.excess is not None and better(t.cost, leader)]
+    ranked = sorted(hopeful, key=lambda t: (max(t.excess or 0, 0), t.cost))
+    return ranked[: -(-len(rung) // ETA)]

@@ -1,0 +1,178 @@
+"""Which recipes are tried, in which order, and when to stop: cheap and strong first, then trained ones.
+
+The search asks for waves of recipes and is told what became of them. It reads no clock but to end, and draws
+by its seed: told the same, it asks the same. So a run that was killed goes on by asking all again, which the
+store answers at once.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pareflow.catalog import installed_version
+from pareflow.compiler import OnnxRuntime
+from pareflow.search import bounds, space, training_space
+from pareflow.search.effort import LEVELS, Effort, level_of
+from pareflow.search.halving import MOST_EPOCHS, rungs, survivors
+from pareflow.search.trial import Trial, best, better
+from pareflow.variant import Recipe
+
+if TYPE_CHECKING:
+    from pareflow.search.study import Study
+
+ROUND = 9
+"""Recipes with training that are begun together."""
+FINISHES = 2
+"""Ways to quantize and run a network that are tried after training: the best of those without it."""
+PATIENCE = 2
+"""Rounds that may bring nothing better before the search ends."""
+LONGEST = 1 / 8
+"""Share of the budget that training one recipe may take."""
+PREFLIGHT_MINUTES = 1.0
+"""What is expected to take longer runs on one batch first; what takes less is its own preflight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """Recipes to try next, and why in a line; only on one batch where it is a preflight."""
+
+    words: str
+    recipes: tuple[Recipe, ...]
+    preflight: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Why the search ended, and what it would have tried next."""
+
+    words: str
+    following: tuple[Recipe, ...] = ()
+
+
+Told = Mapping[str, Trial]
+"""What became of a wave's recipes, by their labels; those that were known before may be missing."""
+Waves = Generator[Wave, Told, Ended]
+
+
+@dataclass
+class Search:
+    """A search over one space. `waves` runs it.
+
+    `effort` is what training is expected to take, `minutes` the budget, `families` the share of the time that
+    each family of techniques can touch; `known` holds the strong baseline, and all trials as they come in.
+    """
+
+    here: space.Circumstances
+    effort: Effort
+    minutes: float
+    out_of_time: Callable[[], bool]
+    seed: int
+    file: Path
+    families: Mapping[str, float] = field(default_factory=dict)
+    known: list[Trial] = field(default_factory=list)
+
+    def waves(self) -> Waves:
+        """What to try, wave by wave; each is answered by what became of it."""
+        techniques = yield from self._suitable(training_space.families(self.here))
+        yield from self._tried("without training, what takes least effort first", self._cheap())
+        yield from self._tried("to give back the quality that was lost", self._repairs())
+        if not techniques:
+            return Ended("no technique that trains suits this network")
+        if installed_version("optuna") is None:
+            return Ended("recipes that train are chosen by Optuna: install pareflow[training]")
+        from pareflow.search.study import Study
+
+        study = Study(techniques, self._finishes(), self.seed, self.file)
+        idle = 0
+        while idle < PATIENCE:
+            before = best(self.known)
+            asked = self._promising(study)
+            if not asked:
+                return Ended("every recipe of the space that could help was tried")
+            if self.out_of_time():
+                return Ended(f"the budget of {self.minutes:g} minutes was used up", tuple(asked))
+            reached = yield from self._halved(asked)
+            for recipe in asked:
+                study.tell(recipe, reached.get(recipe.label, Trial(recipe)))
+            after = best(self.known)
+            idle = 0 if after is not None and better(after.cost, before) else idle + 1
+        return Ended(f"{PATIENCE} rounds of training in a row brought nothing better")
+
+    def _tried(self, words: str, recipes: Sequence[Recipe]) -> Generator[Wave, Told, dict[str, Trial]]:
+        """What became of a wave, by label; it is known from now on."""
+        if not recipes:
+            return {}
+        told = dict((yield Wave(words, tuple(recipes))))
+        self.known += told.values()
+        return told
+
+    def _cheap(self) -> list[Recipe]:
+        """The recipes without training, those of the least effort first."""
+        return sorted(space.untrained(self.here), key=lambda recipe: LEVELS.index(level_of(recipe)))
+
+    def _repairs(self) -> list[Recipe]:
+        """Repairs of what is faster than all that passes, and loses too much; the fastest first."""
+        leader = best(self.known)
+        lossy = [t for t in self.known if t.excess and better(t.cost, leader)]
+        lossy.sort(key=lambda trial: trial.cost or 0)
+        found = [repair for t in lossy[:FINISHES] for repair in space.repairs(t.recipe, self.here)]
+        return list({recipe.label: recipe for recipe in found}.values())
+
+    def _finishes(self) -> list[Recipe]:
+        """The best recipes without training: those that exceed the SLA's limits least, the fastest first."""
+        tried = [t for t in self.known if t.cost is not None and t.excess is not None]
+        plain = [t for t in tried if level_of(t.recipe) != "architecture"]
+        ranked = sorted(plain, key=lambda t: (t.excess, t.cost))
+        return [trial.recipe for trial in ranked[:FINISHES]]
+
+    def _suitable(
+        self, techniques: Mapping[str, training_space.Settings]
+    ) -> Generator[Wave, Told, dict[str, training_space.Settings]]:
+        """The techniques that run on one batch of this network's data, where training takes long."""
+        runtime = OnnxRuntime(threads=self.here.threads[0]).step
+        starts = {
+            name: Recipe((training_space.step(name, next(training_space.first(s)), 1),), runtime)
+            for name, s in techniques.items()
+        }
+        long = [r for r in starts.values() if self.effort.minutes(r) > PREFLIGHT_MINUTES]
+        if not long:
+            return dict(techniques)
+        told = yield Wave("each technique that trains, on one batch", tuple(long), preflight=True)
+        fit = {name for name, r in starts.items() if r.label not in told or told[r.label].reason is None}
+        return {name: settings for name, settings in techniques.items() if name in fit}
+
+    def _promising(self, study: "Study") -> list[Recipe]:
+        """Suggestions that could become faster than the best, as far as Amdahl's law tells."""
+        effort = self.effort.corrected(self.known)
+        each = effort.build_minutes + self._epochs() / 3 * effort.epoch_minutes
+        count = max(2, min(ROUND, int(self.minutes / 2 / each)))
+        leader = best(self.known)
+        found = []
+        for recipe in study.ask(count):
+            bound = bounds.at_most(recipe, self.here.profile, self.families)
+            if bound is None or better(1 / bound, leader):
+                found.append(recipe)
+            else:
+                study.tell(recipe, Trial(recipe))
+        return found
+
+    def _halved(self, asked: Sequence[Recipe]) -> Generator[Wave, Told, dict[str, Trial]]:
+        """By label, each recipe as far as it was trained: all a little, the hopeful third more."""
+        reached: dict[str, Trial] = {}
+        epochs, going, before = self._epochs(), list(asked), list(self.known)
+        for passes in rungs(epochs):
+            trained = {training_space.trained_for(recipe, passes).label: recipe for recipe in going}
+            wave = [training_space.trained_for(recipe, passes) for recipe in going]
+            told = yield from self._tried(f"trained for {passes} of {epochs} passes", wave)
+            reached |= {trained[label].label: trial for label, trial in told.items()}
+            kept = {t.recipe.label for t in survivors(list(told.values()), before)}
+            going = [trained[label] for label in told if label in kept]
+            if not going or self.out_of_time():
+                break
+        return reached
+
+    def _epochs(self) -> int:
+        """How long the last rung trains: within its share of the budget."""
+        longest = self.minutes * LONGEST / max(self.effort.corrected(self.known).epoch_minutes, 1e-9)
+        return int(max(1, min(MOST_EPOCHS, longest)))

@@ -1,0 +1,127 @@
+"""The space without training: which recipes a network, a processor and a device make sensible."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pareflow.catalog import BACKENDS
+from pareflow.compiler import OnnxRuntime, OpenVino, TorchEager
+from pareflow.compiler.onnxruntime import GraphLevel
+from pareflow.hardware.device_profile import DeviceProfile
+from pareflow.hardware.probe import has_vnni
+from pareflow.model import (
+    Distillation,
+    DynamicInt8,
+    Fp16,
+    Int4,
+    KmeansSharing,
+    MixedInt8,
+    NncfInt8,
+    QatInt8,
+    StaticInt8,
+    Technique,
+)
+from pareflow.model.quantization.static_int8 import Method, Operators
+from pareflow.variant import Recipe, Step
+
+METHODS: tuple[Method, ...] = ("minmax", "entropy", "percentile")
+LOWER_LEVELS: tuple[GraphLevel, ...] = ("none", "basic", "extended", "layout")
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What the space depends on. `trainable` says whether the original is a torch module."""
+
+    threads: tuple[int, ...]
+    tokens: bool
+    students: tuple[str, ...] = ()
+    trainable: bool = True
+    profile: DeviceProfile | None = None
+
+
+def untrained(here: Circumstances) -> tuple[Recipe, ...]:
+    """int8 dynamic and static, fp16, OpenVINO, lower graph levels; each thread count; the device's runtimes.
+
+    Of a transformer only products are quantized with fixed scales: all operators lose most of its quality.
+    Where the processor lacks VNNI, u8×s8 products saturate in 16 bits, and weights keep to 7 bits.
+    Source: ONNX Runtime, Quantize ONNX models, "When and why do I need to try U8U8".
+    """
+    narrow, threads = not has_vnni(), here.threads
+    operators: Operators = "products" if here.tokens else "all"
+    levels = [Recipe((), OnnxRuntime(graph_level=level, threads=threads[0]).step) for level in LOWER_LEVELS]
+    plain: list[tuple[Technique, ...]] = [
+        *((StaticInt8(method=method, operators=operators, reduce_range=narrow),) for method in METHODS),
+        (DynamicInt8(reduce_range=narrow),),
+        (Fp16(),),
+    ]
+    recipes = [
+        Recipe(_steps(techniques), OnnxRuntime(threads=n).step)
+        for n, techniques in itertools.product(threads, plain)
+    ]
+    nncf = NncfInt8(model_type="transformer" if here.tokens else "general")
+    for n in threads:
+        recipes += [
+            Recipe((nncf.step,), OpenVino(threads=n).step),
+            Recipe((), OpenVino(threads=n).step),
+            Recipe((), OpenVino(threads=n, precision="bf16").step),
+        ]
+    return (*recipes, *levels, *for_device(here.profile))
+
+
+def for_device(profile: DeviceProfile | None) -> tuple[Recipe, ...]:
+    """The plain network on each other runtime of the target's device, and quantized where it can do that."""
+    if profile is None:
+        return ()
+    found = []
+    for name in profile.backends:
+        cls = BACKENDS.get(name)
+        if cls is None or name in (OnnxRuntime.name, OpenVino.name, TorchEager.name):
+            continue  # not of this version, or in the list already
+        precision = cls.model_fields.get("precision")
+        known = getattr(precision.annotation, "__args__", ()) if precision is not None else ()
+        found.append(Recipe((), Step(name)))
+        found += [Recipe((), Step(name, {"precision": p})) for p in known if p in ("int8", "static_int8")]
+    return tuple(found)
+
+
+def smallest(here: Circumstances) -> tuple[Recipe, ...]:
+    """What may yet fit where nothing does: students in int8; codebooks; four bits; packed files."""
+    int8: list[tuple[Technique, ...]] = [(_int8(here),)]
+    students = [Distillation(student=name) for name in here.students] or [Distillation(width=0.25)]
+    network: list[tuple[Technique, ...]] = [
+        *((student, *more) for student in students for more in int8),
+        *((student,) for student in students),
+        *((KmeansSharing(), *more) for more in int8),
+        (Int4(),),
+    ]
+    recipes = [
+        Recipe(_steps(techniques), OnnxRuntime(packed=packed, threads=here.threads[0]).step)
+        for techniques in network
+        for packed in (False, True)
+    ]
+    other = for_device(here.profile)
+    return (*recipes, *(Recipe((student.step,), r.backend) for student in students for r in other))
+
+
+def repairs(recipe: Recipe, here: Circumstances) -> tuple[Recipe, ...]:
+    """What may give a recipe's lost quality back and keep most of its speed.
+
+    Static int8: sensitive layers reverted to float, then trained as it will be rounded.
+    """
+    *before, last = recipe.techniques or (None,)
+    if last is None or last.name != StaticInt8.name:
+        return ()
+    found: list[Technique] = [
+        MixedInt8.from_settings(last.settings),
+        *([QatInt8()] if here.trainable else []),
+    ]
+    return tuple(Recipe((*filter(None, before), r.step), recipe.backend) for r in found)
+
+
+def _int8(here: Circumstances) -> Technique:
+    narrow = not has_vnni()
+    return DynamicInt8(reduce_range=narrow) if here.tokens else StaticInt8(reduce_range=narrow)
+
+
+def _steps(techniques: Sequence[Technique]) -> tuple[Step, ...]:
+    return tuple(technique.step for technique in techniques)

@@ -1,0 +1,89 @@
+"""Which recipes with training to try next: Optuna's multi-objective sampling under the SLA's constraint.
+
+Source: Ozaki et al., 2020, doi 10.1145/3377930.3389817 (multi-objective TPE); Watanabe and Hutter, 2022,
+arXiv:2211.14411 (its constraints).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from pareflow.search.training_space import Settings, first, step
+from pareflow.search.trial import Trial
+from pareflow.variant import Recipe
+
+STARTS = 10
+"""Trials before the sampler trusts what it has seen."""
+
+
+class Study:
+    """Recipes to try: `ask` names some, `tell` says what became of them.
+
+    A finish is a recipe without training that follows: how the network is quantized, and what runs it.
+    All that it suggests follows from the seed and from what it was told, so that a run which is started
+    again, and is told the same from the store, asks the same. `file` is written anew for Optuna's dashboard.
+    """
+
+    def __init__(
+        self, families: Mapping[str, Settings], finishes: Sequence[Recipe], seed: int, file: Path
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+        self._families = families
+        self._finishes = {finish.label: finish for finish in finishes}
+        self._asked: dict[str, optuna.Trial] = {}
+        self._study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(file))),
+            study_name="search",
+            directions=["minimize", "minimize"],
+            sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTS),
+        )
+        for name, settings in families.items():
+            for start in first(settings):
+                self._study.enqueue_trial(self._parameters(name, settings, start))
+
+    def ask(self, count: int, attempts: int = 10) -> list[Recipe]:
+        """At most `count` recipes that were not asked before, of one pass over the training split each.
+
+        Fewer where the sampler suggests known ones so many times per recipe: the space is used up.
+        """
+        found: list[Recipe] = []
+        for _ in range(count * attempts):
+            if len(found) == count:
+                break
+            trial = self._study.ask()
+            recipe = self._suggested(trial)
+            if recipe.label in self._asked:
+                self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                continue
+            self._asked[recipe.label] = trial
+            found.append(recipe)
+        return found
+
+    def tell(self, asked: Recipe, trial: Trial) -> None:
+        """What became of a recipe, trained for as long as it was worth."""
+        told = self._asked[asked.label]
+        if trial.cost is None or trial.excess is None:
+            self._study.tell(told, state=optuna.trial.TrialState.FAIL)
+            return
+        told.set_constraint("excess", trial.excess)
+        self._study.tell(told, (trial.cost, max(trial.excess, 0.0)))
+
+    def _suggested(self, trial: optuna.Trial) -> Recipe:
+        """The recipe that a trial stands for; its parameters are positions in the lists of values."""
+        name = trial.suggest_categorical("technique", list(self._families))
+        settings = {
+            setting: values[trial.suggest_int(f"{name}.{setting}", 0, len(values) - 1)]
+            for setting, values in self._families[name].items()
+        }
+        finish = self._finishes[trial.suggest_categorical("finish", list(self._finishes))]
+        return Recipe((step(name, settings, epochs=1), *finish.techniques), finish.backend)
+
+    def _parameters(self, name: str, settings: Settings, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        positions = {f"{name}.{key}": values.index(chosen[key]) for key, values in settings.items()}
+        return {"technique": name, "finish": next(iter(self._finishes)), **positions}

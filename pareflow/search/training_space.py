@@ -1,0 +1,80 @@
+"""The space with training: which settings of which techniques, each a short list of values in their order."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pareflow.catalog import TECHNIQUES
+from pareflow.model import (
+    ArchitectureSearch,
+    ChannelPruning,
+    Distillation,
+    HeadPruning,
+    LayerPruning,
+    LowRank,
+)
+from pareflow.model.training import TrainedTechnique
+from pareflow.search.space import Circumstances
+from pareflow.variant import Recipe, Step
+
+Settings = Mapping[str, tuple[Any, ...]]
+"""Per setting the values that are tried, in an order that means something; the middle one is tried first."""
+
+SHARES = (0.25, 0.375, 0.5, 0.625, 0.75)
+RATES = (1e-3, 4e-3, 1e-2)
+TOKEN_RATES = (1e-4, 3e-4, 1e-3)
+"""What networks over tokens take: they were trained before on much more than these data."""
+TRIALS = 24
+"""Subnets that an architecture search compares."""
+
+
+def families(here: Circumstances) -> dict[str, Settings]:
+    """Per technique that trains and may make this network faster, its settings."""
+    if not here.trainable:
+        return {}
+    rates = {"learning_rate": TOKEN_RATES if here.tokens else RATES}
+    smaller: Settings = {"depth": SHARES} if here.tokens else {"width": SHARES}
+    taught: Settings = {"student": here.students} if here.students else smaller
+    tokens: dict[str, Settings] = {
+        LayerPruning.name: {"ratio": SHARES, **rates},
+        HeadPruning.name: {"ratio": SHARES, **rates},
+    }
+    return {
+        Distillation.name: {**taught, **rates},
+        ChannelPruning.name: {"ratio": SHARES, "widths": ("inner", "all"), **rates},
+        LowRank.name: {"share": (0.2, 0.3, 0.4, 0.5), "of": ("products",), **rates},
+        ArchitectureSearch.name: {"max_latency_share": SHARES, "trials": (TRIALS,), **rates},
+        **(tokens if here.tokens else {}),
+    }
+
+
+def step(name: str, settings: Mapping[str, Any], epochs: int) -> Step:
+    """The technique with these settings, trained for so many passes; every other setting said too."""
+    fixed = {"width": 1.0} if name == Distillation.name and "depth" in settings else {}
+    return TECHNIQUES[name].from_settings({**fixed, **settings, "epochs": epochs}).step
+
+
+def first(settings: Settings) -> Iterator[dict[str, Any]]:
+    """Where a technique's search starts: each student, and of everything else the middle value."""
+    middle = {name: values[len(values) // 2] for name, values in settings.items()}
+    for student in settings.get("student", (None,)):
+        yield middle if student is None else {**middle, "student": student}
+
+
+def grid(settings: Settings) -> Iterator[dict[str, Any]]:
+    """Every combination: what an exhaustive search would try."""
+    for values in itertools.product(*settings.values()):
+        yield dict(zip(settings, values, strict=True))
+
+
+def trained_for(recipe: Recipe, epochs: int) -> Recipe:
+    """The recipe with another number of passes in each step that trains."""
+    steps = [
+        Step(step.name, {**step.settings, "epochs": epochs}) if _trains(step) else step
+        for step in recipe.techniques
+    ]
+    return Recipe(tuple(steps), recipe.backend)
+
+
+def _trains(step: Step) -> bool:
+    return issubclass(TECHNIQUES[step.name], TrainedTechnique)

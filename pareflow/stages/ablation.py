@@ -1,0 +1,90 @@
+"""What each step of the winner contributes: the winner beside itself without that step, both measured."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from pareflow.catalog import members
+from pareflow.compiler import OnnxRuntime
+from pareflow.errors import PareflowError, SpecError
+from pareflow.gate import drop_interval
+from pareflow.intervals import speedup
+from pareflow.spec import check_recipe
+from pareflow.stages import optimization
+from pareflow.stages.baseline import SCREENING
+from pareflow.stages.building import evaluate
+from pareflow.stages.run import Row, Run
+from pareflow.stages.timing import measure
+from pareflow.variant import Recipe
+
+
+def ablations(run: Run, winner: Row | None) -> list[Row]:
+    """A row per step of the winner, made without it; the backend gives way to plain ONNX Runtime.
+
+    None where no candidate won, or where the rest of the recipe cannot run.
+    """
+    if winner is None or winner.role != "candidate":
+        return []
+    return [
+        Row(recipe) for _, recipe in _without(winner.recipe) if optimization.unrunnable(run, recipe) is None
+    ]
+
+
+def contributions(run: Run, winner: Row | None, made: Sequence[Row]) -> list[dict[str, Any]]:
+    """Per step: `step`, `without` (the recipe), `speedup` and `quality_lost` by it, `size` with over without.
+
+    What could not be made or timed has its `reason`, and no numbers.
+    """
+    if winner is None or winner.role != "candidate":
+        return []
+    rows = {row.label: row for row in made}
+    return [
+        {
+            "step": step,
+            "without": Row(recipe).label,
+            **_contribution(run, winner, rows.get(Row(recipe).label)),
+        }
+        for step, recipe in _without(winner.recipe)
+    ]
+
+
+def _without(recipe: Recipe) -> list[tuple[str, Recipe]]:
+    """Each step's label, with the recipe that lacks it; none whose forms do not follow each other."""
+    labels = [member.label for member in members(recipe)]
+    steps = recipe.techniques
+    shorter = [Recipe((*steps[:i], *steps[i + 1 :]), recipe.backend) for i in range(len(steps))]
+    plain = OnnxRuntime(threads=int(recipe.backend.settings.get("threads", 1))).step
+    found = [*zip(labels, shorter, strict=False), (labels[-1], Recipe(steps, plain))]
+    return [(label, less) for label, less in found if less != recipe and _runs(less)]
+
+
+def _runs(recipe: Recipe) -> bool:
+    try:
+        check_recipe(recipe)
+    except SpecError:
+        return False
+    return True
+
+
+def _contribution(run: Run, winner: Row, without: Row | None) -> dict[str, Any]:
+    unknown: dict[str, Any] = {"speedup": None, "quality_lost": None, "size": None, "reason": None}
+    if without is None:
+        return {**unknown, "reason": "it cannot run here without this step"}
+    if without.status != "ok" or without.size_mib is None or winner.size_mib is None:
+        return {**unknown, "reason": without.reason}
+    try:
+        found = measure(run, [without, winner], SCREENING)
+    except PareflowError as error:
+        return {**unknown, "reason": optimization.failed(without, error).reason}
+    lost = drop_interval(without.quality, _on_search(run, winner).quality, run.spec.sla.confidence)
+    return {
+        "speedup": speedup(found[str(without.id)], found[str(winner.id)]).bounds(),
+        "quality_lost": None if lost is None else lost.bounds(),
+        "size": winner.size_mib / without.size_mib,
+        "reason": None,
+    }
+
+
+def _on_search(run: Run, winner: Row) -> Row:
+    """The winner with its quality on the search split, where the others were evaluated."""
+    return evaluate(run, dataclasses.replace(winner, quality=None), "search")

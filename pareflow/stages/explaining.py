@@ -1,0 +1,61 @@
+"""Why each row won or lost, in plain words, with the clause and the interval that decided."""
+
+from collections.abc import Sequence
+
+from pareflow.gate import drop_interval
+from pareflow.measurement import Interval
+from pareflow.stages.run import Row, Run
+from pareflow.stages.validation import original_of
+
+
+def explanation(run: Run, row: Row, rows: Sequence[Row], winner: Row | None) -> str:
+    """One sentence or two on a row of the final table."""
+    if row.status != "ok":
+        return f"It is {row.status}: {row.reason}."
+    if winner is not None and row.id == winner.id:
+        return _won(row)
+    if row.verdict is not None and row.verdict.decision != "promote":
+        return f"It did not pass: {row.verdict.missed}."
+    if row.role != "candidate":
+        return "It is what candidates are measured against."
+    if row.verdict is not None:
+        return f"It meets the SLA, but {_beside(row, winner)}."
+    return _not_judged(run, row, rows, winner)
+
+
+def _won(row: Row) -> str:
+    if row.role != "candidate":
+        return "It won: no candidate was better by the objective and met the SLA."
+    if row.speedup is None:
+        return "It won: it meets every clause, and is the best by the objective."
+    return f"It won: it meets every clause, and is {_times(row.speedup)} as fast as the strong baseline."
+
+
+def _not_judged(run: Run, row: Row, rows: Sequence[Row], winner: Row | None) -> str:
+    """Of a row that was not chosen for the verdict: the quality that it lost already, or what was better."""
+    clause = run.spec.sla.quality
+    drop = drop_interval(original_of(rows).quality, row.quality, run.spec.sla.confidence)
+    allowed = None if clause is None else clause.max_drop
+    if drop is not None and drop.low is not None and allowed is not None and drop.low > allowed:
+        bounds = f"{drop.estimate:.4f} ({_span(drop)})"
+        return f"It was not judged: on the search split it loses {bounds}, where {allowed:g} is allowed."
+    if row.measurement is None:
+        return "It was not judged: it was not timed."
+    return f"It was not judged: {_beside(row, winner)}."
+
+
+def _beside(row: Row, winner: Row | None) -> str:
+    """How a row's speed-up compares with the winner's."""
+    if winner is None or row.speedup is None or winner.speedup is None:
+        return "others are better by the objective"
+    ours, theirs = _times(row.speedup), _times(winner.speedup)
+    return f"it is {ours} as fast as the strong baseline, and the winner {theirs}"
+
+
+def _times(interval: Interval) -> str:
+    return f"{interval.estimate:.2f} times ({_span(interval)})"
+
+
+def _span(interval: Interval) -> str:
+    low, high = (("unbounded" if b is None else f"{b:.4g}") for b in (interval.low, interval.high))
+    return f"{low} to {high}"

@@ -1,0 +1,187 @@
+"""The search of one run: which rows to try next, and what their results tell the search."""
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pareflow.catalog import complete
+from pareflow.compiler import OnnxRuntime
+from pareflow.gate import Check, Evidence, judge
+from pareflow.search import Circumstances, Ended, Search, Trial, Wave, training_space
+from pareflow.search.effort import Effort
+from pareflow.search.halving import MOST_EPOCHS
+from pareflow.search.space import smallest, untrained
+from pareflow.stages import fitting
+from pareflow.stages.optimization import strong_baseline, unrunnable
+from pareflow.stages.run import Row, Run
+from pareflow.stages.validation import objective_value, original_of
+from pareflow.variant import Recipe
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Rows to try next, and why in a line; only on one batch where it is a preflight."""
+
+    words: str
+    rows: tuple[Row, ...]
+    preflight: bool = False
+
+
+Asking = Generator[Asked, Sequence[Row], Ended]
+"""What to try; it is sent the rows as they became, of a preflight those that failed."""
+
+
+def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | None) -> Asking:
+    """The YAML's recipes; where it has none, the search's. Smaller ones yet where nothing fits the device."""
+    wanted = run.spec.recipes()
+    rows: list[Row] = []
+    if wanted is not None:
+        rows += yield Asked("the pipeline's own candidates", _new(wanted, baselines))
+        ended = Ended("the pipeline names its candidates")
+    else:
+        ended = yield from _searched(run, baselines, profile, rows)
+    if fitting.nothing_fits(run, [*baselines, *rows]):
+        smaller = _new(last_resort(run), [*baselines, *rows])
+        words = f"nothing fits the device yet: {len(smaller)} smaller variants"
+        yield Asked(words, smaller)
+    return ended
+
+
+def last_resort(run: Run) -> list[Recipe]:
+    """Small variants that the device runs and that can be made here."""
+    found = map(complete, smallest(circumstances(run)))
+    return [recipe for recipe in found if unrunnable(run, recipe) is None]
+
+
+def first_rows(run: Run, known: Sequence[Row] = ()) -> list[Row]:
+    """What can be named before anything has run: the YAML's candidates; else the cheap ones, and where the
+    search for trained ones starts; without those that are known."""
+    wanted = run.spec.recipes()
+    if wanted is not None:
+        return list(_new(wanted, known))
+    here = circumstances(run, trainable="onnx" not in run.spec.workload)
+    runtime = OnnxRuntime(threads=run.threads[0]).step
+    trained = [
+        Recipe((training_space.step(name, start, MOST_EPOCHS),), runtime)
+        for name, settings in training_space.families(here).items()
+        for start in training_space.first(settings)
+    ]
+    return list(_new([*untrained(here), *trained], known))
+
+
+def circumstances(run: Run, *, trainable: bool = True) -> Circumstances:
+    """What the space of a run depends on."""
+    facts = run.facts
+    return Circumstances(run.threads, facts.tokens, facts.students, trainable, run.spec.target.profile)
+
+
+def _searched(
+    run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | None, rows: list[Row]
+) -> Asking:
+    """The search's waves as rows; all that were tried are appended to `rows`."""
+    waves = search_of(run, baselines, profile).waves()
+    told: Mapping[str, Trial] | None = None
+    while True:
+        try:
+            wave = next(waves) if told is None else waves.send(told)
+        except StopIteration as end:
+            found: Ended = end.value
+            return found
+        asked = _new(map(complete, wave.recipes), [*baselines, *rows])
+        tried = yield Asked(wave.words, asked, wave.preflight)
+        rows += tried
+        told = _told(run, wave, [*baselines, *rows], baselines)
+
+
+def search_of(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | None) -> Search:
+    """The search for this run's baselines, told of the strong one."""
+    original = original_of(baselines)
+    assert original.measurement is not None  # baselines are timed
+    per_sample = original.measurement.quantile_ms(0.5) / run.spec.sla.batch_size
+    return Search(
+        here=circumstances(run, trainable=original.role == "original"),
+        effort=Effort.of(run.facts.sizes["train"], per_sample),
+        minutes=run.spec.budget.minutes,
+        out_of_time=lambda: run.out_of_time,
+        seed=run.facts.seed,
+        file=run.output / "study.log",
+        families=_shares(profile),
+        known=[trial_of(run, baselines[0], baselines)],
+    )
+
+
+def _shares(profile: Mapping[str, Any] | None) -> dict[str, float]:
+    """The share of inference that each family can touch: what is timed is inference alone."""
+    if profile is None:
+        return {}
+    of_request = {row["family"]: row["share"] for row in profile["advice"]["families"]}
+    inference = of_request["distillation"]
+    return {name: min(share / inference, 1.0) for name, share in of_request.items()} if inference else {}
+
+
+def _new(recipes: Iterable[Recipe], known: Iterable[Row]) -> tuple[Row, ...]:
+    """A row per recipe, each once, and none that is known already."""
+    before = {row.label for row in known}
+    rows = {row.label: row for row in map(Row, map(complete, recipes))}
+    return tuple(row for label, row in rows.items() if label not in before)
+
+
+def _told(run: Run, wave: Wave, rows: Sequence[Row], baselines: Sequence[Row]) -> dict[str, Trial]:
+    """What became of a wave's recipes, by the labels that the search gave them."""
+    known = {row.label: row for row in rows}
+    found = {recipe.label: known.get(Row(complete(recipe)).label) for recipe in wave.recipes}
+    return {
+        recipe.label: trial_of(run, row, baselines, recipe)
+        for recipe in wave.recipes
+        if (row := found[recipe.label]) is not None
+    }
+
+
+def trial_of(run: Run, row: Row, baselines: Sequence[Row], recipe: Recipe | None = None) -> Trial:
+    """A row as the search sees it: the objective over its strong baseline's, and how far the SLA is."""
+    strong = strong_baseline(row, baselines)
+    minutes = None if row.build_s is None else row.build_s / 60
+    trial = Trial(recipe or row.recipe, minutes=minutes, reason=None if row.status == "ok" else row.reason)
+    if row.status != "ok" or row.measurement is None:
+        return trial
+    return Trial(trial.recipe, cost_of(run, row, strong), excess_of(run, row, baselines), minutes)
+
+
+def cost_of(run: Run, row: Row, strong: Row) -> float | None:
+    """The objective as a share of the strong baseline's; below 1 is better. None where either is unknown."""
+    if run.spec.objective == "latency_p50" and row.speedup is not None:
+        return 1 / row.speedup.estimate  # paired block by block
+    ours, theirs = (objective_value(run.spec.objective, one) for one in (row, strong))
+    return theirs / ours if ours < 0 else ours / theirs
+
+
+def excess_of(run: Run, row: Row, baselines: Sequence[Row]) -> float | None:
+    """By how much estimates exceed the SLA's limits, added up: quality in its metric, all else as a share.
+
+    The clause of load is not counted: candidates are not put under load. None where quality is not known.
+    """
+    sla = run.spec.sla
+    if sla.quality is not None and row.quality is None:
+        return None
+    strong, original = strong_baseline(row, baselines), original_of(baselines)
+    evidence = Evidence(
+        variant=str(row.id),
+        objective=run.spec.objective,
+        quality=row.quality,
+        original=original.quality,
+        measurement=row.measurement,
+        baseline=strong.measurement,
+        fit=row.fit,
+    )
+    checks = [check for check in judge(sla, evidence).checks if check.clause in sla.clauses()]
+    return sum(map(_over, checks))
+
+
+def _over(check: Check) -> float:
+    """How far an estimate is on the wrong side of its limit; 0 on the right side, or where there is none."""
+    if check.estimate is None:
+        return 0.0
+    over = check.estimate - check.limit
+    if check.clause.endswith((".min", ".min_per_s")):
+        over = -over
+    return max(over, 0.0) if check.clause.startswith("quality.") else max(over / check.limit, 0.0)

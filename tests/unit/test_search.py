@@ -1,0 +1,294 @@
+"""The search: its space, its halving, its study; and whole searches of an invented landscape."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pareflow import spec as specs
+from pareflow.catalog import complete, members
+from pareflow.hardware import probe
+from pareflow.search import Circumstances, Ended, Search, Trial, Wave, halving, space, training_space
+from pareflow.search.effort import BUILD_MINUTES, Effort, epochs_of
+from pareflow.search.study import Study
+from pareflow.search.trial import best, better
+from pareflow.variant import Recipe, Step
+
+IMAGES = Circumstances((1,), tokens=False, students=("half", "quarter"))
+TEXTS = Circumstances((1,), tokens=True)
+PLAIN = Recipe((), Step("onnxruntime", {"threads": 1}))
+
+
+@pytest.mark.parametrize("vnni", [True, False], ids=["VNNI", "no VNNI"])
+def test_weights_keep_to_seven_bits_where_bytes_saturate(vnni: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "instruction_flags", lambda: ("avx512_vnni",) if vnni else ("avx2",))
+    recipes = space.untrained(Circumstances((1, 2), tokens=True))
+    steps = [step for recipe in recipes for step in recipe.techniques]
+    narrow = [step.settings["reduce_range"] for step in steps if "reduce_range" in step.settings]
+    assert len(narrow) == 8
+    assert set(narrow) == {not vnni}
+
+
+def test_the_space_without_training_asks_each_thread_count_and_makes_sense() -> None:
+    recipes = space.untrained(Circumstances((1, 2), tokens=False))
+    assert {recipe.backend.settings["threads"] for recipe in recipes} == {1, 2}
+    assert_sensible(recipes)
+
+
+@pytest.mark.parametrize("here", [IMAGES, TEXTS], ids=["images", "texts"])
+def test_every_point_of_the_space_with_training_makes_sense(here: Circumstances) -> None:
+    finish = Recipe((Step("static_int8"),), PLAIN.backend)
+    for name, settings in training_space.families(here).items():
+        assert_sensible(
+            Recipe((training_space.step(name, chosen, 3), *finish.techniques), finish.backend)
+            for chosen in training_space.grid(settings)
+        )
+
+
+def assert_sensible(recipes: Iterable[Recipe]) -> None:
+    found = list(recipes)
+    assert found
+    assert len({recipe.label for recipe in found}) == len(found)
+    for recipe in found:
+        specs.check_recipe(recipe)
+        assert members(recipe)
+
+
+def test_a_network_that_came_as_a_graph_is_not_trained() -> None:
+    assert training_space.families(dataclasses.replace(IMAGES, trainable=False)) == {}
+
+
+def test_static_int8_is_repaired_by_floats_and_by_training() -> None:
+    student = Step("distillation", {"student": "half"})
+    recipe = Recipe((student, Step("static_int8", {"method": "entropy"})), PLAIN.backend)
+    mixed, trained = space.repairs(recipe, IMAGES)
+    assert (mixed.techniques[0], mixed.techniques[1].name) == (student, "mixed_int8")
+    assert mixed.techniques[1].settings["method"] == "entropy"
+    assert trained.techniques[1].name == "qat_int8"
+    assert len(space.repairs(recipe, dataclasses.replace(IMAGES, trainable=False))) == 1
+    assert space.repairs(Recipe((Step("dynamic_int8"),), PLAIN.backend), IMAGES) == ()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(1, (1,)), (2, (2,)), (3, (1, 3)), (8, (1, 3, 8)), (27, (3, 9, 27))]
+)
+def test_each_rung_trains_about_three_times_as_long(epochs: int, expected: tuple[int, ...]) -> None:
+    assert halving.rungs(epochs) == expected
+
+
+def trial(cost: float | None, excess: float | None = 0.0, name: str = "") -> Trial:
+    return Trial(Recipe((), Step(name or f"{cost} {excess}")), cost, excess)
+
+
+def test_a_third_goes_on_of_those_that_could_be_the_best() -> None:
+    """Of seven, three: what passes, the fastest first, then what is nearest to it. 0.5 is the best yet."""
+    rung = [
+        trial(0.2, 0.3),
+        trial(0.3),
+        trial(0.495),
+        trial(0.4),
+        trial(0.1, 0.01),
+        trial(None, None),
+        trial(0.7),
+    ]
+    kept = halving.survivors(rung, [trial(1.0), trial(0.5)])
+    assert [t.cost for t in kept] == [0.3, 0.4, 0.1]
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 2), st.floats(0, 1)), min_size=1, max_size=30), st.floats(0.1, 1))
+def test_what_goes_on_is_few_faster_and_none_left_out_dominates_it(
+    points: list[tuple[float, float]], leader: float
+) -> None:
+    rung = [trial(cost, excess) for cost, excess in points]
+    known = [trial(leader)]
+    kept = halving.survivors(rung, known)
+    assert len(kept) <= -(-len(rung) // 3)
+    assert all(better(t.cost, best(known)) for t in kept)
+    for left in (t for t in rung if t not in kept):
+        assert not any(left.excess < t.excess and left.cost <= t.cost for t in kept)  # type: ignore[operator]
+
+
+def test_better_is_noticeably_better_and_passing() -> None:
+    assert best([trial(0.2, 0.1), trial(0.9), trial(0.5), trial(0.3, None)]) == trial(0.5)
+    assert best([trial(0.2, 0.1)]) is None
+    assert (better(0.49, trial(0.5)), better(0.495, trial(0.5)), better(0.49, None)) == (True, False, True)
+    assert not better(None, None)
+
+
+def test_effort_is_three_answers_per_sample_and_pass_and_learns_from_what_was_seen() -> None:
+    """1,000 samples of 2 ms: 6 s a pass. Seen: builds of 0.2 and 0.4 minutes, 3 passes in 0.9: 0.2 each."""
+    effort = Effort.of(1000, 2.0)
+    assert effort.epoch_minutes == pytest.approx(0.1)
+    two = Recipe((Step("distillation", {"student": "half", "epochs": 2}),), PLAIN.backend)
+    assert effort.minutes(PLAIN) == BUILD_MINUTES
+    assert effort.minutes(two) == pytest.approx(BUILD_MINUTES + 0.2)
+    three = training_space.trained_for(two, 3)
+    seen = [dataclasses.replace(trial(1.0), minutes=m) for m in (0.2, 0.4)] + [Trial(three, minutes=0.9)]
+    found = effort.corrected(seen)
+    assert found.build_minutes == pytest.approx(0.3)
+    assert found.epoch_minutes == pytest.approx(0.2)
+
+
+def test_passes_of_all_steps_count_a_supernets_twice() -> None:
+    search = training_space.step("architecture_search", {"max_latency_share": 0.5, "trials": 24}, 4)
+    assert epochs_of(Recipe((search, Step("qat_int8")), PLAIN.backend)) == 10
+    assert epochs_of(PLAIN) == 0
+
+
+def test_the_study_begins_with_each_student_and_asks_nothing_twice(tmp_path: Path) -> None:
+    study = Study(training_space.families(IMAGES), [PLAIN], 0, tmp_path / "study.log")
+    asked = study.ask(12)
+    assert [r.techniques[0].settings.get("student") for r in asked[:2]] == ["half", "quarter"]
+    assert {r.techniques[0].name for r in asked[:5]} == set(training_space.families(IMAGES))
+    assert len({recipe.label for recipe in asked}) == 12
+
+
+def test_a_study_that_is_told_the_same_asks_the_same(tmp_path: Path) -> None:
+    def asked() -> list[str]:
+        study = Study(training_space.families(TEXTS), [PLAIN], 3, tmp_path / "study.log")
+        found = []
+        for _ in range(4):
+            for recipe in study.ask(5):
+                found.append(recipe.label)
+                cost, excess = landscape(recipe)
+                study.tell(recipe, Trial(recipe, cost, excess))
+        return found
+
+    assert asked() == asked()
+
+
+def test_a_space_that_is_used_up_gives_no_more(tmp_path: Path) -> None:
+    study = Study({"low_rank": {"share": (0.2, 0.3)}}, [PLAIN], 0, tmp_path / "study.log")
+    assert len(study.ask(9)) == 2
+    assert study.ask(9) == []
+
+
+def landscape(recipe: Recipe) -> tuple[float, float]:
+    """An invented cost and excess: int8 halves the cost, a student too; little training loses much."""
+    cost, excess = 1.0, 0.0
+    for step in recipe.techniques:
+        if step.name in ("static_int8", "nncf_int8"):
+            cost *= 0.5
+        elif "epochs" in step.settings:
+            kept = (
+                step.settings.get("share")
+                or step.settings.get("depth")
+                or 1 - step.settings.get("ratio", 0.5)
+            )
+            cost *= kept
+            excess += max(0.0, 0.3 - kept + 0.2 / step.settings["epochs"])
+        else:
+            cost *= 1.5
+    return cost, excess
+
+
+def run(search: Search, outcome: Callable[[Recipe], tuple[float, float] | str]) -> tuple[list[Wave], Ended]:
+    """A whole search of a landscape; a text is what a recipe fails of."""
+    waves, seen = search.waves(), list[Wave]()
+    told: dict[str, Trial] | None = None
+    try:
+        while True:
+            wave = next(waves) if told is None else waves.send(told)
+            seen.append(wave)
+            found = [(recipe, outcome(recipe)) for recipe in wave.recipes]
+            told = {
+                r.label: Trial(r, reason=f) if isinstance(f, str) else Trial(r, *f, minutes=0.1)
+                for r, f in found
+                if not wave.preflight or isinstance(f, str)
+            }
+    except StopIteration as end:
+        return seen, end.value
+
+
+def search(tmp_path: Path, here: Circumstances = TEXTS, **changes: Any) -> Search:
+    given = {
+        "here": here,
+        "effort": Effort(0.01),
+        "minutes": 60.0,
+        "out_of_time": lambda: False,
+        "seed": 0,
+        "file": tmp_path / "study.log",
+        "known": [Trial(PLAIN, 1.0, 0.0)],
+    }
+    return Search(**{**given, **changes})
+
+
+def test_a_search_goes_from_cheap_to_trained_and_finds_both_together(tmp_path: Path) -> None:
+    ours = search(tmp_path)
+    waves, ended = run(ours, landscape)
+    trained = [any("epochs" in s.settings for s in r.techniques) for w in waves for r in w.recipes]
+    assert trained == sorted(trained)  # what is cheap comes first
+    leader = best(ours.known)
+    assert leader is not None
+    assert {step.name for step in leader.recipe.techniques} & {"static_int8", "nncf_int8"}
+    assert any("epochs" in step.settings for step in leader.recipe.techniques)
+    assert leader.cost is not None
+    assert leader.cost <= 0.2
+    assert ended.words == "2 rounds of training in a row brought nothing better"
+
+
+def test_rungs_of_a_round_keep_a_third(tmp_path: Path) -> None:
+    waves, _ = run(search(tmp_path), landscape)
+    first = next(i for i, wave in enumerate(waves) if wave.words.startswith("trained for 3 of"))
+    sizes = [len(wave.recipes) for wave in waves[first : first + 3]]
+    assert sizes[0] == 9
+    assert sizes[1] <= 3
+    assert sizes[2] <= 1
+    assert [wave.words.split()[2] for wave in waves[first : first + 3]] == ["3", "9", "27"]
+
+
+def test_a_search_told_the_same_asks_the_same(tmp_path: Path) -> None:
+    assert run(search(tmp_path), landscape) == run(search(tmp_path), landscape)
+
+
+def test_what_was_asked_before_the_time_was_up_is_told_and_what_would_be_next(tmp_path: Path) -> None:
+    calls = iter([False] * 2 + [True] * 100)
+    waves, ended = run(search(tmp_path, out_of_time=lambda: next(calls)), landscape)
+    assert ended.words == "the budget of 60 minutes was used up"
+    assert ended.following
+    asked = {recipe.label for wave in waves for recipe in wave.recipes}
+    assert not asked & {recipe.label for recipe in ended.following}
+
+
+def test_long_training_is_tried_on_one_batch_first_and_what_fails_is_left_out(tmp_path: Path) -> None:
+    def outcome(recipe: Recipe) -> tuple[float, float] | str:
+        return (
+            "UnsuitableError"
+            if recipe.techniques[:1] and recipe.techniques[0].name == "low_rank"
+            else (0.5, 0)
+        )
+
+    waves, _ = run(search(tmp_path, effort=Effort(5.0)), outcome)
+    assert waves[0].preflight
+    assert {recipe.techniques[0].name for recipe in waves[0].recipes} == set(training_space.families(TEXTS))
+    later = {step.name for wave in waves[1:] for recipe in wave.recipes for step in recipe.techniques}
+    assert "low_rank" not in later
+    assert "distillation" in later
+
+
+def test_training_takes_its_share_of_the_budget_at_most(tmp_path: Path) -> None:
+    """An eighth of 40 minutes is 5: five passes of a minute, after two of them."""
+    waves, _ = run(search(tmp_path, effort=Effort(1.0), minutes=40.0), lambda r: (*landscape(r),))
+    trained = [wave for wave in waves if wave.words.startswith("trained")]
+    assert trained[0].words.endswith("of 5 passes")
+
+
+def test_lossy_but_fast_is_repaired(tmp_path: Path) -> None:
+    def outcome(recipe: Recipe) -> tuple[float, float]:
+        return (0.4, 0.2) if [s.name for s in recipe.techniques] == ["static_int8"] else (0.9, 0.0)
+
+    waves, _ = run(search(tmp_path, here=dataclasses.replace(IMAGES, trainable=False)), outcome)
+    names = {recipe.techniques[0].name for recipe in waves[-1].recipes}
+    assert waves[-1].words == "to give back the quality that was lost"
+    assert names == {"mixed_int8"}
+
+
+def test_recipes_that_are_complete_are_what_they_were(tmp_path: Path) -> None:
+    """The stage completes recipes to name them; training more must not change what else they say."""
+    for recipe in Study(training_space.families(IMAGES), [PLAIN], 0, tmp_path / "s.log").ask(8):
+        whole = complete(training_space.trained_for(recipe, 9))
+        assert whole == complete(training_space.trained_for(complete(recipe), 9))
