@@ -109,7 +109,7 @@ def searched(
                 done = [row for row in flown if row.status != "ok"]
                 shown.get().rows(done)
             else:
-                done = tried(run, tracker, parent, execution, asked.rows, baselines)
+                done = tried(run, tracker, parent, execution, asked.rows, baselines, rows)
             rows += done
             asked = asking.send(done)
     except StopIteration as end:
@@ -123,12 +123,15 @@ def tried(
     execution: Execution,
     candidates: Sequence[Row],
     baselines: Sequence[Row],
+    before: Sequence[Row] = (),
 ) -> list[Row]:
-    """The candidates, built side by side and timed one by one."""
-    progress, rows = shown.get(), []
+    """The candidates, built side by side and timed one by one, each for as long as it may beat all `before`
+    and among them."""
+    progress, rows = shown.get(), list[Row]()
     for wave in waves(candidates, len(probe.cores())):
         for row in execution.each(steps.make_variant, wave, lambda row: (run, row)):
-            timed = execution.call(steps.time_variant, run, tracker, parent, row, baselines)
+            needed = searching.needed(run, row, [*before, *rows], baselines)
+            timed = execution.call(steps.time_variant, run, tracker, parent, row, baselines, needed)
             progress.rows([timed])
             rows.append(timed)
     return rows

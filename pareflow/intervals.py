@@ -211,11 +211,24 @@ def speedup(
     Raises: ValueError if the two were not measured alike, for then a ratio means nothing.
     """
     require_alike(baseline, candidate)
+    return block_speedup(
+        baseline.blocks_ms, candidate.blocks_ms, candidate.blocks_per_load, confidence, statistic
+    )
+
+
+def block_speedup(
+    baseline: Blocks,
+    candidate: Blocks,
+    blocks_per_load: int,
+    confidence: float = CONFIDENCE,
+    statistic: Callable[[np.ndarray], float] = np.median,
+) -> Interval:
+    """`speedup` of the ms of each block, as many of both."""
     ratios = [
         float(statistic(np.asarray(ours)) / statistic(np.asarray(theirs)))
-        for ours, theirs in zip(baseline.blocks_ms, candidate.blocks_ms, strict=True)
+        for ours, theirs in zip(baseline, candidate, strict=True)
     ]
-    size = candidate.blocks_per_load
+    size = blocks_per_load
     return mean_interval([np.median(ratios[i : i + size]) for i in range(0, len(ratios), size)], confidence)
 
 

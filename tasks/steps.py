@@ -75,9 +75,16 @@ def make_variant(run: Run, row: Row) -> Row:
 
 
 @task(task_run_name="time {row.label}", **_POLICY)
-def time_variant(run: Run, tracker: Tracker | None, parent: str, row: Row, baselines: Sequence[Row]) -> Row:
-    """One candidate, timed beside the strong baseline."""
-    timed = optimization.time(run, row, baselines)
+def time_variant(
+    run: Run,
+    tracker: Tracker | None,
+    parent: str,
+    row: Row,
+    baselines: Sequence[Row],
+    needed: float | None = None,
+) -> Row:
+    """One candidate, timed beside the strong baseline for as long as it may be `needed` times as fast."""
+    timed = optimization.time(run, row, baselines, needed)
     _record(run, tracker, parent, [timed])
     return timed
 

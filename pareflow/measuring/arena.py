@@ -26,6 +26,7 @@ from pareflow.hardware.energy import device_joules, processor_joules
 from pareflow.hardware.noise import Noise, await_quiet
 from pareflow.isolation import Child, Limits
 from pareflow.measurement import Measurement, Ran
+from pareflow.measuring.race import Race
 from pareflow.variant import Step
 from pareflow.workload import Arrays
 
@@ -103,9 +104,10 @@ class Arena:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def measure(self, protocol: Protocol) -> dict[str, Measurement]:
+    def measure(self, protocol: Protocol, race: Race | None = None) -> dict[str, Measurement]:
         """Warm up, then time every contestant block by block. Those that fail are missing, see `failures`.
 
+        It ends before all blocks are timed where `race` is lost.
         Raises: BusyMachineError where the machine does not become quiet enough.
         """
         noise = await_quiet(self._patience_s)
@@ -117,6 +119,8 @@ class Arena:
         order: list[str] = []
         for block in range(protocol.blocks):
             if block and block % protocol.blocks_per_load == 0:
+                if race is not None and race.lost(blocks, protocol.blocks_per_load):
+                    break
                 self._reload(counts)
             order = order[::-1] if block % 2 else shuffler.sample(list(blocks), len(blocks))
             for variant in filter(self._running.__contains__, order):

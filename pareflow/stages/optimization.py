@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pareflow.catalog import members
 from pareflow.errors import DoesNotFitError, MissingExtraError, PareflowError, TransientError
 from pareflow.intervals import speedup
+from pareflow.measuring.race import Race
 from pareflow.stages import building, fitting
 from pareflow.stages.baseline import SCREENING
 from pareflow.stages.run import Row, Run, Status
@@ -49,8 +50,11 @@ def preflight(run: Run, row: Row) -> Row:
     return row
 
 
-def time(run: Run, row: Row, baselines: Sequence[Row]) -> Row:
-    """The row timed beside the strong baseline of its thread count; or failed, with its reason."""
+def time(run: Run, row: Row, baselines: Sequence[Row], needed: float | None = None) -> Row:
+    """The row timed beside the strong baseline of its thread count; or failed, with its reason.
+
+    Timing stops where it cannot be `needed` times as fast any more.
+    """
     if row.status != "ok":
         return row
     if run.out_of_time:
@@ -58,11 +62,15 @@ def time(run: Run, row: Row, baselines: Sequence[Row]) -> Row:
     strong = strong_baseline(row, baselines)
     try:
         row = dataclasses.replace(building.make(run, row), fit=row.fit)  # again only if it has gone since
-        measured = measure(run, [strong, row], SCREENING)
+        race = None if needed is None else Race(str(row.id), str(strong.id), needed)
+        measured = measure(run, [strong, row], SCREENING, race=race)
     except PareflowError as error:
         return failed(row, error)
     ours, theirs = measured[str(strong.id)], measured[str(row.id)]
-    return dataclasses.replace(row, measurement=theirs, speedup=speedup(ours, theirs))
+    timed = dataclasses.replace(row, measurement=theirs, speedup=speedup(ours, theirs))
+    if len(theirs.blocks_ms) == SCREENING.blocks:
+        return timed
+    return dataclasses.replace(timed, reason=f"no longer timed: it cannot be {needed:.3g} times as fast")
 
 
 def strong_baseline(row: Row, baselines: Sequence[Row]) -> Row:

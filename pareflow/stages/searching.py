@@ -11,6 +11,7 @@ from pareflow.search import Circumstances, Ended, Search, Trial, Wave, training_
 from pareflow.search.effort import Effort
 from pareflow.search.halving import MOST_EPOCHS
 from pareflow.search.space import smallest, untrained
+from pareflow.search.trial import best
 from pareflow.stages import fitting
 from pareflow.stages.optimization import strong_baseline, unrunnable
 from pareflow.stages.run import Row, Run
@@ -139,19 +140,40 @@ def _told(run: Run, wave: Wave, rows: Sequence[Row], baselines: Sequence[Row]) -
 
 def trial_of(run: Run, row: Row, baselines: Sequence[Row], recipe: Recipe | None = None) -> Trial:
     """A row as the search sees it: the objective over its strong baseline's, and how far the SLA is."""
-    strong = strong_baseline(row, baselines)
     minutes = None if row.build_s is None else row.build_s / 60
     trial = Trial(recipe or row.recipe, minutes=minutes, reason=None if row.status == "ok" else row.reason)
     if row.status != "ok" or row.measurement is None:
         return trial
-    return Trial(trial.recipe, cost_of(run, row, strong), excess_of(run, row, baselines), minutes)
+    return Trial(trial.recipe, cost_of(run, row, baselines), excess_of(run, row, baselines), minutes)
 
 
-def cost_of(run: Run, row: Row, strong: Row) -> float | None:
-    """The objective as a share of the strong baseline's; below 1 is better. None where either is unknown."""
+def needed(run: Run, row: Row, rows: Sequence[Row], baselines: Sequence[Row]) -> float | None:
+    """How many times as fast as its strong baseline a row must be to become the best; None if unknown.
+
+    Known where the median latency is what is minimised, and one of `rows` passes.
+    """
+    if run.spec.objective != "latency_p50":
+        return None
+    leader = best(trial_of(run, other, baselines) for other in (baselines[0], *rows))
+    if leader is None or leader.cost is None:
+        return None
+    return _cost(run, strong_baseline(row, baselines), baselines[0]) / leader.cost
+
+
+def cost_of(run: Run, row: Row, baselines: Sequence[Row]) -> float:
+    """The objective as a share of the first strong baseline's; below 1 is better.
+
+    A median latency is compared with that of its own strong baseline: they were timed block by block.
+    """
+    own = strong_baseline(row, baselines)
     if run.spec.objective == "latency_p50" and row.speedup is not None:
-        return 1 / row.speedup.estimate  # paired block by block
-    ours, theirs = (objective_value(run.spec.objective, one) for one in (row, strong))
+        return _cost(run, own, baselines[0]) / row.speedup.estimate
+    return _cost(run, row, baselines[0])
+
+
+def _cost(run: Run, row: Row, other: Row) -> float:
+    """The objective of one row as a share of another's, by their own measurements."""
+    ours, theirs = (objective_value(run.spec.objective, one) for one in (row, other))
     return theirs / ours if ours < 0 else ours / theirs
 
 

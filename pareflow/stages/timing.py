@@ -10,6 +10,7 @@ from pareflow.errors import PareflowError, TransientError, VariantError
 from pareflow.hardware.device import device_lock
 from pareflow.measurement import Measurement
 from pareflow.measuring.arena import Arena, Contestant, Protocol
+from pareflow.measuring.race import Race
 from pareflow.stages.jobs import feeds_key
 from pareflow.stages.run import Row, Run
 from pareflow.variant import digest, file_digest
@@ -26,15 +27,19 @@ class Inputs:
 
 
 def measure(
-    run: Run, rows: Sequence[Row], protocol: Protocol, inputs: Inputs | None = None
+    run: Run,
+    rows: Sequence[Row],
+    protocol: Protocol,
+    inputs: Inputs | None = None,
+    race: Race | None = None,
 ) -> dict[str, Measurement]:
     """A measurement per row id, all from one arena. Kept in the store: the same question is asked once.
 
-    The inputs are those of the SLA unless others are given. Raises: the error of the first row that could
-    not be timed; then nothing is kept.
+    The inputs are those of the SLA unless others are given. It is shorter where `race` is lost.
+    Raises: the error of the first row that could not be timed; then nothing is kept.
     """
     inputs = inputs or Inputs(run.spec.sla.batch_size)
-    key = measuring_key(run, rows, protocol, inputs)
+    key = measuring_key(run, rows, protocol, inputs, race)
     if run.remeasure:
         run.store.evict(key)
 
@@ -43,7 +48,7 @@ def measure(
             device_lock(run.spec.target.device, exclusive=True) as descriptor,
             Arena([contestant(run, row) for row in rows], **conditions(run, inputs, descriptor)) as arena,
         ):
-            measured = arena.measure(protocol)
+            measured = arena.measure(protocol, race)
             for variant, error in arena.failures.items():
                 if isinstance(error, VariantError):
                     error.variant = variant
@@ -54,7 +59,13 @@ def measure(
     return {document["variant"]: Measurement.from_json(document) for document in documents}
 
 
-def measuring_key(run: Run, rows: Sequence[Row], protocol: Protocol, inputs: Inputs | None = None) -> str:
+def measuring_key(
+    run: Run,
+    rows: Sequence[Row],
+    protocol: Protocol,
+    inputs: Inputs | None = None,
+    race: Race | None = None,
+) -> str:
     """Names a measurement by all that it depends on: variants, machine, inputs, protocol, instrument."""
     inputs = inputs or Inputs(run.spec.sla.batch_size)
     return digest(
@@ -63,6 +74,7 @@ def measuring_key(run: Run, rows: Sequence[Row], protocol: Protocol, inputs: Inp
         run.environment.fingerprint,
         feeds_key(run.facts.digest, inputs.batch_size, inputs.length),
         document_of(protocol),
+        None if race is None else race.needed,
         instrument(),
     )
 
@@ -103,7 +115,9 @@ def _gone(what: str) -> PareflowError:
 
 def instrument() -> list[str]:
     """A digest of each file that times."""
-    return [file_digest(_INSTRUMENT / name) for name in ("arena.py", "contestant.py", "stopwatch.py")]
+    return [
+        file_digest(_INSTRUMENT / name) for name in ("arena.py", "contestant.py", "race.py", "stopwatch.py")
+    ]
 
 
 def document_of(protocol: Protocol) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from pareflow.hardware.noise import Noise
 from pareflow.isolation import Child, Limits
 from pareflow.measuring import arena as arenas
 from pareflow.measuring.arena import Arena, Contestant, Protocol, write_feeds
+from pareflow.measuring.race import LEAST_LOADS, Race
 from pareflow.network import Form
 from pareflow.variant import Step
 from pareflow.workload import LoadedWorkload
@@ -264,3 +265,24 @@ def test_feeds_come_back_as_they_were(tmp_path: Path) -> None:
     found = read_feeds(tmp_path / "feeds.npz")
     assert [list(batch) for batch in found] == [["ids", "mask"]] * 12
     assert all(np.array_equal(one["ids"], other["ids"]) for one, other in zip(batches, found, strict=True))
+
+
+@pytest.mark.parametrize(("needed", "blocks"), [(1000.0, 2 * LEAST_LOADS), (0.001, 10)], ids=["lost", "open"])
+def test_a_race_that_is_lost_ends_the_timing_and_one_that_is_open_does_not(
+    enter: Callable[..., Arena], needed: float, blocks: int
+) -> None:
+    protocol = Protocol(blocks=10, blocks_per_load=2, block_ms=1, least=2, most=6)
+    with enter(Step("onnxruntime"), Step("torch_eager")) as arena:
+        found = arena.measure(protocol, Race("torch_eager", "onnxruntime", needed))
+    assert [len(measured.blocks_ms) for measured in found.values()] == [blocks, blocks]
+
+
+def test_a_race_is_lost_only_where_the_whole_interval_lies_below() -> None:
+    """Loads of 2, 2.1 and 1.9 times: Student's interval at 99.5 % reaches from about 1.5 to 2.66."""
+    blocks = {"base": [(2.0,), (2.1,), (1.9,)], "new": [(1.0,), (1.0,), (1.0,)]}
+    lost = Race("new", "base", 3.0).lost(blocks, 1)
+    assert lost is not None
+    assert lost.high == pytest.approx(2.662, abs=0.001)
+    assert Race("new", "base", 2.6).lost(blocks, 1) is None
+    assert Race("new", "base", 3.0).lost({**blocks, "new": blocks["new"][:2]}, 1) is None  # one of them died
+    assert Race("new", "base", 3.0).lost({n: b[:2] for n, b in blocks.items()}, 1) is None  # too few loads

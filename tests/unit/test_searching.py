@@ -1,0 +1,175 @@
+"""The search of a run, on the tiny images: its waves as rows, what it is told, and what is said after."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from pareflow.gate import Verdict
+from pareflow.search import Ended
+from pareflow.sla import QualityClause, SizeClause
+from pareflow.stages import ablation, building, explaining, optimization, searching
+from pareflow.stages.run import Row, Run
+from pareflow.variant import Recipe, Step
+
+PLAIN = Step("onnxruntime", {"threads": 1})
+
+
+def searched(run: Run, **changes: Any) -> Run:
+    """The run with no candidates of its own."""
+    update = {"candidates": None, **changes}
+    return dataclasses.replace(run, spec=run.spec.model_copy(update=update))
+
+
+def test_a_pipeline_that_names_its_candidates_is_asked_for_them_and_no_others(trained: Any) -> None:
+    asking = searching.searching(trained.run, trained.rows, None)
+    asked = next(asking)
+    assert [row.label for row in asked.rows] == ["onnxruntime(graph_level=basic)"]
+    with pytest.raises(StopIteration) as end:
+        asking.send(list(asked.rows))
+    assert end.value.value == Ended("the pipeline names its candidates")
+
+
+def test_the_search_goes_on_from_the_best_that_it_was_told(trained: Any, judged: Any) -> None:
+    """Told that dynamic int8 alone is fast and as good, it asks for a student that is quantized like that."""
+    run = searched(trained.run)
+    asking = searching.searching(run, trained.rows, None)
+    wave = next(asking)
+    assert not wave.preflight
+    told = [dataclasses.replace(row, status="failed", reason="so") for row in wave.rows]
+    (chosen,) = [i for i, row in enumerate(wave.rows) if row.label.startswith("dynamic_int8")]
+    told[chosen] = dataclasses.replace(
+        wave.rows[chosen],
+        id="dynamic",
+        quality=trained.strong.quality,
+        measurement=trained.strong.measurement,
+        speedup=dataclasses.replace(trained.strong.speedup, estimate=2.0),
+    )
+    after = asking.send(told)
+    assert after.words.startswith("trained for ")
+    finishes = {row.recipe.techniques[-1].name for row in after.rows if len(row.recipe.techniques) > 1}
+    assert finishes == {"dynamic_int8"}  # the others end in the strong baseline
+    assert after.rows[0].label.endswith("→ dynamic_int8 → onnxruntime")
+    assert after.rows[0].label.startswith("distillation(")
+    assert (run.output / "study.log").is_file()
+
+
+def test_a_trial_is_the_rows_share_of_the_baseline_and_what_it_exceeds(trained: Any) -> None:
+    """Twice as fast: 0.5. A limit of half its size is exceeded by 1, of its quality by what it lacks."""
+    run, strong = searched(trained.run), trained.strong
+    row = dataclasses.replace(
+        strong, role="candidate", speedup=dataclasses.replace(strong.speedup, estimate=2.0), build_s=30.0
+    )
+    found = searching.trial_of(run, row, trained.rows)
+    assert (found.cost, found.excess, found.minutes) == (0.5, 0.0, 0.5)
+    size = SizeClause(max_mib=row.size_mib / 2)
+    quality = QualityClause(min=row.quality.value + 0.01)
+    sla = run.spec.sla.model_copy(update={"size": size, "quality": quality})
+    excess = searching.excess_of(searched(run, sla=sla), row, trained.rows)
+    assert excess == pytest.approx(1 + 0.01)
+    unknown = dataclasses.replace(row, quality=None)
+    assert searching.trial_of(run, unknown, trained.rows).excess is None
+
+
+def test_a_cost_is_of_the_first_baseline_whatever_the_threads(trained: Any) -> None:
+    """A second baseline with two threads takes half the time; 1.5 times as fast as it is a third."""
+    run, strong = searched(trained.run), trained.strong
+    halves = tuple(tuple(ms / 2 for ms in block) for block in strong.measurement.blocks_ms)
+    two = dataclasses.replace(
+        strong,
+        recipe=Recipe((), Step("onnxruntime", {"threads": 2})),
+        measurement=dataclasses.replace(strong.measurement, blocks_ms=halves),
+    )
+    row = dataclasses.replace(
+        two, role="candidate", speedup=dataclasses.replace(strong.speedup, estimate=1.5)
+    )
+    assert searching.cost_of(run, row, [strong, two]) == pytest.approx(1 / 3)
+    assert searching.needed(run, row, [], [strong, two]) == pytest.approx(0.5)  # to be as good as the first
+    assert searching.needed(run, strong, [row], [strong, two]) == pytest.approx(3)
+
+
+def test_throughput_is_a_cost_too_the_more_the_less(trained: Any) -> None:
+    run, strong = searched(trained.run, objective="throughput"), trained.strong
+    doubled = tuple(tuple(ms / 2 for ms in block) for block in strong.measurement.blocks_ms)
+    row = dataclasses.replace(strong, measurement=dataclasses.replace(strong.measurement, blocks_ms=doubled))
+    assert searching.cost_of(run, row, trained.rows) == pytest.approx(0.5)
+    assert searching.needed(run, row, [row], trained.rows) is None  # races are of median latencies
+
+
+def test_a_preflight_runs_each_step_on_a_few_samples_and_keeps_nothing_but_that_it_did(trained: Any) -> None:
+    run = trained.run
+    student = Row(Recipe((Step("distillation", {"student": "narrow", "epochs": 1}), Step("fp16")), PLAIN))
+    before = set((run.store.root / "entries").iterdir())
+    assert optimization.preflight(run, student) is student
+    (kept,) = set((run.store.root / "entries").iterdir()) - before
+    assert (kept / "preflight.json").is_file()
+    unknown = Row(Recipe((Step("distillation", {"student": "nobody", "epochs": 1}),), PLAIN))
+    failed = optimization.preflight(run, unknown)
+    assert failed.status == "failed"
+    assert "there is no `nobody`" in (failed.reason or "")
+
+
+def test_what_building_took_is_known_to_a_run_that_finds_it_ready(trained: Any) -> None:
+    row = Row(Recipe((), Step("onnxruntime", {"graph_level": "none", "threads": 1})))
+    first = building.make(trained.run, row)
+    assert first.build_s
+    assert building.make(trained.run, row).build_s == first.build_s
+
+
+def test_the_winner_is_measured_without_each_of_its_steps(trained: Any) -> None:
+    run = trained.run
+    recipe = Recipe((Step("fp16"),), Step("onnxruntime", {"graph_level": "basic", "threads": 1}))
+    winner = optimization.make(run, Row(recipe))
+    less = ablation.ablations(run, winner)
+    assert [row.label for row in less] == ["onnxruntime(graph_level=basic)", "fp16 → onnxruntime"]
+    made = [optimization.make(run, row) for row in less]
+    found = ablation.contributions(run, winner, made)
+    assert [step["step"] for step in found] == ["fp16", "onnxruntime(graph_level=basic)"]
+    assert all(step["speedup"]["low"] <= step["speedup"]["estimate"] for step in found)
+    assert found[0]["size"] < 0.9 < found[1]["size"] < 1.1  # halves of weights are half as large
+    assert ablation.contributions(run, trained.strong, made) == []
+    (without, _) = ablation.contributions(run, winner, [])
+    assert (without["speedup"], without["reason"]) == (None, "it cannot run here without this step")
+
+
+def rows_of(judged: Any) -> list[Row]:
+    found: list[Row] = list(judged.finalists)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"status": "failed", "reason": "it crashed"}, "It is failed: it crashed."),
+        ({"verdict": None}, "It was not judged: it is "),
+        ({"verdict": None, "measurement": None, "speedup": None}, "It was not judged: it was not timed."),
+    ],
+    ids=["failed", "slower", "not timed"],
+)
+def test_a_row_says_why_it_lost(judged: Any, changes: dict[str, Any], said: str) -> None:
+    row = dataclasses.replace(judged.finalists[-1], **changes)
+    winner = judged.finalists[0]
+    assert explaining.explanation(judged.run, row, rows_of(judged), winner).startswith(said)
+
+
+def test_a_row_that_won_or_missed_a_clause_says_so(judged: Any) -> None:
+    *_, candidate = judged.finalists
+    rows: Sequence[Row] = rows_of(judged)
+    won = explaining.explanation(judged.run, candidate, rows, candidate)
+    assert won.startswith("It won: it meets every clause, and is ")
+    missed = Verdict.from_json({**candidate.verdict.to_json(), "decision": "reject"})
+    checks = (dataclasses.replace(missed.checks[0], decision="reject", reason="0.5 is above 0.2"),)
+    lost = dataclasses.replace(candidate, verdict=dataclasses.replace(missed, checks=checks))
+    said = explaining.explanation(judged.run, lost, rows, rows[0])
+    assert said == f"It did not pass: {missed.checks[0].clause}: 0.5 is above 0.2."
+
+
+def test_a_row_that_lost_too_much_on_the_search_split_names_the_interval(judged: Any) -> None:
+    *_, candidate = judged.finalists
+    original = judged.baselines[-1].quality
+    wrong = dataclasses.replace(original, scores=(0,) * len(original.scores), value=0.0)
+    rows = [*judged.baselines, dataclasses.replace(candidate, verdict=None, quality=wrong)]
+    said = explaining.explanation(judged.run, rows[-1], rows, rows[0])
+    assert said.startswith("It was not judged: on the search split it loses ")
+    assert said.endswith("where 0.2 is allowed.")
