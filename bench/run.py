@@ -9,6 +9,8 @@ SCRIPTS = (
     "intent.py",
     "overhead.py",
     "gate.py",
+    "search.py",
+    "resume.py",
     "techniques.py",
     "compiler.py",
     "devices.py",

@@ -27,6 +27,8 @@ def outcome(document: Document, console: Console) -> None:
     if document["sweep"]:
         console.print(_sweep(document["sweep"]))
     console.print(escape(_verdict(document)), soft_wrap=True, highlight=False)
+    for line in _search(document):
+        console.print(escape(line), soft_wrap=True, highlight=False)
     if document["target"]:
         console.print(escape(document["target"]["words"]), soft_wrap=True, highlight=False)
     registered = document["registered"]
@@ -77,6 +79,18 @@ def promotion(document: Document, console: Console) -> None:
         soft_wrap=True,
         highlight=False,
     )
+
+
+def _search(document: Document) -> Iterator[str]:
+    """What each step of the winner gives, why the search ended, and what it would try next."""
+    for step in document["contributions"]:
+        if step["speedup"] is not None:
+            times = step["speedup"]["estimate"]
+            yield f"{step['step']}: {times:.2f} times as fast as {step['without']}, which lacks it"
+    search = document["search"]
+    if search is not None:
+        following = "; ".join(search["next"][:3])
+        yield f"the search ended: {search['ended']}" + (f"; next: {following}" if following else "")
 
 
 def exported(document: Document, console: Console) -> None:

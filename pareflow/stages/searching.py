@@ -1,11 +1,13 @@
 """The search of one run: which rows to try next, and what their results tell the search."""
 
+import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pareflow.catalog import complete
 from pareflow.compiler import OnnxRuntime
+from pareflow.errors import InputError, VariantError
 from pareflow.gate import Check, Evidence, judge
 from pareflow.search import Circumstances, Ended, Search, Trial, Wave, training_space
 from pareflow.search.effort import Effort
@@ -33,7 +35,11 @@ Asking = Generator[Asked, Sequence[Row], Ended]
 
 
 def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | None) -> Asking:
-    """The YAML's recipes; where it has none, the search's. Smaller ones yet where nothing fits the device."""
+    """The YAML's recipes; where it has none, the search's. Smaller ones yet where nothing fits the device.
+
+    Raises: InputError where the objective is not measured here.
+    """
+    check_objective(run, baselines)
     wanted = run.spec.recipes()
     rows: list[Row] = []
     if wanted is not None:
@@ -44,8 +50,34 @@ def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
     if fitting.nothing_fits(run, [*baselines, *rows]):
         smaller = _new(last_resort(run), [*baselines, *rows])
         words = f"nothing fits the device yet: {len(smaller)} smaller variants"
-        yield Asked(words, smaller)
-    return ended
+        rows += yield Asked(words, smaller)
+    return _nothing_tried(run, rows) or ended
+
+
+def check_objective(run: Run, baselines: Sequence[Row]) -> None:
+    """Raises: InputError where what is to be minimised could not be measured on the baseline."""
+    try:
+        objective_value(run.spec.objective, baselines[0])
+    except VariantError as error:
+        remedy = "Choose another `objective`, or run where it is measured"
+        raise InputError(
+            f"`objective: {run.spec.objective}` must be measured here", error.found, remedy
+        ) from error
+
+
+def _nothing_tried(run: Run, rows: Sequence[Row]) -> Ended | None:
+    """What is said where no candidate was begun, or none can run here; None where some were."""
+    recipes = tuple(row.recipe for row in rows)
+    if rows and all(row.status == "unavailable" for row in rows):
+        return Ended(f"none of {len(rows)} candidates can run here; of the first: {rows[0].reason}", recipes)
+    if rows and all(row.status in ("pruned", "unavailable") for row in rows):
+        minutes = (time.monotonic() - run.began) / 60
+        return Ended(
+            f"no candidate was begun: the budget of {run.spec.budget.minutes:g} minutes was used up by the "
+            f"baseline; raise `budget.minutes` above {minutes:.1f}",
+            recipes,
+        )
+    return None
 
 
 def last_resort(run: Run) -> list[Recipe]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pareflow.errors import InputError
 from pareflow.gate import Verdict
 from pareflow.search import Ended
 from pareflow.sla import QualityClause, SizeClause
@@ -29,6 +30,32 @@ def test_a_pipeline_that_names_its_candidates_is_asked_for_them_and_no_others(tr
     with pytest.raises(StopIteration) as end:
         asking.send(list(asked.rows))
     assert end.value.value == Ended("the pipeline names its candidates")
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("pruned", "no candidate was begun: the budget of 600 minutes was used up by the baseline; raise "),
+        ("unavailable", "none of 1 candidates can run here; of the first: so it is"),
+    ],
+)
+def test_where_nothing_was_tried_the_search_says_why_and_what_it_would_have_tried(
+    trained: Any, status: Any, said: str
+) -> None:
+    asking = searching.searching(trained.run, trained.rows, None)
+    (row,) = next(asking).rows
+    with pytest.raises(StopIteration) as end:
+        asking.send([dataclasses.replace(row, status=status, reason="so it is")])
+    assert end.value.value.words.startswith(said)
+    assert end.value.value.following == (row.recipe,)
+
+
+def test_an_objective_that_is_not_measured_here_is_bad_input(trained: Any) -> None:
+    run = searched(trained.run, objective="peak_memory")
+    unknown = dataclasses.replace(trained.strong.measurement, peak_memory_mib=None)
+    baselines = [dataclasses.replace(trained.strong, measurement=unknown)]
+    with pytest.raises(InputError, match="`objective: peak_memory` must be measured here, but it is unknown"):
+        next(searching.searching(run, baselines, None))
 
 
 def test_the_search_goes_on_from_the_best_that_it_was_told(trained: Any, judged: Any) -> None:

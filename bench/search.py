@@ -1,0 +1,151 @@
+"""The search beside an exhaustive grid of the same space: how near it comes, in which share of the time.
+
+Both start from the same trained network and its baseline, each in a data folder of its own, and build and
+time one candidate after the other. The grid trains every point as long as the search's last rung, beside its
+finishes, and has no time limit; the best of either is the fastest that meets the SLA's estimates.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from claims import Claim, main
+from pipeline_run import DATA_DIR
+
+from pareflow import spec
+from pareflow.catalog import complete
+from pareflow.intervals import speedup
+from pareflow.measuring.arena import Protocol
+from pareflow.search import space, training_space
+from pareflow.search.trial import Trial, best
+from pareflow.stages import baseline, optimization, profiling, searching
+from pareflow.stages.run import Row, Run
+from pareflow.stages.timing import measure as timed
+from pareflow.variant import Recipe
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+WORKLOADS = ("digits", "fashion", "intent")
+WITHIN = 1.05
+"""The search's best may take so many times as long as the grid's."""
+SHARE = 0.25
+"""Of the grid's time, that the search may take."""
+BOOKKEEPING = 0.03
+"""Share of the run that planning and sampling may take."""
+
+
+@dataclass
+class Tried:
+    """What one way of searching tried, its seconds in all, and those not spent on building and timing."""
+
+    rows: list[Row]
+    seconds: float
+    own_seconds: float = 0.0
+
+
+def measure(quick: bool) -> Sequence[Claim]:
+    """One workload's rows after the other; `quick` takes digits, and no grid beside the search."""
+    names = WORKLOADS[:1] if quick else WORKLOADS
+    return [claim for name in names for claim in _claims(name, quick=quick)]
+
+
+def _claims(name: str, *, quick: bool) -> Iterator[Claim]:
+    path, folder = CONFIGS / name / "pipeline.yaml", DATA_DIR / f"search-{name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    run = Run.open(spec.read(path), path, folder / "ours")
+    baselines = baseline.baseline(run)
+    profile = profiling.profile(run, baselines)
+    grid = replace(run, data_dir=shutil.copytree(run.data_dir, folder / "grid"), began=math.inf)
+    ours = _searched(replace(run, began=time.monotonic()), baselines, profile)
+    found, own = _best(run, ours.rows, baselines), ours.own_seconds / ours.seconds
+    note = f"{len(ours.rows)} candidates in {ours.seconds:.0f} s"
+    yield Claim(f"{name}: the search's own time", BOOKKEEPING, own, "share", 1, "at most", note=note)
+    if quick or found is None:
+        return
+    theirs = _exhaustive(grid, baselines, ours.rows)
+    other = _best(run, theirs.rows, baselines)
+    assert other is not None  # what the search found is a point of the grid, or without training
+    yield _nearness(name, grid, found, other)
+    note = f"grid: {len(theirs.rows)} candidates in {theirs.seconds:.0f} s"
+    share = ours.seconds / theirs.seconds
+    yield Claim(f"{name}: time of the search", SHARE, share, "of the grid's", 1, "at most", note=note)
+
+
+def _searched(run: Run, baselines: Sequence[Row], profile: dict[str, object]) -> Tried:
+    """What the search tries, asked and told as the flow does it."""
+    rows, working, began = list[Row](), 0.0, time.monotonic()
+    asking = searching.searching(run, baselines, profile)
+    asked = next(asking)
+    with suppress(StopIteration):
+        while True:
+            before = time.monotonic()
+            if asked.preflight:
+                flown = [optimization.preflight(run, row) for row in asked.rows]
+                done = [row for row in flown if row.status != "ok"]
+            else:
+                done = [_tried(run, row, rows, baselines) for row in asked.rows]
+            working += time.monotonic() - before
+            rows += done
+            asked = asking.send(done)
+    seconds = time.monotonic() - began
+    return Tried(rows, seconds, seconds - working)
+
+
+def _tried(run: Run, row: Row, before: Sequence[Row], baselines: Sequence[Row]) -> Row:
+    needed = searching.needed(run, row, before, baselines)
+    return optimization.time(run, optimization.make(run, row), baselines, needed)
+
+
+def _exhaustive(run: Run, baselines: Sequence[Row], rows: Sequence[Row]) -> Tried:
+    """Every point of the space: without training; and each setting of each technique, trained as long as the
+    search's longest, with each finish that the search trained towards."""
+    here = searching.circumstances(run, trainable=baselines[-1].role == "original")
+    families = training_space.families(here)
+    trained = [
+        row.recipe for row in rows if row.recipe.techniques and row.recipe.techniques[0].name in families
+    ]
+    finishes = {str(r.to_json()[1:]): Recipe(r.techniques[1:], r.backend) for r in trained}
+    epochs = max((int(r.techniques[0].settings["epochs"]) for r in trained), default=1)
+    points = [
+        Recipe((training_space.step(name, chosen, epochs), *finish.techniques), finish.backend)
+        for finish in finishes.values()
+        for name, settings in families.items()
+        for chosen in training_space.grid(settings)
+    ]
+    began = time.monotonic()
+    tried = [
+        _tried(run, Row(complete(recipe)), [], baselines) for recipe in (*space.untrained(here), *points)
+    ]
+    return Tried(tried, time.monotonic() - began)
+
+
+def _best(run: Run, rows: Sequence[Row], baselines: Sequence[Row]) -> Row | None:
+    trials = {id(row): searching.trial_of(run, row, baselines) for row in rows}
+    chosen: Trial | None = best(trials.values())
+    return next((row for row in rows if trials[id(row)] is chosen), None)
+
+
+def _nearness(name: str, run: Run, found: Row, other: Row) -> Claim:
+    """How much longer the search's best takes than the grid's, timed again side by side."""
+    rows = [optimization.make(run, row) for row in (found, other)]
+    measured = timed(run, rows, Protocol(blocks=60))
+    slower = speedup(measured[str(rows[0].id)], measured[str(rows[1].id)])
+    note = f"{found.label} beside {other.label}"
+    return Claim(
+        f"{name}: best of the search over the grid's",
+        WITHIN,
+        slower.estimate,
+        "× the latency",
+        slower.samples,
+        "at most",
+        slower.low,
+        slower.high,
+        note,
+    )
+
+
+if __name__ == "__main__":
+    main("search", measure)
