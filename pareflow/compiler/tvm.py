@@ -22,11 +22,21 @@ class Tvm(WorkerBackend):
 
     name: ClassVar[str] = "tvm"
     form: ClassVar[network.Form] = "onnx"
+    parts: ClassVar[tuple[str, ...]] = ("schedules",)
 
     batch_size: int = Field(default=1, ge=1, description="samples that the executable takes at once")
     length: int | None = Field(
         default=None, ge=1, description="the size of other axes that are open; null leaves them open"
     )
+    tuning_s: float = Field(
+        default=0,
+        ge=0,
+        description="seconds for which faster schedules of its kernels are searched for; 0: none are",
+    )
+
+    @property
+    def reproducible(self) -> bool:
+        return not self.tuning_s  # schedules are chosen by timing them
 
     @classmethod
     def unavailable(cls) -> str | None:
