@@ -11,6 +11,7 @@ SCRIPTS = (
     "gate.py",
     "techniques.py",
     "compiler.py",
+    "tuning.py",
     "devices.py",
     "processor.py",
     "gpu.py",

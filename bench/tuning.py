@@ -90,8 +90,9 @@ def _cnn() -> onnx.ModelProto:
 
 def _mlp() -> onnx.ModelProto:
     """784, 512, 512 and 10 units: 0.7 million multiplications."""
-    sizes = (784, 512, 512, 10)
-    layers = [layer for a, b in pairwise(sizes) for layer in (("Gemm", {}, [(a, b), (b,)]), ("Relu", {}, []))]
+    layers = list[Layer]()
+    for a, b in pairwise((784, 512, 512, 10)):
+        layers += [("Gemm", {}, [(a, b), (b,)]), ("Relu", {}, [])]
     return _graph("mlp", layers[:-1], [784])
 
 

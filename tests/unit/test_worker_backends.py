@@ -147,7 +147,9 @@ def test_keyword_network_gives_on_tvm_what_it_gives_on_onnxruntime(
     expected = session.run(None, feeds)[0]
     backend = Tvm()
     backend.compile(tmp_path / "source", tmp_path / "artifact")
-    (answers,) = backend.load(tmp_path / "artifact").run(feeds).values()
+    loaded = backend.load(tmp_path / "artifact")
+    assert loaded.ran().notes.endswith(", untuned")
+    (answers,) = loaded.run(feeds).values()
     assert answers.dtype == expected.dtype
     assert (answers.argmax(1) == expected.argmax(1)).mean() >= 0.99
     assert (answers.argmax(1) == labels).mean() == pytest.approx(accuracy, abs=0.003)

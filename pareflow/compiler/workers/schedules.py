@@ -3,8 +3,8 @@
 MetaSchedule's own tuner dies of SIGSEGV (TVM 0.27.0.post1); its rules, which make the spaces, are sound. Each
 schedule is drawn, compiled and timed in a process of its own, so that one that crashes or hangs is only lost.
 
-Seeds are counted from one. Every second schedule is drawn anew, the same ones in every search; between them
-the fastest so far is varied, as measured times decide. So two searches may end with different schedules.
+Seeds are counted from one. Every second schedule is drawn anew, in every search the same; between these the
+fastest so far is varied, and which that is, measured times decide. So two searches may end differently.
 
 Source: Shao et al., 2022, arXiv:2205.13603 (MetaSchedule), without its cost model: what is drawn is timed.
 """
