@@ -31,7 +31,7 @@ class Tvm(WorkerBackend):
 
     name: ClassVar[str] = "tvm"
     form: ClassVar[network.Form] = "onnx"
-    parts: ClassVar[tuple[str, ...]] = ("schedules",)
+    parts: ClassVar[tuple[str, ...]] = ("forked", "schedules")
 
     batch_size: int = Field(default=1, ge=1, description="samples that the executable takes at once")
     length: int | None = Field(

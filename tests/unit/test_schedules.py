@@ -16,7 +16,8 @@ import pytest
 
 from pareflow.compiler import Tvm
 from pareflow.compiler.workers import schedules
-from pareflow.compiler.workers.schedules import Kernel, same, survived
+from pareflow.compiler.workers.forked import survived
+from pareflow.compiler.workers.schedules import Kernel, same
 from pareflow.network import Form
 
 # the processes that are forked here do nothing that a thread of this one could have locked

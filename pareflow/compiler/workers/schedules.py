@@ -10,17 +10,15 @@ Source: Shao et al., 2022, arXiv:2205.13603 (MetaSchedule), without its cost mod
 """
 
 import functools
-import os
-import pickle
 import random
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from .forked import survived
 
 LONGEST_S = 5.0
 """What one schedule may take to be drawn, compiled and timed."""
@@ -194,31 +192,3 @@ def same(found: list[np.ndarray], expected: list[np.ndarray]) -> bool:
         np.allclose(a, b, rtol=0, atol=TOLERANCE * np.nanmax(np.abs(b), initial=0), equal_nan=True)
         for a, b in pairs
     )
-
-
-def survived(run: Callable[[], Any], limit_s: float) -> Any:
-    """What `run` gives in a process of its own; None where it raised, crashed, or took longer.
-
-    The process outlives its parent by no more than this limit.
-    """
-    receives, sends = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _answer(run, limit_s, sends)
-    os.close(sends)
-    with os.fdopen(receives, "rb") as pipe:
-        said = pipe.read()
-    _, status = os.waitpid(child, 0)
-    return pickle.loads(said) if status == 0 else None
-
-
-def _answer(run: Callable[[], Any], limit_s: float, sends: int) -> None:
-    """The child's part; the kernel ends it when its time is up, in whatever library it is."""
-    try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, limit_s)
-        with os.fdopen(sends, "wb") as pipe:
-            pipe.write(pickle.dumps(run()))
-        os._exit(0)
-    finally:
-        os._exit(1)
