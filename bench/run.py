@@ -13,6 +13,7 @@ SCRIPTS = (
     "resume.py",
     "techniques.py",
     "compiler.py",
+    "tuning.py",
     "devices.py",
     "processor.py",
     "gpu.py",

@@ -20,10 +20,16 @@ class Backend(Member, ABC):
     family: ClassVar[dict[str, type[Member]]] = BACKENDS
     form: ClassVar[Form]
     """The form it runs; the network is brought into it first."""
-    reproducible: ClassVar[bool] = True
-    """Whether `compile` gives the same bytes for the same network; its answers are the same in any case."""
 
     threads: int = Field(default=1, ge=1, description="threads within one request")
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether `compile` gives the same bytes for the same network with these settings.
+
+        Where it does not, the answers are the same up to rounding.
+        """
+        return True
 
     @classmethod
     def devices(cls) -> Mapping[str, str]:

@@ -38,7 +38,6 @@ class TensorRt(Backend):
     name: ClassVar[str] = "tensorrt"
     form: ClassVar[network.Form] = "onnx"
     requires: ClassVar[tuple[str, ...]] = ("onnxruntime",)
-    reproducible: ClassVar[bool] = False  # kernels are chosen by timing them
 
     precision: Literal["float32", "float16", "bfloat16", "int8"] = Field(
         default="float32", description="the narrowest that layers may compute in"
@@ -51,6 +50,10 @@ class TensorRt(Backend):
     )
     level: int = Field(default=3, ge=0, le=5, description="how long kernels are searched for")
     cuda_graphs: bool = Field(default=False, description="all kernels of a request launched at once")
+
+    @property
+    def reproducible(self) -> bool:
+        return False  # kernels are chosen by timing them
 
     @classmethod
     def unavailable(cls) -> str | None:

@@ -46,13 +46,16 @@ class TorchCompile(Accelerated, Backend):
     name: ClassVar[str] = "torch_compile"
     form: ClassVar[network.Form] = "exported"
     requires: ClassVar[tuple[str, ...]] = ("torch",)
-    reproducible: ClassVar[bool] = False  # the library holds paths of the folder it was compiled in
 
     frozen: bool = Field(default=True, description="weights are laid out for the kernels, as constants")
     channels_last: bool = Field(
         default=True, description="where Inductor finds it faster, channels lie innermost in convolutions"
     )
     max_autotune: bool = Field(default=False, description="kernels are tried out: slower to compile")
+
+    @property
+    def reproducible(self) -> bool:
+        return False  # the library holds paths of the folder it was compiled in
 
     @classmethod
     def unavailable(cls) -> str | None:

@@ -117,6 +117,8 @@ class WorkerBackend(Backend):
 
     requires: ClassVar[tuple[str, ...]] = ("numpy",)
     """What it needs in this interpreter."""
+    parts: ClassVar[tuple[str, ...]] = ()
+    """The worker's own files beside the one of its name."""
 
     @classmethod
     def environment(cls) -> WorkerEnvironment:
@@ -125,7 +127,7 @@ class WorkerBackend(Backend):
     @classmethod
     def code_version(cls) -> str:
         """As of every member, and of the worker's files and the environment's lock."""
-        files = [(_FOLDER / f"{name}.py").read_text() for name in (*_SHARED, cls.name)]
+        files = [(_FOLDER / f"{name}.py").read_text() for name in (*_SHARED, *cls.parts, cls.name)]
         return digest(super().code_version(), files, cls.environment().digest)
 
     @classmethod

@@ -1,6 +1,7 @@
 """Backends in workers, as far as they can be asked without their environments; what needs those is slow."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from pareflow.compiler.worker import WorkerBackend
 from pareflow.errors import EnvironmentUnfitError, UnsuitableError
 from pareflow.network import Form
 from pareflow.store import Store
+from pareflow.workload import LoadedWorkload
 
 WORKERS = sorted(name for name, cls in BACKENDS.items() if issubclass(cls, WorkerBackend))
 Forms = Callable[[str], Mapping[Form, Path]]
@@ -73,6 +75,38 @@ def test_core_ml_package_is_named_and_weighed(
     if name == "images":  # 2048 weights of the head, and the convolution's 72
         widest = {"float32": 4, "float16": 2, "int8_weights": 1}[precision]
         assert 2048 * widest <= weights < 2048 * widest + 1500
+
+
+def test_code_version_is_of_the_files_that_only_one_worker_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    tvm, litert = Tvm.code_version(), BACKENDS["litert"].code_version()
+    monkeypatch.setattr(Tvm, "parts", ())
+    assert Tvm.code_version() != tvm
+    assert BACKENDS["litert"].code_version() == litert
+
+
+def test_tvm_gives_the_same_bytes_unless_it_is_tuned() -> None:
+    assert Tvm().reproducible
+    assert not Tvm(tuning_s=1).reproducible
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["images", "texts"])
+def test_tuned_tvm_gives_the_numbers_of_onnxruntime(
+    name: str, forms: Forms, load_tiny: Callable[[str], LoadedWorkload], tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    source, feeds = forms(name)["onnx"], dict(load_tiny(name).example(3))
+    length = feeds["ids"].shape[1] if name == "texts" else None
+    Tvm(tuning_s=10, length=length).compile(source, tmp_path)
+    loaded = Tvm(tuning_s=10, length=length).load(tmp_path)
+    (answer,) = loaded.run(feeds).values()
+    session = onnxruntime.InferenceSession(source / "model.onnx", providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, feeds)
+    assert np.abs(answer - expected).max() <= 1e-4 * np.abs(expected).max()
+    said = re.search(r"tuned for 10 s: (\d+) of (\d+) kernels have a schedule", loaded.ran().notes)
+    assert said is not None
+    assert 1 <= int(said[1]) <= int(said[2])
 
 
 @pytest.mark.slow
@@ -150,7 +184,9 @@ def test_keyword_network_gives_on_tvm_what_it_gives_on_onnxruntime(
     expected = session.run(None, feeds)[0]
     backend = Tvm()
     backend.compile(tmp_path / "source", tmp_path / "artifact")
-    (answers,) = backend.load(tmp_path / "artifact").run(feeds).values()
+    loaded = backend.load(tmp_path / "artifact")
+    assert loaded.ran().notes.endswith(", untuned")
+    (answers,) = loaded.run(feeds).values()
     assert answers.dtype == expected.dtype
     assert (answers.argmax(1) == expected.argmax(1)).mean() >= 0.99
     assert (answers.argmax(1) == labels).mean() == pytest.approx(accuracy, abs=0.003)

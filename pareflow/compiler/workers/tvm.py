@@ -1,4 +1,4 @@
-"""TVM's side: Relax imports and fuses the graph, LLVM compiles it."""
+"""TVM's side: Relax imports and fuses the graph, kernels are tuned where asked, LLVM compiles it."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import folding, program
+from . import folding, program, schedules
 from .serve import UnsupportedError
 
 LIBRARY = "model.so"
@@ -21,7 +21,7 @@ def versions() -> dict[str, str]:
 
 
 def compile(  # noqa: A001
-    source: str, into: str, batch_size: int, length: int | None, threads: int
+    source: str, into: str, batch_size: int, length: int | None, tuning_s: float, threads: int
 ) -> None:
     """Write the library, and what its loader must know: names, types, and how it was made."""
     import onnx
@@ -30,12 +30,14 @@ def compile(  # noqa: A001
     model = onnx.load(str(Path(source) / "model.onnx"))
     inputs = _inputs(model, batch_size, length)
     _fix(model, inputs)
-    module = tvm.relax.get_pipeline("zero")(_imported(folding.fold(model), inputs))
-    target = _target(threads)
+    os.environ["TVM_NUM_THREADS"] = str(threads)  # read once, when the first kernel asks for its pool
+    module, target = _imported(folding.fold(model), inputs), _target(threads)
+    module, tuned = _tuned(module, target, tuning_s) if tuning_s else (_fused(module), None)
     facts = {
         "inputs": {name: [dtype, [_size(d) for d in shape]] for name, (dtype, shape) in inputs.items()},
         "outputs": [output.name for output in model.graph.output],
         "int8": _computes_in_bytes(model),
+        "tuned": tuned,
         "target": f"{target.kind.name} {target.attrs['mcpu']}",
     }
     tvm.compile(module, target).export_library(str(Path(into) / LIBRARY))
@@ -98,6 +100,22 @@ def _imported(model: Any, inputs: dict[str, tuple[str, list[Any]]]) -> Any:
         raise UnsupportedError(operator, node or None, said) from error
 
 
+def _fused(module: Any) -> Any:
+    """Operators as kernels, those that can be as one."""
+    import tvm
+
+    return tvm.relax.get_pipeline("zero")(module)
+
+
+def _tuned(module: Any, target: Any, budget_s: float) -> tuple[Any, str]:
+    """The same with faster kernels, and what was done. Channels lie innermost, where vectors take them."""
+    import tvm
+
+    innermost = tvm.relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]})
+    faster, own, kernels = schedules.tuned(_fused(innermost(module)), target, budget_s)
+    return faster, f"tuned for {budget_s:g} s: {own} of {kernels} kernels have a schedule of their own"
+
+
 def _target(threads: int) -> Any:
     """LLVM for this processor."""
     import tvm
@@ -111,8 +129,8 @@ def _computes_in_bytes(model: Any) -> bool:
     return bool({node.op_type for node in model.graph.node} & {"MatMulInteger", "ConvInteger", "QLinearConv"})
 
 
-def load(artifact: str, batch_size: int, length: int | None, threads: int) -> "Library":
-    os.environ["TVM_NUM_THREADS"] = str(threads)  # read once, when the first kernel asks for its pool
+def load(artifact: str, batch_size: int, length: int | None, tuning_s: float, threads: int) -> "Library":
+    os.environ["TVM_NUM_THREADS"] = str(threads)
     return Library(Path(artifact))
 
 
@@ -149,5 +167,5 @@ class Library:
             "precision": "int8" if self._facts["int8"] else "float32",
             "device": "CPU",
             "threads": self._threads(),
-            "notes": f"compiled for {self._facts['target']}, untuned",
+            "notes": f"compiled for {self._facts['target']}, {self._facts['tuned'] or 'untuned'}",
         }
