@@ -4,6 +4,7 @@ Source: Ozaki et al., 2020, doi 10.1145/3377930.3389817 (multi-objective TPE); W
 arXiv:2211.14411 (its constraints).
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from pareflow.search.training_space import Settings, first, step
+from pareflow.search.training_space import Settings, first, grid, step
 from pareflow.search.trial import Trial
 from pareflow.variant import Recipe
 
 STARTS = 10
 """Trials before the sampler trusts what it has seen."""
+ATTEMPTS = 3
+"""How often the sampler may suggest what was asked before, per recipe."""
 
 
 class Study:
@@ -36,6 +39,7 @@ class Study:
         file.unlink(missing_ok=True)
         self._families = families
         self._finishes = {finish.label: finish for finish in finishes}
+        self._seed = seed
         self._asked: dict[str, optuna.Trial] = {}
         self._study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(file))),
@@ -47,23 +51,40 @@ class Study:
             for start in first(settings):
                 self._study.enqueue_trial(self._parameters(name, settings, start))
 
-    def ask(self, count: int, attempts: int = 10) -> list[Recipe]:
+    def ask(self, count: int) -> list[Recipe]:
         """At most `count` recipes that were not asked before, of one pass over the training split each.
 
-        Fewer where the sampler suggests known ones so many times per recipe: the space is used up.
+        Where the sampler keeps to what it knows, others are drawn at random; fewer once there are none left.
         """
         found: list[Recipe] = []
-        for _ in range(count * attempts):
-            if len(found) == count:
-                break
-            trial = self._study.ask()
-            recipe = self._suggested(trial)
-            if recipe.label in self._asked:
-                self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                continue
-            self._asked[recipe.label] = trial
-            found.append(recipe)
+        for _ in range(count * ATTEMPTS):
+            if len(found) < count:
+                found += self._asked_for(self._study.ask())
+        left = self._unasked()
+        for parameters in random.Random(f"{self._seed} {len(self._asked)}").sample(left, len(left)):
+            if len(found) < count:
+                self._study.enqueue_trial(parameters)
+                found += self._asked_for(self._study.ask())
         return found
+
+    def _asked_for(self, trial: optuna.Trial) -> list[Recipe]:
+        """The recipe of a trial; nothing, and the trial given up, where it was asked before."""
+        recipe = self._suggested(trial)
+        if recipe.label in self._asked:
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            return []
+        self._asked[recipe.label] = trial
+        return [recipe]
+
+    def _unasked(self) -> list[dict[str, Any]]:
+        """The parameters of every point of the space that was not asked yet."""
+        return [
+            {**self._parameters(name, settings, chosen), "finish": label}
+            for name, settings in self._families.items()
+            for chosen in grid(settings)
+            for label, finish in self._finishes.items()
+            if _recipe(name, chosen, finish).label not in self._asked
+        ]
 
     def tell(self, asked: Recipe, trial: Trial) -> None:
         """What became of a recipe, trained for as long as it was worth."""
@@ -82,8 +103,13 @@ class Study:
             for setting, values in self._families[name].items()
         }
         finish = self._finishes[trial.suggest_categorical("finish", list(self._finishes))]
-        return Recipe((step(name, settings, epochs=1), *finish.techniques), finish.backend)
+        return _recipe(name, settings, finish)
 
     def _parameters(self, name: str, settings: Settings, chosen: Mapping[str, Any]) -> dict[str, Any]:
         positions = {f"{name}.{key}": values.index(chosen[key]) for key, values in settings.items()}
         return {"technique": name, "finish": next(iter(self._finishes)), **positions}
+
+
+def _recipe(name: str, settings: Mapping[str, Any], finish: Recipe) -> Recipe:
+    """A technique trained for one pass, and the finish after it."""
+    return Recipe((step(name, settings, epochs=1), *finish.techniques), finish.backend)

@@ -1,6 +1,7 @@
 """The search: its space, its halving, its study; and whole searches of an invented landscape."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pareflow.catalog import complete, members
 from pareflow.hardware import probe
 from pareflow.search import Circumstances, Ended, Search, Trial, Wave, halving, space, training_space
 from pareflow.search.effort import BUILD_MINUTES, Effort, epochs_of
+from pareflow.search.search import PATIENCE
 from pareflow.search.study import Study
 from pareflow.search.trial import best, better
 from pareflow.variant import Recipe, Step
@@ -292,3 +294,18 @@ def test_recipes_that_are_complete_are_what_they_were(tmp_path: Path) -> None:
     for recipe in Study(training_space.families(IMAGES), [PLAIN], 0, tmp_path / "s.log").ask(8):
         whole = complete(training_space.trained_for(recipe, 9))
         assert whole == complete(training_space.trained_for(complete(recipe), 9))
+
+
+def test_a_search_that_still_gets_better_goes_on(tmp_path: Path) -> None:
+    """Every recipe is better than all before it: nothing but the time ends it, in the tenth round."""
+    costs, asked = itertools.count(2), itertools.count()
+    rounds = 10
+
+    def outcome(recipe: Recipe) -> tuple[float, float]:
+        return 0.9 ** next(costs), 0.0
+
+    waves, ended = run(
+        search(tmp_path, effort=Effort(7.5), out_of_time=lambda: next(asked) >= 2 * rounds), outcome
+    )
+    assert ended.words == "the budget of 60 minutes was used up"
+    assert len(waves) > 2 * PATIENCE
