@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from flows.environment import set_environment
+from pareflow import network
 from pareflow.compiler.backend import Backend
 from pareflow.compiler.environment import WorkerEnvironment, last_lines
 from pareflow.compiler.onnxruntime import OnnxRuntime
@@ -87,6 +88,10 @@ def _write(run: Run, peer: Peer, python: Path, strong: Row, into: Path) -> None:
         output.mkdir()
         files = (source / "model.onnx", inputs / "calibration.npz", inputs / "validation.npz", output)
         _call([python, "-Es", FOLDER / f"{peer.script}.py", *files], scratch, _log(run, peer))
+        if not (output / network.FILES[peer.backend.form]).is_file():
+            raise StepFailedError(
+                "a peer must leave its file", "it ended well without one", f"See {_log(run, peer)}"
+            )
         peer.backend().compile(output, into)
 
 

@@ -91,14 +91,17 @@ def _claims(found: Comparison) -> Iterator[Claim]:
     for name, row in found.peers.items():
         yield from _judged(f"{found.workload}, {name}", row)
     missing = "no peer meets the SLA" if found.fastest is None else _missed(found.winner)
-    yield _over_fastest(found.workload, found.faster, missing or f"{found.fastest} is the fastest")
+    note = missing or f"{found.fastest} is the fastest"
+    yield _over_fastest(found.workload, found.faster, note, _samples(found.winner))
 
 
 def _judged(name: str, row: Row) -> Iterator[Claim]:
     """What a variant gained and lost, and how it stands to the SLA."""
     note = _missed(row) or "meets the SLA"
-    samples = 0 if row.measurement is None else len(row.measurement.samples_ms)
-    yield _claim(f"{name}: speed over ORT fp32", 1, row.speedup, samples, note)
+    if row.measurement is not None:
+        ran = row.measurement.ran
+        note = f"{note}; ran {ran.precision} on {ran.runtime} {ran.version}"
+    yield _claim(f"{name}: speed over ORT fp32", 1, row.speedup, _samples(row), note)
     checks = () if row.verdict is None else row.verdict.checks
     for check in checks:
         if check.clause == "quality.max_drop":
@@ -106,8 +109,8 @@ def _judged(name: str, row: Row) -> Iterator[Claim]:
             yield Claim(f"{name}: lost", *numbers)
 
 
-def _over_fastest(workload: str, faster: Interval | None, note: str) -> Claim:
-    return _claim(f"{workload}: winner over the fastest peer that meets the SLA", 1, faster, 1, note)
+def _over_fastest(workload: str, faster: Interval | None, note: str, samples: int = 0) -> Claim:
+    return _claim(f"{workload}: winner over the fastest peer that meets the SLA", 1, faster, samples, note)
 
 
 def _claim(name: str, claimed: float, found: Interval | None, samples: int, note: str) -> Claim:
@@ -121,6 +124,10 @@ def _often(found: Sequence[Comparison]) -> Claim:
     much = sum(gain >= FASTER for gain in gained)
     name = f"workloads of {len(WORKLOADS)} where the winner is at least {FASTER:g}× the fastest passing peer"
     return Claim(name, OFTEN, much, "workloads", len(gained), "at least")
+
+
+def _samples(row: Row) -> int:
+    return 0 if row.measurement is None else len(row.measurement.samples_ms)
 
 
 def _passed(row: Row) -> bool:

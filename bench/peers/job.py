@@ -53,7 +53,7 @@ def _batches(path: Path) -> list[Batch]:
 def flags() -> set[str]:
     """The processor's instructions: what users look up to choose a peer's preset for their machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return set(next(line for line in lines if line.startswith("flags")).split())
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def main(make: Callable[[Job], None]) -> None:

@@ -1,7 +1,7 @@
 """Olive's Python API: `olive.run` on a configuration with its static quantization of ONNX files.
 
-Source: microsoft.github.io/Olive, "Python API", "How to configure data" (a registered data set), and the pass
-`OnnxStaticQuantization` with its own defaults (s8 activations). There is no search: in 0.13 all of its points
+Source: microsoft.github.io/Olive, "Python Interface" and "Custom Scripts" (a registered data set), and the
+defaults of its pass `OnnxStaticQuantization` (s8 activations). There is no search: in 0.13 all of its points
 but the first fail.
 """
 

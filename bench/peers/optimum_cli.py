@@ -1,7 +1,7 @@
 """Optimum's command line: `optimum-cli onnxruntime quantize`, with the preset for this processor.
 
-Source: huggingface.co/docs/optimum-onnx, "Quantization", "Quantizing a model to be used with Optimum's CLI".
-Its presets quantize dynamically; those of static quantization need a data set of the hub and Python.
+Source: huggingface.co/docs/optimum, ONNX Runtime's usage guides, "Quantizing a model to be used with
+Optimum's CLI". Its presets quantize dynamically; static needs Python and a data set of the hub.
 """
 
 import shutil

@@ -1,8 +1,9 @@
 """ONNX Runtime's own static quantization: Q/DQ, activations u8 and weights s8, scales per channel.
 
 Source: onnxruntime.ai, "Quantize ONNX models": pre-process first, then `quantize_static` with a data reader;
-MinMax is the default; U8S8 is the first choice on x86 processors, with `reduce_range` where they lack VNNI
-(its u8×s8 products saturate), and `per_channel` where accuracy matters.
+MinMax and Q/DQ are its defaults; `reduce_range` is for processors without VNNI, whose products saturate.
+Departure: its default is s8 activations and a scale per tensor; u8 is the faster on x86, and scales per
+channel the more accurate, so that this is the strongest of its documented settings here.
 """
 
 from collections.abc import Iterator
