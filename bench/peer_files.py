@@ -49,10 +49,12 @@ class Peer:
 
     def key(self, run: Run, strong: Row) -> str:
         """Names the file by all that it depends on; presets depend on the processor."""
-        sources = [file_digest(FOLDER / f"{name}.py") for name in (self.script, "job")]
+        sources = [file_digest(path) for path in sorted(FOLDER.glob("*.py"))]
         environment = PeerEnvironment(self.environment).digest
         machine = run.environment.fingerprint
-        return digest("peer", strong.id, sources, environment, self.backend.code_version(), machine)
+        return digest(
+            "peer", self.script, strong.id, sources, environment, self.backend.code_version(), machine
+        )
 
 
 PEERS = (

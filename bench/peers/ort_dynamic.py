@@ -5,14 +5,12 @@ Source: onnxruntime.ai, "Quantize ONNX models": pre-process first, then `quantiz
 
 from job import Job, main
 from onnxruntime.quantization import quantize_dynamic
-from onnxruntime.quantization.shape_inference import quant_pre_process
+from ort_prepared import prepared
 
 
 def make(job: Job) -> None:
     """The quantized file, made of the pre-processed one."""
-    prepared = job.output / "prepared.onnx"
-    quant_pre_process(str(job.model), str(prepared))
-    quantize_dynamic(str(prepared), str(job.output / "model.onnx"))
+    quantize_dynamic(str(prepared(job)), str(job.output / "model.onnx"))
 
 
 if __name__ == "__main__":

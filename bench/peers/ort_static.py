@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from job import Batch, Job, flags, main
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
+from ort_prepared import prepared
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -25,10 +25,8 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
 
 def make(job: Job) -> None:
     """The quantized file, made of the pre-processed one."""
-    prepared = job.output / "prepared.onnx"
-    quant_pre_process(str(job.model), str(prepared))
     quantize_static(
-        str(prepared),
+        str(prepared(job)),
         str(job.output / "model.onnx"),
         Reader(job.batches()),
         quant_format=QuantFormat.QDQ,

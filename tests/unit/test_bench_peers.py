@@ -101,7 +101,8 @@ def test_every_peer_has_its_script_and_a_lock_of_what_it_imports(files: Any) -> 
         tree = ast.parse((files.FOLDER / f"{peer.script}.py").read_text())
         names = [alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names]
         names += [str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
-        foreign = {name.partition(".")[0] for name in names} - {*sys.stdlib_module_names, "job"}
+        ours = {path.stem for path in files.FOLDER.glob("*.py")}
+        foreign = {name.partition(".")[0] for name in names} - ours - sys.stdlib_module_names
         locked = pins((files.FOLDER / f"{peer.environment}.txt").read_text())
         assert {known_as.get(name, name) for name in foreign} <= locked.keys()
 
@@ -120,7 +121,6 @@ def test_a_peer_that_fails_is_one_failed_row(
     files: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bad.py").write_text("raise SystemExit('it wants another model')")
-    (tmp_path / "job.py").touch()
     (tmp_path / "ort.txt").touch()
     monkeypatch.setattr(files, "FOLDER", tmp_path)
     made = files.make(trained.run, files.Peer("bad", "bad", "ort"), trained.strong)
