@@ -16,6 +16,7 @@ from recipes import PATIENT
 
 from pareflow import spec
 from pareflow.errors import PareflowError
+from pareflow.gate import Decision
 from pareflow.intervals import speedup
 from pareflow.measurement import Interval
 from pareflow.sla import Objective
@@ -42,15 +43,25 @@ class Comparison:
     @property
     def fastest(self) -> str | None:
         """The fastest peer that meets the SLA."""
-        passed = [name for name, row in self.peers.items() if _passed(row)]
-        return min(passed, key=lambda name: objective_value(self.objective, self.peers[name]), default=None)
+        return self._fastest("promote")
 
     @property
-    def faster(self) -> Interval | None:
-        """How many times as fast the winner is as that peer; None where one of the two is not there."""
-        if self.fastest is None or not _passed(self.winner):
+    def doubtful(self) -> str | None:
+        """The fastest peer where that is one of which the gate cannot tell."""
+        first = self._fastest("promote", "inconclusive")
+        return None if first == self.fastest else first
+
+    def _fastest(self, *decisions: Decision) -> str | None:
+        hopeful = [
+            name for name, row in self.peers.items() if row.verdict and row.verdict.decision in decisions
+        ]
+        return min(hopeful, key=lambda name: objective_value(self.objective, self.peers[name]), default=None)
+
+    def over(self, peer: str | None) -> Interval | None:
+        """How many times as fast as a peer the winner is; None where one of the two is not there."""
+        if peer is None or not _passed(self.winner):
             return None
-        ours, theirs = self.winner.measurement, self.peers[self.fastest].measurement
+        ours, theirs = self.winner.measurement, self.peers[peer].measurement
         return speedup(theirs, ours) if ours and theirs else None
 
 
@@ -92,7 +103,12 @@ def _claims(found: Comparison) -> Iterator[Claim]:
         yield from _judged(f"{found.workload}, {name}", row)
     missing = "no peer meets the SLA" if found.fastest is None else _missed(found.winner)
     note = missing or f"{found.fastest} is the fastest"
-    yield _over_fastest(found.workload, found.faster, note, _samples(found.winner))
+    yield _over_fastest(found.workload, found.over(found.fastest), note, _samples(found.winner))
+    if found.doubtful is not None:
+        name = f"{found.workload}: winner over {found.doubtful}, of which the gate cannot tell"
+        yield _claim(
+            name, 1, found.over(found.doubtful), _samples(found.winner), "faster than those that pass"
+        )
 
 
 def _judged(name: str, row: Row) -> Iterator[Claim]:
@@ -120,7 +136,7 @@ def _claim(name: str, claimed: float, found: Interval | None, samples: int, note
 
 def _often(found: Sequence[Comparison]) -> Claim:
     """On how many workloads the winner is much faster; one where no peer passes does not count."""
-    gained = [one.faster.estimate for one in found if one.faster is not None]
+    gained = [gain.estimate for one in found if (gain := one.over(one.fastest)) is not None]
     much = sum(gain >= FASTER for gain in gained)
     name = f"workloads of {len(WORKLOADS)} where the winner is at least {FASTER:g}× the fastest passing peer"
     return Claim(name, OFTEN, much, "workloads", len(gained), "at least")

@@ -41,9 +41,9 @@ def row(measured: Callable[..., Measurement]) -> Callable[..., Row]:
     """A judged row that takes so many ms; it misses its size where it does not pass."""
     baseline = measured(*[[3.0] * 20] * 12)
 
-    def build(ms: float, passes: bool = True) -> Row:
+    def build(ms: float, passes: bool = True, decision: Any = None) -> Row:
         found = measured(*[[ms] * 20] * 12)
-        decision: Any = "promote" if passes else "reject"
+        decision = decision or ("promote" if passes else "reject")
         size = Check("size.max_mib", 1, 2, 2, 2, decision, "2 against at most 1")
         drop = Check("quality.max_drop", 0.01, 0.0, -0.005, 0.005, "promote", "nothing lost", 400)
         verdict = Verdict("candidate", "here", decision, (size, drop))
@@ -64,7 +64,7 @@ def comparison(peers: Any, winner: Row, **others: Row) -> Any:
 def test_the_fastest_peer_is_one_that_meets_the_sla(peers: Any, row: Callable[..., Row]) -> None:
     found = comparison(peers, row(1.0), slow=row(2.5), quick=row(1.5), wrong=row(0.5, passes=False))
     assert found.fastest == "quick"
-    assert found.faster.estimate == pytest.approx(1.5)
+    assert found.over("quick").estimate == pytest.approx(1.5)
 
 
 def test_a_peer_that_misses_the_sla_says_which_clause(peers: Any, row: Callable[..., Row]) -> None:
@@ -76,6 +76,15 @@ def test_a_peer_that_misses_the_sla_says_which_clause(peers: Any, row: Callable[
     over = by_name["digits: winner over the fastest peer that meets the SLA"]
     assert over.measured is None
     assert over.note == "no peer meets the SLA"
+
+
+def test_a_faster_peer_in_doubt_is_told(peers: Any, row: Callable[..., Row]) -> None:
+    found = comparison(peers, row(1.0), sure=row(2.0), unsure=row(1.5, decision="inconclusive"))
+    assert (found.fastest, found.doubtful) == ("sure", "unsure")
+    (claim,) = (claim for claim in peers._claims(found) if "cannot tell" in claim.name)
+    assert claim.measured == pytest.approx(1.5)
+    slower = comparison(peers, row(1.0), sure=row(2.0), unsure=row(2.5, decision="inconclusive"))
+    assert slower.doubtful is None
 
 
 def test_a_peer_without_a_file_is_a_row_that_says_why(peers: Any, row: Callable[..., Row]) -> None:
