@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from claims import Claim, main
-from pipeline_run import DATA_DIR, chosen
+from pipeline_run import DATA_DIR, as_row, chosen
 
 from pareflow import spec
 from pareflow.measuring.arena import Protocol
 from pareflow.stages import sweeping
-from pareflow.stages.run import Row, Run
+from pareflow.stages.run import Run
 from pareflow.stages.timing import Inputs
-from pareflow.variant import Recipe
 
 CONFIG = Path(__file__).parents[1] / "configs" / "intent" / "pipeline.yaml"
 LENGTHS = (16, 32, 64, 128)
@@ -44,7 +43,7 @@ def _claim(
 ) -> Claim:
     """The speedup on real texts of exactly `length` tokens, one at a time."""
     protocol = Protocol(blocks=blocks, block_ms=100)
-    point = sweeping.point(run, _row(baseline), _row(winner), Inputs(1, length), protocol)
+    point = sweeping.point(run, as_row(baseline), as_row(winner), Inputs(1, length), protocol)
     ran, gained = winner["ran"], point["speedup"] or {}
     note = f"{winner['recipe']}; ran {ran['precision']} on {ran['runtime']} {ran['version']}"
     return Claim(
@@ -58,12 +57,6 @@ def _claim(
         gained.get("high"),
         point["reason"] or note,
     )
-
-
-def _row(document: Mapping[str, Any]) -> Row:
-    """A row of the run's document, as stages take it."""
-    recipe = Recipe.from_json(document["steps"])
-    return Row(recipe, document["role"], id=document["id"], size_mib=document["size_mib"])
 
 
 if __name__ == "__main__":

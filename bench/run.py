@@ -7,6 +7,7 @@ from pathlib import Path
 SCRIPTS = (
     "digits.py",
     "intent.py",
+    "peers.py",
     "overhead.py",
     "gate.py",
     "search.py",

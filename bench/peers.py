@@ -1,0 +1,159 @@
+"""What `optimize` chooses beside what other tools make of the same network, in one run on this machine.
+
+Each tool's file is made in an environment of its own (`peer_files.py`), judged on the verdict split by the
+same gate, and timed in one arena with the winner and ONNX Runtime fp32. A peer's row is met where it is no
+slower than that, and loses no more than the SLA allows; its note says which clauses it misses.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from claims import Claim, main
+from peer_files import PEERS, QUICK, Peer, make
+from pipeline_run import DATA_DIR, as_row, chosen
+from recipes import PATIENT
+
+from pareflow import spec
+from pareflow.errors import PareflowError
+from pareflow.gate import Decision
+from pareflow.intervals import speedup
+from pareflow.measurement import Interval
+from pareflow.sla import Objective
+from pareflow.stages.run import Row, Run
+from pareflow.stages.validation import objective_value, validate
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+WORKLOADS = ("digits", "fashion", "intent")
+FASTER = 1.5
+"""How many times as fast as the fastest peer the winner should be, and on how many workloads."""
+OFTEN = 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One workload: the winner and each peer, judged side by side."""
+
+    workload: str
+    recipe: str
+    objective: Objective
+    winner: Row
+    peers: dict[str, Row]
+
+    @property
+    def fastest(self) -> str | None:
+        """The fastest peer that meets the SLA."""
+        return self._fastest("promote")
+
+    @property
+    def doubtful(self) -> str | None:
+        """The fastest peer where that is one of which the gate cannot tell."""
+        first = self._fastest("promote", "inconclusive")
+        return None if first == self.fastest else first
+
+    def _fastest(self, *decisions: Decision) -> str | None:
+        hopeful = [
+            name for name, row in self.peers.items() if row.verdict and row.verdict.decision in decisions
+        ]
+        return min(hopeful, key=lambda name: objective_value(self.objective, self.peers[name]), default=None)
+
+    def over(self, peer: str | None) -> Interval | None:
+        """How many times as fast as a peer the winner is; None where one of the two is not there."""
+        if peer is None or not _passed(self.winner):
+            return None
+        ours, theirs = self.winner.measurement, self.peers[peer].measurement
+        return speedup(theirs, ours) if ours and theirs else None
+
+
+def measure(quick: bool) -> Sequence[Claim]:
+    """Rows of every workload and peer; `quick` takes digits and ONNX Runtime's own tools."""
+    workloads, peers = (WORKLOADS[:1], QUICK) if quick else (WORKLOADS, PEERS)
+    found, rows = [], []
+    for workload in workloads:
+        try:
+            found.append(compare(workload, peers))
+            rows += _claims(found[-1])
+        except PareflowError as error:
+            rows.append(_over_fastest(workload, None, f"{error.must}, but {error.found}"))
+    return rows if quick else [*rows, _often(found)]
+
+
+def compare(workload: str, peers: Sequence[Peer]) -> Comparison:
+    """The pipeline's winner from a run of it, the peers' files, and one validation of all of them.
+
+    Raises: PareflowError where the pipeline has no winner, or its baselines fail.
+    """
+    config = CONFIGS / workload / "pipeline.yaml"
+    document, winner = chosen(config, remeasure=False)
+    pipeline = spec.read(config).model_copy(update={"budget": PATIENT})
+    run = Run.open(pipeline, config, DATA_DIR, remeasure=True)
+    baselines = [as_row(one) for one in document["variants"] if one["role"] != "candidate"]
+    made = [make(run, peer, baselines[0]) for peer in peers]
+    entered = {row.id: row for row in (*baselines, as_row(winner), *made) if row.status == "ok"}
+    judged = {row.id: row for row in validate(run, list(entered.values()))}
+    names = [peer.name for peer in peers]
+    compared = dict(zip(names, (judged.get(row.id, row) for row in made), strict=True))
+    return Comparison(workload, winner["recipe"], pipeline.objective, judged[winner["id"]], compared)
+
+
+def _claims(found: Comparison) -> Iterator[Claim]:
+    """The rows of one workload."""
+    yield from _judged(f"{found.workload}, {found.recipe}", found.winner)
+    for name, row in found.peers.items():
+        yield from _judged(f"{found.workload}, {name}", row)
+    missing = "no peer meets the SLA" if found.fastest is None else _missed(found.winner)
+    note = missing or f"{found.fastest} is the fastest"
+    yield _over_fastest(found.workload, found.over(found.fastest), note, _samples(found.winner))
+    if found.doubtful is not None:
+        name = f"{found.workload}: winner over {found.doubtful}, of which the gate cannot tell"
+        yield _claim(
+            name, 1, found.over(found.doubtful), _samples(found.winner), "faster than those that pass"
+        )
+
+
+def _judged(name: str, row: Row) -> Iterator[Claim]:
+    """What a variant gained and lost, and how it stands to the SLA."""
+    note = _missed(row) or "meets the SLA"
+    if row.measurement is not None:
+        ran = row.measurement.ran
+        note = f"{note}; ran {ran.precision} on {ran.runtime} {ran.version}"
+    yield _claim(f"{name}: speed over ORT fp32", 1, row.speedup, _samples(row), note)
+    checks = () if row.verdict is None else row.verdict.checks
+    for check in checks:
+        if check.clause == "quality.max_drop":
+            numbers = (check.limit, check.estimate, "share", check.samples, "at most", check.low, check.high)
+            yield Claim(f"{name}: lost", *numbers)
+
+
+def _over_fastest(workload: str, faster: Interval | None, note: str, samples: int = 0) -> Claim:
+    return _claim(f"{workload}: winner over the fastest peer that meets the SLA", 1, faster, samples, note)
+
+
+def _claim(name: str, claimed: float, found: Interval | None, samples: int, note: str) -> Claim:
+    low, high, measured = (None,) * 3 if found is None else (found.low, found.high, found.estimate)
+    return Claim(name, claimed, measured, "×", samples, "at least", low, high, note)
+
+
+def _often(found: Sequence[Comparison]) -> Claim:
+    """On how many workloads the winner is much faster; one where no peer passes does not count."""
+    gained = [gain.estimate for one in found if (gain := one.over(one.fastest)) is not None]
+    much = sum(gain >= FASTER for gain in gained)
+    name = f"workloads of {len(WORKLOADS)} where the winner is at least {FASTER:g}× the fastest passing peer"
+    return Claim(name, OFTEN, much, "workloads", len(gained), "at least")
+
+
+def _samples(row: Row) -> int:
+    return 0 if row.measurement is None else len(row.measurement.samples_ms)
+
+
+def _passed(row: Row) -> bool:
+    return row.verdict is not None and row.verdict.decision == "promote"
+
+
+def _missed(row: Row) -> str:
+    """Why there is no variant, or the clauses that it misses; empty where it meets the SLA."""
+    return row.reason or (f"misses the SLA: {row.verdict.missed}" if row.verdict and not _passed(row) else "")
+
+
+if __name__ == "__main__":
+    main("peers", measure)

@@ -1,0 +1,137 @@
+"""`bench/peers.py`: what its rows say, and its peers' scripts, run by this interpreter where it can."""
+
+import ast
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pareflow.compiler.environment import pins
+from pareflow.gate import Check, Verdict
+from pareflow.intervals import speedup
+from pareflow.measurement import Measurement
+from pareflow.stages import building
+from pareflow.stages.run import Row
+from pareflow.variant import Recipe, Step
+
+HERE = ("ort_static", "ort_dynamic", "nncf_plain", "nncf_accuracy_control")
+"""Their packages are among those that the tests install."""
+
+
+@pytest.fixture
+def peers(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(checkout / "bench")
+    return importlib.import_module("peers")
+
+
+@pytest.fixture
+def files(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`peer_files`, every environment being this interpreter's."""
+    monkeypatch.syspath_prepend(checkout / "bench")
+    module = importlib.import_module("peer_files")
+    monkeypatch.setattr(module.PeerEnvironment, "ensure", lambda self: Path(sys.executable))
+    return module
+
+
+@pytest.fixture
+def row(measured: Callable[..., Measurement]) -> Callable[..., Row]:
+    """A judged row that takes so many ms; it misses its size where it does not pass."""
+    baseline = measured(*[[3.0] * 20] * 12)
+
+    def build(ms: float, passes: bool = True, decision: Any = None) -> Row:
+        found = measured(*[[ms] * 20] * 12)
+        decision = decision or ("promote" if passes else "reject")
+        size = Check("size.max_mib", 1, 2, 2, 2, decision, "2 against at most 1")
+        drop = Check("quality.max_drop", 0.01, 0.0, -0.005, 0.005, "promote", "nothing lost", 400)
+        verdict = Verdict("candidate", "here", decision, (size, drop))
+        return Row(
+            Recipe((), Step("onnxruntime")),
+            measurement=found,
+            speedup=speedup(baseline, found),
+            verdict=verdict,
+        )
+
+    return build
+
+
+def comparison(peers: Any, winner: Row, **others: Row) -> Any:
+    return peers.Comparison("digits", "winner", "latency_p50", winner, others)
+
+
+def test_the_fastest_peer_is_one_that_meets_the_sla(peers: Any, row: Callable[..., Row]) -> None:
+    found = comparison(peers, row(1.0), slow=row(2.5), quick=row(1.5), wrong=row(0.5, passes=False))
+    assert found.fastest == "quick"
+    assert found.over("quick").estimate == pytest.approx(1.5)
+
+
+def test_a_peer_that_misses_the_sla_says_which_clause(peers: Any, row: Callable[..., Row]) -> None:
+    claims = list(peers._claims(comparison(peers, row(1.0), wrong=row(0.5, passes=False))))
+    by_name = {claim.name: claim for claim in claims}
+    assert "size.max_mib" in by_name["digits, wrong: speed over ORT fp32"].note
+    assert by_name["digits, wrong: speed over ORT fp32"].measured == pytest.approx(6)
+    assert by_name["digits, wrong: lost"].met
+    over = by_name["digits: winner over the fastest peer that meets the SLA"]
+    assert over.measured is None
+    assert over.note == "no peer meets the SLA"
+
+
+def test_a_faster_peer_in_doubt_is_told(peers: Any, row: Callable[..., Row]) -> None:
+    found = comparison(peers, row(1.0), sure=row(2.0), unsure=row(1.5, decision="inconclusive"))
+    assert (found.fastest, found.doubtful) == ("sure", "unsure")
+    (claim,) = (claim for claim in peers._claims(found) if "cannot tell" in claim.name)
+    assert claim.measured == pytest.approx(1.5)
+    slower = comparison(peers, row(1.0), sure=row(2.0), unsure=row(2.5, decision="inconclusive"))
+    assert slower.doubtful is None
+
+
+def test_a_peer_without_a_file_is_a_row_that_says_why(peers: Any, row: Callable[..., Row]) -> None:
+    lost = Row(Recipe((), Step("onnxruntime")), status="failed", reason="it says: no such operator")
+    claims = list(peers._claims(comparison(peers, row(1.0), lost=lost)))
+    (claim,) = (claim for claim in claims if claim.name.startswith("digits, lost"))
+    assert claim.measured is None
+    assert claim.note == "it says: no such operator"
+
+
+def test_workloads_count_where_the_winner_is_much_faster(peers: Any, row: Callable[..., Row]) -> None:
+    found = [comparison(peers, row(1.0), peer=row(ms)) for ms in (1.4, 1.6, 2.0)]
+    alone = comparison(peers, row(1.0), peer=row(0.5, passes=False))
+    claim = peers._often([*found, alone])
+    assert claim.measured == 2
+    assert claim.samples == 3
+    assert claim.met
+
+
+def test_every_peer_has_its_script_and_a_lock_of_what_it_imports(files: Any) -> None:
+    known_as = {"olive": "olive-ai"}
+    for peer in files.PEERS:
+        tree = ast.parse((files.FOLDER / f"{peer.script}.py").read_text())
+        names = [alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names]
+        names += [str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+        ours = {path.stem for path in files.FOLDER.glob("*.py")}
+        foreign = {name.partition(".")[0] for name in names} - ours - sys.stdlib_module_names
+        locked = pins((files.FOLDER / f"{peer.environment}.txt").read_text())
+        assert {known_as.get(name, name) for name in foreign} <= locked.keys()
+
+
+@pytest.mark.parametrize("script", HERE)
+def test_a_peer_gives_a_variant_that_answers(script: str, files: Any, trained: Any) -> None:
+    peer = next(peer for peer in files.PEERS if peer.script == script)
+    made = files.make(trained.run, peer, trained.strong)
+    assert made.status == "ok", made.reason
+    judged = building.evaluate(trained.run, made, "search")
+    assert judged.quality is not None
+    assert judged.quality.samples == trained.run.facts.sizes["search"]
+
+
+def test_a_peer_that_fails_is_one_failed_row(
+    files: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad.py").write_text("raise SystemExit('it wants another model')")
+    (tmp_path / "ort.txt").touch()
+    monkeypatch.setattr(files, "FOLDER", tmp_path)
+    made = files.make(trained.run, files.Peer("bad", "bad", "ort"), trained.strong)
+    assert made.status == "failed"
+    assert "it wants another model" in str(made.reason)
