@@ -217,14 +217,13 @@ def excess_of(run: Run, row: Row, baselines: Sequence[Row]) -> float | None:
     sla = run.spec.sla
     if sla.quality is not None and row.quality is None:
         return None
-    strong, original = strong_baseline(row, baselines), original_of(baselines)
     evidence = Evidence(
         variant=str(row.id),
         objective=run.spec.objective,
         quality=row.quality,
-        original=original.quality,
+        original=original_of(baselines).quality,
         measurement=row.measurement,
-        baseline=strong.measurement,
+        baseline=None,  # harm is not a clause of the SLA, and the cost tells of it
         fit=row.fit,
     )
     checks = [check for check in judge(sla, evidence).checks if check.clause in sla.clauses()]

@@ -99,6 +99,13 @@ def test_a_trial_is_the_rows_share_of_the_baseline_and_what_it_exceeds(trained: 
     assert searching.trial_of(run, unknown, trained.rows).excess is None
 
 
+def test_what_lost_its_race_and_has_fewer_blocks_is_a_trial_too(trained: Any) -> None:
+    strong = trained.strong
+    fewer = dataclasses.replace(strong.measurement, blocks_ms=strong.measurement.blocks_ms[:18])
+    row = dataclasses.replace(strong, role="candidate", measurement=fewer)
+    assert searching.trial_of(searched(trained.run), row, trained.rows).passes
+
+
 def test_a_cost_is_of_the_first_baseline_whatever_the_threads(trained: Any) -> None:
     """A second baseline with two threads takes half the time; 1.5 times as fast as it is a third."""
     run, strong = searched(trained.run), trained.strong
