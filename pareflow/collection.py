@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pareflow.store import MANIFEST, Store, writing
 
@@ -96,7 +97,7 @@ def leftovers(store: Store) -> list[Path]:
     return found
 
 
-def collect(store: Store, limit: int, needed: Collection[str] = ()) -> Collected:
+def collect(store: Store, limit: float, needed: Collection[str] = ()) -> Collected:
     """Remove leftovers, then entries and scratch folders until at most `limit` bytes are left.
 
     The keys in `needed` stay, and what a running run has used. Raises: StoreError where it cannot write.
@@ -182,8 +183,8 @@ def _holder(path: Path) -> Holder | None:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             began_ns, said = os.fstat(file.fileno()).st_mtime_ns, file.read()
-            document = json.loads(said) if said else {"what": "a command that is starting", "pid": 0}
-            return Holder(document["what"], document["pid"], began_ns)
+            document: dict[str, Any] = json.loads(said or "{}")  # it has not said yet
+            return Holder(document.get("what", "a command"), document.get("pid", 0), began_ns)
     return None
 
 

@@ -51,12 +51,15 @@ def check_that_it_works(store: Store) -> None:
     for number in range(ENTRIES):
         assert len(list(store.ensure(f"key{number}", write).iterdir())) == FILES + 1
     assert collect(store, 0).left == 0
-    assert items(store) == leftovers(store) == list((store.root / "making").iterdir()) == []
+    assert items(store) == []
+    assert list((store.root / "making").iterdir()) == []
 
 
 def test_killed_between_moving_an_entry_and_deleting_it(store: Store, tmp_path: Path, checkout: Path) -> None:
     begun = tmp_path / "begun"
-    with subprocess.Popen([sys.executable, "-c", KILLED, store.root, begun], cwd=checkout) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(store.root), str(begun)], cwd=checkout
+    ) as process:
         while not begun.exists():
             assert process.poll() is None
             time.sleep(0.01)
@@ -70,7 +73,7 @@ def test_killed_between_moving_an_entry_and_deleting_it(store: Store, tmp_path: 
 
 @pytest.mark.parametrize("gone", [1, 5, 12])
 def test_killed_anywhere(store: Store, checkout: Path, gone: int) -> None:
-    command = [sys.executable, "-c", KILLED, store.root]
+    command = [sys.executable, "-c", KILLED, str(store.root)]
     with subprocess.Popen(command, cwd=checkout, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"begins\n"
