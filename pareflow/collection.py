@@ -103,7 +103,8 @@ def collect(store: Store, limit: float, needed: Collection[str] = ()) -> Collect
     The keys in `needed` stay, and what a running run has used. Raises: StoreError where it cannot write.
     """
     with writing(store.root):
-        _sweep(store)
+        for path in leftovers(store):
+            _delete(path)
         found = items(store)
         links = Counter(inode for item in found for inode in item.files)
         before = left = size(found)
@@ -134,13 +135,6 @@ def _removed(store: Store, item: Item) -> bool:
             item.path.rename(away)
         _delete(away)
     return True
-
-
-def _sweep(store: Store) -> None:
-    for path in leftovers(store):
-        with store.lock_if_free(_key(path)) as free:
-            if free:
-                _delete(path)
 
 
 def _delete(path: Path) -> None:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -198,3 +199,34 @@ def test_never_above_the_limit_unless_all_that_is_left_is_needed(
         assert done.removed == len(going)
     finally:
         shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("act", ["find", "hold"])
+def test_nobody_finds_or_begins_to_hold_while_a_collection_decides(store: Store, act: str) -> None:
+    entry(store, "key", 1, used=1)
+
+    def work() -> None:
+        if act == "find":
+            store.find("key")
+        else:
+            with holding(store, "later"):
+                pass
+
+    thread = threading.Thread(target=work)
+    with store.uses_wait():
+        thread.start()
+        thread.join(0.5)  # were it not to wait, it would have ended by now
+        assert thread.is_alive()
+    thread.join()
+
+
+def test_no_entry_goes_while_one_is_being_found(store: Store) -> None:
+    path = entry(store, "key", 1, used=1)
+    thread = threading.Thread(target=collect, args=(store, 0))
+    with store.collections_wait():
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive()
+        assert path.exists()
+    thread.join()
+    assert not path.exists()
