@@ -7,12 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
+from flows.progress import Silent, shown
 from pareflow.collection import Collected, collect
 from pareflow.errors import InputError, TransientError
 from pareflow.store import Store
@@ -252,3 +253,25 @@ def test_registries_are_the_embedded_one_the_named_one_and_those_used_before(
     (tmp_path / "mlflow" / "mlflow.db").touch()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://named")
     assert registries.known(tmp_path) == [own, "http://named", "http://before"]
+
+
+def test_a_registry_that_cannot_be_asked_is_no_trouble_of_a_finished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told, and nothing is removed."""
+    from flows.pipeline import _collect
+
+    class Notes(Silent):
+        texts: ClassVar[list[str]] = []
+
+        def note(self, text: str) -> None:
+            self.texts.append(text)
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    Store(tmp_path / "store").ensure("key", lambda into: (into / "file").touch())
+    registries.remember(tmp_path, "http://127.0.0.1:9")
+    token = shown.set(Notes())
+    _collect(tmp_path, 0)
+    shown.reset(token)
+    assert "the store was not collected: MLflow at http://127.0.0.1:9 must be reachable" in Notes.texts[0]
+    assert Store(tmp_path / "store").find("key") is not None
