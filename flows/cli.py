@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 DATA = Path(".pareflow")
 NOTHING_MET = 3
+UNFIT = 4
 INTERRUPTED = 130
 
 Config = Annotated[Path, typer.Argument(help="a pipeline YAML")]
@@ -180,6 +181,31 @@ def rollback(
 
 
 @app.command()
+def store(data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
+    """Say what the store holds, by kind, and what registered models and running commands need of it."""
+    set_environment()
+    from flows import commands
+
+    _show(commands.store(data_dir), tables.store, as_json)
+
+
+@app.command()
+def collect(
+    max_gib: Annotated[float, typer.Option(min=0, help="what the store may hold; 0 keeps what is needed")],
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Shrink the store, least recently used first; what models and running commands need stays."""
+    set_environment()
+    from flows import commands
+
+    document = commands.collect(data_dir, max_gib)
+    _show(document, tables.collected, as_json)
+    if document["needed_too_much"]:
+        raise typer.Exit(UNFIT)
+
+
+@app.command()
 def doctor(data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
     """Say what this machine and set-up can do, and what to fix."""
     from flows import commands
@@ -187,7 +213,7 @@ def doctor(data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
     document = commands.doctor(data_dir)
     _show(document, tables.doctor, as_json)
     if document["problems"]:
-        raise typer.Exit(4)
+        raise typer.Exit(UNFIT)
 
 
 def _show(document: Any, table: Any, as_json: bool) -> None:

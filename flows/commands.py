@@ -1,6 +1,7 @@
 """What each command does, as functions that return documents; `cli.py` only parses and prints."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ import pareflow
 from flows.progress import Lines, shown
 from pareflow import spec
 from pareflow.catalog import BACKENDS, POLICIES, TECHNIQUES, WORKLOADS, Member
+from pareflow.collection import holding
 from pareflow.compiler.backend import Backend
 from pareflow.errors import InputError, PareflowError, TransientError
 from pareflow.hardware import graphics, topology
@@ -71,8 +73,9 @@ def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, An
             f"there is no {path}",
             "Name it with --config",
         )
-    run = Run.open(_here(spec.read(path)), path, data_dir, remeasure=True)
-    with tempfile.TemporaryDirectory() as folder:
+    described = _here(spec.read(path))
+    with holding(Store(data_dir / "store"), f"check {uri}"), tempfile.TemporaryDirectory() as folder:
+        run = Run.open(described, path, data_dir, remeasure=True)
         package = tracker.download(version.name, str(version.version), Path(folder))
         found = rejudge(run, package)
     tracker.record_verdict(run, version, found["now"]["decision"] if found["now"] else "reject")
@@ -94,8 +97,10 @@ def export(target: str, to: Path, data_dir: Path) -> dict[str, Any]:
     archive.check_target(to)
     logs = data_dir / "logs"
     if not target.startswith("models:"):
-        run = Run.open(spec.read(Path(target)), Path(target), data_dir)
-        return exported(winner_package(run), to, logs)
+        described = spec.read(Path(target))
+        with holding(Store(data_dir / "store"), f"export {target}"):
+            run = Run.open(described, Path(target), data_dir)
+            return exported(winner_package(run), to, logs)
     from tasks.tracking import Tracker
 
     tracker = Tracker.open(data_dir)
@@ -127,8 +132,10 @@ def split(
     except ValidationError as error:
         problems = "; ".join(problem(e, Link.model_fields) for e in error.errors())
         raise InputError("the link must be one that can be", problems, "Mend the options") from error
-    run = Run.open(spec.read(config, target), config, data_dir)
-    return splitting.split(run, checked, most=most, into=into, at=at)
+    described = spec.read(config, target)
+    with holding(Store(data_dir / "store"), f"split {described.name}"):
+        run = Run.open(described, config, data_dir)
+        return splitting.split(run, checked, most=most, into=into, at=at)
 
 
 def init(name: str, parent: Path) -> list[Path]:
@@ -189,8 +196,10 @@ def promote(config: Path, data_dir: Path) -> dict[str, Any]:
     from tasks.promotion import promote_challenger
     from tasks.tracking import Tracker
 
-    run = Run.open(spec.read(config), config, data_dir)
-    return promote_challenger(Tracker.open(data_dir), run)
+    described = spec.read(config)
+    with holding(Store(data_dir / "store"), f"promote {described.name}"):
+        run = Run.open(described, config, data_dir)
+        return promote_challenger(Tracker.open(data_dir), run)
 
 
 def rollback(name: str, data_dir: Path) -> dict[str, Any]:
@@ -199,6 +208,31 @@ def rollback(name: str, data_dir: Path) -> dict[str, Any]:
     from tasks.tracking import Tracker
 
     return roll_back(Tracker.open(data_dir), name)
+
+
+def store(data_dir: Path) -> dict[str, Any]:
+    """What lies in the store and who needs it. Raises: InputError where there is none."""
+    from tasks import collecting
+
+    _must_have_a_store(data_dir)
+    return collecting.contents(data_dir)
+
+
+def collect(data_dir: Path, max_gib: float) -> dict[str, Any]:
+    """The store made smaller, and what that took. Raises: InputError where there is none."""
+    from tasks import collecting
+
+    _must_have_a_store(data_dir)
+    if not math.isfinite(max_gib):
+        raise InputError("the limit must be a number of GiB", f"got {max_gib}", "Name another with --max-gib")
+    return collecting.collect(data_dir, max_gib)
+
+
+def _must_have_a_store(data_dir: Path) -> None:
+    if not (data_dir / "store").exists():
+        raise InputError(
+            "there must be a store", f"{data_dir} holds none", "Name the right folder with --data-dir"
+        )
 
 
 def doctor(data_dir: Path) -> dict[str, Any]:

@@ -11,12 +11,14 @@ set_environment()  # before prefect is imported
 from prefect import flow  # noqa: E402
 
 from flows.progress import shown  # noqa: E402
-from pareflow import spec  # noqa: E402
+from pareflow import collection, spec  # noqa: E402
+from pareflow.errors import PareflowError  # noqa: E402
 from pareflow.hardware import probe  # noqa: E402
 from pareflow.search import Ended  # noqa: E402
 from pareflow.stages import ablation, fitting, outcome, searching, validation  # noqa: E402
 from pareflow.stages.run import Row, Run  # noqa: E402
-from tasks import steps  # noqa: E402
+from pareflow.store import Store  # noqa: E402
+from tasks import collecting, steps  # noqa: E402
 from tasks.execution import Execution, Orchestrated, waves  # noqa: E402
 from tasks.tracking import Tracker  # noqa: E402
 
@@ -41,9 +43,23 @@ def run_pipeline(
 ) -> dict[str, Any]:
     """The pipeline by this execution, recorded in MLflow."""
     described = spec.read(config, target)
-    run = Run.open(described, config, data_dir, remeasure=remeasure, target=target)
-    tracker = Tracker.open(data_dir)
-    return optimize(run, tracker, execution)
+    with collection.holding(Store(data_dir / "store"), f"optimize {described.name}"):
+        run = Run.open(described, config, data_dir, remeasure=remeasure, target=target)
+        tracker = Tracker.open(data_dir)
+        document = optimize(run, tracker, execution)
+        if described.budget.store_gib is not None:
+            _collect(data_dir, described.budget.store_gib)
+    return document
+
+
+def _collect(data_dir: Path, max_gib: float) -> None:
+    """Bound the store, while the run still holds what it used. Its trouble is not that of a finished run."""
+    try:
+        done = collecting.collect(data_dir, max_gib)
+        left = f"{done['removed']} entries removed, {done['left_mib']:.0f} MiB left"
+        shown.get().note(f"the store: {left}; {done['needed_too_much'] or f'at most {max_gib:g} GiB'}")
+    except PareflowError as error:
+        shown.get().note(f"the store was not collected: {error}")
 
 
 def optimize(run: Run, tracker: Tracker | None, execution: Execution) -> dict[str, Any]:

@@ -146,6 +146,36 @@ def rejudged(document: Document, console: Console) -> None:
     console.print(escape(f"the verdict {holds} here: {document['reason']}"), soft_wrap=True, highlight=False)
 
 
+def store(document: Document, console: Console) -> None:
+    """Entries and MiB by kind and by who needs them, and what goes on there now."""
+    total = f"{document['store']}: {document['entries']} entries, {document['mib']:.1f} MiB"
+    table = Table(title=total)
+    for heading in ("", "entries", "MiB"):
+        table.add_column(heading, justify="right" if heading else "left")
+    named = [(row["kind"], row) for row in document["kinds"]]
+    named += [(f"needed by {row['by']}", row) for row in document["needed"]]
+    for name, row in named:
+        table.add_row(escape(name), str(row["entries"]), f"{row['mib']:.1f}")
+    console.print(table)
+    for row in document["running"]:
+        running = f"{row['what']} (process {row['pid']}) began {row['minutes']:.0f} minutes ago"
+        console.print(escape(f"{running}, and needs all that it has used"), soft_wrap=True, highlight=False)
+    if document["leftovers"]:
+        console.print(
+            f"{document['leftovers']} leftovers of killed commands: `pareflow collect` removes them"
+        )
+
+
+def collected(document: Document, console: Console) -> None:
+    """What went, what is left, and why that may be more than was asked for."""
+    removed, left = f"{document['removed']} entries", f"{document['left_mib']:.1f} MiB left"
+    said = f"removed {removed}, {document['freed_mib']:.1f} MiB; {left} in {document['store']}"
+    console.print(escape(said), soft_wrap=True, highlight=False)
+    if document["needed_too_much"]:
+        limit = f"at most {document['max_gib']:g} GiB was asked for"
+        console.print(f"[red]{limit}:[/red] {document['needed_too_much']}", soft_wrap=True, highlight=False)
+
+
 def doctor(document: Document, console: Console) -> None:
     """The machine, what is available on it, and what to fix."""
     environment = document["environment"]

@@ -10,7 +10,7 @@ PareflowError                   exit code 1
 ├── EnvironmentUnfitError       exit code 4: the input is good, this machine or set-up is not
 │   ├── MissingExtraError       an optional dependency is not installed
 │   ├── BusyMachineError        too much else runs here for a timing to mean anything
-│   ├── StoreError              the store cannot be written: disk full, read-only
+│   ├── StoreError              the store cannot be used: disk full, read-only, of another format
 │   └── TrackingError           MLflow or Prefect cannot be used
 ├── VariantError                one bad variant: a failed row, never the end of a run (law 7)
 │   ├── StepFailedError         its code raised
@@ -94,7 +94,7 @@ class BusyMachineError(EnvironmentUnfitError):
 
 
 class StoreError(EnvironmentUnfitError):
-    """The store cannot be written."""
+    """The store cannot be written, or is of another format."""
 
 
 class TrackingError(EnvironmentUnfitError):

@@ -57,12 +57,16 @@ class Budget(_Part):
     """What the run may use. One variant is stopped at `variant_minutes` or `memory_mib`.
 
     A machine that is too busy to time on is waited for, `quiet_minutes` before each timing.
+
+    `store_gib` bounds the store at the run's end, and not before: what was used least recently may be what
+    the run is about to use. What the run has used stays, so that the same command finds it.
     """
 
     minutes: float = Field(default=10, gt=0)
     variant_minutes: float = Field(default=5, gt=0)
     quiet_minutes: float = Field(default=5, ge=0)
     memory_mib: int | None = Field(default=None, ge=256)
+    store_gib: float | None = Field(default=None, ge=0)
 
 
 class Profile(_Part):

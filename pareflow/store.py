@@ -4,7 +4,7 @@ An entry is a folder of files under its key, with a manifest of the sha256 of ea
 temporary folder, synced, and renamed into place, so that it is there whole or not at all. It is verified
 each time it is opened: with a missing file or a flipped bit the entry counts as absent, and the step that
 made it runs again. A key is locked with `flock` while it is made: two runs share the work, and a killed one
-frees it.
+frees it. When an entry was last found is the time of its manifest, which `collection.py` goes by.
 """
 
 import errno
@@ -23,23 +23,32 @@ from pareflow.hardware.probe import disk_is_full
 from pareflow.variant import file_digest
 
 MANIFEST = "manifest.json"
+VERSION = "version"
+FORMAT = 1
+"""Of the store's folders and manifests. Stores from before the file `version` are of format 1 too."""
 
 
 class Store:
-    """Entries under `root/entries/<key>/`. Raises: StoreError where `root` cannot be written."""
+    """Entries under `root/entries/<key>/`.
+
+    Raises: StoreError where `root` cannot be written, or is of another format.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         with writing(root):
+            stated = _stated_format(root)
             for name in ("entries", "making", "locks"):
                 (root / name).mkdir(parents=True, exist_ok=True)
+            if stated is None:
+                self._state_format()
             with tempfile.TemporaryFile(dir=root / "making"):
                 pass  # proves that the store can be written before hours are spent
 
     def find(self, key: str) -> Path | None:
         """The verified entry's folder, or None. A damaged entry counts as absent; `ensure` replaces it."""
         entry = self.root / "entries" / key
-        return entry if _intact(entry) else None
+        return entry if self._used(entry) and _intact(entry) else None
 
     def ensure(self, key: str, write: Callable[[Path], None]) -> Path:
         """The entry's folder, made by `write(folder)` if it is not there yet.
@@ -81,10 +90,75 @@ class Store:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
+    @contextmanager
+    def lock_if_free(self, key: str) -> Iterator[bool]:
+        """Whether nobody held the key; then it is held until the end."""
+        with (self.root / "locks" / key).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    @contextmanager
+    def collections_wait(self) -> Iterator[None]:
+        """Meanwhile no collection takes an entry away. Short: there is one lock for all entries."""
+        with self._entries_locked(fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def uses_wait(self) -> Iterator[None]:
+        """Meanwhile nobody finds an entry, and nobody begins to hold what he finds. As short."""
+        with self._entries_locked(fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def _entries_locked(self, kind: int) -> Iterator[None]:
+        descriptor = os.open(self.root / "entries", os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, kind)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _used(self, entry: Path) -> bool:
+        """Note that an entry is used now, before it is read; whether there is one."""
+        with self.collections_wait():
+            try:
+                os.utime(entry / MANIFEST)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            except OSError:
+                pass  # read-only, or another user's: it can be read all the same
+        return True
+
+    def _state_format(self) -> None:
+        with self.lock(VERSION):
+            descriptor, name = tempfile.mkstemp(prefix=f"{VERSION}.", dir=self.root / "making")
+            with os.fdopen(descriptor, "w") as file:
+                file.write(f"{FORMAT}\n")
+            Path(name).rename(self.root / VERSION)
+
     def _sweep(self, key: str) -> None:
         """Remove what killed makers of this key left; nobody else can be making it, for it is locked."""
         for left in (self.root / "making").glob(f"{key}.*"):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _stated_format(root: Path) -> str | None:
+    """What the file `version` says; None where there is none. Raises: StoreError unless it is ours."""
+    try:
+        stated = (root / VERSION).read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    if stated != str(FORMAT):
+        raise StoreError(
+            f"the store {root} must be of format {FORMAT}, or have no file `{VERSION}`",
+            f"that file says `{stated[:40]}`",
+            "Use the pareflow that wrote it, or name another folder with --data-dir",
+        )
+    return stated
 
 
 def _written(folder: Path, write: Callable[[Path], None]) -> None:
@@ -123,6 +197,9 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+_FREE = "Free some space (`pareflow collect` shrinks the store), then run the same command again"
+
+
 @contextmanager
 def writing(root: Path) -> Iterator[None]:
     """Turn what the file system says about space, and about rights below `root`, into a StoreError."""
@@ -130,8 +207,8 @@ def writing(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         causes = {
-            errno.ENOSPC: ("the disk is full", "Free some space, then run the same command again"),
-            errno.EDQUOT: ("the disk quota is used up", "Free some space, then run the same command again"),
+            errno.ENOSPC: ("the disk is full", _FREE),
+            errno.EDQUOT: ("the disk quota is used up", _FREE),
             errno.EROFS: ("it is on a read-only file system", "Name another with --data-dir"),
             errno.EACCES: ("this user may not write there", "Name another with --data-dir"),
             errno.ENOTDIR: ("a file stands in its way", "Name another with --data-dir"),

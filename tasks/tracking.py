@@ -36,9 +36,11 @@ from pareflow.stages.registration import content_digest, golden
 from pareflow.stages.run import Row, Run
 from pareflow.store import writing
 from pareflow.variant import digest
+from tasks import registries
 
 KEY = "pareflow.key"
 CONTENT = "pareflow.content_sha256"
+VARIANT = "pareflow.variant"
 CONFIG = "pareflow.config"
 """Where the pipeline YAML lay when the version was registered."""
 _BUSY = ("REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")
@@ -123,7 +125,7 @@ class Tracker:
         phase = "search" if row.verdict is None else "verdict"
         content = digest(json.dumps(document, sort_keys=True))
         tags = {
-            "pareflow.variant": str(row.id),
+            VARIANT: str(row.id),
             "pareflow.status": row.status,
             "pareflow.environment": run.environment.fingerprint,
             f"pareflow.recorded.{phase}": content,
@@ -161,7 +163,7 @@ class Tracker:
         tags = {
             CONTENT: content,
             "pareflow.run": run.id,
-            "pareflow.variant": str(winner.id),
+            VARIANT: str(winner.id),
             "pareflow.recipe": winner.label[:4000],
             "pareflow.data": run.facts.data_digest,
             "pareflow.seed": str(run.facts.seed),
@@ -178,6 +180,7 @@ class Tracker:
                 for tag, value in tags.items():
                     self.client.set_model_version_tag(name, version.version, tag, value)
                 return version
+            registries.remember(self.locks.parent, registries.named() or self.uri)
             source = self._upload(parent, package, f"model/{content[:16]}")
             return self.client.create_model_version(name, source, run_id=parent, tags=tags)
 
@@ -284,6 +287,28 @@ class Tracker:
             save_pyfunc(package, model)
             self.client.log_artifacts(parent, str(model), path)
         return f"{self.client.get_run(parent).info.artifact_uri}/{path}"
+
+
+def variants_registered(uri: str, data_dir: Path) -> dict[str, str]:
+    """The variants that the versions of one registry name, each with the address of such a version.
+
+    Raises: TransientError, TrackingError.
+    """
+    asked = Tracker(uri, None, data_dir / "locks")
+    client = MlflowClient(uri, uri)
+    found: dict[str, str] = {}
+    try:
+        with asked.locked("mlflow"), _reaching(uri):
+            page = client.search_model_versions()
+            while True:
+                tagged = (version for version in page if VARIANT in version.tags)
+                found |= {v.tags[VARIANT]: f"models:/{v.name}/{v.version}" for v in tagged}
+                if not page.token:
+                    return found
+                page = client.search_model_versions(page_token=page.token)
+    except TransientError as error:
+        remedy = f"Start it; if it is gone for good, take it out of {data_dir / registries.FILE}"
+        raise TransientError(error.must, error.found, f"{remedy}. Nothing was removed") from error
 
 
 def verdict_tag(run: Run) -> str:

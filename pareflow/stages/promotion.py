@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pareflow.gate import Evidence, Verdict, judge
 from pareflow.serving.model import verified
+from pareflow.stages.baseline import train
 from pareflow.stages.building import evaluate
 from pareflow.stages.jobs import artifact_size_mib
 from pareflow.stages.run import Row, Run
@@ -19,6 +20,7 @@ def against_champion(run: Run, winner: Row, package: Path) -> Verdict:
     `package` is the champion's, as the registry gave it back; it is kept in the store to be measured.
     Raises: InputError where the package is damaged; VariantError where the champion does not run here.
     """
+    train(run)  # a collection of the store may have removed what both are asked
     champion = packaged_row(run, package)
     if winner.quality is None or winner.quality.split != "verdict":
         winner = evaluate(run, winner, "verdict")

@@ -84,8 +84,9 @@ class Run:
 
     @property
     def id(self) -> str:
-        """The run's name, 16 hex digits."""
-        return digest(self.spec.to_json(), self.facts.digest, self.environment.fingerprint)[:16]
+        """The run's name, 16 hex digits. The store's size changes nothing of what is run."""
+        spec = self.spec.model_dump(mode="json", exclude={"budget": {"store_gib"}})
+        return digest(spec, self.facts.digest, self.environment.fingerprint)[:16]
 
     @property
     def folder(self) -> Path:

@@ -130,6 +130,11 @@ def test_ids_do_not_depend_on_the_clock(trained: Any, monkeypatch: pytest.Monkey
     assert variant_of(recipe, trained.run.facts.digest).id == trained.strong.id
 
 
+def test_a_run_is_the_same_whatever_its_store_may_hold(trained: Any) -> None:
+    assert trained.with_budget(store_gib=1).id == trained.with_budget(store_gib=None).id == trained.run.id
+    assert trained.with_budget(minutes=1).id != trained.run.id
+
+
 def inodes(run: Run) -> dict[str, int]:
     """Each entry of the store by its folder's inode, which is new when the entry is."""
     return {path.name: path.stat().st_ino for path in (run.store.root / "entries").iterdir()}

@@ -72,11 +72,14 @@ def pipeline_file(workloads: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def entries() -> Callable[[Path], dict[str, tuple[int, int]]]:
-    """What tells an entry of a data folder's store from one made anew: its inode, and when it was written."""
+    """What tells an entry of a data folder's store from one made anew: its inode, and when it was filled.
+
+    The manifest's own time will not do: it says when the entry was last used.
+    """
 
     def found(data_dir: Path) -> dict[str, tuple[int, int]]:
         manifests = (data_dir / "store" / "entries").glob("*/manifest.json")
-        return {path.parent.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in manifests}
+        return {path.parent.name: (path.stat().st_ino, path.parent.stat().st_mtime_ns) for path in manifests}
 
     return found
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pareflow.errors import TransientError
+from tasks.collecting import registered
 from tasks.tracking import Tracker
 from tests.orchestration.conftest import CHECKOUT, Judged
 
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:Deprecatio
 BEGIN = """
 import os, sys, traceback
 from pathlib import Path
+from tasks.collecting import registered
 from tasks.tracking import Tracker
 
 def begin():
@@ -168,3 +170,14 @@ def _wait_for(url: str) -> None:
         except OSError:
             assert time.monotonic() < deadline, f"{url} does not answer"
             time.sleep(0.2)
+
+
+def test_what_a_registry_holds_is_known_when_the_environment_names_it_no_more(
+    judged: Judged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where a database without a server puts its artifacts
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    elsewhere = Tracker.open(tmp_path / "data")
+    elsewhere.register(judged.run, elsewhere.begin(judged.run), judged.package(judged.int8), judged.int8)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert registered(tmp_path / "data") == {judged.int8.id: "models:/images/1"}

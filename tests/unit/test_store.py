@@ -1,12 +1,13 @@
 """The store: whole entries or none, checked each time they are opened."""
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pareflow.errors import VariantError
+from pareflow.errors import StoreError, VariantError
 from pareflow.store import MANIFEST, Store
 
 
@@ -119,3 +120,36 @@ def test_foreign_trouble_passes_through(store: Store) -> None:
 
     with pytest.raises(PermissionError):
         store.ensure("key", write)
+
+
+def test_finding_an_entry_is_noted_and_looking_for_none_is_not(store: Store) -> None:
+    manifest = store.ensure("key", writer()) / MANIFEST
+    os.utime(manifest, ns=(7, 7))
+    assert store.find("other") is None
+    assert manifest.stat().st_mtime_ns == 7
+    assert store.find("key") is not None
+    assert manifest.stat().st_mtime_ns > 7
+
+
+def test_store_says_its_format_and_one_from_before_is_taken_over(tmp_path: Path) -> None:
+    old = Store(tmp_path / "store")
+    entry = old.ensure("key", writer())
+    (old.root / "version").unlink()
+    new = Store(old.root)
+    assert (new.root / "version").read_text() == "1\n"
+    assert new.ensure("key", never) == entry
+    assert leftovers(new) == []
+
+
+@pytest.mark.parametrize("stated", [b"2\n", b"0", b"", b"\xff", b"one"], ids=repr)
+def test_store_of_another_format_is_told_and_left_as_it_is(tmp_path: Path, stated: bytes) -> None:
+    root = tmp_path / "store"
+    root.mkdir()
+    (root / "version").write_bytes(stated)
+    with pytest.raises(StoreError) as caught:
+        Store(root)
+    assert caught.value.exit_code == 4
+    assert "must be of format 1" in caught.value.must
+    assert "that file says" in caught.value.found
+    assert "--data-dir" in caught.value.remedy
+    assert [path.name for path in root.iterdir()] == ["version"]
