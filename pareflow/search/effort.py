@@ -25,6 +25,9 @@ EFFORT: Mapping[Level, str] = {
 BUILD_MINUTES = 0.15
 """A process that imports what it needs, changes or compiles a network, and is evaluated."""
 
+SUBNET_MINUTES = 0.06
+"""A subnet of an architecture search is exported, timed, and evaluated."""
+
 PASSES = 3
 """A training step takes about as long as three answers: forwards, and twice that back."""
 
@@ -55,6 +58,10 @@ def _trains(cls: type) -> bool:
     return issubclass(cls, TrainedTechnique)
 
 
+def _subnet_minutes(recipe: Recipe) -> float:
+    return SUBNET_MINUTES * sum(int(step.settings.get("trials", 0)) for step in recipe.techniques)
+
+
 @dataclass(frozen=True, slots=True)
 class Effort:
     """Minutes per pass over the training split, as estimated first, and as what was built corrects it."""
@@ -69,11 +76,12 @@ class Effort:
 
     def minutes(self, recipe: Recipe) -> float:
         """What a recipe is expected to take until it is built and evaluated."""
-        return self.build_minutes + epochs_of(recipe) * self.epoch_minutes
+        return self.build_minutes + epochs_of(recipe) * self.epoch_minutes + _subnet_minutes(recipe)
 
     def corrected(self, trials: Iterable[Trial]) -> "Effort":
         """Medians of what was seen in place of the estimates, each where something was seen."""
-        seen = [(epochs_of(t.recipe), t.minutes) for t in trials if t.minutes is not None]
+        known = [(t.recipe, t.minutes) for t in trials if t.minutes is not None]
+        seen = [(epochs_of(recipe), minutes - _subnet_minutes(recipe)) for recipe, minutes in known]
         plain = [minutes for epochs, minutes in seen if not epochs]
         build = statistics.median(plain) if plain else self.build_minutes
         trained = [max(minutes - build, 0) / epochs for epochs, minutes in seen if epochs]

@@ -25,10 +25,11 @@ def rungs(epochs: int) -> tuple[int, ...]:
 def survivors(rung: Sequence[Trial], known: Sequence[Trial]) -> list[Trial]:
     """Those of a rung that are trained on: a third of it, rounded up, of those that could yet be the best.
 
-    Training hardly changes speed, so one that is no better than the best of `known` is dropped, however good
-    its answers are. Of the others those that exceed the SLA's limits least go on, the better of equals first.
+    Training hardly changes speed, so one that is no better than the best that passes is dropped, however good
+    its answers are; the best itself goes on, for a margin. Of the others, those that exceed the SLA's limits
+    least do.
     """
-    leader = best(known)
-    hopeful = [t for t in rung if t.excess is not None and better(t.cost, leader)]
+    leader = best([*known, *rung])
+    hopeful = [t for t in rung if t.excess is not None and (t is leader or better(t.cost, leader))]
     ranked = sorted(hopeful, key=lambda t: (max(t.excess or 0, 0), t.cost))
     return ranked[: -(-len(rung) // ETA)]

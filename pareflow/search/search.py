@@ -131,16 +131,21 @@ class Search:
     ) -> Generator[Wave, Told, dict[str, training_space.Settings]]:
         """The techniques that run on one batch of this network's data, where training takes long."""
         runtime = OnnxRuntime(threads=self.here.threads[0]).step
-        starts = {
-            name: Recipe((training_space.step(name, next(training_space.first(s)), 1),), runtime)
-            for name, s in techniques.items()
+        probes = {
+            name: Recipe((training_space.probe(name, settings),), runtime)
+            for name, settings in techniques.items()
+            if self._least_minutes(name, settings) > PREFLIGHT_MINUTES
         }
-        long = [r for r in starts.values() if self.effort.minutes(r) > PREFLIGHT_MINUTES]
-        if not long:
+        if not probes:
             return dict(techniques)
-        told = yield Wave("each technique that trains, on one batch", tuple(long), preflight=True)
-        fit = {name for name, r in starts.items() if r.label not in told or told[r.label].reason is None}
-        return {name: settings for name, settings in techniques.items() if name in fit}
+        told = yield Wave("what trains long, on one batch", tuple(probes.values()), preflight=True)
+        unfit = {name for name, r in probes.items() if r.label in told and told[r.label].reason is not None}
+        return {name: settings for name, settings in techniques.items() if name not in unfit}
+
+    def _least_minutes(self, name: str, settings: training_space.Settings) -> float:
+        """What a technique takes in the first rung."""
+        step = training_space.step(name, next(training_space.first(settings)), rungs(self._epochs())[0])
+        return self.effort.minutes(Recipe((step,), OnnxRuntime().step))
 
     def _promising(self, study: "Study") -> list[Recipe]:
         """Suggestions that could become faster than the best, as far as Amdahl's law tells."""

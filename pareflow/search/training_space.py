@@ -54,6 +54,12 @@ def step(name: str, settings: Mapping[str, Any], epochs: int) -> Step:
     return TECHNIQUES[name].from_settings({**fixed, **settings, "epochs": epochs}).step
 
 
+def probe(name: str, settings: Settings) -> Step:
+    """The technique where its search starts, with as little work as it takes: for a preflight."""
+    few = {"trials": 2} if "trials" in settings else {}
+    return step(name, {**next(first(settings)), **few}, epochs=1)
+
+
 def first(settings: Settings) -> Iterator[dict[str, Any]]:
     """Where a technique's search starts: each student, and of everything else the middle value."""
     middle = {name: values[len(values) // 2] for name, values in settings.items()}
