@@ -66,7 +66,7 @@ class Search:
     here: space.Circumstances
     effort: Effort
     minutes: float
-    out_of_time: Callable[[], bool]
+    minutes_left: Callable[[], float]
     seed: int
     file: Path
     families: Mapping[str, float] = field(default_factory=dict)
@@ -90,9 +90,10 @@ class Search:
             asked = self._promising(study)
             if not asked:
                 return Ended("every recipe of the space that could help was tried")
-            if self.out_of_time():
-                return Ended(f"the budget of {self.minutes:g} minutes was used up", tuple(asked))
-            reached = yield from self._halved(asked)
+            late = self._late(asked)
+            if len(late) == len(asked):
+                return Ended(f"the budget of {self.minutes:g} minutes was used up", tuple(late))
+            reached = yield from self._halved([recipe for recipe in asked if recipe not in late])
             for recipe in asked:
                 study.tell(recipe, reached.get(recipe.label, Trial(recipe)))
             after = best(self.known)
@@ -162,6 +163,12 @@ class Search:
                 study.tell(recipe, Trial(recipe))
         return found
 
+    def _late(self, asked: Sequence[Recipe]) -> list[Recipe]:
+        """Those that the time left is not expected to suffice for, even in the first rung."""
+        effort, left = self.effort.corrected(self.known), self.minutes_left()
+        passes = rungs(self._epochs())[0]
+        return [r for r in asked if effort.minutes(training_space.trained_for(r, passes)) > left]
+
     def _halved(self, asked: Sequence[Recipe]) -> Generator[Wave, Told, dict[str, Trial]]:
         """By label, each recipe as far as it was trained: all a little, the hopeful third more."""
         reached: dict[str, Trial] = {}
@@ -173,7 +180,7 @@ class Search:
             reached |= {trained[label].label: trial for label, trial in told.items()}
             kept = {t.recipe.label for t in survivors(list(told.values()), before)}
             going = [trained[label] for label in told if label in kept]
-            if not going or self.out_of_time():
+            if not going or self.minutes_left() <= 0:
                 break
         return reached
 

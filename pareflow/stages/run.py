@@ -117,8 +117,13 @@ class Run:
         return Limits(budget.variant_minutes * 60, budget.memory_mib, max(self.threads))
 
     @property
+    def minutes_left(self) -> float:
+        """Of the budget; negative where more than it was used."""
+        return self.spec.budget.minutes - (time.monotonic() - self.began) / 60
+
+    @property
     def out_of_time(self) -> bool:
-        return time.monotonic() - self.began > self.spec.budget.minutes * 60
+        return self.minutes_left < 0
 
     def job(self, name: str, arguments: Mapping[str, Any], log: str, **options: Any) -> Any:
         """Run one of `stages/jobs.py` in a process of its own, with the workload it is about."""

@@ -135,7 +135,7 @@ def search_of(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
         here=circumstances(run, trainable=original.role == "original"),
         effort=Effort.of(run.facts.sizes["train"], per_sample),
         minutes=run.spec.budget.minutes,
-        out_of_time=lambda: run.out_of_time,
+        minutes_left=lambda: run.minutes_left,
         seed=run.facts.seed,
         file=run.output / "study.log",
         families=_shares(profile),

@@ -213,7 +213,7 @@ def search(tmp_path: Path, here: Circumstances = TEXTS, **changes: Any) -> Searc
         "here": here,
         "effort": Effort(0.01),
         "minutes": 60.0,
-        "out_of_time": lambda: False,
+        "minutes_left": lambda: 60.0,
         "seed": 0,
         "file": tmp_path / "study.log",
         "known": [Trial(PLAIN, 1.0, 0.0)],
@@ -253,12 +253,21 @@ def test_a_search_told_the_same_asks_the_same(tmp_path: Path) -> None:
 
 
 def test_what_was_asked_before_the_time_was_up_is_told_and_what_would_be_next(tmp_path: Path) -> None:
-    calls = iter([False] * 2 + [True] * 100)
-    waves, ended = run(search(tmp_path, out_of_time=lambda: next(calls)), landscape)
+    left = iter([9.0] * 2 + [0.0] * 100)
+    waves, ended = run(search(tmp_path, minutes_left=lambda: next(left)), landscape)
     assert ended.words == "the budget of 60 minutes was used up"
     assert ended.following
     asked = {recipe.label for wave in waves for recipe in wave.recipes}
     assert not asked & {recipe.label for recipe in ended.following}
+
+
+def test_what_would_not_be_done_in_time_is_not_begun(tmp_path: Path) -> None:
+    """An architecture search takes 24 subnets of 3.6 s, a minute and a half: more than is left."""
+    waves, ended = run(search(tmp_path, minutes_left=lambda: 1.0), landscape)
+    begun = {r.techniques[0].name for w in waves if w.words.startswith("trained") for r in w.recipes}
+    assert "distillation" in begun
+    assert "architecture_search" not in begun
+    assert ended.words == "2 rounds of training in a row brought nothing better"
 
 
 def test_long_training_is_tried_on_one_batch_first_and_what_fails_is_left_out(tmp_path: Path) -> None:
@@ -310,7 +319,7 @@ def test_a_search_that_still_gets_better_goes_on(tmp_path: Path) -> None:
         return 0.9 ** next(costs), 0.0
 
     waves, ended = run(
-        search(tmp_path, effort=Effort(7.5), out_of_time=lambda: next(asked) >= 2 * rounds), outcome
+        search(tmp_path, effort=Effort(7.5), minutes_left=lambda: 60.0 * (next(asked) < 2 * rounds)), outcome
     )
     assert ended.words == "the budget of 60 minutes was used up"
     assert len(waves) > 2 * PATIENCE
