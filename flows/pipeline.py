@@ -96,7 +96,7 @@ def optimize(run: Run, tracker: Tracker | None, execution: Execution) -> dict[st
         registered = execution.call(steps.register, run, tracker, parent, winner)
 
     progress.stage("explain")
-    less = tried(run, tracker, parent, execution, ablation.ablations(run, winner), baselines)
+    less = tried(run.unhurried, tracker, parent, execution, ablation.ablations(run, winner), baselines)
     steps_of_winner = execution.call(steps.contributions, run, winner, less)
 
     document = outcome.document(
@@ -126,7 +126,7 @@ def searched(
                 shown.get().rows(done)
             else:
                 done = tried(run, tracker, parent, execution, asked.rows, baselines, rows)
-            rows += done
+            rows += [row for row in done if row.status != "pruned" or asked.listed]
             asked = asking.send(done)
     except StopIteration as end:
         return rows, end.value

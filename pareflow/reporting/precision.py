@@ -12,13 +12,14 @@ _BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8}
 def precisions(document: Record) -> list[dict[str, Any]]:
     """The fastest measured variant of each precision, by what stores the numbers and what computes.
 
-    Its `bits` are those stored per weight of the original, pruned ones too: the baseline's own, times the
-    share of its size that is left; None where a size is not known.
+    Only variants of the whole network: one that was also made smaller says nothing of precisions. Its `bits`
+    are those stored per weight of the original: the baseline's own, times the share of its size that is left;
+    None where a size is not known.
     """
     fastest: dict[tuple[str, str], Record] = {}
     for row in document.get("variants") or []:
         precision, speedup = (row.get("ran") or {}).get("precision"), _speedup(row)
-        if precision is None or not known(speedup):
+        if precision is None or not known(speedup) or not _is_whole(row):
             continue
         key = (_stored_by(row), precision)
         if key not in fastest or speedup > _speedup(fastest[key]):
@@ -43,6 +44,17 @@ def _bits(row: Record, document: Record) -> float | None:
 
 def _stored_by(row: Record) -> str:
     """The quantization techniques of the recipe, in order."""
-    names = [name for step in row.get("steps") or [] for name in step if name in TECHNIQUES]
-    found = [name for name in names if ".quantization." in TECHNIQUES[name].__module__]
-    return " → ".join(found) or "the original"
+    return " → ".join(filter(_quantizes, _techniques(row))) or "the original"
+
+
+def _is_whole(row: Record) -> bool:
+    """Whether nothing in the recipe changes the network but quantization."""
+    return all(map(_quantizes, _techniques(row)))
+
+
+def _techniques(row: Record) -> list[str]:
+    return [name for step in row.get("steps") or [] for name in step if name in TECHNIQUES]
+
+
+def _quantizes(name: str) -> bool:
+    return ".quantization." in TECHNIQUES[name].__module__

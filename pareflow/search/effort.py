@@ -29,7 +29,8 @@ SUBNET_MINUTES = 0.06
 """A subnet of an architecture search is exported, timed, and evaluated."""
 
 PASSES = 3
-"""A training step takes about as long as three answers: forwards, and twice that back."""
+"""A training step takes about as long as three answers: forwards, and twice that back. Many samples at once
+in torch take about as long, each, as one alone in ONNX Runtime (measured: docs/log.md)."""
 
 
 def level_of(recipe: Recipe) -> Level:
@@ -71,7 +72,7 @@ class Effort:
 
     @classmethod
     def of(cls, samples: int, ms_per_sample: float) -> "Effort":
-        """From how many samples are trained on, and what the original takes to answer one of them."""
+        """From how many samples are trained on, and what the strong baseline takes to answer one of them."""
         return cls(samples * ms_per_sample * PASSES / 60_000)
 
     def minutes(self, recipe: Recipe) -> float:
@@ -79,10 +80,11 @@ class Effort:
         return self.build_minutes + epochs_of(recipe) * self.epoch_minutes + _subnet_minutes(recipe)
 
     def corrected(self, trials: Iterable[Trial]) -> "Effort":
-        """Medians of what was seen in place of the estimates, each where something was seen."""
+        """What was seen in place of estimates: medians of what was not trained, and of what was longest."""
         known = [(t.recipe, t.minutes) for t in trials if t.minutes is not None]
         seen = [(epochs_of(recipe), minutes - _subnet_minutes(recipe)) for recipe, minutes in known]
         plain = [minutes for epochs, minutes in seen if not epochs]
         build = statistics.median(plain) if plain else self.build_minutes
-        trained = [max(minutes - build, 0) / epochs for epochs, minutes in seen if epochs]
+        longest = max((epochs for epochs, _ in seen), default=0)
+        trained = [max(minutes - build, 0) / epochs for epochs, minutes in seen if epochs == longest > 0]
         return Effort(statistics.median(trained) if trained else self.epoch_minutes, build)

@@ -15,11 +15,11 @@ MOST_EPOCHS = 27
 
 
 def rungs(epochs: int) -> tuple[int, ...]:
-    """The passes of each rung, fewest first: 27 is reached by 3 and 9, 8 by 1 and 3, and 1 by itself."""
-    found = [epochs]
-    while found[-1] >= ETA and len(found) < 3:
-        found.append(max(1, round(found[-1] / ETA)))
-    return tuple(reversed(found))
+    """The passes of both rungs, fewer first; one where there are too few to divide.
+
+    There are no more: a network that begins anew looks hopeless after a ninth of its training (docs/log.md).
+    """
+    return (epochs,) if epochs < ETA else (round(epochs / ETA), epochs)
 
 
 def survivors(rung: Sequence[Trial], known: Sequence[Trial]) -> list[Trial]:

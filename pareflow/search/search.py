@@ -14,7 +14,7 @@ from pareflow.catalog import installed_version
 from pareflow.compiler import OnnxRuntime
 from pareflow.search import bounds, space, training_space
 from pareflow.search.effort import LEVELS, Effort, level_of
-from pareflow.search.halving import MOST_EPOCHS, rungs, survivors
+from pareflow.search.halving import ETA, MOST_EPOCHS, rungs, survivors
 from pareflow.search.trial import Trial, best, better
 from pareflow.variant import Recipe
 
@@ -151,7 +151,7 @@ class Search:
     def _promising(self, study: "Study") -> list[Recipe]:
         """Suggestions that could become faster than the best, as far as Amdahl's law tells."""
         effort = self.effort.corrected(self.known)
-        each = effort.build_minutes + self._epochs() / 3 * effort.epoch_minutes
+        each = effort.build_minutes + self._epochs() * effort.epoch_minutes * len(rungs(self._epochs())) / ETA
         count = max(2, min(ROUND, int(self.minutes / 2 / each)))
         leader = best(self.known)
         found = []

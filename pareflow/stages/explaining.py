@@ -8,8 +8,8 @@ from pareflow.stages.run import Row, Run
 from pareflow.stages.validation import original_of
 
 
-def explanation(run: Run, row: Row, rows: Sequence[Row], winner: Row | None) -> str:
-    """One sentence or two on a row of the final table."""
+def explanation(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> str:
+    """One sentence or two on a row of the final table; `screened` holds all rows as the search left them."""
     if row.status != "ok":
         return f"It is {row.status}: {row.reason}."
     if winner is not None and row.id == winner.id:
@@ -20,7 +20,7 @@ def explanation(run: Run, row: Row, rows: Sequence[Row], winner: Row | None) -> 
         return "It is what candidates are measured against."
     if row.verdict is not None:
         return f"It meets the SLA, but {_beside(row, winner)}."
-    return _not_judged(run, row, rows, winner)
+    return _not_judged(run, row, screened, winner)
 
 
 def _won(row: Row) -> str:
@@ -31,10 +31,10 @@ def _won(row: Row) -> str:
     return f"It won: it meets every clause, and is {_times(row.speedup)} as fast as the strong baseline."
 
 
-def _not_judged(run: Run, row: Row, rows: Sequence[Row], winner: Row | None) -> str:
+def _not_judged(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> str:
     """Of a row that was not chosen for the verdict: the quality that it lost already, or what was better."""
     clause = run.spec.sla.quality
-    drop = drop_interval(original_of(rows).quality, row.quality, run.spec.sla.confidence)
+    drop = drop_interval(original_of(screened).quality, row.quality, run.spec.sla.confidence)
     allowed = None if clause is None else clause.max_drop
     if drop is not None and drop.low is not None and allowed is not None and drop.low > allowed:
         bounds = f"{drop.estimate:.4f} ({_span(drop)})"

@@ -76,12 +76,10 @@ def _families(before: Mapping[str, Any] | None) -> dict[str, float]:
 
 
 def _effort(run: Run, before: Mapping[str, Any] | None) -> Effort | None:
-    """Minutes per pass of training, by what the original took to answer."""
+    """Minutes per pass of training, by what the strong baseline took to answer."""
     if before is None:
         return None
-    baselines = [row for row in before["variants"] if row["role"] != "candidate"]
-    latency_ms = baselines[-1]["latency_ms"]
-    per_sample = latency_ms["p50"] / run.spec.sla.batch_size
+    per_sample = before["baseline"]["latency_ms"]["p50"] / run.spec.sla.batch_size
     return Effort.of(run.facts.sizes["train"], per_sample)
 
 

@@ -1,5 +1,7 @@
 """What every stage of one run shares: the pipeline, the machine, the store; and the records they pass on."""
 
+import dataclasses
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -124,6 +126,11 @@ class Run:
     @property
     def out_of_time(self) -> bool:
         return self.minutes_left < 0
+
+    @property
+    def unhurried(self) -> "Run":
+        """The run without a budget: for what explains a winner that was found within it."""
+        return dataclasses.replace(self, began=math.inf)
 
     def job(self, name: str, arguments: Mapping[str, Any], log: str, **options: Any) -> Any:
         """Run one of `stages/jobs.py` in a process of its own, with the workload it is about."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pareflow.catalog import complete
@@ -23,11 +23,15 @@ from pareflow.variant import Recipe
 
 @dataclass(frozen=True)
 class Asked:
-    """Rows to try next, and why in a line; only on one batch where it is a preflight."""
+    """Rows to try next, and why in a line; only on one batch where it is a preflight.
+
+    `listed` says that the user named them: what is not begun is shown too.
+    """
 
     words: str
     rows: tuple[Row, ...]
     preflight: bool = False
+    listed: bool = False
 
 
 Asking = Generator[Asked, Sequence[Row], Ended]
@@ -43,7 +47,7 @@ def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
     wanted = run.spec.recipes()
     rows: list[Row] = []
     if wanted is not None:
-        rows += yield Asked("the pipeline's own candidates", _new(wanted, baselines))
+        rows += yield Asked("the pipeline's own candidates", _new(wanted, baselines), listed=True)
         ended = Ended("the pipeline names its candidates")
     else:
         ended = yield from _searched(run, baselines, profile, rows)
@@ -51,7 +55,12 @@ def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
         smaller = _new(last_resort(run), [*baselines, *rows])
         words = f"nothing fits the device yet: {len(smaller)} smaller variants"
         rows += yield Asked(words, smaller)
-    return _nothing_tried(run, rows) or ended
+    return _nothing_tried(run, rows) or replace(ended, following=(*_late(rows), *ended.following))
+
+
+def _late(rows: Sequence[Row]) -> tuple[Recipe, ...]:
+    """What was asked for when the budget was used up, and not begun."""
+    return tuple(row.recipe for row in rows if row.status == "pruned")
 
 
 def check_objective(run: Run, baselines: Sequence[Row]) -> None:
@@ -128,9 +137,9 @@ def _searched(
 
 def search_of(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | None) -> Search:
     """The search for this run's baselines, told of the strong one."""
-    original = original_of(baselines)
-    assert original.measurement is not None  # baselines are timed
-    per_sample = original.measurement.quantile_ms(0.5) / run.spec.sla.batch_size
+    strong, original = baselines[0], original_of(baselines)
+    assert strong.measurement is not None  # baselines are timed
+    per_sample = strong.measurement.quantile_ms(0.5) / run.spec.sla.batch_size
     return Search(
         here=circumstances(run, trainable=original.role == "original"),
         effort=Effort.of(run.facts.sizes["train"], per_sample),
@@ -139,7 +148,7 @@ def search_of(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
         seed=run.facts.seed,
         file=run.output / "study.log",
         families=_shares(profile),
-        known=[trial_of(run, baselines[0], baselines)],
+        known=[trial_of(run, strong, baselines)],
     )
 
 

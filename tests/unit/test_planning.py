@@ -67,13 +67,12 @@ def test_a_bound_is_amdahls_with_the_devices_own_rates() -> None:
 
 
 def test_a_finished_runs_profile_bounds_the_families(trained: Any) -> None:
-    """Its original took 2 ms for each of 460 images: a pass over them takes three times that, 2.76 s."""
+    """Its baseline took 2 ms for each of 460 images: a pass over them takes three times that, 2.76 s."""
     plan = planning.plan(trained.run)
     assert [(row["minutes"], row["at_most"]) for row in plan["candidates"]] == [(None, None)]
     trained.run.output.mkdir(parents=True)
     advice = {"families": [{"family": "compiler", "share": 0.75}]}
-    variants = [{"role": "original", "latency_ms": {"p50": 2.0}}, {"role": "candidate"}]
-    document = {"profile": {"advice": advice}, "variants": variants}
+    document = {"profile": {"advice": advice}, "baseline": {"latency_ms": {"p50": 2.0}}}
     (trained.run.output / "run.json").write_text(json.dumps(document))
     (row,) = planning.plan(trained.run)["candidates"]
     assert (row["minutes"], row["at_most"]) == (BUILD_MINUTES, 4)
