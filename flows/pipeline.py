@@ -96,12 +96,12 @@ def optimize(run: Run, tracker: Tracker | None, execution: Execution) -> dict[st
         registered = execution.call(steps.register, run, tracker, parent, winner)
 
     progress.stage("explain")
-    less = tried(run.unhurried, tracker, parent, execution, ablation.ablations(run, winner), baselines)
-    steps_of_winner = execution.call(steps.contributions, run, winner, less)
+    wanted = ablation.ablations(run, winner, screened)
+    less = tried(run.unhurried, tracker, parent, execution, wanted, baselines)
+    given = execution.call(steps.contributions, run, winner, [*screened, *less])
 
-    document = outcome.document(
-        run, table, screened, winner, profile, registered, swept, ended, steps_of_winner
-    )
+    rows, before = [*table, *less], [*screened, *less]
+    document = outcome.document(run, rows, before, winner, profile, registered, swept, ended, given)
     execution.call(steps.record_outcome, run, tracker, parent, document)
     return document
 

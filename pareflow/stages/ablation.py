@@ -18,31 +18,32 @@ from pareflow.stages.timing import measure
 from pareflow.variant import Recipe
 
 
-def ablations(run: Run, winner: Row | None) -> list[Row]:
+def ablations(run: Run, winner: Row | None, known: Sequence[Row]) -> list[Row]:
     """A row per step of the winner, made without it; the backend gives way to plain ONNX Runtime.
 
-    None where no candidate won, or where the rest of the recipe cannot run.
+    None where no candidate won, where the rest of the recipe cannot run, or where it is known already.
     """
     if winner is None or winner.role != "candidate":
         return []
-    return [
-        Row(recipe) for _, recipe in _without(winner.recipe) if optimization.unrunnable(run, recipe) is None
-    ]
+    rows = [Row(recipe, "ablation") for _, recipe in _without(winner.recipe)]
+    labels = {row.label for row in known}
+    return [r for r in rows if r.label not in labels and optimization.unrunnable(run, r.recipe) is None]
 
 
-def contributions(run: Run, winner: Row | None, made: Sequence[Row]) -> list[dict[str, Any]]:
+def contributions(run: Run, winner: Row | None, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Per step: `step`, `without` (the recipe), `speedup` and `quality_lost` by it, `size` with over without.
 
-    What could not be made or timed has its `reason`, and no numbers.
+    `rows` are those known and the ablations, with their quality on the search split. What could not be made
+    or timed has its `reason`, and no numbers.
     """
     if winner is None or winner.role != "candidate":
         return []
-    rows = {row.label: row for row in made}
+    known = {row.label: row for row in rows}
     return [
         {
             "step": step,
             "without": Row(recipe).label,
-            **_contribution(run, winner, rows.get(Row(recipe).label)),
+            **_contribution(run, winner, known.get(Row(recipe).label)),
         }
         for step, recipe in _without(winner.recipe)
     ]

@@ -16,6 +16,8 @@ def explanation(run: Run, row: Row, screened: Sequence[Row], winner: Row | None)
         return _won(row)
     if row.verdict is not None and row.verdict.decision != "promote":
         return f"It did not pass: {row.verdict.missed}."
+    if row.role == "ablation":
+        return "It is the winner without one of its steps, to show what that step gives."
     if row.role != "candidate":
         return "It is what candidates are measured against."
     if row.verdict is not None:

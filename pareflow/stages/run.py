@@ -19,7 +19,8 @@ from pareflow.store import Store, writing
 from pareflow.variant import Recipe, digest
 
 Status = Literal["ok", "failed", "unavailable", "pruned"]
-Role = Literal["baseline", "original", "candidate"]
+Role = Literal["baseline", "original", "candidate", "ablation"]
+"""An ablation is the winner without one of its steps: what the step gives is seen beside it."""
 TRAINING_HOURS = 12
 
 

@@ -155,9 +155,11 @@ def test_the_winner_is_measured_without_each_of_its_steps(trained: Any) -> None:
     run = trained.run
     recipe = Recipe((Step("fp16"),), Step("onnxruntime", {"graph_level": "basic", "threads": 1}))
     winner = optimization.make(run, Row(recipe))
-    less = ablation.ablations(run, winner)
+    less = ablation.ablations(run, winner, trained.rows)
     assert [row.label for row in less] == ["onnxruntime(graph_level=basic)", "fp16 → onnxruntime"]
     made = [optimization.make(run, row) for row in less]
+    assert {row.role for row in made} == {"ablation"}
+    assert ablation.ablations(run, winner, made) == []
     found = ablation.contributions(run, winner, made)
     assert [step["step"] for step in found] == ["fp16", "onnxruntime(graph_level=basic)"]
     assert all(step["speedup"]["low"] <= step["speedup"]["estimate"] for step in found)
