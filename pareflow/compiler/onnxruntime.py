@@ -12,6 +12,7 @@ from pareflow.compiler.backend import Backend
 from pareflow.compiler.graph_passes import Pass, switched_off
 from pareflow.compiler.onnxruntime_cuda import PROVIDERS, CudaProvider
 from pareflow.compiler.onnxruntime_session import BoundSession, FixedSession, OnnxRuntimeSession
+from pareflow.compiler.paged import Paged
 from pareflow.errors import EnvironmentUnfitError
 
 GraphLevel = Literal["none", "basic", "extended", "layout", "all"]
@@ -24,7 +25,7 @@ _LEVELS: dict[GraphLevel, str] = {
 }
 
 
-class OnnxRuntime(CudaProvider, Backend):
+class OnnxRuntime(CudaProvider, Paged, Backend):
     """Run the ONNX graph, optimized to `graph_level`.
 
     Threads do not spin between requests unless asked to: spinning burns a second core and slows neighbours
@@ -59,7 +60,7 @@ class OnnxRuntime(CudaProvider, Backend):
 
         missing = PROVIDERS[self.device] not in onnxruntime.get_available_providers()
         absent = f"this onnxruntime has no {PROVIDERS[self.device]}" if missing else None
-        return absent or self.provider_unfit()
+        return absent or self.provider_unfit() or self.pages_unfit()
 
     def compile(self, source: Path, into: Path) -> None:
         graph = source / network.FILES["onnx"]
@@ -88,6 +89,7 @@ class OnnxRuntime(CudaProvider, Backend):
             options.add_external_initializers(list(arrays), values)
         session = self._session(graph, options)
         precision, notes = self.computed((artifact / "precision").read_text())
+        notes = "; ".join(filter(None, (notes, self.paged())))
         if self.cuda_graphs:
             return FixedSession(session, self.threads, precision, notes)
         kind = BoundSession if self.io_binding else OnnxRuntimeSession

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from pareflow import network
 from pareflow.compiler import packed_openvino
 from pareflow.compiler.backend import Backend
+from pareflow.compiler.paged import Paged
 from pareflow.hardware import probe
 from pareflow.measurement import Ran
 from pareflow.workload import Arrays
@@ -18,7 +19,7 @@ from pareflow.workload import Arrays
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
-class OpenVino(Backend):
+class OpenVino(Paged, Backend):
     """Run the OpenVINO model.
 
     `precision` is a request: where the processor has no bf16 instructions OpenVINO computes in f32. What
@@ -47,7 +48,7 @@ class OpenVino(Backend):
     def unfit(self) -> str | None:
         if self.precision == "bf16" and not probe.has_bf16():
             return "this processor has no bf16 instructions, so that OpenVINO would compute in f32"
-        return None
+        return self.pages_unfit()
 
     @classmethod
     def devices(cls) -> Mapping[str, str]:
@@ -81,7 +82,8 @@ class OpenVino(Backend):
         model = core.read_model(*packed)
 
         def compiled(model: Any) -> OpenVinoSession:
-            return OpenVinoSession(core.compile_model(model, "CPU", configuration), self.streams)
+            made = core.compile_model(model, "CPU", configuration)
+            return OpenVinoSession(made, self.streams, self.paged())
 
         return StaticSession(model, compiled) if self.static_shapes else compiled(model)
 
@@ -89,8 +91,8 @@ class OpenVino(Backend):
 class OpenVinoSession:
     """A compiled model, and an inference request per stream."""
 
-    def __init__(self, compiled: Any, streams: int) -> None:
-        self._compiled = compiled
+    def __init__(self, compiled: Any, streams: int, notes: str = "") -> None:
+        self._compiled, self._notes = compiled, notes
         self._requests = [compiled.create_infer_request() for _ in range(streams)]
         self._ports = network.openvino_ports(compiled.inputs)
         self._fitted = self._ports.fitted(self._run)
@@ -119,6 +121,7 @@ class OpenVinoSession:
             self._executed_precision(),
             "CPU",
             int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
+            self._notes,
         )
 
     def _executed_precision(self) -> str:

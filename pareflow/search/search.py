@@ -77,6 +77,9 @@ class Search:
         techniques = yield from self._suitable(training_space.families(self.here))
         yield from self._tried("without training, what takes least effort first", self._cheap())
         yield from self._tried("to give back the quality that was lost", self._repairs())
+        leader = best(self.known)
+        others = [] if leader is None else list(space.settings(leader.recipe))
+        yield from self._tried("with other settings of the best one's runtime", others)
         if not techniques:
             return Ended("no technique that trains suits this network")
         if installed_version("optuna") is None:

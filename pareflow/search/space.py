@@ -103,6 +103,22 @@ def smallest(here: Circumstances) -> tuple[Recipe, ...]:
     return (*recipes, *(Recipe((student.step,), r.backend) for student in students for r in other))
 
 
+def settings(recipe: Recipe) -> tuple[Recipe, ...]:
+    """The recipe with other settings of its runtime: huge pages; of OpenVINO also an executable per shape."""
+    offered: dict[str, list[dict[str, bool]]] = {
+        OnnxRuntime.name: [{"huge_pages": True}],
+        OpenVino.name: [
+            {"static_shapes": True},
+            {"huge_pages": True},
+            {"static_shapes": True, "huge_pages": True},
+        ],
+    }
+    backend = recipe.backend
+    changed = [{**backend.settings, **more} for more in offered.get(backend.name, [])]
+    new = [one for i, one in enumerate(changed) if one != backend.settings and one not in changed[:i]]
+    return tuple(Recipe(recipe.techniques, Step(backend.name, one)) for one in new)
+
+
 def repairs(recipe: Recipe, here: Circumstances) -> tuple[Recipe, ...]:
     """What may give a recipe's lost quality back and keep most of its speed.
 

@@ -75,6 +75,18 @@ def test_static_int8_is_repaired_by_floats_and_by_training() -> None:
     assert space.repairs(Recipe((Step("dynamic_int8"),), PLAIN.backend), IMAGES) == ()
 
 
+def test_other_settings_of_a_runtime_are_those_that_it_has_not() -> None:
+    (paged,) = space.settings(PLAIN)
+    assert paged.backend.settings == {"threads": 1, "huge_pages": True}
+    assert space.settings(paged) == ()
+    static = Recipe((), Step("openvino", {"static_shapes": True}))
+    (both,) = space.settings(static)
+    assert both.backend.settings == {"static_shapes": True, "huge_pages": True}
+    assert len(space.settings(Recipe((), Step("openvino")))) == 3
+    assert_sensible(space.settings(Recipe((), Step("openvino"))))
+    assert space.settings(Recipe((), Step("tvm"))) == ()
+
+
 @pytest.mark.parametrize(
     ("epochs", "expected"), [(1, (1,)), (2, (2,)), (3, (1, 3)), (8, (3, 8)), (27, (9, 27))]
 )
@@ -300,9 +312,8 @@ def test_lossy_but_fast_is_repaired(tmp_path: Path) -> None:
         return (0.4, 0.2) if [s.name for s in recipe.techniques] == ["static_int8"] else (0.9, 0.0)
 
     waves, _ = run(search(tmp_path, here=dataclasses.replace(IMAGES, trainable=False)), outcome)
-    names = {recipe.techniques[0].name for recipe in waves[-1].recipes}
-    assert waves[-1].words == "to give back the quality that was lost"
-    assert names == {"mixed_int8"}
+    (repairs,) = [wave for wave in waves if wave.words == "to give back the quality that was lost"]
+    assert {recipe.techniques[0].name for recipe in repairs.recipes} == {"mixed_int8"}
 
 
 def test_recipes_that_are_complete_are_what_they_were(tmp_path: Path) -> None:

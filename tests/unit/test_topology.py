@@ -1,10 +1,14 @@
 """How the machine is built inside, against files as the kernel writes them, and against this machine."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pareflow.compiler import OnnxRuntime, OpenVino
 from pareflow.hardware import ceilings, graphics, probe, topology
+from pareflow.hardware import huge_pages as pages
 
 
 def written(path: Path, text: str) -> None:
@@ -36,6 +40,38 @@ def test_memory_nodes_have_their_cores_and_memory(tmp_path: Path, monkeypatch: p
         {"node": 0, "cores": "0-3", "mib": 2000},
         {"node": 1, "cores": "4-7", "mib": 2000},
     ]
+
+
+def test_private_memory_is_cut_to_whole_huge_pages() -> None:
+    """From 3 MiB to 9: two, from 4 to 8. Files, shared memory, stacks, small and read-only ones stay."""
+    maps = """
+00300000-00900000 rw-p 00000000 00:00 0
+00a00000-01000000 rw-p 00000000 00:00 0 [heap]
+02000000-03000000 rw-p 00000000 08:01 77 /lib/a.so
+03000000-04000000 rw-s 00000000 00:00 0
+04000000-05000000 rw-p 00000000 00:00 0 [stack]
+05000000-05100000 rw-p 00000000 00:00 0
+06000000-07000000 r--p 00000000 00:00 0
+""".strip()
+    mib = 2**20
+    assert list(pages._regions(maps)) == [(4 * mib, 4 * mib), (10 * mib, 6 * mib)]
+
+
+def test_memory_is_put_in_huge_pages_and_stays_what_it_was() -> None:
+    if pages.unfit():
+        pytest.skip(str(pages.unfit()))
+    held = np.arange(16 * 2**20 // 8)
+    pages.collapse()
+    assert int(held.sum()) == len(held) * (len(held) - 1) // 2
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    assert int(re.search(r"AnonHugePages:\s+(\d+)", rollup)[1]) >= 12 * 1024  # type: ignore[index]
+
+
+def test_huge_pages_that_the_system_does_not_give_are_unfit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "huge_pages", lambda: "never")
+    assert OnnxRuntime(huge_pages=True).unfit() == "huge pages are `never` on this system"
+    assert OpenVino(huge_pages=True).unfit() == "huge pages are `never` on this system"
+    assert OnnxRuntime().unfit() is None
 
 
 @pytest.mark.parametrize("chosen", ["always", "madvise", "never"])
