@@ -9,8 +9,8 @@ from pareflow.hardware import huge_pages
 class Paged(Member):
     """Memory in pages of 2 MiB once the executable is loaded; the answers stay the same.
 
-    1.26 times as fast on the intent transformer (130 MiB of weights), 1.06 times on ResNet-18, and half a
-    second more to load (measured, `bench/processor.py`); nothing where weights fit the caches.
+    1.07 times as fast on the intent transformer (130 MiB of weights) and on ResNet-18 (`bench/compiler.py`),
+    and half a second more to load; nothing where weights fit the caches.
     """
 
     huge_pages: bool = Field(default=False, description="memory in pages of 2 MiB after loading")
