@@ -95,7 +95,8 @@ class Search:
                 return Ended("every recipe of the space that could help was tried")
             late = self._late(asked)
             if len(late) == len(asked):
-                return Ended(f"the budget of {self.minutes:g} minutes was used up", tuple(late))
+                following = tuple(training_space.trained_for(r, rungs(self._epochs())[0]) for r in late)
+                return Ended(f"the budget of {self.minutes:g} minutes was used up", following)
             reached = yield from self._halved([recipe for recipe in asked if recipe not in late])
             for recipe in asked:
                 study.tell(recipe, reached.get(recipe.label, Trial(recipe)))
@@ -133,12 +134,13 @@ class Search:
     def _suitable(
         self, techniques: Mapping[str, training_space.Settings]
     ) -> Generator[Wave, Told, dict[str, training_space.Settings]]:
-        """The techniques that run on one batch of this network's data, where training takes long."""
+        """The techniques that suit the network: on one batch, where training takes long and may yet be done."""
         runtime = OnnxRuntime(threads=self.here.threads[0]).step
+        left = self.minutes_left()
         probes = {
             name: Recipe((training_space.probe(name, settings),), runtime)
             for name, settings in techniques.items()
-            if self._least_minutes(name, settings) > PREFLIGHT_MINUTES
+            if PREFLIGHT_MINUTES < self._least_minutes(name, settings) <= left
         }
         if not probes:
             return dict(techniques)

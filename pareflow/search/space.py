@@ -25,7 +25,8 @@ from pareflow.model.quantization.static_int8 import Method, Operators
 from pareflow.variant import Recipe, Step
 
 METHODS: tuple[Method, ...] = ("minmax", "entropy", "percentile")
-LOWER_LEVELS: tuple[GraphLevel, ...] = ("none", "basic", "extended", "layout")
+LOWER_LEVELS: tuple[GraphLevel, ...] = ("extended", "layout")
+"""Those that were ever as fast as the highest (docs/log.md)."""
 
 
 @dataclass(frozen=True, slots=True)
