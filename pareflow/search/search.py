@@ -134,7 +134,7 @@ class Search:
     def _suitable(
         self, techniques: Mapping[str, training_space.Settings]
     ) -> Generator[Wave, Told, dict[str, training_space.Settings]]:
-        """The techniques that suit the network: on one batch, where training takes long and may yet be done."""
+        """The techniques that suit the network: seen on one batch, where training takes long."""
         runtime = OnnxRuntime(threads=self.here.threads[0]).step
         left = self.minutes_left()
         probes = {

@@ -24,7 +24,8 @@ from pareflow.model import (
 from pareflow.model.quantization.static_int8 import Method, Operators
 from pareflow.variant import Recipe, Step
 
-METHODS: tuple[Method, ...] = ("minmax", "entropy", "percentile")
+MILDER: tuple[Method, ...] = ("entropy", "percentile")
+"""Other ways to choose ranges: as fast as the first, so that they are tried where that loses too much."""
 LOWER_LEVELS: tuple[GraphLevel, ...] = ("extended", "layout")
 """Those that were ever as fast as the highest (docs/log.md)."""
 
@@ -51,7 +52,7 @@ def untrained(here: Circumstances) -> tuple[Recipe, ...]:
     operators: Operators = "products" if here.tokens else "all"
     levels = [Recipe((), OnnxRuntime(graph_level=level, threads=threads[0]).step) for level in LOWER_LEVELS]
     plain: list[tuple[Technique, ...]] = [
-        *((StaticInt8(method=method, operators=operators, reduce_range=narrow),) for method in METHODS),
+        (StaticInt8(operators=operators, reduce_range=narrow),),
         (DynamicInt8(reduce_range=narrow),),
         (Fp16(),),
     ]
@@ -123,15 +124,14 @@ def settings(recipe: Recipe) -> tuple[Recipe, ...]:
 def repairs(recipe: Recipe, here: Circumstances) -> tuple[Recipe, ...]:
     """What may give a recipe's lost quality back and keep most of its speed.
 
-    Static int8: sensitive layers reverted to float, then trained as it will be rounded.
+    Static int8: ranges chosen otherwise, sensitive layers reverted to float, training as it will be rounded.
     """
     *before, last = recipe.techniques or (None,)
     if last is None or last.name != StaticInt8.name:
         return ()
-    found: list[Technique] = [
-        MixedInt8.from_settings(last.settings),
-        *([QatInt8()] if here.trainable else []),
-    ]
+    milder = [StaticInt8.from_settings({**last.settings, "method": method}) for method in MILDER]
+    mixed = MixedInt8.from_settings(last.settings)
+    found: list[Technique] = [*milder, mixed, *([QatInt8()] if here.trainable else [])]
     return tuple(Recipe((*filter(None, before), r.step), recipe.backend) for r in found)
 
 

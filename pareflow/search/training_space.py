@@ -29,7 +29,10 @@ TRIALS = 24
 
 
 def families(here: Circumstances) -> dict[str, Settings]:
-    """Per technique that trains and may make this network faster, its settings."""
+    """Per technique that trains and may make this network faster, its settings.
+
+    What starts from the trained weights comes first: it needs less training than what begins anew.
+    """
     if not here.trainable:
         return {}
     rates = {"learning_rate": TOKEN_RATES if here.tokens else RATES}
@@ -40,11 +43,11 @@ def families(here: Circumstances) -> dict[str, Settings]:
         HeadPruning.name: {"ratio": SHARES, **rates},
     }
     return {
-        Distillation.name: {**taught, **rates},
         ChannelPruning.name: {"ratio": SHARES, "widths": ("inner", "all"), **rates},
-        LowRank.name: {"share": (0.2, 0.3, 0.4, 0.5), "of": ("products",), **rates},
-        ArchitectureSearch.name: {"max_latency_share": SHARES, "trials": (TRIALS,), **rates},
         **(tokens if here.tokens else {}),
+        LowRank.name: {"share": (0.2, 0.3, 0.4, 0.5), "of": ("products",), **rates},
+        Distillation.name: {**taught, **rates},
+        ArchitectureSearch.name: {"max_latency_share": SHARES, "trials": (TRIALS,), **rates},
     }
 
 

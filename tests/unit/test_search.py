@@ -31,7 +31,7 @@ def test_weights_keep_to_seven_bits_where_bytes_saturate(vnni: bool, monkeypatch
     recipes = space.untrained(Circumstances((1, 2), tokens=True))
     steps = [step for recipe in recipes for step in recipe.techniques]
     narrow = [step.settings["reduce_range"] for step in steps if "reduce_range" in step.settings]
-    assert len(narrow) == 8
+    assert len(narrow) == 4
     assert set(narrow) == {not vnni}
 
 
@@ -64,14 +64,16 @@ def test_a_network_that_came_as_a_graph_is_not_trained() -> None:
     assert training_space.families(dataclasses.replace(IMAGES, trainable=False)) == {}
 
 
-def test_static_int8_is_repaired_by_floats_and_by_training() -> None:
+def test_static_int8_is_repaired_by_other_ranges_by_floats_and_by_training() -> None:
     student = Step("distillation", {"student": "half"})
-    recipe = Recipe((student, Step("static_int8", {"method": "entropy"})), PLAIN.backend)
-    mixed, trained = space.repairs(recipe, IMAGES)
-    assert (mixed.techniques[0], mixed.techniques[1].name) == (student, "mixed_int8")
-    assert mixed.techniques[1].settings["method"] == "entropy"
-    assert trained.techniques[1].name == "qat_int8"
-    assert len(space.repairs(recipe, dataclasses.replace(IMAGES, trainable=False))) == 1
+    recipe = Recipe((student, Step("static_int8", {"operators": "products"})), PLAIN.backend)
+    found = space.repairs(recipe, IMAGES)
+    assert all(repair.techniques[0] == student for repair in found)
+    lasts = [repair.techniques[1] for repair in found]
+    assert [step.name for step in lasts] == ["static_int8", "static_int8", "mixed_int8", "qat_int8"]
+    assert [step.settings.get("method") for step in lasts[:3]] == ["entropy", "percentile", "minmax"]
+    assert {step.settings.get("operators") for step in lasts[:3]} == {"products"}
+    assert len(space.repairs(recipe, dataclasses.replace(IMAGES, trainable=False))) == 3
     assert space.repairs(Recipe((Step("dynamic_int8"),), PLAIN.backend), IMAGES) == ()
 
 
@@ -159,11 +161,14 @@ def test_passes_of_all_steps_count_a_supernets_twice() -> None:
     assert epochs_of(PLAIN) == 0
 
 
-def test_the_study_begins_with_each_student_and_asks_nothing_twice(tmp_path: Path) -> None:
+def test_the_study_begins_with_each_technique_and_each_student_and_asks_nothing_twice(tmp_path: Path) -> None:
     study = Study(training_space.families(IMAGES), [PLAIN], 0, tmp_path / "study.log")
     asked = study.ask(12)
-    assert [r.techniques[0].settings.get("student") for r in asked[:2]] == ["half", "quarter"]
-    assert {r.techniques[0].name for r in asked[:5]} == set(training_space.families(IMAGES))
+    starts = [recipe.techniques[0] for recipe in asked[:5]]
+    pruned, thin, half, quarter, searched = (step.name for step in starts)
+    assert (pruned, thin, searched) == ("channel_pruning", "low_rank", "architecture_search")
+    assert half == quarter == "distillation"
+    assert [step.settings["student"] for step in starts[2:4]] == ["half", "quarter"]
     assert len({recipe.label for recipe in asked}) == 12
 
 
@@ -313,7 +318,7 @@ def test_lossy_but_fast_is_repaired(tmp_path: Path) -> None:
 
     waves, _ = run(search(tmp_path, here=dataclasses.replace(IMAGES, trainable=False)), outcome)
     (repairs,) = [wave for wave in waves if wave.words == "to give back the quality that was lost"]
-    assert {recipe.techniques[0].name for recipe in repairs.recipes} == {"mixed_int8"}
+    assert {recipe.techniques[0].name for recipe in repairs.recipes} == {"static_int8", "mixed_int8"}
 
 
 def test_recipes_that_are_complete_are_what_they_were(tmp_path: Path) -> None:
