@@ -97,6 +97,33 @@ def test_the_verdict_is_one_sentence_with_speed_up_drop_and_their_intervals(docu
     )
 
 
+def test_what_the_search_found_out_is_shown(document: dict[str, Any]) -> None:
+    step: dict[str, Any] = {"step": "static_int8", "without": "onnxruntime", "reason": None, "size": 0.27}
+    step["speedup"] = {"estimate": 2.87, "low": 2.78, "high": 2.95}
+    step["quality_lost"] = {"estimate": 0.0012, "low": -0.001, "high": 0.003}
+    gone = {"step": "onnxruntime", "without": "static_int8 → torch_eager", "reason": "it cannot run here"}
+    document["contributions"] = [step, gone]
+    document["search"] = {"ended": "the budget of 10 minutes was used up", "next": ["low_rank → onnxruntime"]}
+    document["variants"][5]["explanation"] = "It was not judged: <others> are faster."
+    document["variants"][5]["reason"] = "no longer timed"
+
+    shown = Page(page.render(document))
+
+    told = shown.text().split("Each step of the winner")[1].split("The search ended")[0]
+    assert all(word in told for word in ("static_int8", "2.87", "2.78 to 2.95", "0.0012", "0.27"))
+    assert "it cannot run here" in told
+    assert (
+        "The search ended: the budget of 10 minutes was used up. More budget would try next:" in shown.text()
+    )
+    assert "low_rank → onnxruntime" in shown.text("ended")
+    assert "It was not judged: <others> are faster." in shown.text("variant-5")
+    assert "no longer timed" in shown.text("variant-5")
+
+
+def test_without_a_search_nothing_is_said_of_one(document: dict[str, Any]) -> None:
+    assert "The search ended" not in Page(page.render(document)).text()
+
+
 def test_every_variant_and_every_check_is_a_row(document: dict[str, Any]) -> None:
     shown = Page(page.render(document))
 

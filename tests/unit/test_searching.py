@@ -67,7 +67,8 @@ def test_the_search_goes_on_from_the_best_that_it_was_told(trained: Any) -> None
         if row.label != "dynamic_int8 → onnxruntime":
             return dataclasses.replace(row, status="failed", reason="so")
         speedup = dataclasses.replace(trained.strong.speedup, estimate=2.0)
-        return dataclasses.replace(trained.strong, recipe=row.recipe, role="candidate", speedup=speedup)
+        known: Row = trained.strong
+        return dataclasses.replace(known, recipe=row.recipe, role="candidate", speedup=speedup)
 
     asking = searching.searching(run, trained.rows, None)
     wave = next(asking)
