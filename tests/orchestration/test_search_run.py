@@ -1,0 +1,64 @@
+"""A run that searches: killed while it trains, it goes on where it was, and ends with what was finished."""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+]  # it trains a dozen networks, on a budget of minutes
+MINUTES = 3.0
+PATIENCE_S = 600.0
+
+
+@pytest.fixture(scope="module")
+def killed_and_finished(
+    command: Callable[..., list[str]],
+    entries: Callable[[Path], dict[str, tuple[int, int]]],
+    pipeline_file: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], Path]:
+    """The entries at a kill in the midst of training, those at the end, the document, the data folder."""
+    budget = {"minutes": MINUTES, "variant_minutes": 5, "quiet_minutes": 30}
+    config = pipeline_file("searched", candidates=None, budget=budget)
+    data_dir = tmp_path_factory.mktemp("searched") / "data"
+    words = command("optimize", config, "--data-dir", data_dir, "--no-orchestrator", "--json")
+    process = subprocess.Popen(words, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL)
+    unfinished, deadline = data_dir / "store" / "unfinished", time.monotonic() + PATIENCE_S
+    while not (unfinished.exists() and any(unfinished.iterdir())):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1)  # its children die with it
+    before = entries(data_dir)
+    done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return before, entries(data_dir), json.loads(done.stdout), data_dir
+
+
+def test_what_was_finished_before_the_kill_is_not_made_again(killed_and_finished: Any) -> None:
+    before, after, _, _ = killed_and_finished
+    assert len(before) > 10
+    assert before.items() <= after.items()
+
+
+def test_the_search_trained_and_says_why_it_ended_and_of_every_row_what_became_of_it(
+    killed_and_finished: Any,
+) -> None:
+    _, _, document, data_dir = killed_and_finished
+    recipes = [row["recipe"] for row in document["variants"]]
+    assert any("channel_pruning(" in recipe for recipe in recipes)
+    assert document["search"]["ended"]
+    assert all(row["explanation"] for row in document["variants"])
+    assert document["winner"] is not None
+    assert [step["step"] for step in document["contributions"]]
+    assert (data_dir / "runs" / document["run_id"] / "study.log").is_file()
