@@ -40,7 +40,7 @@ def preflight(run: Run, row: Row) -> Row:
 
     Raises: TransientError, EnvironmentUnfitError of the store.
     """
-    absent = unrunnable(run, row.recipe)
+    absent = missing(row.recipe)  # it runs here, whatever the device runs
     if absent:
         return _ended(row, "unavailable", absent)
     try:
