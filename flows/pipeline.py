@@ -119,7 +119,8 @@ def searched(
     try:
         asked = next(asking)
         while True:
-            shown.get().stage(f"optimize: {asked.words}", len(asked.rows))
+            shown.get().stage("optimize", len(asked.rows))
+            shown.get().note(asked.words)
             if asked.preflight:
                 flown = execution.each(steps.preflight, asked.rows, lambda row: (run, row))
                 done = [row for row in flown if row.status != "ok"]

@@ -45,9 +45,8 @@ def document(
         "seed": run.facts.seed,
         "baseline": variant(rows[0]),
         "profile": None if profile is None else dict(profile),
-        "variants": [
-            {**variant(row), "explanation": explanation(run, row, screened, winner)} for row in rows
-        ],
+        "variants": [variant(row) for row in rows],
+        "explanations": [explanation(run, row, screened, winner) for row in rows],
         "winner": winner.id if winner else None,
         "verdict": _verdict(shown, met=winner is not None),
         "search": None if ended is None else _search(ended),

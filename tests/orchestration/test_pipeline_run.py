@@ -92,7 +92,7 @@ def test_a_clean_run_prints_nothing_foreign(finished: Finished) -> None:
     for word in ("Traceback", "WARNING", "Warning", "Error", "Downloading", "it/s", "prefect", "mlflow"):
         assert word not in said
     stages = [line.split(" at ")[0] for line in said.splitlines() if not line.startswith(" ")]
-    assert stages == ["baseline", "profile", "optimize", "validate", "register"]
+    assert stages == ["baseline", "profile", "optimize", "validate", "register", "explain"]
 
 
 def test_the_report_and_the_document_lie_beside_the_run(finished: Finished, document: dict[str, Any]) -> None:

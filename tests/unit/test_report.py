@@ -104,7 +104,7 @@ def test_what_the_search_found_out_is_shown(document: dict[str, Any]) -> None:
     gone = {"step": "onnxruntime", "without": "static_int8 → torch_eager", "reason": "it cannot run here"}
     document["contributions"] = [step, gone]
     document["search"] = {"ended": "the budget of 10 minutes was used up", "next": ["low_rank → onnxruntime"]}
-    document["variants"][5]["explanation"] = "It was not judged: <others> are faster."
+    document["explanations"] = [f"row {index}: <others> are faster." for index in range(6)]
     document["variants"][5]["reason"] = "no longer timed"
 
     shown = Page(page.render(document))
@@ -116,7 +116,7 @@ def test_what_the_search_found_out_is_shown(document: dict[str, Any]) -> None:
         "The search ended: the budget of 10 minutes was used up. More budget would try next:" in shown.text()
     )
     assert "low_rank → onnxruntime" in shown.text("ended")
-    assert "It was not judged: <others> are faster." in shown.text("variant-5")
+    assert "row 5: <others> are faster." in shown.text("variant-5")
     assert "no longer timed" in shown.text("variant-5")
 
 
