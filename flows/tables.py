@@ -240,7 +240,7 @@ def _cells(row: Document) -> list[str]:
 
 def _precisions(document: Document) -> Table:
     """Bits, bytes, speed and quality: the fastest variant of each way to store and compute numbers."""
-    table = Table(title="by precision: the fastest variant of each")
+    table = Table(title="by precision: the fastest variant of the whole network")
     for heading in ("stored by", "computed in"):
         table.add_column(heading)
     for heading in ("bits per weight", "MiB", "speedup", "quality"):
