@@ -1,8 +1,8 @@
 """Which recipes are tried, in which order, and when to stop: cheap and strong first, then trained ones.
 
-The search asks for waves of recipes and is told what became of them. It reads no clock but to end, and draws
-by its seed: told the same, it asks the same. So a run that was killed goes on by asking all again, which the
-store answers at once.
+The search asks for waves of recipes and is told what became of them. It draws by its seed, and reads the
+clock only to leave out what cannot be done in time: told the same, it asks the same. So a run that was killed
+goes on by asking all again, which the store answers at once.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
