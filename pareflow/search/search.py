@@ -113,8 +113,10 @@ class Search:
         return told
 
     def _cheap(self) -> list[Recipe]:
-        """The recipes without training, those of the least effort first."""
-        return sorted(space.untrained(self.here), key=lambda recipe: LEVELS.index(level_of(recipe)))
+        """What needs no training: the least effort first, a device's other runtimes, slow to build, last."""
+        others = {recipe.label for recipe in space.for_device(self.here.profile)}
+        found = space.untrained(self.here)
+        return sorted(found, key=lambda recipe: (recipe.label in others, LEVELS.index(level_of(recipe))))
 
     def _repairs(self) -> list[Recipe]:
         """Repairs of what is faster than all that passes, and loses too much; the fastest first."""

@@ -259,6 +259,15 @@ def test_a_search_goes_from_cheap_to_trained_and_finds_both_together(tmp_path: P
     assert ended.words == "2 rounds of training in a row brought nothing better"
 
 
+def test_a_devices_other_runtimes_come_after_what_is_quick_to_build(tmp_path: Path) -> None:
+    pi = specs.read_profile(Path(__file__).parents[2] / "configs" / "devices" / "pi5.yaml")
+    recipes = search(tmp_path, here=dataclasses.replace(IMAGES, profile=pi))._cheap()
+    names = [recipe.backend.name for recipe in recipes]
+    quick = [name in ("onnxruntime", "openvino") for name in names]
+    assert quick == sorted(quick, reverse=True)
+    assert "litert" in names
+
+
 def test_the_second_rung_of_a_round_keeps_a_third(tmp_path: Path) -> None:
     waves, _ = run(search(tmp_path), landscape)
     first = next(i for i, wave in enumerate(waves) if wave.words.startswith("trained for 9 of"))
