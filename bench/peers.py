@@ -87,7 +87,7 @@ def compare(workload: str, peers: Sequence[Peer]) -> Comparison:
     document, winner = chosen(config, remeasure=False)
     pipeline = spec.read(config).model_copy(update={"budget": PATIENT})
     run = Run.open(pipeline, config, DATA_DIR, remeasure=True)
-    baselines = [as_row(one) for one in document["variants"] if one["role"] != "candidate"]
+    baselines = [as_row(one) for one in document["variants"] if one["role"] in ("baseline", "original")]
     made = [make(run, peer, baselines[0]) for peer in peers]
     entered = {row.id: row for row in (*baselines, as_row(winner), *made) if row.status == "ok"}
     judged = {row.id: row for row in validate(run, list(entered.values()))}
