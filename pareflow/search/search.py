@@ -95,7 +95,7 @@ class Search:
                 return Ended("every recipe of the space that could help was tried")
             late = self._late(asked)
             if len(late) == len(asked):
-                following = tuple(training_space.trained_for(r, rungs(self._epochs())[0]) for r in late)
+                following = tuple(training_space.trained_for(r, self._rungs()[0]) for r in late)
                 return Ended(f"the budget of {self.minutes:g} minutes was used up", following)
             reached = yield from self._halved([recipe for recipe in asked if recipe not in late])
             for recipe in asked:
@@ -152,13 +152,13 @@ class Search:
 
     def _least_minutes(self, name: str, settings: training_space.Settings) -> float:
         """What a technique takes in the first rung."""
-        step = training_space.step(name, next(training_space.first(settings)), rungs(self._epochs())[0])
+        step = training_space.step(name, next(training_space.first(settings)), self._rungs()[0])
         return self.effort.minutes(Recipe((step,), OnnxRuntime().step))
 
     def _promising(self, study: "Study") -> list[Recipe]:
         """Suggestions that could become faster than the best, as far as Amdahl's law tells."""
-        effort = self.effort.corrected(self.known)
-        each = effort.build_minutes + self._epochs() * effort.epoch_minutes * len(rungs(self._epochs())) / ETA
+        effort, passes = self._effort_now(), self._rungs()
+        each = effort.build_minutes + passes[-1] * effort.epoch_minutes * len(passes) / ETA
         count = max(2, min(ROUND, int(self.minutes / 2 / each)))
         leader = best(self.known)
         found = []
@@ -172,18 +172,17 @@ class Search:
 
     def _late(self, asked: Sequence[Recipe]) -> list[Recipe]:
         """Those that the time left is not expected to suffice for, even in the first rung."""
-        effort, left = self.effort.corrected(self.known), self.minutes_left()
-        passes = rungs(self._epochs())[0]
+        effort, left, passes = self._effort_now(), self.minutes_left(), self._rungs()[0]
         return [r for r in asked if effort.minutes(training_space.trained_for(r, passes)) > left]
 
     def _halved(self, asked: Sequence[Recipe]) -> Generator[Wave, Told, dict[str, Trial]]:
         """By label, each recipe as far as it was trained: all a little, the hopeful third more."""
         reached: dict[str, Trial] = {}
-        epochs, going, before = self._epochs(), list(asked), list(self.known)
-        for passes in rungs(epochs):
+        rungs_now, going, before = self._rungs(), list(asked), list(self.known)
+        for passes in rungs_now:
             trained = {training_space.trained_for(recipe, passes).label: recipe for recipe in going}
             wave = [training_space.trained_for(recipe, passes) for recipe in going]
-            told = yield from self._tried(f"trained for {passes} of {epochs} passes", wave)
+            told = yield from self._tried(f"trained for {passes} of {rungs_now[-1]} passes", wave)
             reached |= {trained[label].label: trial for label, trial in told.items()}
             kept = {t.recipe.label for t in survivors(list(told.values()), before)}
             going = [trained[label] for label in told if label in kept]
@@ -191,7 +190,11 @@ class Search:
                 break
         return reached
 
-    def _epochs(self) -> int:
-        """How long the last rung trains: within its share of the budget."""
-        longest = self.minutes * LONGEST / max(self.effort.corrected(self.known).epoch_minutes, 1e-9)
-        return int(max(1, min(MOST_EPOCHS, longest)))
+    def _effort_now(self) -> Effort:
+        """The estimates, corrected by what was seen."""
+        return self.effort.corrected(self.known)
+
+    def _rungs(self) -> tuple[int, ...]:
+        """The passes of each rung; the last trains within its share of the budget."""
+        longest = self.minutes * LONGEST / max(self._effort_now().epoch_minutes, 1e-9)
+        return rungs(int(max(1, min(MOST_EPOCHS, longest))))

@@ -171,12 +171,8 @@ def _new(recipes: Iterable[Recipe], known: Iterable[Row]) -> tuple[Row, ...]:
 def _told(run: Run, wave: Wave, rows: Sequence[Row], baselines: Sequence[Row]) -> dict[str, Trial]:
     """What became of a wave's recipes, by the labels that the search gave them."""
     known = {row.label: row for row in rows}
-    found = {recipe.label: known.get(Row(complete(recipe)).label) for recipe in wave.recipes}
-    return {
-        recipe.label: trial_of(run, row, baselines, recipe)
-        for recipe in wave.recipes
-        if (row := found[recipe.label]) is not None
-    }
+    found = [(recipe, known.get(Row(complete(recipe)).label)) for recipe in wave.recipes]
+    return {recipe.label: trial_of(run, row, baselines, recipe) for recipe, row in found if row is not None}
 
 
 def trial_of(run: Run, row: Row, baselines: Sequence[Row], recipe: Recipe | None = None) -> Trial:
