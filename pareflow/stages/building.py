@@ -63,19 +63,17 @@ def preflight(run: Run, row: Row) -> None:
 
 def _keep_seconds(run: Run, variant: str, seconds: float) -> None:
     """Keep what building took: a run that finds the variant ready plans by it too."""
-    run.store.ensure(
-        digest("build seconds", variant), lambda into: _write(into / "seconds.json", round(seconds, 3))
-    )
+
+    def write(into: Path) -> None:
+        (into / "seconds.json").write_text(json.dumps(round(seconds, 3)))
+
+    run.store.ensure(digest("build seconds", variant), write)
 
 
 def _seconds(run: Run, variant: str) -> float | None:
     """What building took; None where it was not kept."""
     entry = run.store.find(digest("build seconds", variant))
     return None if entry is None else float(json.loads((entry / "seconds.json").read_text()))
-
-
-def _write(path: Path, document: Any) -> None:
-    path.write_text(json.dumps(document))
 
 
 def evaluate(run: Run, row: Row, split: SplitName) -> Row:
