@@ -62,6 +62,8 @@ class Worker:
             return wire.read(self._answers)
 
         with self._turn:
+            if self._answers.closed:
+                raise self._death("it was interrupted")
             answer, outputs = self._said(exchange)
         if "error" in answer:
             raise _revived(self._name, answer["error"])
@@ -73,7 +75,8 @@ class Worker:
         except wire.BrokenPipe as error:
             raise self._death(str(error)) from error
         except (KeyboardInterrupt, SystemExit):
-            self._process.kill()  # the answer that is under way would be taken for the next one's
+            self._process.kill()
+            self._answers.close()  # what it has answered already would be taken for the next one's
             raise
 
     def _death(self, found: str) -> CrashedError:
