@@ -77,7 +77,7 @@ def _claims(name: str, *, quick: bool) -> Iterator[Claim]:
 def _searched(run: Run, baselines: Sequence[Row], profile: dict[str, object]) -> Tried:
     """What the search tries, asked and told as the flow does it."""
     rows, working, began = list[Row](), 0.0, time.monotonic()
-    asking = searching.searching(run, baselines, profile)
+    asking, contest = searching.searching(run, baselines, profile), searching.Contest(run, baselines)
     asked = next(asking)
     with suppress(StopIteration):
         while True:
@@ -86,7 +86,7 @@ def _searched(run: Run, baselines: Sequence[Row], profile: dict[str, object]) ->
                 flown = [optimization.preflight(run, row) for row in asked.rows]
                 done = [row for row in flown if row.status != "ok"]
             else:
-                done = [_tried(run, row, rows, baselines) for row in asked.rows]
+                done = [_tried(contest, row) for row in asked.rows]
             working += time.monotonic() - before
             rows += done
             asked = asking.send(done)
@@ -94,9 +94,11 @@ def _searched(run: Run, baselines: Sequence[Row], profile: dict[str, object]) ->
     return Tried(rows, seconds, seconds - working)
 
 
-def _tried(run: Run, row: Row, before: Sequence[Row], baselines: Sequence[Row]) -> Row:
-    needed = searching.needed(run, row, before, baselines)
-    return optimization.time(run, optimization.make(run, row), baselines, needed)
+def _tried(contest: searching.Contest, row: Row) -> Row:
+    made = optimization.make(contest.run, row)
+    timed = optimization.time(contest.run, made, contest.baselines, contest.needed(made))
+    contest.ran(timed)
+    return timed
 
 
 def _exhaustive(run: Run, baselines: Sequence[Row], rows: Sequence[Row]) -> Tried:
@@ -115,10 +117,8 @@ def _exhaustive(run: Run, baselines: Sequence[Row], rows: Sequence[Row]) -> Trie
         for name, settings in families.items()
         for chosen in training_space.grid(settings)
     ]
-    began = time.monotonic()
-    tried = [
-        _tried(run, Row(complete(recipe)), [], baselines) for recipe in (*space.untrained(here), *points)
-    ]
+    began, contest = time.monotonic(), searching.Contest(run, baselines)
+    tried = [_tried(contest, Row(complete(recipe))) for recipe in (*space.untrained(here), *points)]
     return Tried(tried, time.monotonic() - began)
 
 

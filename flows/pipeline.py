@@ -97,7 +97,7 @@ def optimize(run: Run, tracker: Tracker | None, execution: Execution) -> dict[st
 
     progress.stage("explain")
     wanted = ablation.ablations(run, winner, screened)
-    less = tried(run.unhurried, tracker, parent, execution, wanted, baselines)
+    less = tried(tracker, parent, execution, wanted, searching.Contest(run.unhurried, baselines))
     given = execution.call(steps.contributions, run, winner, [*screened, *less])
 
     rows, before = [*table, *less], [*screened, *less]
@@ -116,6 +116,7 @@ def searched(
 ) -> tuple[list[Row], Ended]:
     """All rows that the search asked for, wave by wave, and why it ended."""
     asking, rows = searching.searching(run, baselines, profile), list[Row]()
+    contest = searching.Contest(run, baselines)
     try:
         asked = next(asking)
         while True:
@@ -126,7 +127,7 @@ def searched(
                 done = [row for row in flown if row.status != "ok"]
                 shown.get().rows(done)
             else:
-                done = tried(run, tracker, parent, execution, asked.rows, baselines, rows)
+                done = tried(tracker, parent, execution, asked.rows, contest)
             rows += [row for row in done if row.status != "pruned" or asked.listed]
             asked = asking.send(done)
     except StopIteration as end:
@@ -134,21 +135,19 @@ def searched(
 
 
 def tried(
-    run: Run,
     tracker: Tracker | None,
     parent: str,
     execution: Execution,
     candidates: Sequence[Row],
-    baselines: Sequence[Row],
-    before: Sequence[Row] = (),
+    contest: searching.Contest,
 ) -> list[Row]:
-    """The candidates, built side by side and timed one by one, each for as long as it may beat all `before`
-    and among them."""
-    progress, rows = shown.get(), list[Row]()
+    """The candidates, built side by side and timed one by one, each for as long as it may win the contest."""
+    progress, run, rows = shown.get(), contest.run, list[Row]()
     for wave in waves(candidates, len(probe.cores())):
         for row in execution.each(steps.make_variant, wave, lambda row: (run, row)):
-            needed = searching.needed(run, row, [*before, *rows], baselines)
-            timed = execution.call(steps.time_variant, run, tracker, parent, row, baselines, needed)
+            needed = contest.needed(row)
+            timed = execution.call(steps.time_variant, run, tracker, parent, row, contest.baselines, needed)
+            contest.ran(timed)
             progress.rows([timed])
             rows.append(timed)
     return rows

@@ -59,12 +59,12 @@ class ArchitectureSearch(TrainedTechnique):
         from pareflow.model.architecture.supernet import Sandwich, recalibrated
 
         given = copy.deepcopy(network).eval()
-        torch.manual_seed(workload.definition.seed)
+        torch.manual_seed(self.seed_of(workload))
         supernet = self._supernet(given, workload)
         loss = Sandwich(workload, supernet.space)
         fit(supernet, workload, self, loss=loss, stage="supernet", keep="last")
         latencies = Latencies(given, workload, self.threads)
-        limits = (self.max_latency_share, self.trials, self.samples)
+        limits = (self.max_latency_share, self.trials, self.samples, self.seed_of(workload))
         chosen = Evolution(supernet, latencies, workload, *limits).best()
         subnet = supernet.subnet(chosen)
         share = latencies.share(chosen.label, subnet)

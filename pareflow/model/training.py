@@ -40,6 +40,13 @@ class TrainedTechnique(Technique):
     epochs: int = Field(default=2, ge=0, description="passes over the training split")
     learning_rate: float = Field(default=1e-3, gt=0, description="the highest; it rises, then falls to zero")
     batch_size: int = Field(default=64, ge=1, description="samples per step")
+    seed: int | None = Field(
+        default=None, ge=0, description="of all that is random; none: the workload's own"
+    )
+
+    def seed_of(self, workload: LoadedWorkload) -> int:
+        """Of the order of samples, dropout, and weights that begin anew."""
+        return workload.definition.seed if self.seed is None else self.seed
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ class _Fit:
 
         self._workload, self._loss, self._stage, self._keep = workload, loss, stage, keep
         self._after_step = after_step
-        self._seed, self._batch_size = workload.definition.seed, settings.batch_size
+        self._seed, self._batch_size = settings.seed_of(workload), settings.batch_size
         torch.manual_seed(self._seed)
         self._accelerator = Accelerator(step_scheduler_with_optimizer=False)
         self._per_epoch = len(self._order(0))

@@ -5,8 +5,9 @@ clock only to leave out what cannot be done in time: told the same, it asks the 
 goes on by asking all again, which the store answers at once.
 """
 
+import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ PATIENCE = 2
 """Rounds that may bring nothing better before the search ends."""
 LONGEST = 1 / 8
 """Share of the budget that training one recipe may take."""
+SEEDS = 2
+"""Other seeds that the best recipe with training is trained by again: how much of it is chance."""
 PREFLIGHT_MINUTES = 1.0
 """What is expected to take longer runs on one batch first; what takes less is its own preflight."""
 
@@ -44,10 +47,12 @@ class Wave:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Why the search ended, and what it would have tried next."""
+    """Why the search ended, what it would have tried next, and what it left out as hopeless: each recipe with
+    how many times as fast as the strong baseline it can be at most."""
 
     words: str
     following: tuple[Recipe, ...] = ()
+    hopeless: tuple[tuple[Recipe, float], ...] = ()
 
 
 Told = Mapping[str, Trial]
@@ -71,6 +76,7 @@ class Search:
     file: Path
     families: Mapping[str, float] = field(default_factory=dict)
     known: list[Trial] = field(default_factory=list)
+    _hopeless: list[tuple[Recipe, float]] = field(default_factory=list, init=False)
 
     def waves(self) -> Waves:
         """What to try, wave by wave; each is answered by what became of it."""
@@ -86,7 +92,15 @@ class Search:
             return Ended("recipes that train are chosen by Optuna: install pareflow[training]")
         from pareflow.search.study import Study
 
-        study = Study(techniques, self._finishes(), self.seed, self.file)
+        ended = yield from self._rounds(Study(techniques, self._finishes(), self.seed, self.file))
+        mended = self._in_time(self._repairs())
+        yield from self._tried("to give back the quality that training has lost", mended)
+        again = self._in_time(self._by_other_seeds())
+        yield from self._tried("the best one trained by other seeds: how much of it is chance", again)
+        return replace(ended, hopeless=tuple(self._hopeless))
+
+    def _rounds(self, study: "Study") -> Generator[Wave, Told, Ended]:
+        """Round by round what Optuna suggests, for as long as that brings something better in time."""
         idle = 0
         while idle < PATIENCE:
             before = best(self.known)
@@ -120,11 +134,23 @@ class Search:
 
     def _repairs(self) -> list[Recipe]:
         """Repairs of what is faster than all that passes, and loses too much; the fastest first."""
-        leader = best(self.known)
+        leader, tried = best(self.known), {trial.recipe.label for trial in self.known}
         lossy = [t for t in self.known if t.excess and better(t.cost, leader)]
         lossy.sort(key=lambda trial: trial.cost or 0)
         found = [repair for t in lossy[:FINISHES] for repair in space.repairs(t.recipe, self.here)]
-        return list({recipe.label: recipe for recipe in found}.values())
+        return [r for label, r in {r.label: r for r in found}.items() if label not in tried]
+
+    def _by_other_seeds(self) -> tuple[Recipe, ...]:
+        """The best recipe by other seeds, where it trains."""
+        leader = best(self.known)
+        seeds = range(self.seed + 1, self.seed + 1 + SEEDS)
+        return () if leader is None else training_space.by_seeds(leader.recipe, seeds)
+
+    def _in_time(self, recipes: Sequence[Recipe]) -> list[Recipe]:
+        """As many of them, in their order, as the time left is expected to suffice for."""
+        effort, left = self._effort_now(), self.minutes_left()
+        needs = itertools.accumulate(map(effort.minutes, recipes))
+        return [recipe for recipe, need in zip(recipes, needs, strict=True) if need <= left]
 
     def _finishes(self) -> list[Recipe]:
         """The best recipes without training: those that exceed the SLA's limits least, the fastest first."""
@@ -168,11 +194,14 @@ class Search:
                 found.append(recipe)
             else:
                 study.tell(recipe, Trial(recipe))
+                self._hopeless.append((recipe, bound))
         return found
 
     def _late(self, asked: Sequence[Recipe]) -> list[Recipe]:
-        """Those that the time left is not expected to suffice for, even in the first rung."""
-        effort, left, passes = self._effort_now(), self.minutes_left(), self._rungs()[0]
+        """Those that the time left is not expected to suffice for, even in the first rung, if the best one is
+        to be trained by other seeds after that."""
+        effort, passes = self._effort_now(), self._rungs()[0]
+        left = self.minutes_left() - sum(map(effort.minutes, self._by_other_seeds()))
         return [r for r in asked if effort.minutes(training_space.trained_for(r, passes)) > left]
 
     def _halved(self, asked: Sequence[Recipe]) -> Generator[Wave, Told, dict[str, Trial]]:

@@ -124,14 +124,18 @@ def settings(recipe: Recipe) -> tuple[Recipe, ...]:
 def repairs(recipe: Recipe, here: Circumstances) -> tuple[Recipe, ...]:
     """What may give a recipe's lost quality back and keep most of its speed.
 
-    Static int8: ranges chosen otherwise, sensitive layers reverted to float, training as it will be rounded.
+    int8: taught by the float network while its numbers are rounded. Static int8 also: ranges chosen
+    otherwise, sensitive layers reverted to float.
     """
     *before, last = recipe.techniques or (None,)
-    if last is None or last.name != StaticInt8.name:
+    if last is None or last.name not in (StaticInt8.name, NncfInt8.name):
         return ()
-    milder = [StaticInt8.from_settings({**last.settings, "method": method}) for method in MILDER]
-    mixed = MixedInt8.from_settings(last.settings)
-    found: list[Technique] = [*milder, mixed, *([QatInt8()] if here.trainable else [])]
+    found: list[Technique] = []
+    if last.name == StaticInt8.name:
+        found += [StaticInt8.from_settings({**last.settings, "method": method}) for method in MILDER]
+        found.append(MixedInt8.from_settings(last.settings))
+    if here.trainable:
+        found.append(QatInt8())
     return tuple(Recipe((*filter(None, before), r.step), recipe.backend) for r in found)
 
 

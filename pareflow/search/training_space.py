@@ -1,7 +1,7 @@
 """The space with training: which settings of which techniques, each a short list of values in their order."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pareflow.catalog import TECHNIQUES
@@ -43,7 +43,12 @@ def families(here: Circumstances) -> dict[str, Settings]:
         HeadPruning.name: {"ratio": SHARES, **rates},
     }
     return {
-        ChannelPruning.name: {"ratio": SHARES, "widths": ("inner", "all"), **rates},
+        ChannelPruning.name: {
+            "ratio": SHARES,
+            "widths": ("inner", "all"),
+            "scope": ("global", "layer"),  # ratios per layer by what its channels are worth, or one for all
+            **rates,
+        },
         **(tokens if here.tokens else {}),
         LowRank.name: {"share": (0.2, 0.3, 0.4, 0.5), "of": ("products",), **rates},
         Distillation.name: {**taught, **rates},
@@ -78,11 +83,26 @@ def grid(settings: Settings) -> Iterator[dict[str, Any]]:
 
 def trained_for(recipe: Recipe, epochs: int) -> Recipe:
     """The recipe with another number of passes in each step that trains."""
-    steps = [
-        Step(step.name, {**step.settings, "epochs": epochs}) if _trains(step) else step
-        for step in recipe.techniques
-    ]
+    return _with(recipe, {"epochs": epochs})
+
+
+def by_seeds(recipe: Recipe, seeds: Sequence[int]) -> tuple[Recipe, ...]:
+    """The recipe trained by each of these seeds; none where nothing of it trains."""
+    if not any(map(_trains, recipe.techniques)):
+        return ()
+    return tuple(_with(recipe, {"seed": seed}) for seed in seeds)
+
+
+def seedless(recipe: Recipe) -> Recipe:
+    """The recipe, whatever the seeds of its steps: what is the same but for chance."""
+    steps = [Step(s.name, {k: v for k, v in s.settings.items() if k != "seed"}) for s in recipe.techniques]
     return Recipe(tuple(steps), recipe.backend)
+
+
+def _with(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe with these settings in each step that trains."""
+    changed = [Step(s.name, {**s.settings, **settings}) if _trains(s) else s for s in recipe.techniques]
+    return Recipe(tuple(changed), recipe.backend)
 
 
 def _trains(step: Step) -> bool:

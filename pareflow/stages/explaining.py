@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from pareflow.gate import drop_interval
 from pareflow.measurement import Interval
+from pareflow.search.training_space import seedless
 from pareflow.stages.run import Row, Run
 from pareflow.stages.validation import original_of
 
@@ -13,7 +14,7 @@ def explanation(run: Run, row: Row, screened: Sequence[Row], winner: Row | None)
     if row.status != "ok":
         return f"It is {row.status}: {row.reason}."
     if winner is not None and row.id == winner.id:
-        return _won(row)
+        return f"{_won(row)}{_by_other_seeds(row, screened)}"
     if row.verdict is not None and row.verdict.decision != "promote":
         return f"It did not pass: {row.verdict.missed}."
     if row.role == "ablation":
@@ -31,6 +32,22 @@ def _won(row: Row) -> str:
     if row.speedup is None:
         return "It won: it meets every clause, and is the best by the objective."
     return f"It won: it meets every clause, and is {_times(row.speedup)} as fast as the strong baseline."
+
+
+def _by_other_seeds(row: Row, screened: Sequence[Row]) -> str:
+    """What the same recipe became with other seeds, if it was trained by any: how much is chance."""
+    same = [other for other in screened if seedless(other.recipe) == seedless(row.recipe)]
+    own, others = ([o for o in same if (o.label == row.label) is ours] for ours in (True, False))
+    found = [(o.speedup.estimate, o.quality.value) for o in others if o.speedup and o.quality]
+    here = own[0].quality
+    if not found or here is None:
+        return ""
+    speedups, values = ((min(numbers), max(numbers)) for numbers in zip(*found, strict=True))
+    fast, good = f"{speedups[0]:.2f} to {speedups[1]:.2f}", f"{values[0]:.4f} to {values[1]:.4f}"
+    return (
+        f" Trained by {len(found)} other seeds it is {fast} times as fast, and its {here.metric} {good} on the "
+        f"search split, here {here.value:.4f}."
+    )
 
 
 def _not_judged(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> str:

@@ -12,6 +12,7 @@ from pareflow.search import Ended
 from pareflow.stages.explaining import explanation
 from pareflow.stages.run import Row, Run
 from pareflow.stages.selection import selection, slice_drops
+from pareflow.variant import Recipe
 
 
 def document(
@@ -61,8 +62,16 @@ def document(
 
 
 def _search(ended: Ended) -> dict[str, Any]:
-    """Why the search ended, and what more budget would try next."""
-    return {"ended": ended.words, "next": [Row(complete(recipe)).label for recipe in ended.following]}
+    """Why the search ended, what more budget would try next, and what could not have become the fastest."""
+    return {
+        "ended": ended.words,
+        "next": [_label(recipe) for recipe in ended.following],
+        "hopeless": [{"recipe": _label(recipe), "at_most": bound} for recipe, bound in ended.hopeless],
+    }
+
+
+def _label(recipe: Recipe) -> str:
+    return Row(complete(recipe)).label
 
 
 def target(run: Run, rows: Sequence[Row]) -> dict[str, Any] | None:

@@ -184,17 +184,31 @@ def trial_of(run: Run, row: Row, baselines: Sequence[Row], recipe: Recipe | None
     return Trial(trial.recipe, cost_of(run, row, baselines), excess_of(run, row, baselines), minutes)
 
 
-def needed(run: Run, row: Row, rows: Sequence[Row], baselines: Sequence[Row]) -> float | None:
-    """How many times as fast as its strong baseline a row must be to become the best; None if unknown.
+@dataclass
+class Contest:
+    """What a row must beat to become the best: the best so far of those that pass, carried along."""
 
-    Known where the median latency is what is minimised, and one of `rows` passes.
-    """
-    if run.spec.objective != "latency_p50":
-        return None
-    leader = best(trial_of(run, other, baselines) for other in (baselines[0], *rows))
-    if leader is None or leader.cost is None:
-        return None
-    return _cost(run, strong_baseline(row, baselines), baselines[0]) / leader.cost
+    run: Run
+    baselines: Sequence[Row]
+    leader: Trial | None = None
+
+    def __post_init__(self) -> None:
+        self.ran(self.baselines[0])
+
+    def needed(self, row: Row) -> float | None:
+        """How many times as fast as its strong baseline a row must be to become the best; None if unknown.
+
+        Known where the median latency is what is minimised, and something passes.
+        """
+        if self.run.spec.objective != "latency_p50" or self.leader is None or self.leader.cost is None:
+            return None
+        own = strong_baseline(row, self.baselines)
+        return _cost(self.run, own, self.baselines[0]) / self.leader.cost
+
+    def ran(self, row: Row) -> None:
+        """A row as it was timed."""
+        found = trial_of(self.run, row, self.baselines)
+        self.leader = best([found] if self.leader is None else [self.leader, found])
 
 
 def cost_of(run: Run, row: Row, baselines: Sequence[Row]) -> float:

@@ -330,6 +330,49 @@ def test_lossy_but_fast_is_repaired(tmp_path: Path) -> None:
     assert {recipe.techniques[0].name for recipe in repairs.recipes} == {"static_int8", "mixed_int8"}
 
 
+def test_what_training_made_fast_and_lossy_is_repaired_too(tmp_path: Path) -> None:
+    """A pruned network in int8 is fastest, and loses too much until it learns how it is rounded."""
+
+    def outcome(recipe: Recipe) -> tuple[float, float]:
+        match [step.name for step in recipe.techniques]:
+            case ["channel_pruning", "static_int8"]:
+                return 0.2, 0.1
+            case ["static_int8"]:
+                return 0.5, 0.0
+        return 0.9, 0.0
+
+    waves, _ = run(search(tmp_path, here=IMAGES), outcome)
+    (mended,) = [w for w in waves if w.words == "to give back the quality that training has lost"]
+    assert [[s.name for s in r.techniques][1:] for r in mended.recipes[-1:]] == [["qat_int8"]]
+    assert {r.techniques[0].name for r in mended.recipes} == {"channel_pruning"}
+
+
+def test_the_best_one_is_trained_by_other_seeds_if_it_is_trained(tmp_path: Path) -> None:
+    ours = search(tmp_path, seed=5)
+    waves, _ = run(ours, landscape)
+    seeds = [
+        [s.settings.get("seed") for s in r.techniques if "epochs" in s.settings] for r in waves[-1].recipes
+    ]
+    assert seeds == [[6], [7]]
+    leader = best(trial for trial in ours.known if trial.recipe not in waves[-1].recipes)
+    assert leader is not None
+    alike = training_space.seedless(leader.recipe)
+    assert all(training_space.seedless(recipe) == alike for recipe in waves[-1].recipes)
+    waves, _ = run(search(tmp_path), lambda r: (0.5, 0.0) if len(r.techniques) < 2 else (0.9, 0.0))
+    assert not any("seeds" in wave.words for wave in waves)  # what is best needs no training
+
+
+def test_what_amdahl_lets_become_no_faster_than_the_best_is_left_out_and_named(tmp_path: Path) -> None:
+    """Distillation can touch half of the time: int8 is faster already than twice."""
+    shares = {"distillation": 0.5, "quantization": 0.0}
+    ours = search(tmp_path, families=shares)
+    waves, ended = run(ours, lambda r: (0.4, 0.0) if len(r.techniques) == 1 else (0.9, 0.0))
+    begun = {r.techniques[0].name for w in waves if w.words.startswith("trained") for r in w.recipes}
+    assert not begun & {"distillation", "architecture_search"}
+    assert {r.techniques[0].name for r, _ in ended.hopeless} == {"distillation", "architecture_search"}
+    assert all(at_most == pytest.approx(2) for _, at_most in ended.hopeless)
+
+
 def test_recipes_that_are_complete_are_what_they_were(tmp_path: Path) -> None:
     """The stage completes recipes to name them; training more must not change what else they say."""
     for recipe in Study(training_space.families(IMAGES), [PLAIN], 0, tmp_path / "s.log").ask(8):

@@ -118,8 +118,13 @@ def test_a_cost_is_of_the_first_baseline_whatever_the_threads(trained: Any) -> N
         two, role="candidate", speedup=dataclasses.replace(strong.speedup, estimate=1.5)
     )
     assert searching.cost_of(run, row, [strong, two]) == pytest.approx(1 / 3)
-    assert searching.needed(run, row, [], [strong, two]) == pytest.approx(0.5)  # to be as good as the first
-    assert searching.needed(run, strong, [row], [strong, two]) == pytest.approx(3)
+    contest = searching.Contest(run, [strong, two])
+    assert contest.needed(row) == pytest.approx(0.5)  # to be as good as the first
+    contest.ran(row)
+    assert contest.needed(strong) == pytest.approx(3)
+    contest.ran(dataclasses.replace(row, status="failed", reason="so"))
+    contest.ran(two)  # slower
+    assert contest.needed(strong) == pytest.approx(3)
 
 
 def test_throughput_is_a_cost_too_the_more_the_less(trained: Any) -> None:
@@ -127,7 +132,7 @@ def test_throughput_is_a_cost_too_the_more_the_less(trained: Any) -> None:
     doubled = tuple(tuple(ms / 2 for ms in block) for block in strong.measurement.blocks_ms)
     row = dataclasses.replace(strong, measurement=dataclasses.replace(strong.measurement, blocks_ms=doubled))
     assert searching.cost_of(run, row, trained.rows) == pytest.approx(0.5)
-    assert searching.needed(run, row, [row], trained.rows) is None  # races are of median latencies
+    assert searching.Contest(run, trained.rows).needed(row) is None  # races are of median latencies
 
 
 def test_a_preflight_runs_each_step_on_a_few_samples_and_keeps_nothing_but_that_it_did(trained: Any) -> None:
@@ -198,6 +203,30 @@ def test_a_row_that_won_or_missed_a_clause_says_so(judged: Any) -> None:
     lost = dataclasses.replace(candidate, verdict=dataclasses.replace(missed, checks=checks))
     said = explaining.explanation(judged.run, lost, rows, rows[0])
     assert said == f"It did not pass: {missed.checks[0].clause}: 0.5 is above 0.2."
+
+
+def test_a_winner_says_what_it_became_by_other_seeds(judged: Any) -> None:
+    """Two others of the same recipe, of other seeds alone, and one that differs by more."""
+    *_, candidate = judged.finalists
+
+    def trained(speedup: float, value: float, **settings: Any) -> Row:
+        step = Step("distillation", {"student": "narrow", "epochs": 1, **settings})
+        base: Row = candidate
+        return dataclasses.replace(
+            base,
+            recipe=Recipe((step,), PLAIN),
+            speedup=dataclasses.replace(candidate.speedup, estimate=speedup),
+            quality=dataclasses.replace(candidate.quality, value=value),
+        )
+
+    winner = trained(2.0, 0.9)
+    others = [trained(2.125, 0.875, seed=1), trained(1.75, 0.9375, seed=2), trained(9.0, 0.0, epochs=2)]
+    said = explaining.explanation(judged.run, winner, [winner, *others], winner)
+    assert said.endswith(
+        "Trained by 2 other seeds it is 1.75 to 2.12 times as fast, and its accuracy 0.8750 to 0.9375 on the "
+        "search split, here 0.9000."
+    )
+    assert "seeds" not in explaining.explanation(judged.run, winner, [winner, others[-1]], winner)
 
 
 def test_a_row_that_lost_too_much_on_the_search_split_names_the_interval(judged: Any) -> None:

@@ -67,6 +67,8 @@ def test_same_seed_gives_the_same_weights(load_tiny: Load, name: str) -> None:
     first = Trained(epochs=1).apply(module, workload)
     torch.manual_seed(2)
     assert same(first, Trained(epochs=1).apply(module, workload))
+    assert same(first, Trained(epochs=1, seed=workload.definition.seed).apply(module, workload))
+    assert not same(first, Trained(epochs=1, seed=workload.definition.seed + 1).apply(module, workload))
 
 
 def test_no_epoch_leaves_the_network_as_it_is(load_tiny: Load) -> None:

@@ -34,6 +34,7 @@ class Evolution(Generic[A]):
     max_latency_share: float
     trials: int
     samples: int
+    seed: int
 
     def best(self) -> A:
         """The architecture within the limit that loses least. Raises: UnsuitableError if none is."""
@@ -48,9 +49,8 @@ class Evolution(Generic[A]):
             trial.set_constraint("latency", seen[architecture][0] - self.max_latency_share)
             return seen[architecture]
 
-        sampler = optuna.samplers.NSGAIISampler(
-            population_size=max(2, min(50, self.trials // 4)), seed=self.workload.definition.seed
-        )
+        population = max(2, min(50, self.trials // 4))
+        sampler = optuna.samplers.NSGAIISampler(population_size=population, seed=self.seed)
         study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
         for end in (0, -1):
             study.enqueue_trial(space.options(end))

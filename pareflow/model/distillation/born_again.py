@@ -41,7 +41,7 @@ class BornAgain(ResponseTechnique):
     def _next(self, parent: "nn.Module", workload: LoadedWorkload, generation: int) -> "nn.Module":
         from pareflow.model.distillation.teacher import Teacher
 
-        child, teacher = _newborn(parent, workload), Teacher(parent, workload)
+        child, teacher = _newborn(parent, workload, self.seed_of(workload)), Teacher(parent, workload)
 
         def loss(module: "nn.Module", batch: Batch) -> "torch.Tensor":
             return self.response_loss(module(*batch.inputs.values()), teacher(batch)[0], batch, workload)
@@ -49,11 +49,11 @@ class BornAgain(ResponseTechnique):
         return fit(child, workload, self, loss=loss, stage=f"generation-{generation + 1}")
 
 
-def _newborn(parent: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
+def _newborn(parent: "nn.Module", workload: LoadedWorkload, seed: int) -> "nn.Module":
     """The workload's untrained network. Raises: UnsuitableError where the parent has other weights by now."""
     import torch
 
-    torch.manual_seed(workload.definition.seed)
+    torch.manual_seed(seed)
     child = workload.definition.network()
     assert isinstance(child, torch.nn.Module)  # the form is torch
     if differing := first_difference(child, parent):

@@ -78,7 +78,7 @@ class Distillation(ResponseTechnique):
         """The untaught student. Raises: InputError where its name is not known; UnsuitableError."""
         import torch
 
-        torch.manual_seed(workload.definition.seed)
+        torch.manual_seed(self.seed_of(workload))
         if self.student is None:
             return self._smaller(teacher, workload)
         known = workload.definition.students()

@@ -47,7 +47,7 @@ class EarlyExit(ResponseTechnique):
 
         task_loss(workload)  # labels are needed: the whole network has no teacher
         check_classes(network, network, "its exits", workload)
-        torch.manual_seed(workload.definition.seed)
+        torch.manual_seed(self.seed_of(workload))
         module = with_exits(copy.deepcopy(network), workload, self.exits)
 
         def loss(module: "nn.Module", batch: Batch) -> "torch.Tensor":

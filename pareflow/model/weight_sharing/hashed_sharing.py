@@ -36,7 +36,7 @@ class HashedSharing(TrainedTechnique):
         from pareflow.model.weight_sharing.hashed import hash_layers
 
         network = copy.deepcopy(network)
-        if not hash_layers(network, self.compression, LEAST, workload.definition.seed):
+        if not hash_layers(network, self.compression, LEAST, self.seed_of(workload)):
             raise UnsuitableError(
                 f"some linear layer, convolution or embedding must have at least {LEAST} weights",
                 f"`{type(network).__name__}` has none",
