@@ -45,8 +45,8 @@ def _by_other_seeds(row: Row, screened: Sequence[Row]) -> str:
     speedups, values = ((min(numbers), max(numbers)) for numbers in zip(*found, strict=True))
     fast, good = f"{speedups[0]:.2f} to {speedups[1]:.2f}", f"{values[0]:.4f} to {values[1]:.4f}"
     return (
-        f" Trained by {len(found)} other seeds it is {fast} times as fast, and its {here.metric} {good} on the "
-        f"search split, here {here.value:.4f}."
+        f" Trained by {len(found)} other seeds it is {fast} times as fast, and its {here.metric} {good} "
+        f"on the search split, here {here.value:.4f}."
     )
 
 
