@@ -347,6 +347,30 @@ def test_what_training_made_fast_and_lossy_is_repaired_too(tmp_path: Path) -> No
     assert {r.techniques[0].name for r in mended.recipes} == {"channel_pruning"}
 
 
+def test_a_repair_that_did_not_help_is_not_asked_for_again(tmp_path: Path) -> None:
+    def outcome(recipe: Recipe) -> tuple[float, float]:
+        return (0.4, 0.2) if [s.name for s in recipe.techniques] == ["static_int8"] else (0.9, 0.0)
+
+    waves, _ = run(search(tmp_path, here=IMAGES), outcome)
+    asked = [recipe.label for wave in waves if not wave.preflight for recipe in wave.recipes]
+    assert len(asked) == len(set(asked))
+
+
+def test_a_round_leaves_the_time_to_train_the_best_by_other_seeds(tmp_path: Path) -> None:
+    """A pass takes 0.1 minutes, a build none: nine passes of one recipe, and twice those of the best."""
+    step = training_space.step("distillation", {"depth": 0.5, "learning_rate": 1e-3}, 9)
+    trained = Recipe((step,), PLAIN.backend)
+    asked = [training_space.trained_for(trained, 1)]
+    given: dict[str, Any] = {"effort": Effort(0.1, 0.0), "minutes_left": lambda: 2.0}
+    ours = search(tmp_path, **given)
+    assert ours._late(asked) == []
+    ours.known.append(Trial(trained, 0.5, 0.0))
+    assert ours._late(asked) == asked  # 0.9 + 1.8 minutes
+    assert len(ours._in_time(ours._by_other_seeds())) == 2
+    shorter = search(tmp_path, **{**given, "minutes_left": lambda: 1.0}, known=ours.known)
+    assert [r.techniques[0].settings["seed"] for r in shorter._in_time(shorter._by_other_seeds())] == [1]
+
+
 def test_the_best_one_is_trained_by_other_seeds_if_it_is_trained(tmp_path: Path) -> None:
     ours = search(tmp_path, seed=5)
     waves, _ = run(ours, landscape)
