@@ -42,8 +42,8 @@ def collapse() -> float:
 def _regions(maps: str) -> Iterator[tuple[int, int]]:
     """Start and length of what is private, writable and backed by no file, cut to whole huge pages."""
     for line in maps.splitlines():
-        span, rights, _, _, inode, *name = line.split()
-        if inode != "0" or not rights.startswith("rw-p") or name not in ([], ["[heap]"]):
+        span, rights, _, _, _, *name = line.split()
+        if not rights.startswith("rw-p") or name not in ([], ["[heap]"]):
             continue
         low, high = (int(edge, 16) for edge in span.split("-"))
         start, end = -(-low // PAGE) * PAGE, high // PAGE * PAGE

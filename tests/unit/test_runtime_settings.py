@@ -64,6 +64,16 @@ def test_settings_keep_the_answers(
         np.testing.assert_allclose(plain[key], other[key], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", [OnnxRuntime(huge_pages=True), OpenVino(huge_pages=True)], ids=str)
+def test_a_session_in_huge_pages_says_how_much_of_it_is(
+    backend: Backend, forms: Forms, tmp_path: Path
+) -> None:
+    if reason := backend.unfit():
+        pytest.skip(reason)
+    backend.compile(forms("images")[backend.form], tmp_path)
+    assert re.fullmatch(r"\d+ MiB put in huge pages", backend.load(tmp_path).ran().notes)
+
+
 @pytest.mark.parametrize("name", ["images", "texts"])
 def test_every_pass_that_the_runtime_runs_is_known(name: str, forms: Forms) -> None:
     path = forms(name)["onnx"] / FILES["onnx"]

@@ -1,5 +1,6 @@
 """How the machine is built inside, against files as the kernel writes them, and against this machine."""
 
+import platform
 import re
 from pathlib import Path
 
@@ -61,10 +62,13 @@ def test_memory_is_put_in_huge_pages_and_stays_what_it_was() -> None:
     if pages.unfit():
         pytest.skip(str(pages.unfit()))
     held = np.arange(16 * 2**20 // 8)
-    pages.collapse()
+    done_mib = pages.collapse()
     assert int(held.sum()) == len(held) * (len(held) - 1) // 2
     rollup = Path("/proc/self/smaps_rollup").read_text()
-    assert int(re.search(r"AnonHugePages:\s+(\d+)", rollup)[1]) >= 12 * 1024  # type: ignore[index]
+    there_mib = int(re.search(r"AnonHugePages:\s+(\d+)", rollup)[1]) / 1024  # type: ignore[index]
+    at_once = tuple(map(int, platform.release().split(".")[:2])) >= (6, 1)
+    assert there_mib >= max(12, done_mib)
+    assert (done_mib >= 12) is at_once
 
 
 def test_huge_pages_that_the_system_does_not_give_are_unfit(monkeypatch: pytest.MonkeyPatch) -> None:
