@@ -2,7 +2,8 @@
 
 Both start from the same trained network and its baseline, each in a data folder of its own, and build and
 time one candidate after the other. The grid trains every point as long as the search's last rung, beside its
-finishes, and has no time limit; the best of either is the fastest that meets the SLA's estimates.
+finishes, and has no time limit; the best of either is the fastest that meets the SLA's estimates. The space
+is `search.yaml`'s. Names of workloads on the command line run those alone.
 """
 
 import math
@@ -11,8 +12,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import yaml
 from claims import Claim, main
 from pipeline_run import DATA_DIR
 
@@ -28,7 +31,7 @@ from pareflow.stages.timing import measure as timed
 from pareflow.variant import Recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-WORKLOADS = ("digits", "fashion", "intent")
+WORKLOADS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
 WITHIN = 1.05
 """The search's best may take so many times as long as the grid's."""
 SHARE = 0.25
@@ -46,16 +49,13 @@ class Tried:
     own_seconds: float = 0.0
 
 
-def measure(quick: bool) -> Sequence[Claim]:
-    """One workload's rows after the other; `quick` takes digits, and no grid beside the search."""
-    names = WORKLOADS[:1] if quick else WORKLOADS
-    return [claim for name in names for claim in _claims(name, quick=quick)]
-
-
-def _claims(name: str, *, quick: bool) -> Iterator[Claim]:
-    path, folder = CONFIGS / name / "pipeline.yaml", DATA_DIR / f"search-{name}"
+def measure(name: str, quick: bool) -> Iterator[Claim]:
+    """One workload's rows; `quick` runs no grid beside the search."""
+    path, folder, wanted = CONFIGS / name / "pipeline.yaml", DATA_DIR / f"search-{name}", WORKLOADS[name]
     shutil.rmtree(folder, ignore_errors=True)
-    run = Run.open(spec.read(path), path, folder / "ours")
+    budget = {"budget": {"minutes": wanted["minutes"], "variant_minutes": wanted["minutes"]}}
+    described = {**spec.read(path).to_json(), **budget, "space": wanted["space"]}
+    run = Run.open(spec.parse(described, str(path)), path, folder / "ours")
     baselines = baseline.baseline(run)
     profile = profiling.profile(run, baselines)
     grid = replace(run, data_dir=shutil.copytree(run.data_dir, folder / "grid"), began=math.inf)
@@ -148,4 +148,4 @@ def _nearness(name: str, run: Run, found: Row, other: Row) -> Claim:
 
 
 if __name__ == "__main__":
-    main("search", measure)
+    main("search", {name: partial(measure, name) for name in WORKLOADS})

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from pareflow.catalog import WORKLOADS, members, problem, unknown
+from pareflow.catalog import TECHNIQUES, WORKLOADS, members, problem, unknown
 from pareflow.errors import InputError, SpecError
 from pareflow.hardware.device_profile import DeviceProfile
 from pareflow.sla import SLA, Objective
@@ -110,7 +110,12 @@ class PipelineSpec(_Part):
     promotion: Literal["automatic", "manual"] = "manual"
     finalists: int = Field(default=3, ge=1, description="how many candidates are judged on the verdict split")
     candidates: tuple[list[Any], ...] | None = Field(
-        default=None, description="recipes; left out, the built-in list"
+        default=None, description="recipes; left out, the search's"
+    )
+    space: dict[str, dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]] | None = Field(
+        default=None,
+        description="the techniques with training that the search may use, each with the values of settings "
+        "that are other than the built-in ones; left out, all",
     )
 
     def recipes(self) -> tuple[Recipe, ...] | None:
@@ -180,6 +185,7 @@ def parse(document: Any, source: str) -> PipelineSpec:
     if isinstance(document, Mapping):
         problems = _workload_problems(document.get("workload"))
         problems += _candidate_problems(document.get("candidates"))
+        problems += _space_problems(document.get("space"))
     return _valid(PipelineSpec, document, source, problems)
 
 
@@ -235,6 +241,35 @@ def _candidate_problems(candidates: Any) -> list[str]:
         except (TypeError, ValueError, AttributeError):
             problems.append(f"{where}: a recipe must be a list of steps, each `name` or `{{name: {{…}}}}`")
     return problems
+
+
+def _space_problems(space: Any) -> list[str]:
+    """What is wrong with the search's space: unknown techniques or settings, values that cannot be."""
+    if not isinstance(space, Mapping):
+        return []
+    trained = {name for name, cls in TECHNIQUES.items() if "epochs" in cls.model_fields}
+    problems = []
+    for name, settings in space.items():
+        if name not in trained:
+            problems.append(f"space: {unknown(name, trained, 'technique with training')}")
+        elif isinstance(settings, Mapping):
+            problems += _value_problems(name, settings)
+    return problems
+
+
+def _value_problems(name: str, settings: Mapping[str, Any]) -> list[str]:
+    """Of one technique in the space: each value that its setting cannot have, and what the search sets."""
+    problems = [
+        f"space.{name}: `{own}` is the search's to set" for own in ("epochs", "seed") if own in settings
+    ]
+    for setting, values in settings.items():
+        for value in values if isinstance(values, list | tuple) else ():
+            try:
+                TECHNIQUES[name].from_settings({setting: value})
+            except ValidationError as error:
+                fields = TECHNIQUES[name].model_fields
+                problems += [f"space.{name}: {problem(e, fields)}" for e in error.errors()]
+    return list(dict.fromkeys(problems))
 
 
 def check_recipe(recipe: Recipe) -> None:

@@ -1,8 +1,9 @@
 """The space without training: which recipes a network, a processor and a device make sensible."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pareflow.catalog import BACKENDS
 from pareflow.compiler import OnnxRuntime, OpenVino, TorchEager
@@ -32,13 +33,15 @@ LOWER_LEVELS: tuple[GraphLevel, ...] = ("extended", "layout")
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What the space depends on. `trainable` says whether the original is a torch module."""
+    """What the space depends on. `trainable` says whether the original is a torch module, `chosen` which
+    techniques with training the user allows, with the values of settings that he gives; None allows all."""
 
     threads: tuple[int, ...]
     tokens: bool
     students: tuple[str, ...] = ()
     trainable: bool = True
     profile: DeviceProfile | None = None
+    chosen: Mapping[str, Mapping[str, tuple[Any, ...]]] | None = None
 
 
 def untrained(here: Circumstances) -> tuple[Recipe, ...]:

@@ -29,12 +29,17 @@ TRIALS = 24
 
 
 def families(here: Circumstances) -> dict[str, Settings]:
-    """Per technique that trains and may make this network faster, its settings.
-
-    What starts from the trained weights comes first: it needs less training than what begins anew.
-    """
+    """Per technique that trains and may make this network faster, its settings; or those that are allowed."""
     if not here.trainable:
         return {}
+    known = _built_in(here)
+    if here.chosen is None:
+        return known
+    return {name: {**known.get(name, {}), **values} for name, values in here.chosen.items()}
+
+
+def _built_in(here: Circumstances) -> dict[str, Settings]:
+    """What starts from the trained weights comes first: it needs less training than what begins anew."""
     rates = {"learning_rate": TOKEN_RATES if here.tokens else RATES}
     smaller: Settings = {"depth": SHARES} if here.tokens else {"width": SHARES}
     taught: Settings = {"student": here.students} if here.students else smaller

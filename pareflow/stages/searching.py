@@ -114,7 +114,10 @@ def first_rows(run: Run, known: Sequence[Row] = ()) -> list[Row]:
 def circumstances(run: Run, *, trainable: bool = True) -> Circumstances:
     """What the space of a run depends on."""
     facts = run.facts
-    return Circumstances(run.threads, facts.tokens, facts.students, trainable, run.spec.target.profile)
+    spec = run.spec
+    return Circumstances(
+        run.threads, facts.tokens, facts.students, trainable, spec.target.profile, spec.space
+    )
 
 
 def _searched(

@@ -60,6 +60,15 @@ def assert_sensible(recipes: Iterable[Recipe]) -> None:
         assert members(recipe)
 
 
+def test_the_user_says_which_techniques_train_and_which_values_they_take() -> None:
+    chosen = dataclasses.replace(IMAGES, chosen={"low_rank": {"share": (0.3,)}, "born_again": {}})
+    assert training_space.families(chosen) == {
+        "low_rank": {**training_space.families(IMAGES)["low_rank"], "share": (0.3,)},
+        "born_again": {},
+    }
+    assert training_space.families(dataclasses.replace(chosen, trainable=False)) == {}
+
+
 def test_a_network_that_came_as_a_graph_is_not_trained() -> None:
     assert training_space.families(dataclasses.replace(IMAGES, trainable=False)) == {}
 

@@ -43,6 +43,7 @@ documents = st.fixed_dictionaries(
         "budget": st.fixed_dictionaries({"minutes": positive}),
         "candidates": st.lists(recipes, max_size=3),
         "finalists": st.integers(1, 9),
+        "space": st.sampled_from([{}, {"low_rank": {}}, {"distillation": {"depth": [0.5, 0.75]}}]),
     },
 )
 
@@ -145,6 +146,28 @@ def test_every_problem_is_told_at_once(tiny_document: Document) -> None:
             id="order",
         ),
         pytest.param({"target": {"threads": []}}, ["target.threads: "], id="no threads"),
+        pytest.param(
+            {"space": {"low_rnk": {}}},
+            ["space: unknown technique with training 'low_rnk'; did you mean 'low_rank'?"],
+            id="space's technique",
+        ),
+        pytest.param(
+            {"space": {"fp16": {}}}, ["space: unknown technique with training 'fp16'"], id="no training"
+        ),
+        pytest.param(
+            {"space": {"low_rank": {"shares": [0.5], "epochs": [3]}}},
+            [
+                "space.low_rank: `epochs` is the search's to set",
+                "space.low_rank: unknown key 'shares'; did you mean 'share'?",
+            ],
+            id="space's settings",
+        ),
+        pytest.param(
+            {"space": {"channel_pruning": {"ratio": [0.5, 1.5]}}},
+            ["space.channel_pruning: ratio: should be less than 1, but got 1.5"],
+            id="space's values",
+        ),
+        pytest.param({"space": {"low_rank": {"share": []}}}, ["space.low_rank.share: "], id="no value"),
     ],
 )
 def test_problem_says_where_and_what(tiny_document: Document, changes: Document, expected: list[str]) -> None:
