@@ -16,6 +16,7 @@ from pareflow.search.space import smallest, untrained
 from pareflow.search.trial import best
 from pareflow.stages import fitting
 from pareflow.stages.optimization import strong_baseline, unrunnable
+from pareflow.stages.room import check_room
 from pareflow.stages.run import Row, Run
 from pareflow.stages.validation import objective_value, original_of
 from pareflow.variant import Recipe
@@ -41,9 +42,11 @@ Asking = Generator[Asked, Sequence[Row], Ended]
 def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | None) -> Asking:
     """The YAML's recipes; where it has none, the search's. Smaller ones yet where nothing fits the device.
 
-    Raises: InputError where the objective is not measured here.
+    Raises: InputError where the objective is not measured here, EnvironmentUnfitError where the disk is too
+    small for the candidates.
     """
     check_objective(run, baselines)
+    check_room(run, first_rows(run, baselines), original_of(baselines).size_mib or 0)
     wanted = run.spec.recipes()
     rows: list[Row] = []
     if wanted is not None:

@@ -1,16 +1,17 @@
 """The search of a run, on the tiny images: its waves as rows, what it is told, and what is said after."""
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from pareflow.errors import InputError
+from pareflow.errors import EnvironmentUnfitError, InputError
 from pareflow.gate import Verdict
 from pareflow.search import Ended
 from pareflow.sla import QualityClause, SizeClause
-from pareflow.stages import ablation, building, explaining, optimization, searching
+from pareflow.stages import ablation, building, explaining, optimization, room, searching
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Step
 
@@ -56,6 +57,24 @@ def test_an_objective_that_is_not_measured_here_is_bad_input(trained: Any) -> No
     baselines = [dataclasses.replace(trained.strong, measurement=unknown)]
     with pytest.raises(InputError, match="`objective: peak_memory` must be measured here, but it is unknown"):
         next(searching.searching(run, baselines, None))
+
+
+def test_a_disk_too_small_for_the_first_candidates_is_found_before_any_is_made(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that are not made yet take twice the original each; the strong baseline is there already."""
+    run, rows = trained.run, [Row(Recipe((Step(name),), PLAIN)) for name in ("fp16", "dynamic_int8")]
+    rows = [row for row in rows if not run.store.holds(building.variant_of(row.recipe, run.facts.digest).id)]
+    assert room.needed_mib(run, [*rows, trained.strong], 3.0) == len(rows) * 6.0
+
+    def disk(_: object) -> Any:
+        return shutil._ntuple_diskusage(0, 0, 2**20 // 1024)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk)
+    with pytest.raises(
+        EnvironmentUnfitError, match=r"room for the first \d+ candidates, but they take about"
+    ):
+        next(searching.searching(searched(run), trained.rows, None))
 
 
 def test_the_search_goes_on_from_the_best_that_it_was_told(trained: Any) -> None:
