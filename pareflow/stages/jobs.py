@@ -24,6 +24,7 @@ from pareflow.measuring.network_facts import network_facts
 from pareflow.measuring.quality import Answers, Metric, evaluate_quality, find_metric, predict
 from pareflow.model.technique import Technique
 from pareflow.network import Form
+from pareflow.remote_store import opened
 from pareflow.serving import halves
 from pareflow.serving.model import as_json, write_manifest
 from pareflow.store import MANIFEST, Store
@@ -401,7 +402,7 @@ def _loaded(reference: Mapping[str, Any], folder: str, root: str) -> tuple[Loade
     key = digest(reference, folder)
     if key not in _LOADED:
         _LOADED[key] = load(reference, Path(folder))
-    return _LOADED[key], Store(Path(root))
+    return _LOADED[key], opened(Path(root))
 
 
 def original(workload_digest: str) -> Variant:
