@@ -36,6 +36,9 @@ LEASE_S = 30.0
 
 RENEWED_S = 5.0
 
+_NO_CREDENTIALS = ("credentials", "http://169.254.")
+"""Signs that the client found no credentials, and that nobody told it any where cloud machines ask."""
+
 
 def opened(root: Path) -> Store:
     """The store in a folder, with the shared one behind it where the environment names one.
@@ -196,14 +199,16 @@ class Remote:
 
         try:
             yield
+        except FileNotFoundError as error:
+            if error.filename is not None:
+                raise  # a file of ours
+            must = f"the bucket of {self.url} must be there"
+            raise StoreError(must, "there is none", "Make it, or name another") from error
         except BaseError as error:
             said = str(error).strip().splitlines()[0][:300]
-            if isinstance(error, PermissionDeniedError | UnauthenticatedError) or "credentials" in said:
+            refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+            if refused or any(sign in said for sign in _NO_CREDENTIALS):
                 raise _refused(self.url, said) from error
-            if "NoSuchBucket" in str(error):
-                raise StoreError(
-                    f"the bucket of {self.url} must be there", "there is none", "Make it, or name another"
-                ) from error
             raise TransientError(
                 f"the shared store {self.url} must answer",
                 said,

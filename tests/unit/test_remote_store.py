@@ -1,4 +1,4 @@
-"""The shared store, on a real HTTP server that speaks S3: whole entries or none, and nothing is made twice."""
+"""The shared store, on a real server that speaks S3: whole entries or none, and nothing is made twice."""
 
 import json
 import os
