@@ -1,6 +1,7 @@
 """The child side of the stages: what runs in a process of its own. Arguments and results are JSON."""
 
 import json
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -220,8 +221,17 @@ def facts(
 def make(
     reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any], evaluation: Mapping[str, Any]
 ) -> None:
-    """Build a variant and evaluate it, in one process."""
+    """Build a variant and evaluate it, in one process.
+
+    Raises: EnvironmentUnfitError where another variant was made than the flow's machine expects.
+    """
     build(reference, folder, root, recipe)
+    if opened(Path(root)).find(evaluation["variant"]) is None:
+        raise EnvironmentUnfitError(
+            "the workload, its data and pareflow must be the same on every machine that builds",
+            f"`{platform.node()}` makes other variants of them",
+            "Copy the pipeline's folder there and install the same versions, or leave the machine out",
+        )
     evaluate(reference, folder, root, **evaluation)
 
 

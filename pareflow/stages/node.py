@@ -38,12 +38,3 @@ def here(run: Run) -> Run:
 
 def _unfit(must: str, found: str, remedy: str) -> EnvironmentUnfitError:
     return EnvironmentUnfitError(must, f"`{platform.node()}` {found}", remedy)
-
-
-def differs() -> EnvironmentUnfitError:
-    """What is raised where a machine made something else than the flow expects of it."""
-    return _unfit(
-        "the workload, its data and pareflow must be the same on every machine that builds",
-        "makes other variants of them",
-        "Copy the pipeline's folder and install the same versions there, or leave the machine out",
-    )
