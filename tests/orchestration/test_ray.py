@@ -41,9 +41,9 @@ class Nodes:
     cluster: Any
     raylets: dict[str, Any] = field(default_factory=dict)
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, **offers: Any) -> None:
         given = {**self.variables, "PAREFLOW_NODE_DATA_DIR": str(self.folder / name)}
-        self.raylets[name] = self.cluster.add_node(num_cpus=1, env_vars=given, **SMALL)
+        self.raylets[name] = self.cluster.add_node(num_cpus=1, env_vars=given, **offers, **SMALL)
 
     def kill(self, name: str) -> None:
         """`kill -9` of the node's raylet."""
@@ -170,6 +170,35 @@ def test_a_killed_flow_and_a_killed_raylet_cost_only_what_was_in_flight(
     ids = {v["id"][:12] for v in document["variants"] if v["role"] == "candidate" and v["status"] == "ok"}
     assert nodes.makes()[killed] <= ids
     assert list((nodes.folder / "flow" / "store" / "making").iterdir()) == []
+
+
+LOST = """
+import sys, time, ray
+from pareflow.errors import TransientError
+from pareflow.hardware.needs import Needs
+from tasks.cluster import OnRay, _options
+ray.init(sys.argv[1], log_to_driver=False)
+on_ray, step = OnRay(), Needs(gpus=1)
+busy = ray.remote(**_options(step))(lambda: time.sleep(600)).remote()
+while ray.available_resources().get("GPU"):
+    time.sleep(0.1)
+print("builds", flush=True)
+try:
+    on_ray._wait({busy: step})
+except TransientError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_goes_with_the_only_gpu_is_told_and_not_waited_for(nodes: Nodes) -> None:
+    nodes.start("three", num_gpus=1)
+    words = [sys.executable, "-c", LOST, nodes.cluster.address]
+    with subprocess.Popen(words, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "builds\n"
+        nodes.kill("three")
+        assert "but a step needs 1 GPU, the cluster has none. Run the same" in driver.stdout.read()
 
 
 def refused(config: Path, data_dir: Path, **options: Any) -> None:
