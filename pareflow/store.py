@@ -70,7 +70,7 @@ class Store:
         entry = self._found(key)
         if entry is not None or self.remote is None:
             return entry
-        with self.lock_if_free(key) as free, writing(self.root):
+        with writing(self.root), self.lock_if_free(key) as free:
             return self._found(key) or self._fetched(key) if free else None
 
     def ensure(self, key: str, write: Callable[[Path], None]) -> Path:

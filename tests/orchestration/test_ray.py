@@ -243,7 +243,8 @@ def test_needs_are_told_to_ray_in_its_units() -> None:
 def test_workers_get_no_credentials_from_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
     monkeypatch.setenv("PAREFLOW_STORE", "s3://bucket/shared")
-    given = cluster.task_runner(None, SHARED).init_kwargs["runtime_env"]["env_vars"]
+    runner: Any = cluster.task_runner(None, SHARED)
+    given = runner.init_kwargs["runtime_env"]["env_vars"]
     assert given["PAREFLOW_STORE"] == "s3://bucket/shared"
     assert given["RAY_USAGE_STATS_ENABLED"] == "0"
     assert not any(name.startswith("AWS_") for name in given)
