@@ -5,7 +5,8 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +58,7 @@ def optimize(
     spec.read(config, target)  # bad input is told before anything is started,
     Store(data_dir / "store")  # and so is a disk that cannot be written,
     remote_store.check()  # or a shared store
-    with Lines(console) as lines:
+    with Lines(console) as lines, _kept_from_stdout(data_dir) if runner == "ray" else nullcontext():
         shown.set(lines)
         if not orchestrated:
             return _plainly(config, data_dir, remeasure=remeasure, target=target)
@@ -318,6 +319,16 @@ def _on_ray(address: str | None) -> dict[str, Any]:
     from tasks.cluster import task_runner
 
     return {"task_runner": task_runner(address, SHARED)}
+
+
+@contextmanager
+def _kept_from_stdout(data_dir: Path) -> Iterator[None]:
+    """What is printed meanwhile goes to `logs/ray.log`: Ray prints the log of a node that died, and no switch
+    of its own keeps it from stdout, which is the document's."""
+    path = data_dir / "logs" / "ray.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as log, redirect_stdout(log):
+        yield
 
 
 def _by_prefect(

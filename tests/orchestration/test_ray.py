@@ -49,8 +49,8 @@ class Nodes:
         """`kill -9` of the node's raylet."""
         os.kill(self.raylets[name].all_processes["raylet"][0].process.pid, signal.SIGKILL)
 
-    def makes(self) -> dict[str, set[str]]:
-        """Of each node, and of the flow's machine, the variants that were made there, or begun."""
+    def makes(self) -> dict[str, dict[str, int]]:
+        """Of each node, and of the flow's machine, the variants that it began to make, and when last."""
         return {name: made_in(self.folder / name) for name in (*self.raylets, "flow")}
 
     def words(self, config: Path) -> list[str]:
@@ -72,21 +72,23 @@ class Nodes:
         document: dict[str, Any] = json.loads((self.folder / "flow.json").read_text())
         return document
 
-    def building(self, command: "subprocess.Popen[bytes]") -> str:
-        """The node that is seen first to build, once one does."""
+    def building(self, command: "subprocess.Popen[bytes]") -> tuple[str, str]:
+        """A node that has begun to build from now on, and what it builds, once one does."""
         deadline, before = time.monotonic() + PATIENCE_S, self.makes()
         while time.monotonic() < deadline:
             assert command.poll() is None, self.said()
             now = self.makes()
             for name in self.raylets:
-                if now[name] > before[name]:
-                    return name
+                begun = [variant for variant, when in now[name].items() if before[name].get(variant) != when]
+                if begun:
+                    return name, begun[0]
             time.sleep(0.05)
         raise AssertionError(f"no node began to build: {self.said()}")
 
 
-def made_in(data_dir: Path) -> set[str]:
-    return {path.stem.removeprefix("make-") for path in (data_dir / "logs").glob("make-*.log")}
+def made_in(data_dir: Path) -> dict[str, int]:
+    logs = (data_dir / "logs").glob("make-*.log")
+    return {path.stem.removeprefix("make-"): path.stat().st_ctime_ns for path in logs}
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ def test_two_nodes_build_and_the_same_variants_win(
     assert sorted([*made["one"], *made["two"]]) == sorted(built)  # each once, and not by the flow
     assert made["one"]
     assert made["two"]
-    assert built & made["flow"] == set()
+    assert built & made["flow"].keys() == set()
 
 
 def outcomes(document: Mapping[str, Any]) -> dict[str, tuple[str, str | None]]:
@@ -161,14 +163,15 @@ def test_a_killed_flow_and_a_killed_raylet_cost_only_what_was_in_flight(
     time.sleep(2)  # its workers die with it
     before = entries(nodes.folder / "flow")
     flow = nodes.begin(config)
-    nodes.kill(killed := nodes.building(flow))
+    killed, variant = nodes.building(flow)
+    nodes.kill(killed)
     assert flow.wait(PATIENCE_S) == 0, nodes.said()
     document = nodes.document()
     assert {v["status"] for v in document["variants"]} == {"ok", "unavailable"}
     assert document["registered"]["alias"] == "champion"
     assert before.items() <= entries(nodes.folder / "flow").items()
-    ids = {v["id"][:12] for v in document["variants"] if v["role"] == "candidate" and v["status"] == "ok"}
-    assert nodes.makes()[killed] <= ids
+    other = "two" if killed == "one" else "one"
+    assert variant in nodes.makes()[other]  # as begun anew there
     assert list((nodes.folder / "flow" / "store" / "making").iterdir()) == []
 
 
