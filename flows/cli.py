@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -40,6 +40,16 @@ def optimize(
     as_json: AsJson = False,
     orchestrator: Annotated[bool, typer.Option(help="run under Prefect, or as plain functions")] = True,
     remeasure: Annotated[bool, typer.Option("--remeasure", help="time everything again")] = False,
+    runner: Annotated[
+        Literal["local", "ray"], typer.Option(help="where variants are built: here, or on a Ray cluster")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(envvar="RAY_ADDRESS", help="host:port; default: the one that runs here")
+    ] = None,
+    store_url: Annotated[
+        str | None,
+        typer.Option("--store", envvar="PAREFLOW_STORE", help="s3://bucket/prefix, shared by machines"),
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="show Prefect's and MLflow's logs")
     ] = False,
@@ -55,6 +65,9 @@ def optimize(
         orchestrated=orchestrator,
         remeasure=remeasure,
         target=target,
+        runner=runner,
+        ray_address=ray_address,
+        store_url=store_url,
     )
     _show(document, tables.outcome, as_json)
     if document["winner"] is None or document["registered"] is None:

@@ -5,15 +5,17 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
 import pareflow
+from flows.environment import SHARED
 from flows.progress import Lines, shown
-from pareflow import spec
+from pareflow import remote_store, spec
 from pareflow.catalog import BACKENDS, POLICIES, TECHNIQUES, WORKLOADS, Member
 from pareflow.collection import holding
 from pareflow.compiler.backend import Backend
@@ -36,20 +38,37 @@ def optimize(
     orchestrated: bool,
     remeasure: bool,
     target: Path | None = None,
+    runner: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
+    store_url: str | None = None,
 ) -> dict[str, Any]:
-    """The main job; the document of its outcome. Runs under Prefect, or as plain functions."""
+    """The main job; the document of its outcome. Runs under Prefect, or as plain functions.
+
+    Building goes out to the Ray cluster at `ray_address` where `runner` says so. Child processes and nodes
+    share the store at `store_url`.
+    """
+    if store_url is not None:
+        os.environ[remote_store.VARIABLE] = store_url
+    if runner == "ray":
+        if not orchestrated:
+            must = "`--runner ray` must run under Prefect"
+            raise InputError(must, "`--no-orchestrator` was given", "Leave one of them out")
+        config, data_dir = config.absolute(), data_dir.absolute()  # nodes have a current folder of their own
+        target = None if target is None else target.absolute()
     spec.read(config, target)  # bad input is told before anything is started,
-    Store(data_dir / "store")  # and so is a disk that cannot be written
-    with Lines(console) as lines:
+    Store(data_dir / "store")  # and so is a disk that cannot be written,
+    remote_store.check()  # or a shared store
+    with Lines(console) as lines, _kept_from_stdout(data_dir) if runner == "ray" else nullcontext():
         shown.set(lines)
         if not orchestrated:
             return _plainly(config, data_dir, remeasure=remeasure, target=target)
+        options = _on_ray(ray_address) if runner == "ray" else {}
         if os.environ.get("PREFECT_API_URL"):
-            return _by_prefect(config, data_dir, remeasure=remeasure, target=target)
+            return _by_prefect(config, data_dir, options, remeasure=remeasure, target=target)
         from flows.local_server import local_server
 
         with local_server(data_dir, meanwhile="flows.pipeline"):
-            return _by_prefect(config, data_dir, remeasure=remeasure, target=target)
+            return _by_prefect(config, data_dir, options, remeasure=remeasure, target=target)
 
 
 def check_pipeline(config: Path, data_dir: Path) -> dict[str, Any]:
@@ -295,13 +314,33 @@ def _plainly(config: Path, data_dir: Path, *, remeasure: bool, target: Path | No
     return run_pipeline(config, data_dir, Plain(), remeasure=remeasure, target=target)
 
 
-def _by_prefect(config: Path, data_dir: Path, *, remeasure: bool, target: Path | None) -> dict[str, Any]:
+def _on_ray(address: str | None) -> dict[str, Any]:
+    """The options of a flow whose tasks go out to a cluster. Raises: EnvironmentUnfitError."""
+    from tasks.cluster import task_runner
+
+    return {"task_runner": task_runner(address, SHARED)}
+
+
+@contextmanager
+def _kept_from_stdout(data_dir: Path) -> Iterator[None]:
+    """What is printed meanwhile goes to `logs/ray.log`: Ray prints the log of a node that died, and no switch
+    of its own keeps it from stdout, which is the document's."""
+    path = data_dir / "logs" / "ray.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as log, redirect_stdout(log):
+        yield
+
+
+def _by_prefect(
+    config: Path, data_dir: Path, options: Mapping[str, Any], *, remeasure: bool, target: Path | None
+) -> dict[str, Any]:
     import httpx
 
     from flows.pipeline import pipeline
 
+    flow = pipeline.with_options(**options)
     try:
-        return pipeline(str(config), str(data_dir), remeasure, None if target is None else str(target))
+        return flow(str(config), str(data_dir), remeasure, None if target is None else str(target))
     except httpx.ConnectError as error:
         raise TransientError(
             "the Prefect server must stay reachable during a run",

@@ -11,6 +11,7 @@ _NO_TELEMETRY = {
     "DO_NOT_TRACK": "true",  # Prefect's client, Hugging Face; MLflow understands `true`, not `1`
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # the server's, which DO_NOT_TRACK does not stop
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
     "NNCF_CI": "true",
     # openvino-telemetry has no switch of its own. It is silent in CI, and of the variables that tell it so
     # this one (Azure Pipelines) changes nothing else in what we use.
@@ -34,6 +35,8 @@ _LOGS = {
     "MLFLOW_LOGGING_LEVEL": ("ERROR", "INFO"),
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": ("false", "true"),
 }
+SHARED = (*_NO_TELEMETRY, *_PREFECT, *_MLFLOW, *_LOGS, "PAREFLOW_STORE")
+"""What the nodes of a cluster take over from the command's environment."""
 
 
 def set_environment(verbose: bool = False) -> None:

@@ -1,6 +1,6 @@
 """The main job: baseline → profile → optimize → validate → register."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +8,19 @@ from flows.environment import set_environment
 
 set_environment()  # before prefect is imported
 
-from prefect import flow  # noqa: E402
+from prefect import Task, flow  # noqa: E402
 
 from flows.progress import shown  # noqa: E402
 from pareflow import collection, spec  # noqa: E402
 from pareflow.errors import PareflowError  # noqa: E402
-from pareflow.hardware import probe  # noqa: E402
+from pareflow.hardware.needs import held  # noqa: E402
 from pareflow.search import Ended  # noqa: E402
-from pareflow.stages import ablation, fitting, outcome, searching, validation  # noqa: E402
+from pareflow.stages import ablation, fitting, optimization, outcome, searching, validation  # noqa: E402
+from pareflow.stages.building import needs_of  # noqa: E402
 from pareflow.stages.run import Row, Run  # noqa: E402
 from pareflow.store import Store  # noqa: E402
 from tasks import collecting, steps  # noqa: E402
-from tasks.execution import Execution, Orchestrated, waves  # noqa: E402
+from tasks.execution import Execution, of_the_flow  # noqa: E402
 from tasks.tracking import Tracker  # noqa: E402
 
 
@@ -30,7 +31,7 @@ def pipeline(
     """Optimize what `config` (a pipeline YAML) describes, for the device of the file `target` where one is
     named; the document of the outcome."""
     device = None if target is None else Path(target)
-    return run_pipeline(Path(config), Path(data_dir), Orchestrated(), remeasure=remeasure, target=device)
+    return run_pipeline(Path(config), Path(data_dir), of_the_flow(), remeasure=remeasure, target=device)
 
 
 def run_pipeline(
@@ -123,7 +124,7 @@ def searched(
             shown.get().stage("optimize", len(asked.rows))
             shown.get().note(asked.words)
             if asked.preflight:
-                flown = execution.each(steps.preflight, asked.rows, lambda row: (run, row))
+                flown = side_by_side(run, execution, steps.preflight, asked.rows)
                 done = [row for row in flown if row.status != "ok"]
                 shown.get().rows(done)
             else:
@@ -143,11 +144,28 @@ def tried(
 ) -> list[Row]:
     """The candidates, built side by side and timed one by one, each for as long as it may win the contest."""
     progress, run, rows = shown.get(), contest.run, list[Row]()
-    for wave in waves(candidates, len(probe.cores())):
-        for row in execution.each(steps.make_variant, wave, lambda row: (run, row)):
-            needed = contest.needed(row)
-            timed = execution.call(steps.time_variant, run, tracker, parent, row, contest.baselines, needed)
-            contest.ran(timed)
-            progress.rows([timed])
-            rows.append(timed)
+    for row in side_by_side(run, execution, steps.make_variant, candidates):
+        needed = contest.needed(row)
+        timed = execution.call(steps.time_variant, run, tracker, parent, row, contest.baselines, needed)
+        contest.ran(timed)
+        progress.rows([timed])
+        rows.append(timed)
     return rows
+
+
+def side_by_side(
+    run: Run, execution: Execution, task: "Task[..., Row]", candidates: Sequence[Row]
+) -> Iterator[Row]:
+    """The candidates as the task leaves them, in their order, as many at a time as the machines hold.
+
+    One that no machine can hold is unavailable. Between two of them nothing runs, and may be timed.
+    """
+    waiting = list(candidates)
+    while waiting:
+        machines = execution.machines()
+        count = held([needs_of(run, row.recipe) for row in waiting], machines)
+        wave, waiting = waiting[:count], waiting[count:]
+        rows = [optimization.placed(run, row, machines, execution.where) for row in wave]
+        able = [row for row in rows if row.status == "ok"]
+        done = iter(execution.each(task, able, lambda row: (run, row), lambda row: needs_of(run, row.recipe)))
+        yield from [next(done) if row.status == "ok" else row for row in rows]

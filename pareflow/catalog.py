@@ -58,6 +58,10 @@ class Member(BaseModel):
         """Why these settings are pointless on this machine, or None."""
         return None
 
+    def gpus(self) -> int:
+        """How many GPUs it computes on while it is built or runs."""
+        return int(getattr(self, "device", "cpu") == "cuda")
+
     @classmethod
     def prepare(cls) -> None:
         """Make what all its variants need, once and outside their time limits. Raises: PareflowError."""

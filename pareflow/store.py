@@ -5,6 +5,8 @@ temporary folder, synced, and renamed into place, so that it is there whole or n
 each time it is opened: with a missing file or a flipped bit the entry counts as absent, and the step that
 made it runs again. A key is locked with `flock` while it is made: two runs share the work, and a killed one
 frees it. When an entry was last found is the time of its manifest, which `collection.py` goes by.
+
+Machines that share no folder exchange entries by a `Remote`.
 """
 
 import errno
@@ -14,9 +16,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pareflow.errors import PareflowError, StoreError
 from pareflow.hardware.probe import disk_is_full
@@ -28,14 +30,29 @@ FORMAT = 1
 """Of the store's folders and manifests. Stores from before the file `version` are of format 1 too."""
 
 
+class Remote(Protocol):
+    """Where machines without a shared folder exchange entries. Its methods raise PareflowError."""
+
+    def fetch(self, key: str, into: Path) -> bool:
+        """Whether there is such an entry; then it is in `into`, verified."""
+
+    def send(self, key: str, folder: Path) -> bool:
+        """Whether the sealed entry in `folder` is the one that all get: the first that was sent is."""
+
+    def forget(self, key: str) -> None: ...
+
+    def alone(self, key: str) -> AbstractContextManager[None]:
+        """Hold the key alone among machines; waits."""
+
+
 class Store:
-    """Entries under `root/entries/<key>/`.
+    """Entries under `root/entries/<key>/`, and what is not there behind `remote`, where there is one.
 
     Raises: StoreError where `root` cannot be written, or is of another format.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, remote: Remote | None = None) -> None:
+        self.root, self.remote = root, remote
         with writing(root):
             stated = _stated_format(root)
             for name in ("entries", "making", "locks"):
@@ -46,9 +63,15 @@ class Store:
                 pass  # proves that the store can be written before hours are spent
 
     def find(self, key: str) -> Path | None:
-        """The verified entry's folder, or None. A damaged entry counts as absent; `ensure` replaces it."""
-        entry = self.root / "entries" / key
-        return entry if self._used(entry) and _intact(entry) else None
+        """The verified entry's folder, or None. A damaged entry counts as absent; `ensure` replaces it.
+
+        What only the remote has is brought here first, unless somebody makes it here just now.
+        """
+        entry = self._found(key)
+        if entry is not None or self.remote is None:
+            return entry
+        with writing(self.root), self.lock_if_free(key) as free:
+            return self._found(key) or self._fetched(key) if free else None
 
     def holds(self, key: str) -> bool:
         """Whether there is an entry, whole or damaged: as quick as the disk, and it does not count as use."""
@@ -61,26 +84,18 @@ class Store:
         Raises: StoreError if the disk is full or read-only.
         """
         with self.lock(key), writing(self.root):
-            found = self.find(key)
+            found = self._found(key) or self._fetched(key)
             if found is not None:
                 return found
             self._sweep(key)
-            making = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=self.root / "making"))
-            try:
-                _written(making, write)
-                _seal(making)
-                entry = self.root / "entries" / key
-                if entry.exists():
-                    shutil.rmtree(entry)  # damaged, or it had been found
-                making.rename(entry)
-            finally:
-                shutil.rmtree(making, ignore_errors=True)
-            _sync(entry.parent)
-            return entry
+            with self.remote.alone(key) if self.remote else nullcontext():
+                return self._fetched(key) or self._made(key, write)
 
     def evict(self, key: str) -> None:
         """Forget an entry, so that its step runs again."""
         with self.lock(key):
+            if self.remote is not None:
+                self.remote.forget(key)
             shutil.rmtree(self.root / "entries" / key, ignore_errors=True)
 
     def scratch(self, key: str) -> Path:
@@ -125,6 +140,45 @@ class Store:
             yield
         finally:
             os.close(descriptor)
+
+    def _found(self, key: str) -> Path | None:
+        """What is here and whole."""
+        entry = self.root / "entries" / key
+        return entry if self._used(entry) and _intact(entry) else None
+
+    def _fetched(self, key: str) -> Path | None:
+        """What the remote has, brought here; the key is locked."""
+        if self.remote is None:
+            return None
+        with self._making(key) as making:
+            return self._kept(making, key) if self.remote.fetch(key, making) else None
+
+    def _made(self, key: str, write: Callable[[Path], None]) -> Path:
+        """The entry as `write` makes it, then sent to the remote; or the remote's, where that came first."""
+        with self._making(key) as making:
+            _written(making, write)
+            _seal(making)
+            first = self.remote is None or self.remote.send(key, making)
+            return self._kept(making, key) if first else self._fetched(key) or self._kept(making, key)
+
+    @contextmanager
+    def _making(self, key: str) -> Iterator[Path]:
+        folder = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=self.root / "making"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _kept(self, making: Path, key: str) -> Path:
+        """The folder as the entry, on disk for good."""
+        for path in [*making.rglob("*"), making]:
+            _sync(path)
+        entry = self.root / "entries" / key
+        if entry.exists():
+            shutil.rmtree(entry)  # damaged, or it had been found
+        making.rename(entry)
+        _sync(entry.parent)
+        return entry
 
     def _used(self, entry: Path) -> bool:
         """Note that an entry is used now, before it is read; whether there is one."""
@@ -189,8 +243,6 @@ def _seal(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = {str(path.relative_to(folder)): file_digest(path) for path in files}
     (folder / MANIFEST).write_text(json.dumps({"files": digests}, indent=1))
-    for path in [*files, folder / MANIFEST, folder]:
-        _sync(path)
 
 
 def _sync(path: Path) -> None:

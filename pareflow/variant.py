@@ -10,7 +10,13 @@ from typing import Any
 
 def digest(*parts: Any) -> str:
     """The sha256 of JSON-like values, in hex: equal for equal content, whatever the order of keys."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return text_digest(
+        json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    )
+
+
+def text_digest(text: str) -> str:
+    """The sha256 of a text, in hex."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -22,6 +22,7 @@ from pareflow.stages import (
     ablation,
     baseline,
     loading,
+    node,
     optimization,
     profiling,
     registration,
@@ -65,13 +66,13 @@ def profile(run: Run, baselines: Sequence[Row]) -> dict[str, Any]:
 @task(task_run_name="preflight {row.label}", **_POLICY)
 def preflight(run: Run, row: Row) -> Row:
     """One candidate, tried on one batch."""
-    return optimization.preflight(run, row)
+    return optimization.preflight(node.here(run), row)
 
 
 @task(task_run_name="make {row.label}", **_POLICY)
 def make_variant(run: Run, row: Row) -> Row:
     """One candidate, built and evaluated on the search split."""
-    return optimization.make(run, row)
+    return optimization.make(node.here(run), row)
 
 
 @task(task_run_name="time {row.label}", **_POLICY)

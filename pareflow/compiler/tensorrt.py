@@ -55,6 +55,9 @@ class TensorRt(Backend):
     def reproducible(self) -> bool:
         return False  # kernels are chosen by timing them
 
+    def gpus(self) -> int:
+        return 1
+
     @classmethod
     def unavailable(cls) -> str | None:
         absent = super().unavailable()

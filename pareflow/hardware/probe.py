@@ -85,6 +85,12 @@ def accelerators() -> tuple[str, str] | None:
     return ", ".join(sorted(name.strip() for name, _, _ in rows)), rows[0][2].strip()
 
 
+def gpus() -> int:
+    """How many NVIDIA devices `nvidia-smi` names."""
+    found = accelerators()
+    return 0 if found is None else len(found[0].split(", "))
+
+
 def disk_is_full(path: Path) -> bool:
     """Whether there is no room (less than 1 MiB, or no inode) where `path` lies: native code does not say."""
     disk = os.statvfs(path)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pareflow.catalog import members
 from pareflow.hardware.device import device_lock
+from pareflow.hardware.needs import Needs
 from pareflow.measurement import Quality
 from pareflow.measuring.quality import find_metric
 from pareflow.stages.jobs import artifact_size_mib, original
@@ -46,6 +47,15 @@ def make(run: Run, row: Row) -> Row:
     assert artifact is not None  # it was there, or the job has just made it
     size_mib, build_s = artifact_size_mib(artifact), _seconds(run, variant.id)
     return evaluate(run, dataclasses.replace(named, size_mib=size_mib, build_s=build_s), "search")
+
+
+def needs_of(run: Run, recipe: Recipe) -> Needs:
+    """What building and evaluating a recipe takes: the memory that the pipeline allows one variant, where it
+    says so, and the threads and GPUs that the recipe's steps compute on."""
+    found = members(recipe)
+    threads = int(recipe.backend.settings.get("threads", 1))
+    gpus = max(member.gpus() for member in found)
+    return Needs(threads, gpus, run.spec.budget.memory_mib)
 
 
 def preflight(run: Run, row: Row) -> None:

@@ -1,6 +1,7 @@
 """The child side of the stages: what runs in a process of its own. Arguments and results are JSON."""
 
 import json
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from pareflow.measuring.network_facts import network_facts
 from pareflow.measuring.quality import Answers, Metric, evaluate_quality, find_metric, predict
 from pareflow.model.technique import Technique
 from pareflow.network import Form
+from pareflow.remote_store import opened
 from pareflow.serving import halves
 from pareflow.serving.model import as_json, write_manifest
 from pareflow.store import MANIFEST, Store
@@ -219,8 +221,17 @@ def facts(
 def make(
     reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any], evaluation: Mapping[str, Any]
 ) -> None:
-    """Build a variant and evaluate it, in one process."""
+    """Build a variant and evaluate it, in one process.
+
+    Raises: EnvironmentUnfitError where another variant was made than the flow's machine expects.
+    """
     build(reference, folder, root, recipe)
+    if opened(Path(root)).find(evaluation["variant"]) is None:
+        raise EnvironmentUnfitError(
+            "the workload, its data and pareflow must be the same on every machine that builds",
+            f"`{platform.node()}` makes other variants of them",
+            "Copy the pipeline's folder there and install the same versions, or leave the machine out",
+        )
     evaluate(reference, folder, root, **evaluation)
 
 
@@ -401,7 +412,7 @@ def _loaded(reference: Mapping[str, Any], folder: str, root: str) -> tuple[Loade
     key = digest(reference, folder)
     if key not in _LOADED:
         _LOADED[key] = load(reference, Path(folder))
-    return _LOADED[key], Store(Path(root))
+    return _LOADED[key], opened(Path(root))
 
 
 def original(workload_digest: str) -> Variant:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from pareflow.catalog import members
 from pareflow.errors import DoesNotFitError, MissingExtraError, PareflowError, TransientError
+from pareflow.hardware.needs import Machine, lacking
 from pareflow.intervals import speedup
 from pareflow.measuring.race import Race
 from pareflow.stages import building, fitting
@@ -82,6 +83,12 @@ def strong_baseline(row: Row, baselines: Sequence[Row]) -> Row:
 def unrunnable(run: Run, recipe: Recipe) -> str | None:
     """Why a recipe is not tried: the target's device does not run it, or it cannot run here; or None."""
     return fitting.not_for(run, recipe) or missing(recipe)
+
+
+def placed(run: Run, row: Row, machines: Sequence[Machine], where: str) -> Row:
+    """The row, unavailable where none of the machines has what building it needs; `where` names them."""
+    absent = lacking(building.needs_of(run, row.recipe), machines, where)
+    return row if absent is None else _ended(row, "unavailable", absent)
 
 
 def missing(recipe: Recipe) -> str | None:

@@ -14,6 +14,7 @@ from pareflow.hardware.budget import Fit
 from pareflow.isolation import Limits, run_isolated
 from pareflow.measurement import Environment, Interval, Measurement, Quality
 from pareflow.measuring.environment import environment
+from pareflow.remote_store import opened
 from pareflow.spec import PipelineSpec
 from pareflow.store import Store, writing
 from pareflow.variant import Recipe, digest
@@ -53,6 +54,13 @@ class Run:
     target: Path | None = None
     """The device profile that the command named, where it named one."""
     began: float = field(default_factory=time.monotonic)
+    """By this machine's clock, which no other one knows: a copy of the run elsewhere keeps how long ago."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "began": time.monotonic() - self.began}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({**state, "began": time.monotonic() - state["began"]})
 
     @classmethod
     def open(
@@ -98,7 +106,7 @@ class Run:
 
     @property
     def store(self) -> Store:
-        return Store(self.data_dir / "store")
+        return opened(self.data_dir / "store")
 
     @property
     def output(self) -> Path:

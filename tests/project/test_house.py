@@ -29,6 +29,8 @@ HEAVY = (
     "scipy",
     "mlflow",
     "prefect",
+    "obstore",
+    "ray",
 )
 
 

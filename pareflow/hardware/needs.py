@@ -1,0 +1,74 @@
+"""What a step needs of a machine, and how many such steps machines hold side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pareflow.hardware import probe
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What one step takes; a `memory_mib` of None is not declared."""
+
+    cpus: int = 1
+    gpus: int = 0
+    memory_mib: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What one machine offers to steps."""
+
+    cpus: int
+    gpus: int
+    memory_mib: int
+
+
+def this_machine() -> Machine:
+    """Where `nvidia-smi` tells of no GPU it is counted as one: whether there is one, the step itself says."""
+    return Machine(len(probe.cores()), probe.gpus() or 1, probe.memory_mib())
+
+
+def lacking(needs: Needs, machines: Sequence[Machine], where: str) -> str | None:
+    """Why none of the machines can hold the step, or None. Processors are shared: fewer are only slower."""
+    if any(_can(machine, needs) for machine in machines):
+        return None
+    if not machines:
+        return f"{where} has no machine now"
+    gpus = max(machine.gpus for machine in machines)
+    memory_mib = max(machine.memory_mib for machine in machines)
+    if needs.gpus > gpus:
+        return f"needs {needs.gpus} GPU{'s' * (needs.gpus > 1)}, {where} has {gpus or 'none'}"
+    if needs.memory_mib is not None and needs.memory_mib > memory_mib:
+        return f"needs {needs.memory_mib} MiB of memory, {where} has {memory_mib} MiB"
+    return f"needs {needs.gpus} GPUs and {needs.memory_mib} MiB of memory together, {where} has them apart"
+
+
+def granted(needs: Needs, machines: Sequence[Machine]) -> Needs:
+    """The needs, with no more processors than the largest machine has that can hold the step."""
+    most = max((machine.cpus for machine in machines if _can(machine, needs)), default=needs.cpus)
+    return Needs(min(needs.cpus, most), needs.gpus, needs.memory_mib)
+
+
+def held(steps: Sequence[Needs], machines: Sequence[Machine]) -> int:
+    """How many of the first steps the machines hold side by side, at least one.
+
+    A step is put on the first machine that has room; one that no machine can hold takes none.
+    """
+    room = list(machines)
+    for count, needs in enumerate(steps):
+        if lacking(needs, machines, ""):
+            continue
+        asked = granted(needs, machines)
+        place = next((i for i, m in enumerate(room) if _can(m, asked) and m.cpus >= asked.cpus), None)
+        if place is None:
+            return max(count, 1)
+        left = room[place]
+        room[place] = Machine(
+            left.cpus - asked.cpus, left.gpus - asked.gpus, left.memory_mib - (asked.memory_mib or 0)
+        )
+    return len(steps)
+
+
+def _can(machine: Machine, needs: Needs) -> bool:
+    return machine.gpus >= needs.gpus and machine.memory_mib >= (needs.memory_mib or 0)

@@ -1,0 +1,40 @@
+"""A run as the machine sees it that builds for it: a node of a cluster, or the flow's own machine."""
+
+import dataclasses
+import os
+import platform
+from pathlib import Path
+
+from pareflow.errors import EnvironmentUnfitError
+from pareflow.stages.jobs import original
+from pareflow.stages.run import Run
+
+DATA_DIR = "PAREFLOW_NODE_DATA_DIR"
+"""Set on a node, it names the data folder there; else it is at the same path on every node."""
+
+
+def here(run: Run) -> Run:
+    """The run with the data folder of this machine.
+
+    Raises: EnvironmentUnfitError, naming the machine, where it lacks the pipeline or what the flow made.
+    """
+    named = os.environ.get(DATA_DIR)
+    if named:
+        run = dataclasses.replace(run, data_dir=Path(named))
+    if not run.config.is_file():
+        raise _unfit(
+            "the pipeline's folder must be at the same path on every machine that builds",
+            f"has no {run.config}",
+            "Copy the folder there, data included, or share it",
+        )
+    if run.store.find(original(run.facts.digest).id) is None:
+        raise _unfit(
+            "every machine that builds must find the trained original in its store",
+            f"does not in {run.store.root}",
+            "Share the data folder, or name a store that all reach with --store s3://bucket/prefix",
+        )
+    return run
+
+
+def _unfit(must: str, found: str, remedy: str) -> EnvironmentUnfitError:
+    return EnvironmentUnfitError(must, f"`{platform.node()}` {found}", remedy)

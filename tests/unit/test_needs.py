@@ -1,0 +1,102 @@
+"""What steps need, and what machines hold: counted by hand, and that no machine is overfilled."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pareflow.catalog import BACKENDS
+from pareflow.hardware.needs import Machine, Needs, granted, held, lacking, this_machine
+from pareflow.stages import optimization
+from pareflow.stages.building import needs_of
+from pareflow.stages.run import Row
+from pareflow.variant import Recipe, Step
+from tests.conftest import Trained
+
+SMALL, WITH_GPU = Machine(2, 0, 4000), Machine(8, 1, 16000)
+needs = st.builds(Needs, st.integers(1, 9), st.integers(0, 3), st.none() | st.integers(1, 9000))
+machines = st.lists(
+    st.builds(Machine, st.integers(1, 8), st.integers(0, 2), st.integers(1, 8000)), min_size=1, max_size=4
+)
+
+
+@pytest.mark.parametrize(
+    ("step", "cluster", "words"),
+    [
+        (Needs(1), [SMALL], None),
+        (Needs(64), [SMALL], None),  # fewer processors are only slower
+        (Needs(gpus=1), [SMALL], "needs 1 GPU, the cluster has none"),
+        (Needs(gpus=2), [SMALL, WITH_GPU], "needs 2 GPUs, the cluster has 1"),
+        (Needs(gpus=1), [SMALL, WITH_GPU], None),
+        (Needs(memory_mib=20000), [SMALL, WITH_GPU], "needs 20000 MiB of memory, the cluster has 16000 MiB"),
+        (
+            Needs(gpus=1, memory_mib=4000),
+            [Machine(1, 1, 1000), SMALL],
+            "needs 1 GPUs and 4000 MiB of memory together, the cluster has them apart",
+        ),
+        (Needs(), [], "the cluster has no machine now"),
+    ],
+)
+def test_what_no_machine_has_is_said(step: Needs, cluster: list[Machine], words: str | None) -> None:
+    assert lacking(step, cluster, "the cluster") == words
+
+
+def test_one_gpu_is_used_by_one_step_at_a_time() -> None:
+    gpu = Needs(gpus=1)
+    assert held([gpu, gpu, gpu], [WITH_GPU]) == 1
+    assert held([gpu, Needs(), gpu], [SMALL, WITH_GPU]) == 2
+    assert held([Needs()] * 20, [SMALL, WITH_GPU]) == 10
+    assert held([Needs(memory_mib=3000)] * 20, [SMALL, WITH_GPU]) == 1 + 5
+
+
+def test_what_no_machine_holds_takes_no_place() -> None:
+    assert held([Needs(gpus=2)] * 5 + [Needs()] * 3, [SMALL]) == 7
+
+
+@given(st.lists(needs, max_size=12), machines)
+def test_no_machine_is_overfilled_and_something_always_runs(steps: list[Needs], some: list[Machine]) -> None:
+    count = held(steps, some)
+    assert min(1, len(steps)) <= count <= len(steps)
+    able = [granted(step, some) for step in steps[:count] if lacking(step, some, "here") is None]
+    if len(able) > 1:
+        assert sum(step.cpus for step in able) <= sum(machine.cpus for machine in some)
+        assert sum(step.gpus for step in able) <= sum(machine.gpus for machine in some)
+        assert sum(step.memory_mib or 0 for step in able) <= sum(machine.memory_mib for machine in some)
+
+
+@given(needs, machines)
+def test_what_is_granted_fits_a_machine_whole(step: Needs, some: list[Machine]) -> None:
+    if lacking(step, some, "here") is None:
+        given_ = granted(step, some)
+        assert given_.cpus <= step.cpus
+        assert any(
+            m.cpus >= given_.cpus and m.gpus >= given_.gpus and m.memory_mib >= (given_.memory_mib or 0)
+            for m in some
+        )
+
+
+def test_a_recipe_needs_what_its_steps_and_its_budget_say(trained: Trained) -> None:
+    def of(**settings: object) -> Needs:
+        return needs_of(trained.with_budget(memory_mib=2048), Recipe((), Step("torch_eager", settings)))
+
+    assert of() == Needs(1, 0, 2048)
+    assert of(device="cuda", threads=2) == Needs(2, 1, 2048)
+    assert BACKENDS["tensorrt"]().gpus() == 1
+
+
+def test_a_row_that_no_machine_holds_is_unavailable_and_says_why(trained: Trained) -> None:
+    run, row = trained.with_budget(memory_mib=2**30), Row(Recipe((), Step("onnxruntime")))
+    placed = optimization.placed(run, row, [this_machine()], "this machine")
+    assert placed.status == "unavailable"
+    assert str(placed.reason).startswith(f"needs {2**30} MiB of memory, this machine has ")
+    assert optimization.placed(trained.run, row, [this_machine()], "this machine") == row
+
+
+def test_where_nothing_tells_of_gpus_the_step_itself_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(count: int) -> Callable[[], int]:
+        return lambda: count
+
+    for count, counted in ((0, 1), (1, 1), (4, 4)):
+        monkeypatch.setattr("pareflow.hardware.probe.gpus", told(count))
+        assert this_machine().gpus == counted

@@ -1,0 +1,82 @@
+"""A run on another machine than the flow's: its clock, its folders, and what it must have at hand."""
+
+import dataclasses
+import math
+import pickle
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pareflow.errors import EnvironmentUnfitError
+from pareflow.stages import building, node
+from pareflow.stages.jobs import original
+from pareflow.stages.run import Row, Run
+from pareflow.variant import Recipe, Step
+from tests.conftest import Trained
+
+seconds = st.floats(0, 1e6)
+
+
+@given(seconds, seconds)
+def test_a_copy_has_as_much_time_left_whatever_the_other_clock_shows(
+    trained_run: Run, ago: float, clock: float
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: 1e6)
+        run = dataclasses.replace(trained_run, began=1e6 - ago)
+        left, late, sent = run.minutes_left, run.out_of_time, pickle.dumps(run)
+        patch.setattr(time, "monotonic", lambda: clock)
+        copy: Run = pickle.loads(sent)
+        assert copy.minutes_left == pytest.approx(left, abs=1e-6)
+        assert copy.out_of_time == late or abs(left) < 1e-6
+
+
+def test_a_copy_of_an_unhurried_run_is_unhurried(trained_run: Run) -> None:
+    copy = pickle.loads(pickle.dumps(trained_run.unhurried))
+    assert copy.minutes_left == math.inf
+    assert dataclasses.replace(copy, began=0.0) == dataclasses.replace(trained_run, began=0.0)
+
+
+@pytest.fixture(scope="module")
+def trained_run(_trained_once: Trained) -> Run:
+    return _trained_once.run
+
+
+def test_on_the_flows_own_machine_nothing_changes(trained: Trained) -> None:
+    assert node.here(trained.run) == trained.run
+
+
+def test_a_node_may_keep_its_data_elsewhere(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained.run.data_dir, tmp_path / "own")
+    monkeypatch.setenv(node.DATA_DIR, str(tmp_path / "own"))
+    assert node.here(trained.run) == dataclasses.replace(trained.run, data_dir=tmp_path / "own")
+
+
+def test_a_node_without_the_pipeline_is_named(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.node", lambda: "box-7")
+    absent = dataclasses.replace(trained.run, config=Path("/nowhere/pipeline.yaml"))
+    with pytest.raises(EnvironmentUnfitError, match=r"`box-7` has no /nowhere/pipeline\.yaml"):
+        node.here(absent)
+
+
+def test_a_node_without_the_original_is_named(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.node", lambda: "box-7")
+    trained.run.store.evict(original(trained.run.facts.digest).id)
+    with pytest.raises(EnvironmentUnfitError, match=r"`box-7` does not in .*--store s3://bucket/prefix"):
+        node.here(trained.run)
+
+
+def test_a_node_with_another_workload_is_told(trained: Trained) -> None:
+    """The flow found another workload than lies here; the original is there, as from a shared store."""
+    facts = dataclasses.replace(trained.run.facts, digest="of another file")
+    run = dataclasses.replace(trained.run, facts=facts)
+    entries = trained.run.store.root / "entries"
+    shutil.copytree(entries / original(trained.run.facts.digest).id, entries / original(facts.digest).id)
+    with pytest.raises(EnvironmentUnfitError, match=r"must be the same .*makes other variants"):
+        building.make(node.here(run), Row(Recipe((), Step("onnxruntime"))))
