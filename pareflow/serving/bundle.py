@@ -223,7 +223,8 @@ def _write_texts(
 def _check_pins(versions: Mapping[str, str], judged: list[str]) -> None:
     """Raises: EnvironmentUnfitError where what is installed here is not what the package was judged with."""
     wanted = {
-        distributions.normalized(name): version for name, _, version in (p.partition("==") for p in judged)
+        distributions.normalized(name): version.partition("+")[0]
+        for name, _, version in (p.partition("==") for p in judged)
     }
     wrong = [name for name, version in versions.items() if wanted.get(name, version) != version]
     if wrong:
