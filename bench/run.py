@@ -17,6 +17,7 @@ SCRIPTS = (
     "tuning.py",
     "devices.py",
     "processor.py",
+    "splitting.py",
     "gpu.py",
 )
 

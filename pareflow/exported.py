@@ -1,4 +1,4 @@
-"""The form `exported`: a torch network as a program of plain operators, which needs none of its own classes.
+"""The form `exported`: a network as a program of torch's operators, which needs none of its own classes.
 
 It takes one mapping of named tensors and gives another. Beside it lie a few inputs of the calibration split,
 for backends that quantize. Source: PyTorch, torch.export, "Dynamic shapes", and "Serialization".
@@ -64,6 +64,8 @@ def export(network: Any, workload: LoadedWorkload, name_outputs: NameOutputs) ->
     }
     try:
         program = torch.export.export(Named().eval(), (feeds,), dynamic_shapes=(axes,))
+    except ExportError:
+        raise
     except Exception as error:
         raise ExportError(
             "the network must become an exported program",

@@ -2,7 +2,7 @@
 converted.
 
 Techniques change a network within one form; backends run one form. The ways go one direction only, torch →
-onnx → openvino or torch → exported, so a recipe's techniques come in that order.
+onnx → openvino, and torch or onnx → exported, so a recipe's techniques come in that order.
 """
 
 import re
@@ -21,7 +21,7 @@ from pareflow.variant import digest
 from pareflow.workload import Arrays, LoadedWorkload
 
 Form = Literal["torch", "exported", "onnx", "openvino"]
-FORMS: tuple[Form, ...] = ("torch", "exported", "onnx", "openvino")
+FORMS: tuple[Form, ...] = ("torch", "onnx", "exported", "openvino")
 """A later form is never made into an earlier one, nor `exported` into any other."""
 FILES: dict[Form, str] = {
     "torch": "network.pt",
@@ -29,7 +29,7 @@ FILES: dict[Form, str] = {
     "onnx": "model.onnx",
     "openvino": "model.xml",
 }
-WAYS = "torch → onnx → openvino or torch → exported"
+WAYS = "torch → onnx → openvino, and torch or onnx → exported"
 OPSET = 17
 """The legacy exporter's newest, and the graph that ONNX Runtime fuses best (measured, docs/log.md)."""
 
@@ -99,9 +99,10 @@ def convert(folder: Path, form: Form, workload: LoadedWorkload, into: Path) -> N
             "Take techniques and backends of a later form, or give the workload a torch network",
         )
     if form == "exported":
-        module = load("torch", folder)
+        module = load("torch", folder) if source == "torch" else _graph_module(folder, workload)
         program = exported.export(module, workload, name_outputs)
-        check(lambda feeds: run_torch(module, feeds), exported.runner(program), workload, "program")
+        tolerance = comparison.TOLERANCE if source == "torch" else tolerance_of(folder)
+        check(runner(folder), exported.runner(program), workload, "program", tolerance)
         exported.write(program, workload, into / FILES["exported"])
         return
     if source == "torch":
@@ -113,6 +114,13 @@ def convert(folder: Path, form: Form, workload: LoadedWorkload, into: Path) -> N
         save(_openvino_model(folder / FILES["onnx"]), "openvino", into)
         source_run = graph_runner(folder / FILES["onnx"])
         check(source_run, runner(into), workload, "OpenVINO model", tolerance_of(folder))
+
+
+def _graph_module(folder: Path, workload: LoadedWorkload) -> Any:
+    """The ONNX graph of `folder` as a torch module. Raises: ExportError."""
+    from pareflow.graph_module import GraphModule
+
+    return GraphModule(load("onnx", folder), list(workload.example(1)))
 
 
 def _openvino_model(graph: Path) -> Any:
@@ -330,6 +338,8 @@ def check_outputs(outputs: Arrays, samples: int) -> None:
 def code_version() -> str:
     """A digest of this file and of the exporters' versions: part of the name of every converted network."""
     exporters = ("torch", "onnx", "openvino", "optimum-onnx")
-    modules = (__file__, exported.__file__, comparison.__file__)
-    sources = [Path(file).read_text() for file in modules]
+    root = Path(__file__).parent
+    beside = [root / "graph_module.py", *sorted((root / "graph_operators").glob("*.py"))]
+    modules = (Path(__file__), Path(exported.__file__), Path(comparison.__file__), *beside)
+    sources = [file.read_text() for file in modules]
     return digest(sources, {name: installed_version(name) for name in exporters})

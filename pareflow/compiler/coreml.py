@@ -25,6 +25,7 @@ class CoreMl(WorkerBackend):
 
     name: ClassVar[str] = "coreml"
     form: ClassVar[network.Form] = "exported"
+    runtime: ClassVar[tuple[str, ...]] = ("coremltools",)
 
     precision: Literal["float32", "float16", "int8_weights"] = Field(
         default="float16", description="of weights and products; int8_weights: products in float16"

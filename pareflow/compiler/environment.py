@@ -1,8 +1,10 @@
 """Worker environments: interpreters of their own for runtimes that cannot share pareflow's.
 
 Each is a virtual environment made on demand from a lock file of `infra/environments/`, kept in the user's
-cache and named by a digest of the lock and of the Python version. `PAREFLOW_ENVIRONMENTS` names another
-folder for them. `python -m pareflow.compiler.prepare litert` makes one ahead of time.
+cache and named by a digest of the lock and of the Python version. A lock's head says for which platforms the
+wheels of those exist that have the fewest, so that it is known before anything is installed where it cannot
+be. `PAREFLOW_ENVIRONMENTS` names another folder for them.
+`python -m pareflow.compiler.prepare litert` makes one ahead of time.
 """
 
 import fcntl
@@ -24,6 +26,8 @@ from pareflow.variant import digest
 VARIABLE = "PAREFLOW_ENVIRONMENTS"
 MARKER = "built"
 """The file that is written last: an environment without it is half-built."""
+_WHEELS = re.compile(r"^# wheels of (\S+): (\S+)$", re.MULTILINE)
+"""In a lock's head: a distribution, and the tags of all its wheels together, as PEP 425 writes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,30 @@ class WorkerEnvironment:
         return self.folder / "bin" / "python"
 
     @property
+    def packages(self) -> Path:
+        """Where its distributions lie."""
+        version = ".".join(platform.python_version_tuple()[:2])
+        return self.folder / "lib" / f"python{version}" / "site-packages"
+
+    @property
     def built(self) -> bool:
         return (self.folder / MARKER).is_file()
+
+    def unfit(self) -> str | None:
+        """Why it cannot be made here, as far as its lock tells of platforms; no network is asked."""
+        from packaging.tags import parse_tag, sys_tags
+
+        try:
+            text = self.lock.read_text()
+        except MissingExtraError as error:
+            return error.found
+        if self.built:
+            return None
+        here = list(sys_tags())
+        lacking = [name for name, tags in _WHEELS.findall(text) if parse_tag(tags).isdisjoint(here)]
+        if not lacking:
+            return None
+        return f"there is no wheel of {', '.join(lacking)} for {here[0].interpreter} on {here[0].platform}"
 
     def ensure(self) -> Path:
         """The environment's interpreter; the environment is made if it is not there. Takes minutes.
@@ -76,6 +102,8 @@ class WorkerEnvironment:
         return self.python
 
     def _make(self, descriptor: int) -> None:
+        if reason := self.unfit():
+            raise self._unbuildable(reason)
         shutil.rmtree(self.folder, ignore_errors=True)
         self._run([sys.executable, "-m", "venv", str(self.folder)], descriptor)
         pip = [str(self.python), "-m", "pip", "--disable-pip-version-check", "--no-input"]

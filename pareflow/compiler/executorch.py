@@ -20,6 +20,7 @@ class ExecuTorch(WorkerBackend):
 
     name: ClassVar[str] = "executorch"
     form: ClassVar[network.Form] = "exported"
+    runtime: ClassVar[tuple[str, ...]] = ("executorch", "torch")
 
     precision: Literal["float32", "dynamic_int8", "static_int8"] = Field(
         default="float32",

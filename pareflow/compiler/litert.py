@@ -21,6 +21,7 @@ class LiteRt(WorkerBackend):
 
     name: ClassVar[str] = "litert"
     form: ClassVar[network.Form] = "exported"
+    runtime: ClassVar[tuple[str, ...]] = ("ai-edge-litert",)
 
     precision: Literal["float32", "dynamic_int8", "static_int8"] = Field(
         default="float32",

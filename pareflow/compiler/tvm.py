@@ -31,6 +31,7 @@ class Tvm(WorkerBackend):
 
     name: ClassVar[str] = "tvm"
     form: ClassVar[network.Form] = "onnx"
+    runtime: ClassVar[tuple[str, ...]] = ("apache-tvm",)
     parts: ClassVar[tuple[str, ...]] = ("forked", "schedules")
 
     batch_size: int = Field(default=1, ge=1, description="samples that the executable takes at once")

@@ -120,6 +120,8 @@ class WorkerBackend(Backend):
 
     requires: ClassVar[tuple[str, ...]] = ("numpy",)
     """What it needs in this interpreter."""
+    runtime: ClassVar[tuple[str, ...]] = ()
+    """The distributions of its environment that an executable runs on: what a bundle asks for."""
     parts: ClassVar[tuple[str, ...]] = ()
     """The worker's own files beside the one of its name."""
 
@@ -128,9 +130,19 @@ class WorkerBackend(Backend):
         return WorkerEnvironment(cls.name)
 
     @classmethod
+    def unavailable(cls) -> str | None:
+        """As of every member; or why its environment cannot be made here."""
+        return super().unavailable() or cls.environment().unfit()
+
+    @classmethod
+    def files(cls) -> list[Path]:
+        """What of `workers/` runs it."""
+        return [_FOLDER / f"{name}.py" for name in (*_SHARED, *cls.parts, cls.name)]
+
+    @classmethod
     def code_version(cls) -> str:
         """As of every member, and of the worker's files and the environment's lock."""
-        files = [(_FOLDER / f"{name}.py").read_text() for name in (*_SHARED, *cls.parts, cls.name)]
+        files = [path.read_text() for path in cls.files()]
         return digest(super().code_version(), files, cls.environment().digest)
 
     @classmethod

@@ -9,30 +9,29 @@ import json
 import runpy
 import sys
 from collections.abc import Sequence
+from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
 
 class Only(importlib.abc.MetaPathFinder):
-    """Refuses every other module, as if it were not installed."""
+    """Finds no other module, as if it were not installed; what is installed is told as ever."""
+
+    find_distributions = staticmethod(PathFinder.find_distributions)
 
     def __init__(self, allowed: frozenset[str]) -> None:
         self._allowed = allowed
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> None:
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
         name = fullname.partition(".")[0]
-        if name not in self._allowed and name not in sys.stdlib_module_names:
-            raise ModuleNotFoundError(
-                f"No module named {name!r} in this bundle's environment (requirements.txt); "
-                "if processing needs it, name its distribution in the workload's `serving_requires`",
-                name=name,
-            )
+        standard = name in sys.stdlib_module_names or name.startswith("_sysconfigdata_")  # and the platform
+        return PathFinder.find_spec(fullname, path, target) if standard or name in self._allowed else None
 
 
 def main(allowed: str, runner: str, seen: str) -> None:
     names, root = frozenset(json.loads(allowed)), Path(runner).parent
     code = {path.stem for path in (root / "code").glob("*")}
-    sys.meta_path.insert(0, Only(names | code))
+    sys.meta_path[:] = [BuiltinImporter, FrozenImporter, Only(names | code)]
     sys.argv = [runner, "--self-test"]
     try:
         runpy.run_path(runner, run_name="__main__")

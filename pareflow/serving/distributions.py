@@ -1,4 +1,7 @@
-"""What must be installed to run a package: distributions, what they need themselves, and their licences."""
+"""What must be installed to run a package: distributions, what they need themselves, and their licences.
+
+`where` is a folder of distributions, such as that of a worker environment; by default this interpreter's.
+"""
 
 import importlib.metadata
 import re
@@ -10,10 +13,10 @@ from pareflow.catalog import installed_version
 from pareflow.errors import EnvironmentUnfitError
 
 
-def closure(names: Iterable[str]) -> dict[str, str]:
+def closure(names: Iterable[str], where: Path | None = None) -> dict[str, str]:
     """The installed version of each distribution, and of all that these require here, sorted by name.
 
-    Raises: EnvironmentUnfitError where one is not installed.
+    Without what a build is for (`+cpu`). Raises: EnvironmentUnfitError where one is not installed.
     """
     from packaging.requirements import Requirement
 
@@ -23,27 +26,51 @@ def closure(names: Iterable[str]) -> dict[str, str]:
         name = due.pop()
         if name in found:
             continue
-        version = installed_version(name)
+        version = _version(name, where)
         if version is None:
             raise EnvironmentUnfitError(
                 "what a bundle asks for must be installed where it is made",
-                f"{name} is not",
-                f"Run `pip install {name}`, then the same command again",
+                f"{name} is not in {where}" if where else f"{name} is not",
+                "A worker's bundle can ask for no more than its environment's lock holds"
+                if where
+                else f"Run `pip install {name}`, then the same command again",
             )
-        found[name] = version
-        required = (Requirement(text) for text in importlib.metadata.requires(name) or ())
+        found[name] = version.partition("+")[0]
+        required = (Requirement(text) for text in _distribution(name, where).requires or ())
         due += [normalized(r.name) for r in required if r.marker is None or r.marker.evaluate({"extra": ""})]
     return dict(sorted(found.items()))
 
 
-def modules(distributions: Iterable[str]) -> list[str]:
+def _distribution(name: str, where: Path | None) -> importlib.metadata.Distribution:
+    """Raises: PackageNotFoundError."""
+    if where is None:
+        return importlib.metadata.distribution(name)
+    found = next(iter(importlib.metadata.distributions(name=name, path=[str(where)])), None)
+    if found is None:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found
+
+
+def _version(name: str, where: Path | None) -> str | None:
+    if where is None:
+        return installed_version(name)
+    try:
+        return _distribution(name, where).version
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def modules(distributions: Iterable[str], where: Path | None = None) -> list[str]:
     """The top-level modules of these distributions, sorted."""
+    if where is not None:
+        files = (file for name in distributions for file in _distribution(name, where).files or ())
+        return sorted({file.parts[0].partition(".")[0] for file in files} - {""})
     wanted = set(distributions)
     by_module = importlib.metadata.packages_distributions()
     return sorted(m for m, owners in by_module.items() if wanted & set(map(normalized, owners)))
 
 
-def licences(versions: Mapping[str, str]) -> list[dict[str, str]]:
+def licences(versions: Mapping[str, str], where: Path | None = None) -> list[dict[str, str]]:
     """Name, version, licence and home of each distribution, as its own metadata say; first pareflow's own."""
     ours = {
         "name": "pareflow",
@@ -52,11 +79,11 @@ def licences(versions: Mapping[str, str]) -> list[dict[str, str]]:
         "home": "",
         "shipped": "its modules in code/",
     }
-    return [ours, *(_licence(name, version) for name, version in versions.items())]
+    return [ours, *(_licence(name, version, where) for name, version in versions.items())]
 
 
-def _licence(name: str, version: str) -> dict[str, str]:
-    metadata = importlib.metadata.metadata(name)
+def _licence(name: str, version: str, where: Path | None) -> dict[str, str]:
+    metadata = _distribution(name, where).metadata
 
     def said(key: str) -> list[str]:
         return metadata.get_all(key) or []

@@ -67,8 +67,9 @@ def pinned(root: Path) -> dict[str, str]:
 
 
 def installed(name: str) -> str | None:
+    """The version, without what a build is for (`+cpu`)."""
     try:
-        return importlib.metadata.version(name)
+        return importlib.metadata.version(name).partition("+")[0]
     except importlib.metadata.PackageNotFoundError:
         return None
 

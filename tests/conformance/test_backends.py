@@ -129,3 +129,25 @@ def test_what_ran_is_said(backend: Backend, name: str, artifact: Path, threads: 
     assert ran.version[0].isdigit()
     assert ran.precision in TOLERANCE
     assert ran.device.lower().startswith(getattr(backend, "device", "cpu"))
+
+
+def test_network_given_as_onnx_answers_as_its_graph(
+    backend: Backend, name: str, forms: Forms, load_tiny: Load, tmp_path: Path
+) -> None:
+    """By way of the backend's own form; a torch network is what those of the form `torch` are for."""
+    if backend.form == "torch" or backend != type(backend)():
+        pytest.skip("once for each backend that has a way from onnx")
+    source, workload = forms(name)["onnx"], load_tiny(name)
+    feeds, given = workload.example(3), source
+    for folder in ("made", "artifact"):
+        (tmp_path / folder).mkdir()
+    if backend.form != "onnx":
+        given = tmp_path / "made"
+        network.convert(source, backend.form, workload, given)
+    backend.compile(given, tmp_path / "artifact")
+    session = backend.load(tmp_path / "artifact")
+    answers, expected = session.run(feeds), network.runner(source)(feeds)
+    assert answers.keys() == expected.keys()
+    for key, array in expected.items():
+        error = np.abs(answers[key] - array).max() / np.abs(array).max()
+        assert error <= TOLERANCE[session.ran().precision]

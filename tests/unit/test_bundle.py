@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pareflow.compiler import CoreMl
+from pareflow.compiler.environment import WorkerEnvironment
 from pareflow.errors import EnvironmentUnfitError, InputError, WorkloadError
 from pareflow.serving import alone, bundle, distributions, runner
 from pareflow.serving.model import verified, write_manifest
@@ -267,3 +269,89 @@ def test_other_versions_than_those_it_was_judged_with_are_refused(packaged: Pack
     resealed(package, {**verified(package), "requirements": ["numpy==1.0"]})
     with pytest.raises(EnvironmentUnfitError, match=r"numpy is .* here, and was 1\.0"):
         export(package, tmp_path / "bundle.zip", tmp_path)
+
+
+WORKERS = [("litert", "ai-edge-litert"), ("executorch", "executorch"), ("tvm", "apache-tvm")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "runtime"), WORKERS)
+def test_worker_goes_offline_in_its_own_interpreter(
+    backend: str, runtime: str, packaged: Packaged, tmp_path: Path
+) -> None:
+    """From the archive, with the interpreter that has the runtime and numpy, and no pareflow."""
+    package = packaged("images", Step(backend, {"threads": 1}))
+    document = export(package, tmp_path / "bundle.tar.gz", tmp_path)
+    names = {pin.partition("==")[0] for pin in document["requirements"]}
+    assert {"numpy", runtime} <= names
+    assert not {"pareflow", "pydantic", "psutil", "onnxruntime"} & names
+    with tarfile.open(tmp_path / "bundle.tar.gz") as file:
+        file.extractall(tmp_path, filter="data")
+    environment = WorkerEnvironment(backend)
+    expected = golden(package)
+    np.save(tmp_path / "images.npy", np.asarray(expected["samples"], dtype=np.float32))
+    tested, asked = (
+        subprocess.run(
+            [environment.python, "-I", tmp_path / "images" / "run.py", *words],
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for words in (["--self-test"], [str(tmp_path / "images.npy")])
+    )
+    assert tested.returncode == 0, tested.stderr
+    assert "every golden output is repeated" in tested.stdout
+    assert json.loads(asked.stdout.splitlines()[-1]) == {"predictions": expected["predictions"]}
+    answers = json.loads((tmp_path / "images" / "package" / "golden.json").read_text())
+    answers["outputs"]["output"][3] = [100.0] * 4
+    (tmp_path / "images" / "package" / "golden.json").write_text(json.dumps(answers))
+    resealed(tmp_path / "images" / "package", verified(package))
+    bundle.seal(tmp_path / "images")
+    wrong = subprocess.run(
+        [environment.python, "-I", tmp_path / "images" / "run.py", "--self-test"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert wrong.returncode == 1
+    assert "`output` differs by" in wrong.stderr
+
+
+def test_worker_asks_for_no_more_than_its_environment_holds(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentUnfitError, match=r"numpy is not in .*no more than its environment's lock"):
+        distributions.closure(["numpy"], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "darwin", reason="this is macOS, where Core ML predicts")
+def test_core_ml_is_bundled_and_says_that_it_predicts_on_macos_only(
+    packaged: Packaged, forms: Callable[[str], Any], tmp_path: Path
+) -> None:
+    package = Path(
+        shutil.copytree(
+            packaged("images"), tmp_path / "package", ignore=shutil.ignore_patterns("manifest.json")
+        )
+    )
+    shutil.rmtree(package / "artifact")
+    (package / "artifact").mkdir()
+    CoreMl().compile(forms("images")["exported"], package / "artifact")
+    resealed(package, {**told(package), "backend": CoreMl().step.to_json()})
+    document = export(package, tmp_path / "bundle.tar.gz", tmp_path)
+    assert "code/pareflow/compiler/workers/coreml.py" in document["files"]
+    with tarfile.open(tmp_path / "bundle.tar.gz") as file:
+        file.extractall(tmp_path, filter="data")
+    done = subprocess.run(
+        [WorkerEnvironment("coreml").python, "-I", tmp_path / "images" / "run.py", "--self-test"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Core ML predictions must be asked for on macOS" in done.stderr
+
+
+def told(package: Path) -> dict[str, Any]:
+    """What the manifest says, whatever files are there."""
+    document: dict[str, Any] = json.loads((package / "model.json").read_text())
+    return document

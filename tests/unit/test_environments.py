@@ -1,6 +1,7 @@
 """Worker environments, made of wheels that are made on the spot: no network is asked."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -149,6 +150,69 @@ def test_pins_that_pip_passes_over_are_found_out(tiny: WorkerEnvironment, locks:
     assert not tiny.built
 
 
+ELSEWHERE = "cp27-none-win32.macosx_10_5_ppc"
+
+
+def test_platform_without_wheels_is_told_before_anything_is_installed(
+    tiny: WorkerEnvironment, locks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from packaging.tags import sys_tags
+
+    (locks / "tiny.txt").write_text(f"# a head\n# wheels of tiny: {ELSEWHERE}\ntiny==1.5\n")
+    here = next(sys_tags())
+    said = f"there is no wheel of tiny for {here.interpreter} on {here.platform}"
+    assert tiny.unfit() == said
+    with pytest.raises(MissingExtraError, match=f"it is not: {said}"):
+        tiny.ensure()
+    assert not tiny.folder.exists()
+    (locks / "tiny.txt").write_text(
+        f"# wheels of tiny: {ELSEWHERE}.any\n# wheels of more: {here}\ntiny==1.5\n"
+    )
+    assert tiny.unfit() == said  # cp27-none-any is of another Python
+    (locks / "tiny.txt").write_text(f"# wheels of tiny: py3-none-any\n# wheels of more: {here}\ntiny==1.5\n")
+    assert tiny.unfit() is None
+    tiny.folder.mkdir(parents=True)
+    (tiny.folder / environment.MARKER).touch()
+    (locks / "tiny.txt").write_text(f"# wheels of tiny: {ELSEWHERE}\ntiny==1.5\n")
+    assert tiny.unfit() is None  # it is there, wherever it came from
+
+
+@pytest.mark.parametrize(
+    ("platform", "lacking"),
+    [
+        ("manylinux_2_28_x86_64", {}),
+        ("macosx_14_0_arm64", {}),
+        ("manylinux_2_28_aarch64", {"litert": "litert-converter", "coreml": "coremltools"}),
+        (
+            "macosx_14_0_x86_64",
+            {
+                "litert": "litert-converter, torch",
+                "executorch": "executorch",
+                "tvm": "apache-tvm, apache-tvm-ffi",
+                "coreml": "torch",
+            },
+        ),
+    ],
+)
+def test_locks_tell_where_their_wheels_are(
+    platform: str, lacking: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As the index listed them on 2026-11-28."""
+    from packaging import tags
+
+    monkeypatch.setenv(environment.VARIABLE, str(tmp_path))
+    system, _, machine = re.fullmatch(r"([a-z]+)_(\d+_\d+)_(\w+)", platform).groups()  # type: ignore[union-attr]
+    older = {"macosx": ("_12_0", "_11_0", "_10_15"), "manylinux": ("_2_27", "_2_24", "1")}[system]
+    known = [platform, *(f"{system}{version}_{machine}" for version in older)]
+    kinds = [("cp312", "cp312"), ("cp312", "none"), ("py3", "none")]
+    here = [tags.Tag(*kind, name) for name in known for kind in kinds]
+    monkeypatch.setattr(tags, "sys_tags", lambda: iter(here))
+    for name in ("litert", "executorch", "coreml", "tvm"):
+        found = WorkerEnvironment(name).unfit()
+        words = lacking.get(name)
+        assert found == (words and f"there is no wheel of {words} for cp312 on {platform}")
+
+
 def test_absent_lock_is_told_with_where_it_was_looked_for(locks: Path) -> None:
     with pytest.raises(MissingExtraError, match=f"there is none at {locks / 'none.txt'}"):
         WorkerEnvironment("none").ensure()
@@ -197,3 +261,6 @@ def test_every_worker_backend_has_its_lock_which_pins_each_distribution() -> Non
         wanted = [line for line in lines if line.partition("#")[0].strip()]
         assert wanted
         assert all("==" in line for line in wanted)
+        told = environment._WHEELS.findall("\n".join(lines))
+        assert told
+        assert {name for name, _ in told} <= pins("\n".join(lines)).keys()

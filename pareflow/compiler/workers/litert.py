@@ -101,7 +101,8 @@ class Flatbuffer:
 
     def ran(self) -> dict[str, Any]:
         operators = [step["op_name"] for step in self._interpreter._get_ops_details()]
-        kinds = {str(np.dtype(t["dtype"])) for t in self._interpreter.get_tensor_details()}
+        details = self._interpreter.get_tensor_details()
+        kinds = {str(np.dtype(t["dtype"])) for t in details if t["quantization_parameters"]["scales"].size}
         return {
             "runtime": "litert",
             "version": version("ai-edge-litert"),
