@@ -27,7 +27,7 @@ _KINDS = {
     b"\x1f\x8b": ("compressed with gzip", "Unpack it"),
     b"vers": ("a pointer of Git LFS", "Fetch it: `git lfs pull`"),
 }
-_QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}
+_QUANTIZED = {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}
 
 
 def read(path: Path) -> "onnx.ModelProto":
@@ -162,8 +162,18 @@ def nodes(graph: "onnx.GraphProto") -> "Iterator[onnx.NodeProto]":
 
 
 def quantized(graph: "onnx.GraphProto") -> "onnx.NodeProto | None":
-    """The first node that computes with, or makes, quantized numbers, as Q/DQ pairs or as operators."""
-    return next((n for n in nodes(graph) if n.op_type in _QUANTIZED or n.op_type.startswith("QLinear")), None)
+    """The first node that computes with, or makes, quantized numbers, as Q/DQ pairs or as operators.
+
+    Weights alone that are stored so and unpacked first do not count: what computes is float.
+    """
+    weights = {weight.name for weight in graph.initializer}
+    return next((node for node in nodes(graph) if _computes_quantized(node, weights)), None)
+
+
+def _computes_quantized(node: "onnx.NodeProto", weights: set[str]) -> bool:
+    if node.op_type == "DequantizeLinear":
+        return node.input[0] not in weights
+    return node.op_type in _QUANTIZED or node.op_type.startswith("QLinear")
 
 
 def called(node: "onnx.NodeProto") -> str:

@@ -182,3 +182,19 @@ def test_quantized_is_told_in_subgraphs_too() -> None:
     found = graph_file.quantized(model.graph)
     assert found is not None
     assert graph_file.called(found) == "QLinearConv (node `deep`)"
+
+
+def test_weights_that_are_unpacked_first_compute_in_float() -> None:
+    """TensorFlow Lite's converters store weights so; activations in steps are another matter."""
+    model = graph()
+    model.graph.node.insert(
+        0, helper.make_node("DequantizeLinear", ["w", "scale"], ["floats"], name="weights")
+    )
+    model.graph.initializer.append(helper.make_tensor("w", onnx.TensorProto.INT8, [1], [3]))
+    assert graph_file.quantized(model.graph) is None
+    model.graph.node.append(
+        helper.make_node("DequantizeLinear", ["steps", "scale"], ["x"], name="activations")
+    )
+    found = graph_file.quantized(model.graph)
+    assert found is not None
+    assert found.name == "activations"
