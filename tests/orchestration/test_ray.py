@@ -48,8 +48,10 @@ class Nodes:
         self.raylets[name] = self.cluster.add_node(num_cpus=1, env_vars=given, **offers, **SMALL)
 
     def kill(self, name: str) -> None:
-        """`kill -9` of the node's raylet."""
-        os.kill(self.raylets[name].all_processes["raylet"][0].process.pid, signal.SIGKILL)
+        """`kill -9` of the node's raylet, reaped: its workers take a zombie for alive."""
+        raylet = self.raylets[name].all_processes["raylet"][0].process
+        raylet.kill()
+        raylet.wait()
 
     def makes(self) -> dict[str, dict[str, int]]:
         """Of each node, and of the flow's machine, the variants that it began to make, and when last."""
