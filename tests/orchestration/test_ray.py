@@ -205,7 +205,11 @@ def test_a_node_that_goes_with_the_only_gpu_is_told_and_not_waited_for(nodes: No
         assert driver.stdout is not None
         assert driver.stdout.readline() == "builds\n"
         nodes.kill("three")
-        assert "but a step needs 1 GPU, the cluster has none. Run the same" in driver.stdout.read()
+        try:
+            told, _ = driver.communicate(timeout=60)
+        finally:
+            driver.kill()
+    assert "but a step needs 1 GPU, the cluster has none. Run the same" in told
 
 
 def refused(config: Path, data_dir: Path, **options: Any) -> None:
