@@ -136,7 +136,7 @@ def check(node: onnx.NodeProto) -> None:
     if node.domain not in ("", "ai.onnx") or node.op_type not in {*OPERATORS, "Constant"}:
         raise ExportError(
             "every operator of the graph must become one of torch",
-            f"{graph_file.called(node)} does not: there is none for it in pareflow/graph_operators.py",
+            f"{graph_file.called(node)} does not: there is none for it in pareflow/graph_operators/",
             _REMEDY,
         )
 

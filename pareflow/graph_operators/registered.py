@@ -9,7 +9,7 @@ import onnx
 import torch
 
 Sizes = np.ndarray
-
+"""Known numbers, or the integers that stand for an open batch."""
 T = torch.Tensor
 
 
@@ -24,7 +24,6 @@ class Operator:
 OPERATORS: dict[str, Operator] = {}
 
 OF_SIZES: dict[str, Callable[..., Any]] = {}
-
 """The few that shapes are computed with, on sizes alone."""
 
 
