@@ -95,9 +95,13 @@ class Search:
         ended = yield from self._rounds(Study(techniques, self._finishes(), self.seed, self.file))
         mended = self._in_time(self._repairs())
         yield from self._tried("to give back the quality that training has lost", mended)
-        again = self._in_time(self._by_other_seeds())
-        yield from self._tried("the best one trained by other seeds: how much of it is chance", again)
-        return replace(ended, hopeless=tuple(self._hopeless))
+        again = self._by_other_seeds()
+        yield from self._tried(
+            "the best one trained by other seeds: how much is chance", self._in_time(again)
+        )
+        left_over = [recipe for recipe in again if recipe not in [trial.recipe for trial in self.known]]
+        following = (*left_over, *ended.following)
+        return replace(ended, following=following, hopeless=tuple(self._hopeless))
 
     def _rounds(self, study: "Study") -> Generator[Wave, Told, Ended]:
         """Round by round what Optuna suggests, for as long as that brings something better in time."""
@@ -198,10 +202,9 @@ class Search:
         return found
 
     def _late(self, asked: Sequence[Recipe]) -> list[Recipe]:
-        """Those that the time left is not expected to suffice for, even in the first rung, if the best one is
-        to be trained by other seeds after that."""
+        """Those that the time left is not expected to suffice for, even in the first rung."""
         effort, passes = self._effort_now(), self._rungs()[0]
-        left = self.minutes_left() - sum(map(effort.minutes, self._by_other_seeds()))
+        left = self.minutes_left()
         return [r for r in asked if effort.minutes(training_space.trained_for(r, passes)) > left]
 
     def _halved(self, asked: Sequence[Recipe]) -> Generator[Wave, Told, dict[str, Trial]]:

@@ -365,19 +365,28 @@ def test_a_repair_that_did_not_help_is_not_asked_for_again(tmp_path: Path) -> No
     assert len(asked) == len(set(asked))
 
 
-def test_a_round_leaves_the_time_to_train_the_best_by_other_seeds(tmp_path: Path) -> None:
-    """A pass takes 0.1 minutes, a build none: nine passes of one recipe, and twice those of the best."""
-    step = training_space.step("distillation", {"depth": 0.5, "learning_rate": 1e-3}, 9)
-    trained = Recipe((step,), PLAIN.backend)
-    asked = [training_space.trained_for(trained, 1)]
-    given: dict[str, Any] = {"effort": Effort(0.1, 0.0), "minutes_left": lambda: 2.0}
-    ours = search(tmp_path, **given)
-    assert ours._late(asked) == []
-    ours.known.append(Trial(trained, 0.5, 0.0))
-    assert ours._late(asked) == asked  # 0.9 + 1.8 minutes
-    assert len(ours._in_time(ours._by_other_seeds())) == 2
-    shorter = search(tmp_path, **{**given, "minutes_left": lambda: 1.0}, known=ours.known)
-    assert [r.techniques[0].settings["seed"] for r in shorter._in_time(shorter._by_other_seeds())] == [1]
+def test_other_seeds_are_trained_as_far_as_the_time_goes_and_named_else(tmp_path: Path) -> None:
+    """The clock stands still but for the last look, at seeds: then one of two fits, or none."""
+    ours = search(tmp_path)
+    run(ours, landscape)
+    each = ours._effort_now().minutes(ours._by_other_seeds()[0])
+    for left, done in ((2.5 * each, 2), (1.5 * each, 1), (0.5 * each, 0)):
+        ours.minutes_left = lambda left=left: left  # type: ignore[misc]
+        assert len(ours._in_time(ours._by_other_seeds())) == done
+    waves, ended = run(search(tmp_path, minutes_left=lambda: 0.0), landscape)
+    assert not any("seeds" in wave.words for wave in waves)
+    ours = search(
+        tmp_path, known=[Trial(PLAIN, 1.0, 0.0), Trial(trained(9), 0.1, 0.0)], minutes_left=lambda: 0.0
+    )
+    _, ended = run(ours, lambda r: (0.9, 0.0))
+    seeds = [[s.settings.get("seed") for s in r.techniques] for r in ended.following]
+    assert seeds[:2] == [[1], [2]]
+    assert None in seeds[2]
+
+
+def trained(epochs: int) -> Recipe:
+    step = training_space.step("distillation", {"depth": 0.5, "learning_rate": 1e-3}, epochs)
+    return Recipe((step,), PLAIN.backend)
 
 
 def test_the_best_one_is_trained_by_other_seeds_if_it_is_trained(tmp_path: Path) -> None:
