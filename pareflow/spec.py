@@ -268,7 +268,8 @@ def _value_problems(name: str, settings: Mapping[str, Any]) -> list[str]:
                 TECHNIQUES[name].from_settings({setting: value})
             except ValidationError as error:
                 fields = TECHNIQUES[name].model_fields
-                problems += [f"space.{name}: {problem(e, fields)}" for e in error.errors()]
+                wrong = [e for e in error.errors() if e["type"] != "missing"]  # the search gives the others
+                problems += [f"space.{name}: {problem(e, fields)}" for e in wrong]
     return list(dict.fromkeys(problems))
 
 

@@ -80,6 +80,13 @@ def problems_of(document: Any) -> list[str]:
     return caught.value.problems
 
 
+def test_a_setting_of_the_space_needs_no_other_beside_it(tiny_document: Document) -> None:
+    """An architecture search must be told its trials and epochs, too: the search does."""
+    space = {"architecture_search": {"max_latency_share": [0.25, 0.5]}}
+    spec = specs.parse({**tiny_document, "space": space}, "here")
+    assert spec.space == {"architecture_search": {"max_latency_share": (0.25, 0.5)}}
+
+
 def test_every_problem_is_told_at_once(tiny_document: Document) -> None:
     document = {
         **tiny_document,
