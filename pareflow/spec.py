@@ -56,6 +56,9 @@ class Target(_Part):
 class Budget(_Part):
     """What the run may use. One variant is stopped at `variant_minutes` or `memory_mib`.
 
+    `minutes` are of the run, however often it was killed: the same command goes on with what was left, and
+    decides again what it decided.
+
     A machine that is too busy to time on is waited for, `quiet_minutes` before each timing.
 
     `store_gib` bounds the store at the run's end, and not before: what was used least recently may be what

@@ -93,7 +93,7 @@ def highest_load(run: Run, row: Row) -> float | None:
     key = digest("highest load", loading_key(run, row, start), SEARCH_S, PRECISION)
     if run.remeasure:
         run.store.evict(key)
-    if run.out_of_time and run.store.find(key) is None:
+    if run.late(f"highest load of {row.id}"):
         return None
 
     def write(into: Path) -> None:

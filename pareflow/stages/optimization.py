@@ -23,7 +23,7 @@ def make(run: Run, row: Row) -> Row:
     absent = unrunnable(run, row.recipe)
     if absent:
         return _ended(row, "unavailable", absent)
-    if run.out_of_time:
+    if run.late(f"make {row.label}"):
         return _ended(row, "pruned", f"the budget of {run.spec.budget.minutes:g} minutes was used up")
     try:
         made = fitting.fitted(run, building.make(run, row))
@@ -58,7 +58,7 @@ def time(run: Run, row: Row, baselines: Sequence[Row], needed: float | None = No
     """
     if row.status != "ok":
         return row
-    if run.out_of_time:
+    if run.late(f"time {row.label}"):
         return _ended(row, "pruned", f"the budget of {run.spec.budget.minutes:g} minutes was used up")
     strong = strong_baseline(row, baselines)
     try:

@@ -16,6 +16,7 @@ from pareflow.measurement import Environment, Interval, Measurement, Quality
 from pareflow.measuring.environment import environment
 from pareflow.remote_store import opened
 from pareflow.spec import PipelineSpec
+from pareflow.stages.clock import Clock
 from pareflow.store import Store, writing
 from pareflow.variant import Recipe, digest
 
@@ -55,6 +56,8 @@ class Run:
     """The device profile that the command named, where it named one."""
     began: float = field(default_factory=time.monotonic)
     """By this machine's clock, which no other one knows: a copy of the run elsewhere keeps how long ago."""
+    spent: float = 0.0
+    """Minutes of the budget that were used before: by the same run, until it was killed or had ended."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "began": time.monotonic() - self.began}
@@ -91,7 +94,11 @@ class Run:
             )
         lists = {name: tuple(document[name]) for name in ("serving_requires", "students")}
         facts = WorkloadFacts(**{**document, **lists})
-        return cls(spec, config, data_dir, environment(), facts, remeasure, target)
+        run = cls(spec, config, data_dir, environment(), facts, remeasure, target)
+        if remeasure:
+            run.clock.forget()
+        least = run.clock.least()
+        return run if least is None else dataclasses.replace(run, spent=spec.budget.minutes - least)
 
     @property
     def id(self) -> str:
@@ -128,13 +135,25 @@ class Run:
         return Limits(budget.variant_minutes * 60, budget.memory_mib, max(self.threads))
 
     @property
-    def minutes_left(self) -> float:
-        """Of the budget; negative where more than it was used."""
-        return self.spec.budget.minutes - (time.monotonic() - self.began) / 60
+    def clock(self) -> Clock:
+        return Clock(self.output / "clock.jsonl")
 
     @property
-    def out_of_time(self) -> bool:
-        return self.minutes_left < 0
+    def minutes_left(self) -> float:
+        """Of the budget; negative where more than it was used."""
+        return self.spec.budget.minutes - self.spent - (time.monotonic() - self.began) / 60
+
+    def left(self, asked: str) -> float:
+        """The minutes left when this was first asked, which is kept. Raises: StoreError."""
+        left = self.minutes_left
+        if left == math.inf:
+            return left
+        with writing(self.data_dir):
+            return self.clock.first(asked, left)
+
+    def late(self, asked: str) -> bool:
+        """Whether the budget was used up when this was first asked."""
+        return self.left(asked) < 0
 
     @property
     def unhurried(self) -> "Run":

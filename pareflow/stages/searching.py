@@ -1,6 +1,6 @@
 """The search of one run: which rows to try next, and what their results tell the search."""
 
-import time
+import itertools
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,7 +83,7 @@ def _nothing_tried(run: Run, rows: Sequence[Row]) -> Ended | None:
     if rows and all(row.status == "unavailable" for row in rows):
         return Ended(f"none of {len(rows)} candidates can run here; of the first: {rows[0].reason}", recipes)
     if rows and all(row.status in ("pruned", "unavailable") for row in rows):
-        minutes = (time.monotonic() - run.began) / 60
+        minutes = run.spec.budget.minutes - run.minutes_left
         return Ended(
             f"no candidate was begun: the budget of {run.spec.budget.minutes:g} minutes was used up by the "
             f"baseline; raise `budget.minutes` above {minutes:.1f}",
@@ -145,12 +145,13 @@ def search_of(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
     """The search for this run's baselines, told of the strong one."""
     strong, original = baselines[0], original_of(baselines)
     assert strong.measurement is not None  # baselines are timed
+    looks = itertools.count(1)
     per_sample = strong.measurement.quantile_ms(0.5) / run.spec.sla.batch_size
     return Search(
         here=circumstances(run, trainable=original.role == "original"),
         effort=Effort.of(run.facts.sizes["train"], per_sample),
         minutes=run.spec.budget.minutes,
-        minutes_left=lambda: run.minutes_left,
+        minutes_left=lambda: run.left(f"look {next(looks)} of the search"),
         seed=run.facts.seed,
         file=run.output / "study.log",
         families=_shares(profile),

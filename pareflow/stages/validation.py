@@ -55,7 +55,7 @@ def validate(run: Run, chosen: Sequence[Row]) -> list[Row]:
         rows, more = _measured(run, _under_load(run, rows, protocol), protocol)
         measured = {key: measured[key].extended(more[key]) if key in measured else more[key] for key in more}
         rows = _judged(run, rows, measured, look)
-        if run.out_of_time or not any(_may_win(run, row, rows) for row in rows):
+        if run.late(f"look {look + 1} at the finalists") or not any(_may_win(run, row, rows) for row in rows):
             break
     return [fitting.confine(run, row) if row.status == "ok" else row for row in rows]
 

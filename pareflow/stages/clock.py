@@ -1,0 +1,39 @@
+"""What the clock has decided in a run, kept: a run that goes on after a kill decides the same."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """A file with a line per question: how many minutes of the budget were left when it was first asked."""
+
+    file: Path
+
+    def first(self, asked: str, minutes_left: float) -> float:
+        """What was left when this was asked for the first time: `minutes_left`, where it was not yet."""
+        known = self._known()
+        if asked in known:
+            return known[asked]
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a") as file:
+            line = json.dumps({"asked": asked, "minutes_left": minutes_left})
+            file.write(f"\n{line}\n")  # what a kill cut short before it stays a line of its own
+        return minutes_left
+
+    def least(self) -> float | None:
+        """The least that was ever left: where the clock goes on; None where nothing was asked."""
+        return min(self._known().values(), default=None)
+
+    def forget(self) -> None:
+        self.file.unlink(missing_ok=True)
+
+    def _known(self) -> dict[str, float]:
+        """By question. Of two answers the first holds; a line that a kill cut short is none."""
+        found: dict[str, float] = {}
+        for line in self.file.read_text().splitlines() if self.file.exists() else ():
+            if line.endswith("}"):
+                answer = json.loads(line)
+                found.setdefault(answer["asked"], answer["minutes_left"])
+        return found
