@@ -10,6 +10,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec, PathFinder
+from importlib.metadata import MetadataPathFinder
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from typing import Any
 class Only(importlib.abc.MetaPathFinder):
     """Finds no other module, as if it were not installed; what is installed is told as ever."""
 
-    find_distributions = staticmethod(PathFinder.find_distributions)
+    find_distributions = staticmethod(MetadataPathFinder.find_distributions)
+    """PathFinder's own, which the backport `importlib_metadata` takes away from that where it is imported."""
 
     def __init__(self, allowed: frozenset[str]) -> None:
         self._allowed = allowed

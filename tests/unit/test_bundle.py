@@ -1,6 +1,7 @@
 """The offline bundle: it runs on the runtime alone, says what is damaged, and is the same bytes each time."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -355,3 +356,11 @@ def told(package: Path) -> dict[str, Any]:
     """What the manifest says, whatever files are there."""
     document: dict[str, Any] = json.loads((package / "model.json").read_text())
     return document
+
+
+def test_what_runs_alone_is_there_beside_the_backport_of_importlib_metadata() -> None:
+    """The backport takes `find_distributions` away from Python's own finder."""
+    pytest.importorskip("importlib_metadata")
+    words = "import importlib_metadata; from pareflow.serving import alone; alone.Only.find_distributions()"
+    root = str(Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", words], check=True, env={**os.environ, "PYTHONPATH": root})
