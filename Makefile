@@ -14,7 +14,7 @@ install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
 test: install-dev  ## all tests but the slow ones, in two processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not cuda" --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not cuda" --cov --cov-report=term:skip-covered --cov-fail-under=90 --durations=25
 
 test-slow: install-dev
 	$(BIN)/python -m pytest -m slow

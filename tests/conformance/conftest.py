@@ -10,6 +10,7 @@ import pareflow  # noqa: F401  (fills the catalog)
 from pareflow.catalog import BACKENDS, POLICIES, TECHNIQUES, Member
 from pareflow.compiler.torch_compile import TorchCompile
 from pareflow.compiler.worker import WorkerBackend
+from pareflow.model import ArchitectureSearch, LotteryTicket
 
 
 def example(schema: Mapping[str, Any]) -> Any:
@@ -66,13 +67,17 @@ def _marks(member: Member, twice: bool) -> list[pytest.MarkDecorator]:
     slow = isinstance(member, WorkerBackend)
     # each setting is another half minute of a C++ compiler
     slow |= isinstance(member, TorchCompile) and (twice or member != TorchCompile())
+    # each of them trains several networks, and here in two processes
+    slow |= twice and isinstance(member, ArchitectureSearch | LotteryTicket)
     return [pytest.mark.slow] if slow else []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`technique`, `backend` and `policy` run through the members that can run here, `cls` through all."""
     if "technique" in metafunc.fixturenames:
-        metafunc.parametrize("technique", list(configured(TECHNIQUES)))
+        metafunc.parametrize(
+            "technique", list(configured(TECHNIQUES, twice="same_seed" in metafunc.function.__name__))
+        )
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize(
             "backend", list(configured(BACKENDS, twice="twice" in metafunc.function.__name__))
