@@ -13,7 +13,7 @@ from pareflow.catalog import BACKENDS
 from pareflow.compiler import Backend
 from pareflow.compiler.torch_compile import TorchCompile
 from pareflow.compiler.worker import WorkerBackend
-from pareflow.errors import WorkloadError
+from pareflow.errors import StepFailedError, WorkloadError
 from pareflow.workload import LoadedWorkload
 
 CODE = Path(__file__).parents[2] / "configs" / "stories"
@@ -240,12 +240,19 @@ def backends() -> Iterator[Any]:
 def test_every_backend_gives_the_published_tokens(
     name: str, stories: LoadedWorkload, published: list[int], in_form: Callable[[Any], Path], tmp_path: Path
 ) -> None:
-    """Rows are filled up behind, where no token looks, to the one length that some backends take."""
+    """Rows are filled up behind, where no token looks, to the one length that some backends take.
+
+    TVM's importer takes neither its open length nor, at 64, its Expand (docs/log.md, 2026-11-28): it says so.
+    """
     backend: Any = BACKENDS[name]()
     reason = backend.unavailable() or backend.unfit()
     if reason:
         pytest.skip(reason)
     assert isinstance(backend, Backend)
+    if name == "tvm":
+        with pytest.raises(StepFailedError, match="the worker `tvm` must do as it is asked"):
+            backend.compile(in_form(backend.form), tmp_path)
+        return
     backend.compile(in_form(backend.form), tmp_path)
     session, tokens = backend.load(tmp_path), [1]
     while len(tokens) <= 40:
