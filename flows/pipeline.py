@@ -160,12 +160,12 @@ def side_by_side(
 
     One that no machine can hold is unavailable. Between two of them nothing runs, and may be timed.
     """
-    waiting = list(candidates)
+    waiting = [(row, needs_of(run, row.recipe)) for row in candidates]
     while waiting:
         machines = execution.machines()
-        count = held([needs_of(run, row.recipe) for row in waiting], machines)
+        count = held([needs for _, needs in waiting], machines)
         wave, waiting = waiting[:count], waiting[count:]
-        rows = [optimization.placed(run, row, machines, execution.where) for row in wave]
-        able = [row for row in rows if row.status == "ok"]
-        done = iter(execution.each(task, able, lambda row: (run, row), lambda row: needs_of(run, row.recipe)))
+        rows = [optimization.placed(run, row, machines, execution.where) for row, _ in wave]
+        able = [(row, needs) for row, (_, needs) in zip(rows, wave, strict=True) if row.status == "ok"]
+        done = iter(execution.each(task, [(run, row) for row, _ in able], [needs for _, needs in able]))
         yield from [next(done) if row.status == "ok" else row for row in rows]

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -12,9 +12,8 @@ from prefect.tasks import Task
 
 from pareflow.errors import EnvironmentUnfitError, MissingExtraError, TransientError
 from pareflow.hardware.needs import Machine, Needs, granted, lacking
-from tasks.execution import Orchestrated
+from tasks.execution import Call, Orchestrated
 
-T = TypeVar("T")
 R = TypeVar("R")
 
 PATIENCE_S = 5.0
@@ -64,23 +63,17 @@ class OnRay(Orchestrated):
     def machines(self) -> Sequence[Machine]:
         return [_machine(node["Resources"]) for node in _nodes()]
 
-    def each(
-        self,
-        task: "Task[..., R]",
-        items: Sequence[T],
-        call: Callable[[T], tuple[Any, ...]],
-        needs: Callable[[T], Needs],
-    ) -> list[R]:
+    def each(self, task: "Task[..., R]", calls: Sequence[Call], needs: Sequence[Needs]) -> list[R]:
         """Raises: TransientError where the cluster fails, or loses the node that a step needs."""
         import ray
         from prefect_ray.context import remote_options
 
         machines = self.machines()
-        steps = [granted(needs(item), machines) for item in items]
+        steps = [granted(need, machines) for need in needs]
         futures: list[Any] = []
-        for item, step in zip(items, steps, strict=True):
+        for call, step in zip(calls, steps, strict=True):
             with remote_options(**_options(step)):
-                futures.append(task.submit(*call(item)))
+                futures.append(task.submit(*call))
         try:
             self._wait({future.wrapped_future: step for future, step in zip(futures, steps, strict=True)})
             return [future.result() for future in futures]

@@ -1,6 +1,6 @@
 """How tasks are run: by Prefect, or as the plain functions that they wrap. The order is the flow's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
@@ -10,8 +10,9 @@ from prefect.tasks import Task
 
 from pareflow.hardware.needs import Machine, Needs, this_machine
 
-T = TypeVar("T")
 R = TypeVar("R")
+Call = tuple[Any, ...]
+"""The arguments of a task."""
 
 
 class Execution(Protocol):
@@ -26,15 +27,9 @@ class Execution(Protocol):
     def call(self, task: "Task[..., R]", *arguments: Any) -> R:
         """The task's result; it runs on this machine."""
 
-    def each(
-        self,
-        task: "Task[..., R]",
-        items: Sequence[T],
-        call: Callable[[T], tuple[Any, ...]],
-        needs: Callable[[T], Needs],
-    ) -> list[R]:
-        """The task's result per item, side by side; `call` gives the arguments for an item, `needs` what it
-        takes: no more than the machines hold."""
+    def each(self, task: "Task[..., R]", calls: Sequence[Call], needs: Sequence[Needs]) -> list[R]:
+        """The task's result per call, side by side; `needs` is what each takes, together no more than the
+        machines hold."""
 
 
 class Orchestrated:
@@ -48,14 +43,8 @@ class Orchestrated:
     def call(self, task: "Task[..., R]", *arguments: Any) -> R:
         return task(*arguments)
 
-    def each(
-        self,
-        task: "Task[..., R]",
-        items: Sequence[T],
-        call: Callable[[T], tuple[Any, ...]],
-        needs: Callable[[T], Needs],
-    ) -> list[R]:
-        futures = [task.submit(*call(item)) for item in items]
+    def each(self, task: "Task[..., R]", calls: Sequence[Call], needs: Sequence[Needs]) -> list[R]:
+        futures = [task.submit(*call) for call in calls]
         return [future.result() for future in futures]
 
 
@@ -70,15 +59,9 @@ class Plain:
     def call(self, task: "Task[..., R]", *arguments: Any) -> R:
         return task.fn(*arguments)
 
-    def each(
-        self,
-        task: "Task[..., R]",
-        items: Sequence[T],
-        call: Callable[[T], tuple[Any, ...]],
-        needs: Callable[[T], Needs],
-    ) -> list[R]:
-        with ThreadPoolExecutor(max_workers=max(1, len(items))) as pool:
-            return list(pool.map(lambda item: task.fn(*call(item)), items))
+    def each(self, task: "Task[..., R]", calls: Sequence[Call], needs: Sequence[Needs]) -> list[R]:
+        with ThreadPoolExecutor(max_workers=max(1, len(calls))) as pool:
+            return list(pool.map(lambda call: task.fn(*call), calls))
 
 
 def of_the_flow() -> Execution:
