@@ -39,8 +39,8 @@ class GraphModule(torch.nn.Module):
         self._takes, self._gives = tuple(takes), [value.name for value in graph.output]
         self._kinds = {value.name: value.type.tensor_type.elem_type for value in graph.input}
         self._known: dict[str, np.ndarray] = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-        self._nodes = [node for node in graph.node if not self._folded(node)]
         self._weights: dict[str, str] = {}
+        self._nodes = [node for node in graph.node if not self._folded(node)]
         for name in dict.fromkeys(name for node in self._nodes for name in node.input):
             if name in self._known:
                 self._enter(name)
@@ -110,7 +110,7 @@ class GraphModule(torch.nn.Module):
     def _as_tensor(self, name: str, value: Value) -> torch.Tensor:
         if isinstance(value, torch.Tensor):
             return value
-        own = getattr(self, "_weights", {}).get(name)  # none yet, while constants are folded
+        own = self._weights.get(name)
         return getattr(self, own) if own else as_tensor(value)
 
 

@@ -96,11 +96,9 @@ class Search:
         mended = self._in_time(self._repairs())
         yield from self._tried("to give back the quality that training has lost", mended)
         again = self._by_other_seeds()
-        yield from self._tried(
-            "the best one trained by other seeds: how much is chance", self._in_time(again)
-        )
-        left_over = [recipe for recipe in again if recipe not in [trial.recipe for trial in self.known]]
-        following = (*left_over, *ended.following)
+        now = self._in_time(again)
+        yield from self._tried("the best one trained by other seeds: how much is chance", now)
+        following = (*again[len(now) :], *ended.following)
         return replace(ended, following=following, hopeless=tuple(self._hopeless))
 
     def _rounds(self, study: "Study") -> Generator[Wave, Told, Ended]:

@@ -226,7 +226,7 @@ def make(
     Raises: EnvironmentUnfitError where another variant was made than the flow's machine expects.
     """
     build(reference, folder, root, recipe)
-    if opened(Path(root)).find(evaluation["variant"]) is None:
+    if not opened(Path(root)).holds(evaluation["variant"]):
         raise EnvironmentUnfitError(
             "the workload, its data and pareflow must be the same on every machine that builds",
             f"`{platform.node()}` makes other variants of them",
