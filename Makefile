@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint requirements.lock
-EXTRAS := orchestration,openvino,simplification,training
+EXTRAS := orchestration,openvino,serving,simplification,training
 
 .PHONY: demo install install-dev test test-slow check bench lock clean
 

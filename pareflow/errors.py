@@ -22,6 +22,8 @@ PareflowError                   exit code 1
 │   ├── TrainingDivergedError   its loss became NaN or infinity
 │   └── UnsuitableError         the network or its data lack what the technique works on
 └── TransientError              exit code 4: worth another try (a server that is restarting)
+    └── OverloadedError         too many requests wait already; says when to try again
+        └── DeadlineError       the answer would come after its deadline
 
 Every message has three parts: what must hold, what was found, what to do next.
 """
@@ -144,3 +146,18 @@ class TransientError(PareflowError):
     """Worth another try: a server that is restarting, a connection that was cut."""
 
     exit_code = 4
+
+
+class OverloadedError(TransientError):
+    """Too many requests wait already; `retry_after_s` says when fewer may."""
+
+    def __init__(self, must: str, found: str, retry_after_s: float) -> None:
+        super().__init__(must, found, "Try again later, or serve from more sessions")
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, float]]:
+        return (type(self), (self.must, self.found, self.retry_after_s))
+
+
+class DeadlineError(OverloadedError):
+    """The answer would come after the request's deadline."""

@@ -4,14 +4,14 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from pareflow.catalog import POLICIES, Member
-from pareflow.session import Session
+from pareflow.runtime.endpoint import Endpoint
 
 
 class Policy(Member, ABC):
-    """A way to serve requests, with its settings. One file per policy."""
+    """A way to serve requests, with its settings. One file per policy; any can stand before any."""
 
     family: ClassVar[dict[str, type[Member]]] = POLICIES
 
     @abstractmethod
-    def wrap(self, session: Session) -> Session:
-        """A session that answers as `session` does, by this policy."""
+    def wrap(self, below: Endpoint) -> Endpoint:
+        """An endpoint that answers as `below` does, by this policy. Called inside the event loop."""

@@ -97,9 +97,9 @@ def opened(root: Path, cache_mib: float = 0) -> Any:
 
 def cached(model: Any, mib: float) -> Any:
     """The model behind a cache of its network's answers."""
-    from pareflow.runtime.caching.exact import ExactCache
+    from pareflow.runtime.caching.session import CachedSession
 
-    model.session = ExactCache(max_mib=mib).wrap(model.session)
+    model.session = CachedSession(model.session, int(mib * 2**20))
     return model
 
 

@@ -1,5 +1,5 @@
 """Caches of results. One line per member."""
 
-from pareflow.runtime.caching.exact import CachedSession, ExactCache
+from pareflow.runtime.caching.exact import ExactCache
 
-__all__ = ["CachedSession", "ExactCache"]
+__all__ = ["ExactCache"]

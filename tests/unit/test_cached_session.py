@@ -1,4 +1,4 @@
-"""The exact-match cache: what counts as equal, what is dropped, and what is never mixed up."""
+"""A session that keeps its answers: what counts as equal, what is dropped, and what is never mixed up."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pareflow.measurement import Ran
-from pareflow.runtime import ExactCache
-from pareflow.runtime.caching.exact import request_digest
+from pareflow.runtime.caching.session import CachedSession, request_digest
 from pareflow.workload import Arrays
 
 ROW = 1024
@@ -37,7 +36,7 @@ def row(number: int) -> Arrays:
 
 def test_an_equal_request_is_not_computed_again() -> None:
     session = Doubling()
-    cached = ExactCache(max_mib=1).wrap(session)
+    cached = CachedSession(session, 2**20)
     for number in (1, 2, 1, 1, 2):
         assert cached.run(row(number))["output"][0, 0] == 2 * number
     assert (session.asked, cached.hits, cached.misses, cached.held_bytes) == (2, 3, 2, 2 * ROW)
@@ -46,7 +45,7 @@ def test_an_equal_request_is_not_computed_again() -> None:
 def test_the_least_recently_used_is_dropped() -> None:
     """Room for two answers: 1 is used again before 3 comes, so that 2 goes."""
     session = Doubling()
-    cached = ExactCache(max_mib=2 * ROW / 2**20).wrap(session)
+    cached = CachedSession(session, 2 * ROW)
     for number in (1, 2, 1, 3):
         cached.run(row(number))
     assert (session.asked, cached.held_bytes) == (3, 2 * ROW)
@@ -58,7 +57,7 @@ def test_the_least_recently_used_is_dropped() -> None:
 
 def test_an_answer_that_never_fits_drops_no_other() -> None:
     session = Doubling()
-    cached = ExactCache(max_mib=2 * ROW / 2**20).wrap(session)
+    cached = CachedSession(session, 2 * ROW)
     cached.run(row(1))
     cached.run({"x": np.zeros((3, 128))})
     assert cached.held_bytes == ROW
@@ -95,7 +94,7 @@ def test_equal_requests_have_equal_digests_wherever_they_lie() -> None:
 @given(st.lists(st.integers(0, 5), max_size=40), st.integers(1, 7))
 def test_it_answers_as_its_session_and_never_holds_more_than_it_may(order: list[int], rows: int) -> None:
     session = Doubling()
-    cached = ExactCache(max_mib=rows * ROW / 2**20).wrap(session)
+    cached = CachedSession(session, rows * ROW)
     for number in order:
         assert np.array_equal(cached.run(row(number))["output"], row(number)["x"] * 2)
         assert cached.held_bytes <= rows * ROW
@@ -106,7 +105,7 @@ def test_it_answers_as_its_session_and_never_holds_more_than_it_may(order: list[
 
 
 def test_threads_share_it() -> None:
-    cached = ExactCache(max_mib=4 * ROW / 2**20).wrap(Doubling())
+    cached = CachedSession(Doubling(), 4 * ROW)
     with ThreadPoolExecutor(8) as pool:
         numbers = [i % 7 for i in range(400)]
         answers = list(pool.map(lambda number: cached.run(row(number))["output"][0, 0], numbers))

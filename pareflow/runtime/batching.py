@@ -1,0 +1,254 @@
+"""Dynamic batching: requests that wait are computed together."""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from pareflow.errors import DeadlineError, OverloadedError, UnsuitableError
+from pareflow.runtime.endpoint import Endpoint, answered_within, deadline
+from pareflow.runtime.padding import Padding
+from pareflow.runtime.policy import Policy
+from pareflow.runtime.service_time import ServiceTime
+from pareflow.workload import Arrays
+
+
+class DynamicBatching(Policy):
+    """Compute requests together that wait while the sessions are busy.
+
+    By default nobody is made to wait: a request that finds a free session is computed at once, alone; one
+    that does not is computed with those behind it as soon as a session is free. Whoever came first goes
+    first, however large; one that is larger than a batch is computed alone.
+
+    Only requests of equal shapes and types, but for the first axis, go together; `pad_axis` fills shorter
+    ones up. One that cannot be answered before its deadline is refused when it comes, not when it is late.
+    """
+
+    name: ClassVar[str] = "dynamic_batching"
+
+    max_batch_size: int = Field(default=8, ge=1, description="samples in a batch, at most")
+    min_batch_size: int = Field(default=1, ge=1, description="samples worth waiting for")
+    max_wait_ms: float = Field(default=0, ge=0, description="the most that a request waits for others")
+    max_waiting: int = Field(default=256, ge=1, description="requests in line; more are refused")
+    pad_axis: int | None = Field(default=None, ge=1, description="along which requests differ in length")
+    pad_to: tuple[int, ...] = Field(default=(), description="lengths to fill up to; else to the longest")
+    pad_values: dict[str, float] = Field(default={}, description="what fills an input up, by name; else 0")
+    padded_outputs: tuple[str, ...] = Field(
+        default=(), description="outputs that have the axis too, and are cut back to their request's length"
+    )
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> Self:
+        if self.min_batch_size > self.max_batch_size:
+            raise ValueError(
+                "`min_batch_size <= max_batch_size` must hold, "
+                f"but got {self.min_batch_size} and {self.max_batch_size}"
+            )
+        if self.min_batch_size > 1 and not self.max_wait_ms:
+            raise ValueError("`min_batch_size` above 1 needs `max_wait_ms` above 0: how long it may take")
+        return self
+
+    def wrap(self, below: Endpoint) -> Endpoint:
+        line = _Line(self, below)
+        return below.then(self.name, line.answer, line.figures, concurrency=self.max_waiting)
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """A request in line. Its turn is given by the line, and the answer through `answer`."""
+
+    feeds: Mapping[str, np.ndarray]
+    count: int
+    kind: object
+    arrived: float
+    deadline: float
+    answer: asyncio.Future[Arrays]
+
+
+class _Line:
+    """The line before one endpoint, and the batches that are under way."""
+
+    def __init__(self, policy: DynamicBatching, below: Endpoint) -> None:
+        self._policy, self._below = policy, below
+        self._padding = Padding(policy.pad_axis, policy.pad_to, policy.pad_values, policy.padded_outputs)
+        self._waiting: deque[_Waiting] = deque()
+        self._samples = 0
+        self._busy = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._time = ServiceTime()
+        self._batches = self._batched = self._refused = self._late = 0
+
+    async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        """Raises: OverloadedError where the line is full, DeadlineError, and what the sessions raise."""
+        count = _count(feeds)
+        limit = deadline()
+        self._admit(count, limit)
+        request = _Waiting(
+            feeds,
+            count,
+            self._padding.kind(feeds),
+            time.monotonic(),
+            math.inf if limit is None else limit,
+            asyncio.get_running_loop().create_future(),
+        )
+        self._waiting.append(request)
+        self._samples += count
+        self._next()
+        return await request.answer
+
+    def figures(self) -> Mapping[str, float]:
+        return {
+            "batches": self._batches,
+            "samples": self._batched,
+            "waiting": len(self._waiting),
+            "refused": self._refused,
+            "late": self._late,
+        }
+
+    def _admit(self, count: int, limit: float | None) -> None:
+        """Raises: OverloadedError, DeadlineError, before the request has cost anything."""
+        if len(self._waiting) >= self._policy.max_waiting:
+            self._refused += 1
+            raise OverloadedError(
+                f"at most {self._policy.max_waiting} requests may wait", "the line is full", self._wait_s(0)
+            )
+        if limit is not None and time.monotonic() + (needed := self._wait_s(count)) > limit:
+            self._late += 1
+            raise DeadlineError(
+                "a request must be answered before its deadline",
+                f"those before it and itself take about {needed * 1000:.1f} ms",
+                needed,
+            )
+
+    def _wait_s(self, count: int) -> float:
+        """About how long it takes to answer those in line, and so many samples after them; 0 if unknown."""
+        most = self._policy.max_batch_size
+        before, rest = divmod(self._samples, most)
+        full = self._time.predict(most)
+        if math.isnan(full):
+            return 0.0
+        line = before * full + (self._time.predict(rest) if rest else 0.0)
+        under_way = full / 2 if self._busy >= self._below.concurrency else 0.0
+        return under_way + line / self._below.concurrency + (self._time.predict(count) if count else 0.0)
+
+    def _next(self) -> None:
+        """Start batches while sessions are free and requests are due."""
+        while self._busy < self._below.concurrency and self._waiting:
+            self._drop_late()
+            if not self._waiting or self._held_back():
+                return
+            batch = self._taken()
+            self._busy += 1
+            task = asyncio.create_task(self._compute(batch))
+            self._tasks.add(task)  # the loop itself keeps only weak references
+            task.add_done_callback(self._tasks.discard)
+
+    def _drop_late(self) -> None:
+        """Take out whoever gave up, and whoever's time is over."""
+        now = time.monotonic()
+        while self._waiting and (self._waiting[0].answer.done() or self._waiting[0].deadline < now):
+            request = self._waiting.popleft()
+            self._samples -= request.count
+            if not request.answer.done():
+                self._late += 1
+                error = DeadlineError(
+                    "a request must be answered before its deadline",
+                    f"it waited for {(now - request.arrived) * 1000:.1f} ms",
+                    self._wait_s(request.count),
+                )
+                request.answer.set_exception(error)
+
+    def _held_back(self) -> bool:
+        """Whether the line is too short for a batch and may still wait; then it is looked at again in time.
+
+        Nobody waits for more than half of what the deadline leaves, so that there is time to compute.
+        """
+        first, least = self._waiting[0], self._policy.min_batch_size
+        if least == 1:
+            return False
+        samples = sum(request.count for request in self._waiting if request.kind == first.kind)
+        if samples >= least:
+            return False
+        most_s = min(self._policy.max_wait_ms / 1000, (first.deadline - first.arrived) / 2)
+        left = first.arrived + most_s - time.monotonic()
+        if left <= 0:
+            return False
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_later(left, self._next)
+        return True
+
+    def _taken(self) -> list[_Waiting]:
+        """The first request and those after it that go with it, in their order."""
+        first = self._waiting.popleft()
+        batch, room, passed = [first], self._policy.max_batch_size - first.count, deque[_Waiting]()
+        while self._waiting and room > 0:
+            request = self._waiting.popleft()
+            if request.answer.done():
+                self._samples -= request.count
+            elif request.kind == first.kind and request.count <= room:
+                batch.append(request)
+                room -= request.count
+            else:
+                passed.append(request)
+        self._waiting.extendleft(reversed(passed))
+        self._samples -= sum(request.count for request in batch)
+        return batch
+
+    async def _compute(self, batch: list[_Waiting]) -> None:
+        """Compute a batch, and give each request its part. Whoever is gone by then goes without."""
+        count = sum(request.count for request in batch)
+        began = time.monotonic()
+        try:
+            with answered_within(None):  # not within the limit of whoever came last
+                answers = await self._together(batch, count)
+        except Exception as error:
+            self._fail(batch, error)
+        else:
+            self._time.observe(count, time.monotonic() - began)
+            for request, answer in zip(batch, answers, strict=True):
+                if not request.answer.done():
+                    request.answer.set_result(answer)
+        finally:
+            self._batches += 1
+            self._batched += count
+            self._busy -= 1
+            self._next()
+
+    async def _together(self, batch: list[_Waiting], count: int) -> list[Arrays]:
+        if len(batch) == 1 and not self._padding.changes(batch[0].feeds):
+            return [await self._below.answer(batch[0].feeds)]
+        joined = self._padding.joined([request.feeds for request in batch])
+        outputs = await self._below.answer(joined)
+        wrong = [name for name, array in outputs.items() if not array.ndim or len(array) != count]
+        if wrong:
+            raise UnsuitableError(
+                "every output must have the batch as its first axis to be computed in batches",
+                f"`{wrong[0]}` has shape {outputs[wrong[0]].shape} for a batch of {count}",
+                "Serve it without `dynamic_batching`",
+            )
+        return self._padding.parted(outputs, [request.feeds for request in batch])
+
+    def _fail(self, batch: list[_Waiting], error: Exception) -> None:
+        """One bad request takes no others with it: those of a batch that failed are computed one by one."""
+        if len(batch) == 1:
+            if not batch[0].answer.done():
+                batch[0].answer.set_exception(error)
+            return
+        for request in reversed(batch):
+            if not request.answer.done():
+                request.kind = object()  # with no other again
+                self._waiting.appendleft(request)
+                self._samples += request.count
+
+
+def _count(feeds: Mapping[str, np.ndarray]) -> int:
+    """The samples of a request; 1 where an input has no axis, by which nothing can be joined."""
+    return max(1, min((len(array) for array in feeds.values() if array.ndim), default=1))

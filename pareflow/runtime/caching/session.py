@@ -1,0 +1,77 @@
+"""A session that keeps its answers: for a caller without a server, such as an offline bundle.
+
+A request is a whole batch of preprocessed inputs; it equals another where names, types, shapes and every byte
+do. It needs numpy alone, so that it runs on a device.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from threading import Lock
+
+import numpy as np
+
+from pareflow.measurement import Ran
+from pareflow.session import Session
+from pareflow.workload import Arrays
+
+
+class CachedSession:
+    """A session and its last answers, the least recently used of which go first.
+
+    `hits` and `misses` count requests; threads may share it.
+    """
+
+    def __init__(self, session: Session, max_bytes: int) -> None:
+        self._session, self._max_bytes = session, max_bytes
+        self._kept: OrderedDict[bytes, Arrays] = OrderedDict()
+        self._lock = Lock()
+        self.hits, self.misses, self.held_bytes = 0, 0, 0
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        key = request_digest(feeds)
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+                self.hits += 1
+                return copied(found)  # callers may write into what they get
+            self.misses += 1
+        answers = self._session.run(feeds)
+        self._keep(key, copied(answers))
+        return answers
+
+    def ran(self) -> Ran:
+        return self._session.ran()
+
+    def _keep(self, key: bytes, answers: Arrays) -> None:
+        """Take the answers in, and drop the oldest until all fit; what never fits is not taken."""
+        needed = size(answers)
+        with self._lock:
+            if needed > self._max_bytes or key in self._kept:
+                return
+            self._kept[key] = answers
+            self.held_bytes += needed
+            while self.held_bytes > self._max_bytes:
+                self.held_bytes -= size(self._kept.popitem(last=False)[1])
+
+
+def request_digest(feeds: Mapping[str, np.ndarray]) -> bytes:
+    """Names a request by its content, whatever the order of its inputs: 32 bytes."""
+    digest = hashlib.blake2b(digest_size=32)
+    for name in sorted(feeds):
+        array = np.ascontiguousarray(feeds[name])
+        digest.update(f"{name!r} {array.dtype.str} {feeds[name].shape}\n".encode())
+        texts = array.dtype.kind == "O"  # whose bytes are addresses
+        digest.update(repr(array.tolist()).encode() if texts else array.tobytes())
+    return digest.digest()
+
+
+def copied(answers: Mapping[str, np.ndarray]) -> Arrays:
+    """Answers of the caller's own."""
+    return {name: array.copy() for name, array in answers.items()}
+
+
+def size(answers: Arrays) -> int:
+    """The bytes of all arrays."""
+    return sum(array.nbytes for array in answers.values())

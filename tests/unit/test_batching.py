@@ -1,0 +1,277 @@
+"""Dynamic batching: who is computed with whom, in which order, and who is refused."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pareflow.errors import BadOutputError, DeadlineError, OverloadedError
+from pareflow.runtime import DynamicBatching
+from pareflow.runtime.endpoint import Endpoint, answered_within
+from pareflow.workload import Arrays
+
+
+class Doubling:
+    """An endpoint that doubles each batch when it is let; it keeps what it was given."""
+
+    def __init__(self, concurrency: int = 1) -> None:
+        self.batches: list[np.ndarray] = []
+        self._turns = asyncio.Semaphore(0)
+        self._concurrency = concurrency
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(self.answer, "doubling", self._concurrency)
+
+    async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        self.batches.append(feeds["x"])
+        await self._turns.acquire()
+        if (feeds["x"] < 0).any():
+            raise BadOutputError("x must not be negative", "it is", "Give another")
+        return {"y": feeds["x"] * 2}
+
+    def let(self, batches: int = 1) -> None:
+        for _ in range(batches):
+            self._turns.release()
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(batch) for batch in self.batches]
+
+
+def rows(*values: float) -> Arrays:
+    return {"x": np.array(values, dtype=np.float64)[:, None]}
+
+
+def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
+    async def within() -> Any:
+        return await asyncio.wait_for(scenario(), 20)
+
+    return asyncio.run(within())
+
+
+async def settle() -> None:
+    """Let every task that can go on go on."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_a_lone_request_goes_at_once_and_those_behind_it_together() -> None:
+    async def scenario() -> None:
+        below = Doubling()
+        answer = DynamicBatching(max_batch_size=3).wrap(below.endpoint).answer
+        asked = [asyncio.ensure_future(answer(rows(n))) for n in range(5)]
+        await settle()
+        assert below.sizes == [1]
+        below.let(3)
+        answers = await asyncio.gather(*asked)
+        assert below.sizes == [1, 3, 1]
+        assert [float(a["y"][0, 0]) for a in answers] == [0, 2, 4, 6, 8]
+
+    run(scenario)
+
+
+def test_a_request_larger_than_a_batch_keeps_its_place_and_goes_alone() -> None:
+    """Others fill the batch before it up; whoever came behind does not overtake it again."""
+
+    async def scenario() -> None:
+        below = Doubling()
+        answer = DynamicBatching(max_batch_size=2).wrap(below.endpoint).answer
+        sizes = [1, 5, 1, 1, 1]
+        asked = [asyncio.ensure_future(answer(rows(*range(size)))) for size in sizes]
+        await settle()
+        below.let(len(sizes))
+        await asyncio.gather(*asked)
+        assert below.sizes == [1, 5, 2, 1]
+
+    run(scenario)
+
+
+def test_a_cancelled_caller_takes_nobody_with_it() -> None:
+    async def scenario() -> None:
+        below = Doubling()
+        answer = DynamicBatching(max_batch_size=4).wrap(below.endpoint).answer
+        first, running, gone, kept = (asyncio.ensure_future(answer(rows(n))) for n in (1, 2, 3, 4))
+        await settle()
+        gone.cancel()  # in line
+        below.let()
+        await settle()
+        running.cancel()  # in a batch that is under way
+        below.let()
+        assert float((await first)["y"][0, 0]) == 2
+        assert float((await kept)["y"][0, 0]) == 8
+        assert [batch[:, 0].tolist() for batch in below.batches] == [[1], [2, 4]]
+
+    run(scenario)
+
+
+def test_one_bad_request_takes_no_others_with_it() -> None:
+    async def scenario() -> None:
+        below = Doubling()
+        answer = DynamicBatching(max_batch_size=4).wrap(below.endpoint).answer
+        asked = [asyncio.ensure_future(answer(rows(n))) for n in (1, 2, -3, 4)]
+        await settle()
+        below.let(10)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert below.sizes == [1, 3, 1, 1, 1]
+        assert [type(a) for a in answers] == [dict, dict, BadOutputError, dict]
+        assert float(answers[3]["y"][0, 0]) == 8
+
+    run(scenario)
+
+
+def test_requests_of_other_shapes_or_types_are_not_mixed() -> None:
+    async def scenario() -> None:
+        below = Doubling()
+        answer = DynamicBatching(max_batch_size=8).wrap(below.endpoint).answer
+        feeds = [rows(0), rows(1), {"x": np.ones((1, 2))}, {"x": np.ones((1, 1), np.float32)}, rows(2)]
+        asked = [asyncio.ensure_future(answer(one)) for one in feeds]
+        await settle()
+        below.let(9)
+        await asyncio.gather(*asked)
+        assert [batch.shape for batch in below.batches] == [(1, 1), (2, 1), (1, 2), (1, 1)]
+
+    run(scenario)
+
+
+def test_the_line_is_bounded() -> None:
+    async def scenario() -> None:
+        below = Doubling()
+        endpoint = DynamicBatching(max_waiting=2).wrap(below.endpoint)
+        asked = [asyncio.ensure_future(endpoint.answer(rows(n))) for n in range(3)]
+        await settle()
+        with pytest.raises(OverloadedError, match="at most 2 requests may wait, but the line is full"):
+            await endpoint.answer(rows(9))
+        below.let(9)
+        await asyncio.gather(*asked)
+        assert endpoint.figures["dynamic_batching"]()["refused"] == 1
+
+    run(scenario)
+
+
+def test_a_request_that_would_be_late_is_refused_when_it_comes() -> None:
+    """A batch took 0.2 s, and one is under way: what must be there in 0.1 s has no chance."""
+
+    async def scenario() -> None:
+        below = Doubling()
+        endpoint = DynamicBatching(max_batch_size=1).wrap(below.endpoint)
+        first = asyncio.ensure_future(endpoint.answer(rows(0)))
+        await asyncio.sleep(0.2)
+        below.let()
+        await first
+        second = asyncio.ensure_future(endpoint.answer(rows(1)))
+        await settle()
+        with answered_within(0.1), pytest.raises(DeadlineError) as refused:
+            await endpoint.answer(rows(2))
+        assert refused.value.retry_after_s >= 0.2
+        with answered_within(60):
+            third = asyncio.ensure_future(endpoint.answer(rows(3)))
+        await settle()
+        below.let(2)
+        await asyncio.gather(second, third)
+        assert below.batches[-1][0, 0] == 3
+
+    run(scenario)
+
+
+def test_a_request_whose_time_is_over_in_line_is_not_computed() -> None:
+    async def scenario() -> None:
+        below = Doubling()
+        endpoint = DynamicBatching(max_batch_size=1).wrap(below.endpoint)
+        first = asyncio.ensure_future(endpoint.answer(rows(0)))
+        await settle()
+        with answered_within(0.02):
+            late = asyncio.ensure_future(endpoint.answer(rows(1)))
+        await asyncio.sleep(0.05)
+        below.let(2)
+        await first
+        with pytest.raises(DeadlineError, match="it waited for"):
+            await late
+        assert below.sizes == [1]
+
+    run(scenario)
+
+
+def test_a_batch_worth_waiting_for_is_waited_for_and_no_longer_than_allowed() -> None:
+    async def scenario() -> None:
+        below = Doubling()
+        policy = DynamicBatching(max_batch_size=4, min_batch_size=2, max_wait_ms=50)
+        answer = policy.wrap(below.endpoint).answer
+        below.let(9)
+        both = await asyncio.gather(answer(rows(1)), answer(rows(2)))
+        assert (len(both), below.sizes) == (2, [2])
+        await answer(rows(3))  # nobody comes
+        assert below.sizes == [2, 1]
+
+    run(scenario)
+
+
+def test_a_deadline_cuts_the_wait_for_others_short() -> None:
+    async def scenario() -> None:
+        below = Doubling()
+        policy = DynamicBatching(min_batch_size=2, max_wait_ms=60_000)
+        below.let(9)
+        with answered_within(0.2):
+            await policy.wrap(below.endpoint).answer(rows(1))
+        assert below.sizes == [1]
+
+    run(scenario)
+
+
+def test_shorter_requests_are_filled_up_and_their_answers_cut_back() -> None:
+    """By hand: lengths 2 and 3 of a batch go to 4, filled with 7."""
+
+    async def scenario() -> None:
+        below = Doubling()
+        policy = DynamicBatching(pad_axis=1, pad_to=(4, 8), pad_values={"x": 7}, padded_outputs=("y",))
+        answer = policy.wrap(below.endpoint).answer
+        feeds = [{"x": np.arange(size, dtype=np.float64)[None]} for size in (4, 2, 3)]
+        asked = [asyncio.ensure_future(answer(one)) for one in feeds]
+        await settle()
+        below.let(2)
+        answers = await asyncio.gather(*asked)
+        assert below.batches[1].tolist() == [[0, 1, 7, 7], [0, 1, 2, 7]]
+        assert [a["y"].tolist() for a in answers] == [[[0, 2, 4, 6]], [[0, 2]], [[0, 2, 4]]]
+
+    run(scenario)
+
+
+def test_an_output_without_the_batch_is_computed_request_by_request() -> None:
+    async def scenario() -> None:
+        async def total(feeds: Mapping[str, np.ndarray]) -> Arrays:
+            await asyncio.sleep(0.01)
+            return {"total": feeds["x"].sum(axis=0)}
+
+        answer = DynamicBatching().wrap(Endpoint(total, "total")).answer
+        found = await asyncio.gather(*(answer(rows(n, n)) for n in range(3)))
+        assert [float(one["total"][0]) for one in found] == [0, 2, 4]
+
+    run(scenario)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=12),
+    most=st.integers(1, 5),
+    concurrency=st.integers(1, 3),
+)
+def test_every_request_gets_its_own_answer(sizes: list[int], most: int, concurrency: int) -> None:
+    """Whatever the sizes, in batches no larger than allowed, and each sample once."""
+
+    async def scenario() -> None:
+        below = Doubling(concurrency)
+        answer = DynamicBatching(max_batch_size=most).wrap(below.endpoint).answer
+        feeds = [rows(*(100 * i + j for j in range(size))) for i, size in enumerate(sizes)]
+        asked = [asyncio.ensure_future(answer(one)) for one in feeds]
+        await settle()
+        assert len(below.batches) == min(concurrency, len(sizes))
+        below.let(len(sizes))
+        for one, found in zip(feeds, await asyncio.gather(*asked), strict=True):
+            assert np.array_equal(found["y"], one["x"] * 2)
+        assert sum(below.sizes) == sum(sizes)
+        assert all(size <= max(most, *sizes) for size in below.sizes)
+
+    run(scenario)
