@@ -1,6 +1,7 @@
 """The command line. Exits 0: met and registered; 2: bad input; 3: nothing met the SLA; 4: unfit; 130."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -169,6 +170,37 @@ def split(
     link = {"bandwidth_mbit": bandwidth_mbit, "round_trip_ms": round_trip_ms, "slower": slower}
     document = commands.split(config, data_dir, link, target, most=most, into=write, at=at)
     _show(document, tables.placements, as_json)
+
+
+@app.command()
+def serve(
+    targets: Annotated[
+        list[str], typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION, or the folder of a package")
+    ],
+    plan: Annotated[Path | None, typer.Option(help="a YAML of sessions, policies and limits")] = None,
+    host: Annotated[str, typer.Option(help="0.0.0.0 to be reached from elsewhere")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
+    body_mib: Annotated[float, typer.Option(min=0.001, help="the most that one request holds")] = 64,
+    poll_s: Annotated[float, typer.Option(min=0, help="how often to look for another version; 0: never")] = 5,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="PAREFLOW_API_KEYS", help="who may ask; from the environment, separated by spaces"
+        ),
+    ] = None,
+    data_dir: DataDir = DATA,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log every switch of version")] = False,
+) -> None:
+    """Serve registered models over HTTP: Open Inference Protocol 2, MLflow's /invocations, /metrics."""
+    set_environment(verbose)
+    from flows import commands
+    from pareflow.serving.settings import Settings
+
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s"
+    )
+    settings = Settings(host, port, body_mib, poll_s or None, tuple(api_key or ()))
+    commands.serve(targets, data_dir, plan, settings)
 
 
 @app.command()

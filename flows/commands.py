@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from pareflow.compiler.backend import Backend
 from pareflow.errors import InputError, PareflowError, TransientError
 from pareflow.hardware import graphics, topology
 from pareflow.measuring.environment import environment
+from pareflow.serving.settings import Settings
 from pareflow.stages import planning
 from pareflow.stages.instruments import machine_ceilings
 from pareflow.stages.run import Run
@@ -227,6 +228,21 @@ def rollback(name: str, data_dir: Path) -> dict[str, Any]:
     from tasks.tracking import Tracker
 
     return roll_back(Tracker.open(data_dir), name)
+
+
+def serve(targets: Sequence[str], data_dir: Path, plan: Path | None, settings: Settings) -> None:
+    """Serve registered versions, or packages in folders, until told to end."""
+    from pareflow.serving import plan as plans
+    from pareflow.serving.server import serve as served
+    from pareflow.serving.slot import FolderSource, Source
+    from tasks.serving import RegistrySource
+
+    described = plans.ServingPlan() if plan is None else plans.read(plan)
+    sources: list[Source] = [
+        RegistrySource(target, data_dir) if target.startswith("models:") else FolderSource(Path(target))
+        for target in targets
+    ]
+    served(sources, described, settings, lambda url: print(url, flush=True))
 
 
 def store(data_dir: Path) -> dict[str, Any]:

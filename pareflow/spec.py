@@ -144,8 +144,14 @@ def read(path: Path, target: Path | None = None) -> PipelineSpec:
 
 def read_profile(path: Path) -> DeviceProfile:
     """The device in a YAML file. Raises: InputError if it cannot be read, SpecError with every problem."""
-    document = _loaded(path, "a device profile", "Those of `configs/devices/` come with pareflow")
-    return _valid(DeviceProfile, document, str(path), [])
+    return read_part(
+        DeviceProfile, path, "a device profile", "Those of `configs/devices/` come with pareflow"
+    )
+
+
+def read_part(model: type[_Model], path: Path, what: str, remedy: str) -> _Model:
+    """What one YAML file holds, as its class. Raises: InputError if it cannot be read, SpecError."""
+    return _valid(model, _loaded(path, what, remedy), str(path), [])
 
 
 def _with_profile(target: Any, folder: Path, named: Path | None) -> Any:

@@ -34,22 +34,34 @@ class PackagedModel:
         self.document = verified(folder)
         self._folder = folder
         self._workload: Workload = define(self.document["workload"], folder / "workload")
+        self.session: Session = self.load_session()
+
+    def load_session(self) -> Session:
+        """Another session of the same executable: each answers one request at a time."""
         backend = find(BACKENDS, Step.from_json(self.document["backend"]), "backend")
         assert isinstance(backend, Backend)
-        self.session: Session = backend.load(folder / "artifact")
+        return backend.load(self._folder / "artifact")
 
     def predict(self, samples: Any) -> np.ndarray:
         """One prediction per sample. Takes arrays, lists of texts, and tables of one column."""
-        return self._workload.postprocess(self.outputs(self._raw(samples)))
+        return self.postprocess(self.outputs(samples))
 
-    def outputs(self, samples: Samples) -> Arrays:
+    def outputs(self, samples: Any) -> Arrays:
         """The network's outputs by name."""
-        return self.session.run(self._workload.preprocess(samples))
+        return self.session.run(self.preprocess(samples))
+
+    def preprocess(self, samples: Any) -> Arrays:
+        """What the network takes for these samples, which come as `predict` takes them."""
+        return self._workload.preprocess(self._raw(samples))
+
+    def postprocess(self, outputs: Arrays) -> np.ndarray:
+        """The predictions, one per sample."""
+        return self._workload.postprocess(outputs)
 
     def check_golden(self) -> None:
         """Raises: BadOutputError unless the golden samples give their golden outputs and predictions."""
-        golden = json.loads((self._folder / "golden.json").read_text())
-        samples = self._raw(golden["samples"])
+        golden = self.golden()
+        samples = golden["samples"]
         for name, outputs in self.outputs(samples).items():
             expected = np.asarray(golden["outputs"][name])
             error = float(np.abs(outputs - expected).max() / max(float(np.abs(expected).max()), 1e-6))
@@ -67,6 +79,11 @@ class PackagedModel:
                     f"for sample {position} it answers {found}, not {expected}",
                     "Judge it again here",
                 )
+
+    def golden(self) -> dict[str, Any]:
+        """A few samples, with the outputs and predictions that they gave when they were packaged."""
+        document: dict[str, Any] = json.loads((self._folder / "golden.json").read_text())
+        return document
 
     def _raw(self, samples: Any) -> Samples:
         if hasattr(samples, "iloc"):

@@ -1,0 +1,269 @@
+"""The HTTP application around served models: the Open Inference Protocol, MLflow's routes, metrics."""
+
+import asyncio
+import hmac
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+import pareflow
+from pareflow.errors import DeadlineError, InputError, OverloadedError, PareflowError, TransientError
+from pareflow.runtime.endpoint import answered_within
+from pareflow.serving import invocations, openapi, protocol
+from pareflow.serving.hosting import Hosted
+from pareflow.serving.metrics import CONTENT_TYPE, Metrics
+from pareflow.serving.settings import Settings
+from pareflow.serving.slot import Slot
+
+log = logging.getLogger("pareflow.serving")
+
+JSON = "application/json"
+BINARY = "application/octet-stream"
+VERSION = pareflow.__version__
+EXTENSIONS = ["binary_tensor_data"]
+OPEN_TO_ALL = ("/v2/health/", "/ping", "/health")
+"""What an orchestrator asks without a key."""
+
+Answer = Callable[[Request], Awaitable[Response]]
+
+
+class NotFoundError(InputError):
+    """There is no model, or no version of it, of that name here."""
+
+
+class TooLargeError(InputError):
+    """The body is larger than it may be."""
+
+
+class UnreadableError(InputError):
+    """The body is of a type or an encoding that is not read here."""
+
+
+STATUSES: Mapping[type[PareflowError], int] = {
+    NotFoundError: 404,
+    TooLargeError: 413,
+    UnreadableError: 415,
+    InputError: 400,
+    DeadlineError: 503,
+    OverloadedError: 429,
+    TransientError: 503,
+    PareflowError: 500,
+}
+"""The first that an error is an instance of counts."""
+
+
+class App:
+    """The routes, over the slots of the models that are served."""
+
+    def __init__(self, slots: Sequence[Slot], settings: Settings, metrics: Metrics) -> None:
+        self._slots = {slot.source.name: slot for slot in slots}
+        self._settings, self._metrics = settings, metrics
+        self._most_bytes = int(settings.body_mib * 2**20)
+        self._draining = False
+
+    def asgi(self) -> ASGIApp:
+        """The application that a server runs."""
+        starlette = Starlette(routes=self._routes(), lifespan=self._lifespan)
+        return _Keyed(starlette, self._settings.api_keys) if self._settings.api_keys else starlette
+
+    def _routes(self) -> list[Route]:
+        model = "/v2/models/{model}"
+        routes = []
+        for path in (model, f"{model}/versions/{{version}}"):
+            routes += [
+                Route(f"{path}/infer", self._told("infer", self._infer), methods=["POST"]),
+                Route(f"{path}/ready", self._told("ready", self._model_ready)),
+                Route(path, self._told("metadata", self._metadata)),
+            ]
+        return [
+            *routes,
+            Route("/invocations", self._told("invocations", self._invocations), methods=["POST"]),
+            Route("/v2", self._told("server", self._server)),
+            Route("/v2/health/live", self._told("live", self._live)),
+            Route("/v2/health/ready", self._told("ready", self._ready)),
+            Route("/ping", self._told("ping", self._ready)),
+            Route("/health", self._told("ping", self._ready)),
+            Route("/version", self._told("version", self._version)),
+            Route("/metrics", self._told("metrics", self._figures)),
+            Route("/openapi.json", self._told("openapi", self._openapi)),
+        ]
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        """Follow the models' sources; at the end wait for what is being answered."""
+        slots = self._slots.values()
+        for slot in slots:
+            slot.start()
+        every_s = self._settings.poll_s
+        tasks = [] if every_s is None else [asyncio.create_task(slot.follow(every_s)) for slot in slots]
+        yield
+        self._draining = True
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(slot.close() for slot in slots))
+
+    def _told(self, route: str, answer: Answer) -> Answer:
+        """The route, counted and timed, its errors in the protocol's form."""
+
+        async def answered(request: Request) -> Response:
+            began = time.perf_counter()
+            try:
+                response = await answer(request)
+            except ClientDisconnect:
+                return Response(status_code=499)  # nobody reads it
+            except PareflowError as error:
+                response = _error(error)
+            except Exception:
+                log.exception("a request to %s failed", request.url.path)
+                response = _json({"error": "the server failed, and its log says why"}, 500)
+            self._metrics.answered(route, response.status_code, time.perf_counter() - began)
+            return response
+
+        return answered
+
+    async def _infer(self, request: Request) -> Response:
+        hosted = self._hosted(request)
+        body = await self._body(request)
+        asked = protocol.parse(body, request.headers.get(protocol.HEADER))
+        async with hosted.asked():
+            with answered_within(_limit_s(asked.timeout_s, hosted)):
+                outputs = await hosted.answer(asked.inputs)
+        name, version = hosted.release.name, hosted.release.version
+        content, head = protocol.render(name, version, asked, outputs)
+        if head is None:
+            return Response(content, media_type=JSON)
+        return Response(content, media_type=BINARY, headers={protocol.HEADER: str(head)})
+
+    async def _invocations(self, request: Request) -> Response:
+        hosted = self._only()
+        samples = invocations.samples_in(await self._body(request), request.headers.get("content-type", JSON))
+        async with hosted.asked():
+            with answered_within(_limit_s(None, hosted)):
+                predictions, _ = await hosted.predict(samples)
+        return _json({"predictions": predictions})
+
+    async def _metadata(self, request: Request) -> Response:
+        return _json(self._hosted(request).metadata())
+
+    async def _model_ready(self, request: Request) -> Response:
+        hosted = self._hosted(request)
+        return _json({"name": hosted.release.name, "ready": True})
+
+    async def _server(self, _: Request) -> Response:
+        return _json({"name": "pareflow", "version": VERSION, "extensions": EXTENSIONS})
+
+    async def _live(self, _: Request) -> Response:
+        return _json({"live": True})
+
+    async def _ready(self, _: Request) -> Response:
+        return _json({"ready": not self._draining}, 503 if self._draining else 200)
+
+    async def _version(self, _: Request) -> Response:
+        return Response(VERSION, media_type="text/plain")
+
+    async def _figures(self, _: Request) -> Response:
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
+
+    async def _openapi(self, _: Request) -> Response:
+        return _json(openapi.document(VERSION))
+
+    def _hosted(self, request: Request) -> Hosted:
+        """The version that a path names. Raises: NotFoundError."""
+        name = request.path_params["model"]
+        slot = self._slots.get(name)
+        if slot is None:
+            raise NotFoundError(
+                f"a model must be one of {', '.join(self._slots)}", f"got {name}", "Name one of them"
+            )
+        hosted = slot.hosted
+        version = request.path_params.get("version", hosted.release.version)
+        if version != hosted.release.version:
+            raise NotFoundError(
+                f"a version of {name} must be one that is served here, {hosted.release.version}",
+                f"got {version}",
+                "Leave the version out to be answered by the present one",
+            )
+        return hosted
+
+    def _only(self) -> Hosted:
+        """Raises: NotFoundError."""
+        if len(self._slots) > 1:
+            raise NotFoundError(
+                "`/invocations` needs a server of one model",
+                f"this one has {len(self._slots)}",
+                "Use /v2/models",
+            )
+        return next(iter(self._slots.values())).hosted
+
+    async def _body(self, request: Request) -> bytes:
+        """Raises: TooLargeError as soon as it is known, UnreadableError."""
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise UnreadableError("a body must not be encoded", "it is", "Send it plain")
+        told = request.headers.get("content-length", "")
+        if told.isdecimal() and int(told) > self._most_bytes:
+            raise self._too_large()
+        pieces, size = [], 0
+        async for piece in request.stream():
+            size += len(piece)
+            if size > self._most_bytes:
+                raise self._too_large()
+            pieces.append(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(
+            f"a body must be at most {self._settings.body_mib:g} MiB",
+            "it is larger",
+            "Send fewer samples at once",
+        )
+
+
+class _Keyed:
+    """The application for those who hold a key (`Authorization: Bearer KEY`)."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app, self._keys = app, [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(OPEN_TO_ALL) or self._knows(scope):
+            await self._app(scope, receive, send)
+            return
+        response = _json(
+            {"error": "`Authorization: Bearer KEY` must be given, with a key of this server"}, 401
+        )
+        response.headers["www-authenticate"] = "Bearer"
+        await response(scope, receive, send)
+
+    def _knows(self, scope: Scope) -> bool:
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        matches = [hmac.compare_digest(given, b"Bearer " + key) for key in self._keys]
+        return any(matches)
+
+
+def _limit_s(asked_s: float | None, hosted: Hosted) -> float | None:
+    """How long the answer may take: what the request says, and no longer than the plan allows."""
+    planned = hosted.plan.deadline_ms
+    limits = [limit for limit in (asked_s, planned and planned / 1000) if limit]
+    return min(limits, default=None)
+
+
+def _error(error: PareflowError) -> Response:
+    status = next(status for kind, status in STATUSES.items() if isinstance(error, kind))
+    response = _json({"error": str(error)}, status)
+    if isinstance(error, TransientError):
+        after_s = error.retry_after_s if isinstance(error, OverloadedError) else 1.0
+        response.headers["retry-after"] = str(max(1, math.ceil(after_s)))
+    return response
+
+
+def _json(document: object, status: int = 200) -> Response:
+    return Response(protocol.dumps(document), status, media_type=JSON)

@@ -1,0 +1,145 @@
+"""The server's OpenAPI document: every route, what it takes, and each status that it answers with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pareflow.serving import protocol
+from pareflow.serving.invocations import FORMS
+
+Schema = dict[str, Any]
+
+
+def _object(required: tuple[str, ...] = (), **properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(required)}
+
+
+def _list(items: Schema, least: int = 0) -> Schema:
+    return {"type": "array", "items": items, "minItems": least}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+TEXT: Schema = {"type": "string"}
+FLAG: Schema = {"type": "boolean"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+ANY_LIST: Schema = {"type": "array", "items": {}}
+SAMPLES: Schema = {"anyOf": [ANY_LIST, {"type": "object"}]}
+SHAPE = _list(COUNT)
+DATATYPE: Schema = {"type": "string", "enum": list(protocol.DTYPES)}
+
+SCHEMAS: Mapping[str, Schema] = {
+    "Error": _object(("error",), error=TEXT),
+    "Tensor": _object(
+        ("name", "datatype", "shape"),
+        name=TEXT,
+        datatype=DATATYPE,
+        shape=SHAPE,
+        data=ANY_LIST,
+        parameters=_object(binary_data_size=COUNT),
+    ),
+    "Wanted": _object(("name",), name=TEXT, parameters=_object(binary_data=FLAG)),
+    "InferenceRequest": _object(
+        ("inputs",),
+        id=TEXT,
+        inputs=_list(_ref("Tensor"), least=1),
+        outputs=_list(_ref("Wanted")),
+        parameters=_object(binary_data_output=FLAG, timeout={"type": "integer", "minimum": 1}),
+    ),
+    "InferenceResponse": _object(
+        ("model_name", "model_version", "outputs"),
+        id=TEXT,
+        model_name=TEXT,
+        model_version=TEXT,
+        outputs=_list(_ref("Tensor")),
+    ),
+    "TensorMetadata": _object(
+        ("name", "datatype", "shape"), name=TEXT, datatype=DATATYPE, shape=_list({"type": "integer"})
+    ),
+    "ModelMetadata": _object(
+        ("name", "versions", "platform", "inputs", "outputs"),
+        name=TEXT,
+        versions=_list(TEXT),
+        platform=TEXT,
+        inputs=_list(_ref("TensorMetadata")),
+        outputs=_list(_ref("TensorMetadata")),
+    ),
+    "ServerMetadata": _object(
+        ("name", "version", "extensions"), name=TEXT, version=TEXT, extensions=_list(TEXT)
+    ),
+    "Live": _object(("live",), live=FLAG),
+    "Ready": _object(("ready",), ready=FLAG, name=TEXT),
+    "Invocation": {
+        "oneOf": [{"type": "object", "properties": {form: SAMPLES}, "required": [form]} for form in FORMS]
+    },
+    "Predictions": _object(("predictions",), predictions={}),
+}
+REFUSALS = {
+    "400": "what was sent cannot be answered",
+    "404": "no such model, or no such version of it",
+    "413": "the body is too large",
+    "415": "the body is encoded",
+    "429": "too many requests wait",
+    "500": "the model failed",
+    "503": "the server is about to stop, or the answer would come too late",
+}
+
+
+def document(version: str) -> dict[str, Any]:
+    """OpenAPI 3.1. With keys, every route but the health checks also answers 401."""
+    paths: dict[str, Any] = {
+        "/v2": {"get": _get("What serves", "ServerMetadata")},
+        "/v2/health/live": {"get": _get("Whether it runs", "Live")},
+        "/v2/health/ready": {"get": _get("Whether every model is ready", "Ready", "503")},
+        "/ping": {"get": _get("The same, as MLflow asks it", "Ready", "503")},
+        "/health": {"get": _get("The same", "Ready", "503")},
+        "/version": {"get": _text("The server's version")},
+        "/metrics": {"get": _text("For Prometheus")},
+        "/openapi.json": {"get": {"summary": "This document", "responses": {"200": {"description": "It"}}}},
+        "/invocations": {"post": _post("Predictions for raw samples", "Invocation", "Predictions")},
+    }
+    for path, names in (("", ("model",)), ("/versions/{version}", ("model", "version"))):
+        model = "/v2/models/{model}" + path
+        given = [{"name": name, "in": "path", "required": True, "schema": TEXT} for name in names]
+        paths[model] = {
+            "get": _get("What a model takes and gives", "ModelMetadata", "404"),
+            "parameters": given,
+        }
+        paths[f"{model}/ready"] = {"get": _get("Whether it answers", "Ready", "404"), "parameters": given}
+        infer = _post("Its outputs", "InferenceRequest", "InferenceResponse")
+        raw = {"schema": {"type": "string", "format": "binary"}}
+        infer["responses"]["200"]["content"]["application/octet-stream"] = raw
+        paths[f"{model}/infer"] = {"post": infer, "parameters": given}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "pareflow serve", "version": version, "description": __doc__},
+        "paths": paths,
+        "components": {"schemas": dict(SCHEMAS)},
+    }
+
+
+def _content(schema: str) -> dict[str, Any]:
+    return {"application/json": {"schema": _ref(schema)}}
+
+
+def _answers(schema: str, *statuses: str) -> dict[str, Any]:
+    refused = {status: {"description": REFUSALS[status], "content": _content("Error")} for status in statuses}
+    return {"200": {"description": "The answer", "content": _content(schema)}, **refused}
+
+
+def _get(summary: str, schema: str, *statuses: str) -> dict[str, Any]:
+    return {"summary": summary, "responses": _answers(schema, *statuses)}
+
+
+def _post(summary: str, taken: str, given: str) -> dict[str, Any]:
+    return {
+        "summary": summary,
+        "requestBody": {"required": True, "content": _content(taken)},
+        "responses": _answers(given, *REFUSALS),
+    }
+
+
+def _text(summary: str) -> dict[str, Any]:
+    content = {"text/plain": {"schema": TEXT}}
+    return {"summary": summary, "responses": {"200": {"description": "Text", "content": content}}}

@@ -1,0 +1,51 @@
+"""How a model is served: sessions, policies and limits, as one YAML says them."""
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pareflow.catalog import POLICIES, find
+from pareflow.errors import SpecError
+from pareflow.runtime.policy import Policy
+from pareflow.spec import read_part
+from pareflow.variant import Step
+
+
+class ServingPlan(BaseModel):
+    """The runtime policy of one model. Policies stand in their order: the first meets a request first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    sessions: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="that compute side by side; left out, as many as there are cores for"
+    )
+    inline_ms: float = Field(
+        default=0.1,
+        ge=0,
+        description="a network that takes less is computed on the event loop, by one session",
+    )
+    deadline_ms: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="an answer is worthless after so long, unless the request says otherwise"
+    )
+    policies: tuple[Any, ...] = ({"dynamic_batching": {}},)
+
+    @model_validator(mode="after")
+    def _names_policies(self) -> Self:
+        try:
+            self.chosen()
+        except SpecError as error:
+            raise ValueError("; ".join(error.problems)) from error
+        except (ValueError, AttributeError):
+            raise ValueError("each of `policies` must be one `name: {settings}`") from None
+        return self
+
+    def chosen(self) -> tuple[Policy, ...]:
+        """The policies, with their settings checked. Raises: SpecError."""
+        found = [find(POLICIES, Step.from_json(one), "policy") for one in self.policies]
+        return tuple(policy for policy in found if isinstance(policy, Policy))
+
+
+def read(path: Path) -> ServingPlan:
+    """The plan in a YAML file. Raises: InputError if it cannot be read, SpecError with every problem."""
+    return read_part(ServingPlan, path, "a serving plan", "Those of `configs/serving/` come with pareflow")

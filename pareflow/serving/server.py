@@ -1,0 +1,72 @@
+"""The HTTP server: one process, uvicorn on its fast parser and loop, which drains before it ends."""
+
+import socket
+from collections.abc import Callable, Sequence
+
+from pareflow.catalog import installed_version
+from pareflow.errors import InputError, MissingExtraError
+from pareflow.serving.plan import ServingPlan
+from pareflow.serving.settings import Settings
+from pareflow.serving.slot import Slot, Source
+
+_NEEDED = ("cachetools", "httptools", "orjson", "prometheus-client", "starlette", "uvicorn", "uvloop")
+DRAIN_S = 30
+"""The most that the last requests may take."""
+
+
+def serve(
+    sources: Sequence[Source],
+    plan: ServingPlan,
+    settings: Settings,
+    listening: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serve the sources' models until SIGTERM or SIGINT; then answer what is there, and end.
+
+    `listening` is told the URL when connections are taken. Raises: MissingExtraError; InputError where the
+    address cannot be had; what the sources raise, and what a model that cannot be served does.
+    """
+    _check_extra()
+    import uvicorn
+
+    from pareflow.serving.app import App
+    from pareflow.serving.metrics import Metrics
+
+    metrics = Metrics()
+    with _bound(settings) as bound:
+        slots = [Slot(source, plan, metrics) for source in sources]
+        app = App(slots, settings, metrics)
+        config = uvicorn.Config(
+            app.asgi(),
+            http="httptools",
+            loop="uvloop",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=DRAIN_S,
+        )
+        listening(f"http://{settings.host}:{bound.getsockname()[1]}")
+        uvicorn.Server(config).run([bound])
+
+
+def _bound(address: Settings) -> socket.socket:
+    """Raises: InputError."""
+    try:
+        family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((address.host, address.port), family=family, backlog=2048)
+    except OSError as error:
+        raise InputError(
+            "the address to serve on must be free, and this machine's",
+            f"{address.host}:{address.port} is not ({error.strerror})",
+            "Choose another with --host and --port",
+        ) from error
+
+
+def _check_extra() -> None:
+    absent = [name for name in _NEEDED if installed_version(name) is None]
+    if absent:
+        raise MissingExtraError(
+            "serving needs the extra `serving`",
+            f"not installed: {', '.join(absent)}",
+            "Run `pip install 'pareflow[serving]'`",
+        )

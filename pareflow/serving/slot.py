@@ -1,0 +1,121 @@
+"""A model's place in the server: the version that answers, and how the next one takes its place."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Protocol
+
+from pareflow.errors import PareflowError, TrackingError, TransientError
+from pareflow.serving.hosting import Hosted, Release, opened
+from pareflow.serving.metrics import Metrics
+from pareflow.serving.model import verified
+from pareflow.serving.plan import ServingPlan
+
+log = logging.getLogger("pareflow.serving")
+
+
+class Source(Protocol):
+    """Where a model's versions come from. Both methods block."""
+
+    name: str
+
+    def current(self) -> Release:
+        """The version that should answer now. Raises: TransientError, TrackingError, InputError."""
+
+    def last(self) -> Release | None:
+        """The last version that came whole from here, for a start while the registry is away; or None."""
+
+
+class FolderSource:
+    """A package in a folder, such as that of an offline bundle: its name and version stay."""
+
+    def __init__(self, folder: Path) -> None:
+        document = verified(folder)
+        self.name: str = document["pipeline"]
+        self._release = Release(self.name, str(document["variant"])[:12], folder)
+
+    def current(self) -> Release:
+        return self._release
+
+    def last(self) -> Release | None:
+        return self._release
+
+
+class Slot:
+    """One served model, loaded where it is made: that blocks.
+
+    Where the registry is away it is the last version that came whole from there.
+    Raises: PareflowError where there is neither, or it cannot be served.
+    """
+
+    def __init__(self, source: Source, plan: ServingPlan, metrics: Metrics) -> None:
+        self.source, self.plan = source, plan
+        self._metrics = metrics
+        self._trouble = ""
+        self._retiring: set[asyncio.Task[None]] = set()
+        self.hosted: Hosted = opened(self._first(), plan)
+
+    def start(self) -> None:
+        """Put the policies in place; call it in the event loop."""
+        self._answers(self.hosted)
+
+    async def follow(self, every_s: float) -> None:
+        """Switch to the source's current version whenever it is another, for ever."""
+        while True:
+            await asyncio.sleep(every_s)
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Switch to the current version where it is another; what cannot be loaded leaves the present one."""
+        try:
+            release = await asyncio.to_thread(self.source.current)
+            self._metrics.registry(reachable=True)
+            if release != self.hosted.release:
+                await self._switch(release)
+            self._trouble = ""
+        except (TransientError, TrackingError) as error:
+            self._away(error)
+        except PareflowError as error:
+            self._tell(f"the new version is refused, and {self.hosted.release.version} stays: {error}")
+
+    async def close(self) -> None:
+        """Wait for those that are being answered, and let go of everything."""
+        await self.hosted.retire()
+        await asyncio.gather(*self._retiring)
+
+    def _first(self) -> Release:
+        try:
+            release = self.source.current()
+            self._metrics.registry(reachable=True)
+            return release
+        except (TransientError, TrackingError) as error:
+            last = self.source.last()
+            if last is None:
+                raise
+            self._away(error)
+            log.warning("serving version %s of %s, the last that came whole", last.version, last.name)
+            return last
+
+    async def _switch(self, release: Release) -> None:
+        """Load beside the present version, then take its place; no request is without one meanwhile."""
+        before, after = self.hosted, await asyncio.to_thread(opened, release, self.plan)
+        self._answers(after)
+        task = asyncio.create_task(before.retire())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    def _answers(self, hosted: Hosted) -> None:
+        self.hosted = hosted.started()
+        release = hosted.release
+        self._metrics.serves(release.name, release.version, hosted.endpoint.figures)
+        log.info("%s version %s answers: %s", release.name, release.version, hosted.identity)
+
+    def _away(self, error: PareflowError) -> None:
+        self._metrics.registry(reachable=False)
+        self._tell(str(error))
+
+    def _tell(self, trouble: str) -> None:
+        """Log what is wrong, once for as long as it lasts."""
+        if trouble != self._trouble:
+            log.warning("%s", trouble)
+        self._trouble = trouble

@@ -1,0 +1,85 @@
+"""Versions out of the registry, for the server: downloaded once, verified, and kept as last good copies."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from pareflow.errors import InputError
+from pareflow.serving.hosting import Release
+from pareflow.serving.model import verified
+from tasks.tracking import CONTENT, Tracker
+
+LAST = "last.json"
+
+
+class RegistrySource:
+    """What `models:/NAME@ALIAS` or `models:/NAME/VERSION` names, whenever it is asked.
+
+    Copies lie in `folder` by what they contain; `last.json` there names the one that came last.
+    """
+
+    def __init__(self, uri: str, data_dir: Path) -> None:
+        self.name = uri.removeprefix("models:/").partition("@")[0].partition("/")[0]
+        self._uri, self._data_dir = uri, data_dir
+        self._folder = data_dir / "served" / self.name
+        self._tracker: Tracker | None = None
+
+    def current(self) -> Release:
+        """Raises: TransientError, TrackingError; InputError where it is not there, or damaged."""
+        tracker = self._tracker = self._tracker or Tracker.open(self._data_dir)
+        version = tracker.resolve(self._uri)
+        content = version.tags.get(CONTENT)
+        if content is None:
+            raise InputError(
+                "a served version must have been registered by pareflow",
+                f"{self._uri} has no tag {CONTENT}",
+                "Register it by `pareflow optimize`",
+            )
+        kept = self._folder / content[:32]
+        if not _whole(kept):
+            self._fetch(tracker, str(version.version), content, kept)
+        release = Release(self.name, str(version.version), kept)
+        self._remember(release)
+        return release
+
+    def last(self) -> Release | None:
+        try:
+            told = json.loads((self._folder / LAST).read_text())[self._uri]
+        except (OSError, KeyError):
+            return None
+        return Release(self.name, told["version"], self._folder / told["package"])
+
+    def _fetch(self, tracker: Tracker, version: str, content: str, kept: Path) -> None:
+        """Download beside the place, verify, and move there whole. Raises: InputError."""
+        from pareflow.stages.registration import content_digest
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+            package = tracker.download(self.name, version, Path(scratch))
+            if content_digest(package) != content:
+                raise InputError(
+                    f"version {version} of {self.name} must be what was registered",
+                    "its files give another digest",
+                    "Register it again, or roll back",
+                )
+            shutil.copytree(package, Path(scratch) / "whole")
+            shutil.rmtree(kept, ignore_errors=True)  # one that is damaged
+            (Path(scratch) / "whole").replace(kept)
+
+    def _remember(self, release: Release) -> None:
+        path = self._folder / LAST
+        known = json.loads(path.read_text()) if path.exists() else {}
+        told = {"version": release.version, "package": release.package.name}
+        if known.get(self._uri) != told:
+            written = path.with_suffix(".new")
+            written.write_text(json.dumps({**known, self._uri: told}, indent=1))
+            written.replace(path)
+
+
+def _whole(package: Path) -> bool:
+    try:
+        verified(package)
+    except InputError:
+        return False
+    return True
