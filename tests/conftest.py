@@ -35,6 +35,7 @@ settings.register_profile("here", deadline=None, derandomize=True)  # a busy mac
 settings.load_profile("here")
 
 RAN = Ran("onnxruntime", "1.0", "float32", "CPU", 1)
+ONNXRUNTIME = Step("onnxruntime", {"threads": 1})
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -249,6 +250,19 @@ def make_package() -> Callable[..., Path]:
             found = store.find(key)
         assert found is not None
         return found
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def packaged(
+    workloads: Path, make_package: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """The package of a tiny workload as a backend runs it; not to be changed."""
+    root = tmp_path_factory.mktemp("store")
+
+    def made(name: str, backend: Step = ONNXRUNTIME) -> Path:
+        return make_package({"file": {"path": f"{name}.py"}}, workloads, root, backend, name)
 
     return made
 

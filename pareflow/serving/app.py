@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -71,7 +72,9 @@ class App:
 
     def asgi(self) -> ASGIApp:
         """The application that a server runs."""
-        starlette = Starlette(routes=self._routes(), lifespan=self._lifespan)
+        starlette = Starlette(
+            routes=self._routes(), lifespan=self._lifespan, exception_handlers={HTTPException: _no_route}
+        )
         return _Keyed(starlette, self._settings.api_keys) if self._settings.api_keys else starlette
 
     def _routes(self) -> list[Route]:
@@ -174,7 +177,8 @@ class App:
         return Response(self._metrics.text(), media_type=CONTENT_TYPE)
 
     async def _openapi(self, _: Request) -> Response:
-        return _json(openapi.document(VERSION))
+        models = {name: slot.hosted.release.version for name, slot in self._slots.items()}
+        return _json(openapi.document(VERSION, models))
 
     def _hosted(self, request: Request) -> Hosted:
         """The version that a path names. Raises: NotFoundError."""
@@ -262,6 +266,15 @@ def _error(error: PareflowError) -> Response:
     if isinstance(error, TransientError):
         after_s = error.retry_after_s if isinstance(error, OverloadedError) else 1.0
         response.headers["retry-after"] = str(max(1, math.ceil(after_s)))
+    return response
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    """No such path (404), or no such method there (405), in the protocol's form."""
+    assert isinstance(error, HTTPException)
+    found = f"{request.method} {request.url.path} must be a route, but it is none. See GET /openapi.json"
+    response = _json({"error": found}, error.status_code)
+    response.headers.update(error.headers or {})
     return response
 
 

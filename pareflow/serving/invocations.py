@@ -18,12 +18,19 @@ def samples_in(body: bytes, content_type: str) -> Any:
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind in ("text/csv", "application/csv"):
-        return _first_column(list(csv.reader(io.StringIO(body.decode("utf-8", "strict"))))[1:])
+        return _first_column(_rows(body)[1:])
     document = protocol.loads(body)
     given = [form for form in FORMS if isinstance(document, dict) and form in document]
     if len(given) != 1:
         raise _refused(f"one of {', '.join(FORMS)} must be given", f"{' and '.join(given) or 'none'} is")
     return _FORMS[given[0]](document[given[0]])
+
+
+def _rows(body: bytes) -> list[list[str]]:
+    try:
+        return list(csv.reader(io.StringIO(body.decode()), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _refused("a table must be CSV in UTF-8", str(error)) from None
 
 
 def _plain(samples: Any) -> Any:

@@ -86,8 +86,15 @@ REFUSALS = {
 }
 
 
-def document(version: str) -> dict[str, Any]:
-    """OpenAPI 3.1. With keys, every route but the health checks also answers 401."""
+def document(version: str, models: Mapping[str, str]) -> dict[str, Any]:
+    """OpenAPI 3.1 of a server that answers for these models, each in one version.
+
+    With keys, every route but the health checks also answers 401.
+    """
+    known = {
+        "model": {"type": "string", "enum": list(models)},
+        "version": {"type": "string", "enum": sorted(set(models.values()))},
+    }
     paths: dict[str, Any] = {
         "/v2": {"get": _get("What serves", "ServerMetadata")},
         "/v2/health/live": {"get": _get("Whether it runs", "Live")},
@@ -101,7 +108,7 @@ def document(version: str) -> dict[str, Any]:
     }
     for path, names in (("", ("model",)), ("/versions/{version}", ("model", "version"))):
         model = "/v2/models/{model}" + path
-        given = [{"name": name, "in": "path", "required": True, "schema": TEXT} for name in names]
+        given = [{"name": name, "in": "path", "required": True, "schema": known[name]} for name in names]
         paths[model] = {
             "get": _get("What a model takes and gives", "ModelMetadata", "404"),
             "parameters": given,

@@ -226,7 +226,8 @@ def _from_json(name: str, data: Any, dtype: np.dtype[Any], shape: Sequence[int])
     if wrong is not None or (None in flat):
         raise _refused(f"the values of `{name}` must be {datatype(dtype)}", f"one is {wrong!r}")
     try:
-        array = np.array(flat, dtype=dtype).reshape(shape)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told below
+            array = np.array(flat, dtype=dtype).reshape(shape)
     except (OverflowError, ValueError) as error:
         raise _refused(f"the values of `{name}` must be {datatype(dtype)}", str(error)) from None
     return _finite(name, array)

@@ -25,18 +25,6 @@ from pareflow.variant import Step
 
 Packaged = Callable[..., Path]
 Done = subprocess.CompletedProcess[str]
-ONNXRUNTIME = Step("onnxruntime", {"threads": 1})
-
-
-@pytest.fixture(scope="session")
-def packaged(workloads: Path, make_package: Packaged, tmp_path_factory: pytest.TempPathFactory) -> Packaged:
-    """The package of a tiny workload as a backend runs it; not to be changed."""
-    root = tmp_path_factory.mktemp("store")
-
-    def made(name: str, backend: Step = ONNXRUNTIME) -> Path:
-        return make_package({"file": {"path": f"{name}.py"}}, workloads, root, backend, name)
-
-    return made
 
 
 @pytest.fixture(scope="session")

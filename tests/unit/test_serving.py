@@ -1,0 +1,358 @@
+"""The server's application: every route, every refusal, and one version after another."""
+
+import asyncio
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from pareflow.errors import InputError, PareflowError, TransientError
+from pareflow.serving import protocol
+from pareflow.serving.app import App
+from pareflow.serving.hosting import Release
+from pareflow.serving.metrics import Metrics
+from pareflow.serving.plan import ServingPlan
+from pareflow.serving.settings import Settings
+from pareflow.serving.slot import FolderSource, Slot
+
+Packaged = Callable[..., Path]
+INFER = "/v2/models/images/infer"
+
+
+@dataclass
+class Shelf:
+    """A source that a test moves: what it gives, or what it raises."""
+
+    release: Release | PareflowError
+    kept: Release | None = None
+    name: str = field(default="images")
+
+    def current(self) -> Release:
+        if isinstance(self.release, PareflowError):
+            raise self.release
+        return self.release
+
+    def last(self) -> Release | None:
+        return self.kept
+
+
+@dataclass
+class Served:
+    """A served model, and a client of it."""
+
+    client: TestClient
+    slot: Slot
+    golden: Mapping[str, Any]
+
+    def infer(self, path: str = INFER, **more: Any) -> Any:
+        return self.client.post(path, content=json.dumps({"inputs": [self.input()], **more}))
+
+    def input(self, count: int = 2) -> dict[str, Any]:
+        samples = np.asarray(self.golden["samples"][:count], dtype=np.float32)
+        return {
+            "name": "images",
+            "datatype": "FP32",
+            "shape": [count, 1, *samples.shape[1:]],
+            "data": samples.ravel().tolist(),
+        }
+
+    def refresh(self) -> None:
+        assert self.client.portal is not None
+        self.client.portal.call(self.slot.refresh)
+
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture
+def serve(packaged: Packaged) -> Iterator[Serve]:
+    """Serve one model to a client in this process, to the end of the test."""
+    open_clients: list[TestClient] = []
+
+    def begun(source: Any = None, plan: Mapping[str, Any] | None = None, **settings: Any) -> Served:
+        package = packaged("images")
+        metrics = Metrics()
+        slot = Slot(source or FolderSource(package), ServingPlan(**(plan or {})), metrics)
+        app = App([slot], Settings(poll_s=None, **settings), metrics)
+        client = TestClient(app.asgi(), raise_server_exceptions=False)
+        client.__enter__()
+        open_clients.append(client)
+        return Served(client, slot, json.loads((package / "golden.json").read_text()))
+
+    yield begun
+    for client in open_clients:
+        client.__exit__(None, None, None)
+
+
+def test_outputs_are_the_golden_ones(serve: Serve) -> None:
+    served = serve()
+    answer = served.infer(id="7").json()
+    (output,) = answer["outputs"]
+    expected = np.asarray(served.golden["outputs"]["output"][:2])
+    assert (answer["model_name"], answer["id"], output["shape"]) == ("images", "7", list(expected.shape))
+    assert np.allclose(output["data"], expected.ravel(), atol=1e-5)
+
+
+@pytest.mark.parametrize("inline_ms", [0, 1000])
+def test_raw_samples_give_the_golden_predictions(serve: Serve, inline_ms: float) -> None:
+    """By the protocol, and as MLflow's clients ask; in a thread, and on the event loop."""
+    served = serve(plan={"inline_ms": inline_ms})
+    samples = np.asarray(served.golden["samples"], dtype=np.float32)
+    tensor = {"name": "samples", "datatype": "FP32", "shape": list(samples.shape)}
+    content = {"inputs": [{**tensor, "data": samples.ravel().tolist()}], "outputs": [{"name": "predictions"}]}
+    (output,) = served.client.post(INFER, content=json.dumps(content)).json()["outputs"]
+    expected = served.golden["predictions"]
+    assert output["data"] == expected
+    for form in (
+        {"inputs": served.golden["samples"]},
+        {"instances": served.golden["samples"]},
+        {"inputs": {"image": served.golden["samples"]}},
+        {"dataframe_split": {"columns": ["image"], "data": [[one] for one in served.golden["samples"]]}},
+        {"dataframe_records": [{"image": one} for one in served.golden["samples"]]},
+    ):
+        assert served.client.post("/invocations", json=form).json() == {"predictions": expected}
+
+
+def test_a_model_of_texts_takes_texts(serve: Serve, packaged: Packaged) -> None:
+    """Of different lengths, which its metadata says; as JSON, raw, and as a table."""
+    package = packaged("texts")
+    served = serve(FolderSource(package))
+    golden = json.loads((package / "golden.json").read_text())
+    samples, expected = golden["samples"], golden["predictions"]
+    metadata = served.client.get("/v2/models/texts").json()
+    assert all(tensor["shape"][0] == -1 for tensor in metadata["inputs"])
+    tensor = {"name": "samples", "datatype": "BYTES", "shape": [len(samples)], "data": samples}
+    answer = served.client.post("/v2/models/texts/infer", json={"inputs": [tensor]}).json()
+    assert answer["outputs"][0]["data"] == expected
+    table = "text\n" + "\n".join(f'"{text}"' for text in samples)
+    asked = served.client.post("/invocations", content=table, headers={"content-type": "text/csv"})
+    assert asked.json() == {"predictions": expected}
+
+
+def test_raw_answers_say_where_they_begin(serve: Serve) -> None:
+    served = serve()
+    answer = served.infer(parameters={"binary_data_output": True})
+    head = int(answer.headers[protocol.HEADER])
+    (output,) = json.loads(answer.content[:head])["outputs"]
+    values = np.frombuffer(answer.content[head:], "<f4")
+    assert output["parameters"] == {"binary_data_size": values.nbytes}
+    assert np.allclose(values, np.asarray(served.golden["outputs"]["output"][:2]).ravel(), atol=1e-5)
+
+
+def test_metadata_says_what_the_model_takes(serve: Serve) -> None:
+    served = serve()
+    found = served.client.get("/v2/models/images").json()
+    assert found["inputs"] == [{"name": "images", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
+    version = found["versions"][0]
+    assert served.client.get(f"/v2/models/images/versions/{version}").json() == found
+    assert served.client.get(f"/v2/models/images/versions/{version}/ready").json()["ready"]
+    assert served.infer(f"/v2/models/images/versions/{version}/infer").status_code == 200
+    assert served.client.get("/v2").json()["extensions"] == ["binary_tensor_data"]
+    assert served.client.get("/v2/health/live").json() == {"live": True}
+    assert served.client.get("/v2/health/ready").json() == {"ready": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": "image"}, "`images` is missing"),
+        ({"datatype": "FP64"}, "`images` is FP64"),
+        ({"shape": [2, 64]}, r"`images` has shape \(2, 64\)"),
+        ({"shape": [2, 1, 4, 16]}, r"`images` has shape \(2, 1, 4, 16\)"),
+        ({"shape": [0, 1, 8, 8], "data": []}, "it holds no sample"),
+    ],
+)
+def test_an_input_that_is_not_the_models_is_refused(serve: Serve, changes: Any, said: str) -> None:
+    served = serve()
+    answer = served.client.post(INFER, json={"inputs": [{**served.input(), **changes}]})
+    assert answer.status_code == 400
+    with pytest.raises(InputError, match=said):
+        raise InputError(answer.json()["error"], "", "")
+
+
+def test_an_input_too_many_is_refused(serve: Serve) -> None:
+    served = serve()
+    more = {"name": "more", "datatype": "FP32", "shape": [2], "data": [1, 2]}
+    answer = served.client.post(INFER, json={"inputs": [served.input(), more]})
+    assert answer.status_code == 400
+    assert "there is no `more`" in answer.json()["error"]
+
+
+def test_each_refusal_has_its_status(serve: Serve) -> None:
+    served = serve(body_mib=0.01)
+    client = served.client
+    assert served.infer("/v2/models/other/infer").status_code == 404
+    assert served.infer("/v2/models/images/versions/0/infer").status_code == 404
+    assert client.get("/v2/models/other").status_code == 404
+    assert client.get(INFER).status_code == 405
+    assert client.get("/nothing").status_code == 404
+    assert "GET /nothing must be a route" in client.get("/nothing").json()["error"]
+    assert client.post(INFER, content=b"{").status_code == 400
+    assert client.post(INFER, content=b" " * 20_000).status_code == 413
+    assert client.post(INFER, content=(b" " * 4000 for _ in range(5))).status_code == 413  # of unknown length
+    assert client.post(INFER, content=b"x", headers={"content-encoding": "gzip"}).status_code == 415
+    assert client.post("/invocations", json={"rows": []}).status_code == 400
+    assert client.post("/invocations", json={"inputs": ["no", "picture"]}).status_code == 400
+    assert (
+        client.post("/invocations", content=b"\xff", headers={"content-type": "text/csv"}).status_code == 400
+    )
+
+
+def test_nothing_is_told_to_who_has_no_key(serve: Serve) -> None:
+    served = serve(api_keys=("first", "second"))
+    client = served.client
+    assert served.infer().status_code == 401
+    assert client.get("/metrics", headers={"authorization": "Bearer third"}).status_code == 401
+    assert client.get("/metrics", headers={"authorization": "Bearer second"}).status_code == 200
+    assert client.get("/v2/health/ready").status_code == 200
+    assert client.get("/v2", headers={"authorization": "second"}).headers["www-authenticate"] == "Bearer"
+
+
+def test_a_request_that_would_be_late_is_told_when_to_come_again(serve: Serve) -> None:
+    """One microsecond is over before anything can be computed."""
+    served = serve(plan={"inline_ms": 0})
+    served.infer()
+    late = served.infer(parameters={"timeout": 1})
+    assert late.status_code == 503
+    assert int(late.headers["retry-after"]) >= 1
+    assert "must be answered before its deadline" in late.json()["error"]
+    assert served.infer(parameters={"timeout": 10_000_000}).status_code == 200
+
+
+def test_the_plans_deadline_counts_where_the_request_names_a_later_one(serve: Serve) -> None:
+    served = serve(plan={"deadline_ms": 0.001, "inline_ms": 0})
+    served.infer()
+    assert served.infer(parameters={"timeout": 10_000_000}).status_code == 503
+
+
+def test_metrics_count_requests_and_what_policies_count(serve: Serve) -> None:
+    served = serve(plan={"policies": [{"exact_cache": {}}, {"dynamic_batching": {}}]})
+    for _ in range(3):
+        served.infer()
+    served.client.post(INFER, content=b"{")
+    lines = served.client.get("/metrics").text.splitlines()
+    assert 'pareflow_requests_total{route="infer",status="200"} 3.0' in lines
+    assert 'pareflow_requests_total{route="infer",status="400"} 1.0' in lines
+    assert 'pareflow_policy_total{figure="hits",policy="exact_cache"} 2.0' in lines
+    assert 'pareflow_policy_total{figure="batches",policy="dynamic_batching"} 1.0' in lines
+
+
+@pytest.fixture
+def two(packaged: Packaged, tmp_path: Path) -> tuple[Release, Release]:
+    """Two versions of one model: the same package, by two numbers."""
+    first = Release("images", "1", packaged("images"))
+    return first, replace(first, version="2")
+
+
+def test_the_next_version_takes_over_between_two_requests(serve: Serve, two: tuple[Release, Release]) -> None:
+    source = Shelf(two[0])
+    served = serve(source)
+    assert served.infer().json()["model_version"] == "1"
+    source.release = two[1]
+    served.refresh()
+    assert served.infer().json()["model_version"] == "2"
+    assert served.infer("/v2/models/images/versions/1/infer").status_code == 404
+    assert 'pareflow_model_info{model="images",version="2"} 1.0' in served.client.get("/metrics").text
+
+
+def test_no_request_fails_while_versions_change(serve: Serve, two: tuple[Release, Release]) -> None:
+    source = Shelf(two[0])
+    served = serve(source, plan={"inline_ms": 0})
+    stop, statuses = threading.Event(), list[int]()
+
+    def ask() -> None:
+        while not stop.is_set():
+            statuses.append(served.infer().status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for number in range(6):
+        source.release = two[(number + 1) % 2]
+        served.refresh()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert set(statuses) == {200}
+    assert len(statuses) > 20
+
+
+def test_a_damaged_version_is_refused_and_the_present_one_stays(
+    serve: Serve, two: tuple[Release, Release], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(two[0].package, damaged)
+    with (damaged / "artifact" / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    source = Shelf(two[0])
+    served = serve(source)
+    source.release = Release("images", "2", damaged)
+    for _ in range(2):
+        served.refresh()
+    assert served.infer().json()["model_version"] == "1"
+    told = [record.message for record in caplog.records if "refused, and 1 stays" in record.message]
+    assert len(told) == 1  # once for as long as it lasts
+    assert "artifact/model.onnx" in told[0]
+
+
+AWAY = TransientError("the registry must be reachable", "it is not", "Start it")
+
+
+def test_a_registry_that_goes_away_changes_nothing(serve: Serve, two: tuple[Release, Release]) -> None:
+    source = Shelf(two[0])
+    served = serve(source)
+    source.release = AWAY
+    served.refresh()
+    assert served.infer().status_code == 200
+    assert "pareflow_registry_reachable 0.0" in served.client.get("/metrics").text
+    source.release = two[1]
+    served.refresh()
+    assert served.infer().json()["model_version"] == "2"
+    assert "pareflow_registry_reachable 1.0" in served.client.get("/metrics").text
+
+
+def test_where_the_registry_is_away_at_the_start_the_last_good_copy_serves(
+    serve: Serve, two: tuple[Release, Release], caplog: pytest.LogCaptureFixture
+) -> None:
+    served = serve(Shelf(AWAY, kept=two[0]))
+    assert served.infer().json()["model_version"] == "1"
+    assert "serving version 1 of images, the last that came whole" in caplog.text
+    with pytest.raises(TransientError):
+        serve(Shelf(AWAY))
+
+
+def test_the_end_waits_for_who_is_being_answered(packaged: Packaged) -> None:
+    """A version is closed when its last request is answered, and not before."""
+    metrics = Metrics()
+    slot = Slot(FolderSource(packaged("images")), ServingPlan(), metrics)
+
+    async def scenario() -> None:
+        slot.start()
+        async with slot.hosted.asked():
+            closing = asyncio.create_task(slot.close())
+            await asyncio.sleep(0.05)
+            assert not closing.done()
+        await closing
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"policies": [{"dynamic_batch": {}}]}, "dynamic_batching"),
+        ({"policies": [{"dynamic_batching": {"max_batch_size": 0}}]}, "max_batch_size"),
+        ({"policies": [{"a": {}, "b": {}}]}, "one `name: {settings}`"),
+        ({"sessions": 0}, "sessions"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(wrong: Mapping[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ServingPlan(**wrong)
