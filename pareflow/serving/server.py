@@ -1,5 +1,6 @@
 """The HTTP server: one process, uvicorn on its fast parser and loop, which drains before it ends."""
 
+import signal
 import socket
 from collections.abc import Callable, Sequence
 
@@ -45,6 +46,10 @@ def serve(
             server_header=False,
             timeout_graceful_shutdown=DRAIN_S,
         )
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(
+                number, lambda *_: None
+            )  # uvicorn's own come first, and hand on once it has drained
         listening(f"http://{settings.host}:{bound.getsockname()[1]}")
         uvicorn.Server(config).run([bound])
 

@@ -1,0 +1,272 @@
+"""`pareflow serve` as its users run it: a process, clients that others wrote, and a registry that moves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pareflow.stages.run import Row
+from tasks.promotion import promote, roll_back
+from tasks.tracking import Tracker
+from tests.orchestration.conftest import CHECKOUT, Judged
+
+http = pytest.importorskip("tritonclient.http")
+Done = subprocess.CompletedProcess[str]
+SWITCHES_WITHIN_S = 30
+
+
+class Server:
+    """A running `pareflow serve`."""
+
+    def __init__(self, command: list[str], **environment: str) -> None:
+        variables = {**os.environ, "PYTHONPATH": str(CHECKOUT), **environment}
+        self.process = subprocess.Popen(
+            command, cwd=CHECKOUT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().strip()
+        assert self.url, self.process.communicate()[1]
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+            return json.loads(answer.read())
+
+    def version(self, model: str = "images") -> str:
+        return str(self.get(f"/v2/models/{model}")["versions"][0])
+
+    def becomes(self, version: str) -> None:
+        """Wait until this version answers."""
+        until = time.monotonic() + SWITCHES_WITHIN_S
+        while self.version() != version:
+            assert time.monotonic() < until, f"still {self.version()}, not {version}"
+            time.sleep(0.1)
+
+    def end(self) -> tuple[int, str]:
+        """Ask it to end; its exit status, and what it wrote to stderr."""
+        self.process.send_signal(signal.SIGTERM)
+        written = self.process.communicate(timeout=60)[1]
+        return self.process.returncode, written
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start(command: Callable[..., list[str]]) -> Iterator[Start]:
+    """Start a server, which is stopped after the test."""
+    started: list[Server] = []
+
+    def begun(*arguments: object, **environment: str) -> Server:
+        started.append(Server(command("serve", *arguments, "--port", 0), **environment))
+        return started[-1]
+
+    yield begun
+    for server in started:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.communicate()
+
+
+def ask(server: Server, count: int = 3, seed: int = 0) -> np.ndarray:
+    """The outputs for so many random images, by Triton's client."""
+    images = np.random.default_rng(seed).random((count, 1, 8, 8), dtype=np.float32)
+    client = http.InferenceServerClient(server.url.removeprefix("http://"))
+    given = http.InferInput("images", images.shape, "FP32")
+    given.set_data_from_numpy(images)
+    with client:
+        found: np.ndarray = client.infer("images", [given]).as_numpy("output")
+    return found
+
+
+def test_a_client_that_others_wrote_is_served(start: Start, packaged: Callable[..., Path]) -> None:
+    """Triton's: health, metadata, tensors as JSON and raw; whole batches are those of single requests."""
+    server = start(packaged("images"))
+    client = http.InferenceServerClient(server.url.removeprefix("http://"))
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("images")
+    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    assert client.get_model_metadata("images")["inputs"][0]["shape"] == [-1, 1, 8, 8]
+    images = np.random.default_rng(0).random((4, 1, 8, 8), dtype=np.float32)
+    answers = []
+    for binary in (True, False):
+        given = http.InferInput("images", images.shape, "FP32")
+        given.set_data_from_numpy(images, binary_data=binary)
+        wanted = [http.InferRequestedOutput("output", binary_data=binary)]
+        answers.append(client.infer("images", [given], outputs=wanted, request_id="7"))
+    assert [answer.get_response()["id"] for answer in answers] == ["7", "7"]
+    assert np.allclose(answers[0].as_numpy("output"), answers[1].as_numpy("output"))
+    assert np.allclose(answers[0].as_numpy("output"), ask(server, 4), atol=1e-5)
+    with pytest.raises(http.InferenceServerException, match="a model must be one of images"):
+        client.infer("other", [given])
+    client.close()
+    status, written = server.end()
+    assert (status, written) == (0, "")
+
+
+def test_requests_made_from_the_openapi_document_are_answered_as_it_says(
+    start: Start, packaged: Callable[..., Path], tmp_path: Path
+) -> None:
+    """By schemathesis, but for one check: what the document allows and the model does not is refused."""
+    server = start(packaged("images"))
+    tool = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{server.url}/openapi.json"]
+    checks = ["--checks", "all", "--exclude-checks", "positive_data_acceptance"]
+    done = subprocess.run(
+        [*tool, *checks, "--max-examples", "15", "--seed", "1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_end_answers_what_is_there(start: Start, packaged: Callable[..., Path]) -> None:
+    """Requests that came before SIGTERM are answered after it, and later ones find nobody."""
+    server = start(packaged("images"))
+    body = json.dumps({"inputs": [{"name": "images", "datatype": "FP32", "shape": [2000, 1, 8, 8],
+                                   "data": [0.5] * 128_000}]}).encode()  # fmt: skip
+    answered: list[int] = []
+
+    def post() -> None:
+        request = urllib.request.Request(f"{server.url}/v2/models/images/infer", body)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            answered.append(answer.status)
+
+    threads = [threading.Thread(target=post) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    status, _ = server.end()
+    for thread in threads:
+        thread.join()
+    assert (status, answered) == (0, [200] * 4)
+    with pytest.raises(urllib.error.URLError):
+        server.get("/v2/health/live")
+
+
+Register = Callable[[Row], str]
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> Tracker:
+    return Tracker.open(tmp_path)
+
+
+@pytest.fixture
+def register(tracker: Tracker, judged: Judged) -> Register:
+    """Register a row and make it champion; the number of its version."""
+
+    def registered(row: Row) -> str:
+        parent = tracker.begin(judged.run)
+        version = str(tracker.register(judged.run, parent, judged.package(row), row).version)
+        promote(tracker, judged.run, version, row)
+        return version
+
+    return registered
+
+
+CHAMPION = "models:/images@champion"
+
+
+def test_the_server_follows_promotions_and_rollbacks(
+    start: Start, tracker: Tracker, register: Register, judged: Judged, tmp_path: Path
+) -> None:
+    """No request fails, and each is answered by one of the two versions."""
+    first = register(judged.fp32)
+    server = start(CHAMPION, "--data-dir", tmp_path, "--poll-s", 0.2)
+    assert server.version() == first
+    stop, outputs = threading.Event(), list[np.ndarray]()
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            outputs.append(ask(server))
+
+    thread = threading.Thread(target=keep_asking)
+    thread.start()
+    before = ask(server)
+    second = register(judged.int8)
+    server.becomes(second)
+    after = ask(server)
+    roll_back(tracker, "images")
+    server.becomes(first)
+    stop.set()
+    thread.join()
+    assert not np.array_equal(before, after)
+    assert len(outputs) > 10
+    assert all(any(np.allclose(one, known, atol=1e-5) for known in (before, after)) for one in outputs)
+
+
+def test_without_the_registry_the_last_good_copy_is_served(
+    start: Start, register: Register, judged: Judged, tmp_path: Path
+) -> None:
+    version = register(judged.fp32)
+    server = start(CHAMPION, "--data-dir", tmp_path)
+    expected = ask(server)
+    server.end()
+    again = start(CHAMPION, "--data-dir", tmp_path, **AWAY)
+    assert again.version() == version
+    assert np.array_equal(ask(again), expected)
+    status, written = again.end()
+    assert status == 0
+    assert "serving version 1 of images, the last that came whole" in written
+
+
+def test_a_copy_that_was_damaged_is_fetched_again(
+    start: Start, register: Register, judged: Judged, tmp_path: Path
+) -> None:
+    register(judged.fp32)
+    server = start(CHAMPION, "--data-dir", tmp_path)
+    expected = ask(server)
+    server.end()
+    (graph,) = (tmp_path / "served" / "images").glob("*/artifact/model.onnx")
+    content = bytearray(graph.read_bytes())
+    content[len(content) // 2] ^= 1
+    graph.write_bytes(content)
+    again = start(CHAMPION, "--data-dir", tmp_path)
+    assert np.array_equal(ask(again), expected)
+
+
+AWAY = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "status", "said"),
+    [
+        (["models:/none@champion"], {}, 2, "models:/none@champion must be"),
+        (["models:/none@champion"], AWAY, 4, "must be reachable"),
+        (["models:none"], {}, 2, "must be named models:/NAME@ALIAS"),
+        (["nowhere"], {}, 2, "nowhere must hold a whole pareflow package"),
+        (["nowhere", "--plan", "none.yaml"], {}, 2, "a serving plan must be readable"),
+    ],
+)
+def test_what_cannot_be_served_is_told(
+    pareflow_command: Callable[..., Done],
+    tmp_path: Path,
+    arguments: list[str],
+    environment: dict[str, str],
+    status: int,
+    said: str,
+) -> None:
+    done = pareflow_command("serve", *arguments, "--port", 0, "--data-dir", tmp_path / "data", **environment)
+    assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+
+
+def test_an_address_that_is_taken_is_told(
+    start: Start, packaged: Callable[..., Path], pareflow_command: Callable[..., Done]
+) -> None:
+    port = start(packaged("images")).url.rpartition(":")[2]
+    done = pareflow_command("serve", packaged("images"), "--port", port)
+    assert done.returncode == 2
+    assert "the address to serve on must be free" in done.stderr
