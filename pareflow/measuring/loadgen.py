@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -42,13 +42,13 @@ def answer(
 
     Raises: MissingExtraError where LoadGen is not installed.
     """
-    lg = _loadgen()
+    lg = imported()
     cores = probe.cores()
     server = _Server(lg, cores[-threads:], contestant.read_feeds(Path(feeds)))
     report = server.begin(Path(artifact), Step.from_json(backend), reference, Path(folder))
     os.sched_setaffinity(0, cores[:-threads] or cores)  # LoadGen keeps off the executable's cores if it can
     with tempfile.TemporaryDirectory() as out:
-        _run(lg, server, _settings(lg, Load(**load), server.service_s), Path(out))
+        run(lg, server, settings(lg, Load(**load), server.service_s), Path(out))
         server.end()
         log = loadgen_log.read(Path(out))
     return {
@@ -117,7 +117,14 @@ class _Server(threading.Thread):
                 self._error = error
 
 
-def _run(lg: Any, server: _Server, settings: Any, out: Path) -> None:
+class Answerer(Protocol):
+    """What LoadGen asks: it takes queries of (name, index of the batch), and completes each by its name."""
+
+    batches: Sequence[Any]
+    requests: "queue.SimpleQueue[list[tuple[int, int]] | None]"
+
+
+def run(lg: Any, server: Answerer, settings: Any, out: Path) -> None:
     """One run of LoadGen, which writes its log into `out`."""
     written, log = lg.LogOutputSettings(), lg.LogSettings()
     written.outdir, written.copy_summary_to_stdout = str(out), False
@@ -132,7 +139,7 @@ def _run(lg: Any, server: _Server, settings: Any, out: Path) -> None:
     lg.DestroySUT(sut)
 
 
-def _settings(lg: Any, load: Load, service_s: float) -> Any:
+def settings(lg: Any, load: Load, service_s: float) -> Any:
     """The load as LoadGen's settings; it makes more queries than the measured service time calls for."""
     settings = lg.TestSettings()
     settings.scenario = getattr(lg.TestScenario, load.scenario)
@@ -162,7 +169,8 @@ def _longest_line(per_s: float, limit_ms: float, load: Load, service_s: float) -
     return math.ceil(max(drain_s / service_s, 2 * per_s * limit_ms / 1000))
 
 
-def _loadgen() -> Any:
+def imported() -> Any:
+    """LoadGen. Raises: MissingExtraError."""
     try:
         import mlperf_loadgen
     except ImportError as error:

@@ -5,7 +5,7 @@ arXiv:2211.14411 (its constraints).
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from pareflow.search.training_space import Settings, first, grid, step
+from pareflow.search.training_space import Settings, first, grid, step, trained_for
 from pareflow.search.trial import Trial
 from pareflow.variant import Recipe
 
@@ -51,12 +51,17 @@ class Study:
             for start in first(settings):
                 self._study.enqueue_trial(self._parameters(name, settings, start))
 
-    def ask(self, count: int) -> list[Recipe]:
+    def ask(self, count: int, near: Recipe | None = None) -> list[Recipe]:
         """At most `count` recipes that were not asked before, of one pass over the training split each.
 
+        First one step on from `near`, the best so far, in either direction of what matters most to it: how
+        much is taken away. The sampler needs ten trials before it sees that more could be.
         Where the sampler keeps to what it knows, others are drawn at random; fewer once there are none left.
         """
         found: list[Recipe] = []
+        for parameters in self._beside(near):
+            self._study.enqueue_trial(parameters)
+            found += self._asked_for(self._study.ask())
         for _ in range(count * ATTEMPTS):
             if len(found) < count:
                 found += self._asked_for(self._study.ask())
@@ -66,6 +71,18 @@ class Study:
                 self._study.enqueue_trial(parameters)
                 found += self._asked_for(self._study.ask())
         return found
+
+    def _beside(self, near: Recipe | None) -> Iterator[dict[str, Any]]:
+        """The parameters of `near`, its technique's first setting one value up and one value down."""
+        trial = None if near is None else self._asked.get(trained_for(near, 1).label)
+        if trial is None:
+            return
+        name = trial.params["technique"]
+        setting, values = next(iter(self._families[name].items()))
+        position = trial.params[f"{name}.{setting}"]
+        for beside in (position + 1, position - 1):
+            if 0 <= beside < len(values):
+                yield {**trial.params, f"{name}.{setting}": beside}
 
     def _asked_for(self, trial: optuna.Trial) -> list[Recipe]:
         """The recipe of a trial; nothing, and the trial given up, where it was asked before."""

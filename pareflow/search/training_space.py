@@ -18,7 +18,10 @@ from pareflow.search.space import Circumstances
 from pareflow.variant import Recipe, Step
 
 Settings = Mapping[str, tuple[Any, ...]]
-"""Per setting the values that are tried, in an order that means something; the middle one is tried first."""
+"""Per setting the values that are tried, in an order that means something; the middle one is tried first.
+
+The first setting says how much is taken away.
+"""
 
 SHARES = (0.25, 0.375, 0.5, 0.625, 0.75)
 RATES = (1e-3, 4e-3, 1e-2)

@@ -181,6 +181,21 @@ def test_the_study_begins_with_each_technique_and_each_student_and_asks_nothing_
     assert len({recipe.label for recipe in asked}) == 12
 
 
+def test_the_study_goes_one_step_on_from_the_best(tmp_path: Path) -> None:
+    """By hand: of shares 0.2 to 0.5 the best is 0.4, trained for longer since; next are 0.5 and 0.3."""
+    shares = (0.2, 0.3, 0.4, 0.5)
+    families = {"low_rank": {"share": shares, "learning_rate": (1e-3, 4e-3, 1e-2)}}
+    study = Study(families, [PLAIN], 0, tmp_path / "study.log")
+    (first,) = study.ask(1)
+    assert first.techniques[0].settings["share"] == 0.4
+    found = study.ask(2, near=training_space.trained_for(first, 9))
+    assert [recipe.techniques[0].settings["share"] for recipe in found] == [0.5, 0.3]
+    assert {recipe.techniques[0].settings["learning_rate"] for recipe in found} == {4e-3}
+    last = study.ask(2, near=found[0])  # nothing is beyond the last value, and 0.4 was asked
+    assert not {recipe.label for recipe in last} & {first.label, found[0].label, found[1].label}
+    assert study.ask(1, near=PLAIN)  # what does not train has no neighbours
+
+
 def test_a_study_that_is_told_the_same_asks_the_same(tmp_path: Path) -> None:
     def asked() -> list[str]:
         study = Study(training_space.families(TEXTS), [PLAIN], 3, tmp_path / "study.log")
