@@ -59,7 +59,7 @@ def tiny(folder: Path) -> dict[str, Any]:
 
     chance = np.random.default_rng(0)
     weights = [chance.standard_normal((64, 64), dtype=np.float32) / 8 for _ in range(2)]
-    sizes = ["batch", 64]
+    sizes: list[str | int | None] = ["batch", 64]
     graph = helper.make_graph(
         [
             helper.make_node("MatMul", ["x", "w0"], ["a"]),

@@ -39,6 +39,7 @@ class Model:
 if __name__ == "__main__":
     ray.init(num_cpus=4, include_dashboard=False, logging_level="error")
     serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
-    serve.run(Model.bind(), route_prefix="/predict")
+    application = Model.bind()  # type: ignore[attr-defined]
+    serve.run(application, route_prefix="/predict")
     while True:
         time.sleep(60)

@@ -120,8 +120,11 @@ class _Server(threading.Thread):
 class Answerer(Protocol):
     """What LoadGen asks: it takes queries of (name, index of the batch), and completes each by its name."""
 
-    batches: Sequence[Any]
     requests: "queue.SimpleQueue[list[tuple[int, int]] | None]"
+
+    @property
+    def batches(self) -> Sequence[Any]:
+        """What a query's index counts."""
 
 
 def run(lg: Any, server: Answerer, settings: Any, out: Path) -> None:

@@ -190,7 +190,7 @@ class Search:
         count = max(2, min(ROUND, int(self.minutes / 2 / each)))
         leader = best(self.known)
         found = []
-        for recipe in study.ask(count, leader and leader.recipe):
+        for recipe in study.ask(count, None if leader is None else leader.recipe):
             bound = bounds.at_most(recipe, self.here.profile, self.families)
             if bound is None or better(1 / bound, leader):
                 found.append(recipe)

@@ -59,7 +59,7 @@ class _Clients:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _ in self._threads:
+        for _thread in self._threads:
             self.requests.put(None)
         for thread in self._threads:
             thread.join()

@@ -116,7 +116,7 @@ def test_one_bad_request_takes_no_others_with_it() -> None:
         asked = [asyncio.ensure_future(answer(rows(n))) for n in (1, 2, -3, 4)]
         await settle()
         below.let(10)
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        answers: list[Any] = await asyncio.gather(*asked, return_exceptions=True)
         assert below.sizes == [1, 3, 1, 1, 1]
         assert [type(a) for a in answers] == [dict, dict, BadOutputError, dict]
         assert float(answers[3]["y"][0, 0]) == 8
