@@ -204,6 +204,27 @@ def serve(
 
 
 @app.command()
+def tune(
+    target: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, or the folder of a package")],
+    per_s: Annotated[float, typer.Option(min=0.001, help="requests that arrive in a second, at random")],
+    p99_ms: Annotated[float, typer.Option(min=0.001, help="what 99 % of them may wait for, at most")],
+    queries: Annotated[int, typer.Option(min=300, help="requests per plan that is served")] = 700,
+    to: Annotated[Path | None, typer.Option(help="a YAML for the best plan, for `serve --plan`")] = None,
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Find the sessions and batches that keep a p99 at a rate: simulated, then served for real."""
+    set_environment()
+    from flows import commands
+
+    promise = {"per_s": per_s, "p99_ms": p99_ms, "queries": queries}
+    document = commands.tune(target, data_dir, promise, to)
+    _show(document, tables.tuned, as_json)
+    if document["plan"] is None:
+        raise typer.Exit(NOTHING_MET)
+
+
+@app.command()
 def promote(config: Config, data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
     """Make the challenger of a pipeline champion, if it is not worse than the present one."""
     set_environment()

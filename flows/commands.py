@@ -7,9 +7,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from rich.console import Console
 
 import pareflow
@@ -29,6 +31,8 @@ from pareflow.stages.run import Run
 from pareflow.store import Store
 
 TEMPLATES = Path(__file__).parent / "templates"
+QUIET_S = 300.0
+"""How long a command without a pipeline waits for a machine that is fit to time on."""
 
 
 def optimize(
@@ -243,6 +247,31 @@ def serve(targets: Sequence[str], data_dir: Path, plan: Path | None, settings: S
         for target in targets
     ]
     served(sources, described, settings, lambda url: print(url, flush=True))
+
+
+def tune(target: str, data_dir: Path, promise: Mapping[str, Any], to: Path | None) -> dict[str, Any]:
+    """The serving plans of a registered version or a package, tried; the best written to `to`."""
+    from pareflow.isolation import Limits
+    from pareflow.serving.slot import FolderSource, Source
+    from pareflow.stages import tuning
+    from tasks.serving import RegistrySource
+
+    registered = target.startswith("models:")
+    source: Source = RegistrySource(target, data_dir) if registered else FolderSource(Path(target))
+    release = source.current()
+    wanted = tuning.Promise(**promise)
+    tried = tuning.tune(release.package, wanted, Limits(), data_dir / "logs", QUIET_S)
+    best = tried[0] if tried[0].decision == "promote" else None
+    if best is not None and to is not None:
+        to.write_text(yaml.safe_dump(best.plan.model_dump(mode="json", exclude_defaults=True)))
+    return {
+        "model": release.name,
+        "version": release.version,
+        "promise": asdict(wanted),
+        "tried": [one.to_json() for one in tried],
+        "plan": None if best is None else best.plan.model_dump(mode="json", exclude_defaults=True),
+        "written": str(to) if best is not None and to is not None else None,
+    }
 
 
 def store(data_dir: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pareflow.reporting.precision import precisions
+from pareflow.variant import Step
 
 Document = Mapping[str, Any]
 
@@ -126,6 +127,37 @@ def placements(document: Document, console: Console) -> None:
         console.print(f"{len(document['left_out'])} more cuts were not measured: raise --most")
     if document["written"]:
         console.print(escape(f"both halves are in {document['written']}"), soft_wrap=True, highlight=False)
+
+
+def tuned(document: Document, console: Console) -> None:
+    """Every plan: what the simulation said, what LoadGen measured through the server, and the decision."""
+    promise = document["promise"]
+    table = Table(
+        title=f"{document['model']} version {document['version']}: p99 of {promise['p99_ms']:g} ms at "
+        f"{promise['per_s']:g} requests/s"
+    )
+    for heading in ("sessions", "policies", "simulated p99 ms", "p50 ms", "p99 ms", "decision"):
+        table.add_column(heading, justify="right" if heading.endswith(("ms", "sessions")) else "left")
+    for row in document["tried"]:
+        if row["decision"] != "left out":
+            steps = [Step.from_json(step).label for step in row["plan"]["policies"]]
+            p50 = "" if row["p50_ms"] is None else f"{row['p50_ms']:.3g}"
+            cells = (
+                f"{row['simulated_ms']:.3g}",
+                p50,
+                "" if row["p99"] is None else _bounds(row["p99"]),
+                row["decision"],
+            )
+            table.add_row(str(row["plan"]["sessions"]), escape(" → ".join(steps)), *cells)
+    console.print(table)
+    left_out = sum(row["decision"] == "left out" for row in document["tried"])
+    console.print(f"{left_out} other plans were left out by simulation")
+    for row in document["tried"]:
+        if row["reason"]:
+            console.print(escape(row["reason"]), soft_wrap=True, highlight=False)
+    verdict = "no plan keeps it" if document["plan"] is None else "the first keeps it"
+    written = f"; written to {document['written']}" if document["written"] else ""
+    console.print(escape(f"{verdict}{written}"), soft_wrap=True)
 
 
 def rejudged(document: Document, console: Console) -> None:

@@ -1,0 +1,35 @@
+"""Serve the package in a folder, without the command line's registry: `python -m pareflow.serving FOLDER`.
+
+It prints its address once it listens. For images of containers, and for tuning.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pareflow.errors import PareflowError
+from pareflow.serving import plan
+from pareflow.serving.server import serve
+from pareflow.serving.settings import Settings
+from pareflow.serving.slot import FolderSource
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m pareflow.serving", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--plan", type=Path, help="a YAML of sessions, policies and limits")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    asked = parser.parse_args()
+    try:
+        chosen = plan.ServingPlan() if asked.plan is None else plan.read(asked.plan)
+        settings = Settings(asked.host, asked.port, poll_s=None)
+        serve([FolderSource(asked.folder)], chosen, settings, lambda url: print(url, flush=True))
+    except PareflowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

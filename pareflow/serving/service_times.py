@@ -1,0 +1,73 @@
+"""How long batches take while all sessions are busy: what the simulation of a line is fed with."""
+
+import json
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pareflow.serving.model import PackagedModel
+from pareflow.session import Session
+from pareflow.workload import Arrays
+
+SECONDS = 0.4
+"""That each batch size is run for, at each number of sessions."""
+
+
+def measure(folder: str, sessions: Sequence[int], sizes: Sequence[int]) -> dict[str, dict[str, float]]:
+    """For a process of its own: by number of sessions and batch size, the median seconds of a batch."""
+    model = PackagedModel(Path(folder))
+    rows = model.preprocess(model.golden()["samples"][:1])
+    loaded = [model.session, *(model.load_session() for _ in range(max(sessions) - 1))]
+    return {
+        str(count): {str(size): _busy(loaded[:count], _repeated(rows, size)) for size in sizes}
+        for count in sessions
+    }
+
+
+def feeds(folder: str, into: str, count: int) -> None:
+    """For a process of its own: what the network takes for so many golden samples, one by one, as JSON.
+
+    Texts and whole numbers stay what they are: each tensor has the protocol's form.
+    """
+    from pareflow.serving import protocol
+
+    model = PackagedModel(Path(folder))
+    samples = model.golden()["samples"][:count]
+    tensors = []
+    for sample in samples:
+        arrays = model.preprocess([sample])
+        answer, _ = protocol.render("feeds", "1", protocol.Request({}), arrays)
+        tensors.append(json.loads(answer)["outputs"])
+    Path(into).write_text(json.dumps(tensors))
+
+
+def _repeated(rows: Arrays, size: int) -> Arrays:
+    return {name: np.repeat(array, size, axis=0) for name, array in rows.items()}
+
+
+def _busy(sessions: Sequence[Session], batch: Arrays) -> float:
+    """The median over all sessions, which work at the same time."""
+    times: list[float] = []
+    stop = time.perf_counter() + SECONDS
+
+    def work(session: Session) -> None:
+        session.run(batch)  # some runtimes compile for the shape
+        while time.perf_counter() < stop:
+            began = time.perf_counter()
+            session.run(batch)
+            times.append(time.perf_counter() - began)
+
+    threads = [threading.Thread(target=work, args=(session,)) for session in sessions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if times:
+        return statistics.median(times)
+    began = time.perf_counter()  # one run takes longer than all that was allowed
+    sessions[0].run(batch)
+    return time.perf_counter() - began
