@@ -139,15 +139,32 @@ def list_all(
 @app.command()
 def export(
     target: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, or a pipeline YAML that has a winner")],
-    to: Annotated[Path, typer.Option("--to", help="the archive: .tar.gz or .zip")],
+    to: Annotated[Path, typer.Option("--to", help="the archive, .tar.gz or .zip; else a new folder")],
+    kind: Annotated[
+        Literal["bundle", "triton", "kserve"],
+        typer.Option("--as", help="offline bundle, Triton model repository, or KServe InferenceService"),
+    ] = "bundle",
+    plan: Annotated[
+        Path | None, typer.Option(help="triton, kserve: a YAML of sessions, policies and limits")
+    ] = None,
+    image: Annotated[str, typer.Option(help="kserve: an image with pareflow[serving]")] = "pareflow:latest",
+    storage_uri: Annotated[
+        str, typer.Option(help="kserve: where the folder `model` is put")
+    ] = "pvc://models/pareflow",
+    memory_mib: Annotated[int, typer.Option(min=64, help="kserve: what the pod may use")] = 1024,
     data_dir: DataDir = DATA,
     as_json: AsJson = False,
 ) -> None:
-    """Write an offline bundle: model, processing, exact requirements, runner, self-test."""
+    """Write what serves a model elsewhere: offline with a self-test, on Triton, or on KServe."""
     set_environment()
     from flows import commands
 
-    _show(commands.export(target, to, data_dir), tables.exported, as_json)
+    if kind == "bundle":
+        _show(commands.export(target, to, data_dir), tables.exported, as_json)
+        return
+    cluster = {"image": image, "storage_uri": storage_uri, "memory_mib": memory_mib}
+    document = commands.export_served(target, to, data_dir, kind, plan, **cluster)
+    _show(document, tables.exported_for_a_server, as_json)
 
 
 @app.command()

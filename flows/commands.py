@@ -116,22 +116,50 @@ def export(target: str, to: Path, data_dir: Path) -> dict[str, Any]:
     """The offline bundle of a registered version, or of a pipeline's winner, written to `to`."""
     from pareflow.serving import archive
     from pareflow.stages.exporting import export as exported
-    from pareflow.stages.exporting import winner_package
 
     archive.check_target(to)
-    logs = data_dir / "logs"
+    with _package(target, data_dir) as (package, about):
+        return {**about, **exported(package, to, data_dir / "logs")}
+
+
+def export_served(
+    target: str,
+    to: Path,
+    data_dir: Path,
+    kind: Literal["triton", "kserve"],
+    plan: Path | None,
+    **cluster: Any,
+) -> dict[str, Any]:
+    """The same for another server: a Triton model repository, or a KServe InferenceService."""
+    from pareflow.serving import plan as plans
+    from pareflow.stages import exporting
+
+    chosen = plans.ServingPlan() if plan is None else plans.read(plan)
+    with _package(target, data_dir) as (package, about):
+        if kind == "triton":
+            return {**about, **exporting.export_triton(package, chosen, to, data_dir / "logs")}
+        return {**about, **exporting.export_kserve(package, chosen, to, **cluster)}
+
+
+@contextmanager
+def _package(target: str, data_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The package of a registered version, or of a pipeline's winner, and what is to be told of it."""
+    from pareflow.stages.exporting import winner_package
+
     if not target.startswith("models:"):
         described = spec.read(Path(target))
         with holding(Store(data_dir / "store"), f"export {target}"):
-            run = Run.open(described, Path(target), data_dir)
-            return exported(winner_package(run), to, logs)
+            yield winner_package(Run.open(described, Path(target), data_dir)), {}
+        return
     from tasks.tracking import Tracker
 
     tracker = Tracker.open(data_dir)
     version = tracker.resolve(target)
     with tempfile.TemporaryDirectory() as folder:
-        package = tracker.download(version.name, str(version.version), Path(folder))
-        return {"version": str(version.version), **exported(package, to, logs)}
+        yield (
+            tracker.download(version.name, str(version.version), Path(folder)),
+            {"version": str(version.version)},
+        )
 
 
 def split(

@@ -106,6 +106,12 @@ def exported(document: Document, console: Console) -> None:
         console.print(escape(line), soft_wrap=True, highlight=False)
 
 
+def exported_for_a_server(document: Document, console: Console) -> None:
+    """What was written, and what of the plan the other server lacks."""
+    for line in (*(f"wrote {document['to']}/{file}" for file in document["files"]), *document["left_out"]):
+        console.print(escape(line), soft_wrap=True, highlight=False)
+
+
 def placements(document: Document, console: Console) -> None:
     """Every cut: what crosses, what each side and the transfer take, and which is chosen."""
     link = document["link"]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pareflow.errors import InputError
+from pareflow.errors import InputError, PareflowError
 from pareflow.hardware import probe
 from pareflow.measurement import Ran
 from pareflow.runtime.endpoint import Endpoint
@@ -52,6 +52,10 @@ class Tensor:
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Tensor":
+        return cls(document["name"], document["datatype"], tuple(document["shape"]))
+
 
 class Hosted:
     """A release that answers. Made by `opened`, which blocks; then `started` in the event loop."""
@@ -60,9 +64,7 @@ class Hosted:
         self.release, self.plan = release, plan
         self.ran: Ran = model.session.ran()
         self._model, self._pool = model, pool
-        batches = _batches(model)
-        self.inputs = _tensors(batches)
-        self.outputs = _tensors([model.session.run(feeds) for feeds in batches])
+        self.inputs, self.outputs = described(model)
         self._brief = _seconds(lambda: model.preprocess(model.golden()["samples"][:1])) < BRIEF_S
         self._asked = 0
         self._idle = asyncio.Event()
@@ -109,7 +111,15 @@ class Hosted:
             predictions, outputs = await self.predict(self._as_samples(feeds[SAMPLES]))
             return {PREDICTIONS: predictions, **outputs}
         self._check(feeds)
-        return await self.endpoint.answer(feeds)
+        try:
+            return await self.endpoint.answer(feeds)
+        except PareflowError:
+            raise
+        except Exception as error:
+            unusual = self._unusual(feeds)
+            if unusual is None:
+                raise
+            raise self._refused(unusual) from error
 
     async def predict(self, samples: Any) -> tuple[np.ndarray, Arrays]:
         """One prediction per raw sample, and the outputs that they come from. Raises: InputError."""
@@ -148,7 +158,7 @@ class Hosted:
         return array
 
     def _check(self, feeds: Mapping[str, np.ndarray]) -> None:
-        """Raises: InputError. Sizes are the runtime's to refuse, but for those that are always the same."""
+        """Raises: InputError. Sizes are the runtime's to refuse: golden samples show what it is given."""
         counts = set()
         for tensor in self.inputs:
             array = feeds.get(tensor.name)
@@ -156,8 +166,7 @@ class Hosted:
                 raise self._refused(f"`{tensor.name}` is missing")
             if protocol.datatype(array.dtype) != tensor.datatype:
                 raise self._refused(f"`{tensor.name}` is {protocol.datatype(array.dtype)}")
-            sizes = zip(tensor.shape, array.shape, strict=False)
-            if array.ndim != len(tensor.shape) or any(a not in (-1, b) for a, b in sizes):
+            if array.ndim != len(tensor.shape):
                 raise self._refused(f"`{tensor.name}` has shape {array.shape}")
             counts.add(len(array))
         if len(feeds) != len(self.inputs):
@@ -167,6 +176,14 @@ class Hosted:
             raise self._refused(f"its inputs hold {' and '.join(map(str, sorted(counts)))} samples")
         if counts == {0}:
             raise self._refused("it holds no sample")
+
+    def _unusual(self, feeds: Mapping[str, np.ndarray]) -> str | None:
+        """An input of another size than those that the runtime was seen to take, in words."""
+        for tensor in self.inputs:
+            sizes = zip(tensor.shape, feeds[tensor.name].shape, strict=True)
+            if any(usual not in (-1, size) for usual, size in sizes):
+                return f"`{tensor.name}` has shape {feeds[tensor.name].shape}"
+        return None
 
     def _refused(self, found: str) -> InputError:
         takes = ", ".join(f"`{t.name}` {t.datatype} {list(t.shape)}" for t in self.inputs)
@@ -192,6 +209,12 @@ def opened(release: Release, plan: ServingPlan) -> Hosted:
     for session in sessions:
         _warm_up(session, feeds, largest)
     return Hosted(release, plan, model, SessionPool(sessions, inline=inline))
+
+
+def described(model: PackagedModel) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Inputs and outputs of a network, as its golden samples show them."""
+    batches = _batches(model)
+    return _tensors(batches), _tensors([model.session.run(feeds) for feeds in batches])
 
 
 def _seconds(work: Callable[[], object]) -> float:

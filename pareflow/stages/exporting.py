@@ -1,17 +1,24 @@
-"""The offline bundle of a package: one archive that runs where there is no pareflow and no network."""
+"""A package for elsewhere: an offline bundle, a Triton model repository, a KServe InferenceService."""
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pareflow.errors import InputError, TransientError
 from pareflow.gate import Verdict
 from pareflow.isolation import Limits, run_isolated
-from pareflow.serving import archive, bundle
+from pareflow.serving import archive, bundle, kserve, triton
+from pareflow.serving.hosting import Tensor
+from pareflow.serving.model import verified
+from pareflow.serving.plan import ServingPlan
 from pareflow.stages import registration
 from pareflow.stages.run import Row, Run
-from pareflow.variant import Recipe, file_digest
+from pareflow.store import MANIFEST
+from pareflow.variant import Recipe, Step, file_digest
 
 
 def export(package: Path, to: Path, logs: Path) -> dict[str, Any]:
@@ -40,6 +47,54 @@ def export(package: Path, to: Path, logs: Path) -> dict[str, Any]:
         "licences": licences,
         "files": files,
     }
+
+
+def export_triton(package: Path, plan: ServingPlan, to: Path, logs: Path) -> dict[str, Any]:
+    """Write a Triton model repository into the folder `to`; what it holds, and what of the plan it lacks.
+
+    Raises: InputError where `to` has such a model already, or Triton cannot read the variant's files.
+    """
+    log = logs / f"triton-{package.name[:12]}.log"
+    found = run_isolated("pareflow.serving.triton:describe", {"folder": str(package)}, Limits(), log)
+    inputs, outputs = ([Tensor.from_json(one) for one in found[side]] for side in ("inputs", "outputs"))
+    name = verified(package)["pipeline"]
+    _must_be_new(to / name)
+    left_out = triton.write(package, plan, inputs, outputs, to)
+    return {"to": str(to), "files": _files(to / name, to), "left_out": left_out}
+
+
+def export_kserve(
+    package: Path, plan: ServingPlan, to: Path, *, image: str, storage_uri: str, memory_mib: int
+) -> dict[str, Any]:
+    """Write an InferenceService, and beside it what its `storageUri` must hold; the files.
+
+    Raises: InputError where `to` is there already.
+    """
+    document = verified(package)
+    _must_be_new(to)
+    model = to / "model"
+    shutil.copytree(package, model, ignore=shutil.ignore_patterns(MANIFEST))
+    (model / kserve.PLAN_FILE).write_text(yaml.safe_dump(plan.model_dump(mode="json", exclude_defaults=True)))
+    threads = int(Step.from_json(document["backend"]).settings.get("threads", 1))
+    service = kserve.inference_service(
+        document["pipeline"],
+        plan,
+        image=image,
+        storage_uri=storage_uri,
+        threads=threads,
+        memory_mib=memory_mib,
+    )
+    (to / "inferenceservice.yaml").write_text(yaml.safe_dump(service, sort_keys=False))
+    return {"to": str(to), "files": _files(to, to), "left_out": []}
+
+
+def _must_be_new(folder: Path) -> None:
+    if folder.exists():
+        raise InputError("an export must not overwrite", f"{folder} is there", "Name another with --to")
+
+
+def _files(folder: Path, root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in folder.rglob("*") if path.is_file())
 
 
 def winner_package(run: Run) -> Path:

@@ -1,0 +1,126 @@
+"""What other servers are given: Triton's model repository, KServe's InferenceService."""
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import yaml
+
+from pareflow.errors import InputError
+from pareflow.serving.plan import ServingPlan
+from pareflow.stages.exporting import export_kserve, export_triton
+from pareflow.variant import Step
+
+Packaged = Callable[..., Path]
+PLAN = ServingPlan(
+    sessions=2,
+    deadline_ms=50,
+    policies=(
+        {"exact_cache": {}},
+        {"dynamic_batching": {"max_batch_size": 4, "min_batch_size": 2, "max_wait_ms": 1.5}},
+    ),
+)
+
+
+def parsed(path: Path) -> Any:
+    """Triton's own message of a `config.pbtxt`. Raises: google.protobuf.text_format.ParseError."""
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+
+
+def test_triton_reads_the_plan(packaged: Packaged, tmp_path: Path) -> None:
+    found = export_triton(packaged("images"), PLAN, tmp_path, tmp_path)
+    assert found["files"] == ["images/1/model.onnx", "images/config.pbtxt"]
+    config = parsed(tmp_path / "images" / "config.pbtxt")
+    assert (config.name, config.backend, config.max_batch_size) == ("images", "onnxruntime", 4)
+    (given,) = config.input
+    assert (given.name, list(given.dims)) == ("images", [1, 8, 8])
+    assert (
+        given.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[given.data_type].name
+        == "TYPE_FP32"
+    )
+    assert (config.instance_group[0].count, config.response_cache.enable) == (2, True)
+    batching = config.dynamic_batching
+    assert (list(batching.preferred_batch_size), batching.max_queue_delay_microseconds) == ([2, 4], 1500)
+    assert batching.default_queue_policy.default_timeout_microseconds == 50_000
+    assert config.parameters["intra_op_thread_count"].string_value == "1"
+
+
+def test_the_repositorys_network_gives_the_golden_outputs(packaged: Packaged, tmp_path: Path) -> None:
+    """Parity: by the runtime that Triton's backend runs, through the names of the config."""
+    package = packaged("images")
+    export_triton(package, PLAN, tmp_path, tmp_path)
+    config = parsed(tmp_path / "images" / "config.pbtxt")
+    session = onnxruntime.InferenceSession(tmp_path / "images" / "1" / "model.onnx")
+    golden = json.loads((package / "golden.json").read_text())
+    samples = np.asarray(golden["samples"], dtype=np.float32).reshape(-1, *config.input[0].dims)
+    (found,) = session.run([config.output[0].name], {config.input[0].name: samples})
+    assert np.allclose(found, np.asarray(golden["outputs"][config.output[0].name]), atol=1e-5)
+
+
+def test_without_batching_every_request_is_its_own_batch(packaged: Packaged, tmp_path: Path) -> None:
+    found = export_triton(packaged("texts"), ServingPlan(policies=()), tmp_path, tmp_path)
+    assert found["left_out"] == []
+    config = parsed(tmp_path / "texts" / "config.pbtxt")
+    assert config.max_batch_size == 1
+    assert not config.HasField("dynamic_batching")
+    assert [list(tensor.dims) for tensor in config.input] == [[12], [12]]
+
+
+def test_a_variant_that_triton_cannot_read_is_refused(packaged: Packaged, tmp_path: Path) -> None:
+    package = packaged("images", Step("torch_eager"))
+    with pytest.raises(InputError, match="a model for Triton must run on onnxruntime and openvino"):
+        export_triton(package, PLAN, tmp_path, tmp_path)
+    export_triton(packaged("images"), PLAN, tmp_path, tmp_path)
+    with pytest.raises(InputError, match="an export must not overwrite"):
+        export_triton(packaged("images"), PLAN, tmp_path, tmp_path)
+
+
+CLUSTER: Mapping[str, Any] = {"image": "pareflow:1", "storage_uri": "s3://models/images", "memory_mib": 512}
+
+
+def test_kserve_is_told_what_runs_and_how_it_is_probed(packaged: Packaged, tmp_path: Path) -> None:
+    to = tmp_path / "kserve"
+    export_kserve(packaged("images"), PLAN, to, **CLUSTER)
+    service = yaml.safe_load((to / "inferenceservice.yaml").read_text())
+    assert (service["apiVersion"], service["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    (container,) = service["spec"]["predictor"]["containers"]
+    assert container["resources"]["limits"] == {"cpu": "2", "memory": "512Mi"}
+    assert {"name": "STORAGE_URI", "value": "s3://models/images"} in container["env"]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": 8080}
+    with pytest.raises(InputError, match="an export must not overwrite"):
+        export_kserve(packaged("images"), PLAN, to, **CLUSTER)
+
+
+def test_the_pods_command_serves_the_folder(packaged: Packaged, tmp_path: Path) -> None:
+    """Parity: the container's own command, with its mount where the folder lies here, and a free port."""
+    to = tmp_path / "kserve"
+    export_kserve(packaged("images"), PLAN, to, **CLUSTER)
+    service = yaml.safe_load((to / "inferenceservice.yaml").read_text())
+    (container,) = service["spec"]["predictor"]["containers"]
+    words = [
+        word.replace("/mnt/models", str(to / "model")) for word in (*container["command"], *container["args"])
+    ]
+    words = [
+        {"python": sys.executable, "8080": "0", "0.0.0.0": "127.0.0.1"}.get(word, word) for word in words
+    ]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        with urllib.request.urlopen(url + container["readinessProbe"]["httpGet"]["path"]) as answer:
+            assert json.loads(answer.read()) == {"ready": True}
+        with urllib.request.urlopen(f"{url}/v2/models/images") as answer:
+            assert json.loads(answer.read())["inputs"][0]["name"] == "images"
+    finally:
+        process.terminate()
+        process.communicate()
