@@ -26,6 +26,7 @@ from pareflow.measuring.arena import Protocol
 from pareflow.search import space, training_space
 from pareflow.search.trial import Trial, best
 from pareflow.stages import baseline, optimization, profiling, searching
+from pareflow.stages.clock import Meter
 from pareflow.stages.run import Row, Run
 from pareflow.stages.timing import measure as timed
 from pareflow.variant import Recipe
@@ -58,8 +59,8 @@ def measure(name: str, quick: bool) -> Iterator[Claim]:
     run = Run.open(spec.parse(described, str(path)), path, folder / "ours")
     baselines = baseline.baseline(run)
     profile = profiling.profile(run, baselines)
-    grid = replace(run, data_dir=shutil.copytree(run.data_dir, folder / "grid"), began=math.inf)
-    ours = _searched(replace(run, began=time.monotonic()), baselines, profile)
+    grid = replace(run, data_dir=shutil.copytree(run.data_dir, folder / "grid"), meter=Meter(math.inf))
+    ours = _searched(replace(run, meter=Meter()), baselines, profile)
     found, own = _best(run, ours.rows, baselines), ours.own_seconds / ours.seconds
     note = f"{len(ours.rows)} candidates in {ours.seconds:.0f} s"
     yield Claim(f"{name}: the search's own time", BOOKKEEPING, own, "share", 1, "at most", note=note)

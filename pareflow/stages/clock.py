@@ -1,8 +1,29 @@
 """What the clock has decided in a run, kept: a run that goes on after a kill decides the same."""
 
 import json
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
+
+
+@dataclass
+class Meter:
+    """Since when, by this machine's clock, what goes on is charged to the budget."""
+
+    since: float = field(default_factory=lambda: time.monotonic())
+
+    @property
+    def minutes(self) -> float:
+        return (time.monotonic() - self.since) / 60
+
+    def restart(self) -> None:
+        self.since = time.monotonic()
+
+    def __getstate__(self) -> float:
+        return time.monotonic() - self.since  # another machine has another clock
+
+    def __setstate__(self, ago: float) -> None:
+        self.since = time.monotonic() - ago
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,6 +31,9 @@ class Clock:
     """A file with a line per question: how many minutes of the budget were left when it was first asked."""
 
     file: Path
+
+    def knows(self, asked: str) -> bool:
+        return asked in self._known()
 
     def first(self, asked: str, minutes_left: float) -> float:
         """What was left when this was asked for the first time: `minutes_left`, where it was not yet."""

@@ -16,7 +16,7 @@ from pareflow.measurement import Environment, Interval, Measurement, Quality
 from pareflow.measuring.environment import environment
 from pareflow.remote_store import opened
 from pareflow.spec import PipelineSpec
-from pareflow.stages.clock import Clock
+from pareflow.stages.clock import Clock, Meter
 from pareflow.store import Store, writing
 from pareflow.variant import Recipe, digest
 
@@ -54,16 +54,12 @@ class Run:
     remeasure: bool = False
     target: Path | None = None
     """The device profile that the command named, where it named one."""
-    began: float = field(default_factory=time.monotonic)
-    """By this machine's clock, which no other one knows: a copy of the run elsewhere keeps how long ago."""
+    began: float = field(default_factory=time.monotonic, compare=False)
+    """When the command began, by this machine's clock: for how long it took in the end."""
     spent: float = 0.0
     """Minutes of the budget that were used before: by the same run, until it was killed or had ended."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "began": time.monotonic() - self.began}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({**state, "began": time.monotonic() - state["began"]})
+    meter: Meter = field(default_factory=Meter, compare=False)
+    """What this process is charged for: all that is new. What a kill took, and asking again, is free."""
 
     @classmethod
     def open(
@@ -141,13 +137,15 @@ class Run:
     @property
     def minutes_left(self) -> float:
         """Of the budget; negative where more than it was used."""
-        return self.spec.budget.minutes - self.spent - (time.monotonic() - self.began) / 60
+        return self.spec.budget.minutes - self.spent - self.meter.minutes
 
     def left(self, asked: str) -> float:
         """The minutes left when this was first asked, which is kept. Raises: StoreError."""
         left = self.minutes_left
         if left == math.inf:
             return left
+        if self.clock.knows(asked):
+            self.meter.restart()
         with writing(self.data_dir):
             return self.clock.first(asked, left)
 
@@ -158,7 +156,7 @@ class Run:
     @property
     def unhurried(self) -> "Run":
         """The run without a budget: for what explains a winner that was found within it."""
-        return dataclasses.replace(self, began=math.inf)
+        return dataclasses.replace(self, meter=Meter(math.inf))
 
     def job(self, name: str, arguments: Mapping[str, Any], log: str, **options: Any) -> Any:
         """Run one of `stages/jobs.py` in a process of its own, with the workload it is about."""

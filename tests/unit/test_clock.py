@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pareflow.stages.clock import Clock
+from pareflow.stages.clock import Clock, Meter
 from pareflow.stages.run import Run
 from tests.conftest import Trained
 
@@ -45,7 +46,7 @@ def test_a_line_that_a_kill_cut_short_costs_that_answer_alone(lefts: list[float]
 def test_a_run_that_goes_on_decides_what_it_decided(trained: Trained) -> None:
     """Late once is late for ever, and in time too, whatever the clock says by then."""
     run = trained.run
-    over = dataclasses.replace(run, began=-math.inf)
+    over = dataclasses.replace(run, meter=Meter(-math.inf))
     assert (run.late("make a"), over.late("make b")) == (False, True)
     assert (over.late("make a"), run.late("make b")) == (False, True)
     assert run.unhurried.left("make b") == math.inf
@@ -62,3 +63,27 @@ def test_a_run_that_goes_on_has_what_was_left_of_its_budget(trained: Trained, tm
     again = Run.open(first.spec, first.config, first.data_dir, remeasure=True)
     assert again.spent == 0
     assert not again.clock.file.exists()
+
+
+def test_what_was_decided_before_costs_nothing_again(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: `make a` after 3 minutes; a kill 2 later; then 5 of asking again, and 1 that is new."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    minutes = trained.run.spec.budget.minutes
+
+    def opened() -> Run:
+        return Run.open(trained.run.spec, trained.run.config, trained.run.data_dir)
+
+    first = opened()
+    first.clock.forget()
+    now += 3 * 60
+    assert first.left("make a") == pytest.approx(minutes - 3)
+    now += 2 * 60
+    second = opened()
+    now += 5 * 60
+    assert second.left("make a") == pytest.approx(minutes - 3)
+    now += 60
+    assert second.left("make b") == pytest.approx(minutes - 4)
+    assert opened().minutes_left == pytest.approx(minutes - 4)

@@ -19,6 +19,7 @@ from pareflow.search.effort import level_of
 from pareflow.sla import SLA, Objective, QualityClause
 from pareflow.stages import building, optimization, outcome, searching, validation
 from pareflow.stages.baseline import SCREENING, baseline
+from pareflow.stages.clock import Meter
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Step, digest
 
@@ -75,7 +76,7 @@ def test_candidate_is_built_evaluated_and_timed(judged: Any) -> None:
 
 
 def test_nothing_is_begun_after_the_budget(trained: Any) -> None:
-    run = dataclasses.replace(trained.run, began=float("-inf"))
+    run = dataclasses.replace(trained.run, meter=Meter(float("-inf")))
     row = Row(Recipe((), Step("onnxruntime", {"graph_level": "none"})))
     pruned = optimization.make(run, row)
     assert (pruned.status, pruned.reason) == ("pruned", "the budget of 600 minutes was used up")
