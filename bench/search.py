@@ -62,7 +62,8 @@ def measure(name: str, quick: bool) -> Iterator[Claim]:
     grid = replace(run, data_dir=shutil.copytree(run.data_dir, folder / "grid"), meter=Meter(math.inf))
     ours = _searched(replace(run, meter=Meter()), baselines, profile)
     found, own = _best(run, ours.rows, baselines), ours.own_seconds / ours.seconds
-    note = f"{len(ours.rows)} candidates in {ours.seconds:.0f} s"
+    best_found = "nothing" if found is None else found.label
+    note = f"{len(ours.rows)} candidates in {ours.seconds:.0f} s; found {best_found}"
     yield Claim(f"{name}: the search's own time", BOOKKEEPING, own, "share", 1, "at most", note=note)
     if quick or found is None:
         return
