@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from claims import Claim, main
 from peer_files import PeerEnvironment
+from serving_endurance import endurance
 from serving_load import SERVERS, Rate, Server, as_json, closed_loop, free_port, pareflow, running
 from serving_models import BACKEND, graph, package, rows
 
@@ -294,7 +295,13 @@ def _ratio(
     return Claim(name, claimed, middle, "×", len(ratios), side, min(ratios), max(ratios), note)
 
 
-PARTS = {"overhead": overhead, "random": at_random, "batching": batching, "peers": peers}
+PARTS = {
+    "overhead": overhead,
+    "random": at_random,
+    "batching": batching,
+    "peers": peers,
+    "endurance": endurance,
+}
 
 if __name__ == "__main__":
     main(str(__doc__).splitlines()[0], PARTS)

@@ -8,7 +8,7 @@ import http.client
 import queue
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,12 @@ class Post:
     headers: Mapping[str, str]
 
 
+Seen = Callable[[int, int, bytes], None]
+"""Told of every answer: the position of its post, its status, its body. Called from many threads."""
+
+
 def under_load(
-    posts: Sequence[Post], load: Load, *, service_s: float, connections: int = 32
+    posts: Sequence[Post], load: Load, *, service_s: float, connections: int = 32, seen: Seen | None = None
 ) -> loadgen_log.Log:
     """The latency of every query, and what LoadGen says of the run.
 
@@ -38,7 +42,7 @@ def under_load(
     StepFailedError where an answer is no success, and the number of those.
     """
     lg = loadgen.imported()
-    with tempfile.TemporaryDirectory() as out, _Clients(lg, posts, connections) as clients:
+    with tempfile.TemporaryDirectory() as out, _Clients(lg, posts, connections, seen) as clients:
         loadgen.run(lg, clients, loadgen.settings(lg, load, service_s), Path(out))
         clients.check()
         return loadgen_log.read(Path(out))
@@ -47,8 +51,8 @@ def under_load(
 class _Clients:
     """Threads that ask, and the line of queries that they take from."""
 
-    def __init__(self, lg: Any, posts: Sequence[Post], connections: int) -> None:
-        self._lg, self.batches = lg, posts
+    def __init__(self, lg: Any, posts: Sequence[Post], connections: int, seen: Seen | None) -> None:
+        self._lg, self.batches, self._seen = lg, posts, seen
         self.requests: queue.SimpleQueue[list[tuple[int, int]] | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(connections)]
         self._refused: list[str] = []
@@ -80,14 +84,17 @@ class _Clients:
             stack.callback(connection.close)
             while (samples := self.requests.get()) is not None:
                 for name, index in samples:
-                    self._post(connection, self.batches[index])
+                    self._post(connection, index)
                     self._lg.QuerySamplesComplete([self._lg.QuerySampleResponse(name, 0, 0)])
 
-    def _post(self, connection: http.client.HTTPConnection, post: Post) -> None:
+    def _post(self, connection: http.client.HTTPConnection, index: int) -> None:
+        post = self.batches[index]
         try:
             connection.request("POST", urlsplit(post.url).path, post.body, dict(post.headers))
             answer = connection.getresponse()
             content = answer.read()
+            if self._seen is not None:
+                self._seen(index, answer.status, content)
             if answer.status != 200:
                 self._refused.append(f"{answer.status} {content[:200]!r}")
         except (OSError, http.client.HTTPException) as error:

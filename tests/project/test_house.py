@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pareflow import spec
+from pareflow.serving import plan
 
 PACKAGES = ("pareflow", "flows", "tasks")
 HEAVY = (
@@ -133,3 +134,10 @@ def test_wheel_holds_the_packages_whole_and_nothing_else(checkout: Path, tmp_pat
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == shipped(source)
+
+
+def test_every_serving_plan_is_one(checkout: Path) -> None:
+    paths = sorted((checkout / "configs" / "serving").glob("*.yaml"))
+    assert len(paths) >= 3
+    for path in paths:
+        assert plan.read(path).chosen(), path
