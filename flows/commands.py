@@ -266,27 +266,25 @@ def serve(targets: Sequence[str], data_dir: Path, plan: Path | None, settings: S
     """Serve registered versions, or packages in folders, until told to end."""
     from pareflow.serving import plan as plans
     from pareflow.serving.server import serve as served
-    from pareflow.serving.slot import FolderSource, Source
-    from tasks.serving import RegistrySource
+    from tasks.serving import source
 
     described = plans.ServingPlan() if plan is None else plans.read(plan)
-    sources: list[Source] = [
-        RegistrySource(target, data_dir) if target.startswith("models:") else FolderSource(Path(target))
-        for target in targets
-    ]
-    served(sources, described, settings, lambda url: print(url, flush=True))
+    served(
+        [source(target, data_dir) for target in targets],
+        described,
+        settings,
+        lambda target: source(target, data_dir),
+        lambda url: print(url, flush=True),
+    )
 
 
 def tune(target: str, data_dir: Path, promise: Mapping[str, Any], to: Path | None) -> dict[str, Any]:
     """The serving plans of a registered version or a package, tried; the best written to `to`."""
     from pareflow.isolation import Limits
-    from pareflow.serving.slot import FolderSource, Source
     from pareflow.stages import tuning
-    from tasks.serving import RegistrySource
+    from tasks.serving import source
 
-    registered = target.startswith("models:")
-    source: Source = RegistrySource(target, data_dir) if registered else FolderSource(Path(target))
-    release = source.current()
+    release = source(target, data_dir).current()
     wanted = tuning.Promise(**promise)
     tried = tuning.tune(release.package, wanted, Limits(), data_dir / "logs", QUIET_S)
     best = tried[0] if tried[0].decision == "promote" else None

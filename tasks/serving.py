@@ -6,11 +6,17 @@ import tempfile
 from pathlib import Path
 
 from pareflow.errors import InputError
-from pareflow.serving.hosting import Release
+from pareflow.serving.executable import Release
 from pareflow.serving.model import verified
+from pareflow.serving.slot import FolderSource, Source
 from tasks.tracking import CONTENT, Tracker
 
 LAST = "last.json"
+
+
+def source(target: str, data_dir: Path) -> Source:
+    """Where the versions of `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a package's folder come from."""
+    return RegistrySource(target, data_dir) if target.startswith("models:") else FolderSource(Path(target))
 
 
 class RegistrySource:

@@ -24,7 +24,13 @@ def main() -> int:
     try:
         chosen = plan.ServingPlan() if asked.plan is None else plan.read(asked.plan)
         settings = Settings(asked.host, asked.port, poll_s=None)
-        serve([FolderSource(asked.folder)], chosen, settings, lambda url: print(url, flush=True))
+        serve(
+            [FolderSource(asked.folder)],
+            chosen,
+            settings,
+            lambda folder: FolderSource(Path(folder)),
+            lambda url: print(url, flush=True),
+        )
     except PareflowError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

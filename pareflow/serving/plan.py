@@ -28,6 +28,10 @@ class ServingPlan(BaseModel):
     deadline_ms: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="an answer is worthless after so long, unless the request says otherwise"
     )
+    tiers: dict[Annotated[str, Field(min_length=1)], str] = Field(
+        default={},
+        description="other variants of the model by name, cheapest first, for policies to choose from",
+    )
     policies: tuple[Any, ...] = ({"dynamic_batching": {}},)
 
     @model_validator(mode="after")

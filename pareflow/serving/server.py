@@ -19,12 +19,14 @@ def serve(
     sources: Sequence[Source],
     plan: ServingPlan,
     settings: Settings,
+    found: Callable[[str], Source],
     listening: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve the sources' models until SIGTERM or SIGINT; then answer what is there, and end.
 
-    `listening` is told the URL when connections are taken. Raises: MissingExtraError; InputError where the
-    address cannot be had; what the sources raise, and what a model that cannot be served does.
+    `found` gives the source of what the plan's tiers name; `listening` is told the URL when connections are
+    taken. Raises: MissingExtraError; InputError where the address cannot be had; what the sources raise, and
+    what a model that cannot be served does.
     """
     _check_extra()
     import uvicorn
@@ -34,7 +36,8 @@ def serve(
 
     metrics = Metrics()
     with _bound(settings) as bound:
-        slots = [Slot(source, plan, metrics) for source in sources]
+        tiers = {name: found(target) for name, target in plan.tiers.items()}
+        slots = [Slot(source, plan, metrics, tiers) for source in sources]
         app = App(slots, settings, metrics)
         config = uvicorn.Config(
             app.asgi(),

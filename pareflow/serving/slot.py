@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from pareflow.errors import PareflowError, TrackingError, TransientError
-from pareflow.serving.hosting import Hosted, Release, opened
+from pareflow.serving.executable import Release
+from pareflow.serving.hosting import Hosted, opened
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.model import verified
 from pareflow.serving.plan import ServingPlan
@@ -48,8 +50,11 @@ class Slot:
     Raises: PareflowError where there is neither, or it cannot be served.
     """
 
-    def __init__(self, source: Source, plan: ServingPlan, metrics: Metrics) -> None:
+    def __init__(
+        self, source: Source, plan: ServingPlan, metrics: Metrics, tiers: Mapping[str, Source] | None = None
+    ) -> None:
         self.source, self.plan = source, plan
+        self._sources = {"": source, **(tiers or {})}
         self._metrics = metrics
         self._trouble = ""
         self._retiring: set[asyncio.Task[None]] = set()
@@ -68,10 +73,10 @@ class Slot:
     async def refresh(self) -> None:
         """Switch to the current version where it is another; what cannot be loaded leaves the present one."""
         try:
-            release = await asyncio.to_thread(self.source.current)
+            releases = await asyncio.to_thread(self._current)
             self._metrics.registry(reachable=True)
-            if release != self.hosted.release:
-                await self._switch(release)
+            if releases != self.hosted.releases:
+                await self._switch(releases)
             self._trouble = ""
         except (TransientError, TrackingError) as error:
             self._away(error)
@@ -83,22 +88,30 @@ class Slot:
         await self.hosted.retire()
         await asyncio.gather(*self._retiring)
 
-    def _first(self) -> Release:
+    def _current(self) -> dict[str, Release]:
+        """What should answer now, by the name of the tier. Raises: as `Source.current`."""
+        return {name: source.current() for name, source in self._sources.items()}
+
+    def _first(self) -> dict[str, Release]:
         try:
-            release = self.source.current()
+            releases = self._current()
             self._metrics.registry(reachable=True)
-            return release
+            return releases
         except (TransientError, TrackingError) as error:
-            last = self.source.last()
-            if last is None:
+            last = {name: source.last() for name, source in self._sources.items()}
+            whole = {name: release for name, release in last.items() if release is not None}
+            if len(whole) < len(last):
                 raise
             self._away(error)
-            log.warning("serving version %s of %s, the last that came whole", last.version, last.name)
-            return last
+            for release in whole.values():
+                log.warning(
+                    "serving version %s of %s, the last that came whole", release.version, release.name
+                )
+            return whole
 
-    async def _switch(self, release: Release) -> None:
+    async def _switch(self, releases: Mapping[str, Release]) -> None:
         """Load beside the present version, then take its place; no request is without one meanwhile."""
-        before, after = self.hosted, await asyncio.to_thread(opened, release, self.plan)
+        before, after = self.hosted, await asyncio.to_thread(opened, releases, self.plan)
         self._answers(after)
         task = asyncio.create_task(before.retire())
         self._retiring.add(task)
@@ -108,7 +121,7 @@ class Slot:
         self.hosted = hosted.started()
         release = hosted.release
         self._metrics.serves(release.name, release.version, hosted.endpoint.figures)
-        log.info("%s version %s answers: %s", release.name, release.version, hosted.identity)
+        log.info("%s version %s answers: %s", release.name, release.version, hosted.endpoint.identity)
 
     def _away(self, error: PareflowError) -> None:
         self._metrics.registry(reachable=False)

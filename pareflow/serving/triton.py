@@ -15,7 +15,7 @@ from pathlib import Path
 from pareflow.errors import InputError
 from pareflow.runtime.batching import DynamicBatching
 from pareflow.runtime.caching.exact import ExactCache
-from pareflow.serving.hosting import Tensor, described
+from pareflow.serving.executable import Tensor, described
 from pareflow.serving.model import PackagedModel, verified
 from pareflow.serving.plan import ServingPlan
 from pareflow.variant import Step

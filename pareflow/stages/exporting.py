@@ -12,7 +12,7 @@ from pareflow.errors import InputError, TransientError
 from pareflow.gate import Verdict
 from pareflow.isolation import Limits, run_isolated
 from pareflow.serving import archive, bundle, kserve, triton
-from pareflow.serving.hosting import Tensor
+from pareflow.serving.executable import Tensor
 from pareflow.serving.model import verified
 from pareflow.serving.plan import ServingPlan
 from pareflow.stages import registration

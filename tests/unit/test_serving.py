@@ -16,11 +16,12 @@ from starlette.testclient import TestClient
 from pareflow.errors import InputError, PareflowError, TransientError
 from pareflow.serving import protocol
 from pareflow.serving.app import App
-from pareflow.serving.hosting import Release
+from pareflow.serving.executable import Release
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.settings import Settings
 from pareflow.serving.slot import FolderSource, Slot
+from pareflow.variant import Step
 
 Packaged = Callable[..., Path]
 INFER = "/v2/models/images/infer"
@@ -356,3 +357,24 @@ def test_the_end_waits_for_who_is_being_answered(packaged: Packaged) -> None:
 def test_a_plan_that_cannot_be_is_refused(wrong: Mapping[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ServingPlan(**wrong)
+
+
+def test_tiers_are_other_variants_of_the_model(packaged: Packaged) -> None:
+    """Loaded beside it, by name; what answers is named by all of them; another model is none."""
+    metrics = Metrics()
+    main, small = FolderSource(packaged("images")), FolderSource(packaged("images", Step("torch_eager")))
+    slot = Slot(main, ServingPlan(policies=()), metrics, {"small": small})
+    assert set(slot.hosted.releases) == {"", "small"}
+
+    async def scenario() -> None:
+        slot.start()
+        endpoint = slot.hosted.endpoint
+        assert "torch" in endpoint.identity
+        images = np.zeros((2, 1, 8, 8), np.float32)
+        answers = [await one.answer({"images": images}) for one in (endpoint, endpoint.tiers["small"])]
+        assert np.allclose(answers[0]["output"], answers[1]["output"], atol=1e-4)
+        await slot.close()
+
+    asyncio.run(scenario())
+    with pytest.raises(InputError, match="the tier `other` must have the inputs of images"):
+        Slot(main, ServingPlan(), metrics, {"other": FolderSource(packaged("texts"))})

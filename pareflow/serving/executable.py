@@ -1,0 +1,132 @@
+"""A version of a model, opened: files verified, golden samples repeated, sessions loaded and warmed up."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pareflow.hardware import probe
+from pareflow.measurement import Ran
+from pareflow.runtime.endpoint import Endpoint
+from pareflow.runtime.pool import SessionPool
+from pareflow.serving import protocol
+from pareflow.serving.model import PackagedModel
+from pareflow.serving.plan import ServingPlan
+from pareflow.session import Session
+from pareflow.variant import digest
+from pareflow.workload import Arrays
+
+WARM_UP = 20
+"""Requests that are timed before the first one is answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A version of a model, as a package in a folder."""
+
+    name: str
+    version: str
+    package: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An input or output of the network; a size that may vary is -1."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Tensor":
+        return cls(document["name"], document["datatype"], tuple(document["shape"]))
+
+
+class Executable:
+    """A release and its sessions. Making it blocks.
+
+    Raises: InputError where a file is not what was packaged; BadOutputError where it answers otherwise here.
+    """
+
+    def __init__(self, release: Release, plan: ServingPlan) -> None:
+        self.release = release
+        self.model = PackagedModel(release.package)
+        self.model.check_golden()
+        self.ran: Ran = self.model.session.ran()
+        self.inputs, self.outputs = described(self.model)
+        self._pool = self._sessions(plan)
+
+    @property
+    def identity(self) -> str:
+        """Names what answers: the version, the files of its package, and what runs."""
+        content = digest(self.model.document["files"])[:16]
+        ran = f"{self.ran.runtime} {self.ran.version} {self.ran.precision}"
+        return f"{self.release.name}/{self.release.version} {content} {ran}"
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self._pool.endpoint(self.identity)
+
+    def close(self) -> None:
+        """Let what runs end, and take no more."""
+        self._pool.close()
+
+    def _sessions(self, plan: ServingPlan) -> SessionPool:
+        """As many as the plan says, or as there are cores for; one where it is done on the event loop."""
+        feeds = self.model.preprocess(self.model.golden()["samples"][:1])
+        inline = 1000 * seconds(lambda: self.model.session.run(feeds)) < plan.inline_ms
+        count = 1 if inline else plan.sessions or max(1, len(probe.cores()) // self.ran.threads)
+        sessions = [self.model.session, *(self.model.load_session() for _ in range(count - 1))]
+        largest = max((getattr(policy, "max_batch_size", 1) for policy in plan.chosen()), default=1)
+        for session in sessions:
+            _warm_up(session, feeds, largest)
+        return SessionPool(sessions, inline=inline)
+
+
+def described(model: PackagedModel) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Inputs and outputs of a network, as its golden samples show them."""
+    batches = _batches(model)
+    return _tensors(batches), _tensors([model.session.run(feeds) for feeds in batches])
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """The median of some runs, of which the first may compile something."""
+    times = []
+    for _ in range(WARM_UP):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def _warm_up(session: Session, feeds: Arrays, largest: int) -> None:
+    """Every size of batch once: some runtimes compile for each."""
+    for size in range(1, largest + 1):
+        session.run({name: np.repeat(array, size, axis=0) for name, array in feeds.items()})
+
+
+def _batches(model: PackagedModel) -> list[Arrays]:
+    """What the network takes: of all golden samples at once, and of each alone."""
+    samples = model.golden()["samples"]
+    return [model.preprocess(part) for part in (samples, *([sample] for sample in samples))]
+
+
+def _tensors(batches: Sequence[Arrays]) -> tuple[Tensor, ...]:
+    """What they have in common; the batch, and every size that differs among them, may vary."""
+    found = []
+    for name, array in batches[0].items():
+        shapes = [batch[name].shape for batch in batches]
+        same = [len(set(sizes)) == 1 for sizes in zip(*shapes, strict=True)]
+        shape = tuple(
+            size if fixed and axis else -1
+            for axis, (size, fixed) in enumerate(zip(array.shape, same, strict=True))
+        )
+        found.append(Tensor(name, protocol.datatype(array.dtype), shape))
+    return tuple(found)
