@@ -26,6 +26,8 @@ ROUND = 9
 """Recipes with training that are begun together."""
 FINISHES = 2
 """Ways to quantize and run a network that are tried after training: the best of those without it."""
+LEAST = 2
+"""Recipes of a round at least, where the time left suffices."""
 PATIENCE = 2
 """Rounds that may bring nothing better before the search ends."""
 LONGEST = 1 / 8
@@ -102,23 +104,28 @@ class Search:
         return replace(ended, following=following, hopeless=tuple(self._hopeless))
 
     def _rounds(self, study: "Study") -> Generator[Wave, Told, Ended]:
-        """Round by round what Optuna suggests, for as long as that brings something better in time."""
-        idle = 0
+        """Round by round what Optuna suggests, for as long as that brings something better in time.
+
+        A round takes about half of the time left, so that another can go on from what it found; what does
+        not fit in is put off to the next.
+        """
+        idle, put_off = 0, list[Recipe]()
         while idle < PATIENCE:
             before = best(self.known)
-            asked = self._promising(study)
+            asked = self._promising(study, put_off)
             if not asked:
                 return Ended("every recipe of the space that could help was tried")
-            late = self._late(asked)
-            if len(late) == len(asked):
-                following = tuple(training_space.trained_for(r, self._rungs()[0]) for r in late)
+            now, put_off = self._fitting(asked)
+            if not now:
+                following = tuple(training_space.trained_for(r, self._rungs()[0]) for r in asked)
                 return Ended(f"the budget of {self.minutes:g} minutes was used up", following)
-            reached = yield from self._halved([recipe for recipe in asked if recipe not in late])
-            for recipe in asked:
+            reached = yield from self._halved(now)
+            for recipe in now:
                 study.tell(recipe, reached.get(recipe.label, Trial(recipe)))
             after = best(self.known)
             idle = 0 if after is not None and better(after.cost, before) else idle + 1
-        return Ended(f"{PATIENCE} rounds of training in a row brought nothing better")
+        following = tuple(training_space.trained_for(r, self._rungs()[0]) for r in put_off)
+        return Ended(f"{PATIENCE} rounds of training in a row brought nothing better", following)
 
     def _tried(self, words: str, recipes: Sequence[Recipe]) -> Generator[Wave, Told, dict[str, Trial]]:
         """What became of a wave, by label; it is known from now on."""
@@ -183,14 +190,16 @@ class Search:
         step = training_space.step(name, next(training_space.first(settings)), self._rungs()[0])
         return self.effort.minutes(Recipe((step,), OnnxRuntime().step))
 
-    def _promising(self, study: "Study") -> list[Recipe]:
-        """Suggestions that could become faster than the best, as far as Amdahl's law tells."""
+    def _promising(self, study: "Study", put_off: Sequence[Recipe]) -> list[Recipe]:
+        """What goes on from the best, what was put off, and others, as far as they could become faster."""
         effort, passes = self._effort_now(), self._rungs()
         each = effort.build_minutes + passes[-1] * effort.epoch_minutes * len(passes) / ETA
         count = max(2, min(ROUND, int(self.minutes / 2 / each)))
         leader = best(self.known)
         found = []
-        for recipe in study.ask(count, None if leader is None else leader.recipe):
+        beside = [] if leader is None else study.beside(leader.recipe)
+        others = study.ask(count - len(beside) - len(put_off))
+        for recipe in (*beside, *put_off, *others):
             bound = bounds.at_most(recipe, self.here.profile, self.families)
             if bound is None or better(1 / bound, leader):
                 found.append(recipe)
@@ -199,11 +208,23 @@ class Search:
                 self._hopeless.append((recipe, bound))
         return found
 
-    def _late(self, asked: Sequence[Recipe]) -> list[Recipe]:
-        """Those that the time left is not expected to suffice for, even in the first rung."""
-        effort, passes = self._effort_now(), self._rungs()[0]
-        left = self.minutes_left()
-        return [r for r in asked if effort.minutes(training_space.trained_for(r, passes)) > left]
+    def _fitting(self, asked: Sequence[Recipe]) -> tuple[list[Recipe], list[Recipe]]:
+        """As many, in their order, as half of the time left is expected to suffice for, and the others.
+
+        A rung trains a third of the recipes three times as long: each takes about as long as the first. Two
+        are begun where the time left suffices for both, and one where it suffices for one, in the first rung.
+        """
+        effort, rungs_now, left = self._effort_now(), self._rungs(), self.minutes_left()
+        minutes = [effort.minutes(training_space.trained_for(r, rungs_now[0])) for r in asked]
+        now, later, total = list[Recipe](), list[Recipe](), 0.0
+        for recipe, needed in zip(asked, minutes, strict=True):
+            most = left if len(now) < LEAST else left / 2 / len(rungs_now)
+            if total + needed <= most:
+                now.append(recipe)
+                total += needed
+            else:
+                later.append(recipe)
+        return now, later
 
     def _halved(self, asked: Sequence[Recipe]) -> Generator[Wave, Told, dict[str, Trial]]:
         """By label, each recipe as far as it was trained: all a little, the hopeful third more."""

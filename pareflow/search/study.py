@@ -47,34 +47,42 @@ class Study:
             directions=["minimize", "minimize"],
             sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTS),
         )
-        for name, settings in families.items():
-            for start in first(settings):
-                self._study.enqueue_trial(self._parameters(name, settings, start))
+        self._starts = [
+            self._parameters(name, settings, start)
+            for name, settings in families.items()
+            for start in first(settings)
+        ]
 
-    def ask(self, count: int, near: Recipe | None = None) -> list[Recipe]:
+    def beside(self, near: Recipe) -> list[Recipe]:
+        """What is one step on from a recipe in either direction of what matters most: how much is taken away.
+
+        For the best so far: the sampler needs ten trials before it sees that more could be. Nothing where
+        the recipe is none of the study's, or both were asked before.
+        """
+        found: list[Recipe] = []
+        for parameters in self._steps_from(near):
+            found += self._asked_for(self._trial(parameters))
+        return found
+
+    def ask(self, count: int) -> list[Recipe]:
         """At most `count` recipes that were not asked before, of one pass over the training split each.
 
-        First one step on from `near`, the best so far, in either direction of what matters most to it: how
-        much is taken away. The sampler needs ten trials before it sees that more could be.
         Where the sampler keeps to what it knows, others are drawn at random; fewer once there are none left.
         """
         found: list[Recipe] = []
-        for parameters in self._beside(near):
-            self._study.enqueue_trial(parameters)
-            found += self._asked_for(self._study.ask())
         for _ in range(count * ATTEMPTS):
             if len(found) < count:
-                found += self._asked_for(self._study.ask())
+                start = self._starts.pop(0) if self._starts else None
+                found += self._asked_for(self._trial(start))
         left = self._unasked()
         for parameters in random.Random(f"{self._seed} {len(self._asked)}").sample(left, len(left)):
             if len(found) < count:
-                self._study.enqueue_trial(parameters)
-                found += self._asked_for(self._study.ask())
+                found += self._asked_for(self._trial(parameters))
         return found
 
-    def _beside(self, near: Recipe | None) -> Iterator[dict[str, Any]]:
-        """The parameters of `near`, its technique's first setting one value up and one value down."""
-        trial = None if near is None else self._asked.get(trained_for(near, 1).label)
+    def _steps_from(self, near: Recipe) -> Iterator[dict[str, Any]]:
+        """The recipe's parameters, its technique's first setting one value up and one value down."""
+        trial = self._asked.get(trained_for(near, 1).label)
         if trial is None:
             return
         name = trial.params["technique"]
@@ -83,6 +91,12 @@ class Study:
         for beside in (position + 1, position - 1):
             if 0 <= beside < len(values):
                 yield {**trial.params, f"{name}.{setting}": beside}
+
+    def _trial(self, parameters: Mapping[str, Any] | None) -> optuna.Trial:
+        """The trial of these parameters, or of what the sampler suggests."""
+        if parameters is not None:
+            self._study.enqueue_trial(dict(parameters))
+        return self._study.ask()
 
     def _asked_for(self, trial: optuna.Trial) -> list[Recipe]:
         """The recipe of a trial; nothing, and the trial given up, where it was asked before."""

@@ -188,12 +188,11 @@ def test_the_study_goes_one_step_on_from_the_best(tmp_path: Path) -> None:
     study = Study(families, [PLAIN], 0, tmp_path / "study.log")
     (first,) = study.ask(1)
     assert first.techniques[0].settings["share"] == 0.4
-    found = study.ask(2, near=training_space.trained_for(first, 9))
+    found = study.beside(training_space.trained_for(first, 9))
     assert [recipe.techniques[0].settings["share"] for recipe in found] == [0.5, 0.3]
     assert {recipe.techniques[0].settings["learning_rate"] for recipe in found} == {4e-3}
-    last = study.ask(2, near=found[0])  # nothing is beyond the last value, and 0.4 was asked
-    assert not {recipe.label for recipe in last} & {first.label, found[0].label, found[1].label}
-    assert study.ask(1, near=PLAIN)  # what does not train has no neighbours
+    assert study.beside(found[0]) == []  # nothing is beyond the last value, and 0.4 was asked
+    assert study.beside(PLAIN) == []  # what does not train has no neighbours
 
 
 def test_a_study_that_is_told_the_same_asks_the_same(tmp_path: Path) -> None:
@@ -264,6 +263,29 @@ def search(tmp_path: Path, here: Circumstances = TEXTS, **changes: Any) -> Searc
         "known": [Trial(PLAIN, 1.0, 0.0)],
     }
     return Search(**{**given, **changes})
+
+
+def test_a_round_leaves_time_for_one_that_goes_on_from_its_best(tmp_path: Path) -> None:
+    """Not all five beginnings fit into half of the time; of what follows something is beside the best."""
+    left = 20.0
+
+    def spending(recipe: Recipe) -> tuple[float, float]:
+        nonlocal left
+        ratio = next((s.settings["ratio"] for s in recipe.techniques if "ratio" in s.settings), None)
+        left -= 1.0 if "epochs" in str(recipe.to_json()) else 0.0
+        return (1 - ratio if ratio else 0.9, -0.1)
+
+    ours = search(tmp_path, IMAGES, minutes=20.0, minutes_left=lambda: left, effort=Effort(1.0, 0.0))
+    waves, _ = run(ours, spending)
+    first, *others = [w for w in waves if w.words.startswith("trained")]
+    assert len(first.recipes) < 5
+    ratios = {
+        s.settings["ratio"] for w in others for r in w.recipes for s in r.techniques if "ratio" in s.settings
+    }
+    assert 0.625 in ratios  # one step on from 0.5
+    leader = best(ours.known)
+    assert leader is not None
+    assert leader.recipe.techniques[0].settings["ratio"] > 0.5
 
 
 def test_a_search_goes_from_cheap_to_trained_and_finds_both_together(tmp_path: Path) -> None:
