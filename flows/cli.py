@@ -205,6 +205,16 @@ def serve(
             envvar="PAREFLOW_API_KEYS", help="who may ask; from the environment, separated by spaces"
         ),
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="in this process, or as replicas on a Ray cluster")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(envvar="RAY_ADDRESS", help="host:port; default: one started for it")
+    ] = None,
+    replicas: Annotated[tuple[int, int], typer.Option(min=1, help="ray: at least and at most so many")] = (
+        1,
+        4,
+    ),
     data_dir: DataDir = DATA,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log every switch of version")] = False,
 ) -> None:
@@ -213,11 +223,13 @@ def serve(
     from flows import commands
     from pareflow.serving.settings import Settings
 
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s"
-    )
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(message)s")
     settings = Settings(host, port, body_mib, poll_s or None, tuple(api_key or ()))
-    commands.serve(targets, data_dir, plan, settings)
+    if engine == "ray":
+        commands.serve_on_ray(targets, data_dir, plan, settings, replicas, ray_address)
+    else:
+        commands.serve(targets, data_dir, plan, settings)
 
 
 @app.command()

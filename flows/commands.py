@@ -278,6 +278,23 @@ def serve(targets: Sequence[str], data_dir: Path, plan: Path | None, settings: S
     )
 
 
+def serve_on_ray(
+    targets: Sequence[str],
+    data_dir: Path,
+    plan: Path | None,
+    settings: Settings,
+    replicas: tuple[int, int],
+    address: str | None,
+) -> None:
+    """The same as replicas on a Ray cluster, until told to end."""
+    from pareflow.serving import plan as plans
+    from tasks import ray_serving
+
+    described = plans.ServingPlan() if plan is None else plans.read(plan)
+    build = ray_serving.Build(tuple(targets), str(data_dir.resolve()), described, settings)
+    ray_serving.serve(build, ray_serving.Scale(*replicas), address, lambda url: print(url, flush=True))
+
+
 def tune(target: str, data_dir: Path, promise: Mapping[str, Any], to: Path | None) -> dict[str, Any]:
     """The serving plans of a registered version or a package, tried; the best written to `to`."""
     from pareflow.isolation import Limits

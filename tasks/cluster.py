@@ -38,7 +38,7 @@ def task_runner(address: str | None, variables: Sequence[str]) -> TaskRunner[Any
             "Run `pip install 'pareflow[ray]'`",
         ) from error
     if address is not None:
-        _must_answer(address)
+        must_answer(address)
     given = {name: os.environ[name] for name in variables if name in os.environ}
     runner: TaskRunner[Any] = RayTaskRunner(
         address, {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": {"env_vars": given}}
@@ -121,7 +121,7 @@ def _options(step: Needs) -> dict[str, Any]:
     return {"num_cpus": step.cpus, "num_gpus": step.gpus, **memory}
 
 
-def _must_answer(address: str) -> None:
+def must_answer(address: str) -> None:
     """Raises: EnvironmentUnfitError where nobody is at `host:port` or `ray://host:port`."""
     place = urlsplit(address if "://" in address else f"//{address}")
     try:
