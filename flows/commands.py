@@ -292,7 +292,8 @@ def serve_on_ray(
 
     described = plans.ServingPlan() if plan is None else plans.read(plan)
     build = ray_serving.Build(tuple(targets), str(data_dir.resolve()), described, settings)
-    ray_serving.serve(build, ray_serving.Scale(*replicas), address, lambda url: print(url, flush=True))
+    scale = ray_serving.Scale(*replicas)
+    ray_serving.serve(build, scale, address, SHARED, lambda url: print(url, flush=True))
 
 
 def tune(target: str, data_dir: Path, promise: Mapping[str, Any], to: Path | None) -> dict[str, Any]:

@@ -42,23 +42,28 @@ class Build:
     settings: Settings
 
     def __call__(self) -> Any:
-        from flows.environment import set_environment
         from pareflow.serving.app import App
         from pareflow.serving.metrics import Metrics
         from pareflow.serving.slot import Slot
         from tasks.serving import source
 
-        set_environment()
         folder, metrics = Path(os.environ.get(NODE_DATA_DIR, self.data_dir)), Metrics()
         tiers = {name: source(target, folder) for name, target in self.plan.tiers.items()}
         slots = [Slot(source(target, folder), self.plan, metrics, tiers) for target in self.targets]
         return App(slots, self.settings, metrics).asgi()
 
 
-def serve(build: Build, scale: Scale, address: str | None, listening: Callable[[str], None]) -> None:
+def serve(
+    build: Build,
+    scale: Scale,
+    address: str | None,
+    variables: Sequence[str],
+    listening: Callable[[str], None],
+) -> None:
     """Serve until SIGTERM or SIGINT, then take the application off the cluster.
 
-    `address` is a cluster's; None starts one here. Raises: MissingExtraError, InputError;
+    `address` is a cluster's; None starts one here. `variables` names what replicas take over from this
+    environment; credentials are each node's own. Raises: MissingExtraError, InputError;
     EnvironmentUnfitError where no cluster answers.
     """
     try:
@@ -79,7 +84,14 @@ def serve(build: Build, scale: Scale, address: str | None, listening: Callable[[
     if address is not None:
         must_answer(address)
     settings, stop = build.settings, threading.Event()
-    ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    given = {name: os.environ[name] for name in variables if name in os.environ}
+    ray.init(
+        address,
+        log_to_driver=False,
+        logging_level="ERROR",
+        include_dashboard=False,
+        runtime_env={"env_vars": given},
+    )
     ray_serve.start(http_options={"host": settings.host, "port": settings.port})
     cores = build.plan.sessions or len(probe.cores())
 
