@@ -5,8 +5,9 @@ import hmac
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -34,6 +35,7 @@ OPEN_TO_ALL = ("/v2/health/", "/ping", "/health")
 """What an orchestrator asks without a key."""
 
 Answer = Callable[[Request], Awaitable[Response]]
+_Answer = TypeVar("_Answer")
 
 
 class NotFoundError(InputError):
@@ -139,7 +141,7 @@ class App:
         asked = protocol.parse(body, request.headers.get(protocol.HEADER))
         async with hosted.asked():
             with answered_within(_limit_s(asked.timeout_s, hosted)):
-                outputs = await hosted.answer(asked.inputs)
+                outputs = await _unless_gone(request, hosted, hosted.answer(asked.inputs))
         name, version = hosted.release.name, hosted.release.version
         content, head = protocol.render(name, version, asked, outputs)
         if head is None:
@@ -151,7 +153,7 @@ class App:
         samples = invocations.samples_in(await self._body(request), request.headers.get("content-type", JSON))
         async with hosted.asked():
             with answered_within(_limit_s(None, hosted)):
-                predictions, _ = await hosted.predict(samples)
+                predictions, _ = await _unless_gone(request, hosted, hosted.predict(samples))
         return _json({"predictions": predictions})
 
     async def _metadata(self, request: Request) -> Response:
@@ -251,6 +253,30 @@ class _Keyed:
         given = dict(scope["headers"]).get(b"authorization", b"")
         matches = [hmac.compare_digest(given, b"Bearer " + key) for key in self._keys]
         return any(matches)
+
+
+async def _unless_gone(request: Request, hosted: Hosted, answer: Coroutine[Any, Any, _Answer]) -> _Answer:
+    """The answer, for as long as somebody waits for it: else it is given up, unless it is in a batch by then.
+
+    One that is computed on the event loop is there before anybody could go. Raises: ClientDisconnect.
+    """
+    if hosted.main.inline:
+        return await answer
+    asked, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((asked, gone), return_when=asyncio.FIRST_COMPLETED)
+        if asked.done():
+            return asked.result()
+        raise ClientDisconnect
+    finally:
+        asked.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    """Wait until the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _limit_s(asked_s: float | None, hosted: Hosted) -> float | None:

@@ -81,13 +81,13 @@ class Executable:
     def _sessions(self, plan: ServingPlan) -> SessionPool:
         """As many as the plan says, or as there are cores for; one where it is done on the event loop."""
         feeds = self.model.preprocess(self.model.golden()["samples"][:1])
-        inline = 1000 * seconds(lambda: self.model.session.run(feeds)) < plan.inline_ms
-        count = 1 if inline else plan.sessions or max(1, len(probe.cores()) // self.ran.threads)
+        self.inline = 1000 * seconds(lambda: self.model.session.run(feeds)) < plan.inline_ms
+        count = 1 if self.inline else plan.sessions or max(1, len(probe.cores()) // self.ran.threads)
         sessions = [self.model.session, *(self.model.load_session() for _ in range(count - 1))]
         largest = max((getattr(policy, "max_batch_size", 1) for policy in plan.chosen()), default=1)
         for session in sessions:
             _warm_up(session, feeds, largest)
-        return SessionPool(sessions, inline=inline)
+        return SessionPool(sessions, inline=self.inline)
 
 
 def described(model: PackagedModel) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -154,6 +155,41 @@ def test_the_end_answers_what_is_there(start: Start, packaged: Callable[..., Pat
     assert (status, answered) == (0, [200] * 4)
     with pytest.raises(urllib.error.URLError):
         server.get("/v2/health/live")
+
+
+def test_nothing_is_computed_for_who_has_gone(
+    start: Start, packaged: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Behind a large request stand twenty that hang up; of those who stay each is answered."""
+    plan = tmp_path / "plan.yaml"
+    batching = {"dynamic_batching": {"max_batch_size": 1}}
+    plan.write_text(json.dumps({"sessions": 1, "inline_ms": 0, "policies": [batching]}))
+    server = start(packaged("images"), "--plan", plan)
+    host, port = server.url.removeprefix("http://").split(":")
+    large = np.zeros((60_000, 1, 8, 8), np.float32)
+    head = json.dumps({"inputs": [{"name": "images", "datatype": "FP32", "shape": list(large.shape),
+                                   "parameters": {"binary_data_size": large.nbytes}}],
+                       "outputs": [{"name": "output", "parameters": {"binary_data": True}}]})  # fmt: skip
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    request = urllib.request.Request(
+        f"{server.url}/v2/models/images/infer", head.encode() + large.tobytes(), headers
+    )
+    busy = threading.Thread(target=lambda: urllib.request.urlopen(request, timeout=60).read())
+    busy.start()
+    time.sleep(0.2)
+    small = {"name": "images", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": [0.5] * 64}
+    body = json.dumps({"inputs": [small]}).encode()
+    for _ in range(20):
+        with socket.create_connection((host, int(port))) as gone:
+            lines = f"POST /v2/models/images/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            gone.sendall(lines.encode() + body)
+            time.sleep(0.01)
+    ask(server, 1)
+    busy.join()
+    with urllib.request.urlopen(f"{server.url}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    samples = next(line for line in lines if 'figure="samples"' in line)
+    assert float(samples.split()[-1]) < 60_000 + 20
 
 
 Register = Callable[[Row], str]
