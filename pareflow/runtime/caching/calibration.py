@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STEPS = 400
+STEPS = 800
 """Thresholds from 1 to -1 that are tried, fixed before any pair is seen."""
 
 
@@ -30,36 +30,38 @@ class Calibration:
 
 
 def calibrate(
-    similarities: Sequence[float] | np.ndarray,
+    scores: Sequence[float] | np.ndarray,
     same: Sequence[bool] | np.ndarray,
     limit: float = 0.01,
     confidence: float = 0.95,
 ) -> Calibration:
     """A threshold at which at most `limit` of the hits are false, with `confidence`.
 
-    `similarities`: of each request to the kept one nearest to it, from -1 to 1; `same`: whether the kept
-    answer would have done. Thresholds are tested from strict to loose, each by the exact binomial bound, and
-    the first that fails ends it: so the chance that the one that is given is wrong is that of a single test.
-    One above which too few pairs lie to pass, whatever they say, is not tested.
+    `scores`: how near each request is to the kept one nearest to it, from -1 to 1, be it the cosine or the
+    margin to the nearest with another answer; `same`: whether the kept answer would have done. Thresholds
+    are tested from strict to loose, each by the exact binomial bound, and the first that fails ends it: so
+    the chance that the one that is given is wrong is that of a single test. One above which too few pairs
+    lie to pass, whatever they say, is not tested.
     Source: Angelopoulos et al., 2021, arXiv:2110.01052, section 2.3 (fixed-sequence testing); Clopper and
-    Pearson, 1934, Biometrika 26:404. Departure: where the sequence begins depends on the similarities.
+    Pearson, 1934, Biometrika 26:404. Departure: where the sequence begins depends on the scores.
     """
-    similarities, same = np.asarray(similarities, float), np.asarray(same, bool)
-    pairs, needed = len(similarities), pairs_needed(limit, confidence)
-    passed = Calibration(None, pairs, 0, 0, None, "")
-    for threshold in np.linspace(1, -1, STEPS + 1):
-        hit = similarities >= threshold
-        hits, false_hits = int(hit.sum()), int((hit & ~same).sum())
-        if hits < needed:
-            continue
-        high = upper_bound(false_hits, hits, confidence)
-        if high > limit:
-            failed = f"at {threshold:.3f}, {false_hits} of {hits} hits are false, a rate of up to {high:.2%}"
-            return passed if passed.threshold is not None else _refused(pairs, failed)
-        passed = Calibration(float(threshold), pairs, hits, false_hits, high, "")
-    if passed.threshold is None:
+    scores, same = np.asarray(scores, float), np.asarray(same, bool)
+    pairs, needed = len(scores), pairs_needed(limit, confidence)
+    thresholds = np.linspace(1, -1, STEPS + 1)
+    hits = (scores[None] >= thresholds[:, None]).sum(axis=1)
+    thresholds, hits = thresholds[hits >= needed], hits[hits >= needed]
+    if not len(hits):
         return _refused(pairs, f"{needed} pairs are needed at the least, but there are {pairs}")
-    return passed
+    false_hits = ((scores[None] >= thresholds[:, None]) & ~same[None]).sum(axis=1)
+    highs = upper_bound(false_hits, hits, confidence)
+    passed = int(np.argmax(np.append(highs > limit, True)))  # how many, before the first that fails
+    if not passed:
+        failed = f"at {thresholds[0]:.3f}, {false_hits[0]} of {hits[0]} hits are false"
+        return _refused(pairs, f"{failed}, a rate of up to {highs[0]:.2%}")
+    last = passed - 1
+    return Calibration(
+        float(thresholds[last]), pairs, int(hits[last]), int(false_hits[last]), float(highs[last]), ""
+    )
 
 
 def pairs_needed(limit: float, confidence: float) -> int:
@@ -69,18 +71,20 @@ def pairs_needed(limit: float, confidence: float) -> int:
     return samples_needed(1 - limit, confidence)
 
 
-def upper_bound(false_hits: int, hits: int, confidence: float) -> float:
-    """The one-sided Clopper-Pearson bound of a rate, from above."""
+def upper_bound(false_hits: np.ndarray, hits: np.ndarray, confidence: float) -> np.ndarray:
+    """The one-sided Clopper-Pearson bounds of rates, from above."""
     from scipy import stats
 
-    return 1.0 if false_hits >= hits else float(stats.beta.ppf(confidence, false_hits + 1, hits - false_hits))
+    bound = stats.beta.ppf(confidence, false_hits + 1, np.maximum(hits - false_hits, 0.5))
+    return np.where(false_hits >= hits, 1.0, bound)
 
 
-def lower_bound(false_hits: int, hits: int, confidence: float) -> float:
+def lower_bound(false_hits: np.ndarray, hits: np.ndarray, confidence: float) -> np.ndarray:
     """The same from below."""
     from scipy import stats
 
-    return 0.0 if not false_hits else float(stats.beta.ppf(1 - confidence, false_hits, hits - false_hits + 1))
+    bound = stats.beta.ppf(1 - confidence, np.maximum(false_hits, 0.5), hits - false_hits + 1)
+    return np.where(false_hits == 0, 0.0, bound)
 
 
 def _refused(pairs: int, reason: str) -> Calibration:

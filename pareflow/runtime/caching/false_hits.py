@@ -4,6 +4,8 @@ import logging
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
 from pareflow.measurement import CONFIDENCE
 from pareflow.runtime.caching.calibration import calibrate, lower_bound, upper_bound
 
@@ -17,9 +19,9 @@ class FalseHits:
     """Hits that were computed again, and how many of them were false.
 
     `exceeded` is true once the true rate is above the limit with confidence, however often one looks: the
-    likelihood of rates above the limit, weighted by Jeffreys' prior, is 1 / (1 - confidence) times that of
-    the limit itself. Source: Robbins, 1970, Annals of Mathematical Statistics 41:1397 (mixtures, by Ville's
-    inequality).
+    likelihood of rates above the limit, weighted by a beta distribution around four times the limit, is
+    1 / (1 - confidence) times that of the limit itself. Source: Robbins, 1970, Annals of Mathematical
+    Statistics 41:1397 (mixtures, by Ville's inequality).
     """
 
     def __init__(self, limit: float, confidence: float = CONFIDENCE) -> None:
@@ -38,25 +40,27 @@ class FalseHits:
         counts = {"reruns": self.reruns, "false_hits": self.false_hits}
         if not self.reruns:
             return counts
+        false_hits, reruns = np.asarray(self.false_hits), np.asarray(self.reruns)
         return {
             **counts,
             "false_hit_rate": self.false_hits / self.reruns,
-            "false_hit_low": lower_bound(self.false_hits, self.reruns, self._confidence),
-            "false_hit_high": upper_bound(self.false_hits, self.reruns, self._confidence),
+            "false_hit_low": float(lower_bound(false_hits, reruns, self._confidence)),
+            "false_hit_high": float(upper_bound(false_hits, reruns, self._confidence)),
         }
 
     def _log_odds(self) -> float:
         """The logarithm of the mixture's likelihood over the limit's."""
         from scipy import special, stats
 
-        a, b = self.false_hits + 0.5, self.reruns - self.false_hits + 0.5
-        above = stats.beta.logsf(self._limit, a, b) - stats.beta.logsf(self._limit, 0.5, 0.5)
-        mixture = above + special.betaln(a, b) - special.betaln(0.5, 0.5)
-        return float(mixture - (a - 0.5) * math.log(self._limit) - (b - 0.5) * math.log1p(-self._limit))
+        a, b = 1.0, 0.25 / self._limit
+        false, right = self.false_hits, self.reruns - self.false_hits
+        above = stats.beta.logsf(self._limit, a + false, b + right) - stats.beta.logsf(self._limit, a, b)
+        mixture = above + special.betaln(a + false, b + right) - special.betaln(a, b)
+        return float(mixture - false * math.log(self._limit) - right * math.log1p(-self._limit))
 
 
 class Threshold:
-    """The similarity from which on a kept answer is given; None while it is not known.
+    """The score from which on a kept answer is given; None while it is not known.
 
     Where none is given it comes from shadow pairs: requests that were computed, of which it is known whether
     the kept answer would have done. The chance of a wrong one is shared by all attempts.
@@ -73,9 +77,9 @@ class Threshold:
         """Whether pairs are being gathered."""
         return self.value is None and not self.given_up
 
-    def observe(self, similarity: float, same: bool) -> None:
+    def observe(self, score: float, same: bool) -> None:
         """A shadow pair. The last one that is needed takes some milliseconds."""
-        self._pairs.append((similarity, same))
+        self._pairs.append((score, same))
         if len(self._pairs) >= self._needed:
             self._attempt()
 
@@ -86,8 +90,8 @@ class Threshold:
     def _attempt(self) -> None:
         self._attempts += 1
         confidence = 1 - (1 - CONFIDENCE) / 2**self._attempts
-        similarities, same = zip(*self._pairs, strict=True)
-        found = calibrate(similarities, same, self._limit, confidence)
+        scores, same = zip(*self._pairs, strict=True)
+        found = calibrate(scores, same, self._limit, confidence)
         self.value = found.threshold
         if self.value is None:
             self.given_up = self._attempts == ATTEMPTS

@@ -38,7 +38,7 @@ def packed(arrays: Mapping[str, np.ndarray], key: bytes) -> bytes:
     layout = [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
     header = json.dumps(layout, separators=(",", ":")).encode()
     body = b"".join([header, *(array.tobytes() for array in arrays.values())])
-    return _PREFIX.pack(_MAGIC, zlib.crc32(body, zlib.crc32(key)), len(header)) + body
+    return _PREFIX.pack(_MAGIC, _checksum(key, len(header), body), len(header)) + body
 
 
 def unpacked(data: bytes, key: bytes) -> Arrays:
@@ -47,7 +47,7 @@ def unpacked(data: bytes, key: bytes) -> Arrays:
         raise ValueError(f"{len(data)} bytes are no packed arrays")
     magic, checksum, length = _PREFIX.unpack_from(data)
     body = memoryview(data)[_PREFIX.size :]
-    if magic != _MAGIC or zlib.crc32(body, zlib.crc32(key)) != checksum:
+    if magic != _MAGIC or _checksum(key, length, body) != checksum:
         raise ValueError("the bytes are not those that were packed")
     arrays, start = {}, length
     for name, dtype, shape in _layouts(bytes(body[:length])):
@@ -56,6 +56,10 @@ def unpacked(data: bytes, key: bytes) -> Arrays:
         arrays[name] = flat.reshape(shape).copy()
         start += count * dtype.itemsize
     return arrays
+
+
+def _checksum(key: bytes, length: int, body: bytes | memoryview) -> int:
+    return zlib.crc32(body, zlib.crc32(key, length))
 
 
 @functools.lru_cache(maxsize=256)

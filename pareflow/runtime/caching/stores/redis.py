@@ -26,7 +26,8 @@ class RedisBackend:
             socket_connect_timeout=CONNECT_PATIENCE_S,
             retry=Retry(NoBackoff(), 0),  # another try is for later, and for another request
         )
-        self._where = urlsplit(url).netloc.rpartition("@")[2]  # without a password
+        parts = urlsplit(url)
+        self._where = parts.netloc.rpartition("@")[2] + parts.path  # without a password
         self._prefix = f"pareflow:{space.hex()[:32]}:".encode()
         self._ttl_ms = None if ttl_s is None else max(1, round(1000 * ttl_s))
 

@@ -146,7 +146,7 @@ class _Connection:
             raise StoreError(
                 f"the cache {self._path} must be a SQLite file that can be used",
                 f"SQLite says: {error}",
-                "Remove it, make room, or give another `store`",
+                "Make room, or give another `store`",
             ) from error
 
     def replaced(self) -> bool:
