@@ -7,6 +7,9 @@ import numpy as np
 
 STEPS = 800
 """Thresholds from 1 to -1 that are tried, fixed before any pair is seen."""
+LEAST_SHARE = 1 / 8
+"""Of the pairs, above the first threshold that is tested: a cache that hits fewer is hardly worth having, and
+a single false hit among the nearest few must not end the search."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ def calibrate(
     margin to the nearest with another answer; `same`: whether the kept answer would have done. Thresholds
     are tested from strict to loose, each by the exact binomial bound, and the first that fails ends it: so
     the chance that the one that is given is wrong is that of a single test. One above which too few pairs
-    lie to pass, whatever they say, is not tested.
+    lie is not tested.
     Source: Angelopoulos et al., 2021, arXiv:2110.01052, section 2.3 (fixed-sequence testing); Clopper and
     Pearson, 1934, Biometrika 26:404. Departure: where the sequence begins depends on the scores.
     """
@@ -49,9 +52,10 @@ def calibrate(
     pairs, needed = len(scores), pairs_needed(limit, confidence)
     thresholds = np.linspace(1, -1, STEPS + 1)
     hits = (scores[None] >= thresholds[:, None]).sum(axis=1)
-    thresholds, hits = thresholds[hits >= needed], hits[hits >= needed]
-    if not len(hits):
+    tested = hits >= max(needed, LEAST_SHARE * pairs)
+    if not tested.any():
         return _refused(pairs, f"{needed} pairs are needed at the least, but there are {pairs}")
+    thresholds, hits = thresholds[tested], hits[tested]
     false_hits = ((scores[None] >= thresholds[:, None]) & ~same[None]).sum(axis=1)
     highs = upper_bound(false_hits, hits, confidence)
     passed = int(np.argmax(np.append(highs > limit, True)))  # how many, before the first that fails
