@@ -67,9 +67,14 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_store_that_cannot_be_opened_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         served = Served(f"sqlite:{tmp_path / 'no' / 'such' / 'folder' / 'cache.db'}")
-        await served.ask(1, 2, 1)
+        for number in (1, 2, 1):
+            await served.ask(number)
         assert served.below.asked == 3
         assert served.figures["store_aside"] == 1
+        failures = served.figures["store_failures"]
+        await asyncio.sleep(0.25)
+        await served.ask(3)
+        assert served.figures["store_failures"] > failures
         assert served.figures["dropped"] >= 1
         await served.endpoint.close()
 
@@ -163,7 +168,9 @@ def test_a_flipped_bit_in_an_answer_is_no_answer(tmp_path: Path, caplog: pytest.
 
 
 @pytest.mark.parametrize("content", [b"my thesis " * 1000, None], ids=["no database", "of others"])
-def test_a_file_of_others_is_never_touched(content: bytes | None, tmp_path: Path) -> None:
+def test_a_file_of_others_is_never_touched(
+    content: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "cache.db"
     if content is None:
         with closing(sqlite3.connect(path)) as file:
@@ -184,6 +191,8 @@ def test_a_file_of_others_is_never_touched(content: bytes | None, tmp_path: Path
 
     run(scenario)
     assert path.read_bytes() == before
+    found = "the file of another application" if content is None else "file is not a database"
+    assert all(found in text for text in warnings(caplog))
 
 
 def test_a_full_disk_still_gives_what_it_has(mount: Mount, caplog: pytest.LogCaptureFixture) -> None:
@@ -278,7 +287,8 @@ def test_a_redis_that_is_not_there_fails_no_request() -> None:
 
     async def scenario() -> None:
         served = Served("redis://127.0.0.1:1/0")
-        await served.ask(1, 2, 1)
+        for number in (1, 2, 1):
+            await served.ask(number)
         assert served.below.asked == 3
         await served.endpoint.close()
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pareflow.errors import BadOutputError, SpecError, UnsuitableError
 from pareflow.runtime import EmbeddingCache
+from pareflow.runtime.caching.keys import row_keys
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.workload import Arrays
 
@@ -123,6 +124,12 @@ def test_a_row_is_not_another_of_which_it_is_the_beginning() -> None:
         assert sums(await endpoint.answer(long)) == [3]
 
     run(scenario)
+
+
+def test_rows_of_equal_bytes_and_other_shapes_or_types_differ() -> None:
+    shapes = [np.zeros((1, 4)), np.zeros((1, 2, 2)), np.zeros((1, 4), np.int64), np.zeros((1, 8), np.float32)]
+    assert len({row_keys(b"it", {"x": array})[0] for array in shapes}) == 4
+    assert row_keys(b"it", {"x": shapes[0]}) != row_keys(b"that", {"x": shapes[0]})
 
 
 def test_an_input_without_rows_belongs_to_every_row() -> None:

@@ -109,6 +109,8 @@ class _Answers:
     """The kept answers of one endpoint, by the vectors of their requests."""
 
     def __init__(self, policy: SemanticCache, below: Endpoint) -> None:
+        import scipy.stats  # noqa: F401  (its second is taken now, not while requests wait)
+
         self._policy, self._below = policy, below
         self._account = Account(policy.window, policy.rest_s)
         self._threshold = Threshold(policy.threshold, policy.max_false_hits, policy.shadow_pairs)
