@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from pareflow.errors import BadOutputError, SpecError
 from pareflow.runtime import SemanticCache
@@ -126,9 +125,15 @@ def test_what_is_nothing_like_it_is_no_hit_whatever_the_margin() -> None:
     run(scenario)
 
 
-def test_values_have_no_margin() -> None:
-    with pytest.raises(ValidationError, match="`same: values` needs `score: similarity`"):
-        SemanticCache(same="values")
+def test_values_are_searched_by_cosine_since_they_have_no_margin() -> None:
+    async def scenario() -> None:
+        below = Compass()
+        endpoint = semantic(score="margin", same="values").wrap(below.endpoint)
+        await endpoint.answer(angles(10))
+        assert quarters(await endpoint.answer(angles(11))) == [0]
+        assert len(below.batches) == 1
+
+    run(scenario)
 
 
 def test_values_are_the_same_within_a_tolerance() -> None:

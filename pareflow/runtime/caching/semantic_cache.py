@@ -5,10 +5,10 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pareflow.catalog import installed_version
 from pareflow.errors import SpecError, UnsuitableError
@@ -53,7 +53,9 @@ class SemanticCache(Cache):
     embedding: str | None = Field(
         default=None, description="the encoder's output of shape (batch, width), where it has several"
     )
-    score: Literal["margin", "similarity"] = Field(default="margin", description="what near enough is by")
+    score: Literal["margin", "similarity"] = Field(
+        default="margin", description="what near enough is by; always the cosine where answers are values"
+    )
     threshold: float | None = Field(
         default=None, ge=-1, le=2, description="score from which on it is a hit; else it calibrates itself"
     )
@@ -71,12 +73,6 @@ class SemanticCache(Cache):
     index: Literal["exact", "usearch"] = Field(
         default="exact", description="exact to some tens of thousands of kept answers; usearch above"
     )
-
-    @model_validator(mode="after")
-    def _has_kinds(self) -> Self:
-        if self.same == "values" and self.score == "margin":
-            raise ValueError("`same: values` needs `score: similarity`: a margin is between classes")
-        return self
 
     def unfit(self) -> str | None:
         absent = self.index == "usearch" and installed_version("usearch") is None
@@ -196,8 +192,8 @@ class _Answers:
         return found or [None] * len(vectors)
 
     def _found(self, near: Near) -> _Found:
-        score = near.similarity if self._policy.score == "similarity" else near.margin
-        return _Found(score, self._kept[near.slot].answer)
+        by_margin = self._policy.score == "margin" and self._policy.same == "class"
+        return _Found(near.margin if by_margin else near.similarity, self._kept[near.slot].answer)
 
     async def _completed(
         self,
