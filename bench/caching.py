@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from claims import Claim, main
@@ -34,6 +34,11 @@ from pareflow.workload import Arrays
 CONFIG = Path(__file__).parents[1] / "configs" / "intent" / "pipeline.yaml"
 DATA = Path(__file__).parents[2] / "shared" / "data" / "text"
 LIMIT, CONFIDENCE = 0.01, 0.95
+SCORES: Sequence[tuple[Literal["margin", "similarity"], float]] = (
+    ("margin", LIMIT),
+    ("margin", LIMIT / 2),
+    ("similarity", LIMIT),
+)
 EQUIVALENT = 4
 """Of 5: from which score on one answer does for both sentences."""
 
@@ -167,7 +172,7 @@ def _banking(embed: Embed, share: int) -> list[Claim]:
     near = index.nearest(vectors[half:end])
     same = np.array([kinds[one.slot] for one in near]) == kinds[half:end]
     claims = []
-    for score, limit in (("margin", LIMIT), ("margin", LIMIT / 2), ("similarity", LIMIT)):
+    for score, limit in SCORES:
         found = calibrate([getattr(one, score) for one in near], same, limit, CONFIDENCE)
         by = "cosine" if score == "similarity" else score
         name = f"Banking77, by {by}, calibrated to {limit:.1%}"

@@ -4,28 +4,25 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from pareflow.catalog import installed_version
-from pareflow.errors import SpecError, UnsuitableError
+from pareflow.errors import SpecError
 from pareflow.runtime.caching.accounts import Account
 from pareflow.runtime.caching.cache import Cache
+from pareflow.runtime.caching.embedder import Embedder
 from pareflow.runtime.caching.false_hits import FalseHits, Threshold
-from pareflow.runtime.caching.index import ExactIndex, Index, Near, UsearchIndex
+from pareflow.runtime.caching.index import ExactIndex, UsearchIndex
 from pareflow.runtime.caching.keys import row_count, taken
+from pareflow.runtime.caching.near_answers import NearAnswer, NearAnswers
 from pareflow.runtime.caching.rows import joined, parted
 from pareflow.runtime.caching.sameness import kind_of, same
 from pareflow.runtime.caching.session import copied
-from pareflow.runtime.caching.stores.memory import entry_bytes
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.workload import Arrays
-
-NEARLY_ONE = 1 - 1e-6
-"""The similarity from which on two requests are taken for one, and the newer answer replaces the older."""
 
 log = logging.getLogger(__name__)
 
@@ -86,48 +83,45 @@ class SemanticCache(Cache):
         cache = _Answers(self, below)
         return below.then(self.name, cache.answer, cache.figures, flush=cache.flush)
 
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    answer: Arrays
-    size: int
-    expires: float
-
-
-class _Found(NamedTuple):
-    """What is kept for the nearest request, and how near it is."""
-
-    score: float
-    answer: Arrays
+    def score_of(self, near: NearAnswer) -> float:
+        """What is held against the threshold."""
+        by_margin = self.score == "margin" and self.same == "class"
+        return near.margin if by_margin else near.similarity
 
 
 class _Answers:
-    """The kept answers of one endpoint, by the vectors of their requests."""
+    """A semantic cache before one endpoint."""
 
     def __init__(self, policy: SemanticCache, below: Endpoint) -> None:
         import scipy.stats  # noqa: F401  (its second is taken now, not while requests wait)
 
         self._policy, self._below = policy, below
+        self._embedder = Embedder(
+            None if policy.encoder is None else below.tiers[policy.encoder], policy.embedding
+        )
+        index = UsearchIndex if policy.index == "usearch" else ExactIndex
+        self._kept = NearAnswers(index, int(policy.max_mib * 2**20), policy.ttl_s)
         self._account = Account(policy.window, policy.rest_s)
         self._threshold = Threshold(policy.threshold, policy.max_false_hits, policy.shadow_pairs)
         self._false_hits = FalseHits(policy.max_false_hits)
         self._chance = random.Random(0)  # which hits are computed again
-        self._failures = 0
-        self._empty()
 
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         if self._stopped or not self._account.on() or not row_count(feeds):
             return await self._below.answer(feeds)
         began = time.perf_counter()
-        vectors = await self._embedded(feeds)
+        vectors = await self._embedder.vectors(feeds)
         if vectors is None:
             self._account.paid(time.perf_counter() - began)
             return await self._below.answer(feeds)
-        near = self._near(vectors)
+        near = [
+            one if one and one.similarity >= self._policy.min_similarity else None
+            for one in self._kept.nearest(vectors)
+        ]
         return await self._completed(feeds, vectors, near, time.perf_counter() - began)
 
     async def flush(self) -> None:
-        self._empty()
+        self._kept.clear()
 
     def figures(self) -> Mapping[str, float]:
         account = self._account.figures()
@@ -136,8 +130,8 @@ class _Answers:
             **self._threshold.figures(),
             **self._false_hits.figures(),
             "on": 0.0 if self._stopped else account["on"],
-            "unembedded": self._failures,
-            "held_bytes": self._kept.currsize,
+            "unembedded": self._embedder.failures,
+            "held_bytes": self._kept.held_bytes,
             "entries": len(self._kept),
         }
 
@@ -145,66 +139,20 @@ class _Answers:
     def _stopped(self) -> bool:
         return self._false_hits.exceeded or self._threshold.given_up
 
-    def _empty(self) -> None:
-        from cachetools import LRUCache
-
-        self._kept: LRUCache[int, _Kept] = LRUCache(
-            int(self._policy.max_mib * 2**20), getsizeof=lambda kept: kept.size
-        )
-        self._index: Index | None = None
-        self._width, self._next_slot = 0, 0
-
-    async def _embedded(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray | None:
-        """Vectors of length 1, (batch, width); None where there are none, whatever the encoder raised."""
-        try:
-            if self._policy.encoder is None:
-                given = {name: array for name, array in feeds.items() if array.dtype.kind == "f"}
-                vectors = _flat(given, row_count(feeds))
-            else:
-                outputs = await self._below.tiers[self._policy.encoder].answer(feeds)
-                vectors = _flat(_chosen(outputs, self._policy.embedding), row_count(feeds))
-            lengths: np.ndarray = np.linalg.norm(vectors, axis=1, keepdims=True)
-            if not np.all((lengths > 0) & np.isfinite(lengths)) or self._width not in (0, vectors.shape[1]):
-                raise UnsuitableError(
-                    "embeddings must be finite, not 0, and of one width",
-                    f"got {vectors.shape}",
-                    "Give another `encoder`",
-                )
-        except Exception as error:  # a cache fails no request
-            if not self._failures:
-                log.warning("requests that cannot be embedded are computed: %s", error)
-            self._failures += 1
-            return None
-        unit: np.ndarray = vectors / lengths
-        return unit
-
-    def _near(self, vectors: np.ndarray) -> list[_Found | None]:
-        """The nearest that is kept, for each vector; None where it is nothing like it."""
-        if self._index is None:
-            return [None] * len(vectors)
-        near = self._index.nearest(vectors)
-        outdated = {one.slot for one in near if self._kept[one.slot].expires < time.monotonic()}
-        if outdated:
-            for slot in outdated:
-                self._remove(slot)
-            return self._near(vectors)
-        found = [self._found(one) if one.similarity >= self._policy.min_similarity else None for one in near]
-        return found or [None] * len(vectors)
-
-    def _found(self, near: Near) -> _Found:
-        by_margin = self._policy.score == "margin" and self._policy.same == "class"
-        return _Found(near.margin if by_margin else near.similarity, self._kept[near.slot].answer)
-
     async def _completed(
         self,
         feeds: Mapping[str, np.ndarray],
         vectors: np.ndarray,
-        near: Sequence[_Found | None],
+        near: Sequence[NearAnswer | None],
         cost_s: float,
     ) -> Arrays:
         """The request's answer: of hits what is kept, all else computed, with a share of the hits."""
         limit = self._threshold.value
-        hits = {i: one for i, one in enumerate(near) if one and limit is not None and one.score >= limit}
+        hits = {
+            i: one
+            for i, one in enumerate(near)
+            if one and limit is not None and self._policy.score_of(one) >= limit
+        }
         reruns = [i for i in hits if self._chance.random() < self._policy.rerun_share]
         wanted = [i for i in range(len(near)) if i not in hits or i in reruns]
         if limit is not None:
@@ -214,7 +162,8 @@ class _Answers:
             answers |= await self._computed(feeds, wanted, len(reruns))
         for i in wanted:
             self._compare(near[i], answers[i], i in hits)
-            self._keep(vectors[i], answers[i])
+            kind = kind_of(answers[i], self._policy.same == "class", self._policy.judged)
+            self._kept.keep(vectors[i], answers[i], kind)
         whole = joined([answers[i] for i in range(len(near))])
         return await self._below.answer(feeds) if whole is None else whole
 
@@ -229,59 +178,15 @@ class _Answers:
         self._account.paid(took_s * reruns / len(rows))
         return dict(zip(rows, parted(outputs, len(rows), self._policy.name), strict=True))
 
-    def _compare(self, near: _Found | None, fresh: Arrays, hit: bool) -> None:
+    def _compare(self, near: NearAnswer | None, fresh: Arrays, hit: bool) -> None:
         """What was computed beside a kept answer says something of the threshold."""
         if near is None or not (hit or self._threshold.wanted):
             return
         policy = self._policy
         agree = same(near.answer, fresh, policy.same == "class", policy.judged, policy.tolerance)
         if not hit:
-            self._threshold.observe(near.score, agree)
+            self._threshold.observe(policy.score_of(near), agree)
             return
         self._false_hits.observe(not agree)
         if self._false_hits.exceeded:
             log.warning("the semantic cache is off: too many of its hits are false: %s", self.figures())
-
-    def _keep(self, vector: np.ndarray, answer: Arrays) -> None:
-        size = entry_bytes(answer) + 2 * vector.nbytes  # the index doubles its room as it grows
-        if size > self._kept.maxsize:
-            return
-        if self._index is None:
-            self._width = len(vector)
-            self._index = (UsearchIndex if self._policy.index == "usearch" else ExactIndex)(self._width)
-        for near in self._index.nearest(vector[None]):
-            if near.similarity >= NEARLY_ONE:
-                self._remove(near.slot)
-        while self._kept.currsize + size > self._kept.maxsize:
-            self._index.remove(self._kept.popitem()[0])
-        expires = time.monotonic() + (self._policy.ttl_s or float("inf"))
-        self._kept[self._next_slot] = _Kept(copied(answer), size, expires)
-        kind = kind_of(answer, self._policy.same == "class", self._policy.judged)
-        self._index.add(self._next_slot, vector, self._next_slot if kind is None else kind)
-        self._next_slot += 1
-
-    def _remove(self, slot: int) -> None:
-        assert self._index is not None  # there was something in it
-        del self._kept[slot]
-        self._index.remove(slot)
-
-
-def _chosen(outputs: Mapping[str, np.ndarray], name: str | None) -> Arrays:
-    """The one output that is the embedding. Raises: UnsuitableError."""
-    if name is None and len(outputs) == 1:
-        return dict(outputs)
-    if name is not None and name in outputs:
-        return {name: outputs[name]}
-    raise UnsuitableError(
-        "`embedding` must name an output of the encoder", f"it has {', '.join(outputs)}", "Give its name"
-    )
-
-
-def _flat(arrays: Mapping[str, np.ndarray], count: int) -> np.ndarray:
-    """One vector for each sample. Raises: UnsuitableError where nothing has rows."""
-    rows = [array.reshape(count, -1) for array in arrays.values() if array.ndim and len(array) == count]
-    if not rows:
-        raise UnsuitableError(
-            "a request must have an embedding", "none of its arrays has numbers by row", "Give an `encoder`"
-        )
-    return np.concatenate(rows, axis=1).astype(np.float32)
