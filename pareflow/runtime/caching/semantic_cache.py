@@ -31,8 +31,8 @@ class SemanticCache(Cache):
     """Give the answer that was kept for a request near enough to this one, sample by sample.
 
     Near enough is by `score`: the cosine to the nearest kept request, or its margin, by how much nearer it is
-    than the nearest that has another answer. On Banking77 the margin has a sixth of the false hits of the
-    cosine at as many hits (`bench/caching.py`). Where answers are values, not classes, there is only the
+    than the nearest that has another answer. On Banking77 the margin has about a fifth of the false hits of
+    the cosine at as many hits (`bench/caching.py`). Where answers are values, not classes, there is only the
     cosine.
 
     It is an approximation, and may be wrong: `threshold` is calibrated (`calibrate`, on labelled pairs, or by
