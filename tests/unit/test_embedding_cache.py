@@ -127,7 +127,12 @@ def test_a_row_is_not_another_of_which_it_is_the_beginning() -> None:
 
 
 def test_rows_of_equal_bytes_and_other_shapes_or_types_differ() -> None:
-    shapes = [np.zeros((1, 4)), np.zeros((1, 2, 2)), np.zeros((1, 4), np.int64), np.zeros((1, 8), np.float32)]
+    shapes: list[np.ndarray] = [
+        np.zeros((1, 4)),
+        np.zeros((1, 2, 2)),
+        np.zeros((1, 4), np.int64),
+        np.zeros((1, 8), np.float32),
+    ]
     assert len({row_keys(b"it", {"x": array})[0] for array in shapes}) == 4
     assert row_keys(b"it", {"x": shapes[0]}) != row_keys(b"that", {"x": shapes[0]})
 
