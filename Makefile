@@ -39,7 +39,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml requirements.lock
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable ".[$(EXTRAS),huggingface,intent,loadgen,ray,s3,tensorboard,dev]"
+	$(PIP) --editable ".[$(EXTRAS),ann,huggingface,intent,loadgen,ray,redis,s3,tensorboard,dev]"
 	touch $@
 
 lock: install-dev  ## write what is installed now as the lock

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -31,13 +31,16 @@ class DynamicBatching(Policy):
     """
 
     name: ClassVar[str] = "dynamic_batching"
+    requires: ClassVar[tuple[str, ...]] = ("numpy",)
 
     max_batch_size: int = Field(default=8, ge=1, description="samples in a batch, at most")
     min_batch_size: int = Field(default=1, ge=1, description="samples worth waiting for")
     max_wait_ms: float = Field(default=0, ge=0, description="the most that a request waits for others")
     max_waiting: int = Field(default=256, ge=1, description="requests in line; more are refused")
     pad_axis: int | None = Field(default=None, ge=1, description="along which requests differ in length")
-    pad_to: tuple[int, ...] = Field(default=(), description="lengths to fill up to; else to the longest")
+    pad_to: tuple[Annotated[int, Field(gt=1)], ...] = Field(
+        default=(), description="lengths to fill up to; else to the longest"
+    )
     pad_values: dict[str, float] = Field(default={}, description="what fills an input up, by name; else 0")
     padded_outputs: tuple[str, ...] = Field(
         default=(), description="outputs that have the axis too, and are cut back to their request's length"

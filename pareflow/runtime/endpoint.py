@@ -21,6 +21,14 @@ Figures = Callable[[], Mapping[str, float]]
 """Counts and sums since the start, by name: what `/metrics` shows of one policy."""
 
 
+Upkeep = Callable[[], Awaitable[None]]
+"""Something to be done to what an endpoint keeps. Raises: PareflowError."""
+
+
+async def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Something that answers requests; a policy makes another one of it.
@@ -28,6 +36,8 @@ class Endpoint:
     `identity` names what answers: registered version, processing, runtime and precision. Whatever is kept of
     its answers is kept under that name. `concurrency` is how many requests it works on at a time.
     `tiers` are other variants of the same model by name, cheapest first, for policies that choose among them.
+    `flush` removes what is kept of its answers, wherever: for one that is no longer served. `close` lets go
+    of files and connections.
     """
 
     answer: Handler
@@ -35,13 +45,43 @@ class Endpoint:
     concurrency: int = 1
     tiers: Mapping[str, "Endpoint"] = field(default_factory=dict)
     figures: Mapping[str, Figures] = field(default_factory=dict)
+    flush: Upkeep = _nothing
+    close: Upkeep = _nothing
 
     def then(
-        self, name: str, answer: Handler, figures: Figures, concurrency: int | None = None
+        self,
+        name: str,
+        answer: Handler,
+        figures: Figures,
+        concurrency: int | None = None,
+        *,
+        flush: Upkeep = _nothing,
+        close: Upkeep = _nothing,
     ) -> "Endpoint":
-        """This endpoint behind a policy: `answer` stands before it, and `figures` are what it counts."""
-        number = self.concurrency if concurrency is None else concurrency
-        return replace(self, answer=answer, concurrency=number, figures={**self.figures, name: figures})
+        """This endpoint behind a policy: `answer` stands before it, and `figures` are what it counts.
+
+        `flush` and `close` are done to what the policy keeps, before what is below it.
+        """
+        return replace(
+            self,
+            answer=answer,
+            concurrency=self.concurrency if concurrency is None else concurrency,
+            figures={**self.figures, name: figures},
+            flush=_both(flush, self.flush),
+            close=_both(close, self.close),
+        )
+
+
+def _both(first: Upkeep, second: Upkeep) -> Upkeep:
+    """One after the other, the second also where the first fails."""
+
+    async def both() -> None:
+        try:
+            await first()
+        finally:
+            await second()
+
+    return both
 
 
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)

@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from pareflow.errors import InputError, PareflowError
+from pareflow.errors import InputError, PareflowError, StoreError
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.serving import protocol
 from pareflow.serving.executable import Executable, Release, seconds
@@ -69,9 +69,13 @@ class Hosted:
             if not self._asked:
                 self._idle.set()
 
-    async def retire(self) -> None:
-        """Close it once nobody waits for an answer of it any more."""
+    async def retire(self, *, for_good: bool = False) -> None:
+        """Close it once nobody waits for an answer of it any more; for good, what it kept is removed too."""
         await self._idle.wait()
+        if for_good:
+            with suppress(StoreError):  # a store that is away: what it keeps is found by no other version
+                await self.endpoint.flush()
+        await self.endpoint.close()
         for executable in (self.main, *self.tiers.values()):
             await asyncio.to_thread(executable.close)
 

@@ -113,7 +113,7 @@ class Slot:
         """Load beside the present version, then take its place; no request is without one meanwhile."""
         before, after = self.hosted, await asyncio.to_thread(opened, releases, self.plan)
         self._answers(after)
-        task = asyncio.create_task(before.retire())
+        task = asyncio.create_task(before.retire(for_good=True))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 

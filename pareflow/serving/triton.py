@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pareflow.errors import InputError
 from pareflow.runtime.batching import DynamicBatching
-from pareflow.runtime.caching.exact import ExactCache
+from pareflow.runtime.caching import ExactCache
 from pareflow.serving.executable import Tensor, described
 from pareflow.serving.model import PackagedModel, verified
 from pareflow.serving.plan import ServingPlan

@@ -282,7 +282,7 @@ def test_no_request_fails_while_versions_change(serve: Serve, two: tuple[Release
     for thread in threads:
         thread.join()
     assert set(statuses) == {200}
-    assert len(statuses) > 20
+    assert len(statuses) >= len(threads)
 
 
 def test_a_damaged_version_is_refused_and_the_present_one_stays(

@@ -1,0 +1,86 @@
+"""Answers kept by the vectors of their requests, in this process's memory."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from pareflow.runtime.caching.index import Index
+from pareflow.runtime.caching.session import copied
+from pareflow.runtime.caching.stores.memory import entry_bytes
+from pareflow.workload import Arrays
+
+NEARLY_ONE = 1 - 1e-6
+"""The similarity from which on two requests are taken for one, and the newer answer replaces the older."""
+
+
+class NearAnswer(NamedTuple):
+    """What is kept for the nearest request, how near it is, and how much nearer than another answer."""
+
+    similarity: float
+    margin: float
+    answer: Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    answer: Arrays
+    size: int
+    expires: float
+
+
+class NearAnswers:
+    """No more than `max_bytes`; what was least recently the nearest goes first, and all after `ttl_s`."""
+
+    def __init__(self, new_index: Callable[[int], Index], max_bytes: int, ttl_s: float | None) -> None:
+        self._new_index, self._max_bytes = new_index, max_bytes
+        self._ttl_s = float("inf") if ttl_s is None else ttl_s
+        self._next_slot = 0
+        self.clear()
+
+    def clear(self) -> None:
+        from cachetools import LRUCache
+
+        self._kept: LRUCache[int, _Kept] = LRUCache(self._max_bytes, getsizeof=lambda kept: kept.size)
+        self._index: Index | None = None
+
+    @property
+    def held_bytes(self) -> float:
+        return self._kept.currsize
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def nearest(self, vectors: np.ndarray) -> list[NearAnswer | None]:
+        """For each vector; None where nothing is kept."""
+        near = [] if self._index is None else self._index.nearest(vectors)
+        outdated = {one.slot for one in near if self._kept[one.slot].expires < time.monotonic()}
+        if outdated:
+            for slot in outdated:
+                self._remove(slot)
+            return self.nearest(vectors)
+        found = [NearAnswer(one.similarity, one.margin, self._kept[one.slot].answer) for one in near]
+        return [*found] if found else [None] * len(vectors)
+
+    def keep(self, vector: np.ndarray, answer: Arrays, kind: int | None) -> None:
+        """Keep a copy. `kind` is equal for answers that do for each other; without one there are none."""
+        size = entry_bytes(answer) + 2 * vector.nbytes  # the index doubles its room as it grows
+        if size > self._max_bytes:
+            return
+        if self._index is None:
+            self._index = self._new_index(len(vector))
+        for near in self._index.nearest(vector[None]):
+            if near.similarity >= NEARLY_ONE:
+                self._remove(near.slot)
+        while self._kept.currsize + size > self._max_bytes:
+            self._index.remove(self._kept.popitem()[0])
+        slot, self._next_slot = self._next_slot, self._next_slot + 1
+        self._kept[slot] = _Kept(copied(answer), size, time.monotonic() + self._ttl_s)
+        self._index.add(slot, vector, slot if kind is None else kind)
+
+    def _remove(self, slot: int) -> None:
+        assert self._index is not None  # there was something in it
+        del self._kept[slot]
+        self._index.remove(slot)

@@ -1,0 +1,262 @@
+"""The exact cache: what is computed how often, for whom, and what is never given to another."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pareflow.errors import DeadlineError
+from pareflow.runtime import ExactCache
+from pareflow.runtime.caching.keys import request_key
+from pareflow.runtime.caching.stores.memory import entry_bytes
+from pareflow.runtime.endpoint import Endpoint, answered_within, deadline
+from pareflow.workload import Arrays
+
+
+class Scaling:
+    """Multiplies by its version, where it is `held` when it is let; counts how often it is asked."""
+
+    def __init__(self, version: int = 2, *, held: bool = False) -> None:
+        self.asked = self.cancelled = 0
+        self._version = version
+        self._turns = asyncio.Semaphore(0 if held else 10**6)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(self.answer, f"models:/it/{self._version}")
+
+    async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        self.asked += 1
+        try:
+            await self._turns.acquire()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if deadline() is not None:
+            raise DeadlineError("it must be there in time", "it is not", 1)
+        return {"y": feeds["x"] * self._version}
+
+    def let(self) -> None:
+        self._turns.release()
+
+
+def row(number: float) -> Arrays:
+    return {"x": np.full((1, 16), number)}
+
+
+def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
+    async def within() -> Any:
+        return await asyncio.wait_for(scenario(), 20)
+
+    return asyncio.run(within())
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_an_equal_request_is_not_computed_again() -> None:
+    async def scenario() -> None:
+        below = Scaling()
+        endpoint = ExactCache().wrap(below.endpoint)
+        for number in (1, 2, 1, 1, 2):
+            assert (await endpoint.answer(row(number)))["y"][0, 0] == 2 * number
+        figures = endpoint.figures["exact_cache"]()
+        assert (below.asked, figures["hits"], figures["misses"]) == (2, 3, 2)
+
+    run(scenario)
+
+
+def test_equal_requests_at_once_are_computed_once_and_each_may_write_into_its_answer() -> None:
+    async def scenario() -> None:
+        below = Scaling(held=True)
+        endpoint = ExactCache().wrap(below.endpoint)
+        asked = [asyncio.ensure_future(endpoint.answer(row(3))) for _ in range(3)]
+        await settle()
+        below.let()
+        for answer in await asyncio.gather(*asked):
+            assert answer["y"][0, 0] == 6
+            answer["y"].fill(0)
+        assert (await endpoint.answer(row(3)))["y"][0, 0] == 6
+        assert below.asked == 1
+        assert endpoint.figures["exact_cache"]()["joined"] == 2
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("gone", [[0], [1], [0, 1]], ids=["the first", "a later one", "both"])
+def test_a_cancelled_caller_takes_nobody_with_it(gone: list[int]) -> None:
+    async def scenario() -> None:
+        below = Scaling(held=True)
+        endpoint = ExactCache().wrap(below.endpoint)
+        asked = [asyncio.ensure_future(endpoint.answer(row(3))) for _ in range(3)]
+        await settle()
+        for i in gone:
+            asked[i].cancel()
+        await settle()
+        below.let()
+        assert (await asked[2])["y"][0, 0] == 6
+        assert (below.asked, below.cancelled) == (1, 0)
+
+    run(scenario)
+
+
+def test_what_nobody_waits_for_any_more_is_given_up_and_joined_by_nobody() -> None:
+    async def scenario() -> None:
+        below = Scaling(held=True)
+        endpoint = ExactCache().wrap(below.endpoint)
+        gone = asyncio.ensure_future(endpoint.answer(row(3)))
+        await settle()
+        gone.cancel()
+        await asyncio.sleep(0)
+        later = asyncio.ensure_future(endpoint.answer(row(3)))
+        await settle()
+        below.let()
+        assert (await later)["y"][0, 0] == 6
+        assert (below.asked, below.cancelled) == (2, 1)
+
+    run(scenario)
+
+
+def test_a_deadline_of_one_caller_is_not_that_of_another() -> None:
+    """The first is too late and fails; who waited with it asks for itself."""
+
+    async def scenario() -> None:
+        below = Scaling(held=True)
+        endpoint = ExactCache().wrap(below.endpoint)
+        with answered_within(0.001):
+            hurried = asyncio.ensure_future(endpoint.answer(row(3)))
+        patient = asyncio.ensure_future(endpoint.answer(row(3)))
+        await settle()
+        below.let()
+        with pytest.raises(DeadlineError):
+            await hurried
+        await settle()
+        below.let()
+        assert (await patient)["y"][0, 0] == 6
+        assert below.asked == 2
+
+    run(scenario)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return "memory" if request.param == "memory" else f"sqlite:{tmp_path / 'cache.db'}"
+
+
+def test_never_an_answer_of_another_version(store: str) -> None:
+    """Also where both keep theirs in one file, and also after going back."""
+
+    async def scenario() -> None:
+        policy = ExactCache(store=store)
+        versions = {version: policy.wrap(Scaling(version).endpoint) for version in (1, 2)}
+        for version in (1, 2, 2, 1):
+            assert (await versions[version].answer(row(5)))["y"][0, 0] == 5 * version
+            await asyncio.sleep(0.05)
+        for endpoint in versions.values():
+            await endpoint.close()
+
+    run(scenario)
+
+
+def test_flush_removes_what_one_version_answered_and_no_more(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        policy = ExactCache(store=f"sqlite:{tmp_path / 'cache.db'}")
+        old, new = Scaling(1), Scaling(2)
+        endpoints = [policy.wrap(below.endpoint) for below in (old, new)]
+        for endpoint in endpoints:
+            for number in (1, 2, 3):
+                await endpoint.answer(row(number))
+        await endpoints[1].flush()  # which waits for what is not yet written
+        await endpoints[0].flush()
+        await endpoints[1].answer(row(1))
+        await endpoints[1].close()
+        await endpoints[0].flush()
+        reopened = policy.wrap(new.endpoint)
+        await reopened.answer(row(1))
+        assert (old.asked, new.asked) == (3, 4)
+        await reopened.answer(row(2))
+        assert new.asked == 5
+        for endpoint in (endpoints[0], reopened):
+            await endpoint.close()
+
+    run(scenario)
+
+
+def test_policies_flush_and_close_those_below_them() -> None:
+    async def scenario() -> list[str]:
+        done: list[str] = []
+
+        async def flush() -> None:
+            done.append("flushed below")
+
+        endpoint = ExactCache().wrap(replace(Scaling().endpoint, flush=flush))
+        await endpoint.answer(row(1))
+        await endpoint.flush()
+        assert endpoint.figures["exact_cache"]()["entries"] == 0
+        return done
+
+    assert run(scenario) == ["flushed below"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 3)), max_size=40), st.integers(1, 7))
+def test_it_answers_as_below_and_never_holds_more_than_it_may(
+    order: list[tuple[int, int]], entries: int
+) -> None:
+    """Two versions asked in any order, each with room for so many answers."""
+
+    async def scenario() -> None:
+        size = entry_bytes(row(0))
+        policy = ExactCache(max_mib=entries * size / 2**20)
+        belows = {version: Scaling(version) for version in (1, 2, 3)}
+        endpoints = {version: policy.wrap(below.endpoint) for version, below in belows.items()}
+        for number, version in order:
+            answer = await endpoints[version].answer(row(number))
+            assert np.array_equal(answer["y"], row(number)["x"] * version)
+            figures = endpoints[version].figures["exact_cache"]()
+            assert figures["held_bytes"] <= entries * size
+        if entries >= 6:
+            assert sum(below.asked for below in belows.values()) == len(set(order))
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"x": np.zeros((2, 3), np.int32)},
+        {"x": np.zeros((3, 2), np.float32)},
+        {"x": np.zeros((1, 6), np.float32)},
+        {"y": np.zeros((2, 3), np.float32)},
+        {"x": np.zeros((2, 3), np.float32), "y": np.zeros(0, np.float32)},
+        {"x": np.asarray([[0, 0, 0], [0, 0, 1e-45]], np.float32)},
+    ],
+    ids=["type", "shape", "rank", "name", "more", "least bit"],
+)
+def test_requests_that_differ_in_anything_differ_in_key(other: Arrays) -> None:
+    zeros = {"x": np.zeros((2, 3), np.float32)}
+    assert request_key(b"it", zeros) != request_key(b"it", other)
+    assert request_key(b"it", zeros) != request_key(b"that", zeros)
+
+
+def test_equal_requests_have_equal_keys_wherever_they_lie() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    turned = np.ascontiguousarray(array.T).T
+    assert request_key(b"", {"a": array, "b": array}) == request_key(b"", {"b": turned, "a": turned})
+    texts = [np.asarray(["ab", "c"], dtype=object) for _ in range(2)]
+    assert request_key(b"", {"x": texts[0]}) == request_key(b"", {"x": texts[1]})
+    assert request_key(b"", {"x": texts[0]}) != request_key(b"", {"x": np.asarray(["a", "bc"], dtype=object)})
+
+
+@pytest.mark.parametrize("store", ["memcached://here", "cache.db", "sqlite", "redis"])
+def test_an_unknown_store_is_refused(store: str) -> None:
+    with pytest.raises(ValidationError, match="a store must be one of memory, sqlite:, redis://"):
+        ExactCache(store=store)

@@ -1,0 +1,283 @@
+"""The semantic cache: which requests share an answer, what is computed again, and what switches it off."""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pareflow.errors import BadOutputError, SpecError
+from pareflow.runtime import SemanticCache
+from pareflow.runtime.caching.index import ExactIndex, Index, UsearchIndex
+from pareflow.runtime.caching.sameness import same
+from pareflow.runtime.endpoint import Endpoint
+from pareflow.workload import Arrays
+
+CLOSE = math.cos(math.radians(2))
+"""Requests are angles; those within two degrees are near enough."""
+
+
+class Compass:
+    """Answers angles, in degrees, with the logits of their quarter; its encoder gives their directions."""
+
+    def __init__(self, *, encoder_fails: bool = False) -> None:
+        self.batches: list[list[float]] = []
+        self._encoder_fails = encoder_fails
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(self.answer, "compass", tiers={"encoder": Endpoint(self.embed, "encoder")})
+
+    async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        angles = feeds["angle"][:, 0]
+        self.batches.append(angles.tolist())
+        return {"logits": np.eye(4)[(angles // 90).astype(int) % 4] * (1 + angles[:, None] / 360)}
+
+    async def embed(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        if self._encoder_fails:
+            raise BadOutputError("it must answer", "it does not", "Mend it")
+        radians = np.radians(feeds["angle"][:, 0])
+        return {"vector": np.stack([np.cos(radians), np.sin(radians)], axis=1)}
+
+
+def angles(*values: float) -> Arrays:
+    return {"angle": np.array(values, np.float64)[:, None]}
+
+
+def quarters(answer: Arrays) -> list[int]:
+    values: list[int] = answer["logits"].argmax(axis=1).tolist()
+    return values
+
+
+def semantic(**settings: Any) -> SemanticCache:
+    by_cosine = {"score": "similarity", "threshold": CLOSE, "rerun_share": 1e-9}
+    return SemanticCache(**{"encoder": "encoder", **by_cosine, **settings})
+
+
+def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
+    async def within() -> Any:
+        return await asyncio.wait_for(scenario(), 60)
+
+    return asyncio.run(within())
+
+
+def test_near_requests_share_an_answer_row_by_row() -> None:
+    async def scenario() -> None:
+        below = Compass()
+        endpoint = semantic().wrap(below.endpoint)
+        assert quarters(await endpoint.answer(angles(10, 100))) == [0, 1]
+        answer = await endpoint.answer(angles(101.9, 200, 9))
+        assert quarters(answer) == [1, 2, 0]
+        assert answer["logits"][0, 1] == 1 + 100 / 360  # what was kept
+        assert quarters(await endpoint.answer(angles(12.1))) == [0]
+        assert below.batches == [[10, 100], [200], [12.1]]
+        figures = endpoint.figures["semantic_cache"]()
+        assert (figures["hits"], figures["misses"], figures["entries"]) == (2, 4, 4)
+
+    run(scenario)
+
+
+def test_the_nearest_of_several_is_given() -> None:
+    async def scenario() -> None:
+        below = Compass()
+        endpoint = semantic().wrap(below.endpoint)
+        await endpoint.answer(angles(87))
+        await endpoint.answer(angles(90.5))
+        assert quarters(await endpoint.answer(angles(88.5))) == [0]
+        assert quarters(await endpoint.answer(angles(89.1))) == [1]  # a false hit: 89.1 is of quarter 0
+
+    run(scenario)
+
+
+def test_a_margin_keeps_away_from_where_answers_change() -> None:
+    """Nearest is 80; to 91, of another quarter, it is 2 degrees from 84 and 8 from 78."""
+
+    async def scenario() -> None:
+        below = Compass()
+        margin = math.cos(math.radians(2)) - math.cos(math.radians(13)) - 1e-6
+        endpoint = semantic(score="margin", threshold=margin).wrap(below.endpoint)
+        await endpoint.answer(angles(80))
+        assert quarters(await endpoint.answer(angles(80.5))) == [0]  # nothing is known beyond
+        await endpoint.answer(angles(91))
+        computed = len(below.batches)
+        assert quarters(await endpoint.answer(angles(78))) == [0]
+        assert len(below.batches) == computed
+        assert quarters(await endpoint.answer(angles(84))) == [0]
+        assert quarters(await endpoint.answer(angles(88))) == [0]
+        assert below.batches == [[80], [80.5], [91], [84], [88]]
+
+    run(scenario)
+
+
+def test_what_is_nothing_like_it_is_no_hit_whatever_the_margin() -> None:
+    async def scenario() -> None:
+        below = Compass()
+        endpoint = semantic(score="margin", threshold=0.1).wrap(below.endpoint)
+        await endpoint.answer(angles(10))
+        await endpoint.answer(angles(190))
+        await endpoint.answer(angles(75))
+        assert len(below.batches) == 3
+
+    run(scenario)
+
+
+def test_values_are_searched_by_cosine_since_they_have_no_margin() -> None:
+    async def scenario() -> None:
+        below = Compass()
+        endpoint = semantic(score="margin", same="values").wrap(below.endpoint)
+        await endpoint.answer(angles(10))
+        assert quarters(await endpoint.answer(angles(11))) == [0]
+        assert len(below.batches) == 1
+
+    run(scenario)
+
+
+def test_values_are_the_same_within_a_tolerance() -> None:
+    """Of logits 1.25 and 1.253: 0.24 % of the largest."""
+    first, second = ({"logits": np.array([[0, value]])} for value in (1.25, 1.253))
+    assert same(first, second, classes=False, judged=None, tolerance=0.003)
+    assert not same(first, second, classes=False, judged=None, tolerance=0.002)
+    assert not same(first, {"logits": np.zeros((1, 3))}, classes=False, judged=None, tolerance=1)
+
+
+def test_one_output_may_be_judged_alone() -> None:
+    first, second = ({"label": np.array([3]), "score": np.array([score])} for score in (0.1, 0.2))
+    assert same(first, second, classes=True, judged="label", tolerance=0)
+    assert not same(first, second, classes=True, judged=None, tolerance=0)
+
+
+def test_hits_that_are_computed_again_are_compared_and_answered_afresh() -> None:
+    async def scenario() -> None:
+        below = Compass()
+        endpoint = semantic(rerun_share=1.0).wrap(below.endpoint)
+        for angle in (89.5, 90.5, 10, 10.5):
+            assert quarters(await endpoint.answer(angles(angle))) == [int(angle // 90)]
+        figures = endpoint.figures["semantic_cache"]()
+        assert (figures["hits"], figures["reruns"], figures["false_hits"]) == (2, 2, 1)
+        assert figures["false_hit_rate"] == 0.5
+
+    run(scenario)
+
+
+def test_too_many_false_hits_switch_it_off_for_good() -> None:
+    async def scenario() -> None:
+        below = Compass()
+        endpoint = semantic(rerun_share=1.0).wrap(below.endpoint)
+        for border in (90, 180, 270):
+            await endpoint.answer(angles(border - 0.5))
+            await endpoint.answer(angles(border + 0.5))
+        figures = endpoint.figures["semantic_cache"]()
+        assert figures["on"] == 0
+        asked = len(below.batches)
+        assert quarters(await endpoint.answer(angles(89.5))) == [0]
+        assert len(below.batches) == asked + 1
+        assert endpoint.figures["semantic_cache"]()["hits"] == figures["hits"]
+
+    run(scenario)
+
+
+def test_without_a_threshold_it_computes_everything_until_it_found_one() -> None:
+    """Requests lie within a degree of those before, in the middle of quarters: all pairs agree."""
+
+    async def scenario() -> None:
+        below = Compass()
+        endpoint = semantic(threshold=None, shadow_pairs=400).wrap(below.endpoint)
+        chance = np.random.default_rng(0)
+
+        async def ask() -> None:
+            angle = float(90 * chance.integers(4) + 45 + chance.uniform(-0.5, 0.5))
+            assert quarters(await endpoint.answer(angles(angle))) == [int(angle // 90)]
+
+        asked = 0
+        while "threshold" not in endpoint.figures["semantic_cache"]():
+            await ask()
+            asked += 1
+            assert len(below.batches) == asked
+        assert 400 < asked < 420
+        before = len(below.batches)
+        for _ in range(100):
+            await ask()
+        assert len(below.batches) < before + 10
+        assert endpoint.figures["semantic_cache"]()["hits"] > 90
+
+    run(scenario)
+
+
+def test_an_encoder_that_fails_fails_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        below = Compass(encoder_fails=True)
+        endpoint = semantic().wrap(below.endpoint)
+        for _ in range(3):
+            assert quarters(await endpoint.answer(angles(10))) == [0]
+        assert endpoint.figures["semantic_cache"]()["unembedded"] == 3
+
+    run(scenario)
+    assert [record.message for record in caplog.records] == [
+        "requests that cannot be embedded are computed: it must answer, but it does not. Mend it"
+    ]
+
+
+def test_an_encoder_that_is_no_tier_is_told() -> None:
+    with pytest.raises(SpecError, match=r"encoder: must be one of the tiers \(encoder\)"):
+        SemanticCache(encoder="encodr").wrap(Compass().endpoint)
+
+
+def test_answers_are_forgotten_after_their_time_and_by_a_flush() -> None:
+    async def scenario() -> None:
+        below = Compass()
+        endpoint = semantic(ttl_s=0.05).wrap(below.endpoint)
+        await endpoint.answer(angles(10))
+        await asyncio.sleep(0.06)
+        await endpoint.answer(angles(10))
+        await endpoint.flush()
+        assert endpoint.figures["semantic_cache"]()["entries"] == 0
+        await endpoint.answer(angles(10))
+        assert len(below.batches) == 3
+
+    run(scenario)
+
+
+@given(st.lists(st.floats(0, 359), min_size=1, max_size=30), st.integers(0, 6))
+def test_an_answer_is_that_of_a_near_request_and_memory_is_bounded(asked: list[float], entries: int) -> None:
+    async def scenario() -> None:
+        below = Compass()
+        mib = (entries * 800 + 1) / 2**20
+        endpoint = semantic(max_mib=mib).wrap(below.endpoint)
+        for angle in asked:
+            answer = await endpoint.answer(angles(angle))
+            given_for = (answer["logits"].max() - 1) * 360
+            assert min(abs(given_for - angle), 360 - abs(given_for - angle)) <= 2.01
+            assert endpoint.figures["semantic_cache"]()["held_bytes"] <= mib * 2**20
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("kind", [ExactIndex, UsearchIndex])
+def test_an_index_finds_the_nearest_of_what_is_in_it(kind: Callable[[int], Index]) -> None:
+    """Beside looking at each, while vectors come and go."""
+    if kind is UsearchIndex:
+        pytest.importorskip("usearch", reason="not installed: usearch")
+    chance = np.random.default_rng(0)
+    index, kept = kind(8), dict[int, np.ndarray]()
+    assert index.nearest(np.eye(8)[:1]) == []
+    for slot in range(300):
+        vector = chance.normal(size=8).astype(np.float32)
+        kept[slot] = vector / np.linalg.norm(vector)
+        index.add(slot, kept[slot], slot % 2)
+        if slot % 3 == 0:
+            gone = int(chance.choice(list(kept)))
+            index.remove(gone)
+            del kept[gone]
+        if kept:
+            query = np.eye(8, dtype=np.float32)[slot % 8]
+            best = max(kept, key=lambda slot: float(kept[slot] @ query))
+            others = [float(kept[other] @ query) for other in kept if other % 2 != best % 2]
+            (found,) = index.nearest(query[None])
+            assert found.slot == best
+            assert found.similarity == pytest.approx(float(kept[best] @ query), abs=1e-5)
+            margin = found.similarity - max(others) if others else 0
+            assert found.margin == pytest.approx(margin, abs=1e-5)
