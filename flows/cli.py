@@ -239,6 +239,10 @@ def tune(
     p99_ms: Annotated[float, typer.Option(min=0.001, help="what 99 % of them may wait for, at most")],
     queries: Annotated[int, typer.Option(min=300, help="requests per plan that is served")] = 700,
     to: Annotated[Path | None, typer.Option(help="a YAML for the best plan, for `serve --plan`")] = None,
+    register: Annotated[
+        bool,
+        typer.Option("--register", help="keep it with the version: `serve` takes it where no plan is named"),
+    ] = False,
     data_dir: DataDir = DATA,
     as_json: AsJson = False,
 ) -> None:
@@ -247,7 +251,7 @@ def tune(
     from flows import commands
 
     promise = {"per_s": per_s, "p99_ms": p99_ms, "queries": queries}
-    document = commands.tune(target, data_dir, promise, to)
+    document = commands.tune(target, data_dir, promise, to, register)
     _show(document, tables.tuned, as_json)
     if document["plan"] is None:
         raise typer.Exit(NOTHING_MET)

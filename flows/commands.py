@@ -268,7 +268,7 @@ def serve(targets: Sequence[str], data_dir: Path, plan: Path | None, settings: S
     from pareflow.serving.server import serve as served
     from tasks.serving import source
 
-    described = plans.ServingPlan() if plan is None else plans.read(plan)
+    described = None if plan is None else plans.read(plan)
     served(
         [source(target, data_dir) for target in targets],
         described,
@@ -290,27 +290,36 @@ def serve_on_ray(
     from pareflow.serving import plan as plans
     from tasks import ray_serving
 
-    described = plans.ServingPlan() if plan is None else plans.read(plan)
+    described = None if plan is None else plans.read(plan)
     build = ray_serving.Build(tuple(targets), str(data_dir.resolve()), described, settings)
     scale = ray_serving.Scale(*replicas)
     ray_serving.serve(build, scale, address, SHARED, lambda url: print(url, flush=True))
 
 
-def tune(target: str, data_dir: Path, promise: Mapping[str, Any], to: Path | None) -> dict[str, Any]:
-    """The serving plans of a registered version or a package, tried; the best written to `to`."""
+def tune(
+    target: str, data_dir: Path, promise: Mapping[str, Any], to: Path | None, register: bool
+) -> dict[str, Any]:
+    """The serving plans of a registered version or a package, tried; the best written, and registered."""
     from pareflow.isolation import Limits
     from pareflow.stages import tuning
-    from tasks.serving import source
+    from tasks.serving import register_plan, source
 
+    if register and not target.startswith("models:"):
+        raise InputError(
+            "a plan can be registered with a registered version", f"got {target}", "Name models:/NAME@ALIAS"
+        )
     release = source(target, data_dir).current()
     wanted = tuning.Promise(**promise)
     tried = tuning.tune(release.package, wanted, Limits(), data_dir / "logs", QUIET_S)
     best = tried[0] if tried[0].decision == "promote" else None
     if best is not None and to is not None:
         to.write_text(yaml.safe_dump(best.plan.model_dump(mode="json", exclude_defaults=True)))
+    if best is not None and register:
+        register_plan(data_dir, release, best.plan)
     return {
         "model": release.name,
         "version": release.version,
+        "registered": best is not None and register,
         "promise": asdict(wanted),
         "tried": [one.to_json() for one in tried],
         "plan": None if best is None else best.plan.model_dump(mode="json", exclude_defaults=True),

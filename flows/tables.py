@@ -163,7 +163,8 @@ def tuned(document: Document, console: Console) -> None:
             console.print(escape(row["reason"]), soft_wrap=True, highlight=False)
     verdict = "no plan keeps it" if document["plan"] is None else "the first keeps it"
     written = f"; written to {document['written']}" if document["written"] else ""
-    console.print(escape(f"{verdict}{written}"), soft_wrap=True)
+    registered = "; registered with the version, for this environment" if document["registered"] else ""
+    console.print(escape(f"{verdict}{written}{registered}"), soft_wrap=True)
 
 
 def rejudged(document: Document, console: Console) -> None:

@@ -38,7 +38,7 @@ class Build:
 
     targets: Sequence[str]
     data_dir: str
-    plan: ServingPlan
+    plan: ServingPlan | None
     settings: Settings
 
     def __call__(self) -> Any:
@@ -48,7 +48,8 @@ class Build:
         from tasks.serving import source
 
         folder, metrics = Path(os.environ.get(NODE_DATA_DIR, self.data_dir)), Metrics()
-        tiers = {name: source(target, folder) for name, target in self.plan.tiers.items()}
+        named = {} if self.plan is None else self.plan.tiers
+        tiers = {name: source(target, folder) for name, target in named.items()}
         slots = [Slot(source(target, folder), self.plan, metrics, tiers) for target in self.targets]
         return App(slots, self.settings, metrics).asgi()
 
@@ -93,7 +94,7 @@ def serve(
         runtime_env={"env_vars": given},
     )
     ray_serve.start(http_options={"host": settings.host, "port": settings.port})
-    cores = build.plan.sessions or len(probe.cores())
+    cores = (build.plan and build.plan.sessions) or len(probe.cores())
 
     def application() -> Any:  # Ray takes a function for what makes the application, and no other callable
         return build()

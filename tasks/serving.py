@@ -6,8 +6,10 @@ import tempfile
 from pathlib import Path
 
 from pareflow.errors import InputError
+from pareflow.measuring.environment import environment
 from pareflow.serving.executable import Release
 from pareflow.serving.model import verified
+from pareflow.serving.plan import ServingPlan
 from pareflow.serving.slot import FolderSource, Source
 from tasks.tracking import CONTENT, Tracker
 
@@ -17,6 +19,17 @@ LAST = "last.json"
 def source(target: str, data_dir: Path) -> Source:
     """Where the versions of `models:/NAME@ALIAS`, `models:/NAME/VERSION` or a package's folder come from."""
     return RegistrySource(target, data_dir) if target.startswith("models:") else FolderSource(Path(target))
+
+
+def plan_tag() -> str:
+    """The tag of a plan carries the environment that it was tuned in: elsewhere it does not hold (law 8)."""
+    return f"pareflow.plan.{environment().fingerprint[:12]}"
+
+
+def register_plan(data_dir: Path, release: Release, plan: ServingPlan) -> None:
+    """Keep a plan with the version that it was tuned for, in this environment. Raises: TrackingError."""
+    told = plan.model_dump_json(exclude_defaults=True)
+    Tracker.open(data_dir).tag_version(release.name, release.version, plan_tag(), told)
 
 
 class RegistrySource:
@@ -45,7 +58,9 @@ class RegistrySource:
         kept = self._folder / content[:32]
         if not _whole(kept):
             self._fetch(tracker, str(version.version), content, kept)
-        release = Release(self.name, str(version.version), kept)
+        tuned = version.tags.get(plan_tag())
+        plan = None if tuned is None else ServingPlan.model_validate_json(tuned)
+        release = Release(self.name, str(version.version), kept, plan)
         self._remember(release)
         return release
 
@@ -54,7 +69,8 @@ class RegistrySource:
             told = json.loads((self._folder / LAST).read_text())[self._uri]
         except (OSError, KeyError):
             return None
-        return Release(self.name, told["version"], self._folder / told["package"])
+        plan = None if told["plan"] is None else ServingPlan(**told["plan"])
+        return Release(self.name, told["version"], self._folder / told["package"], plan)
 
     def _fetch(self, tracker: Tracker, version: str, content: str, kept: Path) -> None:
         """Download beside the place, verify, and move there whole. Raises: InputError."""
@@ -76,7 +92,8 @@ class RegistrySource:
     def _remember(self, release: Release) -> None:
         path = self._folder / LAST
         known = json.loads(path.read_text()) if path.exists() else {}
-        told = {"version": release.version, "package": release.package.name}
+        plan = None if release.plan is None else release.plan.model_dump(mode="json", exclude_defaults=True)
+        told = {"version": release.version, "package": release.package.name, "plan": plan}
         if known.get(self._uri) != told:
             written = path.with_suffix(".new")
             written.write_text(json.dumps({**known, self._uri: told}, indent=1))

@@ -242,6 +242,11 @@ class Tracker:
                 "Promote again: something else moved it",
             )
 
+    def tag_version(self, name: str, version: str, tag: str, value: str) -> None:
+        """Set a tag of a registered version."""
+        with _reaching(self.uri):
+            self.client.set_model_version_tag(name, version, tag, value)
+
     def download(self, name: str, version: str, into: Path) -> Path:
         """The package of a version, as the registry gives it back."""
         with _reaching(self.uri):

@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8000)
     asked = parser.parse_args()
     try:
-        chosen = plan.ServingPlan() if asked.plan is None else plan.read(asked.plan)
+        chosen = None if asked.plan is None else plan.read(asked.plan)
         settings = Settings(asked.host, asked.port, poll_s=None)
         serve(
             [FolderSource(asked.folder)],

@@ -26,11 +26,12 @@ WARM_UP = 20
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A version of a model, as a package in a folder."""
+    """A version of a model, as a package in a folder, and the plan that was tuned for it here."""
 
     name: str
     version: str
     package: Path
+    plan: ServingPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,16 +17,16 @@ DRAIN_S = 30
 
 def serve(
     sources: Sequence[Source],
-    plan: ServingPlan,
+    plan: ServingPlan | None,
     settings: Settings,
     found: Callable[[str], Source],
     listening: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve the sources' models until SIGTERM or SIGINT; then answer what is there, and end.
 
-    `found` gives the source of what the plan's tiers name; `listening` is told the URL when connections are
-    taken. Raises: MissingExtraError; InputError where the address cannot be had; what the sources raise, and
-    what a model that cannot be served does.
+    Without a plan each model is served by its own. `found` gives the source of what the plan's tiers name;
+    `listening` is told the URL when connections are taken. Raises: MissingExtraError; InputError where the
+    address cannot be had; what the sources raise, and what a model that cannot be served does.
     """
     _check_extra()
     import uvicorn
@@ -36,7 +36,8 @@ def serve(
 
     metrics = Metrics()
     with _bound(settings) as bound:
-        tiers = {name: found(target) for name, target in plan.tiers.items()}
+        named = {} if plan is None else plan.tiers
+        tiers = {name: found(target) for name, target in named.items()}
         slots = [Slot(source, plan, metrics, tiers) for source in sources]
         app = App(slots, settings, metrics)
         config = uvicorn.Config(

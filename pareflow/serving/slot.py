@@ -46,19 +46,24 @@ class FolderSource:
 class Slot:
     """One served model, loaded where it is made: that blocks.
 
-    Where the registry is away it is the last version that came whole from there.
+    Where the registry is away it is the last version that came whole from there. Without a plan it is served
+    by the one that was tuned for the version in this environment, else by the default.
     Raises: PareflowError where there is neither, or it cannot be served.
     """
 
     def __init__(
-        self, source: Source, plan: ServingPlan, metrics: Metrics, tiers: Mapping[str, Source] | None = None
+        self,
+        source: Source,
+        plan: ServingPlan | None,
+        metrics: Metrics,
+        tiers: Mapping[str, Source] | None = None,
     ) -> None:
         self.source, self.plan = source, plan
         self._sources = {"": source, **(tiers or {})}
         self._metrics = metrics
         self._trouble = ""
         self._retiring: set[asyncio.Task[None]] = set()
-        self.hosted: Hosted = opened(self._first(), plan)
+        self.hosted: Hosted = self._opened(self._first())
 
     def start(self) -> None:
         """Put the policies in place; call it in the event loop."""
@@ -109,9 +114,12 @@ class Slot:
                 )
             return whole
 
+    def _opened(self, releases: Mapping[str, Release]) -> Hosted:
+        return opened(releases, self.plan or releases[""].plan or ServingPlan())
+
     async def _switch(self, releases: Mapping[str, Release]) -> None:
         """Load beside the present version, then take its place; no request is without one meanwhile."""
-        before, after = self.hosted, await asyncio.to_thread(opened, releases, self.plan)
+        before, after = self.hosted, await asyncio.to_thread(self._opened, releases)
         self._answers(after)
         task = asyncio.create_task(before.retire(for_good=True))
         self._retiring.add(task)

@@ -17,8 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pareflow.serving.executable import Release
+from pareflow.serving.plan import ServingPlan
 from pareflow.stages.run import Row
 from tasks.promotion import promote, roll_back
+from tasks.serving import register_plan
 from tasks.tracking import Tracker
 from tests.orchestration.conftest import CHECKOUT, Judged
 
@@ -242,6 +245,21 @@ def test_the_server_follows_promotions_and_rollbacks(
     assert not np.array_equal(before, after)
     assert len(outputs) > 10
     assert all(any(np.allclose(one, known, atol=1e-5) for known in (before, after)) for one in outputs)
+
+
+def test_a_version_is_served_by_the_plan_that_was_tuned_for_it_here(
+    start: Start, tracker: Tracker, register: Register, judged: Judged, tmp_path: Path
+) -> None:
+    """In this environment, and where no other plan is named; also without the registry."""
+    version = register(judged.fp32)
+    caching = ServingPlan(policies=({"exact_cache": {}},))
+    register_plan(tmp_path, Release("images", version, tmp_path), caching)
+    for more in ({}, AWAY):
+        server = start(CHAMPION, "--data-dir", tmp_path, **more)
+        ask(server)
+        with urllib.request.urlopen(f"{server.url}/metrics") as answer:
+            assert 'policy="exact_cache"' in answer.read().decode()
+        server.end()
 
 
 def test_without_the_registry_the_last_good_copy_is_served(
