@@ -2,6 +2,7 @@
 
 from pareflow.runtime.batching import DynamicBatching
 from pareflow.runtime.caching import ExactCache
+from pareflow.runtime.decoding import Decoding, Generation
 from pareflow.runtime.policy import Policy
 
-__all__ = ["DynamicBatching", "ExactCache", "Policy"]
+__all__ = ["Decoding", "DynamicBatching", "ExactCache", "Generation", "Policy"]
