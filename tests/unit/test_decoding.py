@@ -24,6 +24,15 @@ transformers = pytest.importorskip("transformers")
 VOCABULARY, CONTEXT = 32, 128
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small wait for threads longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def llama(vocabulary: int = VOCABULARY, seed: int = 0, **settings: Any) -> Any:
     """Weights so large that the likeliest token is not always the same."""
     torch.manual_seed(seed)
