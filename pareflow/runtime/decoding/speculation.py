@@ -94,7 +94,6 @@ class Speculation:
             return self._best if self._saved >= self._best * self.cost else 0
         if self._probes_left == 0 and self._saved >= PROBE_ROUNDS * self._probe * self.cost:
             self._probes_left = PROBE_ROUNDS
-            self._acceptance = Share()  # of the old text and load
             self._probes += 1
         return self._probe if self._probes_left else 0
 
