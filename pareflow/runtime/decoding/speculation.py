@@ -2,14 +2,16 @@
 
 from collections import deque
 from collections.abc import Mapping
-from statistics import median
+from statistics import fmean, median
 
 MOST = 8
 """The longest draft that is tuned to; longer ones gain nothing at the acceptance of real drafts."""
 PROBE_LENGTH, PROBE_ROUNDS = 2, 4
-PLAIN_STEPS = 9
-"""Of so many plain steps the median is taken; every `REFRESH`th round is one of them."""
+PLAIN_STEPS = 15
+"""Of so many plain steps the mean is taken; every `REFRESH`th round is one of them."""
 REFRESH = 24
+HELD_UP = 3.0
+"""What took so many times longer than it should was held up by others, and counts no more than that."""
 UNKNOWN_COST = 0.5
 MOST_SAVED = 20.0
 
@@ -57,7 +59,8 @@ class Speculation:
         else:
             self._plain_steps += 1
             self._plain.append(seconds)
-            self._step = median(self._plain)
+            most = HELD_UP * median(self._plain)
+            self._step = fmean(min(seconds, most) for seconds in self._plain)
             self._saved += self._max_loss
         self._saved = min(self._saved, MOST_SAVED)
 
@@ -102,8 +105,7 @@ class Speculation:
         self._drafted += asked
         self._accepted += accepted
         self._probes_left = max(0, self._probes_left - 1)
-        # a plain step that others held up is left out by the median; a round is cut to what is possible
-        steps = min(steps, 3 * (1 + asked * self.cost))
+        steps = min(steps, HELD_UP * (1 + asked * self.cost))  # as plain steps are
         self._acceptance.observe(accepted, accepted + (accepted < asked))
         self._cost.observe(steps - 1, asked)
         self._saved += accepted + 1 - steps
