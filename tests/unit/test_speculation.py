@@ -125,7 +125,15 @@ def test_never_on_credit(stretches: list[tuple[int, int]], cost: float, max_loss
     assert seconds <= made * (1 + max_loss) + surprise + 1
 
 
-def test_a_step_that_was_held_up_changes_nothing() -> None:
+def test_a_plain_step_that_was_held_up_counts_thrice() -> None:
+    """14 of a second and one of a minute: a step takes 17 / 15 s, of which 4 drafted tokens cost 1.4 s."""
+    chosen = settled()
+    chosen.observe(0, 0, 60.0)
+    chosen.observe(4, 4, 1.4)
+    assert chosen.cost == pytest.approx((1.4 / (17 / 15) - 1) / 4)
+
+
+def test_a_step_that_was_held_up_changes_little() -> None:
     """One plain step of a minute; then one round of a minute."""
     chosen = settled()
     chosen.observe(0, 0, 60.0)
