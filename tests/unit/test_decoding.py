@@ -217,6 +217,18 @@ def test_a_row_ends_with_the_token_that_ends_a_text(
     assert min(answer["lengths"]) < 30
 
 
+@pytest.mark.parametrize("draft", [None, "near"])
+def test_the_defaults_of_a_checkpoint_change_nothing(
+    draft: str | None, target: Any, drafts: Any, made: Callable[..., Generation]
+) -> None:
+    """Many come with a penalty or a way of sampling; what is decoded is said by the request alone."""
+    model = copy.deepcopy(target)
+    model.generation_config.update(repetition_penalty=5.0, do_sample=True, temperature=3.0)
+    generation = made(model, drafts, draft=draft, automatic=False)
+    (answer,) = ask(generation, {"input_ids": prompts(1), "max_new_tokens": [24]})
+    assert answer["tokens"].tolist() == [by_hand(target, prompts(1)[0].tolist(), 24)]
+
+
 def test_what_prompts_begin_alike_with_is_computed_once(
     made: Callable[..., Generation],
 ) -> None:
