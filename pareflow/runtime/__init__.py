@@ -2,6 +2,15 @@
 
 from pareflow.runtime.batching import DynamicBatching
 from pareflow.runtime.caching import EmbeddingCache, ExactCache, SemanticCache
+from pareflow.runtime.decoding import Decoding, Generation
 from pareflow.runtime.policy import Policy
 
-__all__ = ["DynamicBatching", "EmbeddingCache", "ExactCache", "Policy", "SemanticCache"]
+__all__ = [
+    "Decoding",
+    "DynamicBatching",
+    "EmbeddingCache",
+    "ExactCache",
+    "Generation",
+    "Policy",
+    "SemanticCache",
+]
