@@ -2,6 +2,18 @@
 
 from pareflow.runtime.batching import DynamicBatching
 from pareflow.runtime.caching import ExactCache
+from pareflow.runtime.cascade import ConfidenceCascade
+from pareflow.runtime.complexity_routing import ComplexityRouting
 from pareflow.runtime.policy import Policy
+from pareflow.runtime.ranking import RankingCascade
+from pareflow.runtime.routing import DeadlineRouting
 
-__all__ = ["DynamicBatching", "ExactCache", "Policy"]
+__all__ = [
+    "ComplexityRouting",
+    "ConfidenceCascade",
+    "DeadlineRouting",
+    "DynamicBatching",
+    "ExactCache",
+    "Policy",
+    "RankingCascade",
+]
