@@ -1,7 +1,9 @@
 """Whether a loss is small enough: tests whose error holds for any number of samples, not only for many."""
 
+import functools
+
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 NUISANCE_ERROR = 1e-3
 """Of the test of paired shares, spent on where the unknown share of gains lies."""
@@ -11,6 +13,7 @@ STAKES = 10
 """Constant bets that the test of means is averaged over."""
 
 
+@functools.lru_cache(4096)
 def shares_p_value(lost: int, won: int, n: int, margin: float) -> float:
     """How likely so small a loss would be if it really were `margin` or more: for outcomes right or wrong.
 
@@ -22,20 +25,27 @@ def shares_p_value(lost: int, won: int, n: int, margin: float) -> float:
     """
     low, high = _clopper_pearson(won, n)
     shares = np.linspace(low, min(high, (1 - margin) / 2), GRID)
-    rare = 1e-9
-    gains = np.arange(stats.binom.ppf(rare, n, shares[0]), stats.binom.ppf(1 - rare, n, shares[-1]) + 1)
+    gains = _likely(n, shares[0], shares[-1])
     most = _most_lost(float(_score(lost, won, n, margin)), gains, n, margin)
     share = shares[:, None]
-    tables = stats.binom.pmf(gains, n, share) * stats.binom.cdf(
-        most, n - gains, (share + margin) / (1 - share)
-    )
-    return min(1.0, float(tables.sum(axis=1).max()) + NUISANCE_ERROR + 2 * rare)
+    gained = special.xlogy(gains, share) + special.xlog1py(n - gains, -share)
+    tables = np.exp(gained - special.betaln(gains + 1, n - gains + 1) - np.log(n + 1))
+    lost_little = special.bdtr(np.maximum(most, 0), (n - gains).astype(int), (share + margin) / (1 - share))
+    tables *= np.where(most < 0, 0.0, lost_little)
+    return min(1.0, float(tables.sum(axis=1).max()) + NUISANCE_ERROR)
+
+
+def _likely(n: int, low: float, high: float) -> np.ndarray:
+    """The counts that shares from `low` to `high` give, but for a probability below 1e-9 (Bernstein)."""
+    least, most = n * low - 20 - 8 * np.sqrt(n * low), n * high + 20 + 8 * np.sqrt(n * high)
+    return np.arange(max(0, int(least)), min(n, int(most)) + 1, dtype=float)
 
 
 def _clopper_pearson(successes: int, n: int) -> tuple[float, float]:
     """Where a share lies, but for an error of NUISANCE_ERROR."""
-    found = stats.binomtest(successes, n).proportion_ci(1 - NUISANCE_ERROR, method="exact")
-    return float(found.low), float(found.high)
+    half = NUISANCE_ERROR / 2
+    low = special.betaincinv(successes, n - successes + 1, half) if successes else 0.0
+    return float(low), float(special.betaincinv(successes + 1, n - successes, 1 - half))
 
 
 def _score(lost: np.ndarray | float, won: np.ndarray | float, n: int, margin: float) -> np.ndarray:
