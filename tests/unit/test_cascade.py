@@ -73,7 +73,11 @@ def cascade(threshold: float, *names: str) -> ConfidenceCascade:
 def ask(policy: Policy, below: Endpoint, rows: Sequence[tuple[float, float]]) -> np.ndarray:
     """Who answered which row: `mark + number` of each."""
     feeds = {"x": np.array(rows, dtype=np.float64).reshape(-1, 2)}
-    return asyncio.run(policy.wrap(below).answer(feeds))["number"]
+
+    async def answered() -> Arrays:
+        return await policy.wrap(below).answer(feeds)
+
+    return asyncio.run(answered())["number"]
 
 
 def logit(share: float) -> float:

@@ -49,7 +49,11 @@ def cascade(filtered: int, coarse: int) -> RankingCascade:
 def ask(policy: RankingCascade, rows: np.ndarray, rankers: list[Ranker]) -> np.ndarray:
     tiers = {"filter": rankers[0].endpoint, "coarse": rankers[1].endpoint}
     endpoint = policy.wrap(replace(rankers[2].endpoint, tiers=tiers))
-    return asyncio.run(endpoint.answer({"x": rows}))["score"]
+
+    async def answered() -> Arrays:
+        return await endpoint.answer({"x": rows})
+
+    return asyncio.run(answered())["score"]
 
 
 def test_each_stage_sees_what_the_one_before_let_through() -> None:
