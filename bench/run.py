@@ -18,6 +18,7 @@ SCRIPTS = (
     "devices.py",
     "processor.py",
     "splitting.py",
+    "cascade.py",
     "gpu.py",
 )
 

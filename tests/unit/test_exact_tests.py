@@ -18,6 +18,11 @@ def test_without_gains_nor_losses_the_p_value_is_that_of_a_binomial() -> None:
     assert shares_p_value(0, 0, 500, 0.01) > 0.99**500
 
 
+def test_what_the_interval_of_the_gains_may_miss_counts() -> None:
+    """However clear the tables are."""
+    assert shares_p_value(0, 200, 3000, 0.1) >= NUISANCE_ERROR
+
+
 @given(lost=st.integers(0, 60), won=st.integers(0, 60), n=st.integers(500, 3000))
 def test_more_losses_never_speak_for_the_tier(lost: int, won: int, n: int) -> None:
     p = shares_p_value(lost, won, n, 0.01)
