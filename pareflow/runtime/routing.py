@@ -65,21 +65,23 @@ class _Lane:
         return not self._waiting and not self._running
 
     def predicted_s(self, count: int) -> float:
-        """Seconds until a request of so many rows would be answered; 0 where nothing is known yet.
+        """Seconds until a request of so many rows would be answered; 0 where nothing was asked yet.
 
         Whoever is before it goes, in his turn, where the variant is free first.
         """
-        own = self._time.predict(count)
-        if math.isnan(own):
-            return 0.0
-        now, places = time.monotonic(), self._endpoint.concurrency
+        now = time.monotonic()
         # who takes longer than predicted is expected to go on for as long as that
-        left = [abs(self._time.predict(n) - (now - began)) for n, began in self._running.values()]
-        ends = left + [0.0] * max(0, places - len(left))
+        left = [abs(self._takes_s(n) - (now - began)) for n, began in self._running.values()]
+        ends = left + [0.0] * max(0, self._endpoint.concurrency - len(left))
         heapq.heapify(ends)
         for ahead in self._waiting.values():
-            heapq.heappush(ends, heapq.heappop(ends) + self._time.predict(ahead))
-        return heapq.heappop(ends) + own
+            heapq.heappush(ends, heapq.heappop(ends) + self._takes_s(ahead))
+        return heapq.heappop(ends) + self._takes_s(count)
+
+    def _takes_s(self, count: int) -> float:
+        """Of so many rows; 0 before the first answer."""
+        known = self._time.predict(count)
+        return 0.0 if math.isnan(known) else known
 
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """Raises: DeadlineError where its turn comes too late, and what the variant raises."""

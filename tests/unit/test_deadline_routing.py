@@ -133,6 +133,19 @@ def test_a_variant_that_hangs_is_not_waited_for() -> None:
     run(scenario)
 
 
+def test_a_variant_that_hangs_from_the_first_is_not_waited_for() -> None:
+    async def scenario() -> None:
+        full, tiny = Variant("full", None), Variant("tiny")
+        endpoint = routed(full, tiny, probe_every_s=FOREVER_S)
+        stuck = asyncio.ensure_future(by(endpoint))
+        await asyncio.sleep(0.2)
+        assert await by(endpoint, 0.1) == "tiny"
+        full.let.set()
+        assert await stuck == "full"
+
+    run(scenario)
+
+
 def test_whoever_reaches_his_turn_too_late_is_not_computed() -> None:
     async def scenario() -> None:
         full = Variant("full", None)
