@@ -99,7 +99,7 @@ def calibrate_threshold(
     require_enough(len(full), max(FEWEST, fewest_samples(max_drop, confidence)))
 
     def loss(threshold: float) -> np.ndarray:
-        return np.asarray(full.astype(int) - _answered(tiers, full, threshold)[1])
+        return np.asarray(full.astype(int) - answered(tiers, full, threshold)[1])
 
     def p_value(losses: np.ndarray) -> float:
         return shares_p_value(int((losses > 0).sum()), int((losses < 0).sum()), len(full), max_drop)
@@ -111,7 +111,7 @@ def calibrate_threshold(
             f"even at {max(thresholds):.6g} the tiers may lose more on these {len(full)} samples",
             "Give more samples, a larger `max_drop`, or better tiers",
         )
-    owner = _answered(tiers, full, passed)[0]
+    owner = answered(tiers, full, passed)[0]
     names = [name for name in variants if name != FULL]
     return ThresholdCalibration(
         variants=dict(variants),
@@ -166,7 +166,7 @@ def require_enough(found: int, needed: int) -> None:
         )
 
 
-def _answered(tiers: Sequence[Judged], full: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+def answered(tiers: Sequence[Judged], full: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Which tier answers each sample (the full model is the last), and whether it is right, as 0 or 1."""
     owner, correct = np.full(len(full), len(tiers)), full.astype(int)
     for i, tier in reversed(list(enumerate(tiers))):
