@@ -82,7 +82,7 @@ TRIALS = {
             ]
         },
         ["static_int8", "onnxruntime"],
-        {"epochs": 3},
+        settings={"epochs": 3},
     ),
 }
 

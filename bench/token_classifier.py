@@ -1,6 +1,7 @@
 """The cheapest classifier of texts: the weights of its tokens and pairs of tokens, looked up and summed."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -16,8 +17,8 @@ FACTOR = 31
 def train(ids: list[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The table, shape (tokens and pairs, classes + 1), and the bias, of texts as token ids.
 
-    Logistic regression on counts times rarity, each text scaled to length one; a token that a text holds twice
-    adds to the length as two. The last column holds the square of each rarity.
+    Logistic regression on counts times rarity, each text scaled to length one; a token held twice adds to
+    the length as two. The last column holds the square of each rarity.
     """
     rows = np.repeat(np.arange(len(ids)), [2 * len(row) - 1 for row in ids])
     columns = np.concatenate([np.concatenate([row, TOKENS + pairs(row)]) for row in ids])
@@ -52,7 +53,7 @@ def write(table: np.ndarray, bias: np.ndarray, path: Path) -> None:
         "axis": np.array([1], np.int64),
         "widths": np.array([len(bias), 1], np.int64),
     }
-    steps: list[tuple[str, list[str], list[str], dict[str, int]]] = [
+    steps: list[tuple[str, list[str], list[str], dict[str, Any]]] = [
         ("Slice", ["input_ids", "from_0", "to_last", "axis"], ["first"], {}),
         ("Slice", ["input_ids", "from_1", "to_end", "axis"], ["second"], {}),
         ("Slice", ["attention_mask", "from_1", "to_end", "axis"], ["both"], {}),
