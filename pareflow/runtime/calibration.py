@@ -66,6 +66,7 @@ class Calibration(BaseModel):
 class ThresholdCalibration(Calibration):
     """From which score on the answer of a tier stands."""
 
+    score: str = Field(description="what the threshold is of: a measure of confidence, or of simplicity")
     threshold: float = Field(description="the lowest score with which a tier's answer stands")
     answered: dict[str, Share] = Field(description="share of the samples that each tier answered")
 
@@ -85,13 +86,15 @@ def calibrate_threshold(
     *,
     max_drop: float,
     confidence: float = 0.95,
+    score: str = "max_softmax",
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> ThresholdCalibration:
     """The lowest threshold at which accuracy is at most `max_drop` below the full model's, so surely.
 
     `tiers` are in the order of `variants`, which ends with `full`; each row is answered by the first tier
     that is sure enough. One threshold holds for all. The test is exact, for right and wrong answers in pairs.
-    `thresholds` go from the strictest to the loosest and must not be chosen by these samples.
+    `thresholds` go from the strictest to the loosest and must not be chosen by these samples; `score` names
+    what they are of, as the policy does.
 
     Raises: CalibrationError where there are too few samples, and where even the strictest loses too much.
     """
@@ -119,6 +122,7 @@ def calibrate_threshold(
         confidence=confidence,
         samples=len(full),
         drop=float(loss(passed).mean()),
+        score=score,
         threshold=passed,
         answered={name: float((owner == i).mean()) for i, name in enumerate(names)},
     )
@@ -137,7 +141,7 @@ def last_passed(
 
 
 def fewest_samples(max_drop: float, confidence: float) -> int:
-    """How many samples without any loss it takes: 298 for 1 % at 95 %, and more for a smaller budget."""
+    """How many samples without any loss it takes: 301 for 1 % at 95 %, and more for a smaller budget."""
     return _least(lambda n: shares_p_value(0, 0, n, max_drop) <= 1 - confidence)
 
 

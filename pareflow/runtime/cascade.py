@@ -10,7 +10,7 @@ from pareflow.runtime.calibration import ThresholdCalibration
 from pareflow.runtime.confidence import Measure, confidence
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.runtime.policy import Policy
-from pareflow.runtime.tiers import Part, Tiered, calibrated, named_after, taken
+from pareflow.runtime.tiers import Part, Tiered, named_after, scored_by, taken
 
 
 class ConfidenceCascade(Policy):
@@ -31,8 +31,8 @@ class ConfidenceCascade(Policy):
     )
 
     def wrap(self, below: Endpoint) -> Endpoint:
-        """Raises: CalibrationError where the calibration is of other variants."""
-        tiered = Tiered(below, calibrated(below, self.calibration), self._sure)
+        """Raises: CalibrationError where the calibration is of other variants or another measure."""
+        tiered = Tiered(below, scored_by(self.measure, below, self.calibration), self._sure)
         return named_after(below.then(self.name, tiered.answer, tiered.figures), self.calibration)
 
     async def _sure(self, _: str, tier: Endpoint, feeds: Mapping[str, np.ndarray], rows: np.ndarray) -> Part:

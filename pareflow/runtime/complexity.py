@@ -6,6 +6,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from pareflow.errors import CalibrationError, UnsuitableError
+from pareflow.variant import digest
 
 LENGTHS: tuple[float, ...] = tuple(-float(length) for length in range(1, 1025))
 """Thresholds of the rule, the strictest first: the shorter an input, the simpler."""
@@ -76,6 +77,13 @@ def train_score(array: np.ndarray, correct: np.ndarray, buckets: int = 0) -> Sim
         weights=tuple(map(float, weights)),
         intercept=float(fitted.intercept_[0] - weights @ scaler.mean_),
     )
+
+
+def name_of(scores: Mapping[str, SimplicityScore]) -> str:
+    """What a calibration calls these scores of tiers: `shortness` is the rule, which needs none."""
+    if not scores:
+        return "shortness"
+    return f"learned {digest({name: score.model_dump(mode='json') for name, score in scores.items()})}"
 
 
 def simplicity(feeds: Mapping[str, np.ndarray], name: str, score: SimplicityScore | None) -> np.ndarray:

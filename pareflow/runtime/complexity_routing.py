@@ -7,10 +7,10 @@ import numpy as np
 from pydantic import Field
 
 from pareflow.runtime.calibration import ThresholdCalibration
-from pareflow.runtime.complexity import SimplicityScore, simplicity
+from pareflow.runtime.complexity import SimplicityScore, name_of, simplicity
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.runtime.policy import Policy
-from pareflow.runtime.tiers import Part, Tiered, calibrated, named_after, taken
+from pareflow.runtime.tiers import Part, Tiered, named_after, scored_by, taken
 
 
 class ComplexityRouting(Policy):
@@ -32,8 +32,9 @@ class ComplexityRouting(Policy):
     )
 
     def wrap(self, below: Endpoint) -> Endpoint:
-        """Raises: CalibrationError where the calibration is of other variants."""
-        tiered = Tiered(below, calibrated(below, self.calibration), self._simple)
+        """Raises: CalibrationError where the calibration is of other variants or other scores."""
+        tiers = scored_by(name_of(self.scores), below, self.calibration)
+        tiered = Tiered(below, tiers, self._simple)
         return named_after(below.then(self.name, tiered.answer, tiered.figures), self.calibration)
 
     async def _simple(

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pareflow.errors import InputError, UnsuitableError
-from pareflow.runtime.calibration import FULL, Calibration
+from pareflow.errors import CalibrationError, InputError, UnsuitableError
+from pareflow.runtime.calibration import FULL, Calibration, ThresholdCalibration
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.variant import digest
 from pareflow.workload import Arrays
@@ -30,6 +30,17 @@ def calibrated(below: Endpoint, calibration: Calibration | None) -> dict[str, En
         return {}
     calibration.require(below)
     return chosen(below, calibration.tiers)
+
+
+def scored_by(score: str, below: Endpoint, calibration: ThresholdCalibration | None) -> dict[str, Endpoint]:
+    """The same, where the threshold is of this score. Raises: CalibrationError."""
+    if calibration is not None and calibration.score != score:
+        raise CalibrationError(
+            f"the threshold must be of `{score}`, by which rows are judged",
+            f"it was calibrated on `{calibration.score}`",
+            "Calibrate again, or judge rows by the other",
+        )
+    return calibrated(below, calibration)
 
 
 def named_after(endpoint: Endpoint, calibration: Calibration | None) -> Endpoint:

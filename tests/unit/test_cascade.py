@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pareflow.errors import CalibrationError, CrashedError, UnsuitableError
 from pareflow.runtime import ComplexityRouting, ConfidenceCascade, Policy
 from pareflow.runtime.calibration import ThresholdCalibration
-from pareflow.runtime.complexity import SimplicityScore, features, train_score
+from pareflow.runtime.complexity import SimplicityScore, features, name_of, train_score
 from pareflow.runtime.confidence import Measure, confidence
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.workload import Arrays
@@ -52,7 +52,7 @@ class Tiers:
         return replace(self.full.endpoint, tiers=tiers)
 
 
-def record(threshold: float, *names: str) -> ThresholdCalibration:
+def record(threshold: float, *names: str, score: str = "max_softmax") -> ThresholdCalibration:
     """A calibration by hand."""
     marks = {"tiny": TINY, "small": SMALL, "full": FULL}
     return ThresholdCalibration(
@@ -61,6 +61,7 @@ def record(threshold: float, *names: str) -> ThresholdCalibration:
         confidence=0.95,
         samples=500,
         drop=0,
+        score=score,
         threshold=threshold,
         answered={},
     )
@@ -122,7 +123,9 @@ def test_only_the_rows_that_need_it_go_on() -> None:
 
 @pytest.mark.parametrize("measure", ["max_softmax", "margin"])
 def test_a_confidence_at_the_threshold_is_enough(measure: Measure) -> None:
-    policy = ConfidenceCascade(output="logits", measure=measure, calibration=record(0.0, "tiny"))
+    policy = ConfidenceCascade(
+        output="logits", measure=measure, calibration=record(0.0, "tiny", score=measure)
+    )
     assert ask(policy, Tiers().endpoint, [(4, 0)]).tolist() == [TINY + 4]
 
 
@@ -187,9 +190,36 @@ def test_variants_that_answer_in_other_shapes_are_not_mixed() -> None:
 
 @pytest.mark.parametrize("kind", [ConfidenceCascade, ComplexityRouting])
 def test_a_tier_that_is_not_there_is_told_when_wrapped(kind: type[Policy]) -> None:
-    policy = kind.from_settings({"calibration": record(0.5, "tiny").model_dump()})
+    score = "shortness" if kind is ComplexityRouting else "max_softmax"
+    policy = kind.from_settings({"calibration": record(0.5, "tiny", score=score).model_dump()})
     with pytest.raises(CalibrationError, match=r"`tiny` must be variant 1000.0.*, but it is not there"):
         policy.wrap(Tiers().full.endpoint)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        ConfidenceCascade(measure="margin", calibration=record(0.5, "tiny")),
+        ComplexityRouting(calibration=record(0.5, "tiny")),
+        ComplexityRouting(
+            scores={"tiny": SimplicityScore(buckets=0, weights=(0, 0, 0, 0), intercept=0)},
+            calibration=record(0.5, "tiny", score="shortness"),
+        ),
+    ],
+    ids=["margin", "rule", "learned"],
+)
+def test_a_threshold_is_for_its_own_score_alone(policy: Policy) -> None:
+    with pytest.raises(CalibrationError, match="the threshold must be of `"):
+        policy.wrap(Tiers().endpoint)
+
+
+def test_a_learned_score_is_routed_by() -> None:
+    """By hand: the odds are the mean less 3, so that a mean of at least 3 is simple at 0.5."""
+    scores = {"tiny": SimplicityScore(buckets=0, weights=(0, 1, 0, 0), intercept=-3)}
+    policy = ComplexityRouting(
+        input="x", scores=scores, calibration=record(0.5, "tiny", score=name_of(scores))
+    )
+    assert ask(policy, Tiers().endpoint, [(2, 2), (3, 3), (1, 9)]).tolist() == [FULL + 2, TINY + 3, TINY + 1]
 
 
 def test_what_is_kept_of_a_cascade_is_not_the_full_models() -> None:
@@ -208,7 +238,7 @@ def test_features_by_hand() -> None:
 def test_short_requests_go_to_the_tier_each_row_once() -> None:
     """By hand: rows of one, two and no entries, and at most one is simple."""
     tiers = Tiers()
-    policy = ComplexityRouting(input="x", calibration=record(-1.0, "tiny"))
+    policy = ComplexityRouting(input="x", calibration=record(-1.0, "tiny", score="shortness"))
     found = ask(policy, tiers.endpoint, [(1, 0), (2, 9), (3, 0)])
     assert found.tolist() == [TINY + 1, FULL + 2, TINY + 3]
     assert (tiers.tiny.batches, tiers.full.batches) == ([[1, 3]], [[2]])
@@ -231,5 +261,5 @@ def test_a_score_needs_right_and_wrong() -> None:
 
 def test_without_its_input_a_request_is_the_full_models() -> None:
     """The tier that cannot be judged answers nothing."""
-    policy = ComplexityRouting(input="mask", calibration=record(-9.0, "tiny"))
+    policy = ComplexityRouting(input="mask", calibration=record(-9.0, "tiny", score="shortness"))
     assert ask(policy, Tiers().endpoint, [(1, 0)]).tolist() == [FULL + 1]
