@@ -11,7 +11,7 @@ more than allowed on all samples together, which are the population that each ha
 import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,7 +55,6 @@ class Trial:
     tiers: Mapping[str, list[Any]]
     rival: list[Any]
     tokens: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 INT8 = {"nncf_int8": {"model_type": "transformer"}}
@@ -76,13 +75,12 @@ TRIALS = {
         "fashion",
         {
             "small": [
-                {"distillation": {"student": "small", "epochs": 4, "learning_rate": 0.01}},
+                {"distillation": {"student": "small", "epochs": 6, "learning_rate": 0.01}},
                 "static_int8",
                 "onnxruntime",
             ]
         },
         ["static_int8", "onnxruntime"],
-        settings={"epochs": 3},
     ),
 }
 
@@ -113,7 +111,7 @@ class Pool:
 def measure(name: str, quick: bool) -> Iterator[Claim]:
     """What one cascade saves and loses; `quick` times fewer rounds."""
     trial = TRIALS[name]
-    run = recipes.run_of(trial.network, 0, trial.settings)
+    run = recipes.run_of(trial.network, 0)
     pool = _pool(run)
     full = _variant(run, recipes.STRONG, pool)
     tiers = {"tokens": _by_tokens(run, pool)} if trial.tokens else {}
