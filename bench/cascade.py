@@ -261,15 +261,15 @@ def _violations(name: str, tiers: Mapping[str, Variant], full: Variant) -> Claim
     for seed in range(REPEATS):
         ours, others = np.array_split(np.random.default_rng(1000 + seed).permutation(everyone), 2)
         plain = min((t for t in THRESHOLDS if lost[t][ours].mean() <= BUDGET), default=None)
-        naive += plain is not None and lost[plain].mean() > BUDGET
+        naive += plain is not None and _breaks(lost[plain])
         try:
             parts = [_judged(variant, ours) for variant in tiers.values()]
             found = calibrate_threshold(names, parts, full.correct[ours], max_drop=BUDGET)
         except CalibrationError:
             refused += 1
             continue
-        broken += lost[found.threshold].mean() > BUDGET
-        on_held_out += lost[found.threshold][others].mean() > BUDGET
+        broken += _breaks(lost[found.threshold])
+        on_held_out += _breaks(lost[found.threshold][others])
         kept.append(1 - sum(found.answered.values()))
     note = (
         f"the plain choice in {naive} of {REPEATS}; on the other half (its own noise counts) {on_held_out}; "
@@ -284,6 +284,10 @@ def _violations(name: str, tiers: Mapping[str, Variant], full: Variant) -> Claim
         "at most",
         note=note,
     )
+
+
+def _breaks(losses: np.ndarray) -> bool:
+    return bool(losses.mean() > BUDGET)
 
 
 if __name__ == "__main__":
