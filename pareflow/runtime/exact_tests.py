@@ -3,7 +3,6 @@
 import functools
 
 import numpy as np
-from scipy import special
 
 NUISANCE_ERROR = 1e-3
 """Of the test of paired shares, spent on where the unknown share of gains lies."""
@@ -23,6 +22,8 @@ def shares_p_value(lost: int, won: int, n: int, margin: float) -> float:
     Source: Hsueh, Liu and Chen, 2001, Biometrics 57:478 (the exact unconditional test); Berger and Boos,
     1994, Journal of the American Statistical Association 89:1012 (the interval for the nuisance).
     """
+    from scipy import special  # here, since `import pareflow` must be quick
+
     low, high = _clopper_pearson(won, n)
     shares = np.linspace(low, min(high, (1 - margin) / 2), GRID)
     gains = _likely(n, shares[0], shares[-1])
@@ -43,6 +44,8 @@ def _likely(n: int, low: float, high: float) -> np.ndarray:
 
 def _clopper_pearson(successes: int, n: int) -> tuple[float, float]:
     """Where a share lies, but for an error of NUISANCE_ERROR."""
+    from scipy import special
+
     half = NUISANCE_ERROR / 2
     low = special.betaincinv(successes, n - successes + 1, half) if successes else 0.0
     return float(low), float(special.betaincinv(successes + 1, n - successes, 1 - half))
@@ -75,6 +78,8 @@ def mean_p_value(losses: np.ndarray, margin: float) -> float:
     Source: Waudby-Smith and Ramdas, 2024, Journal of the Royal Statistical Society B 86:1,
     arXiv:2010.09686, sections 4 and B.3 (diversified betting).
     """
+    from scipy import special
+
     largest = 0.9 / (1 - margin)
     bets = np.geomspace(largest / 50, largest, STAKES)
     growth = np.log1p(bets[:, None] * (margin - np.asarray(losses, dtype=float))).sum(axis=1)
