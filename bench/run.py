@@ -19,6 +19,7 @@ SCRIPTS = (
     "processor.py",
     "splitting.py",
     "caching.py",
+    "cascade.py",
     "gpu.py",
 )
 

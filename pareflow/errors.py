@@ -6,7 +6,8 @@ PareflowError                   exit code 1
 │   ├── WorkloadError           the workload raises, or gives what cannot be used
 │   │   ├── SplitError          a split is empty, or two splits share a sample
 │   │   └── MetricError         the metric does not exist or is not defined here
-│   └── ExportError             the original does not become a plain ONNX graph
+│   ├── ExportError             the original does not become a plain ONNX graph
+│   └── CalibrationError        a calibration has too few samples, or is of other variants
 ├── EnvironmentUnfitError       exit code 4: the input is good, this machine or set-up is not
 │   ├── MissingExtraError       an optional dependency is not installed
 │   ├── BusyMachineError        too much else runs here for a timing to mean anything
@@ -79,6 +80,10 @@ class MetricError(WorkloadError):
 
 class ExportError(InputError):
     """The original network does not become a plain ONNX graph."""
+
+
+class CalibrationError(InputError):
+    """A calibration has too few samples, or is of other variants than those it stands before."""
 
 
 class EnvironmentUnfitError(PareflowError):

@@ -1,0 +1,97 @@
+"""How simple a request is, told from its inputs alone, before any network has seen it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from pareflow.errors import CalibrationError, UnsuitableError
+from pareflow.variant import digest
+
+LENGTHS: tuple[float, ...] = tuple(-float(length) for length in range(1, 1025))
+"""Thresholds of the rule, the strictest first: the shorter an input, the simpler."""
+
+
+def shortness(array: np.ndarray) -> np.ndarray:
+    """The rule: minus the number of entries that are not 0 per row, shape (batch,); of a mask, its tokens."""
+    counts = -np.count_nonzero(array.reshape(len(array), -1), axis=1)
+    return np.asarray(counts, dtype=np.float64)
+
+
+class SimplicityScore(BaseModel):
+    """The learned score: how likely a tier is right, by a logistic regression on cheap features.
+
+    Plain numbers, so that it is kept and sent as JSON.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    buckets: int = Field(ge=0, description="of token counts; 0 where the input holds no tokens")
+    weights: tuple[float, ...] = Field(description="one per feature, on the features' own scale")
+    intercept: float
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        """From 0 to 1 per row, shape (batch,)."""
+        odds = features(array, self.buckets) @ np.asarray(self.weights) + self.intercept
+        return np.asarray(1 / (1 + np.exp(-np.clip(odds, -500, 500))))
+
+
+def features(array: np.ndarray, buckets: int) -> np.ndarray:
+    """Per row length, mean, deviation, roughness, and tokens counted in buckets, (batch, 4 + buckets).
+
+    Roughness is the mean step between neighbours along the last axis. Tokens are counted by their remainder.
+    Source for the buckets: Weinberger et al., 2009, arXiv:0902.2206 (feature hashing), without signs.
+    """
+    rows = array.reshape(len(array), -1).astype(np.float64)
+    steps = np.abs(np.diff(array.astype(np.float64), axis=-1)).reshape(len(array), -1)
+    plain = [-shortness(array), rows.mean(axis=1), rows.std(axis=1)]
+    roughness = steps.mean(axis=1) if steps.size else np.zeros(len(array))
+    counts = np.zeros((len(array), buckets))
+    if buckets:
+        present = rows != 0
+        owner = np.nonzero(present)[0]
+        np.add.at(counts, (owner, rows[present].astype(np.int64) % buckets), 1.0)
+    return np.column_stack([*plain, roughness, counts])
+
+
+def train_score(array: np.ndarray, correct: np.ndarray, buckets: int = 0) -> SimplicityScore:
+    """The score that tells best whether a tier is right, from samples that no threshold is calibrated on.
+
+    `array` holds their inputs, and `correct` whether the tier was right, shape (n,).
+    Raises: CalibrationError where the tier was always right, or never.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    right = np.asarray(correct, dtype=bool)
+    if right.all() or not right.any():
+        raise CalibrationError(
+            "a score must see right and wrong answers", f"all {len(right)} are alike", "Give more samples"
+        )
+    scaler = StandardScaler()
+    scaled = scaler.fit_transform(features(array, buckets))
+    fitted = LogisticRegression(C=0.1, max_iter=1000).fit(scaled, right)
+    weights = fitted.coef_[0] / scaler.scale_
+    return SimplicityScore(
+        buckets=buckets,
+        weights=tuple(map(float, weights)),
+        intercept=float(fitted.intercept_[0] - weights @ scaler.mean_),
+    )
+
+
+def name_of(scores: Mapping[str, SimplicityScore]) -> str:
+    """What a calibration calls these scores of tiers: `shortness` is the rule, which needs none."""
+    if not scores:
+        return "shortness"
+    return f"learned {digest({name: score.model_dump(mode='json') for name, score in scores.items()})}"
+
+
+def simplicity(feeds: Mapping[str, np.ndarray], name: str, score: SimplicityScore | None) -> np.ndarray:
+    """Per row of the input `name` the learned score, or the rule, shape (batch,). Raises: UnsuitableError."""
+    if name not in feeds:
+        raise UnsuitableError(
+            "`input` must name an input of the request",
+            f"it is '{name}', and there are {', '.join(sorted(feeds))}",
+            "Mend `input`",
+        )
+    return shortness(feeds[name]) if score is None else score(feeds[name])

@@ -1,0 +1,49 @@
+"""Tiers chosen before anything is computed, by how complex a request is."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from pareflow.runtime.calibration import ThresholdCalibration
+from pareflow.runtime.complexity import SimplicityScore, name_of, simplicity
+from pareflow.runtime.endpoint import Endpoint
+from pareflow.runtime.policy import Policy
+from pareflow.runtime.tiers import Part, Tiered, named_after, scored_by, taken
+
+
+class ComplexityRouting(Policy):
+    """Send each row to the cheapest tier that it is simple enough for, the rest to the full model.
+
+    By a rule, the number of its tokens, or by a learned score per tier; each row is computed once. The
+    threshold is calibrated as that of `confidence_cascade` is, with the score in place of the confidence;
+    without a calibration the full model answers everything. Where a tier fails, the full model answers.
+    """
+
+    name: ClassVar[str] = "complexity_routing"
+
+    input: str = Field(default="", description="the input that is looked at: token ids, a mask, an image")
+    scores: dict[str, SimplicityScore] = Field(
+        default={}, description="the learned score of each tier, by name; without one the rule"
+    )
+    calibration: ThresholdCalibration | None = Field(
+        default=None, description="which tiers, and from which score on; none: the full model alone"
+    )
+
+    def wrap(self, below: Endpoint) -> Endpoint:
+        """Raises: CalibrationError where the calibration is of other variants or other scores."""
+        tiers = scored_by(name_of(self.scores), below, self.calibration)
+        tiered = Tiered(below, tiers, self._simple)
+        return named_after(below.then(self.name, tiered.answer, tiered.figures), self.calibration)
+
+    async def _simple(
+        self, name: str, tier: Endpoint, feeds: Mapping[str, np.ndarray], rows: np.ndarray
+    ) -> Part:
+        """The rows that are simple enough for a tier, and its answers."""
+        assert self.calibration is not None  # without one there are no tiers
+        score = simplicity(taken(feeds, rows), self.input, self.scores.get(name))
+        simple = rows[score >= self.calibration.threshold]
+        if not len(simple):
+            return Part(simple, {})
+        return Part(simple, await tier.answer(taken(feeds, simple)))
