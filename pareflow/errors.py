@@ -156,12 +156,18 @@ class TransientError(PareflowError):
 class OverloadedError(TransientError):
     """Too many requests wait already; `retry_after_s` says when fewer may."""
 
-    def __init__(self, must: str, found: str, retry_after_s: float) -> None:
-        super().__init__(must, found, "Try again later, or serve from more sessions")
+    def __init__(
+        self,
+        must: str,
+        found: str,
+        remedy: str = "Try again later, or serve from more sessions",
+        retry_after_s: float = 1.0,
+    ) -> None:
+        super().__init__(must, found, remedy)
         self.retry_after_s = retry_after_s
 
-    def __reduce__(self) -> tuple[type, tuple[str, str, float]]:
-        return (type(self), (self.must, self.found, self.retry_after_s))
+    def __reduce__(self) -> tuple[type, tuple[str, str, str, float]]:
+        return (type(self), (self.must, self.found, self.remedy, self.retry_after_s))
 
 
 class DeadlineError(OverloadedError):

@@ -120,15 +120,25 @@ class _Line:
         if len(self._waiting) >= self._policy.max_waiting:
             self._refused += 1
             raise OverloadedError(
-                f"at most {self._policy.max_waiting} requests may wait", "the line is full", self._wait_s(0)
+                f"at most {self._policy.max_waiting} requests may wait",
+                "the line is full",
+                retry_after_s=self._wait_s(0),
             )
-        if limit is not None and time.monotonic() + (needed := self._wait_s(count)) > limit:
+        if (
+            limit is None or not self._under_way
+        ):  # what is idle is tried: else one slow moment would last for ever
+            return
+        if time.monotonic() + (needed := self._wait_s(count)) > limit:
             self._late += 1
             raise DeadlineError(
                 "a request must be answered before its deadline",
                 f"those before it and itself take about {needed * 1000:.1f} ms",
-                needed,
+                retry_after_s=needed,
             )
+
+    @property
+    def _under_way(self) -> bool:
+        return bool(self._busy or self._waiting)
 
     def _wait_s(self, count: int) -> float:
         """About how long it takes to answer those in line, and so many samples after them; 0 if unknown."""
@@ -164,7 +174,7 @@ class _Line:
                 error = DeadlineError(
                     "a request must be answered before its deadline",
                     f"it waited for {(now - request.arrived) * 1000:.1f} ms",
-                    self._wait_s(request.count),
+                    retry_after_s=self._wait_s(request.count),
                 )
                 request.answer.set_exception(error)
 

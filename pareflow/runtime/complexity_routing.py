@@ -22,6 +22,8 @@ class ComplexityRouting(Policy):
     """
 
     name: ClassVar[str] = "complexity_routing"
+    requires: ClassVar[tuple[str, ...]] = ("numpy",)
+    chooses: ClassVar[bool] = True
 
     input: str = Field(default="", description="the input that is looked at: token ids, a mask, an image")
     scores: dict[str, SimplicityScore] = Field(

@@ -11,6 +11,8 @@ class Policy(Member, ABC):
     """A way to serve requests, with its settings. One file per policy; any can stand before any."""
 
     family: ClassVar[dict[str, type[Member]]] = POLICIES
+    chooses: ClassVar[bool] = False
+    """Whether it asks one of the tiers or another, rather than what is below it alone."""
     regroups: ClassVar[bool] = False
     """Whether samples of one request may be computed apart, by which rounding may differ."""
 

@@ -27,6 +27,8 @@ class RankingCascade(Policy):
     """
 
     name: ClassVar[str] = "ranking_cascade"
+    requires: ClassVar[tuple[str, ...]] = ("numpy",)
+    chooses: ClassVar[bool] = True
 
     output: str = Field(default="", description="the output that holds the scores; else the only one")
     calibration: RankingCalibration | None = Field(

@@ -31,6 +31,8 @@ class DeadlineRouting(Policy):
     """
 
     name: ClassVar[str] = "deadline_routing"
+    requires: ClassVar[tuple[str, ...]] = ("numpy",)
+    chooses: ClassVar[bool] = True
 
     tiers: tuple[str, ...] = Field(default=(), description="names, cheapest first; none: all there are")
     caution: float = Field(default=1.2, ge=1, description="what predicted times are multiplied by")
@@ -105,7 +107,7 @@ class _Lane:
             raise DeadlineError(
                 "a request must be answered before its deadline",
                 f"its turn came {(began - limit) * 1000:.1f} ms after it",
-                self.predicted_s(count),
+                retry_after_s=self.predicted_s(count),
             )
         answers = await self._endpoint.answer(feeds)
         self.seen = time.monotonic()
@@ -144,7 +146,7 @@ class _Router:
         raise DeadlineError(
             "a request must be answered before its deadline",
             f"even the quickest variant would take about {needed * 1000:.1f} ms",
-            needed,
+            retry_after_s=needed,
         )
 
     def figures(self) -> Mapping[str, float]:

@@ -50,10 +50,12 @@ class Hosted:
         """With its policies in place; call it in the event loop."""
         self._idle.set()
         tiers = {name: tier.endpoint for name, tier in self.tiers.items()}
-        identity = " | ".join([self.main.identity, *(tier.identity for tier in tiers.values())])
-        endpoint = replace(self.main.endpoint, identity=identity, tiers=tiers)
+        endpoint, chosen = replace(self.main.endpoint, tiers=tiers), False
         for policy in reversed(self.plan.chosen()):
-            endpoint = policy.wrap(endpoint)
+            chosen = chosen or policy.chooses
+            if not chosen:  # what stands below the choice stands before every tier
+                tiers = {name: policy.wrap(tier) for name, tier in tiers.items()}
+            endpoint = replace(policy.wrap(endpoint), tiers=tiers)
         self.endpoint: Endpoint = endpoint
         return self
 

@@ -178,6 +178,23 @@ def test_a_request_that_would_be_late_is_refused_when_it_comes() -> None:
     run(scenario)
 
 
+def test_one_slow_request_does_not_shut_the_door_for_ever() -> None:
+    """Whoever finds nobody before him is tried, whatever took how long before."""
+
+    async def scenario() -> None:
+        below = Doubling()
+        endpoint = DynamicBatching().wrap(below.endpoint)
+        slow = asyncio.ensure_future(endpoint.answer(rows(0)))
+        await asyncio.sleep(0.2)
+        below.let(9)
+        await slow
+        with answered_within(0.1):
+            answer = await endpoint.answer(rows(1))
+        assert float(answer["y"][0, 0]) == 2
+
+    run(scenario)
+
+
 def test_a_request_whose_time_is_over_in_line_is_not_computed() -> None:
     async def scenario() -> None:
         below = Doubling()

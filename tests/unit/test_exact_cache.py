@@ -40,7 +40,7 @@ class Scaling:
             self.cancelled += 1
             raise
         if deadline() is not None:
-            raise DeadlineError("it must be there in time", "it is not", 1)
+            raise DeadlineError("it must be there in time", "it is not")
         return {"y": feeds["x"] * self._version}
 
     def let(self) -> None:

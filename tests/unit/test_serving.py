@@ -360,16 +360,18 @@ def test_a_plan_that_cannot_be_is_refused(wrong: Mapping[str, Any], said: str) -
 
 
 def test_tiers_are_other_variants_of_the_model(packaged: Packaged) -> None:
-    """Loaded beside it, by name; what answers is named by all of them; another model is none."""
+    """Loaded beside it, by name, behind what stands below the choice; another model is none."""
     metrics = Metrics()
     main, small = FolderSource(packaged("images")), FolderSource(packaged("images", Step("torch_eager")))
-    slot = Slot(main, ServingPlan(policies=()), metrics, {"small": small})
+    plan = ServingPlan(policies=({"deadline_routing": {}}, {"dynamic_batching": {}}))
+    slot = Slot(main, plan, metrics, {"small": small})
     assert set(slot.hosted.releases) == {"", "small"}
 
     async def scenario() -> None:
         slot.start()
         endpoint = slot.hosted.endpoint
-        assert "torch" in endpoint.identity
+        assert set(endpoint.figures) == {"deadline_routing", "dynamic_batching"}
+        assert set(endpoint.tiers["small"].figures) == {"dynamic_batching"}
         images = np.zeros((2, 1, 8, 8), np.float32)
         answers = [await one.answer({"images": images}) for one in (endpoint, endpoint.tiers["small"])]
         assert np.allclose(answers[0]["output"], answers[1]["output"], atol=1e-4)

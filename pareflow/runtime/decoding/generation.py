@@ -153,7 +153,5 @@ class _Watch:
         import torch
 
         if self._limit is not None and time.monotonic() > self._limit:
-            raise DeadlineError(
-                "a request must be answered before its deadline", "it came while decoding", 0.0
-            )
+            raise DeadlineError("a request must be answered before its deadline", "it came while decoding")
         return torch.full((len(text),), self.gone.is_set(), device=text.device)
