@@ -5,6 +5,7 @@ server's and its caller's; networks compute in one thread. What stands beside ra
 ONNX Runtime fp32 at full graph optimization. Names on the command line choose parts.
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -278,7 +279,20 @@ def _mlflow() -> Iterator[Server]:
         mlflow.onnx.save_model(onnx.load(graph("bert")), folder)
     port = free_port()
     url = f"http://127.0.0.1:{port}/invocations"
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", folder, "--env-manager", "local"]
+    path = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"  # it calls uvicorn by its name
+    command = [
+        "env",
+        path,
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        folder,
+        "--env-manager",
+        "local",
+    ]
     posts = [as_json(url, feeds, key="inputs") for feeds in rows("bert")]
     with running([*command, "--port", port, "--workers", 2], url, posts) as server:
         yield server
