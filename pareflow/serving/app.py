@@ -3,9 +3,8 @@
 import asyncio
 import hmac
 import logging
-import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -17,17 +16,17 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import pareflow
-from pareflow.errors import DeadlineError, InputError, OverloadedError, PareflowError, TransientError
+from pareflow.errors import PareflowError
 from pareflow.runtime.endpoint import answered_within
-from pareflow.serving import invocations, openapi, protocol
+from pareflow.serving import invocations, openapi, protocol, refusals
 from pareflow.serving.hosting import Hosted
 from pareflow.serving.metrics import CONTENT_TYPE, Metrics
+from pareflow.serving.refusals import JSON, NotFoundError, TooLargeError, UnreadableError
 from pareflow.serving.settings import Settings
 from pareflow.serving.slot import Slot
 
 log = logging.getLogger("pareflow.serving")
 
-JSON = "application/json"
 BINARY = "application/octet-stream"
 VERSION = pareflow.__version__
 EXTENSIONS = ["binary_tensor_data"]
@@ -36,31 +35,6 @@ OPEN_TO_ALL = ("/v2/health/", "/ping", "/health")
 
 Answer = Callable[[Request], Awaitable[Response]]
 _Answer = TypeVar("_Answer")
-
-
-class NotFoundError(InputError):
-    """There is no model, or no version of it, of that name here."""
-
-
-class TooLargeError(InputError):
-    """The body is larger than it may be."""
-
-
-class UnreadableError(InputError):
-    """The body is of a type or an encoding that is not read here."""
-
-
-STATUSES: Mapping[type[PareflowError], int] = {
-    NotFoundError: 404,
-    TooLargeError: 413,
-    UnreadableError: 415,
-    InputError: 400,
-    DeadlineError: 503,
-    OverloadedError: 429,
-    TransientError: 503,
-    PareflowError: 500,
-}
-"""The first that an error is an instance of counts."""
 
 
 class App:
@@ -75,7 +49,9 @@ class App:
     def asgi(self) -> ASGIApp:
         """The application that a server runs."""
         starlette = Starlette(
-            routes=self._routes(), lifespan=self._lifespan, exception_handlers={HTTPException: _no_route}
+            routes=self._routes(),
+            lifespan=self._lifespan,
+            exception_handlers={HTTPException: refusals.no_route},
         )
         return _Keyed(starlette, self._settings.api_keys) if self._settings.api_keys else starlette
 
@@ -126,10 +102,10 @@ class App:
             except ClientDisconnect:
                 return Response(status_code=499)  # nobody reads it
             except PareflowError as error:
-                response = _error(error)
+                response = refusals.response(error)
             except Exception:
                 log.exception("a request to %s failed", request.url.path)
-                response = _json({"error": "the server failed, and its log says why"}, 500)
+                response = refusals.as_json({"error": "the server failed, and its log says why"}, 500)
             self._metrics.answered(route, response.status_code, time.perf_counter() - began)
             return response
 
@@ -154,23 +130,23 @@ class App:
         async with hosted.asked():
             with answered_within(_limit_s(None, hosted)):
                 predictions, _ = await _unless_gone(request, hosted, hosted.predict(samples))
-        return _json({"predictions": predictions})
+        return refusals.as_json({"predictions": predictions})
 
     async def _metadata(self, request: Request) -> Response:
-        return _json(self._hosted(request).metadata())
+        return refusals.as_json(self._hosted(request).metadata())
 
     async def _model_ready(self, request: Request) -> Response:
         hosted = self._hosted(request)
-        return _json({"name": hosted.release.name, "ready": True})
+        return refusals.as_json({"name": hosted.release.name, "ready": True})
 
     async def _server(self, _: Request) -> Response:
-        return _json({"name": "pareflow", "version": VERSION, "extensions": EXTENSIONS})
+        return refusals.as_json({"name": "pareflow", "version": VERSION, "extensions": EXTENSIONS})
 
     async def _live(self, _: Request) -> Response:
-        return _json({"live": True})
+        return refusals.as_json({"live": True})
 
     async def _ready(self, _: Request) -> Response:
-        return _json({"ready": not self._draining}, 503 if self._draining else 200)
+        return refusals.as_json({"ready": not self._draining}, 503 if self._draining else 200)
 
     async def _version(self, _: Request) -> Response:
         return Response(VERSION, media_type="text/plain")
@@ -180,7 +156,7 @@ class App:
 
     async def _openapi(self, _: Request) -> Response:
         models = {name: slot.hosted.release.version for name, slot in self._slots.items()}
-        return _json(openapi.document(VERSION, models))
+        return refusals.as_json(openapi.document(VERSION, models))
 
     def _hosted(self, request: Request) -> Hosted:
         """The version that a path names. Raises: NotFoundError."""
@@ -243,7 +219,7 @@ class _Keyed:
         if scope["type"] != "http" or scope["path"].startswith(OPEN_TO_ALL) or self._knows(scope):
             await self._app(scope, receive, send)
             return
-        response = _json(
+        response = refusals.as_json(
             {"error": "`Authorization: Bearer KEY` must be given, with a key of this server"}, 401
         )
         response.headers["www-authenticate"] = "Bearer"
@@ -284,25 +260,3 @@ def _limit_s(asked_s: float | None, hosted: Hosted) -> float | None:
     planned = hosted.plan.deadline_ms
     limits = [limit for limit in (asked_s, planned and planned / 1000) if limit]
     return min(limits, default=None)
-
-
-def _error(error: PareflowError) -> Response:
-    status = next(status for kind, status in STATUSES.items() if isinstance(error, kind))
-    response = _json({"error": str(error)}, status)
-    if isinstance(error, TransientError):
-        after_s = error.retry_after_s if isinstance(error, OverloadedError) else 1.0
-        response.headers["retry-after"] = str(max(1, math.ceil(after_s)))
-    return response
-
-
-async def _no_route(request: Request, error: Exception) -> Response:
-    """No such path (404), or no such method there (405), in the protocol's form."""
-    assert isinstance(error, HTTPException)
-    found = f"{request.method} {request.url.path} must be a route, but it is none. See GET /openapi.json"
-    response = _json({"error": found}, error.status_code)
-    response.headers.update(error.headers or {})
-    return response
-
-
-def _json(document: object, status: int = 200) -> Response:
-    return Response(protocol.dumps(document), status, media_type=JSON)
