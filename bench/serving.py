@@ -214,7 +214,7 @@ def peers(quick: bool) -> Iterator[Claim]:
 
 
 def _over(name: str, claimed: float, made: Made, turns: int) -> Iterator[Claim]:
-    """Requests/s and p99 beside one other server; each has the machine alone in its turn."""
+    """Requests/s and p99 beside one other server, which is stopped while the first has its turn."""
     ours, theirs = list[Rate](), list[Rate]()
     plan = [{"dynamic_batching": {"max_batch_size": BATCH}}]
     with ExitStack() as stack:
@@ -222,8 +222,10 @@ def _over(name: str, claimed: float, made: Made, turns: int) -> Iterator[Claim]:
         for server in (mine, other):
             closed_loop(server, 1)
         for _ in range(turns):
-            ours.append(closed_loop(mine, SECONDS))
-            theirs.append(closed_loop(other, SECONDS))
+            with other.paused():
+                ours.append(closed_loop(mine, SECONDS))
+            with mine.paused():
+                theirs.append(closed_loop(other, SECONDS))
         costs = (f"{one.memory_mib():.0f} MiB, start {one.start_s:.1f} s" for one in (other, mine))
         note = "; ours ".join(costs)
     rates = [mine.per_s / other.per_s for mine, other in zip(ours, theirs, strict=True)]

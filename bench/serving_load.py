@@ -55,6 +55,18 @@ class Server:
             total += times.user + times.system
         return total
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Its processes stopped: some servers take a good part of a core while nobody asks."""
+        whole = [self.process, *self.process.children(recursive=True)]
+        for one in whole:
+            one.suspend()
+        try:
+            yield
+        finally:
+            for one in whole:
+                one.resume()
+
     def memory_mib(self) -> float:
         """Memory of all its processes, shared pages divided among them."""
         processes = (self.process, *self.process.children(recursive=True))

@@ -22,9 +22,10 @@ from pareflow.workload import Arrays
 class DynamicBatching(Policy):
     """Compute requests together that wait while the sessions are busy.
 
-    By default nobody is made to wait: a request that finds a free session is computed at once, alone; one
-    that does not is computed with those behind it as soon as a session is free. Whoever came first goes
-    first, however large; one that is larger than a batch is computed alone.
+    By default nobody is made to wait: a request that finds a free session is computed at once, with those
+    that came at the same moment; one that does not, with those behind it as soon as a session is free. Free
+    sessions share what waits. Whoever came first goes first, however large; one that is larger than a batch
+    is computed alone.
 
     Only requests of equal shapes and types, but for the first axis, go together; `pad_axis` fills shorter
     ones up. One that cannot be answered before its deadline is refused when it comes, not when it is late.
@@ -83,6 +84,7 @@ class _Line:
         self._waiting: deque[_Waiting] = deque()
         self._samples = 0
         self._busy = 0
+        self._called = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None
         self._time = ServiceTime()
@@ -103,7 +105,9 @@ class _Line:
         )
         self._waiting.append(request)
         self._samples += count
-        self._next()
+        if not self._called:  # when all that has arrived by now has been read
+            self._called = True
+            asyncio.get_running_loop().call_soon(self._next)
         return await request.answer
 
     def figures(self) -> Mapping[str, float]:
@@ -153,6 +157,7 @@ class _Line:
 
     def _next(self) -> None:
         """Start batches while sessions are free and requests are due."""
+        self._called = False
         while self._busy < self._below.concurrency and self._waiting:
             self._drop_late()
             if not self._waiting or self._held_back():
@@ -200,8 +205,10 @@ class _Line:
 
     def _taken(self) -> list[_Waiting]:
         """The first request and those after it that go with it, in their order."""
+        free = self._below.concurrency - self._busy
+        most = min(self._policy.max_batch_size, math.ceil(self._samples / free))
         first = self._waiting.popleft()
-        batch, room, passed = [first], self._policy.max_batch_size - first.count, deque[_Waiting]()
+        batch, room, passed = [first], most - first.count, deque[_Waiting]()
         while self._waiting and room > 0:
             request = self._waiting.popleft()
             if request.answer.done():
