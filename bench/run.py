@@ -20,6 +20,8 @@ SCRIPTS = (
     "splitting.py",
     "caching.py",
     "cascade.py",
+    "decoding.py",
+    "serving.py",
     "gpu.py",
 )
 
