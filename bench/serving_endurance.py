@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -80,7 +81,7 @@ def _registered(folder: Path) -> Callable[[str], None]:
     tracker = Tracker.open(folder)
     source = folder / "model" / "data" / "package"
     source.parent.mkdir(parents=True)
-    source.symlink_to(package(NAME))
+    shutil.copytree(package(NAME), source)
     tracker.client.create_registered_model(NAME)
     for _ in range(2):
         tags = {CONTENT: content_digest(package(NAME))}
