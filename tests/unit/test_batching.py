@@ -131,6 +131,20 @@ def test_a_cancelled_caller_takes_nobody_with_it() -> None:
     run(scenario)
 
 
+def test_who_gives_up_at_the_head_of_the_line_is_not_computed() -> None:
+    async def scenario() -> None:
+        below = Doubling()
+        answer = DynamicBatching(max_batch_size=1).wrap(below.endpoint).answer
+        _, gone, last = await line(answer, rows(1), rows(2), rows(3))
+        await settle()
+        gone.cancel()
+        below.let(3)
+        await last
+        assert [batch[0, 0] for batch in below.batches] == [1, 3]
+
+    run(scenario)
+
+
 def test_one_bad_request_takes_no_others_with_it() -> None:
     async def scenario() -> None:
         below = Doubling()

@@ -178,6 +178,19 @@ def test_an_input_that_is_not_the_models_is_refused(serve: Serve, changes: Any, 
         raise InputError(answer.json()["error"], "", "")
 
 
+def test_inputs_of_different_numbers_of_samples_are_refused(serve: Serve, packaged: Packaged) -> None:
+    served = serve(FolderSource(packaged("texts")))
+    tensors = served.client.get("/v2/models/texts").json()["inputs"]
+    assert len(tensors) == 2
+    inputs = [
+        {**tensor, "shape": [count, 12], "data": [1] * 12 * count}
+        for count, tensor in enumerate(tensors, start=1)
+    ]
+    answer = served.client.post("/v2/models/texts/infer", json={"inputs": inputs})
+    assert answer.status_code == 400
+    assert "its inputs hold 1 and 2 samples" in answer.json()["error"]
+
+
 def test_an_input_too_many_is_refused(serve: Serve) -> None:
     served = serve()
     more = {"name": "more", "datatype": "FP32", "shape": [2], "data": [1, 2]}
@@ -261,6 +274,15 @@ def test_the_next_version_takes_over_between_two_requests(serve: Serve, two: tup
     assert served.infer().json()["model_version"] == "2"
     assert served.infer("/v2/models/images/versions/1/infer").status_code == 404
     assert 'pareflow_model_info{model="images",version="2"} 1.0' in served.client.get("/metrics").text
+
+
+def test_a_version_that_is_served_already_is_not_loaded_again(
+    serve: Serve, two: tuple[Release, Release]
+) -> None:
+    served = serve(Shelf(two[0]))
+    before = served.slot.hosted
+    served.refresh()
+    assert served.slot.hosted is before
 
 
 def test_no_request_fails_while_versions_change(serve: Serve, two: tuple[Release, Release]) -> None:
