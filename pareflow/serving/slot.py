@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pareflow.errors import PareflowError, TrackingError, TransientError
+from pareflow.hardware import memory
 from pareflow.serving.executable import Release
 from pareflow.serving.hosting import Hosted, opened
 from pareflow.serving.metrics import Metrics
@@ -41,6 +42,13 @@ class FolderSource:
 
     def last(self) -> Release | None:
         return self._release
+
+
+async def _let_go(hosted: Hosted) -> None:
+    """Close a version that is no longer served, and give back its memory."""
+    await hosted.retire(for_good=True)
+    del hosted
+    await asyncio.to_thread(memory.give_back)
 
 
 class Slot:
@@ -121,7 +129,7 @@ class Slot:
         """Load beside the present version, then take its place; no request is without one meanwhile."""
         before, after = self.hosted, await asyncio.to_thread(self._opened, releases)
         self._answers(after)
-        task = asyncio.create_task(before.retire(for_good=True))
+        task = asyncio.create_task(_let_go(before))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 

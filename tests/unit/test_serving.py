@@ -4,6 +4,8 @@ import asyncio
 import json
 import shutil
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -274,6 +276,20 @@ def test_the_next_version_takes_over_between_two_requests(serve: Serve, two: tup
     assert served.infer().json()["model_version"] == "2"
     assert served.infer("/v2/models/images/versions/1/infer").status_code == 404
     assert 'pareflow_model_info{model="images",version="2"} 1.0' in served.client.get("/metrics").text
+
+
+def test_nothing_is_left_of_a_version_that_was_replaced(serve: Serve, two: tuple[Release, Release]) -> None:
+    source = Shelf(two[0])
+    served = serve(source)
+    served.infer()
+    before = weakref.ref(served.slot.hosted)
+    source.release = two[1]
+    served.refresh()
+    for _ in range(100):
+        if before() is None:
+            break
+        time.sleep(0.05)
+    assert before() is None
 
 
 def test_a_version_that_is_served_already_is_not_loaded_again(
