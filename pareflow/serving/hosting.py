@@ -74,10 +74,11 @@ class Hosted:
     async def retire(self, *, for_good: bool = False) -> None:
         """Close it once nobody waits for an answer of it any more; for good, what it kept is removed too."""
         await self._idle.wait()
-        if for_good:
-            with suppress(StoreError):  # a store that is away: what it keeps is found by no other version
-                await self.endpoint.flush()
-        await self.endpoint.close()
+        for endpoint in (self.endpoint, *self.endpoint.tiers.values()):
+            if for_good:
+                with suppress(StoreError):  # a store that is away: what it keeps is found by no other version
+                    await endpoint.flush()
+            await endpoint.close()
         for executable in (self.main, *self.tiers.values()):
             await asyncio.to_thread(executable.close)
 

@@ -3,10 +3,12 @@
 import asyncio
 import json
 import shutil
+import sqlite3
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -379,6 +381,41 @@ def test_the_end_waits_for_who_is_being_answered(packaged: Packaged) -> None:
             await asyncio.sleep(0.05)
             assert not closing.done()
         await closing
+
+    asyncio.run(scenario())
+
+
+def test_what_tiers_keep_goes_with_their_version(
+    packaged: Packaged, two: tuple[Release, Release], tmp_path: Path
+) -> None:
+    """A cache below the choice stands before each tier, and keeps an answer of each in one file."""
+    cache = {"exact_cache": {"store": f"sqlite:{tmp_path / 'answers.db'}"}}
+    plan = ServingPlan(policies=({"deadline_routing": {}}, cache))
+    source = Shelf(two[0])
+    slot = Slot(source, plan, Metrics(), {"small": FolderSource(packaged("images", Step("torch_eager")))})
+
+    def kept() -> int:
+        with closing(sqlite3.connect(tmp_path / "answers.db")) as connection:
+            (count,) = connection.execute("SELECT count(*) FROM entries").fetchone()
+        return int(count)
+
+    async def until(count: int) -> None:
+        for _ in range(100):
+            if kept() == count:
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"{kept()} are kept, not {count}")
+
+    async def scenario() -> None:
+        slot.start()
+        feeds = {"images": np.zeros((1, 1, 8, 8), np.float32)}
+        for endpoint in (slot.hosted.endpoint, slot.hosted.endpoint.tiers["small"]):
+            await endpoint.answer(feeds)
+        await until(2)
+        source.release = two[1]
+        await slot.refresh()
+        await until(0)
+        await slot.close()
 
     asyncio.run(scenario())
 
