@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -269,13 +270,8 @@ def serve(targets: Sequence[str], data_dir: Path, plan: Path | None, settings: S
     from tasks.serving import source
 
     described = None if plan is None else plans.read(plan)
-    served(
-        [source(target, data_dir) for target in targets],
-        described,
-        settings,
-        lambda target: source(target, data_dir),
-        lambda url: print(url, flush=True),
-    )
+    found = partial(source, data_dir=data_dir)
+    served(list(map(found, targets)), described, settings, found, lambda url: print(url, flush=True))
 
 
 def serve_on_ray(

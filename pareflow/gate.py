@@ -228,19 +228,22 @@ def _exact(value: float | None) -> Interval | None:
     return None if value is None else Interval(value, value, value, samples=1)
 
 
+def decided(interval: Interval, limit: float, *, upper: bool) -> Decision:
+    """Whether the whole interval is on one side of a limit, an upper one or a lower one."""
+    good, bad = (interval.high, interval.low) if upper else (interval.low, interval.high)
+    sign = 1 if upper else -1
+    if good is not None and sign * good <= sign * limit:
+        return "promote"
+    return "reject" if bad is not None and sign * bad > sign * limit else "inconclusive"
+
+
 def _check(clause: str, limit: float, interval: Interval | None, *, upper: bool) -> Check:
     """One clause; `upper` says that the limit is an upper one."""
     if interval is None or not math.isfinite(interval.estimate):
         found = None if interval is None else "not a finite number"
         return Check(clause, limit, None, None, None, "inconclusive", found or "not measured")
     low, high = interval.low, interval.high
-    good, bad = (high, low) if upper else (low, high)
-    sign = 1 if upper else -1
-    decision: Decision = "inconclusive"
-    if good is not None and sign * good <= sign * limit:
-        decision = "promote"
-    elif bad is not None and sign * bad > sign * limit:
-        decision = "reject"
+    decision = decided(interval, limit, upper=upper)
     more = _more_samples(clause, interval, limit) if decision == "inconclusive" else None
     return Check(
         clause,

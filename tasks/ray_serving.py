@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,11 @@ class Build:
     settings: Settings
 
     def __call__(self) -> Any:
-        from pareflow.serving.app import App
-        from pareflow.serving.metrics import Metrics
-        from pareflow.serving.slot import Slot
+        from pareflow.serving.app import assembled
         from tasks.serving import source
 
-        folder, metrics = Path(os.environ.get(NODE_DATA_DIR, self.data_dir)), Metrics()
-        named = {} if self.plan is None else self.plan.tiers
-        tiers = {name: source(target, folder) for name, target in named.items()}
-        slots = [Slot(source(target, folder), self.plan, metrics, tiers) for target in self.targets]
-        return App(slots, self.settings, metrics).asgi()
+        found = partial(source, data_dir=Path(os.environ.get(NODE_DATA_DIR, self.data_dir)))
+        return assembled([found(target) for target in self.targets], self.plan, self.settings, found)
 
 
 def serve(

@@ -1,5 +1,6 @@
 """Versions out of the registry, for the server: downloaded once, verified, and kept as last good copies."""
 
+import functools
 import json
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ def source(target: str, data_dir: Path) -> Source:
     return RegistrySource(target, data_dir) if target.startswith("models:") else FolderSource(Path(target))
 
 
+@functools.cache
 def plan_tag() -> str:
     """The tag of a plan carries the environment that it was tuned in: elsewhere it does not hold (law 8)."""
     return f"pareflow.plan.{environment().fingerprint[:12]}"
@@ -43,6 +45,7 @@ class RegistrySource:
         self._uri, self._data_dir = uri, data_dir
         self._folder = data_dir / "served" / self.name
         self._tracker: Tracker | None = None
+        self._verified: Path | None = None
 
     def current(self) -> Release:
         """Raises: TransientError, TrackingError; InputError where it is not there, or damaged."""
@@ -56,8 +59,9 @@ class RegistrySource:
                 "Register it by `pareflow optimize`",
             )
         kept = self._folder / content[:32]
-        if not _whole(kept):
+        if kept != self._verified and not _whole(kept):
             self._fetch(tracker, str(version.version), content, kept)
+        self._verified = kept  # whoever opens it verifies it again: here it is asked every few seconds
         tuned = version.tags.get(plan_tag())
         plan = None if tuned is None else ServingPlan.model_validate_json(tuned)
         release = Release(self.name, str(version.version), kept, plan)

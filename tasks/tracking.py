@@ -203,10 +203,9 @@ class Tracker:
                 "See `pareflow list versions`",
             )
         name, alias, number = matched.groups()
-        with _reaching(self.uri):
-            numbers = {str(version.version) for version in self.versions(name)}
         if alias is None:
-            found = self.version(name, number) if number in numbers else None
+            known = {str(version.version) for version in self.versions(name)}
+            found = self.version(name, number) if number in known else None
         else:
             found = self.alias(name, alias)
         if found is None:

@@ -128,10 +128,8 @@ class _Line:
                 "the line is full",
                 retry_after_s=self._wait_s(0),
             )
-        if (
-            limit is None or not self._under_way
-        ):  # what is idle is tried: else one slow moment would last for ever
-            return
+        if limit is None or not self._under_way:
+            return  # what is idle is tried: else one slow moment would last for ever
         if time.monotonic() + (needed := self._wait_s(count)) > limit:
             self._late += 1
             raise DeadlineError(

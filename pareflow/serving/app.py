@@ -21,9 +21,10 @@ from pareflow.runtime.endpoint import answered_within
 from pareflow.serving import invocations, openapi, protocol, refusals
 from pareflow.serving.hosting import Hosted
 from pareflow.serving.metrics import CONTENT_TYPE, Metrics
+from pareflow.serving.plan import ServingPlan
 from pareflow.serving.refusals import JSON, NotFoundError, TooLargeError, UnreadableError
 from pareflow.serving.settings import Settings
-from pareflow.serving.slot import Slot
+from pareflow.serving.slot import Slot, Source
 
 log = logging.getLogger("pareflow.serving")
 
@@ -35,6 +36,20 @@ OPEN_TO_ALL = ("/v2/health/", "/ping", "/health")
 
 Answer = Callable[[Request], Awaitable[Response]]
 _Answer = TypeVar("_Answer")
+
+
+def assembled(
+    sources: Sequence[Source], plan: ServingPlan | None, settings: Settings, found: Callable[[str], Source]
+) -> ASGIApp:
+    """The application of these models, loaded: that blocks.
+
+    Without a plan each is served by its own. `found` gives the source of what the plan's tiers name.
+    Raises: what the sources raise, and what a model that cannot be served does.
+    """
+    metrics = Metrics()
+    tiers = {name: found(target) for name, target in (plan.tiers if plan else {}).items()}
+    slots = [Slot(source, plan, metrics, tiers) for source in sources]
+    return App(slots, settings, metrics).asgi()
 
 
 class App:

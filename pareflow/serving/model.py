@@ -10,7 +10,8 @@ The package is a folder of plain files, made by `stages/registration.py`:
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +110,9 @@ def as_json(samples: Samples) -> list[Any]:
 
 def verified(folder: Path) -> dict[str, Any]:
     """The package's `model.json`. Raises: InputError where a file is missing or is not what was packaged."""
-    try:
+    with _whole(folder):
         document: dict[str, Any] = json.loads((folder / "model.json").read_text())
         found = {name: file_digest(folder / name) for name in document["files"]}
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{folder} must hold a whole pareflow package", f"{error}", "Register the model again"
-        ) from error
     wrong = [name for name, sha256 in document["files"].items() if found[name] != sha256]
     if wrong:
         raise InputError(
@@ -124,6 +121,24 @@ def verified(folder: Path) -> dict[str, Any]:
             "Register the model again",
         )
     return document
+
+
+def told(folder: Path) -> dict[str, Any]:
+    """What `model.json` says, unverified: for its name, before it is opened. Raises: InputError."""
+    with _whole(folder):
+        document: dict[str, Any] = json.loads((folder / "model.json").read_text())
+    return document
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    """Raises: InputError for what a folder lacks that is no package."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{folder} must hold a whole pareflow package", f"{error}", "Register the model again"
+        ) from error
 
 
 def write_manifest(folder: Path, document: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pareflow.catalog import installed_version
 from pareflow.errors import InputError, MissingExtraError
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.settings import Settings
-from pareflow.serving.slot import Slot, Source
+from pareflow.serving.slot import Source
 
 _NEEDED = ("cachetools", "httptools", "orjson", "prometheus-client", "starlette", "uvicorn", "uvloop")
 DRAIN_S = 30
@@ -31,17 +31,11 @@ def serve(
     _check_extra()
     import uvicorn
 
-    from pareflow.serving.app import App
-    from pareflow.serving.metrics import Metrics
+    from pareflow.serving.app import assembled
 
-    metrics = Metrics()
     with _bound(settings) as bound:
-        named = {} if plan is None else plan.tiers
-        tiers = {name: found(target) for name, target in named.items()}
-        slots = [Slot(source, plan, metrics, tiers) for source in sources]
-        app = App(slots, settings, metrics)
         config = uvicorn.Config(
-            app.asgi(),
+            assembled(sources, plan, settings, found),
             http="httptools",
             loop="uvloop",
             lifespan="on",

@@ -11,7 +11,7 @@ from pareflow.hardware import memory
 from pareflow.serving.executable import Release
 from pareflow.serving.hosting import Hosted, opened
 from pareflow.serving.metrics import Metrics
-from pareflow.serving.model import verified
+from pareflow.serving.model import told
 from pareflow.serving.plan import ServingPlan
 
 log = logging.getLogger("pareflow.serving")
@@ -33,7 +33,7 @@ class FolderSource:
     """A package in a folder, such as that of an offline bundle: its name and version stay."""
 
     def __init__(self, folder: Path) -> None:
-        document = verified(folder)
+        document = told(folder)
         self.name: str = document["pipeline"]
         self._release = Release(self.name, str(document["variant"])[:12], folder)
 

@@ -32,8 +32,9 @@ class Clock:
 
     file: Path
 
-    def knows(self, asked: str) -> bool:
-        return asked in self._known()
+    def known(self, asked: str) -> float | None:
+        """What was left when this was first asked; None where it was not yet."""
+        return self._known().get(asked)
 
     def first(self, asked: str, minutes_left: float) -> float:
         """What was left when this was asked for the first time: `minutes_left`, where it was not yet."""

@@ -144,8 +144,9 @@ class Run:
         left = self.minutes_left
         if left == math.inf:
             return left
-        if self.clock.knows(asked):
+        if (known := self.clock.known(asked)) is not None:
             self.meter.restart()
+            return known
         with writing(self.data_dir):
             return self.clock.first(asked, left)
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pareflow.errors import StepFailedError, VariantError
-from pareflow.gate import Decision
+from pareflow.gate import Decision, decided
 from pareflow.hardware import probe
 from pareflow.hardware.device import device_lock
 from pareflow.hardware.noise import await_quiet
@@ -81,6 +81,7 @@ def tune(package: Path, promise: Promise, limits: Limits, logs: Path, patience_s
     threads = int(Step.from_json(document["backend"]).settings.get("threads", 1))
     most = max(1, len(probe.cores()) // threads)
     counts = tuple(range(1, most + 1))
+    name = str(document["pipeline"])
     with device_lock("cpu", exclusive=True) as held:
         await_quiet(patience_s)
         arguments = {"folder": str(package), "sessions": counts, "sizes": BATCHES}
@@ -88,7 +89,7 @@ def tune(package: Path, promise: Promise, limits: Limits, logs: Path, patience_s
         times = run_isolated("pareflow.serving.service_times:measure", arguments, limits, log, [held])
         ranked = sorted(_simulated(times, promise), key=lambda tried: tried.simulated_ms)
         posts = _posts(package, limits, logs)
-        served = [_served(package, tried, promise, posts, times, logs) for tried in ranked[:MEASURED]]
+        served = [_served(package, name, tried, promise, posts, times, logs) for tried in ranked[:MEASURED]]
     served.sort(key=lambda tried: (_ORDER.index(tried.decision), tried.p99.estimate if tried.p99 else 0))
     return [*served, *ranked[MEASURED:]]
 
@@ -113,6 +114,7 @@ def _simulated(times: Mapping[str, Mapping[str, float]], promise: Promise) -> It
 
 def _served(
     package: Path,
+    name: str,
     tried: Tried,
     promise: Promise,
     posts: Sequence[bytes],
@@ -123,23 +125,17 @@ def _served(
     queries = max(promise.queries, samples_needed(0.99))
     load = Load("Server", promise.per_s, promise.p99_ms, queries, seed=promise.seed)
     try:
-        with _running(package, tried.plan, logs) as url:
+        with _running(package, tried.plan, logs) as address:
+            url = f"{address}/v2/models/{name}/infer"
             made = [Post(url, body, {"Content-Type": "application/json"}) for body in posts]
             log = under_load(made, load, service_s=times["1"]["1"])
     except VariantError as error:
         return replace(tried, decision="failed", reason=str(error))
     blocks = [block.tolist() for block in np.array_split(log.latencies_ms, BLOCKS)]
     p99 = pooled_quantile_interval(blocks, 0.99)
-    decision = _decided(p99, promise.p99_ms)
+    decision = decided(p99, promise.p99_ms, upper=True)
     p50 = float(np.median(log.latencies_ms))
     return replace(tried, p50_ms=p50, p99=p99, valid=log.said.valid, decision=decision)
-
-
-def _decided(p99: Interval, limit_ms: float) -> Decision:
-    """Doubt never passes (law 3)."""
-    if p99.high is not None and p99.high <= limit_ms:
-        return "promote"
-    return "reject" if p99.low is not None and p99.low > limit_ms else "inconclusive"
 
 
 def _posts(package: Path, limits: Limits, logs: Path) -> list[bytes]:
@@ -154,8 +150,7 @@ def _posts(package: Path, limits: Limits, logs: Path) -> list[bytes]:
 
 @contextmanager
 def _running(package: Path, plan: ServingPlan, logs: Path) -> Iterator[str]:
-    """The address to ask, of the real server in a process of its own. Raises: StepFailedError."""
-    name = verified(package)["pipeline"]
+    """The address of the real server, in a process of its own. Raises: StepFailedError."""
     log = logs / f"serve-{package.name[:12]}.log"
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file, log.open("w") as written:
         file.write(json.dumps(plan.model_dump(mode="json")))
@@ -171,7 +166,7 @@ def _running(package: Path, plan: ServingPlan, logs: Path) -> Iterator[str]:
                 raise StepFailedError(
                     "the server must start", f"it ended with status {process.wait()}", f"Look at {log}"
                 )
-            yield f"{url}/v2/models/{name}/infer"
+            yield url
         finally:
             process.kill()
             process.communicate()
