@@ -11,10 +11,11 @@ from typing import Annotated, ClassVar, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from pareflow.errors import DeadlineError, OverloadedError, UnsuitableError
+from pareflow.errors import DeadlineError, OverloadedError
 from pareflow.runtime.endpoint import Endpoint, answered_within, deadline
 from pareflow.runtime.padding import Padding
 from pareflow.runtime.policy import Policy
+from pareflow.runtime.rows import check_rows
 from pareflow.runtime.service_time import ServiceTime
 from pareflow.workload import Arrays
 
@@ -245,13 +246,7 @@ class _Line:
             return [await self._below.answer(batch[0].feeds)]
         joined = self._padding.joined([request.feeds for request in batch])
         outputs = await self._below.answer(joined)
-        wrong = [name for name, array in outputs.items() if not array.ndim or len(array) != count]
-        if wrong:
-            raise UnsuitableError(
-                "every output must have the batch as its first axis to be computed in batches",
-                f"`{wrong[0]}` has shape {outputs[wrong[0]].shape} for a batch of {count}",
-                "Serve it without `dynamic_batching`",
-            )
+        check_rows(outputs, count, " to be computed in batches", "Serve it without `dynamic_batching`")
         return self._padding.parted(outputs, [request.feeds for request in batch])
 
     def _fail(self, batch: list[_Waiting], error: Exception) -> None:

@@ -10,7 +10,8 @@ from pareflow.runtime.calibration import ThresholdCalibration
 from pareflow.runtime.confidence import Measure, confidence
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.runtime.policy import Policy
-from pareflow.runtime.tiers import Part, Tiered, named_after, scored_by, taken
+from pareflow.runtime.rows import taken
+from pareflow.runtime.tiers import Part, Tiered, named_after, scored_by
 
 
 class ConfidenceCascade(Policy):

@@ -12,7 +12,8 @@ from pareflow.runtime.confidence import named
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.runtime.policy import Policy
 from pareflow.runtime.ranking_calibration import RankingCalibration
-from pareflow.runtime.tiers import Part, calibrated, named_after, rows_of, taken
+from pareflow.runtime.rows import row_count, taken
+from pareflow.runtime.tiers import Part, calibrated, named_after
 from pareflow.workload import Arrays
 
 
@@ -52,7 +53,7 @@ class _Stages:
 
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """Raises: what the full model raises, BadOutputError, and UnsuitableError."""
-        stages, left = list[Part](), np.arange(rows_of(feeds))
+        stages, left = list[Part](), np.arange(row_count(feeds, otherwise=1))
         for name, tier in self._tiers.items():
             if self._keep[name] >= len(left):
                 continue  # everyone goes on

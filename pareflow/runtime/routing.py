@@ -14,8 +14,9 @@ from pareflow.errors import DeadlineError
 from pareflow.runtime.calibration import FULL
 from pareflow.runtime.endpoint import Endpoint, answered_within, deadline
 from pareflow.runtime.policy import Policy
+from pareflow.runtime.rows import row_count
 from pareflow.runtime.service_time import ServiceTime
-from pareflow.runtime.tiers import chosen, rows_of
+from pareflow.runtime.tiers import chosen
 from pareflow.workload import Arrays
 
 
@@ -87,7 +88,7 @@ class _Lane:
 
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """Raises: DeadlineError where its turn comes too late, and what the variant raises."""
-        token, count = object(), rows_of(feeds)
+        token, count = object(), row_count(feeds, otherwise=1)
         self._waiting[token] = count
         try:
             await self._free.acquire()
@@ -128,7 +129,7 @@ class _Router:
         """Raises: DeadlineError, and what the best variant that could be in time raises."""
         failure: Exception | None = None
         for lane in self._lanes:
-            if not self._in_time(lane, rows_of(feeds)):
+            if not self._in_time(lane, row_count(feeds, otherwise=1)):
                 self._probe(lane, feeds)
                 continue
             try:
@@ -142,7 +143,7 @@ class _Router:
         if failure is not None:
             raise failure
         self._refused += 1
-        needed = min(lane.predicted_s(rows_of(feeds)) for lane in self._lanes)
+        needed = min(lane.predicted_s(row_count(feeds, otherwise=1)) for lane in self._lanes)
         raise DeadlineError(
             "a request must be answered before its deadline",
             f"even the quickest variant would take about {needed * 1000:.1f} ms",

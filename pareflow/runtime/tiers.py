@@ -9,6 +9,7 @@ import numpy as np
 from pareflow.errors import CalibrationError, InputError, UnsuitableError
 from pareflow.runtime.calibration import FULL, Calibration, ThresholdCalibration
 from pareflow.runtime.endpoint import Endpoint
+from pareflow.runtime.rows import check_rows, row_count, taken
 from pareflow.variant import digest
 from pareflow.workload import Arrays
 
@@ -50,18 +51,6 @@ def named_after(endpoint: Endpoint, calibration: Calibration | None) -> Endpoint
     return replace(endpoint, identity=f"{endpoint.identity}+{digest(calibration.model_dump(mode='json'))}")
 
 
-def rows_of(feeds: Mapping[str, np.ndarray]) -> int:
-    """The rows of a request; 1 where no input has an axis."""
-    return max((len(array) for array in feeds.values() if array.ndim), default=1)
-
-
-def taken(feeds: Mapping[str, np.ndarray], rows: np.ndarray) -> Mapping[str, np.ndarray]:
-    """These rows of every input, in their order; the request itself where they are all of it."""
-    if len(rows) == rows_of(feeds):
-        return feeds
-    return {name: array[rows] if array.ndim else array for name, array in feeds.items()}
-
-
 @dataclass(frozen=True, slots=True)
 class Part:
     """Some rows of a request, and what answers them: row i of every output belongs to row `rows[i]`.
@@ -73,13 +62,7 @@ class Part:
     outputs: Mapping[str, np.ndarray]
 
     def __post_init__(self) -> None:
-        for name, array in self.outputs.items():
-            if not array.ndim or len(array) != len(self.rows):
-                raise UnsuitableError(
-                    "every output must have the batch as its first axis",
-                    f"`{name}` has shape {array.shape} for a batch of {len(self.rows)}",
-                    "Serve it without tiers",
-                )
+        check_rows(self.outputs, len(self.rows), "", "Serve it without tiers")
 
     def only(self, kept: np.ndarray) -> "Part":
         """The part's rows where `kept` is true."""
@@ -102,7 +85,7 @@ class Tiered:
 
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """Raises: what the full model raises, and UnsuitableError where its outputs are not the tiers'."""
-        parts, count = list[Part](), rows_of(feeds)
+        parts, count = list[Part](), row_count(feeds, otherwise=1)
         left = np.arange(count)
         for name, tier in self._tiers.items():
             try:

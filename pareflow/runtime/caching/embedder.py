@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from pareflow.errors import UnsuitableError
-from pareflow.runtime.caching.keys import row_count
 from pareflow.runtime.endpoint import Endpoint
+from pareflow.runtime.rows import row_count
 from pareflow.workload import Arrays
 
 log = logging.getLogger(__name__)

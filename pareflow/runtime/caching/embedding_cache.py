@@ -9,10 +9,11 @@ from pydantic import Field
 
 from pareflow.errors import SpecError
 from pareflow.runtime.caching.cache import KeyedCache
-from pareflow.runtime.caching.keys import row_keys, taken
+from pareflow.runtime.caching.keys import row_keys
 from pareflow.runtime.caching.lookups import Lookups
 from pareflow.runtime.caching.rows import joined, parted
 from pareflow.runtime.endpoint import Endpoint, Handler
+from pareflow.runtime.rows import taken
 from pareflow.workload import Arrays
 
 
@@ -42,8 +43,7 @@ class EmbeddingCache(KeyedCache):
             keys = row_keys(space, feeds, self.mask)
 
             async def compute(rows: list[int]) -> list[Arrays]:
-                part = feeds if len(rows) == len(keys) else taken(feeds, rows)
-                return parted(await below.answer(part), len(rows), self.name)
+                return parted(await below.answer(taken(feeds, rows)), len(rows), self.name)
 
             if not keys:
                 return await below.answer(feeds)

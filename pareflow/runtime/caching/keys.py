@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pareflow.runtime.rows import has_rows, row_count
+
 if TYPE_CHECKING:
     from hashlib import _Hash
 
@@ -35,7 +37,7 @@ def row_keys(space: bytes, feeds: Mapping[str, np.ndarray], mask: str | None = N
     """
     count = row_count(feeds)
     base = hashlib.sha256(space)
-    shared = sorted(name for name, array in feeds.items() if not _has_rows(array, count))
+    shared = sorted(name for name, array in feeds.items() if not has_rows(array, count))
     for name in shared:
         _update(base, name, feeds[name], feeds[name].shape)
     keys = []
@@ -49,21 +51,6 @@ def row_keys(space: bytes, feeds: Mapping[str, np.ndarray], mask: str | None = N
             _update(digest, name, row, ("row", *row.shape))
         keys.append(digest.digest())
     return keys
-
-
-def row_count(feeds: Mapping[str, np.ndarray]) -> int:
-    """The samples of a request: the most that an input has, 0 where none has rows."""
-    return max((len(array) for array in feeds.values() if array.ndim), default=0)
-
-
-def taken(feeds: Mapping[str, np.ndarray], rows: list[int]) -> dict[str, np.ndarray]:
-    """The request that has only these of the samples."""
-    count = row_count(feeds)
-    return {name: array[rows] if _has_rows(array, count) else array for name, array in feeds.items()}
-
-
-def _has_rows(array: np.ndarray, count: int) -> bool:
-    return array.ndim > 0 and len(array) == count
 
 
 def _length(mask: np.ndarray) -> int:

@@ -4,19 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pareflow.errors import UnsuitableError
+from pareflow.runtime.rows import check_rows
 from pareflow.workload import Arrays
 
 
 def parted(outputs: Mapping[str, np.ndarray], count: int, policy: str) -> list[Arrays]:
     """One batch of one sample each. Raises: UnsuitableError where an output has not the batch's rows."""
-    for name, array in outputs.items():
-        if not array.ndim or len(array) != count:
-            raise UnsuitableError(
-                "every output must have the batch as its first axis to be kept by row",
-                f"`{name}` has shape {array.shape} for a batch of {count}",
-                f"Serve it without `{policy}`",
-            )
+    check_rows(outputs, count, " to be kept by row", f"Serve it without `{policy}`")
     return [{name: array[i : i + 1] for name, array in outputs.items()} for i in range(count)]
 
 

@@ -16,12 +16,12 @@ from pareflow.runtime.caching.cache import Cache
 from pareflow.runtime.caching.embedder import Embedder
 from pareflow.runtime.caching.false_hits import FalseHits, Threshold
 from pareflow.runtime.caching.index import ExactIndex, UsearchIndex
-from pareflow.runtime.caching.keys import row_count, taken
 from pareflow.runtime.caching.near_answers import NearAnswer, NearAnswers
 from pareflow.runtime.caching.rows import joined, parted
 from pareflow.runtime.caching.sameness import kind_of, same
 from pareflow.runtime.caching.session import copied
 from pareflow.runtime.endpoint import Endpoint
+from pareflow.runtime.rows import row_count, taken
 from pareflow.workload import Arrays
 
 log = logging.getLogger(__name__)
@@ -172,8 +172,7 @@ class _Answers:
         self, feeds: Mapping[str, np.ndarray], rows: list[int], reruns: int
     ) -> dict[int, Arrays]:
         began = time.perf_counter()
-        whole = len(rows) == row_count(feeds)
-        outputs = await self._below.answer(feeds if whole else taken(feeds, rows))
+        outputs = await self._below.answer(taken(feeds, rows))
         took_s = time.perf_counter() - began
         self._account.computed(len(rows), took_s)
         self._account.paid(took_s * reruns / len(rows))
