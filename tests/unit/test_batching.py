@@ -1,7 +1,7 @@
 """Dynamic batching: who is computed with whom, in which order, and who is refused."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from pareflow.errors import BadOutputError, DeadlineError, OverloadedError
 from pareflow.runtime import DynamicBatching
 from pareflow.runtime.endpoint import Endpoint, Handler, answered_within
 from pareflow.workload import Arrays
+from tests.concurrency import run, settle
 
 
 class Doubling:
@@ -45,19 +46,6 @@ class Doubling:
 
 def rows(*values: float) -> Arrays:
     return {"x": np.array(values, dtype=np.float64)[:, None]}
-
-
-def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
-    async def within() -> Any:
-        return await asyncio.wait_for(scenario(), 20)
-
-    return asyncio.run(within())
-
-
-async def settle() -> None:
-    """Let every task that can go on go on."""
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 async def line(answer: Handler, *feeds: Arrays) -> list[asyncio.Future[Arrays]]:

@@ -7,10 +7,9 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from pareflow.runtime.caching.stores import MemoryStore, SharedStore, Store, ope
 from pareflow.runtime.caching.stores.sqlite import SqliteBackend, entry_bytes
 from pareflow.runtime.caching.tensors import packed, unpacked
 from pareflow.workload import Arrays
+from tests.concurrency import run
 
 MIB = 2**20
 SPACE = b"s" * 32
@@ -81,13 +81,6 @@ async def settled(store: Store) -> None:
         await store.written()
 
 
-def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
-    async def within() -> Any:
-        return await asyncio.wait_for(scenario(), 30)
-
-    return asyncio.run(within())
-
-
 def test_it_gives_what_was_put_at_once_and_later(where: str) -> None:
     async def scenario() -> None:
         store = open_store(where, SPACE, MIB, None)
@@ -104,7 +97,7 @@ def test_it_gives_what_was_put_at_once_and_later(where: str) -> None:
             await settled(store)
         await store.close()
 
-    run(scenario)
+    run(scenario, seconds=30)
 
 
 def test_it_forgets_after_its_time(where: str) -> None:
@@ -117,7 +110,7 @@ def test_it_forgets_after_its_time(where: str) -> None:
         assert (await store.get([b"1"]))[0] is None
         await store.close()
 
-    run(scenario)
+    run(scenario, seconds=30)
 
 
 def test_flush_takes_its_own_only(where: str) -> None:
@@ -135,7 +128,7 @@ def test_flush_takes_its_own_only(where: str) -> None:
         await ours.close()
         await theirs.close()
 
-    run(scenario)
+    run(scenario, seconds=30)
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 400)), max_size=30), st.integers(1, 12_000))
@@ -146,7 +139,7 @@ def test_memory_never_holds_more_than_it_may(puts: list[tuple[int, int]], limit:
             store.put({bytes([number]): answer(number, size)})
             assert store.figures()["held_bytes"] <= limit
 
-    run(scenario)
+    run(scenario, seconds=30)
 
 
 def test_sqlite_never_holds_more_than_it_may_and_the_least_recently_used_goes(tmp_path: Path) -> None:
@@ -167,7 +160,7 @@ def test_sqlite_never_holds_more_than_it_may_and_the_least_recently_used_goes(tm
         await store.close()
         assert path.stat().st_size <= 20 * size + 16 * 4096
 
-    run(scenario)
+    run(scenario, seconds=30)
 
 
 def test_an_answer_that_never_fits_drops_no_other(where: str) -> None:
@@ -185,7 +178,7 @@ def test_an_answer_that_never_fits_drops_no_other(where: str) -> None:
         assert two is None
         await again.close()
 
-    run(scenario)
+    run(scenario, seconds=30)
 
 
 _WRITER = """

@@ -1,7 +1,7 @@
 """Routing by deadline: the best variant that is in time, a cheaper one, or a refusal at once."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from pareflow.errors import CrashedError, DeadlineError, InputError
 from pareflow.runtime import DeadlineRouting
 from pareflow.runtime.endpoint import Endpoint, answered_within
 from pareflow.workload import Arrays
+from tests.concurrency import run
 
 FOREVER_S = 1000.0
 
@@ -50,13 +51,6 @@ def routed(full: Variant, *tiers: Variant, **settings: Any) -> Endpoint:
 async def by(endpoint: Endpoint, within_s: float | None = None) -> str:
     with answered_within(within_s):
         return str((await endpoint.answer(ONE))["by"][0])
-
-
-def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
-    async def within() -> Any:
-        return await asyncio.wait_for(scenario(), 20)
-
-    return asyncio.run(within())
 
 
 def figures(endpoint: Endpoint) -> Mapping[str, float]:

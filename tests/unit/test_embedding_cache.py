@@ -1,9 +1,8 @@
 """The cache by row: which samples are computed, in which batches, and how rows find their way back."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from pareflow.runtime import EmbeddingCache
 from pareflow.runtime.caching.keys import row_keys
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.workload import Arrays
+from tests.concurrency import run, settle
 
 
 class Summing:
@@ -49,18 +49,6 @@ def batch(*numbers: float, width: int = 2, filled: int = 0) -> Arrays:
 def sums(answer: Arrays) -> list[float]:
     values: list[float] = answer["sum"][:, 0].tolist()
     return values
-
-
-def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
-    async def within() -> Any:
-        return await asyncio.wait_for(scenario(), 20)
-
-    return asyncio.run(within())
-
-
-async def settle() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 def test_only_rows_that_were_never_seen_are_computed_and_equal_ones_once() -> None:

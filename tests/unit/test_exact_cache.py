@@ -1,10 +1,9 @@
 """The exact cache: what is computed how often, for whom, and what is never given to another."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from pareflow.runtime.caching.keys import request_key
 from pareflow.runtime.caching.stores.memory import entry_bytes
 from pareflow.runtime.endpoint import Endpoint, answered_within, deadline
 from pareflow.workload import Arrays
+from tests.concurrency import run, settle
 
 
 class Scaling:
@@ -49,18 +49,6 @@ class Scaling:
 
 def row(number: float) -> Arrays:
     return {"x": np.full((1, 16), number)}
-
-
-def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
-    async def within() -> Any:
-        return await asyncio.wait_for(scenario(), 20)
-
-    return asyncio.run(within())
-
-
-async def settle() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 def test_an_equal_request_is_not_computed_again() -> None:

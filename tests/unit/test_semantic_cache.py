@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from pareflow.runtime.caching.index import ExactIndex, Index, UsearchIndex
 from pareflow.runtime.caching.sameness import same
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.workload import Arrays
+from tests.concurrency import run
 
 CLOSE = math.cos(math.radians(2))
 """Requests are angles; those within two degrees are near enough."""
@@ -58,13 +59,6 @@ def semantic(**settings: Any) -> SemanticCache:
     return SemanticCache(**{"encoder": "encoder", **by_cosine, **settings})
 
 
-def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
-    async def within() -> Any:
-        return await asyncio.wait_for(scenario(), 60)
-
-    return asyncio.run(within())
-
-
 def test_near_requests_share_an_answer_row_by_row() -> None:
     async def scenario() -> None:
         below = Compass()
@@ -78,7 +72,7 @@ def test_near_requests_share_an_answer_row_by_row() -> None:
         figures = endpoint.figures["semantic_cache"]()
         assert (figures["hits"], figures["misses"], figures["entries"]) == (2, 4, 4)
 
-    run(scenario)
+    run(scenario, seconds=60)
 
 
 def test_the_nearest_of_several_is_given() -> None:
@@ -90,7 +84,7 @@ def test_the_nearest_of_several_is_given() -> None:
         assert quarters(await endpoint.answer(angles(88.5))) == [0]
         assert quarters(await endpoint.answer(angles(89.1))) == [1]  # a false hit: 89.1 is of quarter 0
 
-    run(scenario)
+    run(scenario, seconds=60)
 
 
 def test_a_margin_keeps_away_from_where_answers_change() -> None:
@@ -110,7 +104,7 @@ def test_a_margin_keeps_away_from_where_answers_change() -> None:
         assert quarters(await endpoint.answer(angles(88))) == [0]
         assert below.batches == [[80], [80.5], [91], [84], [88]]
 
-    run(scenario)
+    run(scenario, seconds=60)
 
 
 def test_what_is_nothing_like_it_is_no_hit_whatever_the_margin() -> None:
@@ -122,7 +116,7 @@ def test_what_is_nothing_like_it_is_no_hit_whatever_the_margin() -> None:
         await endpoint.answer(angles(75))
         assert len(below.batches) == 3
 
-    run(scenario)
+    run(scenario, seconds=60)
 
 
 def test_values_are_searched_by_cosine_since_they_have_no_margin() -> None:
@@ -133,7 +127,7 @@ def test_values_are_searched_by_cosine_since_they_have_no_margin() -> None:
         assert quarters(await endpoint.answer(angles(11))) == [0]
         assert len(below.batches) == 1
 
-    run(scenario)
+    run(scenario, seconds=60)
 
 
 def test_values_are_the_same_within_a_tolerance() -> None:
@@ -160,7 +154,7 @@ def test_hits_that_are_computed_again_are_compared_and_answered_afresh() -> None
         assert (figures["hits"], figures["reruns"], figures["false_hits"]) == (2, 2, 1)
         assert figures["false_hit_rate"] == 0.5
 
-    run(scenario)
+    run(scenario, seconds=60)
 
 
 def test_too_many_false_hits_switch_it_off_for_good() -> None:
@@ -177,7 +171,7 @@ def test_too_many_false_hits_switch_it_off_for_good() -> None:
         assert len(below.batches) == asked + 1
         assert endpoint.figures["semantic_cache"]()["hits"] == figures["hits"]
 
-    run(scenario)
+    run(scenario, seconds=60)
 
 
 def test_without_a_threshold_it_computes_everything_until_it_found_one() -> None:
@@ -204,7 +198,7 @@ def test_without_a_threshold_it_computes_everything_until_it_found_one() -> None
         assert len(below.batches) < before + 10
         assert endpoint.figures["semantic_cache"]()["hits"] > 90
 
-    run(scenario)
+    run(scenario, seconds=60)
 
 
 def test_an_encoder_that_fails_fails_no_request(caplog: pytest.LogCaptureFixture) -> None:
@@ -215,7 +209,7 @@ def test_an_encoder_that_fails_fails_no_request(caplog: pytest.LogCaptureFixture
             assert quarters(await endpoint.answer(angles(10))) == [0]
         assert endpoint.figures["semantic_cache"]()["unembedded"] == 3
 
-    run(scenario)
+    run(scenario, seconds=60)
     assert [record.message for record in caplog.records] == [
         "requests that cannot be embedded are computed: it must answer, but it does not. Mend it"
     ]
@@ -238,7 +232,7 @@ def test_answers_are_forgotten_after_their_time_and_by_a_flush() -> None:
         await endpoint.answer(angles(10))
         assert len(below.batches) == 3
 
-    run(scenario)
+    run(scenario, seconds=60)
 
 
 @given(st.lists(st.floats(0, 359), min_size=1, max_size=30), st.integers(0, 6))
@@ -253,7 +247,7 @@ def test_an_answer_is_that_of_a_near_request_and_memory_is_bounded(asked: list[f
             assert min(abs(given_for - angle), 360 - abs(given_for - angle)) <= 2.01
             assert endpoint.figures["semantic_cache"]()["held_bytes"] <= mib * 2**20
 
-    run(scenario)
+    run(scenario, seconds=60)
 
 
 @pytest.mark.parametrize("kind", [ExactIndex, UsearchIndex])
