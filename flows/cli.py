@@ -125,15 +125,19 @@ def report(config: Config, target: Target = None, data_dir: DataDir = DATA) -> N
 
 @app.command("list")
 def list_all(
-    what: Annotated[str, typer.Argument(help="techniques, backends, policies, workloads, runs or versions")],
+    what: Annotated[
+        str, typer.Argument(help="techniques, backends, policies, workloads, runs, versions or audit")
+    ],
+    name: Annotated[str | None, typer.Argument(help="audit: the registered model")] = None,
     data_dir: DataDir = DATA,
     as_json: AsJson = False,
 ) -> None:
-    """List techniques, backends, policies, workloads, runs or registered versions."""
+    """List techniques, backends, policies, workloads, runs, registered versions, or a model's moves."""
     set_environment()
-    from flows import commands
+    from flows import commands, moves
 
-    _show(commands.listing(what, data_dir), tables.listing, as_json)
+    rows = moves.history(name, data_dir) if what == "audit" else commands.listing(what, data_dir)
+    _show(rows, tables.listing, as_json)
 
 
 @app.command()
@@ -258,25 +262,66 @@ def tune(
 
 
 @app.command()
-def promote(config: Config, data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
-    """Make the challenger of a pipeline champion, if it is not worse than the present one."""
-    set_environment()
-    from flows import commands
+def retrain(
+    config: Config,
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+    orchestrator: Annotated[bool, typer.Option(help="run under Prefect, or as plain functions")] = True,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="show Prefect's and MLflow's logs")
+    ] = False,
+) -> None:
+    """Train and optimize again where data or code are new; promote what the champion does not beat."""
+    set_environment(verbose)
+    from flows import moves
 
-    _show(commands.promote(config, data_dir), tables.promotion, as_json)
+    document = moves.retrain(config, data_dir, Console(stderr=True), orchestrated=orchestrator)
+    _show(document, tables.retrained, as_json)
+    if document["retraining"]["new"] is not None and document["registered"] is None:
+        raise typer.Exit(NOTHING_MET)
+
+
+By = Annotated[str | None, typer.Option("--by", help="who, for the record; default: this user")]
+Reason = Annotated[str, typer.Option("--reason", help="why, for the record")]
+
+
+@app.command()
+def promote(
+    target: Annotated[str, typer.Argument(help="a pipeline YAML, or the name of a registered model")],
+    approve: Annotated[bool, typer.Option("--approve", help="approve the challenger that waits")] = False,
+    reject: Annotated[bool, typer.Option("--reject", help="decline it")] = False,
+    by: By = None,
+    reason: Reason = "",
+    to: Annotated[
+        str | None, typer.Option("--to", help="the address of another registry: copy the champion there")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="the pipeline YAML of a registered model, where it has moved")
+    ] = None,
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Make the challenger champion, if it is not worse than the present one; approve it; or copy it on."""
+    set_environment()
+    from flows import moves
+
+    document = moves.move(target, approve, reject, to, config, data_dir, by, reason)
+    _show(document, tables.promotion, as_json)
 
 
 @app.command()
 def rollback(
     name: Annotated[str, typer.Argument(help="the registered model")],
+    by: By = None,
+    reason: Reason = "",
     data_dir: DataDir = DATA,
     as_json: AsJson = False,
 ) -> None:
     """Make the previous champion champion again."""
     set_environment()
-    from flows import commands
+    from flows import moves
 
-    _show(commands.rollback(name, data_dir), tables.promotion, as_json)
+    _show(moves.rollback(name, data_dir, by, reason), tables.promotion, as_json)
 
 
 @app.command()

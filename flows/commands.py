@@ -87,24 +87,19 @@ def check_pipeline(config: Path, data_dir: Path) -> dict[str, Any]:
 def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, Any]:
     """A registered version judged again here. Raises: InputError if its pipeline YAML cannot be found."""
     from pareflow.stages.rejudging import rejudge
-    from tasks.tracking import CONFIG, Tracker
+    from tasks.pipelines import described as pipeline_of
+    from tasks.tracking import Tracker
 
     tracker = Tracker.open(data_dir)
     version = tracker.resolve(uri)
-    path = config or Path(version.tags.get(CONFIG, ""))
-    if not path.is_file():
-        raise InputError(
-            "the pipeline YAML that a version came from must be at hand: it holds the data and the SLA",
-            f"there is no {path}",
-            "Name it with --config",
-        )
-    described = _here(spec.read(path))
+    found, path = pipeline_of(tracker, version.name, str(version.version), config)
+    described = _here(found)
     with holding(Store(data_dir / "store"), f"check {uri}"), tempfile.TemporaryDirectory() as folder:
         run = Run.open(described, path, data_dir, remeasure=True)
         package = tracker.download(version.name, str(version.version), Path(folder))
-        found = rejudge(run, package)
-    tracker.record_verdict(run, version, found["now"]["decision"] if found["now"] else "reject")
-    return {"name": version.name, "version": str(version.version), **found}
+        judged = rejudge(run, package)
+    tracker.record_verdict(run, version, judged["now"]["decision"] if judged["now"] else "reject")
+    return {"name": version.name, "version": str(version.version), **judged}
 
 
 def plan(config: Path, data_dir: Path, target: Path | None = None) -> dict[str, Any]:
@@ -238,29 +233,10 @@ def listing(what: str, data_dir: Path) -> list[dict[str, Any]]:
 
         tracker = Tracker.open(data_dir)
         return [tracker.summary(version) for version in tracker.client.search_model_versions()]
-    known = (*families, "runs", "versions")
+    known = (*families, "runs", "versions", "audit")
     raise InputError(
         f"`pareflow list` must name one of {', '.join(known)}", f"got '{what}'", "Name one of them"
     )
-
-
-def promote(config: Path, data_dir: Path) -> dict[str, Any]:
-    """The challenger made champion, or the reason why not."""
-    from tasks.promotion import promote_challenger
-    from tasks.tracking import Tracker
-
-    described = spec.read(config)
-    with holding(Store(data_dir / "store"), f"promote {described.name}"):
-        run = Run.open(described, config, data_dir)
-        return promote_challenger(Tracker.open(data_dir), run)
-
-
-def rollback(name: str, data_dir: Path) -> dict[str, Any]:
-    """The previous champion made champion again."""
-    from tasks.promotion import roll_back
-    from tasks.tracking import Tracker
-
-    return roll_back(Tracker.open(data_dir), name)
 
 
 def serve(targets: Sequence[str], data_dir: Path, plan: Path | None, settings: Settings) -> None:
@@ -428,13 +404,20 @@ def _kept_from_stdout(data_dir: Path) -> Iterator[None]:
 def _by_prefect(
     config: Path, data_dir: Path, options: Mapping[str, Any], *, remeasure: bool, target: Path | None
 ) -> dict[str, Any]:
-    import httpx
-
     from flows.pipeline import pipeline
 
     flow = pipeline.with_options(**options)
-    try:
+    with served_throughout():
         return flow(str(config), str(data_dir), remeasure, None if target is None else str(target))
+
+
+@contextmanager
+def served_throughout() -> Iterator[None]:
+    """Tell a Prefect server that went away as an error of ours. Raises: TransientError."""
+    import httpx
+
+    try:
+        yield
     except httpx.ConnectError as error:
         raise TransientError(
             "the Prefect server must stay reachable during a run",

@@ -10,6 +10,7 @@ set_environment()  # before prefect is imported
 
 from prefect import Task, flow  # noqa: E402
 
+from flows.endings import ended  # noqa: E402
 from flows.progress import shown  # noqa: E402
 from pareflow import collection, spec  # noqa: E402
 from pareflow.errors import PareflowError  # noqa: E402
@@ -31,7 +32,9 @@ def pipeline(
     """Optimize what `config` (a pipeline YAML) describes, for the device of the file `target` where one is
     named; the document of the outcome."""
     device = None if target is None else Path(target)
-    return run_pipeline(Path(config), Path(data_dir), of_the_flow(), remeasure=remeasure, target=device)
+    return ended(
+        run_pipeline(Path(config), Path(data_dir), of_the_flow(), remeasure=remeasure, target=device)
+    )
 
 
 def run_pipeline(

@@ -82,6 +82,19 @@ def promotion(document: Document, console: Console) -> None:
     )
 
 
+def retrained(document: Document, console: Console) -> None:
+    """What was new, the pipeline's tables, and the new original beside the champion."""
+    found = document["retraining"]
+    if found["new"] is None:
+        console.print(escape(f"nothing to retrain: {found['why']}"), soft_wrap=True, highlight=False)
+        return
+    outcome(document, console)
+    console.print(escape(f"retrained: {found['new']}"), soft_wrap=True, highlight=False)
+    if found["original"] is not None:
+        told = f"the new original, against version {found['champion']}: {found['original']['reason']}"
+        console.print(escape(told), soft_wrap=True, highlight=False)
+
+
 def _search(document: Document) -> Iterator[str]:
     """What each step of the winner gives, why the search ended, and what it would try next."""
     for step in document["contributions"]:

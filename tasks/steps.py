@@ -30,7 +30,7 @@ from pareflow.stages import (
     validation,
 )
 from pareflow.stages.run import Row, Run
-from tasks import promotion
+from tasks import approval, promotion, retraining
 from tasks.tracking import Tracker
 
 
@@ -55,6 +55,12 @@ def measure_baseline(run: Run, tracker: Tracker | None, parent: str) -> list[Row
     rows = baseline.baseline(run)
     _record(run, tracker, parent, rows)
     return rows
+
+
+@task(task_run_name="train", **_POLICY)
+def train(run: Run) -> None:
+    """The original, by the workload's own training."""
+    baseline.train(run)
 
 
 @task(task_run_name="profile", **_POLICY)
@@ -107,7 +113,9 @@ def sweep(run: Run, judged: Sequence[Row], winner: Row | None) -> list[dict[str,
 
 @task(task_run_name="register", **_POLICY)
 def register(run: Run, tracker: Tracker | None, parent: str, winner: Row) -> dict[str, Any] | None:
-    """The winner as a model version; challenger, and champion where the pipeline promotes by itself."""
+    """The winner as a model version; challenger, and champion where the pipeline promotes by itself.
+
+    Where a person must approve, it ends with the request."""
     package = registration.package(run, winner)
     if tracker is None:
         return None
@@ -117,12 +125,31 @@ def register(run: Run, tracker: Tracker | None, parent: str, winner: Row) -> dic
     if profile is not None:
         reason = f"it was judged here, not on {profile.name}: `pareflow check` judges it there"
         moved = promotion.Promotion(version, "challenger", reason)
+    elif run.spec.promotion == "approval":
+        moved = approval.ask(tracker, run, version, winner)
     elif run.spec.promotion == "manual":
         reason = "promotion is manual: `pareflow promote` makes it champion"
         moved = promotion.Promotion(version, "challenger", reason)
     else:
         moved = promotion.promote(tracker, run, version, winner)
     return {"name": run.spec.name, **dataclasses.asdict(moved)}
+
+
+@task(task_run_name="compare with the champion", **_POLICY)
+def compare_original(run: Run, tracker: Tracker, champion: str | None) -> dict[str, Any] | None:
+    """What the new training itself won or lost against the version that was champion."""
+    return retraining.beside_champion(tracker, run, champion)
+
+
+@task(task_run_name="decide on {name}", **_POLICY)
+def decide(
+    name: str, run: Run | None, tracker: Tracker, decision: str, by: str, reason: str
+) -> dict[str, Any]:
+    """A person's word on the challenger that waits: promoted, if the gate agrees, or declined."""
+    if decision == "reject":
+        return approval.decline(tracker, name, by, reason)
+    assert run is not None  # who approves has it judged
+    return approval.approve(tracker, run, by, reason)
 
 
 @task(task_run_name="explain", **_POLICY)

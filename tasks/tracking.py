@@ -4,7 +4,6 @@ Everything goes through `MlflowClient` with explicit run ids, since the fluent A
 Writing is idempotent: a run is found again by its tag `pareflow.key`, a version by its content.
 """
 
-import fcntl
 import json
 import logging
 import math
@@ -37,11 +36,15 @@ from pareflow.stages.registration import content_digest, golden
 from pareflow.stages.run import Row, Run
 from pareflow.store import writing
 from pareflow.variant import digest
-from tasks import registries
+from tasks import locking, registries
 
 KEY = "pareflow.key"
 CONTENT = "pareflow.content_sha256"
 VARIANT = "pareflow.variant"
+RUN = "pareflow.run"
+DATA = "pareflow.data"
+WORKLOAD = "pareflow.workload"
+"""The digest of code, settings and data that a version's original was trained from."""
 CONFIG = "pareflow.config"
 """Where the pipeline YAML lay when the version was registered."""
 _BUSY = ("REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")
@@ -86,6 +89,8 @@ class Tracker:
     uri: str
     artifacts: Path | None
     locks: Path
+    registry: str | None = None
+    """The registry, where it is another than what the environment says."""
 
     @classmethod
     def open(cls, data_dir: Path) -> "Tracker":
@@ -107,21 +112,57 @@ class Tracker:
         _hear_loggers_again()
         return tracker
 
+    @classmethod
+    def at(cls, uri: str, data_dir: Path) -> "Tracker":
+        """The MLflow at this address, for records and registry both, whatever the environment names.
+
+        `data_dir` holds the locks of a server; an embedded MLflow has its own.
+        Raises: InputError, TransientError, TrackingError.
+        """
+        artifacts, locks = None, data_dir / "locks"
+        if uri.startswith("sqlite:///"):
+            folder = Path(uri.removeprefix("sqlite:///")).resolve().parent
+            if not folder.is_dir():
+                raise InputError(
+                    "an embedded MLflow must be there", f"there is no folder {folder}", "Mend its address"
+                )
+            artifacts, locks = folder / "artifacts", folder.parent / "locks"
+        tracker = cls(uri, artifacts, locks, uri)
+        with tracker.locked("mlflow"), _reaching(uri):
+            tracker.client.search_experiments(max_results=1)
+        _hear_loggers_again()
+        return tracker
+
+    @property
+    def registry_uri(self) -> str:
+        return self.registry or os.environ.get("MLFLOW_REGISTRY_URI", self.uri)
+
     @property
     def client(self) -> MlflowClient:
-        return MlflowClient(self.uri, os.environ.get("MLFLOW_REGISTRY_URI", self.uri))
+        return MlflowClient(self.uri, self.registry_uri)
+
+    @contextmanager
+    def reached(self) -> Iterator[MlflowClient]:
+        """The client. Raises: TransientError, TrackingError for what it raises."""
+        with _reaching(self.uri):
+            yield self.client
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """Hold one named lock of this data folder alone: MLflow has none, and aliases no compare-and-set."""
-        self.locks.mkdir(parents=True, exist_ok=True)
-        with (self.locks / f"{name}.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        """Hold one named lock of this data folder alone."""
+        with locking.flocked(self.locks, name):
             yield
+
+    @contextmanager
+    def moving(self, name: str) -> Iterator[locking.StillHeld]:
+        """Hold the lock that whoever moves an alias of the model must hold. Raises: TransientError,
+        TrackingError."""
+        with locking.exclusive(self.locks, f"promotion-{name}") as still_held:
+            yield still_held
 
     def begin(self, run: Run) -> str:
         """The id of the parent run of this pipeline run, found or made."""
-        tags = {"pareflow.environment": run.environment.fingerprint, "pareflow.data": run.facts.data_digest}
+        tags = {"pareflow.environment": run.environment.fingerprint, DATA: run.facts.data_digest}
         with _reaching(self.uri):
             return self._run(run, run.id, f"{run.spec.name}-{run.id[:8]}", tags)
 
@@ -171,27 +212,42 @@ class Tracker:
         assert winner.verdict is not None  # only judged rows win
         tags = {
             CONTENT: content,
-            "pareflow.run": run.id,
+            RUN: run.id,
             VARIANT: str(winner.id),
             "pareflow.recipe": winner.label[:4000],
-            "pareflow.data": run.facts.data_digest,
+            DATA: run.facts.data_digest,
+            WORKLOAD: run.facts.digest,
             "pareflow.seed": str(run.facts.seed),
             "pareflow.environment": run.environment.fingerprint,
             CONFIG: str(run.config.resolve()),
             verdict_tag(run): winner.verdict.decision,
         }
+        with self.locked("mlflow"):
+            registries.remember(self.locks.parent, registries.named() or self.uri)
+        return self.add(name, package, tags, parent)
+
+    def add(
+        self, name: str, package: Path, tags: Mapping[str, str], parent: str | None = None
+    ) -> ModelVersion:
+        """The version with the content that `tags` name, found or made of the package, with these tags.
+
+        Its files are logged by the MLflow run `parent`; where there is none, by one made for it.
+        """
         with _reaching(self.uri), self.locked("mlflow"):
             if not self.client.search_registered_models(f"name = '{name}'"):
                 self.client.create_registered_model(name, {"pareflow.pipeline": name})
-            found = [v for v in self.versions(name) if v.tags.get(CONTENT) == content]
+            found = [v for v in self.versions(name) if v.tags.get(CONTENT) == tags[CONTENT]]
             if found:
                 version = found[0]
                 for tag, value in tags.items():
                     self.client.set_model_version_tag(name, version.version, tag, value)
                 return version
-            registries.remember(self.locks.parent, registries.named() or self.uri)
-            source = self._upload(parent, package, f"model/{content[:16]}")
-            return self.client.create_model_version(name, source, run_id=parent, tags=tags)
+            if parent is None:
+                made = self.client.create_run(self.experiment(name), run_name=f"copy {tags[CONTENT][:8]}")
+                parent = str(made.info.run_id)
+                self.client.set_terminated(parent)
+            source = self._upload(parent, package, f"model/{tags[CONTENT][:16]}")
+            return self.client.create_model_version(name, source, run_id=parent, tags=dict(tags))
 
     def resolve(self, uri: str) -> ModelVersion:
         """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names. Raises: InputError."""
@@ -276,19 +332,25 @@ class Tracker:
     def _run(self, run: Run, key: str, name: str, tags: Mapping[str, str]) -> str:
         """The id of the run with this key in the pipeline's experiment, found or made, under a lock."""
         with self.locked("mlflow"):
-            experiment = self._experiment(run.spec.name)
+            experiment = self.experiment(run.spec.name)
             found = self.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
             if found:
                 return str(found[0].info.run_id)
             all_tags = {**tags, KEY: key}
             return str(self.client.create_run(experiment, tags=all_tags, run_name=name).info.run_id)
 
-    def _experiment(self, name: str) -> str:
+    def experiment(self, name: str) -> str:
+        """The id of the experiment with this name, found or made."""
         found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        location = None if self.artifacts is None else (self.artifacts / name).as_uri()
-        return str(self.client.create_experiment(name, location))
+        if found is None:
+            location = None if self.artifacts is None else (self.artifacts / name).as_uri()
+            try:
+                return str(self.client.create_experiment(name, location))
+            except MlflowException as error:
+                found = self.client.get_experiment_by_name(name)
+                if found is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise  # else another one was quicker
+        return str(found.experiment_id)
 
     def _upload(self, parent: str, package: Path, path: str) -> str:
         """Log the package as a pyfunc made from code and plain files; its URI.
