@@ -84,6 +84,16 @@ def entries() -> Callable[[Path], dict[str, tuple[int, int]]]:
     return found
 
 
+@pytest.fixture(scope="session")
+def blank_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with an MLflow that knows nothing yet, its migrations done; not to be changed."""
+    from tasks.tracking import Tracker
+
+    data_dir = tmp_path_factory.mktemp("blank") / "data"
+    Tracker.open(data_dir)
+    return data_dir
+
+
 @dataclass(frozen=True)
 class Finished:
     """A run to its end: its pipeline, its data folder, and what the command printed."""
