@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
@@ -80,9 +81,9 @@ class Api:
     def get(self, path: str) -> Any:
         return self._answer(urllib.request.Request(f"{self.url}/{path}"))
 
-    def deployment(self, name: str) -> dict[str, Any]:
-        """The pipeline's deployment of this name."""
-        found: dict[str, Any] = self.get(f"deployments/name/pipeline/{name}")
+    def deployment(self, name: str, flow: str = "pipeline") -> dict[str, Any]:
+        """The flow's deployment of this name."""
+        found: dict[str, Any] = self.get(f"deployments/name/{flow}/{name}")
         return found
 
     def runs(self, deployment: str) -> list[dict[str, Any]]:
@@ -151,6 +152,32 @@ def test_on_demand_runs_one_at_a_time_and_the_next_one_waits(api: Api) -> None:
     deployment = api.deployment("on-demand")
     assert deployment["global_concurrency_limit"]["limit"] == 1
     assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+
+
+def test_retraining_runs_daily_and_a_slow_one_is_not_overtaken(api: Api) -> None:
+    deployment = api.deployment("daily", "retraining")
+    (schedule,) = deployment["schedules"]
+    assert schedule["active"]
+    assert schedule["schedule"] == {"cron": "0 3 * * *", "timezone": "UTC", "day_or": True}
+    assert deployment["global_concurrency_limit"]["limit"] == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"decision": "maybe"}, {"by": ""}, {"reason": None}, {"colour": "red"}, {}],
+    ids=["unknown word", "nobody", "no reason", "unknown parameter", "good"],
+)
+def test_a_decision_that_says_too_little_starts_no_run(api: Api, changed: dict[str, Any]) -> None:
+    good = {"model": "digits", "decision": "approve", "by": "Ada", "reason": "it is better"}
+    path = f"deployments/{api.deployment('decision', 'promotion')['id']}/create_flow_run"
+    if not changed:
+        run = api.post(path, {"parameters": good, "state": {"type": "CANCELLED"}})  # no worker is to take it
+        assert run["parameters"]["by"] == "Ada"
+        return
+    with pytest.raises(HTTPError) as refused:
+        api.post(path, {"parameters": {**good, **changed}})
+    assert refused.value.code in (409, 422)
+    refused.value.close()
 
 
 def test_on_event_runs_for_a_registered_original_and_not_for_what_the_pipeline_registers(api: Api) -> None:

@@ -77,7 +77,7 @@ def test_what_was_rejected_against_this_champion_is_not_trained_again(
 
 
 def test_the_margin_is_for_what_was_trained_anew_alone(judged: Judged) -> None:
-    """The fp32 file is several times as large as the int8 one: a gain far below 1, by the objective `size`."""
+    """The fp32 file is several times as large as the int8 one: by `size`, a gain far below 1."""
     package = judged.package(judged.int8)
     least = judged.run.spec.model_copy(
         update={"retraining": judged.run.spec.retraining.model_copy(update={"objective_margin": 0.9})}
