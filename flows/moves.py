@@ -70,10 +70,11 @@ def promote(
     from tasks.promotion import challenger_of, promote_challenger
     from tasks.tracking import Tracker
 
-    tracker = Tracker.open(data_dir)
-    if target.endswith((".yaml", ".yml")):
+    if _is_path(target):
         found, path = spec.read(Path(target)), Path(target)
+        tracker = Tracker.open(data_dir)
     else:
+        tracker = Tracker.open(data_dir)
         found, path = described(tracker, target, challenger_of(tracker, target), config)
     if found.promotion == "approval":
         raise InputError(
@@ -129,6 +130,11 @@ def history(name: str | None, data_dir: Path) -> list[dict[str, Any]]:
     if name is None:
         raise InputError("`pareflow list audit` must name a model", "none was named", "Name one")
     return audit.history(Tracker.open(data_dir), name)
+
+
+def _is_path(target: str) -> bool:
+    """Whether it names a file: the name of a model has neither dots nor slashes."""
+    return "." in target or "/" in target
 
 
 def _retrain_by_prefect(config: Path, data_dir: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from flows.progress import shown  # noqa: E402
 from pareflow import collection, spec  # noqa: E402
 from pareflow.stages.run import Run  # noqa: E402
 from pareflow.store import Store  # noqa: E402
-from tasks import steps  # noqa: E402
+from tasks import approval, steps  # noqa: E402
 from tasks.execution import Execution, of_the_flow  # noqa: E402
 from tasks.retraining import news  # noqa: E402
 from tasks.tracking import Tracker  # noqa: E402
@@ -36,6 +36,7 @@ def run_retraining(config: Path, data_dir: Path, execution: Execution) -> dict[s
     with collection.holding(Store(data_dir / "store"), f"retrain {described.name}"):
         run = Run.open(described, config, data_dir)
         tracker = Tracker.open(data_dir)
+        approval.expire(tracker, described.name)
         found = news(tracker, run)
         if found["new"] is None:
             return {"pipeline": described.name, "winner": None, "registered": None, "retraining": found}

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pareflow.errors import InputError
 from pareflow.stages.run import Row, Run
 from tasks import audit
-from tasks.promotion import Bout, Promotion, bout, challenger_of, number, settle
+from tasks.promotion import Bout, Promotion, bout, challenger_of, judged, number, settle
 from tasks.tracking import Tracker
 
 TAG = "pareflow.approval."
@@ -44,6 +44,10 @@ class Request:
         """Whether its time is over, by this machine's clock."""
         return self.state == "pending" and datetime.now(UTC) >= datetime.fromisoformat(self.expires)
 
+    def stands(self, champion: str | None) -> bool:
+        """Whether nobody need be asked again, with this champion."""
+        return self.champion == champion and self.state in ("pending", "declined") and not self.late()
+
 
 def ask(tracker: Tracker, run: Run, version: str, winner: Row) -> Promotion:
     """Ask for the version to be approved, if the gate promotes it against the present champion.
@@ -61,9 +65,9 @@ def file(tracker: Tracker, asked: Bout, hours: float) -> Promotion:
     if champion == version:
         return Promotion(version, "champion", "it is the champion already")
     known = _current(tracker, name, version, requests(tracker, name, version).get(asked.environment[:12]))
-    if known is not None and known.champion == champion and known.state in ("pending", "declined"):
-        return _told(name, version, known)
-    decision, reason = asked.judge(champion)
+    if known is not None and known.stands(champion):
+        return told(name, version, known)
+    decision, reason = judged(tracker, asked, champion)
     places: dict[str, str | None] = {"before": champion, "verdict": decision}
     if decision != "promote":
         audit.note(tracker, asked.move("rejected", reason, **places, after=champion))
@@ -73,7 +77,7 @@ def file(tracker: Tracker, asked: Bout, hours: float) -> Promotion:
     request = Request(asked.environment, champion, reason, now.isoformat(timespec="seconds"), until)
     with audit.recorded(tracker, asked.move("awaiting_approval", reason, **places)):
         _keep(tracker, name, version, request)
-    return _told(name, version, request)
+    return told(name, version, request)
 
 
 def approve(tracker: Tracker, run: Run, by: str, why: str) -> dict[str, Any]:
@@ -170,11 +174,12 @@ def _current(tracker: Tracker, name: str, version: str, request: Request | None)
 
 
 def _keep(tracker: Tracker, name: str, version: str, request: Request) -> None:
-    told = replace(request, reason=request.reason[:2000], why=request.why[:2000])
-    tracker.tag_version(name, version, request.tag, json.dumps(asdict(told)))
+    kept = replace(request, reason=request.reason[:2000], why=request.why[:2000])
+    tracker.tag_version(name, version, request.tag, json.dumps(asdict(kept)))
 
 
-def _told(name: str, version: str, request: Request) -> Promotion:
+def told(name: str, version: str, request: Request) -> Promotion:
+    """Where the version stands by a request that is pending or declined."""
     if request.state == "declined":
         return Promotion(version, "challenger", f"{request.by} declined it: {request.why}")
     reason = (

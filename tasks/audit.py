@@ -78,17 +78,19 @@ def history(tracker: Tracker, name: str) -> list[dict[str, Any]]:
     """Every move of a model, the first one first."""
     rows: list[dict[str, Any]] = []
     with tracker.reached() as client:
-        found = client.get_experiment_by_name(EXPERIMENT)
-        token = None if found is not None else ""
-        while token != "":
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        token: str | None = None
+        while experiment is not None:
             page = client.search_runs(
-                [found.experiment_id],
+                [experiment.experiment_id],
                 f"tags.`{_TAG}model` = '{name}'",
                 order_by=["attributes.start_time ASC"],
                 page_token=token,
             )
             rows += [_row(run) for run in page]
-            token = page.token or ""
+            token = page.token
+            if not token:
+                break
     return rows
 
 

@@ -108,9 +108,7 @@ def settle(tracker: Tracker, bout: Bout, still_held: StillHeld) -> Promotion:
     champion = number(tracker, name, "champion")
     if champion == version:
         return Promotion(version, "champion", "it is the champion already")
-    decision, reason = bout.judge(champion)
-    told = {"champion": champion, "decision": decision, "reason": reason}
-    tracker.tag_version(name, version, against_tag(bout.environment), json.dumps(told)[:4000])
+    decision, reason = judged(tracker, bout, champion)
     if decision != "promote":
         audit.note(tracker, bout.move("rejected", reason, before=champion, after=champion, verdict=decision))
         return Promotion(version, "challenger", reason)
@@ -121,6 +119,14 @@ def settle(tracker: Tracker, bout: Bout, still_held: StillHeld) -> Promotion:
             tracker.set_alias(name, "previous", champion)
         tracker.set_alias(name, "champion", version)
     return Promotion(version, "champion", reason)
+
+
+def judged(tracker: Tracker, bout: Bout, champion: str | None) -> Judgement:
+    """The gate's word on a bout, kept with the version: who asks again later need not run it again."""
+    found = bout.judge(champion)
+    told = {"champion": champion, "decision": found.decision, "reason": found.reason[:3000]}
+    tracker.tag_version(bout.name, bout.version, against_tag(bout.environment), json.dumps(told))
+    return found
 
 
 def promote_challenger(

@@ -7,6 +7,7 @@ from typing import Any
 
 from pareflow.stages import retraining
 from pareflow.stages.run import Run
+from tasks import approval
 from tasks.promotion import against_tag, as_registered, number
 from tasks.tracking import DATA, RUN, WORKLOAD, Tracker
 
@@ -18,7 +19,7 @@ def news(tracker: Tracker, run: Run) -> dict[str, Any]:
     """
     name = run.spec.name
     champion = tracker.alias(name, "champion")
-    told = {
+    told: dict[str, Any] = {
         "champion": None if champion is None else str(champion.version),
         "data_digest": {"champion": None, "now": run.facts.data_digest},
         "new": "there is no champion",
@@ -55,6 +56,11 @@ def _known_already(tracker: Tracker, run: Run, champion: str) -> str | None:
         return None
     tags = tracker.version(run.spec.name, version).tags
     recorded = json.loads(tags.get(against_tag(run.environment.fingerprint), "{}"))
-    if tags.get(RUN) != run.id or recorded.get("champion") != champion or recorded["decision"] == "promote":
+    if tags.get(RUN) != run.id or recorded.get("champion") != champion:
+        return None
+    asked = approval.requests(tracker, run.spec.name, version).get(run.environment.fingerprint[:12])
+    if asked is not None and asked.stands(champion):
+        return f"version {version} was trained on it: {approval.told(run.spec.name, version, asked).reason}"
+    if recorded["decision"] == "promote":
         return None
     return f"version {version} was trained on it before: {recorded['reason']}"

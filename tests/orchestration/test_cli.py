@@ -31,7 +31,7 @@ print(sorted({"torch", "mlflow", "prefect", "onnxruntime", "pandas"} & set(sys.m
 """
 COMMANDS = (
     *("init", "check", "plan", "optimize", "report", "list", "export", "split"),
-    *("promote", "rollback", "store", "collect", "doctor"),
+    *("retrain", "promote", "rollback", "store", "collect", "doctor"),
 )
 
 
@@ -112,7 +112,7 @@ def test_check_finds_what_the_yaml_names(
     assert found in " ".join(done.stderr.split())
 
 
-@pytest.mark.parametrize("name", ["check", "plan", "optimize", "report", "promote"])
+@pytest.mark.parametrize("name", ["check", "plan", "optimize", "report", "promote", "retrain"])
 def test_a_missing_pipeline_is_bad_input(pareflow_command: Run, tmp_path: Path, name: str) -> None:
     done = pareflow_command(name, tmp_path / "absent.yaml")
     assert done.returncode == 2
