@@ -108,6 +108,29 @@ def test_a_copy_is_judged_where_it_arrives_before_it_is_champion(
     assert production.version("images", there).tags[verdict_tag(judged.run)] == "promote"
 
 
+@pytest.mark.slow
+def test_a_copy_goes_to_a_server_whose_name_and_password_are_written_nowhere(
+    development: Tracker,
+    judged: Judged,
+    register: Callable[[Judged, Row], str],
+    server: Callable[[int], object],
+    free_port: int,
+    tmp_path: Path,
+) -> None:
+    """Files and records go through the server, which asks for no password and is told one."""
+    server(free_port)
+    register(judged, judged.int8)
+    uri = f"http://ada:secret@127.0.0.1:{free_port}"
+    told = copy(development, "models:/images@champion", uri, tmp_path / "development")
+    production = Tracker.at(f"http://127.0.0.1:{free_port}", tmp_path / "development")
+    assert number(production, "images", "challenger") == told["version"]
+    assert (tmp_path / "served").is_dir(), "its artifacts lie with the server"
+    written = repr((told, audit.history(development, "images"), audit.history(production, "images")))
+    assert f"http://127.0.0.1:{free_port} models:/images/" in written
+    assert "secret" not in written
+    assert promote_challenger(production, judged.run)["alias"] == "champion"
+
+
 def test_a_damaged_version_is_not_copied(
     development: Tracker,
     production: Tracker,
