@@ -30,6 +30,7 @@ class Request:
     environment: str
     champion: str | None
     reason: str
+    verdict: str
     asked: str
     expires: str
     state: State = "pending"
@@ -67,14 +68,16 @@ def file(tracker: Tracker, asked: Bout, hours: float) -> Promotion:
     known = _current(tracker, name, version, requests(tracker, name, version).get(asked.environment[:12]))
     if known is not None and known.stands(champion):
         return told(name, version, known)
-    decision, reason = judged(tracker, asked, champion)
-    places: dict[str, str | None] = {"before": champion, "verdict": decision}
-    if decision != "promote":
+    found = judged(tracker, asked, champion)
+    reason, places = found.reason, {"before": champion, "verdict": found.verdict}
+    if found.decision != "promote":
         audit.note(tracker, asked.move("rejected", reason, **places, after=champion))
         return Promotion(version, "challenger", reason)
     now = datetime.now(UTC)
     until = (now + timedelta(hours=hours)).isoformat(timespec="seconds")
-    request = Request(asked.environment, champion, reason, now.isoformat(timespec="seconds"), until)
+    request = Request(
+        asked.environment, champion, reason, found.verdict, now.isoformat(timespec="seconds"), until
+    )
     with audit.recorded(tracker, asked.move("awaiting_approval", reason, **places)):
         _keep(tracker, name, version, request)
     return told(name, version, request)
@@ -174,7 +177,8 @@ def _current(tracker: Tracker, name: str, version: str, request: Request | None)
 
 
 def _keep(tracker: Tracker, name: str, version: str, request: Request) -> None:
-    kept = replace(request, reason=request.reason[:2000], why=request.why[:2000])
+    texts = {key: str(getattr(request, key))[:1500] for key in ("reason", "verdict", "why")}
+    kept = replace(request, **texts)
     tracker.tag_version(name, version, request.tag, json.dumps(asdict(kept)))
 
 
@@ -183,7 +187,7 @@ def told(name: str, version: str, request: Request) -> Promotion:
     if request.state == "declined":
         return Promotion(version, "challenger", f"{request.by} declined it: {request.why}")
     reason = (
-        f"awaiting approval until {request.expires}: {request.reason}; "
+        f"awaiting approval until {request.expires}: {request.reason}; {request.verdict}; "
         f"`pareflow promote {name} --approve --by WHO --reason …`, or --reject"
     )
     return Promotion(version, "challenger", reason, awaiting=request.expires)

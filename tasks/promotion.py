@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pareflow.errors import InputError
+from pareflow.errors import InputError, VariantError
 from pareflow.gate import Decision, Verdict
 from pareflow.serving.model import verified
 from pareflow.stages import promotion, registration
@@ -38,10 +38,16 @@ class Promotion:
 
 
 class Judgement(NamedTuple):
-    """What the gate says of a version beside one champion, in words that name that champion."""
+    """What the gate says of a version beside one champion: in words that name it, and by clause."""
 
     decision: Decision
     reason: str
+    clauses: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """The decision, and what it rests on."""
+        return f"{self.decision}: {self.clauses}" if self.clauses else self.decision
 
 
 @dataclass(frozen=True)
@@ -108,12 +114,13 @@ def settle(tracker: Tracker, bout: Bout, still_held: StillHeld) -> Promotion:
     champion = number(tracker, name, "champion")
     if champion == version:
         return Promotion(version, "champion", "it is the champion already")
-    decision, reason = judged(tracker, bout, champion)
-    if decision != "promote":
-        audit.note(tracker, bout.move("rejected", reason, before=champion, after=champion, verdict=decision))
+    found = judged(tracker, bout, champion)
+    reason, places = found.reason, {"before": champion, "verdict": found.verdict}
+    if found.decision != "promote":
+        audit.note(tracker, bout.move("rejected", reason, **places, after=champion))
         return Promotion(version, "challenger", reason)
     still_held()
-    move = bout.move("promoted", reason, before=champion, after=version, verdict=decision)
+    move = bout.move("promoted", reason, **places, after=version)
     with audit.recorded(tracker, move):
         if champion is not None:
             tracker.set_alias(name, "previous", champion)
@@ -188,22 +195,31 @@ def _judged(tracker: Tracker, run: Run, version: str, winner: Row | None, champi
         package = _verified(tracker, run, version, Path(ours))
         alone = _verdict_here(tracker, run, version, package)
         if alone.decision != "promote":
-            return _kept(champion, version, *alone)
+            return _kept(champion, version, alone.decision, alone.reason)
         if champion is None:
-            return Judgement("promote", "there was no champion")
+            return alone._replace(reason="there was no champion")
         holder = as_registered(tracker, name, champion, Path(theirs))
         lineages = verified(package), verified(holder)
         retrained = lineages[0]["workload_digest"] != lineages[1]["workload_digest"]
         row = winner or promotion.packaged_row(run, package)
-        verdict = promotion.against_champion(run, row, holder, retrained=retrained)
+        try:
+            verdict = promotion.against_champion(run, row, holder, retrained=retrained)
+        except VariantError as error:  # of the two the challenger was opened just now
+            return _kept(champion, version, "inconclusive", str(error))
     if verdict.decision != "promote":
-        return _kept(champion, version, verdict.decision, verdict.missed)
-    return Judgement("promote", f"it beat version {champion}")
+        return _kept(champion, version, verdict.decision, verdict.missed, _clauses(verdict))
+    return Judgement("promote", f"it beat version {champion}", _clauses(verdict))
 
 
-def _kept(champion: str | None, version: str, decision: Decision, missed: str) -> Judgement:
+def _kept(
+    champion: str | None, version: str, decision: Decision, missed: str, clauses: str = ""
+) -> Judgement:
     stays = f"version {champion} stays champion" if champion else f"version {version} is not made champion"
-    return Judgement(decision, f"{stays} ({decision}: {missed})")
+    return Judgement(decision, f"{stays} ({decision}: {missed})", clauses)
+
+
+def _clauses(verdict: Verdict) -> str:
+    return "; ".join(f"{check.clause}: {check.reason}" for check in verdict.checks)
 
 
 def _verdict_here(tracker: Tracker, run: Run, version: str, package: Path) -> Judgement:
@@ -213,13 +229,13 @@ def _verdict_here(tracker: Tracker, run: Run, version: str, package: Path) -> Ju
     if recorded is None:
         found = rejudge(run, package)
         decision: Decision = found["now"]["decision"] if found["now"] else "reject"
+        now = _clauses(Verdict.from_json(found["now"])) if found["now"] else ""
         tracker.record_verdict(run, registered, decision)
-        return Judgement(decision, found["reason"])
-    if recorded == "promote":
-        return Judgement(recorded, "")
+        return Judgement(decision, found["reason"], now)
     told = Verdict.from_json(verified(package)["verdict"])
-    ours = told.environment == run.environment.fingerprint and told.decision == recorded
-    return Judgement(recorded, told.missed if ours else "so it was judged here; `pareflow check` says why")
+    if told.environment == run.environment.fingerprint and told.decision == recorded:
+        return Judgement(recorded, told.missed, _clauses(told))
+    return Judgement(recorded, "so it was judged here; `pareflow check` says more")
 
 
 def _verified(tracker: Tracker, run: Run, version: str, into: Path) -> Path:
