@@ -9,7 +9,6 @@ that was killed in between is seen as unfinished. What is done is told to Prefec
 
 import getpass
 import os
-import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from tasks.registries import without_secrets
 from tasks.tracking import Tracker
 
 EXPERIMENT = "pareflow-audit"
@@ -101,11 +101,6 @@ def who() -> str:
     except (KeyError, OSError):  # a container's user may have no name
         user = f"uid {os.getuid()}"
     return f"{user}@{socket.gethostname()}"
-
-
-def without_secrets(uri: str) -> str:
-    """An address as it may be written down: without user and password."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri)
 
 
 def _begun(tracker: Tracker, move: Move) -> str:

@@ -15,6 +15,7 @@ from pareflow.errors import InputError, TrackingError
 from pareflow.stages.registration import content_digest, opened
 from tasks import audit
 from tasks.promotion import Promotion, as_registered, number
+from tasks.registries import without_secrets
 from tasks.tracking import CONFIG, CONTENT, DATA, RUN, VARIANT, WORKLOAD, Tracker
 
 ORIGIN = "pareflow.origin"
@@ -37,13 +38,13 @@ def copy(
         raise InputError("a copy must go to another registry", "it is the same", "Name another with --to")
     source = tracker.resolve(uri)
     name, number_here = source.name, str(source.version)
-    origin = f"{audit.without_secrets(tracker.registry_uri)} models:/{name}/{number_here}"
+    origin = f"{without_secrets(tracker.registry_uri)} models:/{name}/{number_here}"
     tags = {key: source.tags[key] for key in LINEAGE if key in source.tags} | {ORIGIN: origin}
     with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
         package = as_registered(tracker, name, number_here, Path(ours))
         there = str(destination.add(name, package, tags).version)
         _check(destination, name, there, tags[CONTENT], Path(theirs), data_dir / "logs")
-    address = f"{audit.without_secrets(to)} models:/{name}/{there}"
+    address = f"{without_secrets(to)} models:/{name}/{there}"
     why = reason or f"copied from version {number_here}"
     move = audit.Move(name, "copied", number_here, by or audit.who(), why, before=origin, after=address)
     with (
@@ -55,7 +56,7 @@ def copy(
     told = f"it is what version {number_here} is here; it becomes champion where it is judged there"
     return {
         "name": name,
-        "registry": audit.without_secrets(to),
+        "registry": without_secrets(to),
         **asdict(Promotion(there, "challenger", told)),
     }
 
@@ -71,7 +72,7 @@ def _check(tracker: Tracker, name: str, version: str, content: str, into: Path, 
     package = tracker.download(name, version, into)
     if content_digest(package) != content:
         raise TrackingError(
-            f"the copy must come back from {audit.without_secrets(tracker.uri)} as it was sent",
+            f"the copy must come back from {without_secrets(tracker.uri)} as it was sent",
             f"version {version} of {name} there gives another digest",
             f"Delete version {version} there, mend its artifact store, and copy again",
         )

@@ -61,7 +61,7 @@ def _reaching(uri: str) -> Iterator[None]:
         if "Max retries exceeded" in str(error) or error.error_code in _BUSY:
             raise _unreachable(uri, error) from error
         raise TrackingError(
-            f"MLflow at {uri} must accept what is recorded",
+            f"MLflow at {registries.without_secrets(uri)} must accept what is recorded",
             f"it said {error.error_code}: {str(error).splitlines()[0]}",
             "Mend the server, then run the same command again; what is finished is kept",
         ) from error
@@ -69,7 +69,7 @@ def _reaching(uri: str) -> Iterator[None]:
 
 def _unreachable(uri: str, error: Exception) -> TransientError:
     return TransientError(
-        f"MLflow at {uri} must be reachable",
+        f"MLflow at {registries.without_secrets(uri)} must be reachable",
         f"it is not ({type(error).__name__})",
         "Start it, or unset MLFLOW_TRACKING_URI; then run the same command again; what is finished is kept",
     )

@@ -13,6 +13,7 @@ from flows.cli import app
 from pareflow.errors import TrackingError
 from tasks import audit
 from tasks.promotion import number, roll_back, settle
+from tasks.registries import without_secrets
 from tasks.tracking import Tracker
 from tests.orchestration.contenders import HERE, MODEL, bout, enter
 
@@ -109,7 +110,7 @@ def test_nothing_moves_where_no_record_can_be_written(tracker: Tracker) -> None:
     ],
 )
 def test_addresses_are_written_down_without_user_and_password(uri: str, shown: str) -> None:
-    assert audit.without_secrets(uri) == shown
+    assert without_secrets(uri) == shown
 
 
 def test_list_audit_shows_the_moves_of_a_model(tracker: Tracker, data_dir: Path) -> None:
