@@ -5,7 +5,6 @@ Writing is idempotent: a run is found again by its tag `pareflow.key`, a version
 """
 
 import json
-import logging
 import math
 import os
 import re
@@ -75,13 +74,6 @@ def _unreachable(uri: str, error: Exception) -> TransientError:
     )
 
 
-def _hear_loggers_again() -> None:
-    """Undo what the migrations of MLflow's database do: they silence every logger that there is."""
-    for name, logger in logging.root.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and name.partition(".")[0] == pareflow.__name__:
-            logger.disabled = False
-
-
 @dataclass(frozen=True)
 class Tracker:
     """One MLflow: the server that `MLFLOW_TRACKING_URI` names, else SQLite and files in the data folder."""
@@ -109,7 +101,6 @@ class Tracker:
                 tracker = cls(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts", data_dir / "locks")
             with tracker.locked("mlflow"), _reaching(tracker.uri):
                 tracker.client.search_experiments(max_results=1)
-        _hear_loggers_again()
         return tracker
 
     @classmethod
