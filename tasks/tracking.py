@@ -121,7 +121,6 @@ class Tracker:
         tracker = cls(uri, artifacts, locks, uri)
         with tracker.locked("mlflow"), _reaching(uri):
             tracker.client.search_experiments(max_results=1)
-        _hear_loggers_again()
         return tracker
 
     @property
