@@ -20,6 +20,7 @@ from tasks.tracking import Tracker
 
 TAG = "pareflow.approval."
 HOURS = 72.0
+"""How long a request waits where the pipeline says nothing of it."""
 State = Literal["pending", "approved", "declined", "expired"]
 
 
@@ -148,10 +149,7 @@ def _waiting(tracker: Tracker, name: str, version: str) -> Request:
     if challenger != version:
         found, remedy = f"version {challenger} is the challenger now", f"See `pareflow list audit {name}`"
     elif request is None:
-        found, remedy = (
-            "nobody asked",
-            "`pareflow optimize` asks where the pipeline says `promotion: approval`",
-        )
+        found, remedy = "nobody asked", "A run of a pipeline with `promotion: approval` asks"
     elif request.state == "expired":
         found, remedy = f"its time was over at {request.expires}", "Run the pipeline again: it asks again"
     elif request.state != "pending":

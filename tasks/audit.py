@@ -12,11 +12,12 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from pareflow.errors import PareflowError
 from tasks.registries import without_secrets
 from tasks.tracking import Tracker
 
@@ -60,7 +61,8 @@ def recorded(tracker: Tracker, move: Move) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with tracker.reached() as client:
+        # What went wrong is the news, not that MLflow cannot be told of it: then the record stays unfinished.
+        with suppress(PareflowError), tracker.reached() as client:
             client.set_terminated(record, "FAILED")
         raise
     with tracker.reached() as client:
