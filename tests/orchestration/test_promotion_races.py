@@ -92,10 +92,6 @@ def consistent(
     assert moves == [("promoted", first, old), second]
 
 
-def test_of_two_promoters_at_once_the_better_is_champion(tracker: Tracker, data_dir: Path) -> None:
-    races(tracker, (data_dir, data_dir), 4)
-
-
 @pytest.mark.slow
 def test_in_a_hundred_races_the_better_is_champion(tracker: Tracker, data_dir: Path) -> None:
     races(tracker, (data_dir, data_dir), 100)

@@ -60,6 +60,7 @@ def test_the_data_and_the_workload_say_whether_there_is_anything_new(
     assert recoded["new"] == "its workload changed"
 
 
+@pytest.mark.slow
 def test_what_was_rejected_against_this_champion_is_not_trained_again(
     tracker: Tracker, judged: Judged
 ) -> None:
