@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
+from prefect import State
 from prefect.states import Completed
 
 AWAITING = "AwaitingApproval"
@@ -17,10 +18,11 @@ def ended(document: Mapping[str, Any]) -> dict[str, Any]:
     """
     document = dict(document)
     registered, retrained = document.get("registered"), document.get("retraining")
+    state: State[dict[str, Any]]
     if registered is not None and registered["awaiting"] is not None:
         state = Completed(name=AWAITING, message=registered["reason"], data=document)
-        return cast("dict[str, Any]", state)
-    if retrained is not None and retrained["new"] is None:
+    elif retrained is not None and retrained["new"] is None:
         state = Completed(name=NOTHING_NEW, message=retrained["why"], data=document)
-        return cast("dict[str, Any]", state)
-    return document
+    else:
+        return document
+    return cast("dict[str, Any]", state)

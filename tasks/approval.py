@@ -175,8 +175,8 @@ def _current(tracker: Tracker, name: str, version: str, request: Request | None)
 
 
 def _keep(tracker: Tracker, name: str, version: str, request: Request) -> None:
-    texts = {key: str(getattr(request, key))[:1500] for key in ("reason", "verdict", "why")}
-    kept = replace(request, **texts)
+    reason, verdict, why = (text[:1500] for text in (request.reason, request.verdict, request.why))
+    kept = replace(request, reason=reason, verdict=verdict, why=why)
     tracker.tag_version(name, version, request.tag, json.dumps(asdict(kept)))
 
 

@@ -135,7 +135,8 @@ def _flow_run() -> str | None:
         return None
     from prefect.runtime import flow_run
 
-    return flow_run.id
+    found: str | None = flow_run.id
+    return found
 
 
 def _tell(move: Move) -> None:

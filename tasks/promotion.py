@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pareflow.errors import InputError, VariantError
 from pareflow.gate import Decision, Verdict
@@ -225,7 +225,7 @@ def _clauses(verdict: Verdict) -> str:
 def _verdict_here(tracker: Tracker, run: Run, version: str, package: Path) -> Judgement:
     """The version's verdict in this environment: the recorded one, else measured now, and recorded."""
     registered = tracker.version(run.spec.name, version)
-    recorded: Decision | None = registered.tags.get(verdict_tag(run))
+    recorded = cast("Decision | None", registered.tags.get(verdict_tag(run)))
     if recorded is None:
         found = rejudge(run, package)
         decision: Decision = found["now"]["decision"] if found["now"] else "reject"

@@ -182,10 +182,10 @@ def test_a_version_whose_package_was_exchanged_is_not_promoted(
     parent = development.begin(judged.run)
     version = str(development.register(judged.run, parent, judged.package(judged.int8), judged.int8).version)
     packages = {
-        number_: Path(development.version("images", number_).source.removeprefix("file://"))
+        found: Path(str(development.version("images", found).source).removeprefix("file://"))
         / "data"
         / "package"
-        for number_ in (champion, version)
+        for found in (champion, version)
     }
     shutil.rmtree(packages[version])
     shutil.copytree(packages[champion], packages[version])
