@@ -30,7 +30,7 @@ from pareflow.stages import (
     validation,
 )
 from pareflow.stages.run import Row, Run
-from tasks import promotion
+from tasks import events, promotion
 from tasks.tracking import Tracker
 
 
@@ -107,11 +107,16 @@ def sweep(run: Run, judged: Sequence[Row], winner: Row | None) -> list[dict[str,
 
 @task(task_run_name="register", **_POLICY)
 def register(run: Run, tracker: Tracker | None, parent: str, winner: Row) -> dict[str, Any] | None:
-    """The winner as a model version; challenger, and champion where the pipeline promotes by itself."""
+    """The winner as a model version; challenger, and champion where the pipeline promotes by itself.
+
+    Whoever follows is told of the version each time it is registered, also where the registry had it.
+    """
     package = registration.package(run, winner)
     if tracker is None:
         return None
     version = str(tracker.register(run, parent, package, winner).version)
+    told = {"config": str(run.config), "variant": winner.id, "run": run.id}
+    events.emit("model.registered", run.spec.name, version, told, role="optimized")
     promotion.challenge(tracker, run, version)
     profile = run.spec.target.profile
     if profile is not None:

@@ -1,0 +1,51 @@
+"""Being an owner of a run: beating in the background until the end."""
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prefect.runtime import flow_run
+
+from pareflow.errors import PareflowError
+from tasks.ownership import Owner, beat_s
+from tasks.tracking import Tracker
+
+log = logging.getLogger("pareflow.ownership")
+
+
+@contextmanager
+def owned(tracker: Tracker, parent: str) -> Iterator[Tracker]:
+    """The tracker for an owner of the run `parent`: once declared dead it records nothing more.
+
+    Afterwards the run has one owner less; without any, and not finished, it is KILLED: the same command goes on.
+    """
+    owner = Owner.new(flow_run.get_id())
+    tracker.take(parent, owner)
+    stop = threading.Event()
+    beating = threading.Thread(
+        target=_beat, args=(tracker, parent, owner, stop), name="heartbeat", daemon=True
+    )
+    beating.start()
+    try:
+        yield dataclasses.replace(tracker, owner=owner, parent=parent)
+    finally:
+        stop.set()
+        beating.join()
+        try:
+            tracker.leave(parent, owner)
+        except PareflowError as error:  # it must not hide how the run ended; reconcile does it later
+            log.warning("the run %s keeps a dead owner: %s", parent, error)
+
+
+def _beat(tracker: Tracker, parent: str, owner: Owner, stop: threading.Event) -> None:
+    """Until told to stop, or declared dead. A server that is away for a while misses some beats."""
+    beats = 0
+    while not stop.wait(beat_s()):
+        beats += 1
+        try:
+            if not tracker.beat(parent, owner, beats):
+                return
+        except PareflowError as error:
+            log.warning("a heartbeat of the run %s was not recorded: %s", parent, error)
