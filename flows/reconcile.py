@@ -23,6 +23,8 @@ from tasks.tracking import Tracker  # noqa: E402
 from tasks.triggering import missed  # noqa: E402
 
 WINDOW_S = 150.0
+CONFIRM_BEATS = 3
+"""So many heartbeats long a suspect is watched before it is declared dead."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -52,15 +54,14 @@ def run_reconcile(rules: Path | None, data_dir: Path, window_s: float = WINDOW_S
     _must_be_wide(window_s)
     named = None if rules is None else rules_files.read(rules)
     tracker, each = Tracker.open(data_dir), _Each()
-    look = Look(Looks(data_dir / "looks.db"), time.time(), window_s)
-    dead, alive = each(reconciling.dead_owners, look, tracker) or (None, None)
-    # Without the owners of MLflow's, a flow run is not known to be dead.
-    judged = alive is not None and flow_runs.server_named()
+    looks = Looks(data_dir / "looks.db")
+    look = Look(looks, time.time(), window_s, CONFIRM_BEATS * beat_s())
+    owners = each(reconciling.dead_owners, look, tracker)
+    judged = owners is not None and flow_runs.server_named()  # MLflow's word counts in Prefect's runs, too
+    dead, alive = owners or (None, set[str]())
     document = {
         "dead_owners": dead,
-        "dead_flow_runs": each(reconciling.dead_flow_runs, look, alive)
-        if judged and alive is not None
-        else None,
+        "dead_flow_runs": each(reconciling.dead_flow_runs, look, alive) if judged else None,
         "resumed": each(reconciling.resumed, look) if judged else None,
         "freed_slots": each(reconciling.leaked_slots, look) if judged else None,
         "pending": each(reconciling.pending_challengers, tracker, look.now),

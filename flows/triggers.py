@@ -58,9 +58,9 @@ def webhook(url: str, data_dir: Path) -> dict[str, Any]:
 def optimize_deployed(
     config: Path, target: Path | None, deployment: str, data_dir: Path, *, wait: bool, remeasure: bool
 ) -> dict[str, Any]:
-    """A run of a deployment, started, and with `wait` followed to its end: `deployment, run_id, state, outcome`.
+    """A run of a deployment, started, and with `wait` followed to its end, as a document.
 
-    The outcome is the document of the run as MLflow holds it. Raises: SpecError before anything is started.
+    Its `outcome` is the document of the run as MLflow holds it. Raises: SpecError before anything is started.
     """
     from tasks import flow_runs
     from tasks.tracking import Tracker
@@ -103,14 +103,12 @@ def _secrets() -> list[str]:
 def started(document: Mapping[str, Any], console: Console) -> None:
     """A deployment's run, as a line."""
     state = document["state"] or "scheduled"
-    console.print(
-        f"{document['deployment']}: run {document['run_id']} {state}", soft_wrap=True, highlight=False
-    )
+    line = f"{document['deployment']}: run {document['run_id']} {state}"
+    console.print(line, soft_wrap=True, highlight=False)
 
 
 def hooked(document: Mapping[str, Any], console: Console) -> None:
     """The registry's webhook, as a line."""
     answers = "answers" if document["answers"] else f"does not answer: {document['problem']}"
-    console.print(
-        f"webhook {document['id']} calls {document['url']}, which {answers}", soft_wrap=True, highlight=False
-    )
+    line = f"webhook {document['id']} calls {document['url']}, which {answers}"
+    console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -131,20 +131,18 @@ def heartbeats(run_id: str) -> list[dict[str, Any]]:
         "order": "DESC",
     }
     with _server() as server:
-        found: list[dict[str, Any]] = _post(server, "/events/filter", {"filter": chosen, "limit": 2}).json()[
-            "events"
-        ]
-    return found
+        page = _post(server, "/events/filter", {"filter": chosen, "limit": 2}).json()
+    return list(page["events"])
 
 
 def crash(run_id: str, message: str) -> None:
-    """Mark a run whose owner died. Whatever held a slot for it gives it back."""
-    _set_state(run_id, {"type": "CRASHED", "name": "Crashed", "message": message})
+    """Mark a run whose owner died; one that has ended stays as it is. Its slot is given back."""
+    _set_state(run_id, {"type": "CRASHED", "name": "Crashed", "message": message}, force=False)
 
 
 def resume(run_id: str, message: str) -> None:
     """Let a worker take up a run of a deployment again."""
-    _set_state(run_id, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": message})
+    _set_state(run_id, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": message}, force=True)
 
 
 def slots() -> list[dict[str, Any]]:
@@ -155,11 +153,16 @@ def slots() -> list[dict[str, Any]]:
     with _server() as server:
         chosen = {"flows": {"name": {"any_": list(FLOWS)}}, "limit": _PAGE}
         found = _post(server, "/deployments/filter", chosen).json()
+    limits = [(one, limit) for one in found if (limit := one.get("global_concurrency_limit"))]
     return [
-        {"id": limit["id"], "deployment": one["name"], "taken": limit["active_slots"], "holders": holding.get(one["id"], 0)}
-        for one in found
-        if (limit := one.get("global_concurrency_limit"))
-    ]  # fmt: skip
+        {
+            "id": limit["id"],
+            "deployment": one["name"],
+            "taken": limit["active_slots"],
+            "holders": holding.get(one["id"], 0),
+        }
+        for one, limit in limits
+    ]
 
 
 def free_slots(limit_id: str, left: int) -> None:
@@ -168,9 +171,9 @@ def free_slots(limit_id: str, left: int) -> None:
         _ask(server, "PATCH", f"/v2/concurrency_limits/{limit_id}", json={"active_slots": left})
 
 
-def _set_state(run_id: str, state: Mapping[str, str]) -> None:
+def _set_state(run_id: str, state: Mapping[str, str], force: bool) -> None:
     with _server() as server:
-        _post(server, f"/flow_runs/{run_id}/set_state", {"state": dict(state), "force": True})
+        _post(server, f"/flow_runs/{run_id}/set_state", {"state": dict(state), "force": force})
 
 
 def _deployment(server: SyncPrefectClient, name: str) -> dict[str, Any]:
@@ -214,5 +217,5 @@ def _post(server: SyncPrefectClient, path: str, body: Mapping[str, Any]) -> http
 
 
 def _ask(server: SyncPrefectClient, method: Any, path: Any, **options: Any) -> httpx.Response:
-    """One request, with the client's authentication; `path` is of the API, whose routes Prefect types one by one."""
+    """One request, with the client's authentication; Prefect types each path of its own as a literal."""
     return server.request(method, path, **options).raise_for_status()

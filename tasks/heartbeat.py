@@ -19,14 +19,13 @@ log = logging.getLogger("pareflow.ownership")
 def owned(tracker: Tracker, parent: str) -> Iterator[Tracker]:
     """The tracker for an owner of the run `parent`: once declared dead it records nothing more.
 
-    Afterwards the run has one owner less; without any, and not finished, it is KILLED: the same command goes on.
+    Afterwards the run has one owner less; without any, and not finished, it is KILLED: the same command goes
+    on from there.
     """
     owner = Owner.new(flow_run.get_id())
     tracker.take(parent, owner)
     stop = threading.Event()
-    beating = threading.Thread(
-        target=_beat, args=(tracker, parent, owner, stop), name="heartbeat", daemon=True
-    )
+    beating = threading.Thread(target=_beat, args=(tracker, parent, owner, stop), daemon=True)
     beating.start()
     try:
         yield dataclasses.replace(tracker, owner=owner, parent=parent)

@@ -31,7 +31,7 @@ class Listener:
     """The routes. A delivery is handled before it is answered: what fails, MLflow sends again.
 
     401: not signed with the secret, or not now. 400: signed, and not what MLflow sends. 409: an id that came
-    before, with another body. 413: too large. 503: MLflow or Prefect is away. 500: the rules cannot be followed.
+    before, with another body. 413: too large. 503: MLflow or Prefect is away. 500: a rule cannot be followed.
     """
 
     def __init__(self, secrets: Sequence[str], memory: Memory, handle: Handle) -> None:

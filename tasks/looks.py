@@ -1,4 +1,4 @@
-"""How long something has been as it is, seen in looks that are minutes apart: a SQLite file in the data folder.
+"""How long something has been as it is, seen in looks minutes apart: a SQLite file in the data folder.
 
 Times of heartbeats are their senders' clocks', which may be wrong. That none came between two looks is not.
 """

@@ -47,7 +47,7 @@ class Owner:
         if DEAD + self.name in tags:
             raise TrackingError(
                 "who records a run must be alive, and known to be",
-                f"{self.name} gave no sign of life for so long that it was declared dead, and the run let go on",
+                f"{self.name} gave no sign of life for so long that it was declared dead",
                 "Run the same command again; what is finished is kept",
             )
 

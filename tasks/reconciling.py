@@ -1,10 +1,12 @@
 """What the safety net finds and mends: who died at work, what was left behind, what was not heard of.
 
-Each function may be called again at any time. A run is taken for dead only when its heartbeat stood still from
-one look to another, at least a window apart.
+Each function may be called again at any time. A process is taken for dead only when its heartbeat stood still
+from one look to another, at least a window apart, and again while it was watched: in between, its server may
+have been away.
 """
 
 import math
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +17,7 @@ from pareflow import collection
 from pareflow.store import Store
 from tasks import flow_runs
 from tasks.looks import Looks
+from tasks.ownership import Owned, Owner
 from tasks.tracking import Tracker
 
 RESUMED = ("pipeline", "retraining")
@@ -33,28 +36,40 @@ SLOW_BEAT_S = 180.0
 
 @dataclass(frozen=True)
 class Look:
-    """One look at everything: when, what the ones before saw, and the shortest silence that means death."""
+    """One look at everything: when, what the ones before saw, and the shortest silence that means death.
+
+    Suspects are watched for `confirm_s` more.
+    """
 
     looks: Looks
     now: float
     window_s: float
+    confirm_s: float
 
 
 def dead_owners(look: Look, tracker: Tracker) -> tuple[list[dict[str, Any]], set[str]]:
     """Owners of MLflow runs that were declared dead now; and the flow runs whose owners are alive."""
-    dead, alive = list[dict[str, Any]](), set[str]()
-    for run in tracker.owned():
-        for owner, beat in run.beats.items():
-            silent = look.looks.unchanged_s("owner", f"{run.run_id}/{owner.name}", beat, look.now)
-            if silent >= look.window_s:
-                tracker.declare_dead(run.run_id, owner)
-                dead.append(
-                    {"run": run.name, "mlflow_run": run.run_id, "owner": owner.name, "silent_s": silent}
-                )
-            elif owner.flow_run is not None:
-                alive.add(owner.flow_run)
+    runs = tracker.owned()
+    silent = {(run.run_id, owner): _owner_silent_s(look, run, owner) for run in runs for owner in run.beats}
     look.looks.forget("owner", look.now)
+    suspects = {suspect for suspect, seconds in silent.items() if seconds >= look.window_s}
+    if suspects:
+        time.sleep(look.confirm_s)
+    later = {run.run_id: run.beats for run in tracker.owned()} if suspects else {}
+    dead = []
+    for run in runs:
+        for owner, beat in run.beats.items():
+            if (run.run_id, owner) in suspects and later.get(run.run_id, {}).get(owner) == beat:
+                tracker.declare_dead(run.run_id, owner)
+                seconds = silent[run.run_id, owner] + look.confirm_s
+                dead.append({"run": run.name, "owner": owner.name, "silent_s": round(seconds)})
+    names = {one["owner"] for one in dead}
+    alive = {owner.flow_run for _, owner in silent if owner.flow_run and owner.name not in names}
     return dead, alive
+
+
+def _owner_silent_s(look: Look, run: Owned, owner: Owner) -> float:
+    return look.looks.unchanged_s("owner", f"{run.run_id}/{owner.name}", run.beats[owner], look.now)
 
 
 def dead_flow_runs(look: Look, alive: Collection[str]) -> list[dict[str, Any]]:
@@ -62,17 +77,26 @@ def dead_flow_runs(look: Look, alive: Collection[str]) -> list[dict[str, Any]]:
 
     One that never beat is not judged: its process was not told to.
     """
-    dead = []
-    for run in flow_runs.in_state("RUNNING", "CANCELLING"):
-        beats = flow_runs.heartbeats(run["id"])
-        if not beats:
-            continue
-        silent = look.looks.unchanged_s("flow run", run["id"], beats[0]["id"], look.now)
-        if silent >= max(look.window_s, BEATS * _interval_s(beats)) and run["id"] not in alive:
-            flow_runs.crash(run["id"], f"pareflow reconcile: no heartbeat for {silent:.0f} s")
-            dead.append({"flow_run": run["id"], "name": run["name"], "silent_s": silent})
+    running = {run["id"]: run for run in flow_runs.in_state("RUNNING", "CANCELLING")}
+    found = {name: beats for name in running if (beats := flow_runs.heartbeats(name))}
+    silent = {
+        name: look.looks.unchanged_s("flow run", name, beats[0]["id"], look.now)
+        for name, beats in found.items()
+    }
     look.looks.forget("flow run", look.now)
-    return dead
+    suspects = [
+        name
+        for name, seconds in silent.items()
+        if name not in alive and seconds >= max(look.window_s, BEATS * _interval_s(found[name]))
+    ]
+    if suspects:
+        time.sleep(look.confirm_s)
+    silent_still = [n for n in suspects if flow_runs.heartbeats(n)[0]["id"] == found[n][0]["id"]]
+    running_still = {run["id"] for run in flow_runs.in_state("RUNNING", "CANCELLING")} if suspects else set()
+    dead = [name for name in silent_still if name in running_still]
+    for name in dead:
+        flow_runs.crash(name, f"pareflow reconcile: no heartbeat for {silent[name] + look.confirm_s:.0f} s")
+    return [{"flow_run": name, "name": running[name]["name"]} for name in dead]
 
 
 def _interval_s(beats: list[dict[str, Any]]) -> float:
