@@ -49,10 +49,11 @@ def listen(rules_file: Path, data_dir: Path, host: str, port: int, listening: Ca
 
 def webhook(url: str, data_dir: Path) -> dict[str, Any]:
     """The registry told to call this URL, with the secret of the environment; whether it answers."""
+    from tasks import registry
     from tasks.tracking import Tracker
 
     (secret, *_) = _secrets()
-    return Tracker.open(data_dir).webhook(url, secret)
+    return registry.call(Tracker.open(data_dir), url, secret)
 
 
 def optimize_deployed(
@@ -62,7 +63,7 @@ def optimize_deployed(
 
     Its `outcome` is the document of the run as MLflow holds it. Raises: SpecError before anything is started.
     """
-    from tasks import flow_runs
+    from tasks import flow_runs, owners
     from tasks.tracking import Tracker
 
     spec.read(config, target)
@@ -76,7 +77,7 @@ def optimize_deployed(
     state = flow_runs.follow(started.run_id)
     if state["type"] != "COMPLETED":
         raise _ended_badly(started.run_id, state)
-    outcome = Tracker.open(data_dir).outcome_of(started.run_id)
+    outcome = owners.outcome_of(Tracker.open(data_dir), started.run_id)
     return {**document, "state": state["type"], "outcome": outcome}
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from prefect.runtime import flow_run
 
 from pareflow.errors import PareflowError
+from tasks import owners
 from tasks.ownership import Owner, beat_s
 from tasks.tracking import Tracker
 
@@ -23,7 +24,7 @@ def owned(tracker: Tracker, parent: str) -> Iterator[Tracker]:
     on from there.
     """
     owner = Owner.new(flow_run.get_id())
-    tracker.take(parent, owner)
+    owners.take(tracker, parent, owner)
     stop = threading.Event()
     beating = threading.Thread(target=_beat, args=(tracker, parent, owner, stop), daemon=True)
     beating.start()
@@ -33,7 +34,7 @@ def owned(tracker: Tracker, parent: str) -> Iterator[Tracker]:
         stop.set()
         beating.join()
         try:
-            tracker.leave(parent, owner)
+            owners.leave(tracker, parent, owner)
         except PareflowError as error:  # it must not hide how the run ended; reconcile does it later
             log.warning("the run %s keeps a dead owner: %s", parent, error)
 
@@ -44,7 +45,7 @@ def _beat(tracker: Tracker, parent: str, owner: Owner, stop: threading.Event) ->
     while not stop.wait(beat_s()):
         beats += 1
         try:
-            if not tracker.beat(parent, owner, beats):
+            if not owners.beat(tracker, parent, owner, beats):
                 return
         except PareflowError as error:
             log.warning("a heartbeat of the run %s was not recorded: %s", parent, error)

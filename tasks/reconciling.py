@@ -15,7 +15,7 @@ from typing import Any
 
 from pareflow import collection
 from pareflow.store import Store
-from tasks import flow_runs
+from tasks import flow_runs, owners, registry
 from tasks.looks import Looks
 from tasks.ownership import Owned, Owner
 from tasks.tracking import Tracker
@@ -49,18 +49,18 @@ class Look:
 
 def dead_owners(look: Look, tracker: Tracker) -> tuple[list[dict[str, Any]], set[str]]:
     """Owners of MLflow runs that were declared dead now; and the flow runs whose owners are alive."""
-    runs = tracker.owned()
+    runs = owners.owned_runs(tracker)
     silent = {(run.run_id, owner): _owner_silent_s(look, run, owner) for run in runs for owner in run.beats}
     look.looks.forget("owner", look.now)
     suspects = {suspect for suspect, seconds in silent.items() if seconds >= look.window_s}
     if suspects:
         time.sleep(look.confirm_s)
-    later = {run.run_id: run.beats for run in tracker.owned()} if suspects else {}
+    later = {run.run_id: run.beats for run in owners.owned_runs(tracker)} if suspects else {}
     dead = []
     for run in runs:
         for owner, beat in run.beats.items():
             if (run.run_id, owner) in suspects and later.get(run.run_id, {}).get(owner) == beat:
-                tracker.declare_dead(run.run_id, owner)
+                owners.declare_dead(tracker, run.run_id, owner)
                 seconds = silent[run.run_id, owner] + look.confirm_s
                 dead.append({"run": run.name, "owner": owner.name, "silent_s": round(seconds)})
     names = {one["owner"] for one in dead}
@@ -138,14 +138,14 @@ def leaked_slots(look: Look) -> list[dict[str, Any]]:
 def pending_challengers(tracker: Tracker, now: float) -> list[dict[str, Any]]:
     """Versions that are challengers and not champions: somebody is to promote or reject them."""
     aliases: dict[str, dict[str, str]] = {}
-    for model, alias, number in tracker.aliased():
+    for model, alias, number in registry.aliased(tracker):
         aliases.setdefault(model, {})[alias] = number
     pending = []
     for model, pointed in sorted(aliases.items()):
         challenger = pointed.get("challenger")
         if challenger is None or challenger == pointed.get("champion"):
             continue
-        version = tracker.registered(model, challenger)
+        version = registry.registered(tracker, model, challenger)
         if version is not None:
             hours = (now - version.created_ms / 1000) / 3600
             pending.append({"name": model, "version": challenger, "hours": hours})

@@ -1,4 +1,6 @@
-"""MLflow: the record of every run and variant, and the registry. The only module that imports mlflow.
+"""MLflow: the record of every run and variant, and the registry.
+
+Beside `owners.py` and `registry.py`, which stand on it, the only module that imports mlflow.
 
 Everything goes through `MlflowClient` with explicit run ids, since the fluent API does not nest in threads.
 Writing is idempotent: a run is found again by its tag `pareflow.key`, a version by its content.
@@ -26,7 +28,6 @@ import pandas as pd
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.entities import Run as MlflowRun
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
@@ -39,19 +40,13 @@ from pareflow.stages.run import Row, Run
 from pareflow.store import writing
 from pareflow.variant import digest
 from tasks import registries
-from tasks.ownership import DEAD, FLOW_RUN, OWNED, OWNER, Owned, Owner, beats
-from tasks.rules import Registered
+from tasks.ownership import Owner
 
 KEY = "pareflow.key"
 CONTENT = "pareflow.content_sha256"
 VARIANT = "pareflow.variant"
 CONFIG = "pareflow.config"
 """Where the pipeline YAML lay when the version was registered."""
-WEBHOOK = "pareflow"
-WEBHOOK_EVENTS = ("model_version.created", "model_version_alias.created", "model_version_tag.set")
-"""After which a rule may name a version that it did not name before."""
-_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-"""A version that never was, and a number that is none."""
 _BUSY = ("REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")
 
 
@@ -124,6 +119,12 @@ class Tracker:
         return MlflowClient(self.uri, os.environ.get("MLFLOW_REGISTRY_URI", self.uri))
 
     @contextmanager
+    def reached(self) -> Iterator[MlflowClient]:
+        """The client. Raises: TransientError, TrackingError for what it raises."""
+        with _reaching(self.uri):
+            yield self.client
+
+    @contextmanager
     def locked(self, name: str) -> Iterator[None]:
         """Hold one named lock of this data folder alone: MLflow has none, and aliases no compare-and-set."""
         self.locks.mkdir(parents=True, exist_ok=True)
@@ -135,66 +136,6 @@ class Tracker:
         """Called before results are recorded. Raises: TrackingError where the owner was declared dead."""
         if self.owner is not None and self.parent is not None:
             self.owner.check(self.client.get_run(self.parent).data.tags)
-
-    def take(self, parent: str, owner: Owner) -> None:
-        """Make it an owner of a run, which goes on if it had been given up."""
-        tags = {OWNED: "yes", OWNER + owner.name: "0"}
-        if owner.flow_run is not None:
-            tags[FLOW_RUN + owner.flow_run] = "yes"
-        with _reaching(self.uri), self.locked("mlflow"):
-            self.client.log_batch(parent, tags=[RunTag(name, value) for name, value in tags.items()])
-            if self.client.get_run(parent).info.status in ("KILLED", "FAILED"):
-                self.client.update_run(parent, "RUNNING")
-
-    def beat(self, parent: str, owner: Owner, number: int) -> bool:
-        """Whether the owner is still taken for alive; then it has just said so."""
-        with _reaching(self.uri):
-            if DEAD + owner.name in self.client.get_run(parent).data.tags:
-                return False
-            self.client.set_tag(parent, OWNER + owner.name, str(number))
-            return True
-
-    def leave(self, parent: str, owner: Owner) -> None:
-        """Make it no owner any more. The last one leaves a run that is finished, or KILLED."""
-        with _reaching(self.uri), self.locked("mlflow"):
-            self._without(parent, owner)
-
-    def declare_dead(self, parent: str, owner: Owner) -> None:
-        """Keep an owner that gave no sign of life from recording ever again; waits for no lock of its."""
-        with _reaching(self.uri):
-            self.client.set_tag(parent, DEAD + owner.name, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-            self._without(parent, owner)
-
-    def _without(self, parent: str, owner: Owner) -> None:
-        found = self.client.get_run(parent)
-        if OWNER + owner.name in found.data.tags:
-            self.client.delete_tag(parent, OWNER + owner.name)
-        if not beats(found.data.tags).keys() - {owner}:
-            if OWNED in found.data.tags:
-                self.client.delete_tag(parent, OWNED)
-            if found.info.status == "RUNNING":
-                self.client.set_terminated(parent, "KILLED")
-
-    def owned(self) -> list[Owned]:
-        """Every run that has owners."""
-        with _reaching(self.uri):
-            found = self._tagged(OWNED)
-        return [Owned(run.info.run_id, run.info.run_name, beats(run.data.tags)) for run in found]
-
-    def outcome_of(self, flow_run: str) -> dict[str, Any] | None:
-        """The document of what a flow run of Prefect's did, or None: it is not recorded here."""
-        with _reaching(self.uri), tempfile.TemporaryDirectory() as folder:
-            found = self._tagged(FLOW_RUN + flow_run)
-            if not found:
-                return None
-            path = self.client.download_artifacts(found[0].info.run_id, "run.json", folder)
-            document: dict[str, Any] = json.loads(Path(path).read_text())
-            return document
-
-    def _tagged(self, tag: str) -> list[MlflowRun]:
-        """The runs of all experiments with this tag."""
-        experiments = [one.experiment_id for one in self.client.search_experiments()]
-        return list(self.client.search_runs(experiments, f"tags.`{tag}` = 'yes'")) if experiments else []
 
     def begin(self, run: Run) -> str:
         """The id of the parent run of this pipeline run, found or made."""
@@ -317,70 +258,6 @@ class Tracker:
             models = self.client.search_registered_models(f"name = '{name}'")
             number = models[0].aliases.get(alias) if models else None
             return self.client.get_model_version(name, str(number)) if number is not None else None
-
-    def registered(self, name: str, number: str) -> Registered | None:
-        """A version as it is in the registry now, or None: there is none."""
-        with _reaching(self.uri):
-            try:
-                found = self.client.get_model_version(name, number)
-            except MlflowException as error:
-                if error.error_code in _ABSENT:
-                    return None
-                raise
-        return Registered(
-            found.name,
-            str(found.version),
-            found.status == "READY",
-            int(found.creation_timestamp),
-            tuple(found.aliases),
-            dict(found.tags),
-        )
-
-    def newest(self, since_ms: int) -> Iterator[tuple[str, str]]:
-        """Name and number of each version that was made since then, of whatever model, newest first."""
-        token: str | None = None
-        while token != "":
-            with _reaching(self.uri):
-                order = ["creation_timestamp DESC"]
-                page = self.client.search_model_versions(order_by=order, max_results=200, page_token=token)
-            for version in page:
-                if int(version.creation_timestamp) < since_ms:
-                    return
-                yield version.name, str(version.version)
-            token = page.token or ""
-
-    def aliased(self) -> Iterator[tuple[str, str, str]]:
-        """Model, alias and number of the version, of every alias in the registry."""
-        token: str | None = None
-        while token != "":
-            with _reaching(self.uri):
-                page = self.client.search_registered_models(max_results=200, page_token=token)
-            for model in page:
-                yield from ((model.name, alias, str(number)) for alias, number in model.aliases.items())
-            token = page.token or ""
-
-    def webhook(self, url: str, secret: str) -> dict[str, Any]:
-        """The registry's webhook to this URL, made, or given this secret and our events.
-
-        Raises: TrackingError where MLflow refuses the URL: its rules against private addresses are strict.
-        """
-        with _reaching(self.uri):
-            found = next((hook for hook in self.client.list_webhooks(1000) if hook.url == url), None)
-            if found is None:
-                hook = self.client.create_webhook(WEBHOOK, url, list(WEBHOOK_EVENTS), secret=secret)
-            else:
-                hook = self.client.update_webhook(
-                    found.webhook_id, events=list(WEBHOOK_EVENTS), secret=secret, status="ACTIVE"
-                )
-            tested = self.client.test_webhook(hook.webhook_id)
-        problem = tested.error_message or f"status {tested.response_status}: {tested.response_body}"
-        return {
-            "id": hook.webhook_id,
-            "url": url,
-            "events": [str(event) for event in hook.events],
-            "answers": bool(tested.success),
-            "problem": None if tested.success else problem[:300],
-        }
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Point an alias at a version, and read it back. Raises: TrackingError if it did not take."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pareflow import spec
 from pareflow.errors import InputError
-from tasks import flow_runs
+from tasks import flow_runs, registry
 from tasks.rules import Rules
 from tasks.tracking import Tracker
 
@@ -32,7 +32,7 @@ def handle(tracker: Tracker, rules: Rules, name: str, number: str) -> Handled:
     However often and from wherever it is called for a version, one run is started: its key is `name:version`.
     Raises: InputError where the rule's pipeline cannot be run; TransientError, TrackingError.
     """
-    version = tracker.registered(name, number)
+    version = registry.registered(tracker, name, number)
     if version is None:
         return Handled(name, number, "the registry has no such version")
     if not version.ready:
@@ -68,6 +68,6 @@ def _named(tracker: Tracker, rules: Rules) -> list[tuple[str, str]]:
     """The versions that are new enough, and those that an alias of a rule points at, whatever their age."""
     since_ms = int(time.time() * 1000 - rules.newest_days * _DAY_MS)
     wanted = {rule.alias for rule in rules.rules if rule.alias}
-    aliased = [(name, number) for name, alias, number in tracker.aliased() if alias in wanted]
-    found = dict.fromkeys([*tracker.newest(since_ms), *aliased])
+    aliased = [(name, number) for name, alias, number in registry.aliased(tracker) if alias in wanted]
+    found = dict.fromkeys([*registry.newest(tracker, since_ms), *aliased])
     return [(name, number) for name, number in found if rules.may_name(name)]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tasks.looks import Looks
+from tasks.owners import owned_runs
 from tasks.reconciling import Look, dead_owners
 from tasks.tracking import Tracker
 
@@ -110,7 +111,7 @@ def test_the_run_of_a_killed_owner_is_marked_and_goes_on_with_the_next(
     for now in (1000, 1200):
         dead_owners(look(tmp_path, now), tracker)
     assert tracker.client.get_run(parent).info.status == "KILLED"
-    assert tracker.owned() == []
+    assert owned_runs(tracker) == []
     start("next")
     assert tracker.client.get_run(parent).info.status == "RUNNING"
 
@@ -127,4 +128,4 @@ def test_an_owner_that_was_stopped_and_declared_dead_moves_no_alias_afterwards(
     os.kill(late.pid, signal.SIGCONT)
     assert late.wait(PATIENCE_S) == 4
     assert "declared dead" in (tmp_path / "late.refused").read_text()
-    assert tracker.owned() == []
+    assert owned_runs(tracker) == []

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pareflow.errors import TrackingError
+from tasks import owners
 from tasks.heartbeat import owned
 from tasks.ownership import DEAD, FLOW_RUN, OWNER, Owner
 from tasks.tracking import Tracker
@@ -35,11 +36,11 @@ def status(tracker: Tracker, run_id: str) -> str:
 def test_two_commands_may_own_one_run(tracker: Tracker, parent: str) -> None:
     with owned(tracker, parent) as first:
         with owned(tracker, parent) as second:
-            (run,) = tracker.owned()
+            (run,) = owners.owned_runs(tracker)
             assert set(run.beats) == {first.owner, second.owner}
         first.check_alive()
         assert status(tracker, parent) == "RUNNING"
-    assert tracker.owned() == []
+    assert owners.owned_runs(tracker) == []
     assert status(tracker, parent) == "KILLED"
 
 
@@ -62,10 +63,10 @@ def test_a_run_that_was_given_up_goes_on(tracker: Tracker, parent: str) -> None:
 
 def test_an_owner_declared_dead_beats_no_more(tracker: Tracker, parent: str) -> None:
     owner = Owner.new(None)
-    tracker.take(parent, owner)
-    assert tracker.beat(parent, owner, 1)
-    tracker.declare_dead(parent, owner)
-    assert not tracker.beat(parent, owner, 2)
+    owners.take(tracker, parent, owner)
+    assert owners.beat(tracker, parent, owner, 1)
+    owners.declare_dead(tracker, parent, owner)
+    assert not owners.beat(tracker, parent, owner, 2)
     tags = tracker.client.get_run(parent).data.tags
     assert DEAD + owner.name in tags
     assert OWNER + owner.name not in tags
@@ -74,7 +75,7 @@ def test_an_owner_declared_dead_beats_no_more(tracker: Tracker, parent: str) -> 
 def test_who_comes_after_a_dead_owner_is_not_taken_for_it(tracker: Tracker, parent: str) -> None:
     with owned(tracker, parent) as late:
         assert late.owner is not None
-        tracker.declare_dead(parent, late.owner)
+        owners.declare_dead(tracker, parent, late.owner)
         with owned(tracker, parent) as next_one:
             next_one.check_alive()
             with pytest.raises(TrackingError, match="declared dead"):
@@ -82,11 +83,11 @@ def test_who_comes_after_a_dead_owner_is_not_taken_for_it(tracker: Tracker, pare
 
 
 def test_a_run_is_found_by_the_flow_runs_that_worked_on_it(tracker: Tracker, parent: str) -> None:
-    tracker.take(parent, Owner.new("0123-flow-run"))
+    owners.take(tracker, parent, Owner.new("0123-flow-run"))
     assert FLOW_RUN + "0123-flow-run" in tracker.client.get_run(parent).data.tags
     tracker.client.log_dict(parent, {"winner": "int8"}, "run.json")
-    assert tracker.outcome_of("0123-flow-run") == {"winner": "int8"}
-    assert tracker.outcome_of("another") is None
+    assert owners.outcome_of(tracker, "0123-flow-run") == {"winner": "int8"}
+    assert owners.outcome_of(tracker, "another") is None
 
 
 WRITES: dict[str, Callable[[Tracker, Judged, str], object]] = {
@@ -104,7 +105,7 @@ def test_a_late_writer_records_nothing(write: str, tracker: Tracker, judged: Jud
     parent = tracker.begin(judged.run)
     with owned(tracker, parent) as late:
         assert late.owner is not None
-        tracker.declare_dead(parent, late.owner)
+        owners.declare_dead(tracker, parent, late.owner)
         with pytest.raises(TrackingError, match="declared dead"):
             WRITES[write](late, judged, parent)
     experiment = tracker.client.get_run(parent).info.experiment_id
