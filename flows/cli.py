@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -62,8 +64,12 @@ def optimize(
 ) -> None:
     """Find, judge and register the fastest variant that meets the SLA, here or for another device."""
     set_environment(verbose)
-    if deployment is not None:
-        _optimize_deployed(config, target, deployment, data_dir, as_json, wait=wait, remeasure=remeasure)
+    if deployment is not None or wait:
+        store = store_url if store_url != os.environ.get("PAREFLOW_STORE") else None
+        here = {"--no-orchestrator": not orchestrator, "--runner": runner != "local", "--store": store}
+        _optimize_deployed(
+            config, target, deployment, data_dir, as_json, here, wait=wait, remeasure=remeasure
+        )
         return
     from flows import commands
 
@@ -379,16 +385,21 @@ def doctor(data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
 def _optimize_deployed(
     config: Path,
     target: Path | None,
-    deployment: str,
+    deployment: str | None,
     data_dir: Path,
     as_json: bool,
+    here: Mapping[str, object],
     *,
     wait: bool,
     remeasure: bool,
 ) -> None:
-    """Start a deployment's run; exits as a run here would where it was waited for."""
+    """Start a deployment's run; exits as a run here would where it was waited for.
+
+    `here` are options that are about a run in this process: the worker's environment decides about its own.
+    """
     from flows import triggers
 
+    deployment = triggers.named(deployment, [option for option, given in here.items() if given])
     document = triggers.optimize_deployed(
         config, target, deployment, data_dir, wait=wait, remeasure=remeasure
     )

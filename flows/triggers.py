@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,19 @@ def optimize_deployed(
         raise _ended_badly(started.run_id, state)
     outcome = owners.outcome_of(Tracker.open(data_dir), started.run_id)
     return {**document, "state": state["type"], "outcome": outcome}
+
+
+def named(deployment: str | None, here: Sequence[str]) -> str:
+    """The deployment. Raises: InputError where there is none, or options that it cannot follow."""
+    if deployment is None:
+        raise InputError("`--wait` is for the run of a deployment", "none is named", "Add --deployment NAME")
+    if here:
+        raise InputError(
+            "a deployment's run is as its worker is set up",
+            f"{', '.join(here)} was given, too",
+            "Leave one of them out; PAREFLOW_STORE is set where the worker starts",
+        )
+    return deployment
 
 
 def _ended_badly(run_id: str, state: Mapping[str, Any]) -> PareflowError:

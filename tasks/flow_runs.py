@@ -19,6 +19,8 @@ FLOWS = ("pipeline", "retraining", "promotion", "deployment", "monitoring", "rec
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 HOLDING = ("PENDING", "RUNNING", "CANCELLING", "PAUSED")
 """States in which a run may hold a slot of its deployment."""
+PATIENCE_S = 300.0
+"""For a server that restarts while a run is followed: the run goes on without it."""
 _PAGE = 200
 
 
@@ -65,13 +67,6 @@ def _away(url: str, found: str) -> TransientError:
     return TransientError(f"the Prefect server at {url} must be reachable", found, "Start it, then try again")
 
 
-def schema(deployment: str) -> dict[str, Any]:
-    """What a deployment takes: its id, and the JSON schema of its parameters. Raises: InputError."""
-    with _server() as server:
-        found = _deployment(server, deployment)
-    return {"id": found["id"], "parameters": found["parameter_openapi_schema"]}
-
-
 def start(
     deployment: str, parameters: Mapping[str, Any], key: str | None = None, tags: Sequence[str] = ()
 ) -> Started:
@@ -97,12 +92,22 @@ def start(
 
 
 def follow(run_id: str, every_s: float = 1.0) -> dict[str, Any]:
-    """The last state of a run, once it has ended. Waits for as long as that takes."""
+    """The last state of a run, once it has ended. Waits for as long as that takes.
+
+    Raises: TransientError where the server is away for longer than `PATIENCE_S`.
+    """
+    answered = time.monotonic()
     while True:
-        with _server() as server:
-            state: dict[str, Any] = _get(server, f"/flow_runs/{run_id}").json()["state"]
-        if state["type"] in ENDED:
-            return state
+        try:
+            with _server() as server:
+                state: dict[str, Any] = _get(server, f"/flow_runs/{run_id}").json()["state"]
+        except TransientError:
+            if time.monotonic() - answered > PATIENCE_S:
+                raise
+        else:
+            answered = time.monotonic()
+            if state["type"] in ENDED:
+                return state
         time.sleep(every_s)
 
 
