@@ -65,8 +65,8 @@ def optimize(
     """Find, judge and register the fastest variant that meets the SLA, here or for another device."""
     set_environment(verbose)
     if deployment is not None or wait:
-        store = store_url if store_url != os.environ.get("PAREFLOW_STORE") else None
-        here = {"--no-orchestrator": not orchestrator, "--runner": runner != "local", "--store": store}
+        shared = store_url if store_url != os.environ.get("PAREFLOW_STORE") else None
+        here = {"--no-orchestrator": not orchestrator, "--runner": runner != "local", "--store": shared}
         _optimize_deployed(
             config, target, deployment, data_dir, as_json, here, wait=wait, remeasure=remeasure
         )

@@ -2,15 +2,18 @@
 
 import dataclasses
 import logging
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 
 from pareflow.errors import PareflowError
 from tasks import owners
-from tasks.ownership import Owner, beat_s
+from tasks.ownership import FencedError, Owner, beat_s
 from tasks.tracking import Tracker
 
 log = logging.getLogger("pareflow.ownership")
@@ -21,7 +24,7 @@ def owned(tracker: Tracker, parent: str) -> Iterator[Tracker]:
     """The tracker for an owner of the run `parent`: once declared dead it records nothing more.
 
     Afterwards the run has one owner less; without any, and not finished, it is KILLED: the same command goes
-    on from there.
+    on from there. The process of a deployment's run that finds itself declared dead ends.
     """
     owner = Owner.new(flow_run.get_id())
     owners.take(tracker, parent, owner)
@@ -30,13 +33,29 @@ def owned(tracker: Tracker, parent: str) -> Iterator[Tracker]:
     beating.start()
     try:
         yield dataclasses.replace(tracker, owner=owner, parent=parent)
+    except FencedError as error:
+        if deployment.get_id() is not None:
+            _end_without_a_word(error)
+        raise
     finally:
         stop.set()
         beating.join()
-        try:
-            owners.leave(tracker, parent, owner)
-        except PareflowError as error:  # it must not hide how the run ended; reconcile does it later
-            log.warning("the run %s keeps a dead owner: %s", parent, error)
+        _leave(tracker, parent, owner)
+
+
+def _leave(tracker: Tracker, parent: str, owner: Owner) -> None:
+    """What goes wrong here must not hide how the run ended; reconcile does it later."""
+    try:
+        owners.leave(tracker, parent, owner)
+    except PareflowError as error:
+        log.warning("the run %s keeps a dead owner: %s", parent, error)
+
+
+def _end_without_a_word(error: FencedError) -> NoReturn:
+    """Prefect's flow run is its successor's by now, and knows of no attempts: a state that this process gave
+    it, and an exit code other than 0, would be taken for the successor's."""
+    print(error, file=sys.stderr, flush=True)
+    os._exit(0)
 
 
 def _beat(tracker: Tracker, parent: str, owner: Owner, stop: threading.Event) -> None:

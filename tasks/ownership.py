@@ -26,6 +26,10 @@ def beat_s() -> int:
     return int(os.environ.get("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30"))
 
 
+class FencedError(TrackingError):
+    """Who would record something was declared dead before."""
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
     """One process at work on a run, by a name that is never given twice: a fencing token."""
@@ -43,9 +47,9 @@ class Owner:
         return None if flow_run == _COMMAND else flow_run
 
     def check(self, tags: Mapping[str, str]) -> None:
-        """Raises: TrackingError where the run's tags say that this owner is dead."""
+        """Raises: FencedError where the run's tags say that this owner is dead."""
         if DEAD + self.name in tags:
-            raise TrackingError(
+            raise FencedError(
                 "who records a run must be alive, and known to be",
                 f"{self.name} gave no sign of life for so long that it was declared dead",
                 "Run the same command again; what is finished is kept",

@@ -133,7 +133,7 @@ class Tracker:
             yield
 
     def check_alive(self) -> None:
-        """Called before results are recorded. Raises: TrackingError where the owner was declared dead."""
+        """Called before results are recorded. Raises: FencedError where the owner was declared dead."""
         if self.owner is not None and self.parent is not None:
             self.owner.check(self.client.get_run(self.parent).data.tags)
 

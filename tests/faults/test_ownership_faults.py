@@ -22,7 +22,7 @@ pytestmark = [
 OWN = """
 import sys, time
 from pathlib import Path
-from pareflow.errors import TrackingError
+from tasks.ownership import FencedError
 from tasks.heartbeat import owned
 from tasks.tracking import Tracker
 
@@ -33,9 +33,9 @@ with owned(tracker, parent) as mine:
         time.sleep(0.05)
     try:
         mine.set_alias("images", "champion", "1")
-    except TrackingError as error:
+    except FencedError as error:
         told.with_suffix(".refused").write_text(str(error))
-        sys.exit(4)
+        raise
 """
 BEAT_S = 1
 PATIENCE_S = 120.0
@@ -53,7 +53,7 @@ def parent(tracker: Tracker) -> str:
     return str(tracker.client.create_run(experiment).info.run_id)
 
 
-Start = Callable[[str], "subprocess.Popen[bytes]"]
+Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
@@ -61,10 +61,10 @@ def start(tmp_path: Path, parent: str, checkout: Path) -> Iterator[Start]:
     """Start an owner in a process of its own, and wait until it owns the run."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def begin(name: str) -> "subprocess.Popen[bytes]":
+    def begin(name: str, **more: str) -> "subprocess.Popen[bytes]":
         told = tmp_path / name
         command = [sys.executable, "-W", "ignore", "-c", OWN, str(tmp_path / "data"), parent, str(told)]
-        variables = {**os.environ, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(BEAT_S)}
+        variables = {**os.environ, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(BEAT_S), **more}
         started.append(subprocess.Popen(command, cwd=checkout, env=variables))
         _wait_for(told, started[-1])
         return started[-1]
@@ -116,16 +116,22 @@ def test_the_run_of_a_killed_owner_is_marked_and_goes_on_with_the_next(
     assert tracker.client.get_run(parent).info.status == "RUNNING"
 
 
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [({}, 1), ({"PREFECT__RUNTIME__DEPLOYMENT__ID": "some"}, 0)],
+    ids=["of a command", "of a deployment"],
+)
 def test_an_owner_that_was_stopped_and_declared_dead_moves_no_alias_afterwards(
-    start: Start, tracker: Tracker, tmp_path: Path
+    more: dict[str, str], status: int, start: Start, tracker: Tracker, tmp_path: Path
 ) -> None:
-    """The late writer: it does not know that it slept."""
-    late = start("late")
+    """The late writer: it does not know that it slept. Of a deployment it ends without a word to Prefect, whose
+    flow run is its successor's."""
+    late = start("late", **more)
     os.kill(late.pid, signal.SIGSTOP)
     for now in (1000, 1200):
         dead_owners(look(tmp_path, now), tracker)
     (tmp_path / "late.write").touch()
     os.kill(late.pid, signal.SIGCONT)
-    assert late.wait(PATIENCE_S) == 4
+    assert late.wait(PATIENCE_S) == status
     assert "declared dead" in (tmp_path / "late.refused").read_text()
     assert owned_runs(tracker) == []
