@@ -124,8 +124,8 @@ def test_the_run_of_a_killed_owner_is_marked_and_goes_on_with_the_next(
 def test_an_owner_that_was_stopped_and_declared_dead_moves_no_alias_afterwards(
     more: dict[str, str], status: int, start: Start, tracker: Tracker, tmp_path: Path
 ) -> None:
-    """The late writer: it does not know that it slept. Of a deployment it ends without a word to Prefect, whose
-    flow run is its successor's."""
+    """The late writer: it does not know that it slept. Of a deployment it ends without a word to Prefect,
+    whose flow run is its successor's."""
     late = start("late", **more)
     os.kill(late.pid, signal.SIGSTOP)
     for now in (1000, 1200):
