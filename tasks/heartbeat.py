@@ -20,21 +20,24 @@ log = logging.getLogger("pareflow.ownership")
 
 
 @contextmanager
-def owned(tracker: Tracker, parent: str) -> Iterator[Tracker]:
-    """The tracker for an owner of the run `parent`: once declared dead it records nothing more.
+def owned(tracker: Tracker, parent: str, every_s: float | None = None) -> Iterator[Tracker]:
+    """The tracker for an owner of the run `parent`, which beats as Prefect does, or so often.
+
+    Once declared dead it records nothing more.
 
     Afterwards the run has one owner less; without any, and not finished, it is KILLED: the same command goes
     on from there. The process of a deployment's run that finds itself declared dead ends.
     """
-    owner = Owner.new(flow_run.get_id())
+    owner = Owner.new(flow_run.id)
     owners.take(tracker, parent, owner)
     stop = threading.Event()
-    beating = threading.Thread(target=_beat, args=(tracker, parent, owner, stop), daemon=True)
+    rhythm = (tracker, parent, owner, stop, beat_s() if every_s is None else every_s)
+    beating = threading.Thread(target=_beat, args=rhythm, daemon=True)
     beating.start()
     try:
         yield dataclasses.replace(tracker, owner=owner, parent=parent)
     except FencedError as error:
-        if deployment.get_id() is not None:
+        if deployment.id is not None:
             _end_without_a_word(error)
         raise
     finally:
@@ -58,10 +61,10 @@ def _end_without_a_word(error: FencedError) -> NoReturn:
     os._exit(0)
 
 
-def _beat(tracker: Tracker, parent: str, owner: Owner, stop: threading.Event) -> None:
+def _beat(tracker: Tracker, parent: str, owner: Owner, stop: threading.Event, every_s: float) -> None:
     """Until told to stop, or declared dead. A server that is away for a while misses some beats."""
     beats = 0
-    while not stop.wait(beat_s()):
+    while not stop.wait(every_s):
         beats += 1
         try:
             if not owners.beat(tracker, parent, owner, beats):

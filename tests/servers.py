@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 300.0
 """How long is waited for what must come: a bound for a busy machine, not a measurement."""
-SECRET = "a secret of tests"
+SECRET = "a-secret-of-tests"
 WEBHOOKS = {
     "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http",  # MLflow calls neither http nor loopback unless told to
     "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",

@@ -27,7 +27,7 @@ from tasks.heartbeat import owned
 from tasks.tracking import Tracker
 
 tracker, parent, told = Tracker.open(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3])
-with owned(tracker, parent) as mine:
+with owned(tracker, parent, float(sys.argv[4])) as mine:
     told.write_text(mine.owner.name)
     while not told.with_suffix(".write").exists():
         time.sleep(0.05)
@@ -64,7 +64,8 @@ def start(tmp_path: Path, parent: str, checkout: Path) -> Iterator[Start]:
     def begin(name: str, **more: str) -> "subprocess.Popen[bytes]":
         told = tmp_path / name
         command = [sys.executable, "-W", "ignore", "-c", OWN, str(tmp_path / "data"), parent, str(told)]
-        variables = {**os.environ, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(BEAT_S), **more}
+        command.append(str(BEAT_S))
+        variables = {**os.environ, **more}
         started.append(subprocess.Popen(command, cwd=checkout, env=variables))
         _wait_for(told, started[-1])
         return started[-1]
