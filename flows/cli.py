@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +13,7 @@ from rich.console import Console
 
 from flows import tables
 from flows.environment import set_environment
+from flows.triggers import RULES
 from pareflow.errors import PareflowError
 
 app = typer.Typer(
@@ -51,12 +54,23 @@ def optimize(
         str | None,
         typer.Option("--store", envvar="PAREFLOW_STORE", help="s3://bucket/prefix, shared by machines"),
     ] = None,
+    deployment: Annotated[
+        str | None, typer.Option(help="start a run of this Prefect deployment instead, such as on-demand")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="with --deployment: until it has ended")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="show Prefect's and MLflow's logs")
     ] = False,
 ) -> None:
     """Find, judge and register the fastest variant that meets the SLA, here or for another device."""
     set_environment(verbose)
+    if deployment is not None or wait:
+        shared = store_url if store_url != os.environ.get("PAREFLOW_STORE") else None
+        here = {"--no-orchestrator": not orchestrator, "--runner": runner != "local", "--store": shared}
+        _optimize_deployed(
+            config, target, deployment, data_dir, as_json, here, wait=wait, remeasure=remeasure
+        )
+        return
     from flows import commands
 
     document = commands.optimize(
@@ -325,6 +339,59 @@ def rollback(
 
 
 @app.command()
+def listen(
+    rules: Annotated[Path, typer.Option(help="which versions start which pipeline")] = RULES,
+    host: Annotated[str, typer.Option(help="0.0.0.0 to be reached from elsewhere")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8090,
+    data_dir: DataDir = DATA,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log every delivery")] = False,
+) -> None:
+    """Receive MLflow's registry webhooks, and start the pipelines that the rules name."""
+    set_environment(verbose)
+    from flows import triggers
+
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(message)s")
+    triggers.listen(rules, data_dir, host, port, lambda url: print(url, flush=True))
+
+
+@app.command()
+def webhook(
+    url: Annotated[str, typer.Argument(help="where `pareflow listen` is reached from MLflow's server")],
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Tell MLflow's registry to call `pareflow listen`, and try it."""
+    set_environment()
+    from flows import triggers
+
+    document = triggers.webhook(url, data_dir)
+    _show(document, triggers.hooked, as_json)
+    if not document["answers"]:
+        raise typer.Exit(UNFIT)
+
+
+@app.command()
+def reconcile(
+    rules: Annotated[
+        Path | None, typer.Option(help="which versions start which pipeline; default: mlflow/triggers.yaml")
+    ] = None,
+    window_s: Annotated[float, typer.Option(help="so long without a heartbeat, a run is dead")] = 150,
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Mark and resume what died, remove what was left behind, start what was not heard of."""
+    set_environment()
+    from flows.reconcile import reconciled, run_reconcile
+
+    given = rules or (RULES if RULES.is_file() else None)
+    document = run_reconcile(given, data_dir, window_s)
+    _show(document, reconciled, as_json)
+    if document["problems"]:
+        raise typer.Exit(UNFIT)
+
+
+@app.command()
 def store(data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
     """Say what the store holds, by kind, and what registered models and running commands need of it."""
     set_environment()
@@ -358,6 +425,33 @@ def doctor(data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
     _show(document, tables.doctor, as_json)
     if document["problems"]:
         raise typer.Exit(UNFIT)
+
+
+def _optimize_deployed(
+    config: Path,
+    target: Path | None,
+    deployment: str | None,
+    data_dir: Path,
+    as_json: bool,
+    here: Mapping[str, object],
+    *,
+    wait: bool,
+    remeasure: bool,
+) -> None:
+    """Start a deployment's run; exits as a run here would where it was waited for.
+
+    `here` are options that are about a run in this process: the worker's environment decides about its own.
+    """
+    from flows import triggers
+
+    deployment = triggers.named(deployment, [option for option, given in here.items() if given])
+    document = triggers.optimize_deployed(
+        config, target, deployment, data_dir, wait=wait, remeasure=remeasure
+    )
+    _show(document, triggers.started, as_json)
+    outcome = document["outcome"]
+    if outcome is not None and (outcome["winner"] is None or outcome["registered"] is None):
+        raise typer.Exit(NOTHING_MET)
 
 
 def _show(document: Any, table: Any, as_json: bool) -> None:

@@ -22,6 +22,7 @@ from pareflow.stages.run import Row, Run  # noqa: E402
 from pareflow.store import Store  # noqa: E402
 from tasks import collecting, steps  # noqa: E402
 from tasks.execution import Execution, of_the_flow  # noqa: E402
+from tasks.heartbeat import owned  # noqa: E402
 from tasks.tracking import Tracker  # noqa: E402
 
 
@@ -68,9 +69,16 @@ def _collect(data_dir: Path, max_gib: float) -> None:
 
 def optimize(run: Run, tracker: Tracker | None, execution: Execution) -> dict[str, Any]:
     """Every step of one run, in order. What is in the store already is not made again."""
-    progress = shown.get()
-    parent = tracker.begin(run) if tracker is not None else ""
+    if tracker is None:
+        return optimized(run, None, "", execution)
+    parent = tracker.begin(run)
+    with owned(tracker, parent) as owner:
+        return optimized(run, owner, parent, execution)
 
+
+def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Execution) -> dict[str, Any]:
+    """The steps, recorded under the run `parent` of MLflow's."""
+    progress = shown.get()
     progress.stage("baseline")
     baselines = execution.call(steps.measure_baseline, run, tracker, parent)
     progress.rows(baselines)

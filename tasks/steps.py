@@ -30,7 +30,7 @@ from pareflow.stages import (
     validation,
 )
 from pareflow.stages.run import Row, Run
-from tasks import approval, promotion, retraining
+from tasks import approval, events, promotion, retraining
 from tasks.tracking import Tracker
 
 
@@ -115,11 +115,15 @@ def sweep(run: Run, judged: Sequence[Row], winner: Row | None) -> list[dict[str,
 def register(run: Run, tracker: Tracker | None, parent: str, winner: Row) -> dict[str, Any] | None:
     """The winner as a model version; challenger, and champion where the pipeline promotes by itself.
 
-    Where a person must approve, it ends with the request."""
+    Where a person must approve, it ends with the request. Whoever follows is told of the version each time
+    it is registered, also where the registry had it.
+    """
     package = registration.package(run, winner)
     if tracker is None:
         return None
     version = str(tracker.register(run, parent, package, winner).version)
+    told = {"config": str(run.config), "variant": winner.id, "run": run.id}
+    events.emit("model.registered", run.spec.name, version, told, role="optimized")
     promotion.challenge(tracker, run, version)
     profile = run.spec.target.profile
     if profile is not None:

@@ -1,4 +1,6 @@
-"""MLflow: the record of every run and variant, and the registry. The only module that imports mlflow.
+"""MLflow: the record of every run and variant, and the registry.
+
+Beside `owners.py` and `registry.py`, which stand on it, the only module that imports mlflow.
 
 Everything goes through `MlflowClient` with explicit run ids, since the fluent API does not nest in threads.
 Writing is idempotent: a run is found again by its tag `pareflow.key`, a version by its content.
@@ -36,6 +38,7 @@ from pareflow.stages.run import Row, Run
 from pareflow.store import writing
 from pareflow.variant import digest
 from tasks import locking, registries
+from tasks.ownership import Owner
 
 KEY = "pareflow.key"
 CONTENT = "pareflow.content_sha256"
@@ -83,6 +86,10 @@ class Tracker:
     locks: Path
     registry: str | None = None
     """The registry, where it is another than what the environment says."""
+    owner: Owner | None = None
+    """Who records; once declared dead nothing more is. None is not fenced: what no run's owner does."""
+    parent: str | None = None
+    """The run that it owns."""
 
     @classmethod
     def open(cls, data_dir: Path) -> "Tracker":
@@ -150,6 +157,11 @@ class Tracker:
         with locking.exclusive(self.locks, f"promotion-{name}") as still_held:
             yield still_held
 
+    def check_alive(self) -> None:
+        """Called before results are recorded. Raises: FencedError where the owner was declared dead."""
+        if self.owner is not None and self.parent is not None:
+            self.owner.check(self.client.get_run(self.parent).data.tags)
+
     def begin(self, run: Run) -> str:
         """The id of the parent run of this pipeline run, found or made."""
         tags = {"pareflow.environment": run.environment.fingerprint, DATA: run.facts.data_digest}
@@ -172,6 +184,7 @@ class Tracker:
         }
         params = [Param(f"{i}.{step}", json.dumps(settings)[:500]) for i, step, settings in _steps(row)]
         with _reaching(self.uri), self.locked("recording"):
+            self.check_alive()
             key = f"{run.id}:{digest(row.recipe.to_json())[:16]}"
             child = self._run(run, key, row.label[:250], {"mlflow.parentRunId": parent})
             if self.client.get_run(child).data.tags.get(f"pareflow.recorded.{phase}") == content:
@@ -190,6 +203,7 @@ class Tracker:
     def finish(self, run: Run, parent: str, document: Mapping[str, Any]) -> None:
         """The outcome: verdicts of the finalists, the document, the report and the traces."""
         with _reaching(self.uri):
+            self.check_alive()
             self.client.log_dict(parent, dict(document), "run.json")
             self.client.log_artifacts(parent, str(run.output), "report")
             verdict = (document["verdict"] or {}).get("decision", "inconclusive")
@@ -224,6 +238,7 @@ class Tracker:
         Its files are logged by the MLflow run `parent`; where there is none, by one made for it.
         """
         with _reaching(self.uri), self.locked("mlflow"):
+            self.check_alive()
             if not self.client.search_registered_models(f"name = '{name}'"):
                 self.client.create_registered_model(name, {"pareflow.pipeline": name})
             found = [v for v in self.versions(name) if v.tags.get(CONTENT) == tags[CONTENT]]
@@ -287,6 +302,7 @@ class Tracker:
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Point an alias at a version, and read it back. Raises: TrackingError if it did not take."""
         with _reaching(self.uri):
+            self.check_alive()
             self.client.set_registered_model_alias(name, alias, version)
             found = self.alias(name, alias)
         if found is None or str(found.version) != str(version):

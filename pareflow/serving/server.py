@@ -28,12 +28,12 @@ def serve(
     `listening` is told the URL when connections are taken. Raises: MissingExtraError; InputError where the
     address cannot be had; what the sources raise, and what a model that cannot be served does.
     """
-    _check_extra()
+    check_extra()
     import uvicorn
 
     from pareflow.serving.app import assembled
 
-    with _bound(settings) as bound:
+    with bound(settings.host, settings.port) as listener:
         config = uvicorn.Config(
             assembled(sources, plan, settings, found),
             http="httptools",
@@ -48,24 +48,25 @@ def serve(
             signal.signal(
                 number, lambda *_: None
             )  # uvicorn's own come first, and hand on once it has drained
-        listening(f"http://{settings.host}:{bound.getsockname()[1]}")
-        uvicorn.Server(config).run([bound])
+        listening(f"http://{settings.host}:{listener.getsockname()[1]}")
+        uvicorn.Server(config).run([listener])
 
 
-def _bound(address: Settings) -> socket.socket:
-    """Raises: InputError."""
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 is any that is free. Raises: InputError."""
     try:
-        family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((address.host, address.port), family=family, backlog=2048)
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise InputError(
             "the address to serve on must be free, and this machine's",
-            f"{address.host}:{address.port} is not ({error.strerror})",
+            f"{host}:{port} is not ({error.strerror})",
             "Choose another with --host and --port",
         ) from error
 
 
-def _check_extra() -> None:
+def check_extra() -> None:
+    """Raises: MissingExtraError unless what serving needs is installed."""
     absent = [name for name in _NEEDED if installed_version(name) is None]
     if absent:
         raise MissingExtraError(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ import pytest
 
 from flows import environment
 from flows.local_server import local_server
+from flows.triggers import optimize_deployed
+from pareflow.errors import InputError, SpecError
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 300.0
@@ -210,6 +213,54 @@ def test_workers_runs_send_no_telemetry_and_beat_as_commands_do(
         monkeypatch.delenv(name, raising=False)
     environment.set_environment(verbose=True)
     assert variables == {name: os.environ.get(name) for name in variables}
+
+
+def test_reconcile_looks_every_five_minutes_and_never_twice_at_once(api: Api) -> None:
+    deployment = api.get("deployments/name/reconcile/every-five-minutes")
+    (schedule,) = deployment["schedules"]
+    assert schedule["schedule"]["interval"] == 300
+    assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+
+
+def test_rest_tells_what_the_deployment_takes_and_refuses_the_rest(api: Api) -> None:
+    deployment = api.deployment("on-demand")
+    assert set(deployment["parameter_openapi_schema"]["properties"]) >= {"config", "data_dir", "target"}
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        api.post(f"deployments/{deployment['id']}/create_flow_run", {"parameters": {"config": 3}})
+    assert caught.value.code == 409
+    caught.value.close()
+
+
+def test_the_command_starts_one_run_with_what_it_was_given(api: Api, config: Path, tmp_path: Path) -> None:
+    before = {run["id"] for run in api.runs("on-demand")}
+    document = optimize_deployed(config, None, "on-demand", tmp_path, wait=False, remeasure=True)
+    (run,) = [run for run in api.runs("on-demand") if run["id"] not in before]
+    assert (document["run_id"], document["deployment"]) == (run["id"], "pipeline/on-demand")
+    assert run["parameters"] == {"config": str(config), "remeasure": True}
+    api.post(f"flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
+
+
+def test_a_pipeline_with_a_problem_and_an_unknown_deployment_start_nothing(
+    api: Api, config: Path, tmp_path: Path
+) -> None:
+    before = api.runs("on-demand")
+    with pytest.raises(InputError, match="no pipeline/on-demnad"):
+        optimize_deployed(config, None, "on-demnad", tmp_path, wait=False, remeasure=False)
+    config.write_text(PIPELINE.replace("accuracy", "acuracy").replace("max_drop", "max_dorp"))
+    with pytest.raises(SpecError, match="max_drop"):
+        optimize_deployed(config, None, "on-demand", tmp_path, wait=False, remeasure=False)
+    assert len(api.runs("on-demand")) == len(before)
+
+
+@pytest.mark.slow
+def test_the_command_waits_for_the_outcome_of_a_worker_s_run(
+    api: Api, worker: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Command and worker share MLflow, so that the command's document is the run's."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
+    document = optimize_deployed(config, None, "on-demand", tmp_path, wait=True, remeasure=False)
+    assert document["state"] == "COMPLETED", worker.read_text()
+    assert document["outcome"]["pipeline"] == "mean"
 
 
 @pytest.mark.slow
