@@ -198,7 +198,16 @@ def serve(
     host: Annotated[str, typer.Option(help="0.0.0.0 to be reached from elsewhere")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
     body_mib: Annotated[float, typer.Option(min=0.001, help="the most that one request holds")] = 64,
-    poll_s: Annotated[float, typer.Option(min=0, help="how often to look for another version; 0: never")] = 5,
+    poll_s: Annotated[float, typer.Option(min=0, help="how often to look for another version; 0: never")] = 1,
+    standby: Annotated[
+        bool, typer.Option(help="keep the previous version loaded: a rollback takes a second")
+    ] = True,
+    unjudged: Annotated[
+        Literal["check", "refuse"],
+        typer.Option(
+            help="a version that was not judged in this environment: check what can be, or refuse it"
+        ),
+    ] = "check",
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -225,7 +234,9 @@ def serve(
 
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(message)s")
-    settings = Settings(host, port, body_mib, poll_s or None, tuple(api_key or ()))
+    settings = Settings(
+        host, port, body_mib, poll_s or None, tuple(api_key or ()), standby=standby, unjudged=unjudged
+    )
     if engine == "ray":
         commands.serve_on_ray(targets, data_dir, plan, settings, replicas, ray_address)
     else:

@@ -1,10 +1,15 @@
-"""A model's place in the server: the version that answers, and how the next one takes its place."""
+"""A model's place in the server: the version that answers, and how the next one takes its place.
+
+Beside it stand the previous one, loaded, so that a rollback takes no longer than to hear of it; and a
+challenger, while it is tried on a share of the traffic.
+"""
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pareflow.errors import PareflowError, TrackingError, TransientError
 from pareflow.hardware import memory
@@ -13,12 +18,23 @@ from pareflow.serving.hosting import Hosted, opened
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.model import told
 from pareflow.serving.plan import ServingPlan
+from pareflow.serving.standing import Unjudged, standing
+from pareflow.serving.traffic import Traffic
+from pareflow.serving.trial import Trial
 
 log = logging.getLogger("pareflow.serving")
 
 
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """A version that is to be tried, and on what traffic."""
+
+    release: Release
+    traffic: Traffic
+
+
 class Source(Protocol):
-    """Where a model's versions come from. Both methods block."""
+    """Where a model's versions come from. All methods block."""
 
     name: str
 
@@ -27,6 +43,12 @@ class Source(Protocol):
 
     def last(self) -> Release | None:
         """The last version that came whole from here, for a start while the registry is away; or None."""
+
+    def previous(self) -> Release | None:
+        """The version that a rollback would bring back. Raises: as `current`."""
+
+    def challenger(self) -> Challenge | None:
+        """The version that is to be tried beside the current one. Raises: as `current`."""
 
 
 class FolderSource:
@@ -43,6 +65,12 @@ class FolderSource:
     def last(self) -> Release | None:
         return self._release
 
+    def previous(self) -> Release | None:
+        return None
+
+    def challenger(self) -> Challenge | None:
+        return None
+
 
 async def _let_go(hosted: Hosted) -> None:
     """Close a version that is no longer served, and give back its memory."""
@@ -55,7 +83,8 @@ class Slot:
     """One served model, loaded where it is made: that blocks.
 
     Where the registry is away it is the last version that came whole from there. Without a plan it is served
-    by the one that was tuned for the version in this environment, else by the default.
+    by the one that was tuned for the version in this environment, else by the default. `standby`: the previous
+    version is kept loaded, which takes its memory.
     Raises: PareflowError where there is neither, or it cannot be served.
     """
 
@@ -65,41 +94,95 @@ class Slot:
         plan: ServingPlan | None,
         metrics: Metrics,
         tiers: Mapping[str, Source] | None = None,
+        *,
+        standby: bool = True,
+        unjudged: Unjudged = "check",
     ) -> None:
         self.source, self.plan = source, plan
         self._sources = {"": source, **(tiers or {})}
-        self._metrics = metrics
-        self._trouble = ""
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._metrics, self._keeps, self._unjudged = metrics, standby, unjudged
+        self._troubles: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._tending: asyncio.Task[None] | None = None
+        self._refused: tuple[Challenge, str] | None = None
+        self.standby: Hosted | None = None
+        self.trial: Trial | None = None
         self.hosted: Hosted = self._opened(self._first())
 
     def start(self) -> None:
         """Put the policies in place; call it in the event loop."""
-        self._answers(self.hosted)
+        self._answers(self.hosted.started())
 
     async def follow(self, every_s: float) -> None:
-        """Switch to the source's current version whenever it is another, for ever."""
+        """Do what the source says now, for ever; at once, since what stands beside is not there yet."""
         while True:
-            await asyncio.sleep(every_s)
             await self.refresh()
+            await asyncio.sleep(every_s)
 
     async def refresh(self) -> None:
-        """Switch to the current version where it is another; what cannot be loaded leaves the present one."""
-        try:
-            releases = await asyncio.to_thread(self._current)
-            self._metrics.registry(reachable=True)
-            if releases != self.hosted.releases:
-                await self._switch(releases)
-            self._trouble = ""
-        except (TransientError, TrackingError) as error:
-            self._away(error)
-        except PareflowError as error:
-            self._tell(f"the new version is refused, and {self.hosted.release.version} stays: {error}")
+        """Switch to the current version where it is another; what cannot be loaded leaves the present one.
+
+        What stands beside it is loaded meanwhile: `settled` waits for that.
+        """
+        await self._watched("the new version", self._follow_champion)
+        if self._tending is None or self._tending.done():
+            self._tending = asyncio.create_task(self._tend())
+
+    async def settled(self) -> None:
+        """Wait until what stands beside the present version is as the source said."""
+        if self._tending is not None:
+            await self._tending
 
     async def close(self) -> None:
         """Wait for those that are being answered, and let go of everything."""
+        if self._tending is not None:
+            self._tending.cancel()
+            await asyncio.gather(self._tending, return_exceptions=True)
+        await self._end_trial()
+        if self.standby is not None:
+            self._retire(self.standby)
         await self.hosted.retire()
-        await asyncio.gather(*self._retiring)
+        await asyncio.gather(*self._tasks)
+
+    def observed(self) -> dict[str, Any]:
+        """What stands here, and what was seen of the challenger: for who decides about it."""
+        refused = self._refused
+        return {
+            "model": self.source.name,
+            "champion": self.hosted.release.version,
+            "judged": self.hosted.standing,
+            "ready": None if self.standby is None else self.standby.release.version,
+            "trial": None if self.trial is None else self.trial.record.to_json(),
+            "refused": refused and {"version": refused[0].release.version, "reason": refused[1]},
+        }
+
+    async def _follow_champion(self) -> None:
+        releases = await asyncio.to_thread(self._current)
+        self._metrics.registry(reachable=True)
+        if releases != self.hosted.releases:
+            await self._switch(releases)
+        elif releases[""].judged != self.hosted.release.judged:  # it was judged here since
+            self.hosted.main.release = releases[""]
+            await asyncio.to_thread(self._stands, self.hosted)
+            self._answers(self.hosted)
+
+    async def _tend(self) -> None:
+        if self._keeps:
+            await self._watched("the previous version", self._keep_previous)
+        await self._watched("the challenger", self._follow_challenger)
+
+    async def _watched(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Whatever goes wrong is told, once for as long as it lasts, and what stands here stays."""
+        try:
+            await work()
+            self._troubles.pop(what, None)
+        except (TransientError, TrackingError) as error:
+            self._metrics.registry(reachable=False)
+            self._tell(what, str(error))
+        except Exception as error:  # of a library that opens it: following goes on
+            kind = "" if isinstance(error, PareflowError) else f"{type(error).__name__}: "
+            version = self.hosted.release.version
+            self._tell(what, f"{what} is refused, and {version} stays: {kind}{error}")
 
     def _current(self) -> dict[str, Release]:
         """What should answer now, by the name of the tier. Raises: as `Source.current`."""
@@ -115,36 +198,143 @@ class Slot:
             whole = {name: release for name, release in last.items() if release is not None}
             if len(whole) < len(last):
                 raise
-            self._away(error)
+            self._metrics.registry(reachable=False)
+            self._tell("the new version", str(error))
             for release in whole.values():
                 log.warning(
                     "serving version %s of %s, the last that came whole", release.version, release.name
                 )
             return whole
 
-    def _opened(self, releases: Mapping[str, Release]) -> Hosted:
-        return opened(releases, self.plan or releases[""].plan or ServingPlan())
+    def _opened(self, releases: Mapping[str, Release], *, apart: bool = False) -> Hosted:
+        hosted = opened(releases, self.plan or releases[""].plan or ServingPlan(), apart=apart)
+        try:
+            self._stands(hosted)
+        except PareflowError:
+            hosted.close()
+            raise
+        return hosted
+
+    def _stands(self, hosted: Hosted) -> None:
+        """Note whether its verdict holds here. Raises: EnvironmentUnfitError."""
+        hosted.standing = standing(hosted.main, hosted.release.judged, self._unjudged)
+
+    def _beside(self, release: Release) -> dict[str, Release]:
+        """The release in the place of the present one, with its tiers."""
+        return {**self.hosted.releases, "": release}
 
     async def _switch(self, releases: Mapping[str, Release]) -> None:
         """Load beside the present version, then take its place; no request is without one meanwhile."""
-        before, after = self.hosted, await asyncio.to_thread(self._opened, releases)
+        before, after = self.hosted, self._taken(releases)
+        if after is None:
+            after = (await asyncio.to_thread(self._opened, releases)).started()
         self._answers(after)
-        task = asyncio.create_task(_let_go(before))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        if self._keeps and self.standby is None and await self._is_previous(before.release):
+            self.standby = before
+        else:
+            self._retire(before)
+
+    def _taken(self, releases: Mapping[str, Release]) -> Hosted | None:
+        """What stands beside, if it is what should answer now: it is ready, and takes no time."""
+        if self.standby is not None and self.standby.releases == releases:
+            found, self.standby = self.standby, None
+            return found
+        trial = self.trial
+        if trial is not None and not trial.challenger.main.apart and trial.challenger.releases == releases:
+            self.trial = None
+            self._metrics.tries(self.source.name, None)
+            self._later(trial.close())
+            return trial.challenger
+        return None
+
+    async def _is_previous(self, release: Release) -> bool:
+        try:
+            return await asyncio.to_thread(self.source.previous) == release
+        except PareflowError:
+            return False
+
+    async def _keep_previous(self) -> None:
+        release = await asyncio.to_thread(self.source.previous)
+        if release is not None and release.version == self.hosted.release.version:
+            release = None
+        if self.standby is not None:
+            if self.standby.release == release:
+                return
+            before, self.standby = self.standby, None
+            self._retire(before)
+        if release is not None:
+            ready = await asyncio.to_thread(self._opened, self._beside(release))
+            self.standby = ready.started()
+
+    async def _follow_challenger(self) -> None:
+        found = await asyncio.to_thread(self.source.challenger)
+        champion = self.hosted.release.version
+        if found is None or not found.traffic.flows() or found.release.version == champion:
+            self._refused = None
+            await self._end_trial()
+            return
+        trial, until = self.trial, {"until": found.traffic.until}
+        if trial is not None and trial.record.champion == champion:
+            trial.traffic = trial.traffic.model_copy(update=until)  # it is renewed
+            if trial.traffic == found.traffic and trial.challenger.release == found.release:
+                return
+        if self._refused is None or _without_end(self._refused[0]) != _without_end(found):
+            await self._begin_trial(found, champion)
+
+    async def _begin_trial(self, found: Challenge, champion: str) -> None:
+        """Load the challenger, unless it is, and give it its traffic. Raises: what opening it does."""
+        releases, apart = self._beside(found.release), not found.traffic.canary
+        before = self.trial
+        challenger = None if before is None else before.challenger
+        if challenger is None or challenger.releases != releases or challenger.main.apart != apart:
+            try:
+                made = await asyncio.to_thread(lambda: self._opened(releases, apart=apart))
+            except Exception as error:
+                await self._end_trial()
+                self._refused = (found, str(error))
+                raise
+            challenger = made.started()
+        self._refused = None
+        self.trial = Trial(challenger, champion, found.traffic, self._metrics)
+        self._metrics.tries(self.source.name, found.traffic)
+        if before is not None:
+            await before.close()
+            if before.challenger is not challenger:
+                self._retire(before.challenger)
+
+    async def _end_trial(self) -> None:
+        trial, self.trial = self.trial, None
+        if trial is not None:
+            self._metrics.tries(self.source.name, None)
+            await trial.close()
+            self._retire(trial.challenger)
+
+    def _retire(self, hosted: Hosted) -> None:
+        self._later(_let_go(hosted))
+
+    def _later(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _answers(self, hosted: Hosted) -> None:
-        self.hosted = hosted.started()
+        self.hosted = hosted
         release = hosted.release
-        self._metrics.serves(release.name, release.version, hosted.endpoint.figures)
+        self._metrics.serves(release.name, release.version, hosted.endpoint.figures, hosted.standing)
         log.info("%s version %s answers: %s", release.name, release.version, hosted.endpoint.identity)
+        if hosted.standing == "elsewhere":
+            log.warning(
+                "version %s of %s was judged in another environment: `pareflow check` judges it here",
+                release.version,
+                release.name,
+            )
 
-    def _away(self, error: PareflowError) -> None:
-        self._metrics.registry(reachable=False)
-        self._tell(str(error))
-
-    def _tell(self, trouble: str) -> None:
+    def _tell(self, what: str, trouble: str) -> None:
         """Log what is wrong, once for as long as it lasts."""
-        if trouble != self._trouble:
+        if trouble != self._troubles.get(what):
             log.warning("%s", trouble)
-        self._trouble = trouble
+        self._troubles[what] = trouble
+
+
+def _without_end(challenge: Challenge) -> tuple[Release, Traffic]:
+    return challenge.release, challenge.traffic.model_copy(update={"until": None})

@@ -24,7 +24,7 @@ from pareflow.serving.executable import Release
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.settings import Settings
-from pareflow.serving.slot import FolderSource, Slot
+from pareflow.serving.slot import Challenge, FolderSource, Slot
 from pareflow.variant import Step
 
 Packaged = Callable[..., Path]
@@ -37,6 +37,8 @@ class Shelf:
 
     release: Release | PareflowError
     kept: Release | None = None
+    before: Release | None = None
+    tried: Challenge | None = None
     name: str = field(default="images")
 
     def current(self) -> Release:
@@ -46,6 +48,12 @@ class Shelf:
 
     def last(self) -> Release | None:
         return self.kept
+
+    def previous(self) -> Release | None:
+        return self.before
+
+    def challenger(self) -> Challenge | None:
+        return self.tried
 
 
 @dataclass
