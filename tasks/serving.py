@@ -41,8 +41,8 @@ def register_plan(data_dir: Path, release: Release, plan: ServingPlan) -> None:
 class RegistrySource:
     """What `models:/NAME@ALIAS` or `models:/NAME/VERSION` names, whenever it is asked.
 
-    Copies lie in `folder` by what they contain; `last.json` there names the one that came last. One question to
-    the registry tells where the aliases point; the tags of a version are read again every few seconds.
+    Copies lie in `folder` by what they contain; `last.json` there names the one that came last. One question
+    to the registry tells where the aliases point; the tags of a version are read again every few seconds.
     """
 
     def __init__(self, uri: str, data_dir: Path) -> None:
@@ -70,7 +70,7 @@ class RegistrySource:
         return None if number is None else self._release(self._version(number))
 
     def challenger(self) -> Challenge | None:
-        """The version that the model's tag gives traffic. Raises: as `current`; InputError for a wrong tag."""
+        """The version that the model's tag gives traffic. Raises: as `current`; InputError for a bad tag."""
         model = self._model()
         told = None if model is None or self._alias != "champion" else model.tags.get(TRAFFIC)
         if told is None:
@@ -94,7 +94,7 @@ class RegistrySource:
         return None if number is None else str(number)
 
     def _version(self, number: str) -> Version:
-        """A version as it was a few seconds ago: its tags change seldom, where aliases point must be known."""
+        """A version as it was a few seconds ago: its tags seldom change."""
         read_at, found = self._versions.get(number, (0.0, None))
         if found is None or time.monotonic() - read_at > TAGS_S:
             found = self._open().version(self.name, number)

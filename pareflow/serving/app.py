@@ -269,7 +269,7 @@ class _Keyed:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """A request whose body was read: how long it may take, what it is drawn by, and its first axis, if any."""
+    """A request whose body was read: how long it may take, what it is drawn by, its first axis if any."""
 
     request: Request
     timeout_s: float | None

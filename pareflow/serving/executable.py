@@ -86,7 +86,7 @@ class Executable:
         self._pool.close()
 
     def _sessions(self, plan: ServingPlan) -> SessionPool:
-        """As many as the plan says, or as there are cores for; one where it is done on the event loop, or apart."""
+        """As many as the plan says, or as there are cores for; one on the event loop, and one apart."""
         feeds = self.model.preprocess(self.model.golden()["samples"][:1])
         brief = 1000 * seconds(lambda: self.model.session.run(feeds)) < plan.inline_ms
         self.inline = brief and not self.apart

@@ -73,7 +73,7 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     def serves(self, name: str, version: str, figures: Mapping[str, Any], standing: str) -> None:
-        """From now on this version answers; `figures` are its policies', `standing` says where it was judged."""
+        """From now on this version answers; `figures` are its policies', `standing` where it was judged."""
         self._serving.clear()
         self._serving.labels(name, version).set(1)
         self._judged.clear()

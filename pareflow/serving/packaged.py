@@ -1,4 +1,4 @@
-"""In a process of its own, the worker's runtime for a package: loads it, runs it. `apart.py` is its caller."""
+"""A worker's runtime for a package, in a process of its own: loads it, runs it. `apart.py` calls it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict

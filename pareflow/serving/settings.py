@@ -10,8 +10,8 @@ class Settings:
 
     `poll_s` is how often the models' sources are asked for another version, None never. Where there are
     `api_keys`, every route but the health checks needs one of them. `standby`: the previous version is kept
-    loaded. `unjudged` says what is done with a version that has no verdict of this environment: check what can
-    be told without data, or refuse it.
+    loaded. `unjudged` says what is done with a version that has no verdict of this environment: check what
+    can be told without data, or refuse it.
     """
 
     host: str = "127.0.0.1"

@@ -83,8 +83,8 @@ class Slot:
     """One served model, loaded where it is made: that blocks.
 
     Where the registry is away it is the last version that came whole from there. Without a plan it is served
-    by the one that was tuned for the version in this environment, else by the default. `standby`: the previous
-    version is kept loaded, which takes its memory.
+    by the one that was tuned for the version in this environment, else by the default. `standby`: the
+    previous version is kept loaded, which takes its memory.
     Raises: PareflowError where there is neither, or it cannot be served.
     """
 

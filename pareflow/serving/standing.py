@@ -1,8 +1,8 @@
 """Whether a version's verdict holds where it is to be served (law 8): asked before its first request.
 
-A verdict of this environment is taken at its word. Where there is none, what can be told without data is judged
-again here: its golden outputs, which opening it repeats, and the times that its verdict promised. Who finds that
-they are broken refuses; who finds nothing against it serves it, and says that it was judged elsewhere.
+A verdict of this environment is taken at its word. Where there is none, what can be told without data is
+judged again here: its golden outputs, which opening it repeats, and the times that its verdict promised. A
+version that breaks them is refused; one with nothing against it is served, and said to be judged elsewhere.
 """
 
 import functools
@@ -58,7 +58,7 @@ def here() -> str:
 def _broken(executable: Executable, checks: list[Mapping[str, Any]]) -> Iterator[str]:
     """Promised times that are beyond doubt not kept here, in words.
 
-    One sample is asked: where the promise is for more of them, one that takes too long breaks it all the more.
+    One sample is asked: where the promise is for more of them, one that takes too long breaks it, too.
     """
     limits = {one["clause"]: one["limit"] for one in checks if one["clause"] in QUANTILES}
     if not limits:

@@ -13,7 +13,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Traffic(BaseModel):
-    """The challenger's traffic. Which requests it gets is drawn by their key, so that equal ones get one answer.
+    """The challenger's traffic. Which requests it gets is drawn by their key: equal ones get one answer.
 
     Who is in a small share is in every larger one of the same version; another version draws others.
     """
