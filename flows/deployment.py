@@ -116,7 +116,7 @@ def _without_traffic(tracker: Tracker, name: str, data_dir: Path, config: Path |
 def _promoted(
     tracker: Tracker, name: str, version: str, data_dir: Path, described: spec.PipelineSpec, path: Path
 ) -> dict[str, Any]:
-    """By the protocol of `tasks.promotion`: judged on the verdict split against the champion of that moment."""
+    """By the protocol of `tasks.promotion`: judged on the verdict split against the present champion."""
     store = Store(data_dir / "store")
     with collection.holding(store, f"deploy {name}"), tempfile.TemporaryDirectory() as into:
         run = Run.open(described, path, data_dir)
