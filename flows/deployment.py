@@ -99,6 +99,7 @@ def run_deployment(
                     return _ended(rollout, done, None)
             rollouts.give(tracker, name, done[-1].traffic, JUDGED_S)
             moved = _promoted(tracker, name, rollout.version, data_dir, described, path)
+            rollouts.withdraw(tracker, name)  # at once: after a rollback it would flow again
             late = execution.call(rollouts.follow, rollout, SWITCHED_S) if _is_champion(moved) else []
             return _ended(rollout, done, {**moved, "behind": late})
         finally:

@@ -13,7 +13,7 @@ from typing import Any
 from pareflow.errors import InputError
 from pareflow.stages import promotion, registration
 from pareflow.stages.run import Row, Run
-from tasks.tracking import CONTENT, Tracker
+from tasks.tracking import CONTENT, TRAFFIC, Tracker
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,10 @@ def promote_challenger(tracker: Tracker, run: Run) -> dict[str, Any]:
 
 
 def roll_back(tracker: Tracker, name: str) -> dict[str, Any]:
-    """Point `champion` at `previous`, and the other way round. Raises: InputError if there is none."""
+    """Point `champion` at `previous`, and the other way round; no challenger keeps any traffic.
+
+    Raises: InputError if there is no previous one.
+    """
     with tracker.locked(f"promotion-{name}"):
         champion, previous = tracker.alias(name, "champion"), tracker.alias(name, "previous")
         if champion is None or previous is None:
@@ -85,6 +88,7 @@ def roll_back(tracker: Tracker, name: str) -> dict[str, Any]:
             )
         tracker.set_alias(name, "champion", str(previous.version))
         tracker.set_alias(name, "previous", str(champion.version))
+        tracker.tag_model(name, TRAFFIC, None)
     reason = f"rolled back from version {champion.version}"
     return {"name": name, **asdict(Promotion(str(previous.version), "champion", reason))}
 

@@ -79,6 +79,15 @@ class Executable:
     def endpoint(self) -> Endpoint:
         return self._pool.endpoint(self.identity)
 
+    @property
+    def inline(self) -> bool:
+        """Whether it is computed on the event loop."""
+        return self._pool.inline
+
+    def aside(self, wanted: bool) -> None:
+        """Compute in a thread, however brief it is, where a hang holds up nobody; or as it was planned."""
+        self._pool.inline = self._brief and not wanted
+
     def close(self) -> None:
         """Let what runs end, and take no more; what runs apart is ended."""
         if isinstance(self.model, ModelApart):
@@ -89,17 +98,14 @@ class Executable:
         """As many as the plan says, or as there are cores for; one on the event loop, and one apart."""
         feeds = self.model.preprocess(self.model.golden()["samples"][:1])
         brief = 1000 * seconds(lambda: self.model.session.run(feeds)) < plan.inline_ms
-        self.inline = brief and not self.apart
-        count = (
-            1
-            if self.inline or self.apart
-            else plan.sessions or max(1, len(probe.cores()) // self.ran.threads)
-        )
+        self._brief = brief and not self.apart
+        several = plan.sessions or max(1, len(probe.cores()) // self.ran.threads)
+        count = 1 if self._brief or self.apart else several
         sessions = [self.model.session, *(self.model.load_session() for _ in range(count - 1))]
         largest = max((getattr(policy, "max_batch_size", 1) for policy in plan.chosen()), default=1)
         for session in sessions:
             _warm_up(session, feeds, largest)
-        return SessionPool(sessions, inline=self.inline)
+        return SessionPool(sessions, inline=self._brief)
 
 
 def described(model: PackagedModel) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -279,9 +279,9 @@ class Slot:
             if trial.traffic == found.traffic and trial.challenger.release == found.release:
                 return
         if self._refused is None or _without_end(self._refused[0]) != _without_end(found):
-            await self._begin_trial(found, champion)
+            await self._begin_trial(found)
 
-    async def _begin_trial(self, found: Challenge, champion: str) -> None:
+    async def _begin_trial(self, found: Challenge) -> None:
         """Load the challenger, unless it is, and give it its traffic. Raises: what opening it does."""
         releases, apart = self._beside(found.release), not found.traffic.canary
         before = self.trial
@@ -295,12 +295,12 @@ class Slot:
                 raise
             challenger = made.started()
         self._refused = None
-        self.trial = Trial(challenger, champion, found.traffic, self._metrics)
-        self._metrics.tries(self.source.name, found.traffic)
         if before is not None:
             await before.close()
-            if before.challenger is not challenger:
-                self._retire(before.challenger)
+        self.trial = Trial(challenger, self.hosted, found.traffic, self._metrics)
+        self._metrics.tries(self.source.name, found.traffic)
+        if before is not None and before.challenger is not challenger:
+            self._retire(before.challenger)
 
     async def _end_trial(self) -> None:
         trial, self.trial = self.trial, None

@@ -31,11 +31,16 @@ Ask = Callable[[Hosted], Awaitable[Arrays]]
 
 
 class Trial:
-    """A challenger that is loaded, its traffic, and what was seen of it. Use it in the event loop."""
+    """A challenger that is loaded, its traffic, and what was seen of it. Use it in the event loop.
 
-    def __init__(self, challenger: Hosted, champion: str, traffic: Traffic, metrics: Metrics) -> None:
-        self.challenger, self.traffic = challenger, traffic
-        self.record = Record(champion, traffic)
+    While the challenger answers requests, both versions are computed in threads: on the event loop nobody
+    could be patient with it, and only what is computed alike can be compared.
+    """
+
+    def __init__(self, challenger: Hosted, champion: Hosted, traffic: Traffic, metrics: Metrics) -> None:
+        self.challenger, self.champion, self.traffic = challenger, champion, traffic
+        self.record = Record(champion.release.version, traffic)
+        self._aside(traffic.canary > 0)
         self._metrics = metrics
         self._copies: set[asyncio.Task[None]] = set()
 
@@ -55,9 +60,14 @@ class Trial:
 
     async def close(self) -> None:
         """Give up the copies that are under way."""
+        self._aside(False)
         for task in self._copies:
             task.cancel()
         await asyncio.gather(*self._copies, return_exceptions=True)
+
+    def _aside(self, wanted: bool) -> None:
+        for one in (self.champion, self.challenger):
+            one.main.aside(wanted)
 
     async def _chosen(self, champion: Hosted, key: bytes, rows: int, ask: Ask) -> tuple[Arrays, Hosted]:
         """By the challenger, if the request is one of its share and it can; by the champion else."""

@@ -242,7 +242,7 @@ def test_a_challenger_that_is_promoted_takes_over_as_it_is_loaded(
     assert served.slot.standby is champion
     observed = served.observed()
     assert (observed["champion"], observed["ready"], observed["trial"]) == ("2", "1", None)
-    source.release, source.before = two[0], two[1]
+    source.release, source.before, source.tried = two[0], two[1], None
     served.refresh()
     assert served.slot.hosted is champion
     assert served.slot.standby is trial_before.challenger
