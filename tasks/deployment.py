@@ -24,7 +24,7 @@ from tasks.tracking import TRAFFIC, Tracker
 
 LEASE_S = 120.0
 """For how long traffic is given at a time."""
-FIRST_LOOK = 300
+FIRST_LOOK = 400
 """Requests to the challenger before it is judged for the first time; then whenever they have doubled."""
 ANSWER_S = 10.0
 _POLICY: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
