@@ -22,6 +22,7 @@ SCRIPTS = (
     "cascade.py",
     "decoding.py",
     "serving.py",
+    "rollback.py",
     "gpu.py",
 )
 
