@@ -48,6 +48,7 @@ class RegistrySource:
     def __init__(self, uri: str, data_dir: Path) -> None:
         self.name, self._alias = _named(uri)
         self._number: str | None = None
+        self._model: Model | None = None
         self._uri, self._data_dir = uri, data_dir
         self._folder = data_dir / "served" / self.name
         self._tracker: Tracker | None = None
@@ -56,6 +57,8 @@ class RegistrySource:
 
     def current(self) -> Release:
         """Raises: TransientError, TrackingError; InputError where it is not there, or damaged."""
+        if self._alias is not None:
+            self._model = self._open().model(self.name)
         number = self._number if self._alias is None else self._aliased(self._alias)
         found = self._open().resolve(self._uri) if number is None else self._version(number)
         if self._alias is None:
@@ -71,8 +74,8 @@ class RegistrySource:
 
     def challenger(self) -> Challenge | None:
         """The version that the model's tag gives traffic. Raises: as `current`; InputError for a bad tag."""
-        model = self._model()
-        told = None if model is None or self._alias != "champion" else model.tags.get(TRAFFIC)
+        model = self._model if self._alias == "champion" else None
+        told = None if model is None else model.tags.get(TRAFFIC)
         if told is None:
             return None
         traffic = read_traffic(told)
@@ -84,13 +87,9 @@ class RegistrySource:
         self._tracker = self._tracker or Tracker.open(self._data_dir)
         return self._tracker
 
-    def _model(self) -> Model | None:
-        return self._open().model(self.name)
-
     def _aliased(self, alias: str) -> str | None:
-        """The number of the version that an alias points at."""
-        model = self._model()
-        number = None if model is None else model.aliases.get(alias)
+        """The number of the version that an alias pointed at when the registry was last asked."""
+        number = None if self._model is None else self._model.aliases.get(alias)
         return None if number is None else str(number)
 
     def _version(self, number: str) -> Version:

@@ -45,10 +45,13 @@ class Source(Protocol):
         """The last version that came whole from here, for a start while the registry is away; or None."""
 
     def previous(self) -> Release | None:
-        """The version that a rollback would bring back. Raises: as `current`."""
+        """The version that a rollback would bring back, as `current` last saw it. Raises: as `current`."""
 
     def challenger(self) -> Challenge | None:
-        """The version that is to be tried beside the current one. Raises: as `current`."""
+        """The version that is to be tried beside the current one, as `current` last saw it.
+
+        Raises: as `current`.
+        """
 
 
 class FolderSource:
