@@ -52,7 +52,7 @@ class RegistrySource:
         self._uri, self._data_dir = uri, data_dir
         self._folder = data_dir / "served" / self.name
         self._tracker: Tracker | None = None
-        self._verified: set[Path] = set()
+        self._verified: dict[str, Path] = {}
         self._versions: dict[str, tuple[float, Version]] = {}
 
     def current(self) -> Release:
@@ -63,14 +63,14 @@ class RegistrySource:
         found = self._open().resolve(self._uri) if number is None else self._version(number)
         if self._alias is None:
             self._number = str(found.version)  # it is there, and stays what it is
-        release = self._release(found)
+        release = self._release(found, "current")
         self._remember(release)
         return release
 
     def previous(self) -> Release | None:
         """Of a champion the one before; of what is named otherwise, none. Raises: as `current`."""
         number = self._aliased("previous") if self._alias == "champion" else None
-        return None if number is None else self._release(self._version(number))
+        return None if number is None else self._release(self._version(number), "previous")
 
     def challenger(self) -> Challenge | None:
         """The version that the model's tag gives traffic. Raises: as `current`; InputError for a bad tag."""
@@ -81,7 +81,7 @@ class RegistrySource:
         traffic = read_traffic(told)
         if not traffic.flows():
             return None
-        return Challenge(self._release(self._version(traffic.version)), traffic)
+        return Challenge(self._release(self._version(traffic.version), "challenger"), traffic)
 
     def _open(self) -> Tracker:
         self._tracker = self._tracker or Tracker.open(self._data_dir)
@@ -100,7 +100,7 @@ class RegistrySource:
             self._versions[number] = (time.monotonic(), found)
         return found
 
-    def _release(self, version: Version) -> Release:
+    def _release(self, version: Version, role: str) -> Release:
         content = version.tags.get(CONTENT)
         if content is None:
             raise InputError(
@@ -109,9 +109,9 @@ class RegistrySource:
                 "Register it by `pareflow optimize`",
             )
         kept = self._folder / content[:32]
-        if kept not in self._verified and not _whole(kept):
+        if kept not in self._verified.values() and not _whole(kept):
             self._fetch(self._open(), str(version.version), content, kept)
-        self._verified.add(kept)  # whoever opens it verifies it again: here it is asked every second
+        self._verified[role] = kept  # whoever opens it verifies it again: here it is asked every second
         tuned = version.tags.get(plan_tag())
         plan = None if tuned is None else ServingPlan.model_validate_json(tuned)
         judged = version.tags.get(verdict_tag_of(here()))

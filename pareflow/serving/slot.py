@@ -160,8 +160,12 @@ class Slot:
         }
 
     async def _follow_champion(self) -> None:
-        releases = await asyncio.to_thread(self._current)
-        self._metrics.registry(reachable=True)
+        try:
+            releases = await asyncio.to_thread(self._current)
+            self._metrics.registry(reachable=True)
+        except (TransientError, TrackingError):
+            self._metrics.registry(reachable=False)
+            raise
         if releases != self.hosted.releases:
             await self._switch(releases)
         elif releases[""].judged != self.hosted.release.judged:  # it was judged here since
@@ -180,7 +184,6 @@ class Slot:
             await work()
             self._troubles.pop(what, None)
         except (TransientError, TrackingError) as error:
-            self._metrics.registry(reachable=False)
             self._tell(what, str(error))
         except Exception as error:  # of a library that opens it: following goes on
             kind = "" if isinstance(error, PareflowError) else f"{type(error).__name__}: "
