@@ -6,6 +6,7 @@ challenger, while it is tried on a share of the traffic.
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 from pareflow.errors import PareflowError, TrackingError, TransientError
 from pareflow.hardware import memory
+from pareflow.serving.beside import Beside
 from pareflow.serving.executable import Release
 from pareflow.serving.hosting import Hosted, opened
 from pareflow.serving.metrics import Metrics
@@ -23,6 +25,9 @@ from pareflow.serving.traffic import Traffic
 from pareflow.serving.trial import Trial
 
 log = logging.getLogger("pareflow.serving")
+
+AGAIN_S = 60.0
+"""After which a version that could not be opened is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,16 @@ async def _let_go(hosted: Hosted) -> None:
     await asyncio.to_thread(memory.give_back)
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """What could not be opened, why, and when it may be tried again: opening takes seconds of a core."""
+
+    releases: Mapping[str, Release]
+    judged: str | None
+    error: Exception
+    again: float
+
+
 class Slot:
     """One served model, loaded where it is made: that blocks.
 
@@ -105,19 +120,23 @@ class Slot:
         self._sources = {"": source, **(tiers or {})}
         self._metrics, self._keeps, self._unjudged = metrics, standby, unjudged
         self._troubles: dict[str, str] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._refusals: dict[str, _Refusal] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
         self._tending: asyncio.Task[None] | None = None
-        self._refused: tuple[Challenge, str] | None = None
-        self.standby: Hosted | None = None
-        self.trial: Trial | None = None
+        self.beside = Beside(source, metrics, self._ready, self._retire)
         self.hosted: Hosted = self._opened(self._first())
+
+    @property
+    def trial(self) -> Trial | None:
+        """The challenger and its traffic, if there is one."""
+        return self.beside.trial
 
     def start(self) -> None:
         """Put the policies in place; call it in the event loop."""
         self._answers(self.hosted.started())
 
     async def follow(self, every_s: float) -> None:
-        """Do what the source says now, for ever; at once, since what stands beside is not there yet."""
+        """Do what the source says, for ever; at once, too, since what stands beside is not there yet."""
         while True:
             await self.refresh()
             await asyncio.sleep(every_s)
@@ -127,7 +146,7 @@ class Slot:
 
         What stands beside it is loaded meanwhile: `settled` waits for that.
         """
-        await self._watched("the new version", self._follow_champion)
+        await self._watched("new", self._follow_champion)
         if self._tending is None or self._tending.done():
             self._tending = asyncio.create_task(self._tend())
 
@@ -141,23 +160,14 @@ class Slot:
         if self._tending is not None:
             self._tending.cancel()
             await asyncio.gather(self._tending, return_exceptions=True)
-        await self._end_trial()
-        if self.standby is not None:
-            self._retire(self.standby)
+        await self.beside.close()
         await self.hosted.retire()
-        await asyncio.gather(*self._tasks)
+        await asyncio.gather(*self._retiring)
 
     def observed(self) -> dict[str, Any]:
         """What stands here, and what was seen of the challenger: for who decides about it."""
-        refused = self._refused
-        return {
-            "model": self.source.name,
-            "champion": self.hosted.release.version,
-            "judged": self.hosted.standing,
-            "ready": None if self.standby is None else self.standby.release.version,
-            "trial": None if self.trial is None else self.trial.record.to_json(),
-            "refused": refused and {"version": refused[0].release.version, "reason": refused[1]},
-        }
+        present = {"champion": self.hosted.release.version, "judged": self.hosted.standing}
+        return {"model": self.source.name, **present, **self.beside.observed()}
 
     async def _follow_champion(self) -> None:
         try:
@@ -175,8 +185,8 @@ class Slot:
 
     async def _tend(self) -> None:
         if self._keeps:
-            await self._watched("the previous version", self._keep_previous)
-        await self._watched("the challenger", self._follow_challenger)
+            await self._watched("previous", lambda: self.beside.keep_previous(self.hosted))
+        await self._watched("challenger", lambda: self.beside.follow_challenger(self.hosted))
 
     async def _watched(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
         """Whatever goes wrong is told, once for as long as it lasts, and what stands here stays."""
@@ -188,7 +198,7 @@ class Slot:
         except Exception as error:  # of a library that opens it: following goes on
             kind = "" if isinstance(error, PareflowError) else f"{type(error).__name__}: "
             version = self.hosted.release.version
-            self._tell(what, f"{what} is refused, and {version} stays: {kind}{error}")
+            self._tell(what, f"the {what} version is refused, and {version} stays: {kind}{error}")
 
     def _current(self) -> dict[str, Release]:
         """What should answer now, by the name of the tier. Raises: as `Source.current`."""
@@ -205,12 +215,26 @@ class Slot:
             if len(whole) < len(last):
                 raise
             self._metrics.registry(reachable=False)
-            self._tell("the new version", str(error))
+            self._tell("new", str(error))
             for release in whole.values():
                 log.warning(
                     "serving version %s of %s, the last that came whole", release.version, release.name
                 )
             return whole
+
+    async def _ready(self, what: str, releases: Mapping[str, Release], *, apart: bool = False) -> Hosted:
+        """Releases, opened, with their policies in place. What was refused is not opened again at once."""
+        known, judged = self._refusals.get(what), releases[""].judged
+        same = known is not None and (known.releases, known.judged) == (releases, judged)
+        if known is not None and same and time.monotonic() < known.again:
+            raise known.error.with_traceback(None)
+        try:
+            made = await asyncio.to_thread(lambda: self._opened(releases, apart=apart))
+        except Exception as error:
+            self._refusals[what] = _Refusal(releases, judged, error, time.monotonic() + AGAIN_S)
+            raise
+        self._refusals.pop(what, None)
+        return made.started()
 
     def _opened(self, releases: Mapping[str, Release], *, apart: bool = False) -> Hosted:
         hosted = opened(releases, self.plan or releases[""].plan or ServingPlan(), apart=apart)
@@ -225,103 +249,21 @@ class Slot:
         """Note whether its verdict holds here. Raises: EnvironmentUnfitError."""
         hosted.standing = standing(hosted.main, hosted.release.judged, self._unjudged)
 
-    def _beside(self, release: Release) -> dict[str, Release]:
-        """The release in the place of the present one, with its tiers."""
-        return {**self.hosted.releases, "": release}
-
     async def _switch(self, releases: Mapping[str, Release]) -> None:
         """Load beside the present version, then take its place; no request is without one meanwhile."""
-        before, after = self.hosted, self._taken(releases)
+        before, after = self.hosted, self.beside.taken(releases)
         if after is None:
-            after = (await asyncio.to_thread(self._opened, releases)).started()
+            after = await self._ready("new", releases)
         self._answers(after)
-        if self._keeps and self.standby is None and await self._is_previous(before.release):
-            self.standby = before
+        if self._keeps:
+            await self.beside.keep(before)
         else:
             self._retire(before)
 
-    def _taken(self, releases: Mapping[str, Release]) -> Hosted | None:
-        """What stands beside, if it is what should answer now: it is ready, and takes no time."""
-        if self.standby is not None and self.standby.releases == releases:
-            found, self.standby = self.standby, None
-            return found
-        trial = self.trial
-        if trial is not None and not trial.challenger.main.apart and trial.challenger.releases == releases:
-            self.trial = None
-            self._metrics.tries(self.source.name, None)
-            self._later(trial.close())
-            return trial.challenger
-        return None
-
-    async def _is_previous(self, release: Release) -> bool:
-        try:
-            return await asyncio.to_thread(self.source.previous) == release
-        except PareflowError:
-            return False
-
-    async def _keep_previous(self) -> None:
-        release = await asyncio.to_thread(self.source.previous)
-        if release is not None and release.version == self.hosted.release.version:
-            release = None
-        if self.standby is not None:
-            if self.standby.release == release:
-                return
-            before, self.standby = self.standby, None
-            self._retire(before)
-        if release is not None:
-            ready = await asyncio.to_thread(self._opened, self._beside(release))
-            self.standby = ready.started()
-
-    async def _follow_challenger(self) -> None:
-        found = await asyncio.to_thread(self.source.challenger)
-        champion = self.hosted.release.version
-        if found is None or not found.traffic.flows() or found.release.version == champion:
-            self._refused = None
-            await self._end_trial()
-            return
-        trial, until = self.trial, {"until": found.traffic.until}
-        if trial is not None and trial.record.champion == champion:
-            trial.traffic = trial.traffic.model_copy(update=until)  # it is renewed
-            if trial.traffic == found.traffic and trial.challenger.release == found.release:
-                return
-        if self._refused is None or _without_end(self._refused[0]) != _without_end(found):
-            await self._begin_trial(found)
-
-    async def _begin_trial(self, found: Challenge) -> None:
-        """Load the challenger, unless it is, and give it its traffic. Raises: what opening it does."""
-        releases, apart = self._beside(found.release), not found.traffic.canary
-        before = self.trial
-        challenger = None if before is None else before.challenger
-        if challenger is None or challenger.releases != releases or challenger.main.apart != apart:
-            try:
-                made = await asyncio.to_thread(lambda: self._opened(releases, apart=apart))
-            except Exception as error:
-                await self._end_trial()
-                self._refused = (found, str(error))
-                raise
-            challenger = made.started()
-        self._refused = None
-        if before is not None:
-            await before.close()
-        self.trial = Trial(challenger, self.hosted, found.traffic, self._metrics)
-        self._metrics.tries(self.source.name, found.traffic)
-        if before is not None and before.challenger is not challenger:
-            self._retire(before.challenger)
-
-    async def _end_trial(self) -> None:
-        trial, self.trial = self.trial, None
-        if trial is not None:
-            self._metrics.tries(self.source.name, None)
-            await trial.close()
-            self._retire(trial.challenger)
-
     def _retire(self, hosted: Hosted) -> None:
-        self._later(_let_go(hosted))
-
-    def _later(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = asyncio.create_task(_let_go(hosted))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     def _answers(self, hosted: Hosted) -> None:
         self.hosted = hosted
@@ -340,7 +282,3 @@ class Slot:
         if trouble != self._troubles.get(what):
             log.warning("%s", trouble)
         self._troubles[what] = trouble
-
-
-def _without_end(challenge: Challenge) -> tuple[Release, Traffic]:
-    return challenge.release, challenge.traffic.model_copy(update={"until": None})

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from pareflow.errors import OverloadedError
 from pareflow.runtime.endpoint import answered_within, deadline
+from pareflow.serving import protocol
 from pareflow.serving.executable import Tensor
 from pareflow.serving.hosting import Hosted
 from pareflow.serving.metrics import Metrics
@@ -58,12 +59,12 @@ class Trial:
             self._copy(champion, by, rows, outputs, copy)
         return outputs, by
 
-    async def close(self) -> None:
-        """Give up the copies that are under way."""
+    def give_up(self) -> None:
+        """Ask the challenger no more, and give up the copies that are under way."""
+        self.traffic = self.traffic.model_copy(update={"shadow": 0.0, "canary": 0.0})
         self._aside(False)
         for task in self._copies:
             task.cancel()
-        await asyncio.gather(*self._copies, return_exceptions=True)
 
     def _aside(self, wanted: bool) -> None:
         for one in (self.champion, self.challenger):
@@ -189,6 +190,8 @@ def unsound(outputs: Arrays, rows: int, expected: Sequence[Tensor]) -> str:
             size not in (-1, found) for size, found in zip(sizes, array.shape, strict=True)
         ):
             return f"`{tensor.name}` has shape {array.shape} for {rows} rows"
+        if protocol.datatype(array.dtype) != tensor.datatype:
+            return f"`{tensor.name}` is {protocol.datatype(array.dtype)}, not {tensor.datatype}"
         if array.dtype.kind == "f" and np.isnan(array).any():
             return f"`{tensor.name}` holds NaN"
     return ""

@@ -239,13 +239,13 @@ def test_a_challenger_that_is_promoted_takes_over_as_it_is_loaded(
     source.release, source.before = two[1], two[0]
     served.refresh()
     assert served.slot.hosted is trial_before.challenger
-    assert served.slot.standby is champion
+    assert served.slot.beside.standby is champion
     observed = served.observed()
     assert (observed["champion"], observed["ready"], observed["trial"]) == ("2", "1", None)
     source.release, source.before, source.tried = two[0], two[1], None
     served.refresh()
     assert served.slot.hosted is champion
-    assert served.slot.standby is trial_before.challenger
+    assert served.slot.beside.standby is trial_before.challenger
     assert ask(served, "one") == "1"
 
 
@@ -255,7 +255,7 @@ def test_the_previous_version_is_loaded_and_takes_over_at_once(
     source = Shelf(two[1], before=two[0])
     served = serve(source)
     served.refresh()
-    ready = served.slot.standby
+    ready = served.slot.beside.standby
     assert ready is not None
     source.release, source.before = two[0], two[1]
     served.refresh()
@@ -271,5 +271,5 @@ def test_what_stands_beside_has_gone_when_it_should_no_more(
     served.refresh()
     source.before = None
     served.refresh()
-    assert served.slot.standby is None
+    assert served.slot.beside.standby is None
     assert served.infer().json()["model_version"] == "2"
