@@ -1,7 +1,7 @@
 """A packaged model whose network runs in a process of its own: a challenger that nothing is known of yet.
 
-A crash or a hang of its runtime costs that process and no more (law 7). Its processing stays here: that is
-Python, whose errors are caught. A request crosses a pipe, which takes some 0.1 ms.
+A crash or a hang of its runtime costs that process and no more (law 7), and it computes when nobody else
+wants to. Its processing stays here: that is Python, whose errors are caught. A request crosses a pipe.
 """
 
 import sys
@@ -14,9 +14,9 @@ from pareflow.serving.model import PackagedModel
 from pareflow.session import Session
 
 _BOOT = (
-    "import sys, types; package = types.ModuleType('workers'); package.__path__ = sys.argv[1:3]; "
-    "sys.modules['workers'] = package; sys.path.insert(0, sys.argv[3]); "
-    "from workers import serve; serve.main('packaged')"
+    "import os, sys, types; os.nice(10); sys.path.insert(0, sys.argv[3]); "
+    "package = types.ModuleType('workers'); package.__path__ = sys.argv[1:3]; "
+    "sys.modules['workers'] = package; from workers import serve; serve.main('packaged')"
 )
 _FOLDERS = (Path(workers.__path__[0]), Path(__file__).parent, Path(str(pareflow.__file__)).parents[1])
 

@@ -98,11 +98,12 @@ class Executable:
         """As many as the plan says, or as there are cores for; one on the event loop, and one apart."""
         feeds = self.model.preprocess(self.model.golden()["samples"][:1])
         brief = 1000 * seconds(lambda: self.model.session.run(feeds)) < plan.inline_ms
-        self._brief = brief and not self.apart
+        self._brief = brief and not self.apart  # and the event loop waits for no other process
         several = plan.sessions or max(1, len(probe.cores()) // self.ran.threads)
         count = 1 if self._brief or self.apart else several
         sessions = [self.model.session, *(self.model.load_session() for _ in range(count - 1))]
         largest = max((getattr(policy, "max_batch_size", 1) for policy in plan.chosen()), default=1)
+        self.sessions = len(sessions)
         for session in sessions:
             _warm_up(session, feeds, largest)
         return SessionPool(sessions, inline=self._brief)

@@ -49,6 +49,11 @@ class Hosted:
     def release(self) -> Release:
         return self.main.release
 
+    @property
+    def in_demand(self) -> bool:
+        """Whether more requests are there than sessions compute."""
+        return self._asked > self.main.sessions
+
     def started(self) -> "Hosted":
         """With its policies in place; call it in the event loop."""
         self._idle.set()

@@ -64,6 +64,8 @@ class Metrics:
             buckets=BUCKETS_S,
             registry=self._registry,
         )
+        self._versions: dict[str, str] = {}
+        self._challengers: dict[str, str] = {}
         self.figures: Mapping[str, Any] = {}
         self._registry.register(_Policies(self))
 
@@ -74,16 +76,23 @@ class Metrics:
 
     def serves(self, name: str, version: str, figures: Mapping[str, Any], standing: str) -> None:
         """From now on this version answers; `figures` are its policies', `standing` where it was judged."""
-        self._serving.clear()
+        before = self._versions.get(name)
+        if before not in (None, version):
+            self._serving.remove(name, before)
+            self._judged.remove(name, before)
+        self._versions[name] = version
         self._serving.labels(name, version).set(1)
-        self._judged.clear()
         self._judged.labels(name, version).set(standing == "here")
         self.figures = figures
 
     def tries(self, name: str, traffic: Traffic | None) -> None:
         """From now on the challenger has this traffic, or none."""
-        self._share.clear()
+        before = self._challengers.pop(name, None)
+        if before is not None:
+            for kind in ("canary", "shadow"):
+                self._share.remove(name, before, kind)
         if traffic is not None:
+            self._challengers[name] = traffic.version
             self._share.labels(name, traffic.version, "canary").set(traffic.canary)
             self._share.labels(name, traffic.version, "shadow").set(traffic.shadow)
 

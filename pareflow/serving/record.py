@@ -11,7 +11,7 @@ from pareflow.serving.traffic import Traffic
 COUNTS = ("asked", "failed", "late", "unsound", "compared", "agreed", "skipped")
 """Of the challenger: requests that it was asked; those of them that it did not answer, not in time, or with
 what cannot be an answer; answers of both that were compared, and those that agreed; copies that were left
-out, since too many were under way."""
+out, since too many were under way or requests waited."""
 BLOCK = 20
 """Answers of each version that make a block: they were given over the same stretch of time."""
 LARGEST = 200

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pareflow.errors import EnvironmentUnfitError
-from pareflow.gate import decided
-from pareflow.intervals import quantile_interval
 from pareflow.measurement import CONFIDENCE
 from pareflow.measuring.environment import environment
 from pareflow.serving.executable import Executable
@@ -60,6 +58,9 @@ def _broken(executable: Executable, checks: list[Mapping[str, Any]]) -> Iterator
 
     One sample is asked: where the promise is for more of them, one that takes too long breaks it, too.
     """
+    from pareflow.gate import decided  # they import scipy, and a server seldom needs them
+    from pareflow.intervals import quantile_interval
+
     limits = {one["clause"]: one["limit"] for one in checks if one["clause"] in QUANTILES}
     if not limits:
         return

@@ -27,7 +27,7 @@ from pareflow.workload import Arrays
 log = logging.getLogger("pareflow.serving")
 
 COPIES = 4
-"""That are under way at a time; further ones are skipped, so that a slow challenger holds up nobody."""
+"""That are under way at a time; further ones are skipped, and so are those for which somebody would wait."""
 Ask = Callable[[Hosted], Awaitable[Arrays]]
 
 
@@ -106,7 +106,7 @@ class Trial:
         return Trouble("unsound", words) if words else outputs
 
     def _copy(self, champion: Hosted, by: Hosted, rows: int, outputs: Arrays, copy: Ask) -> None:
-        if len(self._copies) >= COPIES:
+        if len(self._copies) >= COPIES or champion.in_demand:
             self._count("skipped")
             return
         task = asyncio.create_task(self._compared(champion, by, rows, outputs, copy))

@@ -1,18 +1,25 @@
 """A challenger beside the champion: its share of the requests, copies, and whatever it may do wrong."""
 
+import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pareflow.serving.executable import Release
-from pareflow.serving.slot import Challenge
+from pareflow.serving.hosting import Hosted
+from pareflow.serving.metrics import Metrics
+from pareflow.serving.plan import ServingPlan
+from pareflow.serving.slot import Challenge, Slot
 from pareflow.serving.traffic import Traffic
 from pareflow.variant import Step
+from pareflow.workload import Arrays
 from tests.unit.conftest import INFER, Packaged, Serve, Served, Shelf
 
 MANY = 60
@@ -261,6 +268,45 @@ def test_the_previous_version_is_loaded_and_takes_over_at_once(
     served.refresh()
     assert served.slot.hosted is ready
     assert served.infer().json()["model_version"] == "1"
+
+
+def test_without_a_standby_the_version_before_is_let_go(two: tuple[Release, Release]) -> None:
+    """It costs the memory of a model."""
+    source = Shelf(two[0])
+    slot = Slot(source, ServingPlan(), Metrics(), standby=False)
+
+    async def scenario() -> None:
+        slot.start()
+        source.release, source.before = two[1], two[0]
+        await slot.refresh()
+        await slot.settled()
+        assert slot.hosted.release == two[1]
+        assert slot.beside.standby is None
+        await slot.close()
+
+    asyncio.run(scenario())
+
+
+def test_copies_are_left_out_while_requests_wait(
+    trial: Callable[..., Served], two: tuple[Release, Release]
+) -> None:
+    """More of them than sessions compute."""
+    served = trial(two[1], shadow=1, canary=1)
+    hosted, tried = served.slot.hosted, served.slot.trial
+    assert tried is not None
+    assert served.client.portal is not None
+
+    def answer(by: Hosted) -> Awaitable[Arrays]:
+        return by.answer({"images": np.zeros((1, 1, 8, 8), np.float32)})
+
+    async def scenario() -> None:
+        async with AsyncExitStack() as waiting:
+            for _ in range(hosted.main.sessions + 1):
+                await waiting.enter_async_context(hosted.asked())
+            await tried.answered(hosted, b"one", 1, answer, answer)
+
+    served.client.portal.call(scenario)
+    assert counts(served, skipped=1)["compared"] == 0
 
 
 def test_what_stands_beside_has_gone_when_it_should_no_more(
