@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -209,6 +210,23 @@ def test_a_challenger_that_cannot_be_opened_is_told_and_changes_nothing(
     assert observed["trial"] is None
     assert observed["refused"]["version"] == "2"
     assert "must hold a whole pareflow package" in observed["refused"]["reason"]
+
+
+def test_what_was_refused_is_not_opened_again_at_once_unless_it_was_judged_since(
+    trial: Callable[..., Served], two: tuple[Release, Release], tmp_path: Path
+) -> None:
+    """Opening takes seconds of a core, and servers look every second."""
+    release = replace(two[1], package=tmp_path / "package")
+    served = trial(release, canary=1)
+    source = served.slot.source
+    assert isinstance(source, Shelf)
+    shutil.copytree(two[1].package, release.package)
+    served.refresh()
+    assert served.observed()["trial"] is None
+    source.tried = challenge(replace(release, judged="promote"), canary=1)
+    served.refresh()
+    assert served.observed()["refused"] is None
+    assert ask(served, "one") == "2"
 
 
 def test_another_traffic_begins_another_record_and_a_renewed_one_does_not(
