@@ -84,12 +84,13 @@ def run_deployment(
         rollout = rollouts.begin(tracker, name, urls, _key())
         if rollout is None:
             return _without_traffic(tracker, name, data_dir, config)
+        traffics = steps.traffic(rollout.version)
         rollouts.servers_answer(rollout)
         described, path = _pipeline(tracker, rollout.version, name, config)
         tolerance = Tolerance(_disagreement(steps, described), slowdown=steps.slowdown)
         done = list[Step]()
         try:
-            for traffic in steps.traffic(rollout.version):
+            for traffic in traffics:
                 shown.get().note(f"shadow {traffic.shadow:g}, canary {traffic.canary:g}")
                 done.append(
                     execution.call(rollouts.watch, tracker, rollout, traffic, tolerance, 60 * steps.minutes)

@@ -1,7 +1,9 @@
 """A challenger on live traffic: a server process, clients that ask all the time, a registry that moves."""
 
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -34,6 +36,7 @@ from tests.orchestration.test_serve import Server
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
 QUICK = Steps(shadow=1.0, canary=(0.5,), minutes=2, slowdown=10)
 """Times are not what is tested here."""
+NOBODY = "http://127.0.0.1:9"
 
 
 @dataclass
@@ -43,10 +46,16 @@ class Story:
     tracker: Tracker
     data_dir: Path
     mood: Path
-    server: Server
+    command: list[str]
 
-    def deploy(self, steps: Steps = QUICK) -> dict[str, Any]:
-        return run_deployment("images", [self.server.url], self.data_dir, Plain(), steps, None)
+    @functools.cached_property
+    def server(self) -> Server:
+        """The server of the champion, begun where it is first asked for."""
+        return Server(self.command)
+
+    def deploy(self, steps: Steps = QUICK, url: str | None = None) -> dict[str, Any]:
+        urls = [url or self.server.url]
+        return run_deployment("images", urls, self.data_dir, Plain(), steps, None)
 
     def traffic(self) -> str | None:
         model = self.tracker.model("images")
@@ -61,8 +70,9 @@ def told() -> Iterator[list[Story]]:
     begun: list[Story] = []
     yield begun
     for story in begun:
-        story.server.process.kill()
-        story.server.process.communicate()
+        if "server" in vars(story):
+            story.server.process.kill()
+            story.server.process.communicate()
 
 
 @pytest.fixture
@@ -86,13 +96,12 @@ def story(
         tracker.client.create_registered_model("images")
         for number, package in enumerate((packaged("images"), challenger)):
             model = data_dir / f"model-{number}"
-            model.joinpath("data").mkdir(parents=True)
-            model.joinpath("data", "package").symlink_to(package)
+            shutil.copytree(package, model / "data" / "package")
             tags = {CONTENT: content_digest(package), CONFIG: str(config)}
             tracker.client.create_model_version("images", model.as_uri(), tags=tags)
         tracker.set_alias("images", "champion", "1")
-        served = command("serve", "models:/images@champion", "--data-dir", data_dir, "--port", 0)
-        told.append(Story(tracker, data_dir, mood, Server([*served, "--poll-s", "0.2"])))
+        where = ("--data-dir", data_dir, "--port", 0, "--poll-s", 0.2)
+        told.append(Story(tracker, data_dir, mood, command("serve", "models:/images@champion", *where)))
     (found,) = told
     found.mood.unlink(missing_ok=True)
     found.tracker.set_alias("images", "challenger", "2")
@@ -143,6 +152,7 @@ def clients(url: str, count: int = 3) -> Iterator[Clients]:
             thread.join()
 
 
+@pytest.mark.slow
 def test_nothing_seen_is_doubt_and_does_not_pass(story: Story) -> None:
     """Nobody asks: the step's time is over, and the traffic is taken back."""
     document = story.deploy(Steps(shadow=1.0, minutes=0.03))
@@ -153,7 +163,7 @@ def test_nothing_seen_is_doubt_and_does_not_pass(story: Story) -> None:
 
 def test_a_rollout_is_the_only_one_of_its_model(story: Story) -> None:
     with rollouts.alone(story.tracker, "images"), pytest.raises(InputError, match="once at a time"):
-        story.deploy()
+        story.deploy(url=NOBODY)
 
 
 @pytest.mark.parametrize(
@@ -161,13 +171,13 @@ def test_a_rollout_is_the_only_one_of_its_model(story: Story) -> None:
 )
 def test_shares_that_cannot_be_are_refused(story: Story, steps: Steps) -> None:
     with pytest.raises(InputError, match="growing shares"):
-        story.deploy(steps)
+        story.deploy(steps, NOBODY)
     assert story.traffic() is None
 
 
 def test_a_server_that_does_not_answer_is_told_before_anything_begins(story: Story) -> None:
     with pytest.raises(TransientError, match="must answer"):
-        run_deployment("images", ["http://127.0.0.1:9"], story.data_dir, Plain(), QUICK, None)
+        story.deploy(url=NOBODY)
     assert story.traffic() is None
 
 
