@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 import urllib.error
@@ -41,17 +42,29 @@ NOBODY = "http://127.0.0.1:9"
 
 @dataclass
 class Story:
-    """A registry with a champion, version 1, and a challenger, 2, that does as the file `mood` says."""
+    """A registry with a champion, version 1, and a challenger, version 2, the same again."""
 
     tracker: Tracker
     data_dir: Path
-    mood: Path
+    config: Path
     command: list[str]
 
     @functools.cached_property
     def server(self) -> Server:
         """The server of the champion, begun where it is first asked for."""
         return Server(self.command)
+
+    @property
+    def mood(self) -> Path:
+        return self.data_dir / "mood"
+
+    def register(self, package: Path) -> str:
+        """The number of a new version with this package."""
+        model = Path(tempfile.mkdtemp(dir=self.data_dir))
+        shutil.copytree(package, model / "data" / "package")
+        tags = {CONTENT: content_digest(package), CONFIG: str(self.config)}
+        version = self.tracker.client.create_model_version("images", model.as_uri(), tags=tags)
+        return str(version.version)
 
     def deploy(self, steps: Steps = QUICK, url: str | None = None) -> dict[str, Any]:
         urls = [url or self.server.url]
@@ -78,35 +91,36 @@ def told() -> Iterator[list[Story]]:
 @pytest.fixture
 def story(
     told: list[Story],
-    rogues: None,
     packaged: Callable[..., Path],
-    make_package: Callable[..., Path],
     workloads: Path,
     command: Callable[..., list[str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Story]:
     if not told:
         data_dir = tmp_path_factory.mktemp("story")
-        mood, config = data_dir / "mood", workloads / "story.yaml"
+        config = workloads / "story.yaml"
         config.write_text(json.dumps(PIPELINE))  # JSON is YAML
-        backend = Step("moody", {"mood": str(mood)})
-        rogue = {"file": {"path": "rogue_images.py"}}
-        challenger = make_package(rogue, workloads, data_dir / "rogues", backend, "rogues")
-        tracker = Tracker.open(data_dir)
-        tracker.client.create_registered_model("images")
-        for number, package in enumerate((packaged("images"), challenger)):
-            model = data_dir / f"model-{number}"
-            shutil.copytree(package, model / "data" / "package")
-            tags = {CONTENT: content_digest(package), CONFIG: str(config)}
-            tracker.client.create_model_version("images", model.as_uri(), tags=tags)
-        tracker.set_alias("images", "champion", "1")
         where = ("--data-dir", data_dir, "--port", 0, "--poll-s", 0.2)
-        told.append(Story(tracker, data_dir, mood, command("serve", "models:/images@champion", *where)))
+        served = command("serve", "models:/images@champion", *where)
+        told.append(Story(Tracker.open(data_dir), data_dir, config, served))
+        told[0].tracker.client.create_registered_model("images")
+        for _ in range(2):
+            told[0].register(packaged("images"))
+        told[0].tracker.set_alias("images", "champion", "1")
     (found,) = told
     found.mood.unlink(missing_ok=True)
     found.tracker.set_alias("images", "challenger", "2")
     yield found
     rollouts.withdraw(found.tracker, "images")
+
+
+@pytest.fixture
+def moody(story: Story, rogues: None, make_package: Callable[..., Path], workloads: Path) -> None:
+    """The challenger does as the file `mood` says."""
+    backend = Step("moody", {"mood": str(story.mood)})
+    rogue = {"file": {"path": "rogue_images.py"}}
+    package = make_package(rogue, workloads, story.data_dir / "rogues", backend, "rogues")
+    story.tracker.set_alias("images", "challenger", story.register(package))
 
 
 @dataclass
@@ -216,7 +230,9 @@ def test_a_rollback_takes_the_challengers_traffic_back(story: Story) -> None:
 @pytest.mark.parametrize(
     ("mood", "clause"), [("answers otherwise", "live.disagreement"), ("dies", "live.failures")]
 )
-def test_a_bad_challenger_is_rejected_in_the_shadow(story: Story, mood: str, clause: str) -> None:
+def test_a_bad_challenger_is_rejected_in_the_shadow(
+    story: Story, moody: None, mood: str, clause: str
+) -> None:
     """Nobody got an answer of it, and nobody none."""
     with clients(story.server.url) as asked:
         story.mood.write_text("")
@@ -229,14 +245,14 @@ def test_a_bad_challenger_is_rejected_in_the_shadow(story: Story, mood: str, cla
 
 
 @pytest.mark.slow
-def test_a_challenger_that_fails_in_the_canary_harms_nobody(story: Story) -> None:
+def test_a_challenger_that_fails_in_the_canary_harms_nobody(story: Story, moody: None) -> None:
     """It passed the shadow; of its own requests those that it fails are the champion's."""
     with clients(story.server.url) as asked:
         done: list[dict[str, Any]] = []
         thread = threading.Thread(target=lambda: done.append(story.deploy()))
         thread.start()
         until = time.monotonic() + 120
-        while "2" not in asked.versions:
+        while len(asked.versions) < 2:
             assert time.monotonic() < until, (asked, done)
             time.sleep(0.05)
         story.mood.write_text("raises")
