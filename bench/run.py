@@ -23,6 +23,7 @@ SCRIPTS = (
     "decoding.py",
     "serving.py",
     "triggers.py",
+    "rollback.py",
     "gpu.py",
 )
 

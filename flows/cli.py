@@ -216,7 +216,16 @@ def serve(
     host: Annotated[str, typer.Option(help="0.0.0.0 to be reached from elsewhere")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
     body_mib: Annotated[float, typer.Option(min=0.001, help="the most that one request holds")] = 64,
-    poll_s: Annotated[float, typer.Option(min=0, help="how often to look for another version; 0: never")] = 5,
+    poll_s: Annotated[float, typer.Option(min=0, help="how often to look for another version; 0: never")] = 1,
+    standby: Annotated[
+        bool, typer.Option(help="keep the previous version loaded: a rollback takes a second")
+    ] = True,
+    unjudged: Annotated[
+        Literal["check", "refuse"],
+        typer.Option(
+            help="a version that was not judged in this environment: check what can be, or refuse it"
+        ),
+    ] = "check",
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -243,7 +252,9 @@ def serve(
 
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(message)s")
-    settings = Settings(host, port, body_mib, poll_s or None, tuple(api_key or ()))
+    settings = Settings(
+        host, port, body_mib, poll_s or None, tuple(api_key or ()), standby=standby, unjudged=unjudged
+    )
     if engine == "ray":
         commands.serve_on_ray(targets, data_dir, plan, settings, replicas, ray_address)
     else:
@@ -321,6 +332,53 @@ def promote(
 
     document = moves.move(target, approve, reject, to, config, data_dir, by, reason)
     _show(document, tables.promotion, as_json)
+
+
+@app.command()
+def deploy(
+    name: Annotated[str, typer.Argument(help="the registered model, whose challenger is tried")],
+    url: Annotated[list[str] | None, typer.Option(help="a server of it; again for each of several")] = None,
+    shadow: Annotated[float, typer.Option(help="share of the requests that both versions answer")] = 0.5,
+    canary: Annotated[
+        list[float] | None, typer.Option(help="share that the challenger answers; again for each step")
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0.01, help="how long a step may take to be decided")] = 15,
+    max_disagreement: Annotated[
+        float | None,
+        typer.Option(help="share of other answers that is tolerated; default: the SLA's max_drop"),
+    ] = None,
+    max_slowdown: Annotated[
+        float, typer.Option(min=1, help="live times over the champion's, of median and 99th percentile")
+    ] = 1.1,
+    config: Annotated[
+        Path | None, typer.Option(help="the pipeline YAML of the version, where it has moved")
+    ] = None,
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+    orchestrator: Annotated[bool, typer.Option(help="run under Prefect, or as plain functions")] = True,
+) -> None:
+    """Try the challenger on live traffic: shadow, growing shares; then promote it to all, or take it back."""
+    set_environment()
+    from flows import rollout
+
+    document = rollout.deploy(
+        name,
+        url or ["http://127.0.0.1:8000"],
+        data_dir,
+        Console(stderr=True),
+        {
+            "shadow": shadow,
+            "canary": tuple(canary or (0.05, 0.25, 0.5)),
+            "minutes": minutes,
+            "disagreement": max_disagreement,
+            "slowdown": max_slowdown,
+        },
+        config=config,
+        orchestrated=orchestrator,
+    )
+    _show(document, tables.rolled_out, as_json)
+    if document["decision"] != "promote":
+        raise typer.Exit(NOTHING_MET)
 
 
 @app.command()

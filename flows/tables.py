@@ -95,6 +95,25 @@ def retrained(document: Document, console: Console) -> None:
         console.print(escape(told), soft_wrap=True, highlight=False)
 
 
+def rolled_out(document: Document, console: Console) -> None:
+    """Each step of a rollout with what it showed, and what came of it."""
+    table = Table(title=f"models:/{document['name']}/{document['version']} on live traffic")
+    for heading in ("shadow", "canary", "asked", "agreed", "decision", "reason"):
+        table.add_column(heading)
+    for step in document["steps"]:
+        counts = step["counts"] or {"asked": 0, "compared": 0, "agreed": 0}
+        agreed = f"{counts['agreed']} of {counts['compared']}"
+        shares = (f"{step['shadow']:g}", f"{step['canary']:g}")
+        table.add_row(*shares, str(counts["asked"]), agreed, step["decision"], escape(step["reason"]))
+    console.print(table)
+    words = "is promoted to all" if document["decision"] == "promote" else "is not promoted"
+    console.print(
+        f"version {document['version']} {words}: {escape(document['reason'])}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
 def _search(document: Document) -> Iterator[str]:
     """What each step of the winner gives, why the search ended, and what it would try next."""
     for step in document["contributions"]:

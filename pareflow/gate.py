@@ -9,7 +9,7 @@ looking again after more samples spends the error of timing clauses bit by bit.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -128,6 +128,19 @@ def judge(
     checks = tuple(_checks(sla, evidence, least_gain, quality=1 - error, timing=1 - spent))
     environment = evidence.measurement.environment if evidence.measurement else "not measured"
     return Verdict(evidence.variant, environment, _worst({check.decision for check in checks}), checks)
+
+
+def judge_intervals(
+    variant: str, environment: str, clauses: Mapping[str, tuple[float, Interval | None, bool]]
+) -> Verdict:
+    """The same verdict on clauses of another kind, such as those of live traffic, whose intervals are given.
+
+    A clause is its limit, its interval (None: not measured), and whether the limit is an upper one.
+    """
+    checks = tuple(
+        _check(clause, limit, interval, upper=upper) for clause, (limit, interval, upper) in clauses.items()
+    )
+    return Verdict(variant, environment, _worst({check.decision for check in checks}), checks)
 
 
 def _worst(decisions: set[Decision]) -> Decision:

@@ -24,7 +24,7 @@ from pareflow.stages.rejudging import rejudge
 from pareflow.stages.run import Row, Run
 from tasks import audit
 from tasks.locking import StillHeld
-from tasks.tracking import CONTENT, Tracker, verdict_tag
+from tasks.tracking import CONTENT, TRAFFIC, Tracker, verdict_tag
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,10 @@ def promote_challenger(
 
 
 def roll_back(tracker: Tracker, name: str, *, by: str | None = None, reason: str = "") -> dict[str, Any]:
-    """Point `champion` at `previous`, and the other way round. Raises: InputError if there is none."""
+    """Point `champion` at `previous`, and the other way round; no challenger keeps any traffic.
+
+    Raises: InputError if there is no previous one.
+    """
     with tracker.moving(name) as still_held:
         champion, previous = number(tracker, name, "champion"), number(tracker, name, "previous")
         if champion is None or previous is None or champion == previous:
@@ -162,6 +165,7 @@ def roll_back(tracker: Tracker, name: str, *, by: str | None = None, reason: str
         with audit.recorded(tracker, move):
             tracker.set_alias(name, "champion", previous)
             tracker.set_alias(name, "previous", champion)
+            tracker.tag_model(name, TRAFFIC, None)
     return {"name": name, **asdict(Promotion(previous, "champion", told))}
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlflow
 import numpy as np
@@ -26,7 +26,7 @@ import pandas as pd
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 
@@ -47,8 +47,13 @@ RUN = "pareflow.run"
 DATA = "pareflow.data"
 WORKLOAD = "pareflow.workload"
 """The digest of code, settings and data that a version's original was trained from."""
+TRAFFIC = "pareflow.traffic"
+"""Of a model: what share of its requests a challenger gets (`pareflow.serving.traffic`)."""
 CONFIG = "pareflow.config"
 """Where the pipeline YAML lay when the version was registered."""
+Version: TypeAlias = ModelVersion
+Model: TypeAlias = RegisteredModel
+"""Of the registry, for modules that must not import mlflow."""
 _BUSY = ("REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")
 
 
@@ -299,6 +304,24 @@ class Tracker:
             number = models[0].aliases.get(alias) if models else None
             return self.client.get_model_version(name, str(number)) if number is not None else None
 
+    def model(self, name: str) -> RegisteredModel | None:
+        """A registered model with its aliases and tags, by one question; or None."""
+        with _reaching(self.uri):
+            try:
+                return self.client.get_registered_model(name)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+
+    def tag_model(self, name: str, tag: str, value: str | None) -> None:
+        """Set a tag of a registered model, which no copy of its versions takes along; None removes it."""
+        with _reaching(self.uri):
+            if value is not None:
+                self.client.set_registered_model_tag(name, tag, value)
+            elif tag in self.client.get_registered_model(name).tags:
+                self.client.delete_registered_model_tag(name, tag)
+
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Point an alias at a version, and read it back. Raises: TrackingError if it did not take."""
         with _reaching(self.uri):
@@ -394,7 +417,12 @@ def variants_registered(uri: str, data_dir: Path) -> dict[str, str]:
 
 def verdict_tag(run: Run) -> str:
     """The tag of a verdict carries its environment: copying a version copies its tags (law 8)."""
-    return f"pareflow.verdict.{run.environment.fingerprint[:12]}"
+    return verdict_tag_of(run.environment.fingerprint)
+
+
+def verdict_tag_of(fingerprint: str) -> str:
+    """The tag of a verdict in the environment with this fingerprint."""
+    return f"pareflow.verdict.{fingerprint[:12]}"
 
 
 def save_pyfunc(package: Path, into: Path) -> None:

@@ -1,14 +1,20 @@
 """The HTTP server: one process, uvicorn on its fast parser and loop, which drains before it ends."""
 
+import logging
+import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Sequence
 
 from pareflow.catalog import installed_version
 from pareflow.errors import InputError, MissingExtraError
+from pareflow.runtime.pool import THREADS
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.settings import Settings
 from pareflow.serving.slot import Source
+
+log = logging.getLogger("pareflow.serving")
 
 _NEEDED = ("cachetools", "httptools", "orjson", "prometheus-client", "starlette", "uvicorn", "uvloop")
 DRAIN_S = 30
@@ -50,6 +56,18 @@ def serve(
             )  # uvicorn's own come first, and hand on once it has drained
         listening(f"http://{settings.host}:{listener.getsockname()[1]}")
         uvicorn.Server(config).run([listener])
+    _leave_what_hangs()
+
+
+def _leave_what_hangs() -> None:
+    """End at once where a network hangs in a thread, for which Python would wait for ever."""
+    left = [thread for thread in threading.enumerate() if thread.name.startswith(THREADS)]
+    for thread in left:
+        thread.join(1)
+    if any(thread.is_alive() for thread in left):
+        log.error("a network hangs, and is left behind")
+        logging.shutdown()
+        os._exit(1)
 
 
 def bound(host: str, port: int) -> socket.socket:
