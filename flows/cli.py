@@ -215,17 +215,24 @@ def serve(
         1,
         4,
     ),
+    request_log: Annotated[
+        Path | None, typer.Option(help="a YAML of which requests are kept, and what of them; else none are")
+    ] = None,
     data_dir: DataDir = DATA,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log every switch of version")] = False,
 ) -> None:
     """Serve registered models over HTTP: Open Inference Protocol 2, MLflow's /invocations, /metrics."""
     set_environment(verbose)
     from flows import commands
+    from pareflow.serving import request_log as requests
     from pareflow.serving.settings import Settings
 
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(message)s")
-    settings = Settings(host, port, body_mib, poll_s or None, tuple(api_key or ()))
+    kept = None if request_log is None else requests.read(request_log)
+    settings = Settings(
+        host, port, body_mib, poll_s or None, tuple(api_key or ()), kept, data_dir / "requests"
+    )
     if engine == "ray":
         commands.serve_on_ray(targets, data_dir, plan, settings, replicas, ray_address)
     else:

@@ -3,8 +3,10 @@
 import asyncio
 import hmac
 import logging
+import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -19,10 +21,11 @@ import pareflow
 from pareflow.errors import PareflowError
 from pareflow.runtime.endpoint import answered_within
 from pareflow.serving import invocations, openapi, protocol, refusals
-from pareflow.serving.hosting import Hosted
+from pareflow.serving.hosting import PREDICTIONS, SAMPLES, Hosted
 from pareflow.serving.metrics import CONTENT_TYPE, Metrics
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.refusals import JSON, NotFoundError, TooLargeError, UnreadableError
+from pareflow.serving.request_log import RequestLog, logged
 from pareflow.serving.settings import Settings
 from pareflow.serving.slot import Slot, Source
 
@@ -31,6 +34,9 @@ log = logging.getLogger("pareflow.serving")
 BINARY = "application/octet-stream"
 VERSION = pareflow.__version__
 EXTENSIONS = ["binary_tensor_data"]
+REQUEST_ID = "x-request-id"
+"""By which a caller finds a kept request again: the one that it sent, or one that is made."""
+_PLAIN_ID = re.compile(r"[!-~]{1,128}")  # what a header can hold, and nobody's line break
 OPEN_TO_ALL = ("/v2/health/", "/ping", "/health")
 """What an orchestrator asks without a key."""
 
@@ -59,6 +65,8 @@ class App:
         self._slots = {slot.source.name: slot for slot in slots}
         self._settings, self._metrics = settings, metrics
         self._most_bytes = int(settings.body_mib * 2**20)
+        self._begin_log = logged(settings.requests, settings.requests_folder)
+        self._requests: RequestLog | None = None
         self._draining = False
 
     def asgi(self) -> ASGIApp:
@@ -98,6 +106,9 @@ class App:
         slots = self._slots.values()
         for slot in slots:
             slot.start()
+        self._requests = self._begin_log()
+        if self._requests is not None:
+            self._metrics.counts("request_log", "what became of requests to be kept", self._requests.figures)
         every_s = self._settings.poll_s
         tasks = [] if every_s is None else [asyncio.create_task(slot.follow(every_s)) for slot in slots]
         yield
@@ -106,6 +117,8 @@ class App:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(slot.close() for slot in slots))
+        if self._requests is not None:
+            await asyncio.to_thread(self._requests.close)
 
     def _told(self, route: str, answer: Answer) -> Answer:
         """The route, counted and timed, its errors in the protocol's form."""
@@ -135,17 +148,32 @@ class App:
                 outputs = await _unless_gone(request, hosted, hosted.answer(asked.inputs))
         name, version = hosted.release.name, hosted.release.version
         content, head = protocol.render(name, version, asked, outputs)
+        told = self._kept(hosted, asked.id or request.headers.get(REQUEST_ID), asked.inputs, outputs)
         if head is None:
-            return Response(content, media_type=JSON)
-        return Response(content, media_type=BINARY, headers={protocol.HEADER: str(head)})
+            return Response(content, media_type=JSON, headers=told)
+        return Response(content, media_type=BINARY, headers={protocol.HEADER: str(head), **told})
 
     async def _invocations(self, request: Request) -> Response:
         hosted = self._only()
         samples = invocations.samples_in(await self._body(request), request.headers.get("content-type", JSON))
         async with hosted.asked():
             with answered_within(_limit_s(None, hosted)):
-                predictions, _ = await _unless_gone(request, hosted, hosted.predict(samples))
-        return refusals.as_json({"predictions": predictions})
+                predictions, outputs = await _unless_gone(request, hosted, hosted.predict(samples))
+        response = refusals.as_json({"predictions": predictions})
+        identity, answer = request.headers.get(REQUEST_ID), {PREDICTIONS: predictions, **outputs}
+        response.headers.update(self._kept(hosted, identity, {SAMPLES: samples}, answer))
+        return response
+
+    def _kept(
+        self, hosted: Hosted, identity: str | None, inputs: Mapping[str, Any], outputs: Mapping[str, Any]
+    ) -> dict[str, str]:
+        """The headers that name a request which is kept, if requests are and this is one of the share."""
+        if self._requests is None or not self._requests.wants():
+            return {}
+        if identity is None or not _PLAIN_ID.fullmatch(identity):
+            identity = uuid.uuid4().hex
+        self._requests.take(identity, hosted.release.name, hosted.release.version, inputs, outputs)
+        return {REQUEST_ID: identity}
 
     async def _metadata(self, request: Request) -> Response:
         return refusals.as_json(self._hosted(request).metadata())

@@ -1,6 +1,9 @@
 """Where a server listens, and what it lets in: the operator's settings, which no tuning changes."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from pareflow.serving.request_log import RequestLogSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -8,7 +11,8 @@ class Settings:
     """Loopback unless told otherwise; port 0 is any that is free.
 
     `poll_s` is how often the models' sources are asked for another version, None never. Where there are
-    `api_keys`, every route but the health checks needs one of them.
+    `api_keys`, every route but the health checks needs one of them. `requests` says which requests are kept,
+    None none; they lie in `requests_folder`, unless it names another.
     """
 
     host: str = "127.0.0.1"
@@ -16,3 +20,5 @@ class Settings:
     body_mib: float = 64
     poll_s: float | None = 5
     api_keys: tuple[str, ...] = ()
+    requests: RequestLogSettings | None = None
+    requests_folder: Path = Path("requests")
