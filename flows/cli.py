@@ -287,6 +287,41 @@ def rollback(
 
 
 @app.command()
+def monitor(
+    name: Annotated[str, typer.Argument(help="the registered model that a server serves")],
+    url: Annotated[str, typer.Option(help="of `pareflow serve`")] = "http://127.0.0.1:8000",
+    rules: Annotated[
+        Path | None, typer.Option(help="a YAML; else monitoring.yaml beside the pipeline's")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="the pipeline YAML of the served version, where it has moved")
+    ] = None,
+    requests: Annotated[
+        Path | None, typer.Option(help="the server's request log, where it is not in the data folder")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="a CSV of request_id, label and row that grows at its end")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="for so long; else until Ctrl-C")] = None,
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Watch a served model, record it in MLflow, and act on breaches: event, rollback, retraining."""
+    set_environment()
+    from flows import monitoring
+    from tasks.watching import Asked
+
+    console = Console(stderr=True)
+    asked = Asked(name, url, data_dir, rules, config, requests, labels, seconds, monitoring.api_key())
+    document = monitoring.monitor(
+        asked, lambda told: console.print(told, markup=False, highlight=False, soft_wrap=True)
+    )
+    _show(document, tables.monitored, as_json)
+    if document["breaches"]:
+        raise typer.Exit(NOTHING_MET)
+
+
+@app.command()
 def store(data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
     """Say what the store holds, by kind, and what registered models and running commands need of it."""
     set_environment()

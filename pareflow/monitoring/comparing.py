@@ -8,7 +8,7 @@ per sample: `id` and `row` (of the request), `served` and `original` (prediction
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class Comparison:
         originals = np.concatenate([self._model.postprocess(outputs) for *_, outputs in answered])
         if originals.dtype.kind == "f":
             self._spread = originals.std(axis=0)
-        return _joined([self._rows(*one) for one in answered])
+        return joined([self._rows(*one) for one in answered])
 
     def live(self, exchanges: Iterable[request_log.Exchange]) -> Arrays:
         """The rows of kept requests. Those that lack what the original takes are left out, and counted."""
@@ -75,7 +75,7 @@ class Comparison:
                 print(
                     f"request {one.id} cannot be compared: {type(error).__name__}: {error}", file=sys.stderr
                 )
-        return {**_joined(rows), "left_out": np.array(left_out)}
+        return {**joined(rows), "left_out": np.array(left_out)}
 
     def _feeds(self, inputs: Arrays) -> Arrays:
         if inputs.keys() == {SAMPLES}:
@@ -158,7 +158,7 @@ def _of(path: Path, model: str, version: str) -> Iterator[request_log.Exchange]:
     yield from (one for one in found if (one.model, one.version) == (model, version))
 
 
-def _joined(rows: list[Arrays]) -> Arrays:
+def joined(rows: Sequence[Arrays]) -> Arrays:
     """Row after row; features that not all requests have (inputs of other shapes) are left out."""
     if not rows:
         return {}

@@ -43,8 +43,8 @@ class Hypothesis:
 
     @property
     def most(self) -> float:
-        """The logarithm of the most that one window may multiply by."""
-        return (self.needed + math.log(self.starts)) / self.windows
+        """The logarithm of the most that one window may multiply by: one bet alone may win in so many."""
+        return (self.needed + math.log(self.starts * BETS)) / self.windows + 1e-9
 
     def bets(self) -> list[float]:
         """From cautious, for means just above the limit, to bold: each as a share of what may be staked."""

@@ -43,31 +43,35 @@ class Breach:
 
 
 class Watch:
-    """The rules over one version. `state` is what is remembered, `figures` the latest of everything.
+    """The rules over one version. `state` is what is remembered, `figures` the latest of everything."""
 
-    `max_drop` is the SLA's, and `reference` the compared calibration data, where a rule needs them.
-    """
-
-    def __init__(
-        self, rules: Rules, state: State, *, max_drop: float | None = None, reference: Arrays | None = None
-    ) -> None:
+    def __init__(self, rules: Rules, state: State) -> None:
         self.rules, self.state = rules, state
         self.figures: dict[str, float] = {}
         self._then = rules.named()
-        self._reference = reference or {}
+        self._reference: Arrays = {}
+        self._allowed = math.nan
         self._before: Reading | None = None
         self._live: dict[RuleName, list[Arrays]] = {}
         self._since_s: dict[RuleName, float] = {}
-        self._allowed = self._disagreement(max_drop)
+
+    @property
+    def compares_already(self) -> bool:
+        """Whether it knows what live requests are compared with."""
+        return bool(self._reference)
+
+    def compare_with(self, reference: Arrays, max_drop: float | None) -> None:
+        """From now on take live requests beside the compared calibration data; `max_drop` is the SLA's.
+
+        Raises: InputError where `variant_drift` has no limit.
+        """
+        self._reference = reference
+        rule = self.rules.variant_drift
+        if rule is not None:
+            self._allowed = rule.max_disagreement or self._disagreement(max_drop)
 
     def _disagreement(self, max_drop: float | None) -> float:
-        """The limit of `variant_drift`. What calibration leaves open is taken in its favour.
-
-        Raises: InputError where neither the rule nor the SLA has one.
-        """
-        rule = self.rules.variant_drift
-        if rule is None or rule.max_disagreement is not None:
-            return math.nan if rule is None or rule.max_disagreement is None else rule.max_disagreement
+        """So much more than on the calibration data, whose bound takes half of the rule's error."""
         if max_drop is None:
             raise InputError(
                 "`variant_drift` needs a limit",
@@ -75,9 +79,9 @@ class Watch:
                 "Give one of them",
             )
         agrees = self._reference["agrees"]
-        against = int((~agrees).sum())
-        bound = stats.binomtest(against, len(agrees)).proportion_ci(1 - self.rules.error, method="exact")
-        return min(max_drop + float(bound.high), 0.99)
+        bound = stats.binomtest(int((~agrees).sum()), len(agrees), alternative="less")
+        high = bound.proportion_ci(1 - self.rules.error / 2, method="exact").high
+        return min(max_drop + float(high), 0.99)
 
     def reads(self, reading: Reading) -> list[Breach]:
         """One more reading of the server's metrics."""
@@ -147,7 +151,7 @@ class Watch:
         limit: float,
         error: float | None = None,
     ) -> Breach | None:
-        """How often each share of a hit was seen: 1 and 0, and what lies between for requests of many rows."""
+        """How often each value was seen: a hit is 1, none 0; requests of many rows lie between."""
         state, count = self.state.of(rule), sum(values.values())
         hits = state.hits + sum(value * number for value, number in values.items())
         self.state = self.state.having(rule, replace(state, seen=state.seen + count, hits=hits))

@@ -50,19 +50,20 @@ class Comparer:
     """The running process that answers kept requests again; its files appear in `folder`."""
 
     def __init__(self, child: Child, folder: Path) -> None:
-        self._child, self._folder = child, folder
+        self._child, self.folder = child, folder
 
     def reference(self) -> Arrays | None:
         """The compared calibration data, or None until they are there. Raises: what the process died of."""
         self.check()
-        path = self._folder / comparing.REFERENCE
+        path = self.folder / comparing.REFERENCE
         return _loaded(path) if path.exists() else None
 
-    def news(self, after: str) -> Iterator[tuple[str, Arrays]]:
-        """What was compared since the file of this name. Raises: what the process died of."""
+    def news(self, after: str) -> tuple[Arrays, str]:
+        """All rows since the file of this name, and the last file's. Raises: what the process died of."""
         self.check()
-        for path in comparing.results(self._folder, after):
-            yield path.name, _loaded(path)
+        paths = comparing.results(self.folder, after)
+        found = [rows for rows in map(_loaded, paths) if "id" in rows]
+        return comparing.joined(found), paths[-1].name if paths else after
 
     def check(self) -> None:
         """Raises: what the process died of, if it did."""
