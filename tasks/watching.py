@@ -71,7 +71,7 @@ class Session:
                         break
                     served.look(one)
                 served.record()
-            figures, state, reading = served.watch.figures, served.watch.state, following or reading
+            figures, state, reading = served.watch.told(), served.watch.state, following or reading
         document = {"name": self.asked.name, "version": state.version, "looks": self.looks}
         return {**document, "figures": figures, "breaches": self.breaches}
 
@@ -129,7 +129,7 @@ class Monitored:
         self._recorded = time.monotonic()
         state = self.watch.state
         broken = {f"{name}.breached": float(state.of(name).breached) for name in self._session.rules.named()}
-        self._record.add({**self.watch.figures, **broken}, state.looks)
+        self._record.add({**self.watch.told(), **broken}, state.looks)
 
     def _follow(self, breach: Breach) -> None:
         session, state = self._session, self.watch.state

@@ -54,6 +54,7 @@ class Watch:
         self._before: Reading | None = None
         self._live: dict[RuleName, list[Arrays]] = {}
         self._since_s: dict[RuleName, float] = {}
+        self._count: dict[RuleName, int] = {}
 
     @property
     def compares_already(self) -> bool:
@@ -143,6 +144,16 @@ class Watch:
                 found.append(self._drop(at_s, lost, won, len(after), rule.max_drop))
         return [breach for breach in found if breach is not None]
 
+    def told(self) -> dict[str, float]:
+        """The latest figures, and for each share that was seen of this version its always valid interval."""
+        found = dict(self.figures)
+        for rule, state in self.state.rules.items():
+            if state.seen:
+                interval = always_valid_share(state.hits, state.seen)
+                numbers = {"share": interval.estimate, "low": interval.low, "high": interval.high}
+                found |= {f"{rule}.{name}": value for name, value in numbers.items() if value is not None}
+        return found
+
     def _share(
         self,
         rule: RuleName,
@@ -156,10 +167,7 @@ class Watch:
         hits = state.hits + sum(value * number for value, number in values.items())
         self.state = self.state.having(rule, replace(state, seen=state.seen + count, hits=hits))
         if count:
-            interval = always_valid_share(hits, state.seen + count)
-            self.figures |= {f"{rule}.share": interval.estimate, f"{rule}.limit": limit}
-            bounds = {"low": interval.low, "high": interval.high}
-            self.figures |= {f"{rule}.{name}": value for name, value in bounds.items() if value is not None}
+            self.figures[f"{rule}.limit"] = limit
         return self._judged(rule, at_s, values, limit, limit, error)
 
     def _drop(self, at_s: float, lost: int, won: int, count: int, max_drop: float) -> Breach | None:
@@ -201,12 +209,12 @@ class Watch:
         gathered = self._live.setdefault(rule, [])
         since = self._since_s.setdefault(rule, at_s)
         gathered.append(rows)
-        common = [name for name in gathered[0] if all(name in one for one in gathered)]
-        count = sum(len(one[common[0]]) for one in gathered) if common else 0
+        count = self._count[rule] = self._count.get(rule, 0) + len(next(iter(rows.values()), ()))
         if count < asked.samples or at_s - since < 60 * asked.minutes:
             return None
+        common = [name for name in gathered[0] if all(name in one for one in gathered)]
         live = {name: np.concatenate([one[name] for one in gathered]) for name in common}
-        self._live[rule], self._since_s[rule] = [], at_s
+        self._live[rule], self._since_s[rule], self._count[rule] = [], at_s, 0
         if rule == "input_drift":
             shifts = drift.of_inputs(self._reference, live)
         else:

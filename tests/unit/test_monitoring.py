@@ -156,8 +156,9 @@ def test_disagreement_above_the_slas_drop_is_a_breach() -> None:
     """None of 400 calibration rows disagree: 0.02 more than their bound may. A fifth is more, 0.01 not."""
     watch = compared(Rules(**QUICK, variant_drift={"then": ["rollback"]}))
     calm = [b for look in range(100) for b in watch.compares(rows(100, disagree=1), look)]
-    assert watch.figures["variant_drift.limit"] == pytest.approx(0.02 + 1 - 0.005 ** (1 / 400))
-    assert watch.figures["variant_drift.low"] < 0.01 < watch.figures["variant_drift.high"]
+    told = watch.told()
+    assert told["variant_drift.limit"] == pytest.approx(0.02 + 1 - 0.005 ** (1 / 400))
+    assert told["variant_drift.low"] < 0.01 < told["variant_drift.high"]
     found = [b for look in range(20) for b in watch.compares(rows(100, disagree=20), look)]
     assert (len(calm), len(found)) == (0, 1)
 
@@ -169,7 +170,7 @@ def test_a_request_of_many_rows_counts_once() -> None:
     both = {name: np.concatenate([narrow[name], wide[name]]) for name in wide if wide[name].ndim}
     both["id"] = np.concatenate([narrow["id"], np.repeat(["wide"], 100)])
     watch.compares(both, 0)
-    assert watch.figures["variant_drift.share"] == pytest.approx(0.01)
+    assert watch.told()["variant_drift.share"] == pytest.approx(0.01)
 
 
 def test_variant_drift_needs_a_limit() -> None:
