@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pareflow import spec
-from pareflow.errors import InputError, TransientError, VariantError
+from pareflow.errors import InputError, TrackingError, TransientError, VariantError
 from pareflow.monitoring import exposition, labels
 from pareflow.monitoring.exposition import Reading
 from pareflow.monitoring.rules import Rules
@@ -110,7 +110,6 @@ class Monitored:
         self._again = 0.0
         if session.rules.needs_requests:
             self._run = self._opened()
-            self._compare()
 
     def look(self, reading: Reading | None) -> None:
         """One look at all that there is by now, and what follows from it."""
@@ -179,7 +178,7 @@ class Monitored:
             rows, last = self._comparer.news(self.watch.state.compared)
             self.watch.state = replace(self.watch.state, compared=last)
             return [*self.watch.compares(rows, at_s), *self._labelled(self._comparer.folder, at_s)]
-        except (VariantError, TransientError) as error:
+        except (VariantError, TransientError, TrackingError) as error:
             self._session.told(f"kept requests are not compared for {AGAIN_S:g} s: {error}")
             self._comparer, self._again = None, time.monotonic() + AGAIN_S
             return []
