@@ -1,20 +1,17 @@
 """What monitoring finds, recorded in MLflow and acted on: events, the way back, and a wish to train again.
 
 A rollback lets `champion` and `previous` change places, so that a second one would bring back what the first
-removed. So none follows before the cooldown, and a version that broke a rule carries the tag
-`pareflow.breach`, and is never gone back to.
+removed. So a version that broke a rule of that kind carries the tag `pareflow.breach` from before it is left,
+and is never gone back to: each version is rolled back from once, and nothing can flap.
 """
 
-import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pareflow.errors import InputError, TrackingError, TransientError
-from pareflow.monitoring.rules import Rules
-from pareflow.monitoring.state import State
 from pareflow.monitoring.watch import Breach
 from tasks.events import emit
 from tasks.promotion import roll_back
@@ -48,29 +45,26 @@ class Record:
             log.warning("%d rows wait for MLflow: %s", len(self.pending), error)
 
     def breach(self, document: Mapping[str, Any], step: int) -> None:
-        """The record of a breach, beside the rows, and on the version itself."""
+        """The record of a breach, beside the rows."""
         try:
             run = self.tracker.monitored(self.name, self.version)
-            self.tracker.client.log_dict(run, dict(document), f"breaches/{step:08d}-{document['rule']}.json")
-            known = json.dumps({key: document[key] for key in ("rule", "at_s", "reason")})[:5000]
-            self.tracker.tag_version(self.name, self.version, BREACH, known)
+            self.tracker.note(run, document, f"breaches/{step:08d}-{document['rule']}.json")
         except (TransientError, TrackingError) as error:
             log.warning("a breach is not recorded in MLflow: %s", error)
 
 
-def act(
-    tracker: Tracker, name: str, breach: Breach, rules: Rules, state: State, config: str | None
-) -> tuple[dict[str, Any], State]:
-    """Do what the rule says, and tell it: the breach with what was done, and the state after it.
+def act(tracker: Tracker, name: str, breach: Breach, config: str | None) -> dict[str, Any]:
+    """Do what the rule says, and tell it: the breach with what was done; `again` where the registry is away.
 
     The event is `pareflow.monitoring.breach`; its label `pareflow.model.retrain` is `yes` where the rule asks
     for a retraining, which a deployment with a trigger on that follows, by the payload's `config`.
     """
-    rolled_back_to, refused = None, None
+    rolled_back_to, refused, again = None, None, False
     if "rollback" in breach.then:
-        rolled_back_to, refused = _back(tracker, name, breach, rules, state)
-    if rolled_back_to is not None:
-        state = replace(state, rolled_back_s=breach.at_s)
+        try:
+            rolled_back_to, refused = _back(tracker, name, breach)
+        except (InputError, TransientError, TrackingError) as error:
+            refused, again = str(error), not isinstance(error, InputError)
     retrain = "yes" if "retrain" in breach.then else "no"
     document = {
         "name": name,
@@ -78,26 +72,24 @@ def act(
         "then": list(breach.then),
         "rolled_back_to": rolled_back_to,
         "not_rolled_back": refused,
+        "again": again,
         "config": config,
     }
     told = emit("monitoring.breach", name, breach.version, document, rule=breach.rule, retrain=retrain)
-    return {**document, "event": told}, state
+    return {**document, "event": told}
 
 
-def _back(
-    tracker: Tracker, name: str, breach: Breach, rules: Rules, state: State
-) -> tuple[str | None, str | None]:
-    """The version that is champion after the rollback; or None, and why there was none."""
-    if state.rolled_back_s is not None and breach.at_s - state.rolled_back_s < rules.cooldown_s:
-        return None, f"the last rollback was {breach.at_s - state.rolled_back_s:.0f} s ago"
-    try:
-        champion, previous = tracker.alias(name, "champion"), tracker.alias(name, "previous")
-        if champion is None or str(champion.version) != breach.version:
-            return None, f"the champion is not version {breach.version}"
-        if previous is None:
-            return None, "there is no previous version"
-        if BREACH in previous.tags:
-            return None, f"version {previous.version} broke a rule itself"
-        return str(roll_back(tracker, name)["version"]), None
-    except (InputError, TransientError, TrackingError) as error:
-        return None, str(error)
+def _back(tracker: Tracker, name: str, breach: Breach) -> tuple[str | None, str | None]:
+    """The version that is champion after the rollback; or None, and why there was none.
+
+    Raises: InputError, TransientError, TrackingError.
+    """
+    tracker.tag_version(name, breach.version, BREACH, f"{breach.reason} ({breach.at_s:.0f})"[:5000])
+    champion, previous = tracker.alias(name, "champion"), tracker.alias(name, "previous")
+    if champion is None or str(champion.version) != breach.version:
+        return None, f"the champion is not version {breach.version}"
+    if previous is None:
+        return None, "there is no previous version"
+    if BREACH in previous.tags:
+        return None, f"version {previous.version} broke a rule itself"
+    return str(roll_back(tracker, name)["version"]), None

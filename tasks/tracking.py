@@ -285,6 +285,11 @@ class Tracker:
         with _reaching(self.uri):
             self.client.log_batch(run_id, metrics=rows)
 
+    def note(self, run_id: str, document: Mapping[str, Any], path: str) -> None:
+        """A document as an artifact of a run."""
+        with _reaching(self.uri):
+            self.client.log_dict(run_id, dict(document), path)
+
     def _run(self, run: Run, key: str, name: str, tags: Mapping[str, str]) -> str:
         """The id of the run with this key in the pipeline's experiment, found or made."""
         return self._keyed(run.spec.name, key, name, tags)

@@ -108,6 +108,7 @@ class Monitored:
         self._recorded = time.monotonic()
         self._comparer: stage.Comparer | None = None
         self._again = 0.0
+        self._waiting: list[Breach] = []
         if session.rules.needs_requests:
             self._run = self._opened()
 
@@ -117,7 +118,7 @@ class Monitored:
         if self._session.rules.needs_requests:
             found += self._compared(time.time())
         self.watch.state = replace(self.watch.state, looks=self.watch.state.looks + 1)
-        for breach in found:
+        for breach in [*self._due(), *found]:
             self._follow(breach)
         self.watch.state.write(self._session.state_path)
         if time.monotonic() - self._recorded >= self._session.rules.record_s:
@@ -130,14 +131,27 @@ class Monitored:
         broken = {f"{name}.breached": float(state.of(name).breached) for name in self._session.rules.named()}
         self._record.add({**self.watch.told(), **broken}, state.looks)
 
+    def _due(self) -> list[Breach]:
+        """Those whose rollback waits for the registry, once that answers again."""
+        if not self._waiting:
+            return []
+        try:
+            self._session.tracker.alias(self._session.asked.name, "champion")
+        except (TransientError, TrackingError):
+            return []
+        due, self._waiting = self._waiting, []
+        return due
+
     def _follow(self, breach: Breach) -> None:
-        session, state = self._session, self.watch.state
+        session = self._session
         config = None if session.config is None else str(session.config)
         name = session.asked.name
-        document, self.watch.state = act(session.tracker, name, breach, session.rules, state, config)
+        document = act(session.tracker, name, breach, config)
         session.breaches.append(document)
+        if document["again"]:
+            self._waiting.append(breach)
         session.told(_words(document))
-        self._record.breach(document, state.looks)
+        self._record.breach(document, self.watch.state.looks)
 
     def _opened(self) -> Run:
         """The pipeline that holds the original and the calibration data."""

@@ -109,7 +109,6 @@ class Rules(_Part):
     )
     windows: int = Field(default=3, ge=1, description="looks that must agree before it is a breach")
     recovered_after: int = Field(default=12, ge=1, description="looks under the limit that end a breach")
-    cooldown_s: float = Field(default=600, ge=0, description="between two automatic rollbacks, at least")
     keep_days: float = Field(default=30, gt=0, description="compared requests, for labels that come so late")
     keep_mib: float = Field(default=512, gt=0, description="of all of them")
     errors: Errors | None = None

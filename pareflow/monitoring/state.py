@@ -46,8 +46,6 @@ class State:
     """The last file of compared requests that was read."""
     labels: int = 0
     """Rows of the labels that were joined or waited for in vain."""
-    rolled_back_s: float | None = None
-    """When a breach last moved the alias, by the clock."""
     looks: int = 0
 
     def of(self, rule: RuleName) -> RuleState:
