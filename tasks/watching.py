@@ -71,7 +71,7 @@ class Session:
                         break
                     served.look(one)
                 served.record()
-            figures, state, reading = served.watch.told(), served.watch.state, following or reading
+            figures, state, reading = served.figures, served.watch.state, following or reading
         document = {"name": self.asked.name, "version": state.version, "looks": self.looks}
         return {**document, "figures": figures, "breaches": self.breaches}
 
@@ -109,6 +109,7 @@ class Monitored:
         self._comparer: stage.Comparer | None = None
         self._again = 0.0
         self._waiting: list[Breach] = []
+        self.figures: dict[str, float] = {}
         if session.rules.needs_requests:
             self._run = self._opened()
 
@@ -128,8 +129,9 @@ class Monitored:
         """A row of what is known now."""
         self._recorded = time.monotonic()
         state = self.watch.state
+        self.figures = self.watch.row()
         broken = {f"{name}.breached": float(state.of(name).breached) for name in self._session.rules.named()}
-        self._record.add({**self.watch.told(), **broken}, state.looks)
+        self._record.add({**self.figures, **broken}, state.looks)
 
     def _due(self) -> list[Breach]:
         """Those whose rollback waits for the registry, once that answers again."""
@@ -198,10 +200,16 @@ class Monitored:
             return []
 
     def _knows(self, comparer: stage.Comparer) -> bool:
-        """Give the watch its reference, once it is there."""
+        """Give the watch its reference, once it is there. Raises: InputError."""
         reference = comparer.reference()
         if reference is None:
             return False
+        if self._session.asked.labels is not None and not labels.are_kinds(reference["served"]):
+            raise InputError(
+                "labels can be joined where each prediction is one of some kinds",
+                f"predictions of {self._session.asked.name} are {reference['served'].dtype}",
+                "Leave --labels out",
+            )
         quality = self._run.spec.sla.quality
         self.watch.compare_with(reference, None if quality is None else quality.max_drop)
         return True
@@ -212,7 +220,7 @@ class Monitored:
         if not new:
             return []
         self.watch.state = replace(state, labels=state.labels + len(new))
-        return self.watch.joins(labels.join(new, folder), at_s)
+        return self.watch.joins(labels.Answers(folder).join(new), at_s)
 
 
 def _words(document: Mapping[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 `follow` turns each file of a request log into a file of the same name in a folder of its own, with one row
 per sample: `id` and `row` (of the request), `served` and `original` (predictions), `agrees`, `feature.NAME`.
-`reference.npz` there holds the same of the calibration data, where `served` is what the version answers.
+`reference.npz` there holds the same of the calibration data, where `served` is what the version answers. Who
+reads a file removes it; what waits for labels is in a table beside them (`labels.py`).
 """
 
 import os
@@ -20,6 +21,7 @@ from pareflow.compiler.backend import Backend
 from pareflow.errors import PareflowError
 from pareflow.measuring.contestant import read_feeds
 from pareflow.monitoring import drift
+from pareflow.monitoring.labels import Answers
 from pareflow.serving import request_log
 from pareflow.serving.hosting import PREDICTIONS, SAMPLES
 from pareflow.serving.model import PackagedModel
@@ -29,6 +31,9 @@ from pareflow.workload import Arrays
 REFERENCE = "reference.npz"
 NICENESS = 10
 POLL_S = 0.5
+BACK_S = 600.0
+"""What was kept so long before the process began is compared too, and nothing older: now is what counts."""
+_FORGET_S = 3600.0
 FEATURE = "feature."
 
 
@@ -124,28 +129,34 @@ def follow(
     version: str,
     watched: Mapping[str, Any],
 ) -> None:
-    """For a process of its own: compare what is kept, for ever. Files that are there already are done.
+    """For a process of its own: compare what is kept, for ever. What was compared before is done.
 
-    `watched` is `features`, `projections`, `embedding`, `tolerance`, `keep_days` and `keep_mib`.
+    `watched` is `features`, `projections`, `embedding`, `tolerance` and `keep_days`.
     """
     with suppress(OSError):
         os.nice(NICENESS)  # the server goes first
     folder = Path(into)
     folder.mkdir(parents=True, exist_ok=True)
-    comparison = Comparison(package, original, backend, watched)
+    began = request_log.name_of(time.time() - BACK_S)
+    comparison, answers = Comparison(package, original, backend, watched), Answers(folder)
     _write(folder / REFERENCE, comparison.reference(read_feeds(Path(calibration))))
-    done = max((path.name for path in results(folder)), default="")
+    done, forgotten = max(answers.done(), began), 0.0
     while True:
         for path in request_log.files(Path(requests), after=done):
-            _write(folder / path.name, comparison.live(_of(path, model, version)))
+            rows = comparison.live(_of(path, model, version))
+            _write(folder / path.name, rows)
+            answers.add(rows, path.name)
             done = path.name
-        request_log.retain(folder, float(watched["keep_days"]), float(watched["keep_mib"]))
+        if time.monotonic() - forgotten > _FORGET_S:
+            answers.forget(float(watched["keep_days"]))
+            forgotten = time.monotonic()
         time.sleep(POLL_S)
 
 
 def results(folder: Path, after: str = "") -> list[Path]:
     """The files of compared requests, the oldest first."""
-    return [path for path in request_log.files(folder, after) if path.name != REFERENCE]
+    found = (path for path in folder.glob(f"[0-9]*{request_log.SUFFIX}") if path.name > after)
+    return sorted(found, key=lambda path: path.name)
 
 
 def _of(path: Path, model: str, version: str) -> Iterator[request_log.Exchange]:

@@ -109,8 +109,7 @@ class Rules(_Part):
     )
     windows: int = Field(default=3, ge=1, description="looks that must agree before it is a breach")
     recovered_after: int = Field(default=12, ge=1, description="looks under the limit that end a breach")
-    keep_days: float = Field(default=30, gt=0, description="compared requests, for labels that come so late")
-    keep_mib: float = Field(default=512, gt=0, description="of all of them")
+    keep_days: float = Field(default=30, gt=0, description="answers wait for labels that come so late")
     errors: Errors | None = None
     latency: Latency | None = None
     variant_drift: VariantDrift | None = None

@@ -43,7 +43,7 @@ class Breach:
 
 
 class Watch:
-    """The rules over one version. `state` is what is remembered, `figures` the latest of everything."""
+    """The rules over one version. `state` is what is remembered."""
 
     def __init__(self, rules: Rules, state: State) -> None:
         self.rules, self.state = rules, state
@@ -52,6 +52,7 @@ class Watch:
         self._reference: Arrays = {}
         self._allowed = math.nan
         self._before: Reading | None = None
+        self._row: Reading | None = None
         self._live: dict[RuleName, list[Arrays]] = {}
         self._since_s: dict[RuleName, float] = {}
         self._count: dict[RuleName, int] = {}
@@ -87,10 +88,10 @@ class Watch:
     def reads(self, reading: Reading) -> list[Breach]:
         """One more reading of the server's metrics."""
         before, self._before = self._before, reading
+        self._row = self._row or reading
         if before is None or before.version != reading.version:
             return []
         window = between(before, reading)
-        self.figures |= live(window, reading)
         at_s, found = reading.at_s, list[Breach | None]()
         if self.rules.errors is not None:
             limit = self.rules.errors.max_share
@@ -131,9 +132,9 @@ class Watch:
         """Labels that have come, some at a time."""
         rule, found = self.rules.quality, list[Breach | None]()
         self.figures["labels.without_request"] = joined.alone
-        for start in range(0, len(joined.served), LABELS_AT_ONCE if rule is not None else 1):
-            if rule is None:
-                break
+        if rule is None:
+            return []
+        for start in range(0, len(joined.served), LABELS_AT_ONCE):
             part = slice(start, start + LABELS_AT_ONCE)
             before, after = joined.original[part], joined.served[part]
             if rule.min is not None:
@@ -144,8 +145,14 @@ class Watch:
                 found.append(self._drop(at_s, lost, won, len(after), rule.max_drop))
         return [breach for breach in found if breach is not None]
 
-    def told(self) -> dict[str, float]:
-        """The latest figures, and for each share that was seen of this version its always valid interval."""
+    def row(self) -> dict[str, float]:
+        """The figures of all that was seen since the last row; of each share of this version its interval.
+
+        The interval is always valid: at every row at once.
+        """
+        if self._row is not None and self._before is not None and self._before.at_s > self._row.at_s:
+            self.figures |= live(between(self._row, self._before), self._before)
+            self._row = self._before
         found = dict(self.figures)
         for rule, state in self.state.rules.items():
             if state.seen:
@@ -261,7 +268,7 @@ def _counts(hits: int, count: int) -> dict[float, int]:
 
 
 def live(window: Window, reading: Reading) -> dict[str, float]:
-    """What one window showed, as rows in MLflow name it; what is not known is left out."""
+    """What a window showed, as rows in MLflow name it; what is not known is left out."""
     known: dict[str, float | None] = {
         "live.throughput_per_s": window.requests / window.seconds,
         "live.failed_share": window.failed / window.requests if window.requests else None,

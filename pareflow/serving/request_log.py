@@ -1,7 +1,8 @@
 """A kept share of what a server was asked and what it answered: redacted, bounded, never pickled.
 
-A file is `MILLISECONDS-PROCESS-NUMBER.npz`, some requests each; it appears whole. Its entry `about` is JSON,
-one document per request: id, model, version, when it was answered, the digests of what is kept as such only.
+A file is `MILLISECONDS-PROCESS-NUMBER.npz`, some requests each; it appears whole. Files of a quarter of an
+hour share a folder, so that none holds too many. Its entry `about` is JSON, one document per request: id,
+model, version, when it was answered, and the digests of what is kept as such only.
 Request 3's tensors are `3.in.NAME` and `3.out.NAME`. Texts are kept as numpy's unicode.
 """
 
@@ -29,7 +30,9 @@ log = logging.getLogger("pareflow.serving")
 
 SUFFIX = ".npz"
 DAY_S = 86_400.0
-_SWEEP_S = 60.0
+_SWEEP_S = 600.0
+_COMMON = 7
+"""Digits of the time that files of one folder have in common: 10^6 ms."""
 _ABANDONED_S = 3600.0
 
 
@@ -178,13 +181,15 @@ class RequestLog:
     def _write(self, batch: Sequence[Exchange]) -> None:
         """One file, whole or not at all; a disk that is full costs what is in it, and no answer."""
         self._files += 1
-        name = f"{int(time.time() * 1000):013d}-{os.getpid()}-{self._files:06d}{SUFFIX}"
-        partial = self._folder / f".{name}"
+        name = f"{name_of(time.time())}-{os.getpid()}-{self._files:06d}{SUFFIX}"
+        placed = place(self._folder, name)
+        partial = placed.with_name(f".{name}")
         try:
+            placed.parent.mkdir(exist_ok=True, mode=0o700)
             descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 np.savez(file, **_arrays(batch))
-            partial.replace(self._folder / name)
+            partial.replace(placed)
             self._count("kept", len(batch))
         except OSError as error:
             log.warning("%d requests could not be kept: %s", len(batch), error)
@@ -201,25 +206,39 @@ class RequestLog:
         self._count("removed_files", retain(self._folder, self._settings.keep_days, self._settings.keep_mib))
 
 
-def retain(folder: Path, keep_days: float, keep_mib: float) -> int:
-    """Remove files older than so many days, then the oldest until the rest fits; how many went."""
-    kept = [(path, path.stat()) for path in files(folder)]
-    room, removed = keep_mib * 2**20, 0
-    for path, stat in reversed(kept):  # the newest first
-        room -= stat.st_size
-        if room < 0 or stat.st_mtime < time.time() - keep_days * DAY_S:
-            path.unlink(missing_ok=True)
-            removed += 1
-    for partial in folder.glob(f".*{SUFFIX}"):  # of a server that was killed
-        if partial.stat().st_mtime < time.time() - _ABANDONED_S:
-            partial.unlink(missing_ok=True)
-    return removed
+def name_of(at_s: float) -> str:
+    """What names of files begin with that are written at this time: for comparison with them."""
+    return f"{int(at_s * 1000):013d}"
+
+
+def place(folder: Path, name: str) -> Path:
+    """Where a file of this name lies in a log."""
+    return folder / name[:_COMMON] / name
 
 
 def files(folder: Path, after: str = "") -> list[Path]:
     """The whole files of a log, the oldest first; only those after the one of this name."""
-    found = (path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
+    shared = sorted(path for path in folder.glob("[0-9]*") if path.name >= after[:_COMMON])
+    found = (path for one in shared for path in one.glob(f"[0-9]*{SUFFIX}"))
     return sorted((path for path in found if path.name > after), key=lambda path: path.name)
+
+
+def retain(folder: Path, keep_days: float, keep_mib: float) -> int:
+    """Remove files older than so many days, then the oldest until the rest fits; how many went."""
+    room, removed = keep_mib * 2**20, 0
+    for path in reversed(files(folder)):  # the newest first
+        stat = path.stat()
+        room -= stat.st_size
+        if room < 0 or stat.st_mtime < time.time() - keep_days * DAY_S:
+            path.unlink(missing_ok=True)
+            removed += 1
+    for partial in folder.glob(f"*/.*{SUFFIX}"):  # of a server that was killed
+        if partial.stat().st_mtime < time.time() - _ABANDONED_S:
+            partial.unlink(missing_ok=True)
+    for shared in folder.glob("[0-9]*"):
+        with suppress(OSError):  # it is not empty
+            shared.rmdir()
+    return removed
 
 
 def exchanges(path: Path) -> Iterator[Exchange]:

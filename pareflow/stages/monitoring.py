@@ -1,5 +1,6 @@
 """Monitoring of a served version: what it is compared with, and a process beside it that compares."""
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pareflow.errors import TimedOutError
 from pareflow.isolation import Child, Limits
 from pareflow.monitoring import comparing
 from pareflow.monitoring.rules import InputDrift, Rules, VariantDrift
+from pareflow.serving.request_log import name_of
 from pareflow.stages.baseline import train
 from pareflow.stages.building import make
 from pareflow.stages.run import Row, Run
@@ -51,6 +53,7 @@ class Comparer:
 
     def __init__(self, child: Child, folder: Path) -> None:
         self._child, self.folder = child, folder
+        self._began = name_of(time.time() - comparing.BACK_S)
 
     def reference(self) -> Arrays | None:
         """The compared calibration data, or None until they are there. Raises: what the process died of."""
@@ -61,6 +64,9 @@ class Comparer:
     def news(self, after: str) -> tuple[Arrays, str]:
         """All rows since the file of this name, and the last file's. Raises: what the process died of."""
         self.check()
+        for read in comparing.results(self.folder):
+            if read.name <= max(after, self._began):  # by an earlier look, or of an earlier time
+                read.unlink(missing_ok=True)
         paths = comparing.results(self.folder, after)
         found = [rows for rows in map(_loaded, paths) if "id" in rows]
         return comparing.joined(found), paths[-1].name if paths else after
@@ -109,7 +115,6 @@ def _watched(rules: Rules) -> Mapping[str, Any]:
         "embedding": drift.embedding,
         "tolerance": variant.tolerance,
         "keep_days": rules.keep_days,
-        "keep_mib": rules.keep_mib,
     }
 
 

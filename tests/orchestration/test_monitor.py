@@ -30,81 +30,88 @@ def breach(version: str, then: Any = ("rollback", "retrain")) -> Breach:
     return Breach("errors", version, 1000.0, 0.5, 0.01, "errors: half of them", then)
 
 
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    return Tracker.open(tmp_path_factory.mktemp("registry"))
+
+
 @pytest.fixture
-def tracker(tmp_path: Path) -> Tracker:
-    """A registry with three versions of a model: the second was champion before the third."""
-    found = Tracker.open(tmp_path)
-    found.client.create_registered_model("m")
+def name(tracker: Tracker, request: pytest.FixtureRequest) -> str:
+    """A model of three versions: the second was champion before the third."""
+    model = request.node.name
+    tracker.client.create_registered_model(model)
     for _ in range(3):
-        found.client.create_model_version("m", (tmp_path / "nothing").as_uri())
-    found.set_alias("m", "previous", "2")
-    found.set_alias("m", "champion", "3")
-    return found
+        tracker.client.create_model_version(model, "file:///nothing")
+    tracker.set_alias(model, "previous", "2")
+    tracker.set_alias(model, "champion", "3")
+    return str(model)
 
 
-def champion(tracker: Tracker) -> str:
-    found = tracker.alias("m", "champion")
+def champion(tracker: Tracker, name: str) -> str:
+    found = tracker.alias(name, "champion")
     assert found is not None
     return str(found.version)
 
 
-def test_a_breach_moves_the_alias_back_where_its_rule_says_so(tracker: Tracker) -> None:
-    document = act(tracker, "m", breach("3", then=("retrain",)), None)
-    assert (document["rolled_back_to"], document["not_rolled_back"], champion(tracker)) == (None, None, "3")
-    assert BREACH not in tracker.version("m", "3").tags
-    document = act(tracker, "m", breach("3"), "pipeline.yaml")
-    assert (document["rolled_back_to"], champion(tracker), document["config"]) == ("2", "2", "pipeline.yaml")
-    assert document["event"] is False  # no Prefect server here
+def test_a_breach_moves_the_alias_back_where_its_rule_says_so(tracker: Tracker, name: str) -> None:
+    document = act(tracker, name, breach("3", then=("retrain",)), None)
+    assert (document["rolled_back_to"], champion(tracker, name)) == (None, "3")
+    assert BREACH not in tracker.version(name, "3").tags
+    document = act(tracker, name, breach("3"), "pipeline.yaml")
+    assert (document["rolled_back_to"], champion(tracker, name)) == ("2", "2")
+    assert (document["config"], document["event"]) == ("pipeline.yaml", False)  # no Prefect server here
 
 
-def test_nothing_flaps(tracker: Tracker) -> None:
+def test_nothing_flaps(tracker: Tracker, name: str) -> None:
     """Where the version that was gone back to breaks a rule as well, that stays: the other one did before."""
-    act(tracker, "m", breach("3"), None)
-    document = act(tracker, "m", breach("2"), None)
-    assert (document["rolled_back_to"], champion(tracker)) == (None, "2")
+    act(tracker, name, breach("3"), None)
+    document = act(tracker, name, breach("2"), None)
+    assert (document["rolled_back_to"], champion(tracker, name)) == (None, "2")
     assert document["not_rolled_back"] == "version 3 broke a rule itself"
 
 
-def test_what_serves_no_more_moves_nothing(tracker: Tracker) -> None:
-    document = act(tracker, "m", breach("1"), None)
-    assert (document["not_rolled_back"], champion(tracker)) == ("the champion is not version 1", "3")
+def test_what_serves_no_more_moves_nothing(tracker: Tracker, name: str) -> None:
+    document = act(tracker, name, breach("1"), None)
+    assert (document["not_rolled_back"], champion(tracker, name)) == ("the champion is not version 1", "3")
 
 
-def test_without_a_previous_version_there_is_no_way_back(tracker: Tracker) -> None:
-    tracker.client.delete_registered_model_alias("m", "previous")
-    document = act(tracker, "m", breach("3"), None)
-    assert (document["not_rolled_back"], champion(tracker)) == ("there is no previous version", "3")
+def test_without_a_previous_version_there_is_no_way_back(tracker: Tracker, name: str) -> None:
+    tracker.client.delete_registered_model_alias(name, "previous")
+    document = act(tracker, name, breach("3"), None)
+    assert (document["not_rolled_back"], champion(tracker, name)) == ("there is no previous version", "3")
 
 
 def test_a_rollback_waits_for_a_registry_that_is_away(
-    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+    tracker: Tracker, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    document = act(Tracker("http://127.0.0.1:9", None, tracker.locks), "m", breach("3"), None)
+    document = act(Tracker("http://127.0.0.1:9", None, tracker.locks), name, breach("3"), None)
     assert (document["again"], document["rolled_back_to"]) == (True, None)
-    assert not act(tracker, "m", breach("3"), None)["again"]
+    assert not act(tracker, name, breach("3"), None)["again"]
 
 
-def test_rows_and_breaches_are_kept_in_mlflow(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_and_breaches_are_kept_in_mlflow(
+    tracker: Tracker, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also those that came while it was away; what is no number is left out."""
-    record = Record(tracker, "m", "3")
-    away = Record(Tracker("http://127.0.0.1:9", None, tracker.locks), "m", "3")
+    record = Record(tracker, name, "3")
+    away = Record(Tracker("http://127.0.0.1:9", None, tracker.locks), name, "3")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away.add({"live.p50_ms": 1.0}, 1)
     record.pending = away.pending
     record.add({"live.p50_ms": 2.0, "live.p99_ms": float("nan")}, 2)
-    run = tracker.monitored("m", "3")
+    run = tracker.monitored(name, "3")
     history = tracker.client.get_metric_history(run, "live.p50_ms")
     assert ([point.value for point in history], [point.step for point in history]) == ([1.0, 2.0], [1, 2])
     assert "live.p99_ms" not in tracker.client.get_run(run).data.metrics
-    record.breach({**breach("3").to_json(), "name": "m"}, 7)
+    record.breach({**breach("3").to_json(), "name": name}, 7)
     (artifact,) = tracker.client.list_artifacts(run, "breaches")
     assert artifact.path == "breaches/00000007-errors.json"
 
 
 def otherwise(package: Path, into: Path) -> Path:
     """The package with the first output's classes turned by one: whole, golden, and wrong."""
-    shutil.copytree(package, into)
+    shutil.copytree(package, into, ignore=shutil.ignore_patterns("manifest.json"))
     graph = onnx.load(into / "artifact" / "model.onnx")
     (output,) = graph.graph.output
     for node in graph.graph.node:

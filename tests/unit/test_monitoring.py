@@ -92,10 +92,11 @@ def test_a_limit_between_two_bounds_counts_what_is_surely_over_it() -> None:
 def test_errors_above_their_share_are_a_breach_told_once(begun: Reading) -> None:
     watch = Watch(Rules(**QUICK, errors={"max_share": 0.01, "then": ["rollback"]}), State("1"))
     calm, reading = run(watch, begun, 20, failed=0)
+    assert watch.row()["live.throughput_per_s"] == 20  # of all looks since the last row
     found, _ = run(watch, reading, 20, failed=40)
     assert calm == []
     assert [(one.rule, one.version, one.then) for one in found] == [("errors", "1", ("rollback",))]
-    assert watch.figures["live.failed_share"] == 0.4
+    assert watch.row()["live.failed_share"] == 0.4
 
 
 def test_a_breach_ends_after_enough_calm_looks_and_can_come_again(begun: Reading) -> None:
@@ -156,7 +157,7 @@ def test_disagreement_above_the_slas_drop_is_a_breach() -> None:
     """None of 400 calibration rows disagree: 0.02 more than their bound may. A fifth is more, 0.01 not."""
     watch = compared(Rules(**QUICK, variant_drift={"then": ["rollback"]}))
     calm = [b for look in range(100) for b in watch.compares(rows(100, disagree=1), look)]
-    told = watch.told()
+    told = watch.row()
     assert told["variant_drift.limit"] == pytest.approx(0.02 + 1 - 0.005 ** (1 / 400))
     assert told["variant_drift.low"] < 0.01 < told["variant_drift.high"]
     found = [b for look in range(20) for b in watch.compares(rows(100, disagree=20), look)]
@@ -170,7 +171,7 @@ def test_a_request_of_many_rows_counts_once() -> None:
     both = {name: np.concatenate([narrow[name], wide[name]]) for name in wide if wide[name].ndim}
     both["id"] = np.concatenate([narrow["id"], np.repeat(["wide"], 100)])
     watch.compares(both, 0)
-    assert watch.told()["variant_drift.share"] == pytest.approx(0.01)
+    assert watch.row()["variant_drift.share"] == pytest.approx(0.01)
 
 
 def test_variant_drift_needs_a_limit() -> None:
@@ -195,6 +196,13 @@ def test_inputs_that_stay_are_no_breach_and_their_distance_is_told() -> None:
     assert found == []
     assert 0 < watch.figures["input_drift.distance"] < 0.2
     assert 0 < watch.figures["prediction_drift.p_value"] <= 1
+
+
+def test_small_windows_that_happen_to_lie_far_are_no_breach() -> None:
+    """Of 60 samples each: most lie 0.1 away from the reference and more, by chance."""
+    few = {"samples": 60, "minutes": 1, "min_distance": 0.05}
+    watch = compared(Rules(**QUICK, input_drift=few, prediction_drift=few))
+    assert [b for look in range(200) for b in watch.compares(rows(60 + look % 7), 60 * look)] == []
 
 
 def test_predictions_that_moved_are_a_breach() -> None:
@@ -247,24 +255,42 @@ def test_late_labels_judge_the_drop_and_the_least() -> None:
 
 
 def test_labels_are_joined_by_request_and_row_and_read_once(tmp_path: Path) -> None:
-    answers: dict[str, Any] = {
+    columns: dict[str, Any] = {
         "id": ["a", "a", "b"],
         "row": [0, 1, 0],
         "original": [1, 2, 3],
         "served": [1, 5, 3],
     }
-    np.savez(tmp_path / "0001.npz", **{name: np.array(column) for name, column in answers.items()})
-    table = tmp_path / "labels.csv"
-    table.write_text("request_id,row,label\na,0,1\na,1,2\n")
-    found = labels.join(labels.read(table, 0), tmp_path)
+    answers, table = labels.Answers(tmp_path), tmp_path / "labels.csv"
+    answers.add({name: np.array(column) for name, column in columns.items()}, "0001.npz")
+    table.write_text("request_id,row,label\na,0,1.0\na,1,2\n")
+    found = answers.join(labels.read(table, 0))
     assert (found.original.tolist(), found.served.tolist()) == ([True, True], [True, False])
     with table.open("a") as file:
-        file.write("b,0,4\nnobody,0,1\n")
-    found = labels.join(labels.read(table, 2), tmp_path)
+        file.write("b,0,cat\nnobody,0,1\n")
+    found = answers.join(labels.read(table, 2))
     assert (found.served.tolist(), found.alone) == ([False], 1)
     table.write_text("request,label\n")
     with pytest.raises(InputError, match="request_id"):
         labels.read(table, 0)
+
+
+def test_answers_wait_so_many_days_and_the_last_file_is_known(tmp_path: Path) -> None:
+    """Numbers with fractions wait for no label; their file is done all the same."""
+    answers = labels.Answers(tmp_path)
+    assert answers.done() == ""
+    answers.add(
+        {"id": np.array(["a"]), "row": np.array([0]), "original": np.array([1]), "served": np.array([1])}, "1"
+    )
+    answers.add(
+        {"id": np.array(["b"]), "row": np.array([0]), "original": np.ones(1), "served": np.ones(1)}, "2"
+    )
+    asked = [(("a", 0), "1"), (("b", 0), "1.0")]
+    assert (answers.join(asked).alone, answers.done()) == (1, "2")
+    answers.forget(keep_days=1)
+    assert answers.join(asked).alone == 1
+    answers.forget(keep_days=0)
+    assert answers.join(asked).alone == 2
 
 
 def test_rules_come_with_pareflow_and_say_every_problem(checkout: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from pareflow.errors import SpecError
 from pareflow.serving import request_log
-from pareflow.serving.request_log import RequestLog, RequestLogSettings, exchanges, files, retain
+from pareflow.serving.request_log import RequestLog, RequestLogSettings, exchanges, files, place, retain
 
 IMAGE = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
 
@@ -108,13 +108,16 @@ def test_a_disk_that_refuses_costs_the_file_and_nothing_else(tmp_path: Path) -> 
 
 def test_retention_removes_the_old_and_then_the_oldest(tmp_path: Path) -> None:
     """Five files of 1 KiB, the first of them nine days old: of the others as many stay as fit."""
-    for number in range(5):
-        (tmp_path / f"{number}.npz").write_bytes(bytes(1024))
-    os.utime(tmp_path / "0.npz", (0, time.time() - 9 * 86_400))
+    names = [f"{number}00000000000{number}-1-1.npz" for number in range(5)]
+    for name in names:
+        place(tmp_path, name).parent.mkdir()
+        place(tmp_path, name).write_bytes(bytes(1024))
+    os.utime(place(tmp_path, names[0]), (0, time.time() - 9 * 86_400))
     assert retain(tmp_path, keep_days=7, keep_mib=1) == 1
     assert retain(tmp_path, keep_days=7, keep_mib=2.5 / 1024) == 2
-    assert [path.name for path in files(tmp_path)] == ["3.npz", "4.npz"]
-    assert [path.name for path in files(tmp_path, after="3.npz")] == ["4.npz"]
+    assert [path.name for path in files(tmp_path)] == names[3:]
+    assert [path.name for path in files(tmp_path, after=names[3])] == names[4:]
+    assert len(list(tmp_path.iterdir())) == 2  # folders go with their files
 
 
 def test_a_file_that_holds_pickles_is_refused(tmp_path: Path) -> None:
