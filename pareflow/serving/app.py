@@ -148,31 +148,39 @@ class App:
                 outputs = await _unless_gone(request, hosted, hosted.answer(asked.inputs))
         name, version = hosted.release.name, hosted.release.version
         content, head = protocol.render(name, version, asked, outputs)
-        told = self._kept(hosted, asked.id or request.headers.get(REQUEST_ID), asked.inputs, outputs)
+        identity = asked.id or request.headers.get(REQUEST_ID)
+        told = self._kept(hosted, identity, asked.inputs, outputs, len(body))
         if head is None:
             return Response(content, media_type=JSON, headers=told)
         return Response(content, media_type=BINARY, headers={protocol.HEADER: str(head), **told})
 
     async def _invocations(self, request: Request) -> Response:
         hosted = self._only()
-        samples = invocations.samples_in(await self._body(request), request.headers.get("content-type", JSON))
+        body = await self._body(request)
+        samples = invocations.samples_in(body, request.headers.get("content-type", JSON))
         async with hosted.asked():
             with answered_within(_limit_s(None, hosted)):
                 predictions, outputs = await _unless_gone(request, hosted, hosted.predict(samples))
         response = refusals.as_json({"predictions": predictions})
         identity, answer = request.headers.get(REQUEST_ID), {PREDICTIONS: predictions, **outputs}
-        response.headers.update(self._kept(hosted, identity, {SAMPLES: samples}, answer))
+        response.headers.update(self._kept(hosted, identity, {SAMPLES: samples}, answer, len(body)))
         return response
 
     def _kept(
-        self, hosted: Hosted, identity: str | None, inputs: Mapping[str, Any], outputs: Mapping[str, Any]
+        self,
+        hosted: Hosted,
+        identity: str | None,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any],
+        size: int,
     ) -> dict[str, str]:
         """The headers that name a request which is kept, if requests are and this is one of the share."""
         if self._requests is None or not self._requests.wants():
             return {}
         if identity is None or not _PLAIN_ID.fullmatch(identity):
             identity = uuid.uuid4().hex
-        self._requests.take(identity, hosted.release.name, hosted.release.version, inputs, outputs)
+        release = hosted.release
+        self._requests.take(identity, release.name, release.version, inputs, outputs, size)
         return {REQUEST_ID: identity}
 
     async def _metadata(self, request: Request) -> Response:

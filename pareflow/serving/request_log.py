@@ -76,6 +76,19 @@ class Exchange:
     """Of the tensors that are kept as a digest only."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """An exchange in the line, as it was asked and answered: it is redacted where it is written."""
+
+    id: str
+    model: str
+    version: str
+    answered_s: float
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    size: int
+
+
 class RequestLog:
     """Takes exchanges from the event loop, and writes them in a thread of its own.
 
@@ -85,7 +98,7 @@ class RequestLog:
     def __init__(self, settings: RequestLogSettings, folder: Path) -> None:
         self._settings, self._folder = settings, folder
         self._key = os.urandom(32)
-        self._waiting: queue.SimpleQueue[Exchange | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Taken | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._bytes = 0
         self._counts = dict.fromkeys(("kept", "dropped", "unkeepable", "failed", "removed_files"), 0)
@@ -106,22 +119,16 @@ class RequestLog:
         version: str,
         inputs: Mapping[str, Any],
         outputs: Mapping[str, Any],
+        size: int,
     ) -> None:
-        """Keep one exchange, redacted, if there is room."""
-        digests: dict[str, str] = {}
-        try:
-            kept_in, kept_out = (self._redacted(tensors, digests) for tensors in (inputs, outputs))
-        except (TypeError, ValueError):  # records, or rows of different lengths: no plain array holds them
-            self._count("unkeepable")
-            return
-        exchange = Exchange(identity, model, version, time.time(), kept_in, kept_out, digests)
-        size = _bytes(exchange)
+        """Keep one exchange, if there is room; `size` is about the bytes that its inputs take."""
+        size += 256 + sum(getattr(tensor, "nbytes", 0) for tensor in outputs.values())
         with self._lock:
             if self._bytes + size > self._settings.queue_mib * 2**20:
                 self._counts["dropped"] += 1
                 return
             self._bytes += size
-        self._waiting.put(exchange)
+        self._waiting.put(_Taken(identity, model, version, time.time(), inputs, outputs, size))
 
     def figures(self) -> Mapping[str, float]:
         """Counts since the start, for `/metrics`."""
@@ -132,6 +139,16 @@ class RequestLog:
         """Write what waits, and end."""
         self._waiting.put(None)
         self._thread.join()
+
+    def _exchange(self, taken: "_Taken") -> Exchange | None:
+        """What may be kept of it; None where no plain array holds it: records, rows of different lengths."""
+        digests: dict[str, str] = {}
+        try:
+            inputs, outputs = (self._redacted(each, digests) for each in (taken.inputs, taken.outputs))
+        except (TypeError, ValueError):
+            self._count("unkeepable")
+            return None
+        return Exchange(taken.id, taken.model, taken.version, taken.answered_s, inputs, outputs, digests)
 
     def _redacted(self, tensors: Mapping[str, Any], digests: dict[str, str]) -> Arrays:
         """Raises: TypeError, ValueError where a tensor is no plain array."""
@@ -164,41 +181,52 @@ class RequestLog:
             if time.monotonic() - self._swept > _SWEEP_S or not self._swept:
                 self._sweep()
 
-    def _batch(self) -> tuple[list[Exchange], bool]:
+    def _batch(self) -> tuple[list["_Taken"], bool]:
         """What has come within `flush_s`, or a file full; and whether the end was asked for."""
-        batch: list[Exchange] = []
+        batch: list[_Taken] = []
         until = time.monotonic() + self._settings.flush_s
         while len(batch) < self._settings.requests_per_file:
             try:
-                exchange = self._waiting.get(timeout=max(0.0, until - time.monotonic()))
+                taken = self._waiting.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
                 return batch, False
-            if exchange is None:
+            if taken is None:
                 return batch, True
-            batch.append(exchange)
+            batch.append(taken)
         return batch, False
 
-    def _write(self, batch: Sequence[Exchange]) -> None:
+    def _write(self, batch: Sequence["_Taken"]) -> None:
         """One file, whole or not at all; a disk that is full costs what is in it, and no answer."""
+        kept = [one for one in map(self._exchange, batch) if one is not None]
+        try:
+            if kept:
+                self._place(kept)
+                self._count("kept", len(kept))
+        except OSError as error:
+            log.warning("%d requests could not be kept: %s", len(kept), error)
+            self._count("failed", len(kept))
+        except Exception:  # the next file may go well: the thread must outlive what nobody thought of
+            log.exception("%d requests could not be kept", len(kept))
+            self._count("failed", len(kept))
+        finally:
+            with self._lock:
+                self._bytes -= sum(taken.size for taken in batch)
+
+    def _place(self, kept: Sequence[Exchange]) -> None:
+        """Raises: OSError."""
         self._files += 1
-        name = f"{name_of(time.time())}-{os.getpid()}-{self._files:06d}{SUFFIX}"
-        placed = place(self._folder, name)
-        partial = placed.with_name(f".{name}")
+        placed = place(self._folder, f"{name_of(time.time())}-{os.getpid()}-{self._files:06d}{SUFFIX}")
+        partial = placed.with_name(f".{placed.name}")
         try:
             placed.parent.mkdir(exist_ok=True, mode=0o700)
             descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as file:
-                np.savez(file, **_arrays(batch))
+                np.savez(file, **_arrays(kept))  # type: ignore[arg-type]
             partial.replace(placed)
-            self._count("kept", len(batch))
-        except OSError as error:
-            log.warning("%d requests could not be kept: %s", len(batch), error)
-            self._count("failed", len(batch))
+        except OSError:
             with suppress(OSError):  # the folder may be what is wrong
                 partial.unlink(missing_ok=True)
-        finally:
-            with self._lock:
-                self._bytes -= sum(map(_bytes, batch))
+            raise
 
     def _sweep(self) -> None:
         """Remove what is too old, and the oldest of what is too much."""
@@ -282,7 +310,3 @@ def _plain(tensor: Any) -> np.ndarray:
     if array.dtype.kind not in "biufU":
         raise TypeError(f"{array.dtype} is not kept")
     return array
-
-
-def _bytes(exchange: Exchange) -> int:
-    return 256 + sum(a.nbytes for tensors in (exchange.inputs, exchange.outputs) for a in tensors.values())

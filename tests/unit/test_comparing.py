@@ -95,7 +95,7 @@ def test_a_process_compares_what_is_kept_of_one_version(
     log = RequestLog(RequestLogSettings(share=1, flush_s=0.01), tmp_path / "log")
     for identity, version in (("a", "1"), ("b", "2")):
         one = answered(identity, 2)
-        log.take(identity, "images", version, one.inputs, one.outputs)
+        log.take(identity, "images", version, one.inputs, one.outputs, 100)
     log.close()
     feeds = [answered(str(count), 1).inputs for count in range(3)]
     write_feeds(feeds, tmp_path / "feeds.npz")

@@ -28,8 +28,10 @@ def everything(folder: Path) -> list[request_log.Exchange]:
 def test_what_is_kept_comes_back_as_it_was(tmp_path: Path) -> None:
     """Numbers and texts, of different shapes in one file, under the request's id."""
     log = log_of(tmp_path)
-    log.take("a", "m", "3", {"image": IMAGE}, {"output": np.ones((1, 2)), "predictions": np.array([7])})
-    log.take("b", "m", "3", {"samples": np.array(["é", "zwei"], dtype=object)}, {"predictions": ["x", "y"]})
+    log.take("a", "m", "3", {"image": IMAGE}, {"output": np.ones((1, 2)), "predictions": np.array([7])}, 100)
+    log.take(
+        "b", "m", "3", {"samples": np.array(["é", "zwei"], dtype=object)}, {"predictions": ["x", "y"]}, 100
+    )
     log.close()
     first, second = everything(tmp_path)
     assert (first.id, first.model, first.version, second.id) == ("a", "m", "3", "b")
@@ -44,7 +46,7 @@ def test_what_is_kept_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
     folder = tmp_path / "log"
     log = log_of(folder)
-    log.take("a", "m", "1", {"image": IMAGE}, {})
+    log.take("a", "m", "1", {"image": IMAGE}, {}, 100)
     log.close()
     (path,) = files(folder)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -54,7 +56,7 @@ def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
 def test_what_is_left_out_or_digested_is_nowhere_in_the_file(tmp_path: Path) -> None:
     log = log_of(tmp_path, left_out=("name",), digest_only=("card",))
     for identity in ("a", "b"):
-        log.take(identity, "m", "1", {"name": ["SECRETNAME"], "card": ["4242"], "image": IMAGE}, {})
+        log.take(identity, "m", "1", {"name": ["SECRETNAME"], "card": ["4242"], "image": IMAGE}, {}, 100)
     log.close()
     (path,) = files(tmp_path)
     content = path.read_bytes()
@@ -71,7 +73,7 @@ def test_a_digest_cannot_be_made_again_elsewhere(tmp_path: Path) -> None:
     found = set()
     for number in range(2):
         log = log_of(tmp_path / str(number), digest_only=("card",))
-        log.take("a", "m", "1", {"card": ["4242"]}, {})
+        log.take("a", "m", "1", {"card": ["4242"]}, {}, 100)
         log.close()
         found.add(everything(tmp_path / str(number))[0].digests["card"])
     assert len(found) == 2
@@ -81,7 +83,7 @@ def test_what_finds_no_room_is_dropped_and_counted(tmp_path: Path) -> None:
     """The line holds one image of 4 MB and a half: of three that come at once two are dropped."""
     log = RequestLog(RequestLogSettings(share=1, flush_s=5, queue_mib=6), tmp_path)
     for identity in "abc":
-        log.take(identity, "m", "1", {"image": np.zeros(2**20, np.float32)}, {})
+        log.take(identity, "m", "1", {"image": np.zeros(2**20, np.float32)}, {}, 2**22)
     assert log.figures()["dropped"] == 2
     log.close()
     assert log.figures()["waiting_bytes"] == 0
@@ -90,8 +92,8 @@ def test_what_finds_no_room_is_dropped_and_counted(tmp_path: Path) -> None:
 
 def test_what_no_array_holds_is_counted(tmp_path: Path) -> None:
     log = log_of(tmp_path)
-    log.take("a", "m", "1", {"samples": [{"age": 3}]}, {})
-    log.take("b", "m", "1", {"samples": [[1, 2], [3]]}, {})
+    log.take("a", "m", "1", {"samples": [{"age": 3}]}, {}, 100)
+    log.take("b", "m", "1", {"samples": [[1, 2], [3]]}, {}, 100)
     log.close()
     assert log.figures()["unkeepable"] == 2
     assert files(tmp_path) == []
@@ -101,7 +103,7 @@ def test_a_disk_that_refuses_costs_the_file_and_nothing_else(tmp_path: Path) -> 
     log = log_of(tmp_path / "log")
     (tmp_path / "log").rmdir()
     (tmp_path / "log").write_text("no folder any more")
-    log.take("a", "m", "1", {"image": IMAGE}, {})
+    log.take("a", "m", "1", {"image": IMAGE}, {}, 100)
     log.close()
     assert (log.figures()["failed"], log.figures()["waiting_bytes"]) == (1, 0)
 
