@@ -35,6 +35,8 @@ BACK_S = 600.0
 """What was kept so long before the process began is compared too, and nothing older: now is what counts."""
 _FORGET_S = 3600.0
 FEATURE = "feature."
+COUNT = "left_out"
+"""How many requests could not be answered again."""
 
 
 class Comparison:
@@ -80,7 +82,7 @@ class Comparison:
                 print(
                     f"request {one.id} cannot be compared: {type(error).__name__}: {error}", file=sys.stderr
                 )
-        return {**joined(rows), "left_out": np.array(left_out)}
+        return joined([*rows, {COUNT: np.array(left_out)}])
 
     def _feeds(self, inputs: Arrays) -> Arrays:
         if inputs.keys() == {SAMPLES}:
@@ -170,11 +172,11 @@ def _of(path: Path, model: str, version: str) -> Iterator[request_log.Exchange]:
 
 
 def joined(rows: Sequence[Arrays]) -> Arrays:
-    """Row after row; features that not all requests have (inputs of other shapes) are left out."""
-    if not rows:
-        return {}
-    names = [name for name in rows[0] if all(name in one for one in rows)]
-    return {name: np.concatenate([one[name] for one in rows]) for name in names}
+    """Row after row; features that not all have (inputs of other shapes) are left out. Counts are summed."""
+    counts = {COUNT: np.array(sum(int(one.get(COUNT, 0)) for one in rows))}
+    full = [one for one in rows if "id" in one]
+    names = [name for name in full[0] if all(name in one for one in full)] if full else []
+    return counts | {name: np.concatenate([one[name] for one in full]) for name in names if name != COUNT}
 
 
 def _write(path: Path, arrays: Arrays) -> None:

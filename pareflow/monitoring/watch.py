@@ -11,7 +11,7 @@ from scipy import stats
 
 from pareflow.errors import InputError
 from pareflow.monitoring import drift
-from pareflow.monitoring.comparing import FEATURE
+from pareflow.monitoring.comparing import COUNT, FEATURE
 from pareflow.monitoring.evidence import WEEK_S, Hypothesis, always_valid_share
 from pareflow.monitoring.exposition import Reading, Window, between
 from pareflow.monitoring.labels import Joined
@@ -110,6 +110,7 @@ class Watch:
 
         Rows of one request may be alike: of each its share counts, and of its features the first row's.
         """
+        self.figures["compared.left_out"] = self.figures.get("compared.left_out", 0) + int(rows.get(COUNT, 0))
         if "agrees" not in rows:
             return []
         found: list[Breach | None] = []

@@ -68,8 +68,7 @@ class Comparer:
             if read.name <= max(after, self._began):  # by an earlier look, or of an earlier time
                 read.unlink(missing_ok=True)
         paths = comparing.results(self.folder, after)
-        found = [rows for rows in map(_loaded, paths) if "id" in rows]
-        return comparing.joined(found), paths[-1].name if paths else after
+        return comparing.joined([_loaded(path) for path in paths]), paths[-1].name if paths else after
 
     def check(self) -> None:
         """Raises: what the process died of, if it did."""

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
-from pareflow.errors import TimedOutError
-from pareflow.isolation import Child, Limits
+from pareflow.errors import CrashedError
 from pareflow.measuring.arena import write_feeds
-from pareflow.monitoring.comparing import REFERENCE, Comparison, results
+from pareflow.monitoring.comparing import Comparison, results
+from pareflow.monitoring.rules import Rules
 from pareflow.serving.model import PackagedModel
 from pareflow.serving.request_log import Exchange, RequestLog, RequestLogSettings
+from pareflow.stages.monitoring import Original, compared
+from pareflow.variant import Step
 from pareflow.workload import Arrays
 
 WATCHED = {
@@ -88,10 +91,10 @@ def test_what_cannot_be_answered_again_is_left_out_and_counted(
     assert (rows["id"].tolist(), int(rows["left_out"])) == (["a"], 1)
 
 
-def test_a_process_compares_what_is_kept_of_one_version(
+def test_a_process_compares_what_is_kept_of_one_version_and_another_goes_on(
     package: Path, answered: Callable[..., Exchange], tmp_path: Path
 ) -> None:
-    """A file for each file of the log, rows of this version only; first the calibration data's."""
+    """Rows of this version only, after the calibration data's; one that is killed is told."""
     log = RequestLog(RequestLogSettings(share=1, flush_s=0.01), tmp_path / "log")
     for identity, version in (("a", "1"), ("b", "2")):
         one = answered(identity, 2)
@@ -99,30 +102,29 @@ def test_a_process_compares_what_is_kept_of_one_version(
     log.close()
     feeds = [answered(str(count), 1).inputs for count in range(3)]
     write_feeds(feeds, tmp_path / "feeds.npz")
-    arguments: dict[str, Any] = {
-        "package": str(package),
-        "original": str(package / "artifact"),
-        "backend": json.loads((package / "model.json").read_text())["backend"],
-        "calibration": str(tmp_path / "feeds.npz"),
-        "requests": str(tmp_path / "log"),
-        "into": str(tmp_path / "compared"),
-        "model": "images",
-        "version": "1",
-        "watched": WATCHED,
-    }
-    log_file = tmp_path / "child.log"
-    with Child("pareflow.monitoring.comparing:follow", arguments, Limits(threads=1), log_file) as child:
-        until = time.monotonic() + 60
-        while not results(tmp_path / "compared"):
+    backend = Step.from_json(json.loads((package / "model.json").read_text())["backend"])
+    original = Original(package / "artifact", backend, tmp_path / "feeds.npz")
+    told, into, log_file = (tmp_path / name for name in ("log", "compared", "child.log"))
+    rules, served = Rules(variant_drift={}), ("images", "1")
+    with compared(rules, original, package, told, into, served, log_file) as comparer:
+        until, rows, last = time.monotonic() + 60, Arrays(), ""
+        while not last:
+            assert time.monotonic() < until, log_file.read_text()
+            rows, last = comparer.news("")
+            time.sleep(0.1)
+        assert rows["id"].tolist() == ["a", "a"]
+        reference = comparer.reference()
+        assert reference is not None
+        assert len(reference["agrees"]) == 3
+        assert comparer.news(last) == ({"left_out": 0}, last)
+        assert results(into) == []  # what was read is removed
+        for child in psutil.Process().children():
+            child.kill()
+            child.wait()
+        with pytest.raises(CrashedError):
+            comparer.news(last)
+    with compared(rules, original, package, told, into, served, log_file) as comparer:
+        while comparer.reference() is None:
             assert time.monotonic() < until, log_file.read_text()
             time.sleep(0.1)
-        with pytest.raises(TimedOutError):
-            child.result(0)  # it goes on
-    found = _loaded(results(tmp_path / "compared")[0])
-    assert found["id"].tolist() == ["a", "a"]
-    assert len(_loaded(tmp_path / "compared" / REFERENCE)["agrees"]) == 3
-
-
-def _loaded(path: Path) -> Arrays:
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+        assert comparer.news(last) == ({"left_out": 0}, last)  # another one goes on behind what was done
