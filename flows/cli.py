@@ -242,18 +242,30 @@ def serve(
         1,
         4,
     ),
+    request_log: Annotated[
+        Path | None, typer.Option(help="a YAML of which requests are kept, and what of them; else none are")
+    ] = None,
     data_dir: DataDir = DATA,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log every switch of version")] = False,
 ) -> None:
     """Serve registered models over HTTP: Open Inference Protocol 2, MLflow's /invocations, /metrics."""
     set_environment(verbose)
     from flows import commands
+    from pareflow.serving import request_log as requests
     from pareflow.serving.settings import Settings
 
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(message)s")
     settings = Settings(
-        host, port, body_mib, poll_s or None, tuple(api_key or ()), standby=standby, unjudged=unjudged
+        host,
+        port,
+        body_mib,
+        poll_s or None,
+        tuple(api_key or ()),
+        standby=standby,
+        unjudged=unjudged,
+        requests=None if request_log is None else requests.read(request_log),
+        requests_folder=data_dir / "requests",
     )
     if engine == "ray":
         commands.serve_on_ray(targets, data_dir, plan, settings, replicas, ray_address)
@@ -447,6 +459,41 @@ def reconcile(
     _show(document, reconciled, as_json)
     if document["problems"]:
         raise typer.Exit(UNFIT)
+
+
+@app.command()
+def monitor(
+    name: Annotated[str, typer.Argument(help="the registered model that a server serves")],
+    url: Annotated[str, typer.Option(help="of `pareflow serve`")] = "http://127.0.0.1:8000",
+    rules: Annotated[
+        Path | None, typer.Option(help="a YAML; else monitoring.yaml beside the pipeline's")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="the pipeline YAML of the served version, where it has moved")
+    ] = None,
+    requests: Annotated[
+        Path | None, typer.Option(help="the server's request log, where it is not in the data folder")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="a CSV of request_id, label and row that grows at its end")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="for so long; else until Ctrl-C")] = None,
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Watch a served model, record it in MLflow, and act on breaches: event, rollback, retraining."""
+    set_environment()
+    from flows import monitoring
+    from tasks.watching import Asked
+
+    console = Console(stderr=True)
+    asked = Asked(name, url, data_dir, rules, config, requests, labels, seconds, monitoring.api_key())
+    document = monitoring.monitor(
+        asked, lambda told: console.print(told, markup=False, highlight=False, soft_wrap=True)
+    )
+    _show(document, tables.monitored, as_json)
+    if document["breaches"]:
+        raise typer.Exit(NOTHING_MET)
 
 
 @app.command()

@@ -376,3 +376,17 @@ def _plain(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return "" if value is None else str(value)
+
+
+def monitored(document: Document, console: Console) -> None:
+    """The latest figures of a served model, and its breaches."""
+    table = Table(title=f"{document['name']} version {document['version']}, {document['looks']} looks")
+    for heading in ("figure", "last"):
+        table.add_column(heading, justify="left" if heading == "figure" else "right")
+    for name, value in sorted(document["figures"].items()):
+        table.add_row(escape(name), f"{value:.4g}")
+    console.print(table)
+    for breach in document["breaches"]:
+        back = f"; rolled back to version {breach['rolled_back_to']}" if breach["rolled_back_to"] else ""
+        line = f"breach by version {breach['version']}: {breach['reason']}{back}"
+        console.print(escape(line), soft_wrap=True, highlight=False)

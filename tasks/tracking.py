@@ -358,10 +358,31 @@ class Tracker:
             **tags,
         }
 
+    def monitored(self, name: str, version: str) -> str:
+        """The id of the run that holds what was seen of a served version, found or made."""
+        tags = {"pareflow.monitored": version}
+        with _reaching(self.uri):
+            return self._keyed(name, f"monitoring:{name}:{version}", f"monitoring-{version}", tags)
+
+    def observed(self, run_id: str, figures: Mapping[str, float], at_ms: int, step: int) -> None:
+        """One row of figures; what is no number is left out."""
+        rows = [Metric(k, v, at_ms, step) for k, v in figures.items() if math.isfinite(v)]
+        with _reaching(self.uri):
+            self.client.log_batch(run_id, metrics=rows)
+
+    def note(self, run_id: str, document: Mapping[str, Any], path: str) -> None:
+        """A document as an artifact of a run."""
+        with _reaching(self.uri):
+            self.client.log_dict(run_id, dict(document), path)
+
     def _run(self, run: Run, key: str, name: str, tags: Mapping[str, str]) -> str:
-        """The id of the run with this key in the pipeline's experiment, found or made, under a lock."""
+        """The id of the run with this key in the pipeline's experiment, found or made."""
+        return self._keyed(run.spec.name, key, name, tags)
+
+    def _keyed(self, pipeline: str, key: str, name: str, tags: Mapping[str, str]) -> str:
+        """The same by the pipeline's name, under a lock."""
         with self.locked("mlflow"):
-            experiment = self.experiment(run.spec.name)
+            experiment = self.experiment(pipeline)
             found = self.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
             if found:
                 return str(found[0].info.run_id)

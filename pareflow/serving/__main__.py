@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from pareflow.errors import PareflowError
-from pareflow.serving import plan
+from pareflow.serving import plan, request_log
 from pareflow.serving.server import serve
 from pareflow.serving.settings import Settings
 from pareflow.serving.slot import FolderSource
@@ -20,10 +20,12 @@ def main() -> int:
     parser.add_argument("--plan", type=Path, help="a YAML of sessions, policies and limits")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--request-log", type=Path, help="a YAML of which requests are kept; else none are")
     asked = parser.parse_args()
     try:
         chosen = None if asked.plan is None else plan.read(asked.plan)
-        settings = Settings(asked.host, asked.port, poll_s=None)
+        kept = None if asked.request_log is None else request_log.read(asked.request_log)
+        settings = Settings(asked.host, asked.port, poll_s=None, requests=kept)
         serve(
             [FolderSource(asked.folder)],
             chosen,

@@ -3,8 +3,10 @@
 import asyncio
 import hmac
 import logging
+import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,10 +22,11 @@ import pareflow
 from pareflow.errors import PareflowError
 from pareflow.runtime.endpoint import answered_within
 from pareflow.serving import invocations, openapi, protocol, refusals
-from pareflow.serving.hosting import PREDICTIONS, Hosted
+from pareflow.serving.hosting import PREDICTIONS, SAMPLES, Hosted
 from pareflow.serving.metrics import CONTENT_TYPE, Metrics
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.refusals import JSON, NotFoundError, TooLargeError, UnreadableError
+from pareflow.serving.request_log import RequestLog, logged
 from pareflow.serving.settings import Settings
 from pareflow.serving.slot import Slot, Source
 from pareflow.serving.trial import Trial
@@ -35,7 +38,9 @@ BINARY = "application/octet-stream"
 VERSION = pareflow.__version__
 EXTENSIONS = ["binary_tensor_data"]
 CLIENT, REQUEST_ID = "x-client-id", "x-request-id"
-"""By which a client is answered by one version while two are served; and a request."""
+"""By which a client is answered by one version while two are served; and by which a caller finds a kept
+request again: the one that it sent, or one that is made."""
+_PLAIN_ID = re.compile(r"[!-~]{1,128}")  # what a header can hold, and nobody's line break
 OPEN_TO_ALL = ("/v2/health/", "/ping", "/health")
 """What an orchestrator asks without a key."""
 
@@ -68,6 +73,8 @@ class App:
         self._slots = {slot.source.name: slot for slot in slots}
         self._settings, self._metrics = settings, metrics
         self._most_bytes = int(settings.body_mib * 2**20)
+        self._begin_log = logged(settings.requests, settings.requests_folder)
+        self._requests: RequestLog | None = None
         self._draining = False
 
     def asgi(self) -> ASGIApp:
@@ -107,6 +114,9 @@ class App:
         slots = self._slots.values()
         for slot in slots:
             slot.start()
+        self._requests = self._begin_log()
+        if self._requests is not None:
+            self._metrics.counts("request_log", "what became of requests to be kept", self._requests.figures)
         every_s = self._settings.poll_s
         tasks = [] if every_s is None else [asyncio.create_task(slot.follow(every_s)) for slot in slots]
         yield
@@ -115,6 +125,8 @@ class App:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(slot.close() for slot in slots))
+        if self._requests is not None:
+            await asyncio.to_thread(self._requests.close)
 
     def _told(self, route: str, answer: Answer) -> Answer:
         """The route, counted and timed, its errors in the protocol's form."""
@@ -146,9 +158,11 @@ class App:
         outputs, hosted = await _answered(question, hosted, trial, lambda by: by.answer(asked.inputs))
         name, version = hosted.release.name, hosted.release.version
         content, head = protocol.render(name, version, asked, outputs)
+        identity = asked.id or request.headers.get(REQUEST_ID)
+        told = self._kept(hosted, identity, asked.inputs, outputs, len(body))
         if head is None:
-            return Response(content, media_type=JSON)
-        return Response(content, media_type=BINARY, headers={protocol.HEADER: str(head)})
+            return Response(content, media_type=JSON, headers=told)
+        return Response(content, media_type=BINARY, headers={protocol.HEADER: str(head), **told})
 
     async def _invocations(self, request: Request) -> Response:
         self._only()
@@ -156,8 +170,28 @@ class App:
         samples = invocations.samples_in(body, request.headers.get("content-type", JSON))
         slot = self._only()
         question = _Question(request, None, _key(request, None, body), (len(samples),))
-        outputs, _ = await _answered(question, slot.hosted, slot.trial, lambda by: by.predicted(samples))
-        return refusals.as_json({"predictions": outputs[PREDICTIONS]})
+        outputs, hosted = await _answered(question, slot.hosted, slot.trial, lambda by: by.predicted(samples))
+        response = refusals.as_json({"predictions": outputs[PREDICTIONS]})
+        identity = request.headers.get(REQUEST_ID)
+        response.headers.update(self._kept(hosted, identity, {SAMPLES: samples}, outputs, len(body)))
+        return response
+
+    def _kept(
+        self,
+        hosted: Hosted,
+        identity: str | None,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any],
+        size: int,
+    ) -> dict[str, str]:
+        """The headers that name a request which is kept, if requests are and this is one of the share."""
+        if self._requests is None or not self._requests.wants():
+            return {}
+        if identity is None or not _PLAIN_ID.fullmatch(identity):
+            identity = uuid.uuid4().hex
+        release = hosted.release
+        self._requests.take(identity, release.name, release.version, inputs, outputs, size)
+        return {REQUEST_ID: identity}
 
     async def _metadata(self, request: Request) -> Response:
         return refusals.as_json(self._hosted(request).metadata())

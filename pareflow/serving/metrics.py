@@ -1,9 +1,16 @@
 """What Prometheus is told of a server: requests, times, what waits, and what each policy counts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily
 
 from pareflow.serving.traffic import Traffic
@@ -68,6 +75,7 @@ class Metrics:
         self._challengers: dict[str, str] = {}
         self.figures: Mapping[str, Any] = {}
         self._registry.register(_Policies(self))
+        ProcessCollector(registry=self._registry)  # processor seconds and memory
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count one request."""
@@ -107,6 +115,10 @@ class Metrics:
     def registry(self, reachable: bool) -> None:
         self._reachable.set(float(reachable))
 
+    def counts(self, name: str, what: str, figures: Callable[[], Mapping[str, float]]) -> None:
+        """From now on tell these counts too, as `pareflow_NAME`, labelled by figure."""
+        self._registry.register(_Counts(f"pareflow_{name}", what, figures))
+
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""
         return generate_latest(self._registry)
@@ -125,4 +137,17 @@ class _Policies:
         for policy, figures in self._metrics.figures.items():
             for name, value in figures().items():
                 family.add_metric([policy, name], value)
+        yield family
+
+
+class _Counts:
+    """Counts that something else keeps, read when asked."""
+
+    def __init__(self, name: str, what: str, figures: Callable[[], Mapping[str, float]]) -> None:
+        self._name, self._what, self._figures = name, what, figures
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(self._name, self._what, labels=["figure"])
+        for name, value in self._figures().items():
+            family.add_metric([name], value)
         yield family

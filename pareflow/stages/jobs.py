@@ -120,6 +120,16 @@ def feeds(
     store.ensure(feeds_key(workload.digest, batch_size, length), write)
 
 
+def calibration_inputs(reference: Mapping[str, Any], folder: str, root: str, key: str, limit: int) -> None:
+    """What the network takes for each sample of the calibration split, at most `limit`: for monitoring."""
+    workload, store = _loaded(reference, folder, root)
+
+    def write(into: Path) -> None:
+        arena.write_feeds(list(workload.feeds("calibration", 1, limit)), into / "feeds.npz")
+
+    store.ensure(key, write)
+
+
 def build(reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any]) -> None:
     """Make a variant, link by link, each from the store where it is there already."""
     workload, store = _loaded(reference, folder, root)

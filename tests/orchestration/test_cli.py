@@ -31,7 +31,7 @@ print(sorted({"torch", "mlflow", "prefect", "onnxruntime", "pandas"} & set(sys.m
 """
 COMMANDS = (
     *("init", "check", "plan", "optimize", "report", "list", "export", "split"),
-    *("retrain", "promote", "rollback", "store", "collect", "doctor"),
+    *("retrain", "promote", "rollback", "monitor", "store", "collect", "doctor"),
 )
 
 

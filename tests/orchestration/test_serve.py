@@ -50,9 +50,9 @@ class Server:
     def version(self, model: str = "images") -> str:
         return str(self.get(f"/v2/models/{model}")["versions"][0])
 
-    def becomes(self, version: str) -> None:
+    def becomes(self, version: str, within_s: float = SWITCHES_WITHIN_S) -> None:
         """Wait until this version answers."""
-        until = time.monotonic() + SWITCHES_WITHIN_S
+        until = time.monotonic() + within_s
         while self.version() != version:
             assert time.monotonic() < until, f"still {self.version()}, not {version}"
             time.sleep(0.1)

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from pareflow.errors import InputError, TransientError
-from pareflow.serving import protocol
+from pareflow.serving import protocol, request_log
 from pareflow.serving.executable import Release
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.plan import ServingPlan
+from pareflow.serving.request_log import RequestLogSettings
 from pareflow.serving.slot import FolderSource, Slot
 from pareflow.variant import Step
 from tests.unit.conftest import INFER, Packaged, Serve, Shelf
@@ -377,3 +378,42 @@ def test_tiers_are_other_variants_of_the_model(packaged: Packaged) -> None:
     asyncio.run(scenario())
     with pytest.raises(InputError, match="the tier `other` must have the inputs of images"):
         Slot(main, ServingPlan(), metrics, {"other": FolderSource(packaged("texts"))})
+
+
+def test_requests_are_kept_only_where_that_is_asked_for(serve: Serve, tmp_path: Path) -> None:
+    """Off by default; on, each under the id that the answer names: the caller's, else one that is made."""
+    assert "x-request-id" not in serve().infer(id="7").headers
+    kept = serve(requests=RequestLogSettings(share=1, flush_s=0.05), requests_folder=tmp_path)
+    images = kept.golden["samples"][:2]
+    named = kept.infer(id="7").headers["x-request-id"]
+    made = kept.infer().headers["x-request-id"]
+    told = kept.client.post("/invocations", json={"inputs": images}, headers={"x-request-id": "mine"})
+    refused = kept.infer("/v2/models/images/infer", inputs=[])
+    kept.client.__exit__(None, None, None)
+    found = {one.id: one for path in request_log.files(tmp_path) for one in request_log.exchanges(path)}
+    assert (named, told.headers["x-request-id"], refused.status_code) == ("7", "mine", 400)
+    assert found.keys() == {"7", made, "mine"}
+    assert found["7"].inputs["images"].shape == (2, 1, 8, 8)
+    assert np.allclose(found["7"].outputs["output"], kept.golden["outputs"]["output"][:2], atol=1e-5)
+    assert found["mine"].inputs["samples"].shape == (2, 8, 8)
+    assert found["mine"].outputs["predictions"].tolist() == kept.golden["predictions"][:2]
+    kept.client.__enter__()
+
+
+@pytest.mark.parametrize("identity", ["a\r\nset-cookie: x=1", "é", "x" * 1000, ""])
+def test_an_id_that_no_header_holds_is_replaced(serve: Serve, tmp_path: Path, identity: str) -> None:
+    kept = serve(requests=RequestLogSettings(share=1), requests_folder=tmp_path)
+    answer = kept.infer(id=identity)
+    assert (answer.status_code, answer.json()["id"]) == (200, identity)
+    assert len(answer.headers["x-request-id"]) == 32
+    assert "set-cookie" not in answer.headers
+
+
+def test_what_becomes_of_kept_requests_is_in_the_metrics(serve: Serve, tmp_path: Path) -> None:
+    """With memory and processor time of the process: what monitoring reads."""
+    kept = serve(requests=RequestLogSettings(share=1, queue_mib=1e-6), requests_folder=tmp_path)
+    kept.infer()
+    text = kept.client.get("/metrics").text
+    assert 'pareflow_request_log_total{figure="dropped"} 1.0' in text
+    assert "process_resident_memory_bytes" in text
+    assert "process_cpu_seconds_total" in text

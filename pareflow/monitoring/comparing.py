@@ -1,0 +1,186 @@
+"""Kept requests, answered again by the original: a process beside the monitor, at low priority.
+
+`follow` turns each file of a request log into a file of the same name in a folder of its own, with one row
+per sample: `id` and `row` (of the request), `served` and `original` (predictions), `agrees`, `feature.NAME`.
+`reference.npz` there holds the same of the calibration data, where `served` is what the version answers. Who
+reads a file removes it; what waits for labels is in a table beside them (`labels.py`).
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pareflow.catalog import BACKENDS, find
+from pareflow.compiler.backend import Backend
+from pareflow.errors import PareflowError
+from pareflow.measuring.contestant import read_feeds
+from pareflow.monitoring import drift
+from pareflow.monitoring.labels import Answers
+from pareflow.serving import request_log
+from pareflow.serving.hosting import PREDICTIONS, SAMPLES
+from pareflow.serving.model import PackagedModel
+from pareflow.variant import Step
+from pareflow.workload import Arrays
+
+REFERENCE = "reference.npz"
+NICENESS = 10
+POLL_S = 0.5
+BACK_S = 600.0
+"""What was kept so long before the process began is compared too, and nothing older: now is what counts."""
+_FORGET_S = 3600.0
+FEATURE = "feature."
+COUNT = "left_out"
+"""How many requests could not be answered again."""
+
+
+class Comparison:
+    """The original beside a served version, both opened here. Raises: as `PackagedModel`."""
+
+    def __init__(
+        self,
+        package: str,
+        original: str,
+        backend: Mapping[str, Any],
+        watched: Mapping[str, Any],
+    ) -> None:
+        self._model = PackagedModel(Path(package))
+        loaded = find(BACKENDS, Step.from_json(backend), "backend")
+        assert isinstance(loaded, Backend)
+        self._original = loaded.load(Path(original))
+        self._watched = watched
+        self._spread: np.ndarray | float = 0.0
+
+    def reference(self, batches: Iterable[Arrays]) -> Arrays:
+        """The rows of the calibration data. It also says how far predictions with fractions may differ."""
+        answered = []
+        for number, feeds in enumerate(batches):
+            served = self._model.postprocess(self._model.session.run(feeds))
+            answered.append((f"calibration-{number}", feeds, served, self._original.run(feeds)))
+        originals = np.concatenate([self._model.postprocess(outputs) for *_, outputs in answered])
+        if originals.dtype.kind == "f":
+            self._spread = originals.std(axis=0)
+        return joined([self._rows(*one) for one in answered])
+
+    def live(self, exchanges: Iterable[request_log.Exchange]) -> Arrays:
+        """The rows of kept requests. Those that lack what the original takes are left out, and counted."""
+        rows, left_out = [], 0
+        for one in exchanges:
+            try:
+                feeds = self._feeds(one.inputs)
+                served = one.outputs.get(PREDICTIONS)
+                if served is None:
+                    served = self._model.postprocess(one.outputs)
+                rows.append(self._rows(one.id, feeds, np.asarray(served), self._original.run(feeds)))
+            except Exception as error:  # redacted, or a client's own mistake that was answered all the same
+                left_out += 1
+                print(
+                    f"request {one.id} cannot be compared: {type(error).__name__}: {error}", file=sys.stderr
+                )
+        return joined([*rows, {COUNT: np.array(left_out)}])
+
+    def _feeds(self, inputs: Arrays) -> Arrays:
+        if inputs.keys() == {SAMPLES}:
+            return self._model.preprocess(inputs[SAMPLES])
+        return inputs
+
+    def _rows(self, identity: str, feeds: Arrays, served: np.ndarray, outputs: Arrays) -> Arrays:
+        original = self._model.postprocess(outputs)
+        count = len(original)
+        return {
+            "id": np.full(count, identity),
+            "row": np.arange(count),
+            "served": served,
+            "original": original,
+            "agrees": self._agree(served, original),
+            **{f"{FEATURE}{name}": column for name, column in self._features(feeds, outputs).items()},
+        }
+
+    def _features(self, feeds: Arrays, outputs: Arrays) -> Arrays:
+        found = drift.features(feeds, int(self._watched["features"]))
+        embedding, count = self._watched["embedding"], int(self._watched["projections"])
+        if count:
+            chosen = [outputs[embedding]] if embedding else list(outputs.values())
+            rows = [array.reshape(len(array), -1) for array in chosen if array.dtype.kind == "f"]
+            if rows:
+                found |= drift.projections(np.concatenate(rows, axis=1), count)
+        return found
+
+    def _agree(self, served: np.ndarray, original: np.ndarray) -> np.ndarray:
+        """Row by row, shape (n,)."""
+        if original.dtype.kind != "f":
+            same = np.asarray(served.astype(original.dtype) == original)
+        else:
+            same = np.abs(served - original) <= float(self._watched["tolerance"]) * self._spread
+        return np.asarray(same.reshape(len(original), -1).all(axis=1))
+
+
+def follow(
+    package: str,
+    original: str,
+    backend: Mapping[str, Any],
+    calibration: str,
+    requests: str,
+    into: str,
+    model: str,
+    version: str,
+    watched: Mapping[str, Any],
+) -> None:
+    """For a process of its own: compare what is kept, for ever. What was compared before is done.
+
+    `watched` is `features`, `projections`, `embedding`, `tolerance` and `keep_days`.
+    """
+    with suppress(OSError):
+        os.nice(NICENESS)  # the server goes first
+    folder = Path(into)
+    folder.mkdir(parents=True, exist_ok=True)
+    began = request_log.name_of(time.time() - BACK_S)
+    comparison, answers = Comparison(package, original, backend, watched), Answers(folder)
+    _write(folder / REFERENCE, comparison.reference(read_feeds(Path(calibration))))
+    done, forgotten = max(answers.done(), began), 0.0
+    while True:
+        for path in request_log.files(Path(requests), after=done):
+            rows = comparison.live(_of(path, model, version))
+            _write(folder / path.name, rows)
+            answers.add(rows, path.name)
+            done = path.name
+        if time.monotonic() - forgotten > _FORGET_S:
+            answers.forget(float(watched["keep_days"]))
+            forgotten = time.monotonic()
+        time.sleep(POLL_S)
+
+
+def results(folder: Path, after: str = "") -> list[Path]:
+    """The files of compared requests, the oldest first."""
+    found = (path for path in folder.glob(f"[0-9]*{request_log.SUFFIX}") if path.name > after)
+    return sorted(found, key=lambda path: path.name)
+
+
+def _of(path: Path, model: str, version: str) -> Iterator[request_log.Exchange]:
+    """The exchanges of one version; none of a file that is damaged, or was removed meanwhile."""
+    try:
+        found = list(request_log.exchanges(path))
+    except (OSError, ValueError, KeyError, PareflowError) as error:
+        print(f"{path} cannot be read: {error}", file=sys.stderr)
+        return
+    yield from (one for one in found if (one.model, one.version) == (model, version))
+
+
+def joined(rows: Sequence[Arrays]) -> Arrays:
+    """Row after row; features that not all have (inputs of other shapes) are left out. Counts are summed."""
+    counts = {COUNT: np.array(sum(int(one.get(COUNT, 0)) for one in rows))}
+    full = [one for one in rows if "id" in one]
+    names = [name for name in full[0] if all(name in one for one in full)] if full else []
+    return counts | {name: np.concatenate([one[name] for one in full]) for name in names if name != COUNT}
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    partial = path.with_name(f".{path.name}")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    partial.replace(path)

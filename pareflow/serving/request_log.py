@@ -1,0 +1,312 @@
+"""A kept share of what a server was asked and what it answered: redacted, bounded, never pickled.
+
+A file is `MILLISECONDS-PROCESS-NUMBER.npz`, some requests each; it appears whole. Files of a quarter of an
+hour share a folder, so that none holds too many. Its entry `about` is JSON, one document per request: id,
+model, version, when it was answered, and the digests of what is kept as such only.
+Request 3's tensors are `3.in.NAME` and `3.out.NAME`. Texts are kept as numpy's unicode.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from pareflow.spec import read_part
+from pareflow.workload import Arrays
+
+log = logging.getLogger("pareflow.serving")
+
+SUFFIX = ".npz"
+DAY_S = 86_400.0
+_SWEEP_S = 600.0
+_COMMON = 7
+"""Digits of the time that files of one folder have in common: 10^6 ms."""
+_ABANDONED_S = 3600.0
+
+
+class RequestLogSettings(BaseModel):
+    """Which requests are kept, what of them, and for how long."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    folder: str | None = Field(default=None, description="left out, `requests` in the data folder")
+    share: float = Field(default=0.05, gt=0, le=1, description="of the requests, drawn at random")
+    left_out: tuple[str, ...] = Field(default=(), description="tensors that are never kept, by name")
+    digest_only: tuple[str, ...] = Field(
+        default=(), description="tensors of which only a digest is kept; its key is never written"
+    )
+    keep_days: float = Field(default=7, gt=0, description="older files are removed")
+    keep_mib: float = Field(default=512, gt=0, description="of all files together; the oldest go first")
+    queue_mib: float = Field(default=64, gt=0, description="that wait to be written; more are dropped")
+    flush_s: float = Field(default=2, gt=0, description="the longest that a request waits to be written")
+    requests_per_file: int = Field(default=256, ge=1)
+
+
+def read(path: Path) -> RequestLogSettings:
+    """The settings in a YAML file. Raises: InputError if it cannot be read, SpecError with every problem."""
+    return read_part(
+        RequestLogSettings, path, "the settings of a request log", "See configs/monitoring/requests.yaml"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request and its answer, as they are kept."""
+
+    id: str
+    model: str
+    version: str
+    answered_s: float
+    """By the clock of the server's machine, since 1970."""
+    inputs: Arrays
+    outputs: Arrays
+    digests: Mapping[str, str]
+    """Of the tensors that are kept as a digest only."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """An exchange in the line, as it was asked and answered: it is redacted where it is written."""
+
+    id: str
+    model: str
+    version: str
+    answered_s: float
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    size: int
+
+
+class RequestLog:
+    """Takes exchanges from the event loop, and writes them in a thread of its own.
+
+    `take` never blocks: what finds no room in the queue is dropped and counted.
+    """
+
+    def __init__(self, settings: RequestLogSettings, folder: Path) -> None:
+        self._settings, self._folder = settings, folder
+        self._key = os.urandom(32)
+        self._waiting: queue.SimpleQueue[_Taken | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._bytes = 0
+        self._counts = dict.fromkeys(("kept", "dropped", "unkeepable", "failed", "removed_files"), 0)
+        self._swept = 0.0
+        self._files = 0
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._thread = threading.Thread(target=self._write_all, name="request-log", daemon=True)
+        self._thread.start()
+
+    def wants(self) -> bool:
+        """Whether the next request is one of the share."""
+        return random.random() < self._settings.share
+
+    def take(
+        self,
+        identity: str,
+        model: str,
+        version: str,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any],
+        size: int,
+    ) -> None:
+        """Keep one exchange, if there is room; `size` is about the bytes that its inputs take."""
+        size += 256 + sum(getattr(tensor, "nbytes", 0) for tensor in outputs.values())
+        with self._lock:
+            if self._bytes + size > self._settings.queue_mib * 2**20:
+                self._counts["dropped"] += 1
+                return
+            self._bytes += size
+        self._waiting.put(_Taken(identity, model, version, time.time(), inputs, outputs, size))
+
+    def figures(self) -> Mapping[str, float]:
+        """Counts since the start, for `/metrics`."""
+        with self._lock:
+            return {**self._counts, "waiting_bytes": self._bytes}
+
+    def close(self) -> None:
+        """Write what waits, and end."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _exchange(self, taken: "_Taken") -> Exchange | None:
+        """What may be kept of it; None where no plain array holds it: records, rows of different lengths."""
+        digests: dict[str, str] = {}
+        try:
+            inputs, outputs = (self._redacted(each, digests) for each in (taken.inputs, taken.outputs))
+        except (TypeError, ValueError):
+            self._count("unkeepable")
+            return None
+        return Exchange(taken.id, taken.model, taken.version, taken.answered_s, inputs, outputs, digests)
+
+    def _redacted(self, tensors: Mapping[str, Any], digests: dict[str, str]) -> Arrays:
+        """Raises: TypeError, ValueError where a tensor is no plain array."""
+        kept: Arrays = {}
+        for name, tensor in tensors.items():
+            if name in self._settings.left_out:
+                continue
+            array = _plain(tensor)
+            if name in self._settings.digest_only:
+                digests[name] = self._digest(array)
+            else:
+                kept[name] = array
+        return kept
+
+    def _digest(self, array: np.ndarray) -> str:
+        """Equal tensors have equal ones for as long as this server runs; nobody can try inputs out later."""
+        content = f"{array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes()
+        return hashlib.blake2b(content, key=self._key, digest_size=16).hexdigest()
+
+    def _count(self, name: str, number: int = 1) -> None:
+        with self._lock:
+            self._counts[name] += number
+
+    def _write_all(self) -> None:
+        ending = False
+        while not ending:
+            batch, ending = self._batch()
+            if batch:
+                self._write(batch)
+            if time.monotonic() - self._swept > _SWEEP_S or not self._swept:
+                self._sweep()
+
+    def _batch(self) -> tuple[list["_Taken"], bool]:
+        """What has come within `flush_s`, or a file full; and whether the end was asked for."""
+        batch: list[_Taken] = []
+        until = time.monotonic() + self._settings.flush_s
+        while len(batch) < self._settings.requests_per_file:
+            try:
+                taken = self._waiting.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                return batch, False
+            if taken is None:
+                return batch, True
+            batch.append(taken)
+        return batch, False
+
+    def _write(self, batch: Sequence["_Taken"]) -> None:
+        """One file, whole or not at all; a disk that is full costs what is in it, and no answer."""
+        kept = [one for one in map(self._exchange, batch) if one is not None]
+        try:
+            if kept:
+                self._place(kept)
+                self._count("kept", len(kept))
+        except OSError as error:
+            log.warning("%d requests could not be kept: %s", len(kept), error)
+            self._count("failed", len(kept))
+        except Exception:  # the next file may go well: the thread must outlive what nobody thought of
+            log.exception("%d requests could not be kept", len(kept))
+            self._count("failed", len(kept))
+        finally:
+            with self._lock:
+                self._bytes -= sum(taken.size for taken in batch)
+
+    def _place(self, kept: Sequence[Exchange]) -> None:
+        """Raises: OSError."""
+        self._files += 1
+        placed = place(self._folder, f"{name_of(time.time())}-{os.getpid()}-{self._files:06d}{SUFFIX}")
+        partial = placed.with_name(f".{placed.name}")
+        try:
+            placed.parent.mkdir(exist_ok=True, mode=0o700)
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                np.savez(file, **_arrays(kept))  # type: ignore[arg-type]
+            partial.replace(placed)
+        except OSError:
+            with suppress(OSError):  # the folder may be what is wrong
+                partial.unlink(missing_ok=True)
+            raise
+
+    def _sweep(self) -> None:
+        """Remove what is too old, and the oldest of what is too much."""
+        self._swept = time.monotonic()
+        self._count("removed_files", retain(self._folder, self._settings.keep_days, self._settings.keep_mib))
+
+
+def name_of(at_s: float) -> str:
+    """What names of files begin with that are written at this time: for comparison with them."""
+    return f"{int(at_s * 1000):013d}"
+
+
+def place(folder: Path, name: str) -> Path:
+    """Where a file of this name lies in a log."""
+    return folder / name[:_COMMON] / name
+
+
+def files(folder: Path, after: str = "") -> list[Path]:
+    """The whole files of a log, the oldest first; only those after the one of this name."""
+    shared = sorted(path for path in folder.glob("[0-9]*") if path.name >= after[:_COMMON])
+    found = (path for one in shared for path in one.glob(f"[0-9]*{SUFFIX}"))
+    return sorted((path for path in found if path.name > after), key=lambda path: path.name)
+
+
+def retain(folder: Path, keep_days: float, keep_mib: float) -> int:
+    """Remove files older than so many days, then the oldest until the rest fits; how many went."""
+    room, removed = keep_mib * 2**20, 0
+    for path in reversed(files(folder)):  # the newest first
+        stat = path.stat()
+        room -= stat.st_size
+        if room < 0 or stat.st_mtime < time.time() - keep_days * DAY_S:
+            path.unlink(missing_ok=True)
+            removed += 1
+    for partial in folder.glob(f"*/.*{SUFFIX}"):  # of a server that was killed
+        if partial.stat().st_mtime < time.time() - _ABANDONED_S:
+            partial.unlink(missing_ok=True)
+    for shared in folder.glob("[0-9]*"):
+        with suppress(OSError):  # it is not empty
+            shared.rmdir()
+    return removed
+
+
+def exchanges(path: Path) -> Iterator[Exchange]:
+    """What a file holds. Raises: OSError, ValueError where it is damaged or gone."""
+    with np.load(path, allow_pickle=False) as stored:
+        about = json.loads(str(stored["about"]))
+        tensors: list[tuple[Arrays, Arrays]] = [({}, {}) for _ in about]
+        for key in stored.files:
+            number, _, name = key.partition(".")
+            if number.isdecimal():
+                side, _, tensor = name.partition(".")
+                tensors[int(number)][side == "out"][tensor] = stored[key]
+    for told, (inputs, outputs) in zip(about, tensors, strict=True):
+        yield Exchange(**told, inputs=inputs, outputs=outputs)
+
+
+def logged(settings: RequestLogSettings | None, folder: Path) -> Callable[[], RequestLog | None]:
+    """Makes the log where there is to be one, in `folder` unless the settings name another."""
+    if settings is None:
+        return lambda: None
+    return lambda: RequestLog(settings, Path(settings.folder or folder))
+
+
+def _arrays(batch: Sequence[Exchange]) -> Arrays:
+    plain = ("id", "model", "version", "answered_s", "digests")
+    about = [{name: getattr(one, name) for name in plain} for one in batch]
+    found: Arrays = {"about": np.array(json.dumps(about))}
+    for number, one in enumerate(batch):
+        found |= {f"{number}.in.{name}": array for name, array in one.inputs.items()}
+        found |= {f"{number}.out.{name}": array for name, array in one.outputs.items()}
+    return found
+
+
+def _plain(tensor: Any) -> np.ndarray:
+    """An array of numbers or of texts. Raises: TypeError, ValueError."""
+    array = np.asarray(tensor)
+    if array.dtype.kind == "O":
+        if not all(isinstance(value, str) for value in array.ravel()):
+            raise TypeError("neither numbers nor texts")
+        array = array.astype(str)
+    if array.dtype.kind not in "biufU":
+        raise TypeError(f"{array.dtype} is not kept")
+    return array

@@ -1,0 +1,229 @@
+"""A monitor while it runs: look by look, version after version. What it finds is recorded and acted on."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pareflow import spec
+from pareflow.errors import InputError, TrackingError, TransientError, VariantError
+from pareflow.monitoring import exposition, labels
+from pareflow.monitoring.exposition import Reading
+from pareflow.monitoring.rules import Rules
+from pareflow.monitoring.state import State
+from pareflow.monitoring.watch import Breach, Watch
+from pareflow.stages import monitoring as stage
+from pareflow.stages.run import Run
+from tasks.monitoring import Record, act
+from tasks.serving import source
+from tasks.tracking import Tracker
+
+Told = Callable[[str], None]
+AGAIN_S = 60.0
+"""After a comparing process died."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is monitored, and by what."""
+
+    name: str
+    url: str
+    data_dir: Path
+    rules: Path | None = None
+    config: Path | None = None
+    requests: Path | None = None
+    """The folder of kept requests; None: the data folder's."""
+    labels: Path | None = None
+    seconds: float | None = None
+    """None: for ever."""
+    api_key: str | None = None
+
+
+@dataclass
+class Session:
+    """One monitor, with what it has found so far. `told` hears each breach, and what goes wrong."""
+
+    asked: Asked
+    tracker: Tracker
+    rules: Rules
+    config: Path | None
+    told: Told
+    breaches: list[dict[str, Any]] = field(default_factory=list)
+    looks: int = 0
+    _trouble: str = ""
+
+    def follow(self, reading: Reading) -> dict[str, Any]:
+        """Look until the time is over; `reading` is the first one. Raises: as `Monitored`."""
+        seconds = self.asked.seconds
+        until = None if seconds is None else time.monotonic() + seconds
+        state = State.read(self.state_path)
+        figures: dict[str, float] = {}
+        while until is None or time.monotonic() < until:
+            with ExitStack() as stack:
+                served = Monitored(self, reading, stack, state.for_version(reading.version))
+                following = None
+                for one in self._readings(until):
+                    if one is not None and one.version != reading.version:
+                        following = one
+                        break
+                    served.look(one)
+                served.record()
+            figures, state, reading = served.figures, served.watch.state, following or reading
+        document = {"name": self.asked.name, "version": state.version, "looks": self.looks}
+        return {**document, "figures": figures, "breaches": self.breaches}
+
+    @property
+    def state_path(self) -> Path:
+        return self.asked.data_dir / "monitoring" / f"{self.asked.name}.json"
+
+    def _readings(self, until: float | None) -> Iterator[Reading | None]:
+        """One reading every so often; None where the server does not answer, which is told once."""
+        due = time.monotonic()
+        while until is None or time.monotonic() < until:
+            due = max(due + self.rules.every_s, time.monotonic())
+            time.sleep(max(0.0, due - time.monotonic()))
+            self.looks += 1
+            try:
+                reading = exposition.read(self.asked.url, self.asked.api_key)
+                self._trouble = ""
+                yield reading
+            except TransientError as error:
+                if str(error) != self._trouble:
+                    self.told(str(error))
+                self._trouble = str(error)
+                yield None
+
+
+class Monitored:
+    """One served version. Raises: InputError where a rule needs what is not at hand."""
+
+    def __init__(self, session: Session, reading: Reading, stack: ExitStack, state: State) -> None:
+        self._session, self._version, self._stack = session, reading.version, stack
+        self.watch = Watch(session.rules, state)
+        self.watch.reads(reading)
+        self._record = Record(session.tracker, session.asked.name, reading.version)
+        self._recorded = time.monotonic()
+        self._comparer: stage.Comparer | None = None
+        self._again = 0.0
+        self._waiting: list[Breach] = []
+        self.figures: dict[str, float] = {}
+        if session.rules.needs_requests:
+            self._run = self._opened()
+
+    def look(self, reading: Reading | None) -> None:
+        """One look at all that there is by now, and what follows from it."""
+        found = [] if reading is None else self.watch.reads(reading)
+        if self._session.rules.needs_requests:
+            found += self._compared(time.time())
+        self.watch.state = replace(self.watch.state, looks=self.watch.state.looks + 1)
+        for breach in [*self._due(), *found]:
+            self._follow(breach)
+        self.watch.state.write(self._session.state_path)
+        if time.monotonic() - self._recorded >= self._session.rules.record_s:
+            self.record()
+
+    def record(self) -> None:
+        """A row of what is known now."""
+        self._recorded = time.monotonic()
+        state = self.watch.state
+        self.figures = self.watch.row()
+        broken = {f"{name}.breached": float(state.of(name).breached) for name in self._session.rules.named()}
+        self._record.add({**self.figures, **broken}, state.looks)
+
+    def _due(self) -> list[Breach]:
+        """Those whose rollback waits for the registry, once that answers again."""
+        if not self._waiting:
+            return []
+        try:
+            self._session.tracker.alias(self._session.asked.name, "champion")
+        except (TransientError, TrackingError):
+            return []
+        due, self._waiting = self._waiting, []
+        return due
+
+    def _follow(self, breach: Breach) -> None:
+        session = self._session
+        config = None if session.config is None else str(session.config)
+        name = session.asked.name
+        document = act(session.tracker, name, breach, config)
+        session.breaches.append(document)
+        if document["again"]:
+            self._waiting.append(breach)
+        session.told(_words(document))
+        self._record.breach(document, self.watch.state.looks)
+
+    def _opened(self) -> Run:
+        """The pipeline that holds the original and the calibration data."""
+        config = self._session.config
+        if config is None:
+            raise InputError(
+                "rules about drift and quality need the pipeline that the version came from",
+                "its YAML is not at hand",
+                "Name it with --config, or leave these rules out",
+            )
+        return Run.open(spec.read(config), config, self._session.asked.data_dir)
+
+    def _compare(self) -> None:
+        """Start the process that answers kept requests again."""
+        asked = self._session.asked
+        package = source(f"models:/{asked.name}/{self._version}", asked.data_dir).current().package
+        comparing = stage.compared(
+            self._session.rules,
+            stage.original(self._run),
+            package,
+            asked.requests or asked.data_dir / "requests",
+            asked.data_dir / "monitoring" / asked.name / self._version,
+            (asked.name, self._version),
+            asked.data_dir / "logs" / f"monitoring-{asked.name}.log",
+        )
+        self._comparer = self._stack.enter_context(comparing)
+
+    def _compared(self, at_s: float) -> list[Breach]:
+        """What is new of kept requests and labels. Where the process died another begins, after a while."""
+        try:
+            if self._comparer is None:
+                if time.monotonic() < self._again:
+                    return []
+                self._compare()
+            assert self._comparer is not None
+            if not self.watch.compares_already and not self._knows(self._comparer):
+                return []
+            rows, last = self._comparer.news(self.watch.state.compared)
+            self.watch.state = replace(self.watch.state, compared=last)
+            return [*self.watch.compares(rows, at_s), *self._labelled(self._comparer.folder, at_s)]
+        except (VariantError, TransientError, TrackingError) as error:
+            self._session.told(f"kept requests are not compared for {AGAIN_S:g} s: {error}")
+            self._comparer, self._again = None, time.monotonic() + AGAIN_S
+            return []
+
+    def _knows(self, comparer: stage.Comparer) -> bool:
+        """Give the watch its reference, once it is there. Raises: InputError."""
+        reference = comparer.reference()
+        if reference is None:
+            return False
+        if self._session.asked.labels is not None and not labels.are_kinds(reference["served"]):
+            raise InputError(
+                "labels can be joined where each prediction is one of some kinds",
+                f"predictions of {self._session.asked.name} are {reference['served'].dtype}",
+                "Leave --labels out",
+            )
+        quality = self._run.spec.sla.quality
+        self.watch.compare_with(reference, None if quality is None else quality.max_drop)
+        return True
+
+    def _labelled(self, folder: Path, at_s: float) -> list[Breach]:
+        path, state = self._session.asked.labels, self.watch.state
+        new = labels.read(path, state.labels) if path is not None and path.exists() else []
+        if not new:
+            return []
+        self.watch.state = replace(state, labels=state.labels + len(new))
+        return self.watch.joins(labels.Answers(folder).join(new), at_s)
+
+
+def _words(document: Mapping[str, Any]) -> str:
+    back, refused = document["rolled_back_to"], document["not_rolled_back"]
+    done = f"; rolled back to version {back}" if back else f"; not rolled back: {refused}" if refused else ""
+    return f"breach by version {document['version']}: {document['reason']}{done}"

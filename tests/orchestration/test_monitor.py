@@ -1,0 +1,211 @@
+"""Breaches acted on in a real registry; `pareflow monitor` beside a real server, from breach to rollback."""
+
+import json
+import shutil
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import helper
+
+from pareflow.monitoring.watch import Breach
+from pareflow.serving.model import PackagedModel, as_json, write_manifest
+from pareflow.stages.registration import content_digest
+from tasks.monitoring import BREACH, Record, act
+from tasks.promotion import promote
+from tasks.tracking import CONFIG, CONTENT, Tracker
+from tests.orchestration.conftest import Judged
+from tests.orchestration.test_serve import Server, ask
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
+
+
+def breach(version: str, then: Any = ("rollback", "retrain")) -> Breach:
+    return Breach("errors", version, 1000.0, 0.5, 0.01, "errors: half of them", then)
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    return Tracker.open(tmp_path_factory.mktemp("registry"))
+
+
+@pytest.fixture
+def name(tracker: Tracker, request: pytest.FixtureRequest) -> str:
+    """A model of three versions: the second was champion before the third."""
+    model = request.node.name
+    tracker.client.create_registered_model(model)
+    for _ in range(3):
+        tracker.client.create_model_version(model, "file:///nothing")
+    tracker.set_alias(model, "previous", "2")
+    tracker.set_alias(model, "champion", "3")
+    return str(model)
+
+
+def champion(tracker: Tracker, name: str) -> str:
+    found = tracker.alias(name, "champion")
+    assert found is not None
+    return str(found.version)
+
+
+def test_a_breach_moves_the_alias_back_where_its_rule_says_so(tracker: Tracker, name: str) -> None:
+    document = act(tracker, name, breach("3", then=("retrain",)), None)
+    assert (document["rolled_back_to"], champion(tracker, name)) == (None, "3")
+    assert BREACH not in tracker.version(name, "3").tags
+    document = act(tracker, name, breach("3"), "pipeline.yaml")
+    assert (document["rolled_back_to"], champion(tracker, name)) == ("2", "2")
+    assert (document["config"], document["event"]) == ("pipeline.yaml", False)  # no Prefect server here
+
+
+def test_nothing_flaps(tracker: Tracker, name: str) -> None:
+    """Where the version that was gone back to breaks a rule as well, that stays: the other one did before."""
+    act(tracker, name, breach("3"), None)
+    document = act(tracker, name, breach("2"), None)
+    assert (document["rolled_back_to"], champion(tracker, name)) == (None, "2")
+    assert document["not_rolled_back"] == "version 3 broke a rule itself"
+
+
+def test_what_serves_no_more_moves_nothing(tracker: Tracker, name: str) -> None:
+    document = act(tracker, name, breach("1"), None)
+    assert (document["not_rolled_back"], champion(tracker, name)) == ("the champion is not version 1", "3")
+
+
+def test_without_a_previous_version_there_is_no_way_back(tracker: Tracker, name: str) -> None:
+    tracker.client.delete_registered_model_alias(name, "previous")
+    document = act(tracker, name, breach("3"), None)
+    assert (document["not_rolled_back"], champion(tracker, name)) == ("there is no previous version", "3")
+
+
+def test_a_rollback_waits_for_a_registry_that_is_away(
+    tracker: Tracker, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    document = act(Tracker("http://127.0.0.1:9", None, tracker.locks), name, breach("3"), None)
+    assert (document["again"], document["rolled_back_to"]) == (True, None)
+    assert not act(tracker, name, breach("3"), None)["again"]
+
+
+def test_rows_and_breaches_are_kept_in_mlflow(
+    tracker: Tracker, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that came while it was away; what is no number is left out."""
+    record = Record(tracker, name, "3")
+    away = Record(Tracker("http://127.0.0.1:9", None, tracker.locks), name, "3")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away.add({"live.p50_ms": 1.0}, 1)
+    record.pending = away.pending
+    record.add({"live.p50_ms": 2.0, "live.p99_ms": float("nan")}, 2)
+    run = tracker.monitored(name, "3")
+    history = tracker.client.get_metric_history(run, "live.p50_ms")
+    assert ([point.value for point in history], [point.step for point in history]) == ([1.0, 2.0], [1, 2])
+    assert "live.p99_ms" not in tracker.client.get_run(run).data.metrics
+    record.breach({**breach("3").to_json(), "name": name}, 7)
+    (artifact,) = tracker.client.list_artifacts(run, "breaches")
+    assert artifact.path == "breaches/00000007-errors.json"
+
+
+def otherwise(package: Path, into: Path) -> Path:
+    """The package with the first output's classes turned by one: whole, golden, and wrong."""
+    shutil.copytree(package, into, ignore=shutil.ignore_patterns("manifest.json"))
+    graph = onnx.load(into / "artifact" / "model.onnx")
+    (output,) = graph.graph.output
+    for node in graph.graph.node:
+        for position, name in enumerate(node.output):
+            if name == output.name:
+                node.output[position] = "straight"
+    order = helper.make_tensor("order", onnx.TensorProto.INT64, [4], [1, 2, 3, 0])
+    graph.graph.initializer.append(order)
+    graph.graph.node.append(helper.make_node("Gather", ["straight", "order"], [output.name], axis=1))
+    onnx.save(graph, into / "artifact" / "model.onnx")
+    document = json.loads((into / "model.json").read_text())
+    write_manifest(into, {key: value for key, value in document.items() if key != "files"})
+    model, golden = PackagedModel(into), json.loads((into / "golden.json").read_text())
+    outputs = {name: array.tolist() for name, array in model.outputs(golden["samples"]).items()}
+    predictions = as_json(model.predict(golden["samples"]))
+    golden |= {"outputs": outputs, "predictions": predictions}
+    (into / "golden.json").write_text(json.dumps(golden))
+    (into / "model.json").unlink()
+    write_manifest(into, {key: value for key, value in document.items() if key != "files"})
+    return into
+
+
+@pytest.fixture
+def wrong_champion(judged: Judged, tmp_path: Path) -> Tracker:
+    """Version 1 was champion; version 2, which answers otherwise, is."""
+    tracker = Tracker.open(tmp_path)
+    parent = tracker.begin(judged.run)
+    first = tracker.register(judged.run, parent, judged.package(judged.fp32), judged.fp32)
+    promote(tracker, judged.run, str(first.version), judged.fp32)
+    folder = tmp_path / "second" / "data" / "package"
+    folder.parent.mkdir(parents=True)
+    tags = {
+        CONTENT: content_digest(otherwise(judged.package(judged.fp32), folder)),
+        CONFIG: first.tags[CONFIG],
+    }
+    tracker.client.create_model_version("images", (tmp_path / "second").as_uri(), tags=tags)
+    tracker.set_alias("images", "previous", "1")
+    tracker.set_alias("images", "champion", "2")
+    return tracker
+
+
+@pytest.fixture
+def server(command: Callable[..., list[str]], tmp_path: Path) -> Iterator[Server]:
+    """The champion, served, every request kept."""
+    kept = tmp_path / "requests.yaml"
+    kept.write_text("share: 1\nflush_s: 0.5\n")
+    champion = ["serve", "models:/images@champion", "--data-dir", tmp_path, "--poll-s", 0.2]
+    started = Server(command(*champion, "--request-log", kept, "--port", 0))
+    yield started
+    started.process.kill()
+    started.process.communicate()
+
+
+@pytest.mark.slow
+def test_a_champion_that_answers_otherwise_is_rolled_back(
+    wrong_champion: Tracker,
+    server: Server,
+    command: Callable[..., list[str]],
+    judged: Judged,
+    tmp_path: Path,
+) -> None:
+    """A real server, MLflow and monitor: the first version answers again, and what happened is on record."""
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("every_s: 1\nrecord_s: 2\nvariant_drift: {max_disagreement: 0.1, then: [rollback]}\n")
+    watching = ["monitor", "images", "--url", server.url, "--rules", rules, "--seconds", 40, "--json"]
+    assert server.version() == "2"
+    monitor = subprocess.Popen(
+        command(*watching, "--data-dir", tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    stop = threading.Event()
+
+    def keep_asking() -> None:
+        seed = 0
+        while not stop.is_set():
+            ask(server, 1, seed := seed + 1)
+            time.sleep(0.05)
+
+    asking = threading.Thread(target=keep_asking)
+    asking.start()
+    try:
+        server.becomes("1", within_s=90)
+    finally:
+        stop.set()
+        asking.join()
+        printed, said = monitor.communicate(timeout=120)
+    assert monitor.returncode == 3, said
+    (found,) = json.loads(printed)["breaches"]
+    assert (found["rule"], found["version"], found["rolled_back_to"]) == ("variant_drift", "2", "1")
+    assert found["estimate"] > 0.5
+    assert "rolled back to version 1" in said
+    run = wrong_champion.monitored("images", "2")
+    metrics = wrong_champion.client.get_run(run).data.metrics
+    assert metrics["variant_drift.breached"] == 1
+    assert metrics["live.throughput_per_s"] > 0
+    assert BREACH in wrong_champion.version("images", "2").tags
+    with urllib.request.urlopen(f"{server.url}/metrics") as answer:
+        assert b"pareflow_request_log_total" in answer.read()

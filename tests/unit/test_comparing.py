@@ -1,0 +1,130 @@
+"""Kept requests, answered again by the original: which rows agree, and what a redacted or odd one costs."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from pareflow.errors import CrashedError
+from pareflow.measuring.arena import write_feeds
+from pareflow.monitoring.comparing import Comparison, results
+from pareflow.monitoring.rules import Rules
+from pareflow.serving.model import PackagedModel
+from pareflow.serving.request_log import Exchange, RequestLog, RequestLogSettings
+from pareflow.stages.monitoring import Original, compared
+from pareflow.variant import Step
+from pareflow.workload import Arrays
+
+WATCHED = {
+    "features": 3,
+    "projections": 2,
+    "embedding": None,
+    "tolerance": 0.05,
+    "keep_days": 7,
+    "keep_mib": 9,
+}
+
+
+@pytest.fixture(scope="module")
+def package(packaged: Callable[..., Path]) -> Path:
+    return packaged("images")
+
+
+@pytest.fixture(scope="module")
+def comparison(package: Path) -> Comparison:
+    """The version beside itself as the original."""
+    document = json.loads((package / "model.json").read_text())
+    return Comparison(str(package), str(package / "artifact"), document["backend"], WATCHED)
+
+
+@pytest.fixture(scope="module")
+def answered(package: Path) -> Callable[..., Exchange]:
+    """A request for so many images, and the answer; `changed` are predictions to tell instead."""
+    model = PackagedModel(package)
+
+    def made(identity: str, count: int, *, raw: bool = False, changed: Any = None) -> Exchange:
+        images = np.random.default_rng(count).random((count, 8, 8), dtype=np.float32)
+        outputs = model.session.run(model.preprocess(images))
+        if raw:
+            predictions = model.postprocess(outputs) if changed is None else np.asarray(changed)
+            return Exchange(
+                identity, "images", "1", 0.0, {"samples": images}, {"predictions": predictions}, {}
+            )
+        return Exchange(identity, "images", "1", 0.0, model.preprocess(images), outputs, {})
+
+    return made
+
+
+def test_a_version_agrees_with_itself(comparison: Comparison, answered: Callable[..., Exchange]) -> None:
+    """Tensors and raw samples, in rows: each with its request, its features and its embedding."""
+    rows = comparison.live([answered("a", 3), answered("b", 2, raw=True)])
+    assert rows["agrees"].tolist() == [True] * 5
+    assert rows["id"].tolist() == ["a", "a", "a", "b", "b"]
+    assert rows["row"].tolist() == [0, 1, 2, 0, 1]
+    features = {name for name in rows if name.startswith("feature.")}
+    assert {
+        "feature.images.mean",
+        "feature.images[0]",
+        "feature.images[63]",
+        "feature.embedding.1",
+    } <= features
+
+
+def test_other_predictions_than_the_originals_disagree(
+    comparison: Comparison, answered: Callable[..., Exchange]
+) -> None:
+    rows = comparison.live([answered("a", 4, raw=True, changed=[9, 9, 9, 9])])
+    assert rows["agrees"].tolist() == [False] * 4
+
+
+def test_what_cannot_be_answered_again_is_left_out_and_counted(
+    comparison: Comparison, answered: Callable[..., Exchange]
+) -> None:
+    """A request whose only input was redacted, beside a whole one."""
+    redacted = Exchange("r", "images", "1", 0.0, {}, {"output": np.zeros((1, 4), np.float32)}, {})
+    rows = comparison.live([redacted, answered("a", 1)])
+    assert (rows["id"].tolist(), int(rows["left_out"])) == (["a"], 1)
+
+
+def test_a_process_compares_what_is_kept_of_one_version_and_another_goes_on(
+    package: Path, answered: Callable[..., Exchange], tmp_path: Path
+) -> None:
+    """Rows of this version only, after the calibration data's; one that is killed is told."""
+    log = RequestLog(RequestLogSettings(share=1, flush_s=0.01), tmp_path / "log")
+    for identity, version in (("a", "1"), ("b", "2")):
+        one = answered(identity, 2)
+        log.take(identity, "images", version, one.inputs, one.outputs, 100)
+    log.close()
+    feeds = [answered(str(count), 1).inputs for count in range(3)]
+    write_feeds(feeds, tmp_path / "feeds.npz")
+    backend = Step.from_json(json.loads((package / "model.json").read_text())["backend"])
+    original = Original(package / "artifact", backend, tmp_path / "feeds.npz")
+    told, into, log_file = (tmp_path / name for name in ("log", "compared", "child.log"))
+    rules, served = Rules(variant_drift={}), ("images", "1")
+    with compared(rules, original, package, told, into, served, log_file) as comparer:
+        until, rows, last = time.monotonic() + 60, Arrays(), ""
+        while not last:
+            assert time.monotonic() < until, log_file.read_text()
+            rows, last = comparer.news("")
+            time.sleep(0.1)
+        assert rows["id"].tolist() == ["a", "a"]
+        reference = comparer.reference()
+        assert reference is not None
+        assert len(reference["agrees"]) == 3
+        assert comparer.news(last) == ({"left_out": 0}, last)
+        assert results(into) == []  # what was read is removed
+        for child in psutil.Process().children():
+            child.kill()
+            child.wait()
+        with pytest.raises(CrashedError):
+            comparer.news(last)
+    with compared(rules, original, package, told, into, served, log_file) as comparer:
+        while comparer.reference() is None:
+            assert time.monotonic() < until, log_file.read_text()
+            time.sleep(0.1)
+        assert comparer.news(last) == ({"left_out": 0}, last)  # another one goes on behind what was done

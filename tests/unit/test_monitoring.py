@@ -1,0 +1,331 @@
+"""Rules of monitoring over windows: figures, breaches, hysteresis, drift, labels, what is remembered."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pareflow.errors import InputError, SpecError, StoreError, TransientError
+from pareflow.monitoring import drift, exposition, labels, rules
+from pareflow.monitoring.exposition import Reading, Window, between
+from pareflow.monitoring.rules import Rules
+from pareflow.monitoring.state import State
+from pareflow.monitoring.watch import Breach, Watch
+from pareflow.serving.metrics import Metrics
+from pareflow.workload import Arrays
+
+QUICK: dict[str, Any] = {"every_s": 5, "false_alarms_per_week": 0.01, "recovered_after": 4}
+
+
+def after(reading: Reading, *, good: int = 100, failed: int = 0, slow: int = 0) -> Reading:
+    """Five seconds later: so many requests more, of which some failed and some took over 0.1 s."""
+    statuses = dict(reading.statuses)
+    statuses["200"] = statuses.get("200", 0) + good - failed
+    statuses["500"] = statuses.get("500", 0) + failed
+    buckets = {bound: reading.buckets.get(bound, 0) + good for bound in (0.1, 1.0, float("inf"))}
+    buckets[0.1] -= slow
+    return replace(reading, at_s=reading.at_s + 5, statuses=statuses, buckets=buckets)
+
+
+@pytest.fixture
+def begun() -> Reading:
+    return Reading(0.0, "m", "1", {}, {}, 0.0, {}, None, None, None)
+
+
+def run(watch: Watch, reading: Reading, looks: int, **seen: int) -> tuple[list[Breach], Reading]:
+    found: list[Breach] = []
+    for _ in range(looks):
+        reading = after(reading, **seen)
+        found += watch.reads(reading)
+    return found, reading
+
+
+def test_what_a_real_server_tells_is_read() -> None:
+    """The server's own exposition: two answers, a probe that does not count, its process."""
+    metrics = Metrics()
+    metrics.serves("images", "3", {"batching": lambda: {"waiting": 4.0}})
+    metrics.registry(reachable=True)
+    for route, status, seconds in (("infer", 200, 0.003), ("invocations", 503, 0.3), ("live", 200, 0.0001)):
+        metrics.answered(route, status, seconds)
+    reading = exposition.parse(metrics.text().decode(), at_s=7)
+    assert (reading.model, reading.version, reading.registry_reachable) == ("images", "3", True)
+    assert reading.statuses == {"200": 1, "503": 1}
+    assert (reading.buckets[0.005], reading.buckets[float("inf")]) == (1, 2)
+    assert reading.figures["batching.waiting"] == 4
+    assert reading.total_s == pytest.approx(0.303)
+    assert reading.memory_mib is not None
+    assert reading.memory_mib > 1
+    assert reading.cpu_s is not None
+
+
+def test_what_is_no_server_of_ours_is_told() -> None:
+    with pytest.raises(InputError, match="pareflow_model_info"):
+        exposition.parse("up 1\n", 0)
+    with pytest.raises(TransientError, match="must answer"):
+        exposition.read("http://127.0.0.1:9")
+
+
+def test_a_server_that_was_started_again_counts_from_there(begun: Reading) -> None:
+    """And not below nothing."""
+    before = after(begun, good=1000)
+    window = between(before, replace(after(begun, good=30, failed=3), at_s=20))
+    assert (window.requests, window.failed, window.seconds) == (30, 3, 15)
+
+
+def test_quantiles_lie_in_their_bucket_in_proportion() -> None:
+    """Ten requests under 10 ms, ten to 20: the median is the bound, p75 the middle of the second."""
+    window = Window(1, 20, 0, {0.01: 10, 0.02: 20, float("inf"): 20})
+    assert window.quantile_ms(0.5) == pytest.approx(10)
+    assert window.quantile_ms(0.75) == pytest.approx(15)
+    assert Window(1, 0, 0).quantile_ms(0.5) is None
+
+
+def test_a_limit_between_two_bounds_counts_what_is_surely_over_it() -> None:
+    window = Window(1, 20, 0, {0.01: 10, 0.02: 15, float("inf"): 20})
+    assert window.slower_than(10) == (10, 10)
+    assert window.slower_than(12) == (5, 20)
+    assert window.slower_than(5000) == (0, float("inf"))
+
+
+def test_errors_above_their_share_are_a_breach_told_once(begun: Reading) -> None:
+    watch = Watch(Rules(**QUICK, errors={"max_share": 0.01, "then": ["rollback"]}), State("1"))
+    calm, reading = run(watch, begun, 20, failed=0)
+    assert watch.row()["live.throughput_per_s"] == 20  # of all looks since the last row
+    found, _ = run(watch, reading, 20, failed=40)
+    assert calm == []
+    assert [(one.rule, one.version, one.then) for one in found] == [("errors", "1", ("rollback",))]
+    assert watch.row()["live.failed_share"] == 0.4
+
+
+def test_a_breach_ends_after_enough_calm_looks_and_can_come_again(begun: Reading) -> None:
+    """Three calm looks of four, then a bad one: it lasts. After four it is over, and another is told."""
+    watch = Watch(Rules(**QUICK, errors={"max_share": 0.01}), State("1"))
+    found, reading = run(watch, begun, 10, failed=40)
+    _, reading = run(watch, reading, 3, failed=0)
+    _, reading = run(watch, reading, 1, failed=40)
+    _, reading = run(watch, reading, 3, failed=0)
+    assert watch.state.of("errors").breached
+    _, reading = run(watch, reading, 1, failed=0)
+    assert not watch.state.of("errors").breached
+    again, _ = run(watch, reading, 10, failed=40)
+    assert (len(found), len(again)) == (1, 1)
+
+
+def test_slow_answers_are_a_breach_and_a_fast_server_is_none(begun: Reading) -> None:
+    chosen = Rules(**QUICK, latency={"p99_ms": 100, "p50_ms": 1000})
+    watch = Watch(chosen, State("1"))
+    calm, reading = run(watch, begun, 50, slow=1)
+    found, _ = run(watch, reading, 20, slow=30)
+    assert calm == []
+    assert [one.rule for one in found] == ["latency_p99"]
+
+
+def test_another_version_is_judged_anew(begun: Reading) -> None:
+    watch = Watch(Rules(**QUICK, errors={}), State("1"))
+    run(watch, begun, 2, failed=40)
+    state = watch.state.for_version("2")
+    assert (state.of("errors").seen, state.of("errors").evidence.laid) == (
+        0,
+        watch.state.of("errors").evidence.laid,
+    )
+    assert state.for_version("2") is state
+
+
+def rows(count: int, *, disagree: int = 0, feature: Any = None, kinds: Any = None, each: int = 1) -> Arrays:
+    """Compared requests of `each` rows: the first ones disagree."""
+    generator = np.random.default_rng(count + disagree)
+    return {
+        "id": np.repeat([f"r{i}" for i in range(count // each)], each),
+        "row": np.tile(np.arange(each), count // each),
+        "agrees": np.arange(count) >= disagree,
+        "served": generator.integers(0, 4, count) if kinds is None else np.asarray(kinds),
+        "original": np.zeros(count, int),
+        "feature.x": generator.normal(size=count) if feature is None else np.asarray(feature),
+        "left_out": np.array(0),
+    }
+
+
+def compared(chosen: Rules, max_drop: float | None = 0.02) -> Watch:
+    watch = Watch(chosen, State("1"))
+    watch.compare_with(rows(400), max_drop)
+    return watch
+
+
+def test_disagreement_above_the_slas_drop_is_a_breach() -> None:
+    """None of 400 calibration rows disagree: 0.02 more than their bound may. A fifth is more, 0.01 not."""
+    watch = compared(Rules(**QUICK, variant_drift={"then": ["rollback"]}))
+    calm = [b for look in range(100) for b in watch.compares(rows(100, disagree=1), look)]
+    told = watch.row()
+    assert told["variant_drift.limit"] == pytest.approx(0.02 + 1 - 0.005 ** (1 / 400))
+    assert told["variant_drift.low"] < 0.01 < told["variant_drift.high"]
+    found = [b for look in range(20) for b in watch.compares(rows(100, disagree=20), look)]
+    assert (len(calm), len(found)) == (0, 1)
+
+
+def test_a_request_of_many_rows_counts_once() -> None:
+    """One request of 100 rows, all otherwise, among 99 of which each agrees, is one in a hundred."""
+    watch = compared(Rules(**QUICK, variant_drift={"max_disagreement": 0.05}))
+    wide, narrow = rows(100, disagree=100, each=100), rows(99)
+    both = {name: np.concatenate([narrow[name], wide[name]]) for name in wide if wide[name].ndim}
+    both["id"] = np.concatenate([narrow["id"], np.repeat(["wide"], 100)])
+    watch.compares(both, 0)
+    assert watch.row()["variant_drift.share"] == pytest.approx(0.01)
+
+
+def test_variant_drift_needs_a_limit() -> None:
+    with pytest.raises(InputError, match="needs a limit"):
+        compared(Rules(**QUICK, variant_drift={}), max_drop=None)
+
+
+DRIFT = {"samples": 200, "minutes": 1}
+
+
+def test_inputs_that_moved_are_a_breach_when_two_windows_agree() -> None:
+    watch = compared(Rules(**QUICK, input_drift=DRIFT))
+    moved = np.random.default_rng(5).normal(2.0, size=200)
+    found = [watch.compares(rows(200, feature=moved), at_s) for at_s in (0, 60, 120, 180)]
+    assert [len(one) for one in found] == [0, 0, 1, 0]  # the first minute is not over before the second look
+    assert "`x` lies" in found[2][0].reason
+
+
+def test_inputs_that_stay_are_no_breach_and_their_distance_is_told() -> None:
+    watch = compared(Rules(**QUICK, input_drift=DRIFT, prediction_drift=DRIFT))
+    found = [b for look in range(30) for b in watch.compares(rows(200 + look), 60 * look)]
+    assert found == []
+    assert 0 < watch.figures["input_drift.distance"] < 0.2
+    assert 0 < watch.figures["prediction_drift.p_value"] <= 1
+
+
+def test_small_windows_that_happen_to_lie_far_are_no_breach() -> None:
+    """Of 60 samples each: most lie 0.1 away from the reference and more, by chance."""
+    few = {"samples": 60, "minutes": 1, "min_distance": 0.05}
+    watch = compared(Rules(**QUICK, input_drift=few, prediction_drift=few))
+    assert [b for look in range(200) for b in watch.compares(rows(60 + look % 7), 60 * look)] == []
+
+
+def test_predictions_that_moved_are_a_breach() -> None:
+    watch = compared(Rules(**QUICK, prediction_drift=DRIFT))
+    found = [b for look in range(4) for b in watch.compares(rows(200, kinds=[3] * 200), 60 * look)]
+    assert [one.rule for one in found] == ["prediction_drift"]
+
+
+def test_kinds_are_told_apart_by_fishers_test() -> None:
+    """Ten of ten against none of ten, two kinds: 2/C(20,10), twice."""
+    shift = drift.kinds("k", np.array(["a"] * 10), np.array(["b"] * 10))
+    assert (shift.distance, shift.p_value) == (1.0, pytest.approx(2 * 2 / 184756))
+
+
+def test_small_differences_are_none_however_certain() -> None:
+    shifts = [drift.Shift("x", 0.05, 1e-30), drift.Shift("y", 0.5, 0.2)]
+    assert drift.drifted(shifts, 0.01, 0.1) is None
+    assert drift.drifted([*shifts, drift.Shift("z", 0.2, 1e-9)], 0.01, 0.1) == drift.Shift("z", 0.2, 1e-9)
+
+
+def test_embeddings_that_turned_are_seen_along_fixed_directions() -> None:
+    """Two clouds with the same mean and spread per axis, one correlated."""
+    generator = np.random.default_rng(0)
+    plain = generator.normal(size=(2000, 2))
+    turned = plain @ np.array([[1.0, 0.0], [0.95, 0.31]]).T
+    shifts = drift.of_inputs(drift.projections(plain, 8), drift.projections(turned, 8))
+    assert drift.drifted(shifts, 1e-6, 0.05) is not None
+    same = drift.of_inputs(
+        drift.projections(plain, 8), drift.projections(generator.normal(size=(2000, 2)), 8)
+    )
+    assert drift.drifted(same, 1e-6, 0.05) is None
+
+
+def joined(lost: int, won: int, count: int) -> labels.Joined:
+    before, served = np.ones(count, bool), np.ones(count, bool)
+    served[:lost] = False
+    before[lost : lost + won] = False
+    order = np.random.default_rng(0).permutation(count)
+    return labels.Joined(before[order], served[order])
+
+
+def test_late_labels_judge_the_drop_and_the_least() -> None:
+    """A loss of a tenth against a limit of 0.02; where as many are won as lost there is none."""
+    chosen = Rules(**QUICK, quality={"max_drop": 0.02, "min": 0.5, "then": ["retrain"]})
+    assert Watch(chosen, State("1")).joins(joined(100, 100, 1000), 0) == []
+    found = Watch(chosen, State("1")).joins(joined(200, 0, 1000), 0)
+    assert [one.rule for one in found] == ["quality_drop"]
+    found = Watch(chosen, State("1")).joins(joined(700, 300, 1000), 0)
+    assert {one.rule for one in found} == {"quality_min", "quality_drop"}
+
+
+def test_labels_are_joined_by_request_and_row_and_read_once(tmp_path: Path) -> None:
+    columns: dict[str, Any] = {
+        "id": ["a", "a", "b"],
+        "row": [0, 1, 0],
+        "original": [1, 2, 3],
+        "served": [1, 5, 3],
+    }
+    answers, table = labels.Answers(tmp_path), tmp_path / "labels.csv"
+    answers.add({name: np.array(column) for name, column in columns.items()}, "0001.npz")
+    table.write_text("request_id,row,label\na,0,1.0\na,1,2\n")
+    found = answers.join(labels.read(table, 0))
+    assert (found.original.tolist(), found.served.tolist()) == ([True, True], [True, False])
+    with table.open("a") as file:
+        file.write("b,0,cat\nnobody,0,1\n")
+    found = answers.join(labels.read(table, 2))
+    assert (found.served.tolist(), found.alone) == ([False], 1)
+    table.write_text("request,label\n")
+    with pytest.raises(InputError, match="request_id"):
+        labels.read(table, 0)
+
+
+def test_answers_wait_so_many_days_and_the_last_file_is_known(tmp_path: Path) -> None:
+    """Numbers with fractions wait for no label; their file is done all the same."""
+    answers = labels.Answers(tmp_path)
+    assert answers.done() == ""
+    answers.add(
+        {"id": np.array(["a"]), "row": np.array([0]), "original": np.array([1]), "served": np.array([1])}, "1"
+    )
+    answers.add(
+        {"id": np.array(["b"]), "row": np.array([0]), "original": np.ones(1), "served": np.ones(1)}, "2"
+    )
+    asked = [(("a", 0), "1"), (("b", 0), "1.0")]
+    assert (answers.join(asked).alone, answers.done()) == (1, "2")
+    answers.forget(keep_days=1)
+    assert answers.join(asked).alone == 1
+    answers.forget(keep_days=0)
+    assert answers.join(asked).alone == 2
+
+
+def test_rules_come_with_pareflow_and_say_every_problem(checkout: Path, tmp_path: Path) -> None:
+    found = rules.read(checkout / "configs" / "monitoring" / "rules.yaml")
+    assert found.named()["errors"] == ("rollback",)
+    assert found.error == pytest.approx(found.false_alarms_per_week / len(found.named()))
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("errors: {max_shares: 0.1}\nlatency: {}\nevery_s: 0\n")
+    with pytest.raises(SpecError) as error:
+        rules.read(wrong)
+    assert len(error.value.problems) == 3
+    wrong.write_text("every_s: 5\n")
+    with pytest.raises(SpecError, match="at least one rule"):
+        rules.read(wrong)
+
+
+def test_what_is_remembered_comes_back(tmp_path: Path, begun: Reading) -> None:
+    watch = Watch(Rules(**QUICK, errors={}), State("1"))
+    run(watch, begun, 3, failed=2)
+    path = tmp_path / "m.json"
+    watch.state.write(path)
+    assert State.read(path) == watch.state
+    assert State.read(tmp_path / "none.json") == State()
+    path.write_text("{")
+    with pytest.raises(StoreError, match="state of a monitor"):
+        State.read(path)
+
+
+def test_a_monitor_that_is_started_again_goes_on(tmp_path: Path, begun: Reading) -> None:
+    """A breach that is three looks long is found also where the monitor dies after each of them."""
+    reading, path, found = after(begun), tmp_path / "m.json", list[Breach]()
+    for _ in range(4):
+        watch = Watch(Rules(**QUICK, errors={}), State.read(path).for_version("1"))
+        watch.reads(reading)
+        reading = after(reading, failed=60)
+        found += watch.reads(reading)
+        watch.state.write(path)
+    assert len(found) == 1

@@ -1,0 +1,137 @@
+"""Kept requests: redacted, bounded in memory and on disk, whole or absent, never in an answer's way."""
+
+import json
+import os
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pareflow.errors import SpecError
+from pareflow.serving import request_log
+from pareflow.serving.request_log import RequestLog, RequestLogSettings, exchanges, files, place, retain
+
+IMAGE = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
+
+
+def log_of(folder: Path, **settings: Any) -> RequestLog:
+    return RequestLog(RequestLogSettings(share=1, flush_s=0.05, **settings), folder)
+
+
+def everything(folder: Path) -> list[request_log.Exchange]:
+    return [one for path in files(folder) for one in exchanges(path)]
+
+
+def test_what_is_kept_comes_back_as_it_was(tmp_path: Path) -> None:
+    """Numbers and texts, of different shapes in one file, under the request's id."""
+    log = log_of(tmp_path)
+    log.take("a", "m", "3", {"image": IMAGE}, {"output": np.ones((1, 2)), "predictions": np.array([7])}, 100)
+    log.take(
+        "b", "m", "3", {"samples": np.array(["é", "zwei"], dtype=object)}, {"predictions": ["x", "y"]}, 100
+    )
+    log.close()
+    first, second = everything(tmp_path)
+    assert (first.id, first.model, first.version, second.id) == ("a", "m", "3", "b")
+    assert np.array_equal(first.inputs["image"], IMAGE)
+    assert first.inputs["image"].dtype == np.float32
+    assert first.outputs.keys() == {"output", "predictions"}
+    assert second.inputs["samples"].tolist() == ["é", "zwei"]
+    assert second.outputs["predictions"].tolist() == ["x", "y"]
+    assert log.figures()["kept"] == 2
+
+
+def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    log = log_of(folder)
+    log.take("a", "m", "1", {"image": IMAGE}, {}, 100)
+    log.close()
+    (path,) = files(folder)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_what_is_left_out_or_digested_is_nowhere_in_the_file(tmp_path: Path) -> None:
+    log = log_of(tmp_path, left_out=("name",), digest_only=("card",))
+    for identity in ("a", "b"):
+        log.take(identity, "m", "1", {"name": ["SECRETNAME"], "card": ["4242"], "image": IMAGE}, {}, 100)
+    log.close()
+    (path,) = files(tmp_path)
+    content = path.read_bytes()
+    for secret in ("SECRETNAME", "4242"):
+        assert secret.encode() not in content
+        assert secret.encode("utf-32-le") not in content
+    first, second = everything(tmp_path)
+    assert first.inputs.keys() == {"image"}
+    assert first.digests == second.digests != {}
+
+
+def test_a_digest_cannot_be_made_again_elsewhere(tmp_path: Path) -> None:
+    """Its key dies with the server: equal inputs of two servers have different ones."""
+    found = set()
+    for number in range(2):
+        log = log_of(tmp_path / str(number), digest_only=("card",))
+        log.take("a", "m", "1", {"card": ["4242"]}, {}, 100)
+        log.close()
+        found.add(everything(tmp_path / str(number))[0].digests["card"])
+    assert len(found) == 2
+
+
+def test_what_finds_no_room_is_dropped_and_counted(tmp_path: Path) -> None:
+    """The line holds one image of 4 MB and a half: of three that come at once two are dropped."""
+    log = RequestLog(RequestLogSettings(share=1, flush_s=5, queue_mib=6), tmp_path)
+    for identity in "abc":
+        log.take(identity, "m", "1", {"image": np.zeros(2**20, np.float32)}, {}, 2**22)
+    assert log.figures()["dropped"] == 2
+    log.close()
+    assert log.figures()["waiting_bytes"] == 0
+    assert [one.id for one in everything(tmp_path)] == ["a"]
+
+
+def test_what_no_array_holds_is_counted(tmp_path: Path) -> None:
+    log = log_of(tmp_path)
+    log.take("a", "m", "1", {"samples": [{"age": 3}]}, {}, 100)
+    log.take("b", "m", "1", {"samples": [[1, 2], [3]]}, {}, 100)
+    log.close()
+    assert log.figures()["unkeepable"] == 2
+    assert files(tmp_path) == []
+
+
+def test_a_disk_that_refuses_costs_the_file_and_nothing_else(tmp_path: Path) -> None:
+    log = log_of(tmp_path / "log")
+    (tmp_path / "log").rmdir()
+    (tmp_path / "log").write_text("no folder any more")
+    log.take("a", "m", "1", {"image": IMAGE}, {}, 100)
+    log.close()
+    assert (log.figures()["failed"], log.figures()["waiting_bytes"]) == (1, 0)
+
+
+def test_retention_removes_the_old_and_then_the_oldest(tmp_path: Path) -> None:
+    """Five files of 1 KiB, the first of them nine days old: of the others as many stay as fit."""
+    names = [f"{number}00000000000{number}-1-1.npz" for number in range(5)]
+    for name in names:
+        place(tmp_path, name).parent.mkdir()
+        place(tmp_path, name).write_bytes(bytes(1024))
+    os.utime(place(tmp_path, names[0]), (0, time.time() - 9 * 86_400))
+    assert retain(tmp_path, keep_days=7, keep_mib=1) == 1
+    assert retain(tmp_path, keep_days=7, keep_mib=2.5 / 1024) == 2
+    assert [path.name for path in files(tmp_path)] == names[3:]
+    assert [path.name for path in files(tmp_path, after=names[3])] == names[4:]
+    assert len(list(tmp_path.iterdir())) == 2  # folders go with their files
+
+
+def test_a_file_that_holds_pickles_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "1.npz", about=np.array(json.dumps([{}]), dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        list(exchanges(tmp_path / "1.npz"))
+
+
+def test_the_settings_that_come_with_pareflow_are_read(checkout: Path, tmp_path: Path) -> None:
+    assert request_log.read(checkout / "configs" / "monitoring" / "requests.yaml").share == 0.05
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("share: 2\nkeep_day: 3\n")
+    with pytest.raises(SpecError, match="keep_days") as error:
+        request_log.read(wrong)
+    assert len(error.value.problems) == 2
