@@ -18,6 +18,7 @@ from prefect.tasks import Task, exponential_backoff
 
 from pareflow.errors import TransientError
 from pareflow.reporting import page
+from pareflow.serving.plan import ServingPlan
 from pareflow.stages import (
     ablation,
     baseline,
@@ -26,11 +27,13 @@ from pareflow.stages import (
     optimization,
     profiling,
     registration,
+    serving_plans,
     sweeping,
     validation,
 )
 from pareflow.stages.run import Row, Run
 from tasks import promotion
+from tasks.serving import keep_plan
 from tasks.tracking import Tracker
 
 
@@ -105,13 +108,24 @@ def sweep(run: Run, judged: Sequence[Row], winner: Row | None) -> list[dict[str,
     return sweeping.sweep(run, judged, winner)
 
 
+@task(task_run_name="serve", **_POLICY)
+def tune_plan(run: Run, judged: Sequence[Row], winner: Row | None) -> dict[str, Any]:
+    """The winner's serving plan, tuned for the SLA's load; winner and baseline through the server."""
+    return serving_plans.tuned(run, judged, winner)
+
+
 @task(task_run_name="register", **_POLICY)
-def register(run: Run, tracker: Tracker | None, parent: str, winner: Row) -> dict[str, Any] | None:
-    """The winner as a model version; challenger, and champion where the pipeline promotes by itself."""
+def register(
+    run: Run, tracker: Tracker | None, parent: str, winner: Row, serving: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The winner as a model version with its plan; challenger, and champion where the pipeline promotes by
+    itself and the server keeps the SLA's load."""
     package = registration.package(run, winner)
     if tracker is None:
         return None
     version = str(tracker.register(run, parent, package, winner).version)
+    if serving["plan"] is not None:
+        keep_plan(tracker, run.spec.name, version, ServingPlan(**serving["plan"]))
     promotion.challenge(tracker, run, version)
     profile = run.spec.target.profile
     if profile is not None:
@@ -120,6 +134,8 @@ def register(run: Run, tracker: Tracker | None, parent: str, winner: Row) -> dic
     elif run.spec.promotion == "manual":
         reason = "promotion is manual: `pareflow promote` makes it champion"
         moved = promotion.Promotion(version, "challenger", reason)
+    elif serving["kept"] is False:
+        moved = promotion.Promotion(version, "challenger", serving["reason"])
     else:
         moved = promotion.promote(tracker, run, version, winner)
     return {"name": run.spec.name, **dataclasses.asdict(moved)}

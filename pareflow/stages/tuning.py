@@ -9,6 +9,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,8 +78,8 @@ def _anew(what: str, conditions: Mapping[str, Any], make: Callable[[], Any]) -> 
 class Ground:
     """Where plans are tried: the package, what each process may use, what is kept, and when it is too late.
 
-    `late` is asked before all that is not the least that must be done. Nothing is late, and all is measured
-    anew, unless they are given.
+    `late` is asked before all that is not the least that must be done, with the minutes that it takes. Unless
+    they are given nothing is late, and all is measured anew.
     """
 
     package: Path
@@ -86,7 +87,7 @@ class Ground:
     logs: Path
     patience_s: float
     kept: Kept = _anew
-    late: Callable[[str], bool] = lambda asked: False
+    late: Callable[[str, float], bool] = lambda asked, minutes: False
 
     def alone(self, function: str, arguments: Mapping[str, Any], limits: Limits) -> Any:
         """What a function says that times something, in a process of its own, alone on the machine."""
@@ -112,10 +113,16 @@ class Tried:
     def p50_ms(self) -> float | None:
         return float(np.median(np.concatenate(self.blocks_ms))) if self.blocks_ms else None
 
+    @property
+    def words(self) -> str:
+        steps = " → ".join(policy.label for policy in self.plan.chosen())
+        return f"{self.plan.sessions} session{'' if self.plan.sessions == 1 else 's'} behind {steps}"
+
     def to_json(self) -> dict[str, Any]:
         check = self.check
         return {
             "plan": self.plan.model_dump(mode="json"),
+            "words": self.words,
             "simulated_ms": self.simulated_ms,
             "p50_ms": self.p50_ms,
             "p99": check and {"estimate": check.estimate, "low": check.low, "high": check.high},
@@ -142,8 +149,9 @@ def tune(ground: Ground, promise: Promise) -> list[Tried]:
         "service times", asked, lambda: ground.alone("service_times:measure", arguments, ground.limits)
     )
     ranked = sorted(_simulated(times, promise), key=lambda tried: tried.simulated_ms)
-    chosen = _worth_serving(ranked, most)
-    served = _served(ground, promise, chosen, service_s=times["1"][str(promise.samples)])
+    chosen = _worth_serving(ranked, _usual(most, promise.samples))
+    requests = cache(partial(_requests, ground, promise.samples))
+    served = _served(ground, promise, chosen, requests, service_s=times["1"][str(promise.samples)])
     served.sort(key=lambda t: (_ORDER.index(t.decision), t.check.estimate or 0 if t.check else 0))
     return [*served, *(tried for tried in ranked if tried not in chosen)]
 
@@ -172,15 +180,25 @@ def _batching(most: int, least: int, wait_ms: float) -> DynamicBatching:
     return DynamicBatching.model_validate(settings)
 
 
-def _worth_serving(ranked: Sequence[Tried], most: int) -> list[Tried]:
-    """The best by simulation, and what `serve` does where no plan is named: tuning must not do harm."""
-    default = ServingPlan(sessions=most, policies=(DynamicBatching().step.to_json(),))
-    usual = [tried for tried in ranked if tried.plan == default]
-    others = [tried for tried in ranked if tried.plan != default]
-    return sorted([*others[: MEASURED - len(usual)], *usual], key=lambda tried: tried.simulated_ms)
+def _usual(sessions: int, samples: int) -> ServingPlan:
+    """What `serve` does with such requests where no plan is named; its batches hold whole requests."""
+    together = max(1, DynamicBatching().max_batch_size // samples)
+    return ServingPlan(sessions=sessions, policies=(_batching(together * samples, 1, 0).step.to_json(),))
 
 
-def _served(ground: Ground, promise: Promise, chosen: Sequence[Tried], service_s: float) -> list[Tried]:
+def _worth_serving(ranked: Sequence[Tried], usual: ServingPlan) -> list[Tried]:
+    """The best by simulation, and what is served without tuning: that must do no harm (law 1)."""
+    first, others = ([t for t in ranked if (t.plan == usual) is same] for same in (True, False))
+    return sorted([*first, *others[: MEASURED - len(first)]], key=lambda tried: tried.simulated_ms)
+
+
+def _served(
+    ground: Ground,
+    promise: Promise,
+    chosen: Sequence[Tried],
+    requests: Callable[[], Any],
+    service_s: float,
+) -> list[Tried]:
     """The plans as LoadGen found them: all once, then while none passes those that it could not tell of.
 
     The first plan is looked at once whatever the time: what is not measured is not kept.
@@ -190,19 +208,28 @@ def _served(ground: Ground, promise: Promise, chosen: Sequence[Tried], service_s
         for position, tried in enumerate(served):
             if look > 1 and tried.decision != "inconclusive":
                 continue
-            if (look, position) != (1, 0) and ground.late(f"look {look} at plan {position}"):
+            minutes = promise.load(look).duration_s / 60
+            if (look, position) != (1, 0) and ground.late(f"look {look} at plan {position}", minutes):
                 if look == 1:
-                    served[position] = replace(tried, reason="the budget was used up")
+                    served[position] = replace(tried, reason="too little of the budget was left")
                 continue
-            served[position] = _looked_at(ground, promise, tried, look, service_s)
+            served[position] = _looked_at(ground, promise, tried, look, requests, service_s)
         if any(tried.decision == "promote" for tried in served):
             break
     return served
 
 
-def _looked_at(ground: Ground, promise: Promise, tried: Tried, look: int, service_s: float) -> Tried:
+def _looked_at(
+    ground: Ground,
+    promise: Promise,
+    tried: Tried,
+    look: int,
+    requests: Callable[[], Any],
+    service_s: float,
+) -> Tried:
     """The plan after (another) run of LoadGen through the server; one that fails is a failed row (law 7)."""
     load, plan = promise.load(look), tried.plan.model_dump(mode="json")
+    asked = {"plan": plan, "load": asdict(load), "samples": promise.samples}
     limits = Limits(ground.limits.seconds + 2 * load.duration_s)  # a run lasts as long as it must
 
     def run() -> Any:
@@ -210,7 +237,7 @@ def _looked_at(ground: Ground, promise: Promise, tried: Tried, look: int, servic
             "folder": str(ground.package),
             "plan": plan,
             "load": asdict(load),
-            "requests": _requests(ground, promise.samples),
+            "requests": requests(),
             "service_s": service_s,
             "limits": asdict(replace(ground.limits, threads=None)),
             "log": str(ground.logs / f"serve-{ground.package.name[:12]}.log"),
@@ -218,7 +245,7 @@ def _looked_at(ground: Ground, promise: Promise, tried: Tried, look: int, servic
         return ground.alone("plan_under_load:answer", arguments, limits)
 
     try:
-        found = ground.kept("a plan under load", {"plan": plan, "load": asdict(load)}, run)
+        found = ground.kept("a plan under load", asked, run)
     except VariantError as error:
         reason = f"{type(error).__name__}: {error.must}, but {error.found}"
         return replace(tried, decision="failed", reason=reason)
