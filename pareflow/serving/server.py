@@ -28,7 +28,7 @@ def serve(
     `listening` is told the URL when connections are taken. Raises: MissingExtraError; InputError where the
     address cannot be had; what the sources raise, and what a model that cannot be served does.
     """
-    _check_extra()
+    check_extra()
     import uvicorn
 
     from pareflow.serving.app import assembled
@@ -65,7 +65,8 @@ def _bound(address: Settings) -> socket.socket:
         ) from error
 
 
-def _check_extra() -> None:
+def check_extra() -> None:
+    """Raises: MissingExtraError where what serves is not installed."""
     absent = [name for name in _NEEDED if installed_version(name) is None]
     if absent:
         raise MissingExtraError(

@@ -11,7 +11,6 @@ from typing import Any
 
 from pareflow.errors import MissingExtraError, VariantError
 from pareflow.intervals import quantile_ratio
-from pareflow.serving.plan import ServingPlan
 from pareflow.stages import registration
 from pareflow.stages.optimization import strong_baseline
 from pareflow.stages.run import Row, Run
@@ -48,17 +47,7 @@ def tuned(run: Run, rows: Sequence[Row], winner: Row | None) -> dict[str, Any]:
         theirs = ours if strong.id == winner.id else _tried(run, strong, promise)
     except MissingExtraError as error:
         return skipped(f"{error.must}, but {error.found}")
-    decision, told = _decided(ours)
-    return {
-        "decision": decision,
-        "reason": _words(promise, decision, told),
-        "kept": decision == "promote",
-        "promise": asdict(promise),
-        "plan": _plan(ours[0].plan) if isinstance(ours, list) and decision == "promote" else None,
-        "optimized": _side(winner, ours),
-        "original": _side(strong, theirs),
-        "speedup": _speedup(theirs, ours, sla.confidence),
-    }
+    return told(promise, (winner, ours), (strong, theirs))
 
 
 def _not_tuned(run: Run, winner: Row | None) -> str | None:
@@ -72,11 +61,28 @@ def _not_tuned(run: Run, winner: Row | None) -> str | None:
     return None
 
 
-_Side = list[Tried] | VariantError
+Side = list[Tried] | VariantError
 """Every plan of one row, the best first; or what the row died of."""
 
 
-def _tried(run: Run, row: Row, promise: Promise) -> _Side:
+def told(promise: Promise, optimized: tuple[Row, Side], original: tuple[Row, Side]) -> dict[str, Any]:
+    """The document of both sides: what became of the plan, and what was measured."""
+    (winner, ours), (strong, theirs) = optimized, original
+    decision, reason = _decided(ours)
+    chosen = ours[0].plan if isinstance(ours, list) and decision == "promote" else None
+    return {
+        "decision": decision,
+        "reason": _words(promise, decision, reason),
+        "kept": decision == "promote",
+        "promise": asdict(promise),
+        "plan": None if chosen is None else chosen.model_dump(mode="json", exclude_defaults=True),
+        "optimized": _side(winner, ours),
+        "original": _side(strong, theirs),
+        "speedup": _speedup(theirs, ours, promise.confidence),
+    }
+
+
+def _tried(run: Run, row: Row, promise: Promise) -> Side:
     try:
         ground = Ground(
             registration.package(run, row),
@@ -114,7 +120,7 @@ def _instrument() -> list[str]:
     return [file_digest(path) for path in sorted([*files, *(_CORE / "measuring").glob("load*.py")])]
 
 
-def _decided(side: _Side) -> tuple[str, str]:
+def _decided(side: Side) -> tuple[str, str]:
     """What became of the best plan, and why."""
     if isinstance(side, VariantError):
         return "failed", f"{type(side).__name__}: {side.must}, but {side.found}"
@@ -129,7 +135,7 @@ def _words(promise: Promise, decision: str, told: str) -> str:
     return f"no plan {sure} {asked}; of the closest: {told}"
 
 
-def _side(row: Row, side: _Side) -> dict[str, Any]:
+def _side(row: Row, side: Side) -> dict[str, Any]:
     """One row through the server: its best plan, and all that were considered."""
     tried = [] if isinstance(side, VariantError) else [one.to_json() for one in side]
     known = ("plan", "words", "p50_ms", "p99", "samples")
@@ -139,7 +145,7 @@ def _side(row: Row, side: _Side) -> dict[str, Any]:
     return {**named, **best, "tried": tried}
 
 
-def _speedup(before: _Side, after: _Side, confidence: float) -> dict[str, Any] | None:
+def _speedup(before: Side, after: Side, confidence: float) -> dict[str, Any] | None:
     """How many times smaller p50 and p99 are, each side at its best plan; None where one has no answers."""
     if isinstance(before, VariantError) or isinstance(after, VariantError):
         return None
@@ -148,7 +154,3 @@ def _speedup(before: _Side, after: _Side, confidence: float) -> dict[str, Any] |
         return None
     quantiles = {"p50": 0.5, "p99": 0.99}
     return {name: quantile_ratio(ours, theirs, q, confidence).bounds() for name, q in quantiles.items()}
-
-
-def _plan(plan: ServingPlan) -> dict[str, Any]:
-    return plan.model_dump(mode="json", exclude_defaults=True)

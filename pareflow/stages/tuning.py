@@ -28,6 +28,7 @@ from pareflow.runtime.batching import DynamicBatching
 from pareflow.runtime.simulation import Setting, poisson, simulate
 from pareflow.serving.model import verified
 from pareflow.serving.plan import ServingPlan
+from pareflow.serving.server import check_extra
 from pareflow.variant import Step
 
 BATCHES = (1, 2, 4, 8, 16)
@@ -139,6 +140,7 @@ def tune(ground: Ground, promise: Promise) -> list[Tried]:
     The first is to be taken if its decision is `promote`. Raises: InputError where the package is damaged,
     BusyMachineError, MissingExtraError where LoadGen or the server is not installed.
     """
+    check_extra()
     document = verified(ground.package)
     threads = int(Step.from_json(document["backend"]).settings.get("threads", 1))
     most = max(1, len(probe.cores()) // threads)
