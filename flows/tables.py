@@ -28,7 +28,7 @@ def outcome(document: Document, console: Console) -> None:
     if document["sweep"]:
         console.print(_sweep(document["sweep"]))
     console.print(escape(_verdict(document)), soft_wrap=True, highlight=False)
-    for line in (*_serving(document["serving"]), *_search(document)):
+    for line in (*_serving(document.get("serving")), *_search(document)):
         console.print(escape(line), soft_wrap=True, highlight=False)
     if document["target"]:
         console.print(escape(document["target"]["words"]), soft_wrap=True, highlight=False)
@@ -56,6 +56,12 @@ def plan(document: Document, console: Console) -> None:
         minutes = "unknown" if row["minutes"] is None else f"{row['minutes']:.1f}"
         table.add_row(row["level"], escape(row["recipe"]), row["effort"], minutes, bound, escape(state))
     console.print(table)
+    serving = document["serving"]
+    if serving is not None:
+        asked = f"a p99 of {serving['p99_ms']:g} ms at {serving['per_s']:g} requests/s through the server"
+        console.print(
+            f"then a serving plan of the winner, for {asked}: about {serving['minutes']:.1f} minutes"
+        )
 
 
 def listing(rows: Sequence[Document], console: Console) -> None:

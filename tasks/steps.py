@@ -116,7 +116,11 @@ def tune_plan(run: Run, judged: Sequence[Row], winner: Row | None) -> dict[str, 
 
 @task(task_run_name="register", **_POLICY)
 def register(
-    run: Run, tracker: Tracker | None, parent: str, winner: Row, serving: Mapping[str, Any]
+    run: Run,
+    tracker: Tracker | None,
+    parent: str,
+    winner: Row,
+    serving: Mapping[str, Any] = serving_plans.NO_LOAD,
 ) -> dict[str, Any] | None:
     """The winner as a model version with its plan; challenger, and champion where the pipeline promotes by
     itself and the server keeps the SLA's load."""

@@ -14,9 +14,11 @@ from pareflow.intervals import quantile_ratio
 from pareflow.stages import registration
 from pareflow.stages.optimization import strong_baseline
 from pareflow.stages.run import Row, Run
-from pareflow.stages.tuning import Ground, Promise, Tried, tune
+from pareflow.stages.tuning import MEASURED, Ground, Promise, Tried, tune
 from pareflow.variant import digest, file_digest
 
+START_MINUTES = 0.1
+"""A server is started with a plan, warmed up, and ended."""
 _CORE = Path(__file__).parents[1]
 
 
@@ -29,18 +31,29 @@ def skipped(reason: str) -> dict[str, Any]:
 NO_LOAD = skipped("the SLA states no load")
 
 
+def planned(run: Run) -> dict[str, float] | None:
+    """The load that plans are tuned for, and about how many minutes that takes where no look is repeated."""
+    promise = _promise(run)
+    if promise is None or _not_tuned(run) is not None:
+        return None
+    each = START_MINUTES + promise.load(1).duration_s / 60
+    return {"per_s": promise.per_s, "p99_ms": promise.p99_ms, "minutes": 2 * MEASURED * each}
+
+
 def tuned(run: Run, rows: Sequence[Row], winner: Row | None) -> dict[str, Any]:
     """The plan that keeps the SLA's load, how sure that is, and winner and baseline through the server.
 
     `decision` is the gate's on the winner's best plan; `kept` says that it is `promote`, and None that plans
     were not tried. All that plans are judged by is kept in the store. Raises: BusyMachineError.
     """
-    load, sla = run.spec.sla.load, run.spec.sla
-    assert load is not None  # there is nothing to tune for otherwise
+    promise = _promise(run)
+    if promise is None:
+        return NO_LOAD
+    if winner is None:
+        return skipped("nothing met the SLA")
     absent = _not_tuned(run, winner)
-    if absent is not None or winner is None:
-        return skipped(absent or "nothing met the SLA")
-    promise = Promise(load.per_s, load.p99_ms, samples=sla.batch_size, confidence=sla.confidence)
+    if absent is not None:
+        return skipped(absent)
     strong = strong_baseline(winner, rows)
     try:
         ours = _tried(run, winner, promise)
@@ -50,11 +63,17 @@ def tuned(run: Run, rows: Sequence[Row], winner: Row | None) -> dict[str, Any]:
     return told(promise, (winner, ours), (strong, theirs))
 
 
-def _not_tuned(run: Run, winner: Row | None) -> str | None:
+def _promise(run: Run) -> Promise | None:
+    """What the SLA asks of whoever serves; None where it states no load."""
+    load, sla = run.spec.sla.load, run.spec.sla
+    if load is None:
+        return None
+    return Promise(load.per_s, load.p99_ms, samples=sla.batch_size, confidence=sla.confidence)
+
+
+def _not_tuned(run: Run, winner: Row | None = None) -> str | None:
     """Why there is no plan to tune, in words; None where there is."""
-    if winner is None:
-        return "nothing met the SLA"
-    if winner.role == "original":
+    if winner is not None and winner.role == "original":
         return "the original is kept as it is, and not registered"
     if run.spec.target.profile is not None:
         return f"it would be this machine's, not {run.spec.target.profile.name}'s; `pareflow tune` there"

@@ -189,9 +189,14 @@ def _usual(sessions: int, samples: int) -> ServingPlan:
 
 
 def _worth_serving(ranked: Sequence[Tried], usual: ServingPlan) -> list[Tried]:
-    """The best by simulation, and what is served without tuning: that must do no harm (law 1)."""
+    """The best by simulation, and what is served without tuning: that must do no harm (law 1).
+
+    Of plans that the simulation cannot tell apart one is served, the usual one or the first.
+    """
     first, others = ([t for t in ranked if (t.plan == usual) is same] for same in (True, False))
-    return sorted([*first, *others[: MEASURED - len(first)]], key=lambda tried: tried.simulated_ms)
+    distinct = {tried.simulated_ms: tried for tried in reversed([*first, *others])}
+    best = [tried for tried in others if tried in distinct.values()]
+    return sorted([*first, *best[: MEASURED - len(first)]], key=lambda tried: tried.simulated_ms)
 
 
 def _served(
