@@ -7,7 +7,7 @@ server, decides, and the gate judges.
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -24,18 +24,12 @@ from pareflow.intervals import pooled_quantile_interval, samples_needed
 from pareflow.isolation import Limits, run_isolated
 from pareflow.measurement import CONFIDENCE
 from pareflow.measuring.load import BLOCKS, Load
-from pareflow.runtime.batching import DynamicBatching
-from pareflow.runtime.simulation import Setting, poisson, simulate
 from pareflow.serving.model import verified
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.server import check_extra
+from pareflow.stages import plan_space
 from pareflow.variant import Step
 
-BATCHES = (1, 2, 4, 8, 16)
-"""Requests that are computed together, at most."""
-HELD_BACK = ((1, 0.0), (2, 2.0), (4, 5.0))
-"""Requests worth waiting for, and the ms that one waits for them at most."""
-ARRIVALS = 4000
 MEASURED = 3
 """Plans that are served for real: those of the lowest simulated p99, and what `serve` does by default."""
 LOOKS = 3
@@ -144,59 +138,23 @@ def tune(ground: Ground, promise: Promise) -> list[Tried]:
     document = verified(ground.package)
     threads = int(Step.from_json(document["backend"]).settings.get("threads", 1))
     most = max(1, len(probe.cores()) // threads)
-    sizes = [promise.samples * size for size in BATCHES]
+    sizes = [promise.samples * size for size in plan_space.BATCHES]
     arguments = {"folder": str(ground.package), "sessions": list(range(1, most + 1)), "sizes": sizes}
     asked = {name: value for name, value in arguments.items() if name != "folder"}
     times = ground.kept(
         "service times", asked, lambda: ground.alone("service_times:measure", arguments, ground.limits)
     )
-    ranked = sorted(_simulated(times, promise), key=lambda tried: tried.simulated_ms)
-    chosen = _worth_serving(ranked, _usual(most, promise.samples))
+    found = plan_space.ranked(times, promise.per_s, promise.samples, promise.seed)
+    chosen = plan_space.worth_serving(found, plan_space.usual(most, promise.samples), MEASURED)
     requests = cache(partial(_requests, ground, promise.samples))
-    served = _served(ground, promise, chosen, requests, service_s=times["1"][str(promise.samples)])
+    served = _served(
+        ground, promise, [Tried(*one) for one in chosen], requests, service_s=times["1"][str(promise.samples)]
+    )
     served.sort(key=lambda t: (_ORDER.index(t.decision), t.check.estimate or 0 if t.check else 0))
-    return [*served, *(tried for tried in ranked if tried not in chosen)]
+    return [*served, *(Tried(*one) for one in found if one not in chosen)]
 
 
 _ORDER = ("promote", "inconclusive", "reject", "failed", "left out")
-
-
-def _simulated(times: Mapping[str, Mapping[str, float]], promise: Promise) -> Iterator[Tried]:
-    """Each setting once, with its p99 by simulation: of whole requests, as many as come together."""
-    arrivals = poisson(promise.per_s, ARRIVALS, promise.seed)
-    for sessions, known in times.items():
-        service = {int(size) // promise.samples: seconds for size, seconds in known.items()}
-        for most in BATCHES:
-            for least, wait_ms in HELD_BACK:
-                if least <= most:
-                    line = Setting(int(sessions), _batching(most, least, wait_ms))
-                    found = simulate(line, service, arrivals)
-                    batching = _batching(most * promise.samples, least * promise.samples, wait_ms)
-                    plan = ServingPlan(sessions=int(sessions), policies=(batching.step.to_json(),))
-                    yield Tried(plan, 1000 * float(np.quantile(found, 0.99)))
-
-
-def _batching(most: int, least: int, wait_ms: float) -> DynamicBatching:
-    least = least if wait_ms else 1  # nobody waits for more
-    settings = {"max_batch_size": most, "min_batch_size": least, "max_wait_ms": wait_ms}
-    return DynamicBatching.model_validate(settings)
-
-
-def _usual(sessions: int, samples: int) -> ServingPlan:
-    """What `serve` does with such requests where no plan is named; its batches hold whole requests."""
-    together = max(1, DynamicBatching().max_batch_size // samples)
-    return ServingPlan(sessions=sessions, policies=(_batching(together * samples, 1, 0).step.to_json(),))
-
-
-def _worth_serving(ranked: Sequence[Tried], usual: ServingPlan) -> list[Tried]:
-    """The best by simulation, and what is served without tuning: that must do no harm (law 1).
-
-    Of plans that the simulation cannot tell apart one is served, the usual one or the first.
-    """
-    first, others = ([t for t in ranked if (t.plan == usual) is same] for same in (True, False))
-    distinct = {tried.simulated_ms: tried for tried in reversed([*first, *others])}
-    best = [tried for tried in others if tried in distinct.values()]
-    return sorted([*first, *best[: MEASURED - len(first)]], key=lambda tried: tried.simulated_ms)
 
 
 def _served(

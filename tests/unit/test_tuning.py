@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pareflow.errors import StepFailedError
 from pareflow.isolation import Limits
 from pareflow.serving.plan import ServingPlan
-from pareflow.stages import tuning
+from pareflow.stages import plan_space, tuning
 from pareflow.stages.tuning import Ground, Promise, Tried, tune
 
 PROMISE = Promise(per_s=100, p99_ms=20)
@@ -141,9 +141,9 @@ def _largest(plan: ServingPlan) -> int:
 )
 def test_what_is_served_without_tuning_always_competes(simulated: list[float], usual: int) -> None:
     """With the best of the others, of equal ones once; `usual` may not be among them."""
-    ranked = [Tried(ServingPlan(sessions=i + 1), ms) for i, ms in enumerate(sorted(simulated))]
-    chosen = tuning._worth_serving(ranked, ServingPlan(sessions=usual + 1))
-    times = [one.simulated_ms for one in chosen]
+    ranked = [(ServingPlan(sessions=i + 1), ms) for i, ms in enumerate(sorted(simulated))]
+    chosen = plan_space.worth_serving(ranked, ServingPlan(sessions=usual + 1), tuning.MEASURED)
+    times = [ms for _, ms in chosen]
     assert len(chosen) == min(tuning.MEASURED, len(set(simulated)))
     assert times == sorted(set(times))
     assert times[0] == min(simulated)
