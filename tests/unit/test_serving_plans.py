@@ -12,13 +12,14 @@ from rich.console import Console
 
 from flows import tables
 from pareflow.errors import CrashedError
+from pareflow.gate import judge_served
 from pareflow.hardware.device_profile import DeviceProfile
 from pareflow.measurement import Interval
 from pareflow.reporting import page
 from pareflow.serving.plan import ServingPlan
 from pareflow.sla import LoadClause
 from pareflow.spec import Target
-from pareflow.stages import loading, outcome, serving_plans, tuning, validation
+from pareflow.stages import loading, outcome, serving_plans, validation
 from pareflow.stages.run import Run
 from pareflow.stages.tuning import Promise, Tried
 
@@ -49,7 +50,7 @@ def under(trained: Any) -> Callable[..., Run]:
 
 def tried(ms: float, limit: float = 20) -> Tried:
     """A plan under which each of 700 requests took so long."""
-    check = tuning.judge_served(Interval(ms, ms, ms, 700, 0.99), limit)
+    check = judge_served(Interval(ms, ms, ms, 700, 0.99), limit)
     blocks = ((ms,) * 350,) * 2
     return Tried(ServingPlan(sessions=2), 4.0, blocks, True, check, check.decision, check.reason)
 
