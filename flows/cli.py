@@ -85,7 +85,8 @@ def optimize(
         store_url=store_url,
     )
     _show(document, tables.outcome, as_json)
-    if document["winner"] is None or document["registered"] is None:
+    unkept = document["serving"]["kept"] is False
+    if document["winner"] is None or document["registered"] is None or unkept:
         raise typer.Exit(NOTHING_MET)
 
 

@@ -282,7 +282,8 @@ def tune(
         )
     release = source(target, data_dir).current()
     wanted = tuning.Promise(**promise)
-    tried = tuning.tune(release.package, wanted, Limits(), data_dir / "logs", QUIET_S)
+    ground = tuning.Ground(release.package, Limits(), data_dir / "logs", QUIET_S)
+    tried = tuning.tune(ground, wanted)
     best = tried[0] if tried[0].decision == "promote" else None
     if best is not None and to is not None:
         to.write_text(yaml.safe_dump(best.plan.model_dump(mode="json", exclude_defaults=True)))

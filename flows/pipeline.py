@@ -1,4 +1,4 @@
-"""The main job: baseline → profile → optimize → validate → register."""
+"""The main job: baseline → profile → optimize → validate → serve → register."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,15 @@ from pareflow import collection, spec  # noqa: E402
 from pareflow.errors import PareflowError  # noqa: E402
 from pareflow.hardware.needs import held  # noqa: E402
 from pareflow.search import Ended  # noqa: E402
-from pareflow.stages import ablation, fitting, optimization, outcome, searching, validation  # noqa: E402
+from pareflow.stages import (  # noqa: E402
+    ablation,
+    fitting,
+    optimization,
+    outcome,
+    searching,
+    serving_plans,
+    validation,
+)
 from pareflow.stages.building import needs_of  # noqa: E402
 from pareflow.stages.run import Row, Run  # noqa: E402
 from pareflow.store import Store  # noqa: E402
@@ -102,10 +110,16 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
         progress.stage("sweep")
         swept = execution.call(steps.sweep, run, judged, winner)
 
+    serving = serving_plans.NO_LOAD
+    if run.spec.sla.load is not None:
+        progress.stage("serve")
+        serving = execution.call(steps.tune_plan, run, judged, winner)
+        progress.note(serving["reason"])
+
     registered = None
     if winner is not None and winner.role != "original":
         progress.stage("register")
-        registered = execution.call(steps.register, run, tracker, parent, winner)
+        registered = execution.call(steps.register, run, tracker, parent, winner, serving)
 
     progress.stage("explain")
     wanted = ablation.ablations(run, winner, screened)
@@ -113,7 +127,7 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
     given = execution.call(steps.contributions, run, winner, [*screened, *less])
 
     rows, before = [*table, *less], [*screened, *less]
-    document = outcome.document(run, rows, before, winner, profile, registered, swept, ended, given)
+    document = outcome.document(run, rows, before, winner, profile, registered, swept, ended, given, serving)
     execution.call(steps.record_outcome, run, tracker, parent, document)
     return document
 

@@ -28,7 +28,7 @@ def outcome(document: Document, console: Console) -> None:
     if document["sweep"]:
         console.print(_sweep(document["sweep"]))
     console.print(escape(_verdict(document)), soft_wrap=True, highlight=False)
-    for line in _search(document):
+    for line in (*_serving(document.get("serving")), *_search(document)):
         console.print(escape(line), soft_wrap=True, highlight=False)
     if document["target"]:
         console.print(escape(document["target"]["words"]), soft_wrap=True, highlight=False)
@@ -56,6 +56,12 @@ def plan(document: Document, console: Console) -> None:
         minutes = "unknown" if row["minutes"] is None else f"{row['minutes']:.1f}"
         table.add_row(row["level"], escape(row["recipe"]), row["effort"], minutes, bound, escape(state))
     console.print(table)
+    serving = document["serving"]
+    if serving is not None:
+        asked = f"a p99 of {serving['p99_ms']:g} ms at {serving['per_s']:g} requests/s through the server"
+        console.print(
+            f"then a serving plan of the winner, for {asked}: about {serving['minutes']:.1f} minutes"
+        )
 
 
 def listing(rows: Sequence[Document], console: Console) -> None:
@@ -126,6 +132,18 @@ def _search(document: Document) -> Iterator[str]:
         yield f"the search ended: {search['ended']}" + (f"; next: {following}" if following else "")
 
 
+def _serving(serving: Document | None) -> Iterator[str]:
+    """What became of the serving plan, and winner and baseline through the server."""
+    if serving is None:
+        return
+    yield f"serving: {serving['reason']}"
+    sides = {"optimized": serving["optimized"], "original": serving["original"]}
+    for name, side in sides.items():
+        if side is not None and side["p99"] is not None:
+            times = f"p50 {side['p50_ms']:.3g} ms, p99 {_bounds(side['p99'])} ms"
+            yield f"  {name} through the server: {times}, {side['recipe']}, {side['words']}"
+
+
 def exported(document: Document, console: Console) -> None:
     """Where the bundle lies, what it asks for, and how to try it."""
     pins = ", ".join(document["requirements"])
@@ -190,9 +208,9 @@ def tuned(document: Document, console: Console) -> None:
     console.print(table)
     left_out = sum(row["decision"] == "left out" for row in document["tried"])
     console.print(f"{left_out} other plans were left out by simulation")
-    for row in document["tried"]:
+    for position, row in enumerate(document["tried"]):
         if row["reason"]:
-            console.print(escape(row["reason"]), soft_wrap=True, highlight=False)
+            console.print(escape(f"plan {position}: {row['reason']}"), soft_wrap=True, highlight=False)
     verdict = "no plan keeps it" if document["plan"] is None else "the first keeps it"
     written = f"; written to {document['written']}" if document["written"] else ""
     registered = "; registered with the version, for this environment" if document["registered"] else ""

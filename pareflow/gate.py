@@ -255,6 +255,11 @@ def decided(interval: Interval, limit: float, *, upper: bool) -> Decision:
     return "reject" if bad is not None and sign * bad > sign * limit else "inconclusive"
 
 
+def judge_served(p99: Interval, limit_ms: float) -> Check:
+    """What the gate says of a plan that was served: its p99, in ms, against the SLA's limit."""
+    return _check("served.p99_ms", limit_ms, p99, upper=True)
+
+
 def _check(clause: str, limit: float, interval: Interval | None, *, upper: bool) -> Check:
     """One clause; `upper` says that the limit is an upper one."""
     if interval is None or not math.isfinite(interval.estimate):

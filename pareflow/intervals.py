@@ -154,10 +154,16 @@ def quantile_speedup(
     Raises: ValueError if the two were not measured alike.
     """
     require_alike(baseline, candidate)
-    ours, theirs = baseline.loads_ms, candidate.loads_ms
-    estimate = baseline.quantile_ms(quantile) / candidate.quantile_ms(quantile)
-    ratios = resampled_quantiles(ours, quantile) / resampled_quantiles(theirs, quantile)
-    return _bootstrap(estimate, ratios, theirs, confidence)
+    return quantile_ratio(baseline.loads_ms, candidate.loads_ms, quantile, confidence)
+
+
+def quantile_ratio(
+    baseline: Blocks, candidate: Blocks, quantile: float, confidence: float = CONFIDENCE
+) -> Interval:
+    """How many times smaller a quantile of all samples is, by bootstrap over blocks."""
+    before, after = (float(np.quantile(_pooled(blocks), quantile)) for blocks in (baseline, candidate))
+    ratios = resampled_quantiles(baseline, quantile) / resampled_quantiles(candidate, quantile)
+    return _bootstrap(before / after, ratios, candidate, confidence)
 
 
 def resampled_quantiles(blocks: Blocks, quantile: float) -> np.ndarray:

@@ -34,8 +34,12 @@ def plan_tag() -> str:
 
 def register_plan(data_dir: Path, release: Release, plan: ServingPlan) -> None:
     """Keep a plan with the version that it was tuned for, in this environment. Raises: TrackingError."""
-    told = plan.model_dump_json(exclude_defaults=True)
-    Tracker.open(data_dir).tag_version(release.name, release.version, plan_tag(), told)
+    keep_plan(Tracker.open(data_dir), release.name, release.version, plan)
+
+
+def keep_plan(tracker: Tracker, name: str, version: str, plan: ServingPlan) -> None:
+    """The same, with a tracker that is open."""
+    tracker.tag_version(name, version, plan_tag(), plan.model_dump_json(exclude_defaults=True))
 
 
 class RegistrySource:

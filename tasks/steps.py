@@ -18,6 +18,7 @@ from prefect.tasks import Task, exponential_backoff
 
 from pareflow.errors import TransientError
 from pareflow.reporting import page
+from pareflow.serving.plan import ServingPlan
 from pareflow.stages import (
     ablation,
     baseline,
@@ -26,11 +27,13 @@ from pareflow.stages import (
     optimization,
     profiling,
     registration,
+    serving_plans,
     sweeping,
     validation,
 )
 from pareflow.stages.run import Row, Run
 from tasks import approval, events, promotion, retraining
+from tasks.serving import keep_plan
 from tasks.tracking import Tracker
 
 
@@ -111,9 +114,22 @@ def sweep(run: Run, judged: Sequence[Row], winner: Row | None) -> list[dict[str,
     return sweeping.sweep(run, judged, winner)
 
 
+@task(task_run_name="serve", **_POLICY)
+def tune_plan(run: Run, judged: Sequence[Row], winner: Row | None) -> dict[str, Any]:
+    """The winner's serving plan, tuned for the SLA's load; winner and baseline through the server."""
+    return serving_plans.tuned(run, judged, winner)
+
+
 @task(task_run_name="register", **_POLICY)
-def register(run: Run, tracker: Tracker | None, parent: str, winner: Row) -> dict[str, Any] | None:
-    """The winner as a model version; challenger, and champion where the pipeline promotes by itself.
+def register(
+    run: Run,
+    tracker: Tracker | None,
+    parent: str,
+    winner: Row,
+    serving: Mapping[str, Any] = serving_plans.NO_LOAD,
+) -> dict[str, Any] | None:
+    """The winner as a model version with its plan; challenger, and champion where the pipeline promotes by
+    itself and the server keeps the SLA's load.
 
     Where a person must approve, it ends with the request. Whoever follows is told of the version each time
     it is registered, also where the registry had it.
@@ -124,11 +140,15 @@ def register(run: Run, tracker: Tracker | None, parent: str, winner: Row) -> dic
     version = str(tracker.register(run, parent, package, winner).version)
     told = {"config": str(run.config), "variant": winner.id, "run": run.id}
     events.emit("model.registered", run.spec.name, version, told, role="optimized")
+    if serving["plan"] is not None:
+        keep_plan(tracker, run.spec.name, version, ServingPlan(**serving["plan"]))
     promotion.challenge(tracker, run, version)
     profile = run.spec.target.profile
     if profile is not None:
         reason = f"it was judged here, not on {profile.name}: `pareflow check` judges it there"
         moved = promotion.Promotion(version, "challenger", reason)
+    elif serving["kept"] is False:
+        moved = promotion.Promotion(version, "challenger", serving["reason"])
     elif run.spec.promotion == "approval":
         moved = approval.ask(tracker, run, version, winner)
     elif run.spec.promotion == "manual":

@@ -84,7 +84,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def check_extra() -> None:
-    """Raises: MissingExtraError unless what serving needs is installed."""
+    """Raises: MissingExtraError where what serves is not installed."""
     absent = [name for name in _NEEDED if installed_version(name) is None]
     if absent:
         raise MissingExtraError(
