@@ -1,0 +1,236 @@
+"""The whole story once, on servers: PostgreSQL, S3, MLflow and Prefect behind passwords, and a worker.
+
+`make test-production` runs it; `infra/loopback.py` starts what `infra/compose.yaml` starts in containers.
+"""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.orchestration.conftest import CHECKOUT
+
+pytestmark = [pytest.mark.slow, pytest.mark.production, pytest.mark.timeout(1500)]
+SERVERS = CHECKOUT / ".servers" / "bin" / "python"
+PATIENCE_SECONDS = 600.0
+"""How long what must come is waited for: a bound for a busy machine, not a measurement."""
+FIRST, SECOND = ["fp16", "onnxruntime"], ["static_int8", "onnxruntime"]
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """The running servers, and what a client's environment says of them."""
+
+    folder: Path
+    client: dict[str, str]
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """What may stand in no log and no artifact."""
+        named = {name: self.client[name] for name in ("MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING")}
+        user, _, password = named.pop("PREFECT_API_AUTH_STRING").partition(":")
+        together = base64.b64encode(f"{user}:{password}".encode()).decode()
+        return {**named, "password": password, "header": together}
+
+    def api(self, path: str, body: object = None) -> Any:
+        """Prefect's REST API."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **self.authorization}
+        request = urllib.request.Request(f"{self.client['PREFECT_API_URL']}/{path}", data, headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        return {"Authorization": f"Basic {self.secrets['header']}"}
+
+    def optimize(self, config: Path, data_dir: Path) -> str:
+        """Start `config` on demand, and wait until the worker has run it; the id of the flow run."""
+        parameters = {"config": str(config), "data_dir": str(data_dir)}
+        deployment = self.api("deployments/name/pipeline/on-demand")["id"]
+        run: str = self.api(f"deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (state := self.api(f"flow_runs/{run}")["state"])["type"] not in ENDED:
+            assert time.monotonic() < deadline, state
+            time.sleep(0.5)
+        assert state["type"] == "COMPLETED", f"{state}\n{(self.folder / 'worker.log').read_text()}"
+        return run
+
+
+ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SetUp]:
+    """Everything of `infra/loopback.py`, up."""
+    if not SERVERS.exists() or not Path("/usr/lib/postgresql").exists():
+        pytest.skip("needs PostgreSQL and the servers' own environment: `make servers`")
+    folder = tmp_path_factory.mktemp("production") / "servers"
+    command = [sys.executable, str(CHECKOUT / "infra" / "loopback.py"), str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            assert line, process.communicate()[1]
+            yield SetUp(folder, json.loads(line))
+        finally:
+            process.stdin.close()
+            process.wait(120)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], Path]:
+    """The digits pipeline with one candidate alone; it minimises size, which has no noise."""
+    folder = tmp_path_factory.mktemp("digits")
+    for name in ("workload.py", "network.py"):
+        shutil.copy(CHECKOUT / "configs" / "digits" / name, folder)
+
+    def write(candidate: list[str]) -> Path:
+        path = folder / f"{candidate[0]}.yaml"
+        pipeline = {
+            "name": "digits",
+            "workload": "workload.py",
+            "target": {"device": "cpu", "threads": [1]},
+            "objective": "size",
+            "sla": {"quality": {"metric": "accuracy", "max_drop": 0.05}, "size": {"max_mib": 2.5}},
+            "budget": {"minutes": 5, "quiet_minutes": 8},
+            "promotion": "automatic",
+            "candidates": [candidate],
+        }
+        path.write_text(json.dumps(pipeline))  # JSON is YAML
+        return path
+
+    return write
+
+
+@dataclass(frozen=True)
+class Story:
+    """Two runs of the worker, and where they left what they made."""
+
+    servers: SetUp
+    data_dir: Path
+    runs: tuple[str, str]
+    found: list[dict[str, str]]
+
+    def pareflow(self, *arguments: str) -> Any:
+        """The document that a command prints, as a client of the servers."""
+        command = [sys.executable, "-m", "flows.cli", *arguments, "--data-dir", str(self.data_dir)]
+        done = subprocess.run(
+            command, cwd=CHECKOUT, env=self.environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, **self.servers.client, "PYTHONPATH": str(CHECKOUT)}
+
+
+@pytest.fixture(scope="module")
+def story(
+    servers: SetUp, digits: Callable[[list[str]], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Story:
+    """Two pipelines run by the worker, one after the other: the second one's winner is smaller."""
+    data_dir = tmp_path_factory.mktemp("data") / "data"
+    runs = (servers.optimize(digits(FIRST), data_dir), servers.optimize(digits(SECOND), data_dir))
+    story = Story(servers, data_dir, runs, [])
+    story.found.extend(story.pareflow("list", "versions", "--json"))
+    return story
+
+
+def test_both_servers_ask_for_a_password(servers: SetUp) -> None:
+    mlflow = f"{servers.client['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments/search"
+    for url in (mlflow, f"{servers.client['PREFECT_API_URL']}/flow_runs/filter"):
+        request = urllib.request.Request(url, b'{"max_results": 1}', {"Content-Type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)
+        refused.value.close()
+        assert refused.value.code == 401
+
+
+def test_the_workers_runs_are_registered_and_the_better_one_is_champion(story: Story) -> None:
+    aliases = {row["version"]: sorted(row["aliases"]) for row in story.found}
+    assert aliases == {"1": ["previous"], "2": ["challenger", "champion"]}
+
+
+def test_the_champion_is_served_and_a_rollback_reaches_the_server(story: Story) -> None:
+    command = [sys.executable, "-m", "flows.cli", "serve", "models:/digits@champion", "--port", "0"]
+    command += ["--poll-s", "1", "--data-dir", str(story.data_dir)]
+    with subprocess.Popen(
+        command,
+        cwd=CHECKOUT,
+        env=story.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().strip()
+            assert url, server.communicate()[1]
+            assert answer(url) == ("2", 1)
+            assert story.pareflow("rollback", "digits", "--json")["version"] == "1"
+            deadline = time.monotonic() + 60
+            while answer(url) != ("1", 1):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        finally:
+            server.terminate()
+            server.communicate(timeout=60)
+
+
+def answer(url: str) -> tuple[str, int]:
+    """Which version answers one image of a digit, and how many predictions it gives."""
+    image = {"name": "samples", "shape": [1, 8, 8], "datatype": "FP32", "data": [0.0] * 64}
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(
+        f"{url}/v2/models/digits/infer", json.dumps({"inputs": [image]}).encode(), headers
+    )
+    with urllib.request.urlopen(request, timeout=30) as found:
+        document = json.loads(found.read())
+    outputs = {output["name"]: output for output in document["outputs"]}
+    return document["model_version"], len(outputs["predictions"]["data"])
+
+
+def test_no_password_stands_in_a_log_or_an_artifact(story: Story, tmp_path: Path) -> None:
+    """Logs of all processes, the flows' logs at Prefect, the data folder, and every artifact at MLflow."""
+    fetched = "import sys, mlflow\nfor run in mlflow.search_runs(search_all_experiments=True).run_id: "
+    fetched += "mlflow.artifacts.download_artifacts(run_id=run, dst_path=sys.argv[1] + '/' + run)"
+    command = [sys.executable, "-W", "ignore", "-c", fetched, str(tmp_path / "artifacts")]
+    done = subprocess.run(command, env=story.environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    logs = story.servers.api("logs/filter", {"logs": {"flow_run_id": {"any_": list(story.runs)}}})
+    assert logs
+    (tmp_path / "flows.log").write_text(json.dumps(logs))
+    read = [tmp_path, story.data_dir, *story.servers.folder.glob("*.log")]
+    files = [
+        file for path in read for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()
+    ]
+    assert {"model.json", "variant.json", "report.html", "flows.log", "worker.log"} <= {f.name for f in files}
+    told = [
+        (name, str(file))
+        for file in files
+        for name, secret in story.servers.secrets.items()
+        if secret.encode() in file.read_bytes()
+    ]
+    assert told == []
