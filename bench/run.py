@@ -22,6 +22,7 @@ SCRIPTS = (
     "cascade.py",
     "decoding.py",
     "serving.py",
+    "production.py",
     "gpu.py",
 )
 

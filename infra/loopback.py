@@ -149,7 +149,11 @@ def _postgresql(place: Place) -> str:
     _until("PostgreSQL", place, lambda: _quietly([*asking, "-c", "select 1"], ask))
     for name in ("mlflow", "auth", "prefect"):
         _run([*asking, "-c", f"create database {name}"], place.folder, ask)
-    return f"pareflow:{place.secret.database}@127.0.0.1:{port}"
+    address = f"pareflow:{place.secret.database}@127.0.0.1:{port}"
+    url = place.folder / "postgresql.url"  # for who looks into the database itself, such as a benchmark
+    url.touch(0o600)
+    url.write_text(f"postgresql://{address}")
+    return address
 
 
 def _as_postgres(folder: Path, data: Path, secret: Path) -> list[str]:
