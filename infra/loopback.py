@@ -239,7 +239,7 @@ def _worker(place: Place, client: Mapping[str, str]) -> None:
     """The pool, everything of prefect.yaml deployed to it, and a process worker."""
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     told = {**os.environ, **client}
-    _run([*prefect, "work-pool", "create", "pareflow", "--type", "process"], ROOT, told)
+    _run([sys.executable, str(Path(__file__).with_name("work_pools.py")), "pareflow"], ROOT, told)
     _run([*prefect, "deploy", "--all"], ROOT, told)
     start = [*prefect, "worker", "start", "--pool", "pareflow", "--type", "process"]
     place.start("worker", start, **client, PREFECT_WORKER_QUERY_SECONDS="1")

@@ -219,6 +219,12 @@ class Tracker:
                 "the registry has no such version",
                 "See `pareflow list versions`",
             )
+        if int(found.tags.get(FORMAT_TAG, FORMAT)) > FORMAT:
+            raise InputError(
+                f"the tags of {uri} must be of format {FORMAT} or older",
+                f"they are of format {found.tags[FORMAT_TAG]}",
+                "Install the pareflow that registered it",
+            )
         return found
 
     def record_verdict(self, run: Run, version: ModelVersion, decision: str) -> None:

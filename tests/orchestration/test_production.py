@@ -141,6 +141,16 @@ class Story:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
+    def doctor(self, **environment: str) -> Any:
+        """What `pareflow doctor` finds, whether it has something to mend or not."""
+        command = [sys.executable, "-m", "flows.cli", "doctor", "--json", "--data-dir", str(self.data_dir)]
+        variables = {**self.environment, **environment}
+        done = subprocess.run(
+            command, cwd=CHECKOUT, env=variables, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode in (0, 4), done.stderr
+        return json.loads(done.stdout)
+
     @property
     def environment(self) -> dict[str, str]:
         return {**os.environ, **self.servers.client, "PYTHONPATH": str(CHECKOUT)}
@@ -166,6 +176,33 @@ def test_both_servers_ask_for_a_password(servers: SetUp) -> None:
             urllib.request.urlopen(request, timeout=30)
         refused.value.close()
         assert refused.value.code == 401
+
+
+def test_doctor_finds_both_servers_in_order_and_tells_a_wrong_password(story: Story) -> None:
+    """Of the servers: what else it says of this machine is not the test's."""
+    found = story.doctor()
+    assert [server["name"] for server in found["servers"]] == ["MLflow", "Prefect"]
+    assert [server["problems"] for server in found["servers"]] == [[], []]
+    refused = story.doctor(MLFLOW_TRACKING_PASSWORD="wrong", PREFECT_API_AUTH_STRING="pareflow:wrong")
+    for server, variable in zip(refused["servers"], ("PASSWORD", "PREFECT_API_AUTH_STRING"), strict=True):
+        (problem,) = server["problems"]
+        assert "it says 401. Set" in problem
+        assert variable in problem
+
+
+def test_every_pool_is_made_and_made_again(servers: SetUp) -> None:
+    command = [sys.executable, str(CHECKOUT / "infra" / "work_pools.py")]
+    for _ in range(2):
+        done = subprocess.run(
+            command, env={**os.environ, **servers.client}, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+    kubernetes = servers.api("work_pools/pareflow-kubernetes")
+    assert kubernetes["type"] == "kubernetes"
+    assert kubernetes["base_job_template"]["variables"]["properties"]["gpus"]["default"] == 0
+    queues = servers.api("work_pools/pareflow-kubernetes/queues/filter", {})
+    limits = {queue["name"]: queue["concurrency_limit"] for queue in queues}
+    assert limits == {"default": None, "cpu": 1, "cuda": 1}
 
 
 def test_the_workers_runs_are_registered_and_the_better_one_is_champion(story: Story) -> None:

@@ -12,6 +12,7 @@ import pytest
 from flows import servers
 from flows.servers import Server, check, named
 from pareflow.catalog import installed_version
+from pareflow.errors import InputError
 from tasks.tracking import FORMAT, FORMAT_TAG, Tracker
 
 HERE = installed_version("mlflow") or ""
@@ -92,7 +93,7 @@ def test_an_embedded_mlflow_is_no_server(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
-def test_tags_of_a_newer_pareflow_are_told_and_older_ones_are_not(tmp_path: Path) -> None:
+def test_tags_of_a_newer_pareflow_are_told_and_refused_and_older_ones_are_not(tmp_path: Path) -> None:
     assert servers.tag_problems(tmp_path) == []  # there is no registry
     client = Tracker.open(tmp_path).client
     client.create_registered_model("m")
@@ -100,5 +101,9 @@ def test_tags_of_a_newer_pareflow_are_told_and_older_ones_are_not(tmp_path: Path
     client.create_model_version("m", "somewhere", tags={FORMAT_TAG: str(FORMAT)})
     assert servers.tag_problems(tmp_path) == []
     client.create_model_version("m", "somewhere", tags={FORMAT_TAG: str(FORMAT + 1)})
+    tracker = Tracker.open(tmp_path)
+    assert str(tracker.resolve("models:/m/2").version) == "2"
+    with pytest.raises(InputError, match="must be of format 1 or older, but they are of format 2"):
+        tracker.resolve("models:/m/3")
     (problem,) = servers.tag_problems(tmp_path)
     assert "1 versions have newer ones (m/3). Install the pareflow that wrote them" in problem
