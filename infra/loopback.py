@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -131,14 +132,19 @@ def running(folder: Path, *, worker: bool) -> Iterator[dict[str, str]]:
 
 def _postgresql(place: Place) -> str:
     """A cluster with the databases `mlflow`, `auth` and `prefect`; its address, without a scheme."""
-    data, port = place.folder / "postgresql", _free_port()
-    secret = place.folder / "postgresql.password"
+    # It refuses to be root's: it runs as Debian's user then, in a folder that this one reaches.
+    user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
+    home, port = Path(tempfile.mkdtemp(prefix="pareflow-postgresql-")), _free_port()
+    place.ending.callback(shutil.rmtree, home, ignore_errors=True)
+    data, secret = home / "data", home / "password"
+    secret.touch(0o600)
     secret.write_text(place.secret.database)
-    data.mkdir()
-    user = _as_postgres(place.folder, data, secret)
+    if user:
+        for path in (home, secret):
+            shutil.chown(path, "postgres", "postgres")
     binaries = _postgresql_binaries()
     made = [str(binaries / "initdb"), "-D", str(data), "-U", "pareflow", "-A", "scram-sha-256"]
-    _run([*user, *made, "--pwfile", str(secret), "-E", "UTF8", "--no-sync"], place.folder)
+    _run([*user, *made, "--pwfile", str(secret), "-E", "UTF8", "--no-sync"], home)
     secret.unlink()
     options = {"listen_addresses": "127.0.0.1", "port": str(port), "unix_socket_directories": ""}
     settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
@@ -154,19 +160,6 @@ def _postgresql(place: Place) -> str:
     url.touch(0o600)
     url.write_text(f"postgresql://{address}")
     return address
-
-
-def _as_postgres(folder: Path, data: Path, secret: Path) -> list[str]:
-    """PostgreSQL refuses to be root's: run it as Debian's user, who must reach the folder."""
-    if os.geteuid() != 0:
-        return []
-    for parent in (folder, *folder.parents):
-        if not parent.stat().st_mode & 0o001:
-            parent.chmod(parent.stat().st_mode | 0o011)
-    for path in (data, secret):
-        shutil.chown(path, "postgres", "postgres")
-    secret.chmod(0o400)
-    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
 
 
 def _postgresql_binaries() -> Path:
