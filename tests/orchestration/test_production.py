@@ -7,12 +7,14 @@ import base64
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,30 +212,91 @@ def test_the_workers_runs_are_registered_and_the_better_one_is_champion(story: S
     assert aliases == {"1": ["previous"], "2": ["challenger", "champion"]}
 
 
-def test_the_champion_is_served_and_a_rollback_reaches_the_server(story: Story) -> None:
+@contextmanager
+def serving(story: Story, **environment: str) -> Iterator[str]:
+    """The champion, served; the server's URL."""
     command = [sys.executable, "-m", "flows.cli", "serve", "models:/digits@champion", "--port", "0"]
     command += ["--poll-s", "1", "--data-dir", str(story.data_dir)]
+    variables, pipe = {**story.environment, **environment}, subprocess.PIPE
     with subprocess.Popen(
-        command,
-        cwd=CHECKOUT,
-        env=story.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        command, cwd=CHECKOUT, env=variables, stdout=pipe, stderr=pipe, text=True
     ) as server:
         try:
             assert server.stdout is not None
             url = server.stdout.readline().strip()
             assert url, server.communicate()[1]
-            assert answer(url) == ("2", 1)
-            assert story.pareflow("rollback", "digits", "--json")["version"] == "1"
-            deadline = time.monotonic() + 60
-            while answer(url) != ("1", 1):
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            yield url
         finally:
             server.terminate()
             server.communicate(timeout=60)
+
+
+def test_the_champion_is_served_and_a_rollback_reaches_the_server(story: Story) -> None:
+    with serving(story) as url:
+        assert answer(url) == ("2", 1)
+        assert story.pareflow("rollback", "digits", "--json")["version"] == "1"
+        deadline = time.monotonic() + 60
+        while answer(url) != ("1", 1):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_prometheus_reads_a_server_with_its_key_and_evaluates_every_rule(
+    story: Story, tmp_path: Path
+) -> None:
+    """`infra/prometheus` as it is, but for the address and the place of the key."""
+    prometheus = shutil.which("prometheus")
+    if prometheus is None:
+        pytest.skip("prometheus is not installed: `make servers`")
+    (tmp_path / "key").write_text("a-key")
+    for path in (CHECKOUT / "infra" / "prometheus").glob("*.yml"):
+        shutil.copy(path, tmp_path)
+    with serving(story, PAREFLOW_API_KEYS="a-key") as url, socket.create_server(("127.0.0.1", 0)) as bound:
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        bound.close()
+        configuration = (tmp_path / "prometheus.yml").read_text()
+        changed = configuration.replace("serving:8000", url.removeprefix("http://"))
+        changed = changed.replace("/run/secrets/serving-key", str(tmp_path / "key")).replace("5s", "1s")
+        (tmp_path / "prometheus.yml").write_text(changed)
+        command = [prometheus, f"--config.file={tmp_path / 'prometheus.yml'}"]
+        command += [f"--web.listen-address={address}", f"--storage.tsdb.path={tmp_path / 'data'}"]
+        with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stderr=log) as process:
+            try:
+                assert within_a_minute(lambda: result(address, "query?query=up==1")) == 1
+                assert within_a_minute(lambda: result(address, "query?query=pareflow_model_info")) == 1
+                rules = asked(address, "rules")["groups"][0]["rules"]
+                assert len(rules) >= 6
+                assert within_a_minute(lambda: healthy(address)) == len(rules)
+            finally:
+                process.terminate()
+                process.wait(60)
+
+
+def healthy(address: str) -> int:
+    """How many rules were evaluated well; 0 until all were."""
+    rules = asked(address, "rules")["groups"][0]["rules"]
+    return len(rules) if all(rule["health"] == "ok" for rule in rules) else 0
+
+
+def within_a_minute(ask: Callable[[], int]) -> int:
+    """The first answer that is not 0, or 0; a server that does not listen yet is asked again."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with suppress(urllib.error.URLError):
+            if found := ask():
+                return found
+        time.sleep(0.5)
+    return 0
+
+
+def result(address: str, path: str) -> int:
+    """How many series answer a query."""
+    return len(asked(address, path)["result"])
+
+
+def asked(address: str, path: str) -> Any:
+    with urllib.request.urlopen(f"http://{address}/api/v1/{path}", timeout=10) as found:
+        return json.loads(found.read())["data"]
 
 
 def answer(url: str) -> tuple[str, int]:
