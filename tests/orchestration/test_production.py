@@ -3,7 +3,6 @@
 `make test-production` runs it; `infra/loopback.py` starts what `infra/compose.yaml` starts in containers.
 """
 
-import base64
 import json
 import os
 import shutil
@@ -14,63 +13,18 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.orchestration.conftest import CHECKOUT
+from tests.orchestration.production import SetUp, Story, answer, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.production, pytest.mark.timeout(1500)]
 SERVERS = CHECKOUT / ".servers" / "bin" / "python"
-PATIENCE_SECONDS = 600.0
-"""How long what must come is waited for: a bound for a busy machine, not a measurement."""
 FIRST, SECOND = ["fp16", "onnxruntime"], ["static_int8", "onnxruntime"]
-
-
-@dataclass(frozen=True)
-class SetUp:
-    """The running servers, and what a client's environment says of them."""
-
-    folder: Path
-    client: dict[str, str]
-
-    @property
-    def secrets(self) -> dict[str, str]:
-        """What may stand in no log and no artifact."""
-        named = {name: self.client[name] for name in ("MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING")}
-        user, _, password = named.pop("PREFECT_API_AUTH_STRING").partition(":")
-        together = base64.b64encode(f"{user}:{password}".encode()).decode()
-        return {**named, "password": password, "header": together}
-
-    def api(self, path: str, body: object = None) -> Any:
-        """Prefect's REST API."""
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json", **self.authorization}
-        request = urllib.request.Request(f"{self.client['PREFECT_API_URL']}/{path}", data, headers)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read())
-
-    @property
-    def authorization(self) -> dict[str, str]:
-        return {"Authorization": f"Basic {self.secrets['header']}"}
-
-    def optimize(self, config: Path, data_dir: Path) -> str:
-        """Start `config` on demand, and wait until the worker has run it; the id of the flow run."""
-        parameters = {"config": str(config), "data_dir": str(data_dir)}
-        deployment = self.api("deployments/name/pipeline/on-demand")["id"]
-        run: str = self.api(f"deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while (state := self.api(f"flow_runs/{run}")["state"])["type"] not in ENDED:
-            assert time.monotonic() < deadline, state
-            time.sleep(0.5)
-        assert state["type"] == "COMPLETED", f"{state}\n{(self.folder / 'worker.log').read_text()}"
-        return run
-
-
-ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 @pytest.fixture(scope="module")
@@ -125,39 +79,6 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], Pa
     return write
 
 
-@dataclass(frozen=True)
-class Story:
-    """Two runs of the worker, and where they left what they made."""
-
-    servers: SetUp
-    data_dir: Path
-    runs: tuple[str, str]
-    found: list[dict[str, str]]
-
-    def pareflow(self, *arguments: str) -> Any:
-        """The document that a command prints, as a client of the servers."""
-        command = [sys.executable, "-m", "flows.cli", *arguments, "--data-dir", str(self.data_dir)]
-        done = subprocess.run(
-            command, cwd=CHECKOUT, env=self.environment, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    def doctor(self, **environment: str) -> Any:
-        """What `pareflow doctor` finds, whether it has something to mend or not."""
-        command = [sys.executable, "-m", "flows.cli", "doctor", "--json", "--data-dir", str(self.data_dir)]
-        variables = {**self.environment, **environment}
-        done = subprocess.run(
-            command, cwd=CHECKOUT, env=variables, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode in (0, 4), done.stderr
-        return json.loads(done.stdout)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, **self.servers.client, "PYTHONPATH": str(CHECKOUT)}
-
-
 @pytest.fixture(scope="module")
 def story(
     servers: SetUp, digits: Callable[[list[str]], Path], tmp_path_factory: pytest.TempPathFactory
@@ -210,25 +131,6 @@ def test_every_pool_is_made_and_made_again(servers: SetUp) -> None:
 def test_the_workers_runs_are_registered_and_the_better_one_is_champion(story: Story) -> None:
     aliases = {row["version"]: sorted(row["aliases"]) for row in story.found}
     assert aliases == {"1": ["previous"], "2": ["challenger", "champion"]}
-
-
-@contextmanager
-def serving(story: Story, **environment: str) -> Iterator[str]:
-    """The champion, served; the server's URL."""
-    command = [sys.executable, "-m", "flows.cli", "serve", "models:/digits@champion", "--port", "0"]
-    command += ["--poll-s", "1", "--data-dir", str(story.data_dir)]
-    variables, pipe = {**story.environment, **environment}, subprocess.PIPE
-    with subprocess.Popen(
-        command, cwd=CHECKOUT, env=variables, stdout=pipe, stderr=pipe, text=True
-    ) as server:
-        try:
-            assert server.stdout is not None
-            url = server.stdout.readline().strip()
-            assert url, server.communicate()[1]
-            yield url
-        finally:
-            server.terminate()
-            server.communicate(timeout=60)
 
 
 def test_the_champion_is_served_and_a_rollback_reaches_the_server(story: Story) -> None:
@@ -297,19 +199,6 @@ def result(address: str, path: str) -> int:
 def asked(address: str, path: str) -> Any:
     with urllib.request.urlopen(f"http://{address}/api/v1/{path}", timeout=10) as found:
         return json.loads(found.read())["data"]
-
-
-def answer(url: str) -> tuple[str, int]:
-    """Which version answers one image of a digit, and how many predictions it gives."""
-    image = {"name": "samples", "shape": [1, 8, 8], "datatype": "FP32", "data": [0.0] * 64}
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(
-        f"{url}/v2/models/digits/infer", json.dumps({"inputs": [image]}).encode(), headers
-    )
-    with urllib.request.urlopen(request, timeout=30) as found:
-        document = json.loads(found.read())
-    outputs = {output["name"]: output for output in document["outputs"]}
-    return document["model_version"], len(outputs["predictions"]["data"])
 
 
 def test_no_password_stands_in_a_log_or_an_artifact(story: Story, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_images_run_as_no_root_and_hold_no_builder(infra: Path) -> None:
     made = stages(infra)
     (user,) = [line for line in made["final"] if line.startswith("USER ")]
     assert int(user.split()[1]) > 0
-    for name in ("server", "serving", "worker", "worker-cuda"):
+    for name in ("server", "serving", "worker"):
         assert made[name][0] == "FROM final"
         assert [line for line in made[name] if line.startswith(("USER", "RUN", "ADD"))] == []
         copied = [line.split()[-1] for line in made[name] if line.startswith("COPY")]
