@@ -15,6 +15,7 @@ import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,9 @@ def pipeline(quick: bool) -> Iterator[Claim]:
             root = Path(folder) / str(turn)
             root.mkdir()
             config = by_size(root, turn)
-            on_servers = _timed(lambda c=config, r=root: _by_worker(client, c, r / "servers"), 1)[0]
+            on_servers = _timed(partial(_by_worker, client, config, root / "servers"), 1)[0]
             optimized = ["optimize", str(config), "--data-dir", str(root / "embedded"), "--json"]
-            embedded = _timed(lambda o=optimized: _pareflow({}, *o), 1)[0]
+            embedded = _timed(partial(_pareflow, {}, *optimized), 1)[0]
             took.append((on_servers, embedded))
             ratios.append(on_servers / embedded)
     note = "; ".join(f"{server:.0f} s by a worker, {alone:.0f} s embedded" for server, alone in took)

@@ -61,7 +61,13 @@ class Place:
     ending: ExitStack
     secret: Secrets
 
-    def start(self, name: str, command: list[str], stop: signal.Signals = signal.SIGTERM, **env: str) -> None:
+    def start(
+        self,
+        name: str,
+        command: list[str],
+        env: Mapping[str, str],
+        stop: signal.Signals = signal.SIGTERM,
+    ) -> None:
         """A process of its own group, with its log in `FOLDER/NAME.log`."""
         log = self.folder / f"{name}.log"
         inherited = {
@@ -149,7 +155,9 @@ def _postgresql(place: Place) -> str:
     options = {"listen_addresses": "127.0.0.1", "port": str(port), "unix_socket_directories": ""}
     settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
     # SIGINT is PostgreSQL's fast shutdown: it waits for no client.
-    place.start("postgresql", [*user, str(binaries / "postgres"), "-D", str(data), *settings], signal.SIGINT)
+    place.start(
+        "postgresql", [*user, str(binaries / "postgres"), "-D", str(data), *settings], {}, signal.SIGINT
+    )
     ask = {**os.environ, "PGPASSWORD": place.secret.database}
     asking = [str(binaries / "psql"), "-h", "127.0.0.1", "-p", str(port), "-U", "pareflow", "-d", "postgres"]
     _until("PostgreSQL", place, lambda: _quietly([*asking, "-c", "select 1"], ask))
@@ -174,7 +182,7 @@ def _postgresql_binaries() -> Path:
 def _s3(place: Place) -> Mapping[str, str]:
     """moto's S3 with one bucket; what its clients' environment says."""
     port = _free_port()
-    place.start("s3", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)])
+    place.start("s3", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], {})
     url = f"http://127.0.0.1:{port}"
     _until("the S3 server", place, lambda: _answers(f"{url}/moto-api/"))
     with urllib.request.urlopen(urllib.request.Request(f"{url}/{BUCKET}", method="PUT"), timeout=30):
@@ -211,7 +219,7 @@ def _mlflow(place: Place, database: str, store: Mapping[str, str]) -> Callable[[
     }
     where = ["--host", "127.0.0.1", "--port", str(port)]
     command = [str(SERVERS), "-m", "mlflow", "server", "--app-name", "basic-auth", *where, "--workers", "2"]
-    place.start("mlflow", [*command, "--artifacts-destination", f"s3://{BUCKET}/artifacts"], **env)
+    place.start("mlflow", [*command, "--artifacts-destination", f"s3://{BUCKET}/artifacts"], env)
     return lambda: _answered(place, "mlflow", f"http://127.0.0.1:{port}", "/health")
 
 
@@ -224,7 +232,7 @@ def _prefect(place: Place, database: str) -> Callable[[], str]:
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{database}/prefect",
     }
     where = ["--host", "127.0.0.1", "--port", str(port)]
-    place.start("prefect", [str(SERVERS), "-m", "prefect", "server", "start", *where], **env)
+    place.start("prefect", [str(SERVERS), "-m", "prefect", "server", "start", *where], env)
     return lambda: _answered(place, "prefect", f"http://127.0.0.1:{port}", "/api/health")
 
 
@@ -235,7 +243,7 @@ def _worker(place: Place, client: Mapping[str, str]) -> None:
     _run([sys.executable, str(Path(__file__).with_name("work_pools.py")), "pareflow"], ROOT, told)
     _run([*prefect, "deploy", "--all"], ROOT, told)
     start = [*prefect, "worker", "start", "--pool", "pareflow", "--type", "process"]
-    place.start("worker", start, **client, PREFECT_WORKER_QUERY_SECONDS="1")
+    place.start("worker", start, {**client, "PREFECT_WORKER_QUERY_SECONDS": "1"})
 
 
 def _answered(place: Place, name: str, url: str, path: str) -> str:
