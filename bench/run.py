@@ -24,6 +24,7 @@ SCRIPTS = (
     "serving.py",
     "triggers.py",
     "rollback.py",
+    "production.py",
     "gpu.py",
 )
 

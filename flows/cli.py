@@ -524,7 +524,8 @@ def collect(
 
 @app.command()
 def doctor(data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
-    """Say what this machine and set-up can do, and what to fix."""
+    """Say what this machine and set-up can do, servers included, and what to fix."""
+    set_environment()
     from flows import commands
 
     document = commands.doctor(data_dir)

@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 
 import pareflow
+from flows import servers
 from flows.environment import SHARED
 from flows.progress import Lines, shown
 from pareflow import remote_store, spec
@@ -231,8 +232,7 @@ def listing(what: str, data_dir: Path) -> list[dict[str, Any]]:
     if what == "versions":
         from tasks.tracking import Tracker
 
-        tracker = Tracker.open(data_dir)
-        return [tracker.summary(version) for version in tracker.client.search_model_versions()]
+        return Tracker.open(data_dir).registered()
     known = (*families, "runs", "versions", "audit")
     raise InputError(
         f"`pareflow list` must name one of {', '.join(known)}", f"got '{what}'", "Name one of them"
@@ -338,6 +338,10 @@ def doctor(data_dir: Path) -> dict[str, Any]:
     free_mib = shutil.disk_usage(data_dir if data_dir.exists() else Path.cwd()).free // 2**20
     if free_mib < 2048:
         problems.append(f"a run needs about 2048 MiB of disk, but {free_mib} MiB are free. Free some")
+    found = [servers.check(server) for server in servers.named()]
+    problems += [problem for server in found for problem in server["problems"]]
+    if all(server["problems"] == [] for server in found):
+        problems += servers.tag_problems(data_dir)
     return {
         "version": pareflow.__version__,
         "environment": environment().to_json(),
@@ -345,6 +349,7 @@ def doctor(data_dir: Path) -> dict[str, Any]:
         "techniques": [_member(cls) for cls in TECHNIQUES.values()],
         "backends": [_member(cls) for cls in BACKENDS.values()],
         "free_mib": free_mib,
+        "servers": found,
         "problems": problems,
     }
 

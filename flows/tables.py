@@ -282,6 +282,11 @@ def doctor(document: Document, console: Console) -> None:
             for member in document[family]
         ]
         listing(rows, console)
+    for server in document["servers"]:
+        if server["problems"] == []:
+            clock = "" if server["clock_s"] is None else f", its clock {server['clock_s']:+.1f} s from ours"
+            answers = f"{server['name']} {server['version']} at {server['url']} answers{clock}"
+            console.print(escape(answers), soft_wrap=True, highlight=False)
     for problem in document["problems"]:
         console.print(f"[red]to fix:[/red] {escape(problem)}", soft_wrap=True, highlight=False)
 

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
+from mlflow.store.entities.paged_list import PagedList
 
 import pareflow
 from pareflow.errors import InputError, TrackingError, TransientError
@@ -54,6 +55,9 @@ CONFIG = "pareflow.config"
 Version: TypeAlias = ModelVersion
 Model: TypeAlias = RegisteredModel
 """Of the registry, for modules that must not import mlflow."""
+FORMAT_TAG = "pareflow.format"
+FORMAT = 1
+"""Of the tags of registered versions. Versions from before the tag are of format 1 too."""
 _BUSY = ("REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")
 
 
@@ -221,6 +225,7 @@ class Tracker:
         assert winner.verdict is not None  # only judged rows win
         tags = {
             CONTENT: content,
+            FORMAT_TAG: str(FORMAT),
             RUN: run.id,
             VARIANT: str(winner.id),
             "pareflow.recipe": winner.label[:4000],
@@ -280,6 +285,12 @@ class Tracker:
                 "the registry has no such version",
                 "See `pareflow list versions`",
             )
+        if int(found.tags.get(FORMAT_TAG, FORMAT)) > FORMAT:
+            raise InputError(
+                f"the tags of {uri} must be of format {FORMAT} or older",
+                f"they are of format {found.tags[FORMAT_TAG]}",
+                "Install the pareflow that registered it",
+            )
         return found
 
     def record_verdict(self, run: Run, version: ModelVersion, decision: str) -> None:
@@ -291,6 +302,17 @@ class Tracker:
         """All versions of a registered model, newest first."""
         with _reaching(self.uri):
             return list(self.client.search_model_versions(f"name = '{name}'"))
+
+    def registered(self) -> list[dict[str, Any]]:
+        """Every version of every model as lists show it, by a question per page and not per version."""
+        with _reaching(self.uri):
+            models = _all_pages(self.client.search_registered_models, max_results=1000)
+            aliases: dict[tuple[str, str], list[str]] = {}
+            for model in models:
+                for alias, number in model.aliases.items():
+                    aliases.setdefault((model.name, str(number)), []).append(alias)
+            versions = _all_pages(self.client.search_model_versions, max_results=10_000)
+        return [_listed(found, aliases.get((found.name, str(found.version)), [])) for found in versions]
 
     def version(self, name: str, number: str) -> ModelVersion:
         """One version of a registered model."""
@@ -347,17 +369,6 @@ class Tracker:
             local = mlflow.artifacts.download_artifacts(uri, dst_path=str(into), tracking_uri=self.uri)
         return Path(local) / "data" / "package"
 
-    def summary(self, version: ModelVersion) -> dict[str, Any]:
-        """One registered version, as lists show it."""
-        version = self.version(version.name, str(version.version))  # one from a search lacks its aliases
-        tags = {key: value for key, value in version.tags.items() if key.startswith("pareflow.")}
-        return {
-            "name": version.name,
-            "version": str(version.version),
-            "aliases": list(version.aliases),
-            **tags,
-        }
-
     def monitored(self, name: str, version: str) -> str:
         """The id of the run that holds what was seen of a served version, found or made."""
         tags = {"pareflow.monitored": version}
@@ -412,6 +423,22 @@ class Tracker:
             save_pyfunc(package, model)
             self.client.log_artifacts(parent, str(model), path)
         return f"{self.client.get_run(parent).info.artifact_uri}/{path}"
+
+
+def _all_pages(search: Callable[..., PagedList[Any]], max_results: int) -> list[Any]:
+    """What a search of the client's finds, page by page."""
+    page = search(max_results=max_results)
+    found = list(page)
+    while page.token:
+        page = search(max_results=max_results, page_token=page.token)
+        found += page
+    return found
+
+
+def _listed(version: ModelVersion, aliases: list[str]) -> dict[str, Any]:
+    """One version with its aliases (one from a search lacks them), and the tags of ours."""
+    tags = {key: value for key, value in version.tags.items() if key.startswith("pareflow.")}
+    return {"name": version.name, "version": str(version.version), "aliases": sorted(aliases), **tags}
 
 
 def variants_registered(uri: str, data_dir: Path) -> dict[str, str]:

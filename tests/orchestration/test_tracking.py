@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pareflow.errors import TransientError
+from tasks import tracking
 from tasks.collecting import registered
-from tasks.tracking import Tracker
+from tasks.tracking import CONTENT, Tracker
 from tests.orchestration.conftest import CHECKOUT, PATIENCE_SECONDS, Judged
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
@@ -60,6 +61,21 @@ def test_the_same_content_registered_again_is_one_version(tracker: Tracker, judg
     versions = [tracker.register(judged.run, parent, package, judged.int8).version for _ in range(2)]
     assert versions[0] == versions[1]
     assert len(tracker.versions("images")) == 1
+
+
+def test_every_page_of_a_registry_is_listed_with_its_aliases(tracker: Tracker) -> None:
+    for name in ("a", "b"):
+        tracker.client.create_registered_model(name)
+        for number in range(3):
+            tracker.client.create_model_version(name, "somewhere", tags={CONTENT: str(number), "theirs": "x"})
+    tracker.set_alias("b", "champion", "2")
+    tracker.set_alias("b", "challenger", "2")
+    assert len(tracking._all_pages(tracker.client.search_model_versions, max_results=2)) == 6
+    listed = {(row["name"], row["version"]): row for row in tracker.registered()}
+    aliases = ["challenger", "champion"]
+    assert listed["b", "2"] == {"name": "b", "version": "2", "aliases": aliases, CONTENT: "1"}
+    assert [place for place, row in listed.items() if row["aliases"]] == [("b", "2")]
+    assert len(listed) == 6
 
 
 def test_other_content_is_another_version_and_leaves_the_first_alone(
