@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint requirements.lock
 EXTRAS := orchestration,openvino,serving,simplification,training
 
-.PHONY: demo install install-dev test test-slow check bench lock clean
+.PHONY: demo install install-dev test test-slow check docs bench lock clean
 
 demo: install  ## install, and run the main job on scikit-learn's digits
 	$(BIN)/pareflow optimize configs/digits/pipeline.yaml
@@ -19,11 +19,14 @@ test: install-dev  ## all tests but the slow ones, in two processes
 test-slow: install-dev
 	$(BIN)/python -m pytest -m slow
 
-check: install-dev  ## ruff, mypy --strict, import-linter
+check: install-dev docs  ## ruff, mypy --strict, import-linter, and the pages
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: install-dev  ## build/docs/index.html; warnings, broken links among them, are errors
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
 
 bench: install-dev  ## every claim, measured here
 	$(BIN)/python bench/run.py
@@ -39,7 +42,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml requirements.lock
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable ".[$(EXTRAS),ann,huggingface,intent,loadgen,ray,redis,s3,tensorboard,dev]"
+	$(PIP) --editable ".[$(EXTRAS),ann,docs,huggingface,intent,loadgen,ray,redis,s3,tensorboard,dev]"
 	touch $@
 
 lock: install-dev  ## write what is installed now as the lock
