@@ -26,7 +26,7 @@ check: install-dev docs  ## ruff, mypy --strict, import-linter, and the pages
 	$(BIN)/lint-imports
 
 docs: install-dev  ## build/docs/index.html; warnings, broken links among them, are errors
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going docs build/docs
 
 bench: install-dev  ## every claim, measured here
 	$(BIN)/python bench/run.py

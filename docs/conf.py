@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from docs import generated  # noqa: E402
-from pareflow import __version__  # noqa: E402
+from docs import generated
+from pareflow import __version__
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -20,7 +20,6 @@ html_title = f"pareflow {release}"
 html_show_copyright = False
 nitpicky = True
 myst_heading_anchors = 4
-suppress_warnings = ["toc.empty_glob"]  # `*` in index.md is for pages that are still to come
 
 
 def setup(app: "Sphinx") -> None:

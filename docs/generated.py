@@ -1,4 +1,4 @@
-"""The reference as the code gives it, in Markdown, when the pages are built. None of this text is committed."""
+"""The reference as the code gives it, in Markdown, when the pages are built. None of it is committed."""
 
 import ast
 import dataclasses
@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import typer
 from packaging.requirements import Requirement
@@ -34,7 +34,7 @@ def commands() -> Iterator[str]:
         context = typer.Context(command, info_name=" ".join(path))
         yield f"\n## `{' '.join(path)}`\n\n{prose(command.help)}\n"
         yield f"```text\n{context.get_usage().removeprefix('Usage: ')}\n```\n"
-        yield from rows(("option", "what it is"), map(_option, command.params, [context] * 99))
+        yield from rows(("option", "what it is"), (_option(one, context) for one in command.params))
 
 
 def leaves(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -56,7 +56,7 @@ def exit_codes() -> Iterator[str]:
     told = {
         0: "done; of `optimize`: a variant met the SLA and was registered",
         PareflowError.exit_code: "an error of a kind that has no code of its own",
-        errors.InputError.exit_code: "bad input; nothing was begun",
+        errors.InputError.exit_code: "bad input; the message says what to mend",
         cli.NOTHING_MET: "finished, and the answer is no: nothing met the SLA, or the verdict does not hold",
         cli.UNFIT: "the environment is not fit: a missing extra, a busy machine, no disk, no server",
         cli.INTERRUPTED: "interrupted; the same command goes on from there",
@@ -135,7 +135,10 @@ def records(module: ModuleType, *names: str) -> Callable[[], Iterator[str]]:
 
 
 def _type(annotation: Any) -> str:
-    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    """A type as it is written: `float | None`, `Literal['promote', 'reject']`."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    return re.sub(r"\b[a-z_.]+\.(?=[A-Z])", "", str(annotation))
 
 
 def documents() -> Iterator[str]:
@@ -165,5 +168,5 @@ PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
 
 
 def fill(text: str) -> str:
-    """A page with each mark replaced by what the code gives. Raises: KeyError for a part that is not known."""
+    """A page with each mark replaced by what the code gives. Raises: KeyError for an unknown part."""
     return re.sub(MARK, lambda found: "\n".join(PARTS[found[1]]()), text)
