@@ -59,7 +59,7 @@ def _words(schema: Schema, inline: Mapping[str, Schema] | None = None) -> str:
         given = [one for one in schema["anyOf"] if one.get("type") != "null"]
         return " or ".join(_words(one, inline) for one in given)
     if "enum" in schema or "const" in schema:
-        return ", ".join(f"`{json.dumps(value)}`" for value in schema.get("enum", [schema.get("const")]))
+        return ", ".join(map(_shown, schema.get("enum", [schema.get("const")])))
     kind = _kind(schema, inline)
     bounds = [f"{sign} {schema[bound]:g}" for bound, sign in _BOUNDS.items() if bound in schema]
     if "pattern" in schema:
@@ -87,4 +87,10 @@ def _default(field: Schema) -> str:
         return "none"
     if "$ref" in field:
         return "its defaults"
-    return f"`{json.dumps(field['default'], ensure_ascii=False)}`"
+    return _shown(field["default"])
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written in YAML."""
+    plain = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    return f"`{plain}`"

@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
 from docs import generated
 from flows import cli
-from pareflow import errors
+from pareflow import errors, spec
 from pareflow.catalog import BACKENDS, POLICIES, TECHNIQUES, WORKLOADS, Member
 from pareflow.errors import PareflowError
+from pareflow.serving.plan import ServingPlan
 from pareflow.spec import PipelineSpec
 from pareflow.stages import outcome
-from tests.documentation import CHECKOUT, Block, blocks, follow, pages
+from tests.documentation import CHECKOUT, IN_CHECKOUT, Block, blocks, follow, pages
 
 COMMANDS = dict(generated.leaves(typer.main.get_command(cli.app), ()))
 FOLLOWED = [page for page in pages() if any(b.kind == "commands" and not b.not_run for b in blocks(page))]
@@ -47,8 +49,10 @@ def test_pages_are_found() -> None:
 
 @pytest.mark.parametrize("page", pages())
 def test_every_block_says_its_language(page: str) -> None:
-    """A block of commands without one would be run by nobody: write bash, console, or text."""
-    assert [block.where for block in blocks(page) if not block.language] == []
+    """A block of commands without one would be run by nobody."""
+    silent = [block.where for block in blocks(page) if not block.language]
+    hint = "write ```bash, and above what cannot be run: *Not run by the tests: REASON.*; or ```text"
+    assert silent == [], hint
 
 
 @pytest.mark.parametrize("page", [*pages(), *ROOTS])
@@ -60,6 +64,21 @@ def test_commands_are_shell_and_pareflow_knows_their_words(page: str) -> None:
         assert done.returncode == 0, f"{block.where}: {done.stderr}"
         for words in re.findall(r"(?:^|[;&|] *)pareflow ([^;&|<>#\n]+)", shell, re.MULTILINE):
             known(block.where, shlex.split(words))
+
+
+def test_every_pipeline_and_plan_of_a_page_is_one() -> None:
+    """But for those of a page that adds to the code what they name."""
+    texts = {page: (CHECKOUT / page).read_text() for page in pages()}
+    found = [block for page in pages() if IN_CHECKOUT not in texts[page] for block in blocks(page)]
+    readers: dict[str, Any] = {"pipeline.yaml": spec.parse, "plan.yaml": _plan}
+    files = [block for block in found if block.language == "yaml" and block.file]
+    assert len(files) >= 6
+    for block in files:
+        readers[Path(str(block.file)).name](yaml.safe_load(block.text), block.where)
+
+
+def _plan(document: Any, source: str) -> ServingPlan:
+    return ServingPlan.model_validate(document)
 
 
 def known(where: str, words: list[str]) -> None:
