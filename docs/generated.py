@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,8 +20,6 @@ from flows import cli
 from pareflow import errors, gate, measurement
 from pareflow.catalog import BACKENDS, POLICIES, TECHNIQUES, WORKLOADS, Member
 from pareflow.errors import PareflowError
-from pareflow.hardware.device_profile import DeviceProfile
-from pareflow.serving.plan import ServingPlan
 from pareflow.spec import PipelineSpec
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +70,28 @@ def error_classes() -> Iterator[str]:
     known = [cls for cls in found if issubclass(cls, PareflowError)]
     cells = ((f"`{cls.__name__}`", str(cls.exit_code), prose(cls.__doc__)) for cls in known)
     yield from rows(("class", "exit code", "what it says"), cells)
+
+
+def files() -> Iterator[str]:
+    """Every YAML file beside the pipeline's: what the code reads by `spec.read_part`, found in its source."""
+    for package in ("pareflow", "tasks", "flows"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for name, what in _read_in(ast.parse(path.read_text())):
+                module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+                heading = re.sub(r"^(an?|the) ", "", what)
+                yield f"\n## {heading[0].upper()}{heading[1:]}\n"
+                yield from models(getattr(importlib.import_module(module), name), "###")
+
+
+def _read_in(source: ast.Module) -> Iterator[tuple[str, str]]:
+    """The class of each file that is read there, and what such a file is called."""
+    for node in ast.walk(source):
+        match node:
+            case ast.Call(
+                func=ast.Name(id="read_part") | ast.Attribute(attr="read_part"),
+                args=[ast.Name(id=name), _, ast.Constant(value=what), *_],
+            ):
+                yield name, str(what)
 
 
 def members(family: Mapping[str, type[Member]]) -> Callable[[], Iterator[str]]:
@@ -153,8 +174,7 @@ PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
     "exit_codes": exit_codes,
     "error_classes": error_classes,
     "pipeline": lambda: models(PipelineSpec),
-    "serving_plan": lambda: models(ServingPlan),
-    "device_profile": lambda: models(DeviceProfile),
+    "files": files,
     "techniques": members(TECHNIQUES),
     "backends": members(BACKENDS),
     "policies": members(POLICIES),

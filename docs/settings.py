@@ -9,6 +9,8 @@ from pydantic import BaseModel
 from docs.words import prose, rows
 
 Schema = Mapping[str, Any]
+Parts = str | Mapping[str, Schema]
+"""The classes that fields name: the class whose headings to link to, or their schemas, which have none."""
 
 _KINDS = {
     "boolean": "true or false",
@@ -21,12 +23,18 @@ _KINDS = {
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
-def models(cls: type[BaseModel]) -> Iterator[str]:
-    """A class and every class that its fields name, each under a heading."""
+def models(cls: type[BaseModel], heading: str = "##") -> Iterator[str]:
+    """A class and every class that its fields name, each under a heading that the others link to."""
     schema = cls.model_json_schema()
+    root = f"{cls.__module__}.{cls.__name__}"
     for name, one in {cls.__name__: schema, **schema.get("$defs", {})}.items():
-        yield f"\n## {name}\n\n{prose(one.get('description'))}\n"
-        yield from _table(one)
+        yield f"\n({_label(root, name)})=\n{heading} {name}\n\n{prose(one.get('description'))}\n"
+        yield from _table(one, root)
+
+
+def _label(root: str, name: str) -> str:
+    """What a heading is linked by: two files may have parts of one name."""
+    return f"{root}.{name}".replace(".", "-").lower()
 
 
 def table(cls: type[BaseModel]) -> Iterator[str]:
@@ -35,13 +43,12 @@ def table(cls: type[BaseModel]) -> Iterator[str]:
     yield from _table(schema, schema.get("$defs", {}))
 
 
-def _table(schema: Schema, inline: Mapping[str, Schema] | None = None) -> Iterator[str]:
-    """`inline` holds classes that have no heading of their own to link to."""
+def _table(schema: Schema, parts: Parts) -> Iterator[str]:
     required = set(schema.get("required", ()))
     cells = (
         (
             f"`{name}`",
-            _words(field, inline),
+            _words(field, parts),
             "must be given" if name in required else _default(field),
             prose(field.get("description")),
         )
@@ -50,17 +57,17 @@ def _table(schema: Schema, inline: Mapping[str, Schema] | None = None) -> Iterat
     yield from rows(("key", "what it may be", "default", "what it means"), cells)
 
 
-def _words(schema: Schema, inline: Mapping[str, Schema] | None = None) -> str:
+def _words(schema: Schema, parts: Parts) -> str:
     """What a value may be, in words."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
-        return f"[{name}](#{name.lower()})" if inline is None else _words(inline[name], inline)
+        return f"[{name}](#{_label(parts, name)})" if isinstance(parts, str) else _words(parts[name], parts)
     if "anyOf" in schema:
         given = [one for one in schema["anyOf"] if one.get("type") != "null"]
-        return " or ".join(_words(one, inline) for one in given)
+        return " or ".join(_words(one, parts) for one in given)
     if "enum" in schema or "const" in schema:
         return ", ".join(map(_shown, schema.get("enum", [schema.get("const")])))
-    kind = _kind(schema, inline)
+    kind = _kind(schema, parts)
     bounds = [f"{sign} {schema[bound]:g}" for bound, sign in _BOUNDS.items() if bound in schema]
     if "pattern" in schema:
         bounds.append(f"like `{schema['pattern']}`")
@@ -69,13 +76,13 @@ def _words(schema: Schema, inline: Mapping[str, Schema] | None = None) -> str:
     return ", ".join([kind, *bounds])
 
 
-def _kind(schema: Schema, inline: Mapping[str, Schema] | None) -> str:
+def _kind(schema: Schema, parts: Parts) -> str:
     match schema.get("type"):
         case "array":
-            parts = schema.get("prefixItems") or [schema.get("items", {})]
-            return "list of " + ", ".join(_words(one, inline) for one in parts)
+            found = schema.get("prefixItems") or [schema.get("items", {})]
+            return "list of " + ", ".join(_words(one, parts) for one in found)
         case "object" if isinstance(schema.get("additionalProperties"), Mapping):
-            return f"mapping of names to {_words(schema['additionalProperties'], inline)}"
+            return f"mapping of names to {_words(schema['additionalProperties'], parts)}"
         case None:
             return "anything"
         case kind:

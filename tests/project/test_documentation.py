@@ -132,6 +132,17 @@ def test_reference_holds_every_key_of_the_pipeline() -> None:
     assert [key for key in keys if f"| `{key}` |" not in text] == []
 
 
+def test_reference_holds_every_other_file() -> None:
+    sources = [
+        path.read_text()
+        for name in ("pareflow", "tasks", "flows")
+        for path in (CHECKOUT / name).rglob("*.py")
+    ]
+    read = {name for text in sources for name in re.findall(r"(?<!def )\bread_part\(\s*(\w+)", text)}
+    assert {"ServingPlan", "DeviceProfile"} <= read
+    assert [name for name in read if f"### {name}\n" not in part("files")] == []
+
+
 def test_reference_holds_every_error_with_its_code() -> None:
     text = part("error_classes")
     found = inspect.getmembers(errors, lambda v: inspect.isclass(v) and issubclass(v, PareflowError))
