@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint requirements.lock
 EXTRAS := orchestration,openvino,serving,simplification,training
 
-.PHONY: demo install install-dev servers test test-slow test-production check bench lock clean
+.PHONY: demo install install-dev servers test test-slow test-production check docs bench lock clean
 
 demo: install  ## install, and run the main job on scikit-learn's digits
 	$(BIN)/pareflow optimize configs/digits/pipeline.yaml
@@ -22,11 +22,14 @@ test-slow: install-dev
 test-production: install-dev servers  ## the whole story on PostgreSQL, S3, MLflow and Prefect, and the images' steps
 	$(BIN)/python -m pytest -m production --durations=10
 
-check: install-dev  ## ruff, mypy --strict, import-linter
+check: install-dev docs  ## ruff, mypy --strict, import-linter, and the pages
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: install-dev  ## build/docs/index.html; warnings, broken links among them, are errors
+	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going docs build/docs
 
 bench: install-dev  ## every claim, measured here
 	$(BIN)/python bench/run.py
@@ -42,7 +45,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml requirements.lock
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable ".[$(EXTRAS),ann,huggingface,intent,loadgen,ray,redis,s3,tensorboard,dev]"
+	$(PIP) --editable ".[$(EXTRAS),ann,docs,huggingface,intent,loadgen,ray,redis,s3,tensorboard,dev]"
 	touch $@
 
 # What the image `server` holds, and PostgreSQL and promtool of Debian, where they are not there.

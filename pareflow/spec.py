@@ -115,14 +115,21 @@ class PipelineSpec(_Part):
     """One pipeline: what to optimize, for what, and within what."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="names the experiment and the model")
-    workload: Annotated[dict[str, Any], BeforeValidator(_as_reference), Field(min_length=1, max_length=1)]
+    workload: Annotated[
+        dict[str, Any],
+        BeforeValidator(_as_reference),
+        Field(min_length=1, max_length=1, description="a file of your own, or one that comes with pareflow"),
+    ]
     target: Annotated[Target, BeforeValidator(_as_target)] = Target()
     sla: SLA
-    objective: Objective = "latency_p50"
+    objective: Objective = Field(default="latency_p50", description="what to minimise among those that pass")
     budget: Budget = Budget()
     profile: Profile = Profile()
     sweep: Sweep | None = Field(default=None, description="where else the winner is timed, after its verdict")
-    promotion: Literal["automatic", "approval", "manual"] = "manual"
+    promotion: Literal["automatic", "approval", "manual"] = Field(
+        default="manual",
+        description="manual: the winner stays challenger until `pareflow promote`; approval: until a person agrees",
+    )
     approval_hours: float | None = Field(
         default=None, gt=0, le=8760, description="how long a person has to approve; left out, 72"
     )
