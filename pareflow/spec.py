@@ -128,7 +128,7 @@ class PipelineSpec(_Part):
     sweep: Sweep | None = Field(default=None, description="where else the winner is timed, after its verdict")
     promotion: Literal["automatic", "approval", "manual"] = Field(
         default="manual",
-        description="manual: the winner stays challenger until `pareflow promote`; approval: until a person agrees",
+        description="manual: until `pareflow promote`; approval: until a person agrees",
     )
     approval_hours: float | None = Field(
         default=None, gt=0, le=8760, description="how long a person has to approve; left out, 72"
