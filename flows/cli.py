@@ -258,6 +258,38 @@ def tune(
 
 
 @app.command()
+def calibrate(
+    target: Annotated[
+        str,
+        typer.Argument(help="models:/NAME@ALIAS, a pipeline YAML that has a winner, or a package's folder"),
+    ],
+    plan: Annotated[Path, typer.Option(help="the YAML of tiers and policies that lack their thresholds")],
+    max_drop: Annotated[
+        float,
+        typer.Option(min=1e-6, max=0.5, help="the most that tiers may lose of the metric, all together"),
+    ] = 0.01,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999999, help="how surely no more")] = 0.95,
+    config: Annotated[
+        Path | None, typer.Option(help="the pipeline YAML of a version or package, where it has moved")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="a YAML for the plan with its thresholds")] = None,
+    register: Annotated[
+        bool,
+        typer.Option("--register", help="keep it with the version: `serve` takes it where no plan is named"),
+    ] = False,
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Fill in the thresholds of cascades, routing and semantic caches, on held-out samples, for a version."""
+    set_environment()
+    from flows import calibration
+
+    budget = {"max_drop": max_drop, "confidence": confidence}
+    document = calibration.calibrate(target, data_dir, plan, budget, config=config, to=to, register=register)
+    _show(document, calibration.show, as_json)
+
+
+@app.command()
 def promote(config: Config, data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
     """Make the challenger of a pipeline champion, if it is not worse than the present one."""
     set_environment()

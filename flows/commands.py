@@ -87,17 +87,11 @@ def check_pipeline(config: Path, data_dir: Path) -> dict[str, Any]:
 def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, Any]:
     """A registered version judged again here. Raises: InputError if its pipeline YAML cannot be found."""
     from pareflow.stages.rejudging import rejudge
-    from tasks.tracking import CONFIG, Tracker
+    from tasks.tracking import Tracker, config_of
 
     tracker = Tracker.open(data_dir)
     version = tracker.resolve(uri)
-    path = config or Path(version.tags.get(CONFIG, ""))
-    if not path.is_file():
-        raise InputError(
-            "the pipeline YAML that a version came from must be at hand: it holds the data and the SLA",
-            f"there is no {path}",
-            "Name it with --config",
-        )
+    path = config_of(version, config)
     described = _here(spec.read(path))
     with holding(Store(data_dir / "store"), f"check {uri}"), tempfile.TemporaryDirectory() as folder:
         run = Run.open(described, path, data_dir, remeasure=True)

@@ -329,6 +329,21 @@ def verdict_tag(run: Run) -> str:
     return f"pareflow.verdict.{run.environment.fingerprint[:12]}"
 
 
+def config_of(version: ModelVersion, named: Path | None) -> Path:
+    """The pipeline YAML that a version came from, or the one that is named where it has moved.
+
+    Raises: InputError where it cannot be found.
+    """
+    path = named or Path(version.tags.get(CONFIG, ""))
+    if not path.is_file():
+        raise InputError(
+            "the pipeline YAML that a version came from must be at hand: it holds the data and the SLA",
+            f"there is no {path}",
+            "Name it with --config",
+        )
+    return path
+
+
 def save_pyfunc(package: Path, into: Path) -> None:
     """Write an MLflow model around a package: code, files, signature, pinned requirements; no pickle."""
     document, examples = json.loads((package / "model.json").read_text()), golden(package)

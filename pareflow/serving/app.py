@@ -43,12 +43,11 @@ def assembled(
 ) -> ASGIApp:
     """The application of these models, loaded: that blocks.
 
-    Without a plan each is served by its own. `found` gives the source of what the plan's tiers name.
+    Without a plan each is served by its own. `found` gives the source of what a plan's tiers name.
     Raises: what the sources raise, and what a model that cannot be served does.
     """
     metrics = Metrics()
-    tiers = {name: found(target) for name, target in (plan.tiers if plan else {}).items()}
-    slots = [Slot(source, plan, metrics, tiers) for source in sources]
+    slots = [Slot(source, plan, metrics, found) for source in sources]
     return App(slots, settings, metrics).asgi()
 
 

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pareflow.errors import InputError, PareflowError, StoreError
+from pareflow.runtime.calibration import Calibration, VariantBound
 from pareflow.runtime.endpoint import Endpoint
+from pareflow.runtime.tiers import named_after
 from pareflow.serving import protocol
 from pareflow.serving.executable import Executable, Release, seconds
 from pareflow.serving.plan import ServingPlan
@@ -25,13 +27,15 @@ BRIEF_S = 1e-3
 class Hosted:
     """A release that answers, and its tiers: other variants of the same model, by name.
 
-    Made by `opened`, which blocks; then `started` in the event loop.
+    Made by `opened`, which blocks; then `started` in the event loop. Raises: InputError where a tier is not
+    of this model, CalibrationError where a threshold is for other versions.
     """
 
     def __init__(self, main: Executable, tiers: Mapping[str, Executable], plan: ServingPlan) -> None:
         self.main, self.tiers, self.plan = main, dict(tiers), plan
         for name, tier in tiers.items():
             _check_alike(main, name, tier)
+        self._check_calibrations()
         samples = main.model.golden()["samples"][:1]
         self._brief = seconds(lambda: main.model.preprocess(samples)) < BRIEF_S
         self._asked = 0
@@ -131,6 +135,19 @@ class Hosted:
 
     async def _processed(self, work: Callable[[], _Result]) -> _Result:
         return work() if self._brief else await asyncio.to_thread(work)
+
+    def _check_calibrations(self) -> None:
+        """Before anything is switched: a threshold that another version earned is refused."""
+        tiers = {name: tier.endpoint for name, tier in self.tiers.items()}
+        endpoint = replace(self.main.endpoint, tiers=tiers)
+        for policy in reversed(self.plan.chosen()):
+            calibration = getattr(policy, "calibration", None)
+            if isinstance(calibration, VariantBound):
+                calibration.require(endpoint)
+                if isinstance(
+                    calibration, Calibration
+                ):  # where tiers answer, what is before them sees another
+                    endpoint = named_after(endpoint, calibration)
 
     def _as_samples(self, array: np.ndarray) -> Any:
         if self.sample_kind == "text":

@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from pareflow.errors import PareflowError, TrackingError, TransientError
+from pareflow.errors import CalibrationError, PareflowError, TrackingError, TransientError
 from pareflow.hardware import memory
 from pareflow.serving.executable import Release
 from pareflow.serving.hosting import Hosted, opened
@@ -44,6 +44,10 @@ class FolderSource:
         return self._release
 
 
+def _folder(target: str) -> Source:
+    return FolderSource(Path(target))
+
+
 async def _let_go(hosted: Hosted) -> None:
     """Close a version that is no longer served, and give back its memory."""
     await hosted.retire(for_good=True)
@@ -55,7 +59,8 @@ class Slot:
     """One served model, loaded where it is made: that blocks.
 
     Where the registry is away it is the last version that came whole from there. Without a plan it is served
-    by the one that was tuned for the version in this environment, else by the default.
+    by the one that was tuned or calibrated for the version in this environment, else by the default. `found`
+    gives the source of what the plan's tiers name.
     Raises: PareflowError where there is neither, or it cannot be served.
     """
 
@@ -64,12 +69,13 @@ class Slot:
         source: Source,
         plan: ServingPlan | None,
         metrics: Metrics,
-        tiers: Mapping[str, Source] | None = None,
+        found: Callable[[str], Source] = _folder,
     ) -> None:
         self.source, self.plan = source, plan
-        self._sources = {"": source, **(tiers or {})}
+        self._found, self._tiers = found, dict[str, Source]()
         self._metrics = metrics
         self._trouble = ""
+        self._uncalibrated: Mapping[str, Release] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
         self.hosted: Hosted = self._opened(self._first())
 
@@ -88,9 +94,11 @@ class Slot:
         try:
             releases = await asyncio.to_thread(self._current)
             self._metrics.registry(reachable=True)
+            if releases == self._uncalibrated:
+                return  # it was told, and loading it again at every poll would change nothing
             if releases != self.hosted.releases:
                 await self._switch(releases)
-            self._trouble = ""
+            self._trouble, self._uncalibrated = "", None
         except (TransientError, TrackingError) as error:
             self._away(error)
         except PareflowError as error:
@@ -103,7 +111,8 @@ class Slot:
 
     def _current(self) -> dict[str, Release]:
         """What should answer now, by the name of the tier. Raises: as `Source.current`."""
-        return {name: source.current() for name, source in self._sources.items()}
+        main = self.source.current()
+        return {"": main, **{name: tier.current() for name, tier in self._tiers_of(main).items()}}
 
     def _first(self) -> dict[str, Release]:
         try:
@@ -111,9 +120,8 @@ class Slot:
             self._metrics.registry(reachable=True)
             return releases
         except (TransientError, TrackingError) as error:
-            last = {name: source.last() for name, source in self._sources.items()}
-            whole = {name: release for name, release in last.items() if release is not None}
-            if len(whole) < len(last):
+            whole = self._last()
+            if whole is None:
                 raise
             self._away(error)
             for release in whole.values():
@@ -122,13 +130,45 @@ class Slot:
                 )
             return whole
 
+    def _last(self) -> dict[str, Release] | None:
+        """What came whole before, by the name of the tier; None where one never did."""
+        main = self.source.last()
+        if main is None:
+            return None
+        last = {name: tier.last() for name, tier in self._tiers_of(main).items()}
+        whole = {name: release for name, release in last.items() if release is not None}
+        return {"": main, **whole} if len(whole) == len(last) else None
+
+    def _plan_of(self, main: Release) -> ServingPlan:
+        return self.plan or main.plan or ServingPlan()
+
+    def _tiers_of(self, main: Release) -> dict[str, Source]:
+        """The sources of what the version's plan names, each made once: it knows what it has verified."""
+        targets = self._plan_of(main).tiers
+        for target in targets.values():
+            if target not in self._tiers:
+                self._tiers[target] = self._found(target)
+        return {name: self._tiers[target] for name, target in targets.items()}
+
     def _opened(self, releases: Mapping[str, Release]) -> Hosted:
-        return opened(releases, self.plan or releases[""].plan or ServingPlan())
+        return opened(releases, self._plan_of(releases[""]))
 
     async def _switch(self, releases: Mapping[str, Release]) -> None:
         """Load beside the present version, then take its place; no request is without one meanwhile."""
-        before, after = self.hosted, await asyncio.to_thread(self._opened, releases)
+        try:
+            before, after = self.hosted, await asyncio.to_thread(self._opened, releases)
+        except CalibrationError:
+            self._uncalibrated = releases
+            raise
         self._answers(after)
+        if self.plan is None and before.release.plan is not None and after.release.plan is None:
+            log.warning(
+                "version %s of %s has no plan of its own in this environment: the sessions and thresholds of "
+                "version %s are not its own, and it is served without; see `pareflow tune` and `calibrate`",
+                after.release.version,
+                after.release.name,
+                before.release.version,
+            )
         task = asyncio.create_task(_let_go(before))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
