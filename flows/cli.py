@@ -233,6 +233,22 @@ def serve(
 
 
 @app.command()
+def pack(
+    checkpoint: Annotated[Path, typer.Argument(help="the folder of a causal language model, in safetensors")],
+    name: Annotated[str, typer.Option(help="what it is served as")],
+    to: Annotated[Path, typer.Option(help="a new folder, for `serve`")],
+    as_json: AsJson = False,
+) -> None:
+    """Pack a language model for `serve`: its files, their digests, and tokens that it must repeat."""
+    set_environment()
+    from pareflow.serving import language_model
+
+    document = language_model.pack(checkpoint, name, to)
+    said = f"{name}: {document['parameters'] / 1e6:.3g} M parameters in {to}; `pareflow serve {to}`"
+    _show(document, lambda _, console: console.print(said, soft_wrap=True), as_json)
+
+
+@app.command()
 def tune(
     target: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, or the folder of a package")],
     per_s: Annotated[float, typer.Option(min=0.001, help="requests that arrive in a second, at random")],

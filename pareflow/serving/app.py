@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import pareflow
 from pareflow.errors import PareflowError
 from pareflow.runtime.endpoint import answered_within
-from pareflow.serving import invocations, openapi, protocol, refusals
+from pareflow.serving import generate, invocations, openapi, protocol, refusals
 from pareflow.serving.hosting import Hosted
 from pareflow.serving.metrics import CONTENT_TYPE, Metrics
 from pareflow.serving.plan import ServingPlan
@@ -75,6 +75,7 @@ class App:
         for path in (model, f"{model}/versions/{{version}}"):
             routes += [
                 Route(f"{path}/infer", self._told("infer", self._infer), methods=["POST"]),
+                Route(f"{path}/generate", self._told("generate", self._generate), methods=["POST"]),
                 Route(f"{path}/ready", self._told("ready", self._model_ready)),
                 Route(path, self._told("metadata", self._metadata)),
             ]
@@ -137,6 +138,15 @@ class App:
         if head is None:
             return Response(content, media_type=JSON)
         return Response(content, media_type=BINARY, headers={protocol.HEADER: str(head)})
+
+    async def _generate(self, request: Request) -> Response:
+        hosted = self._hosted(request)
+        asked = generate.parse(await self._body(request))
+        async with hosted.asked():
+            with answered_within(_limit_s(asked.timeout_s, hosted)):
+                text = await _unless_gone(request, hosted, hosted.generate(asked))
+        name, version = hosted.release.name, hosted.release.version
+        return refusals.as_json({"model_name": name, "model_version": version, "text_output": text})
 
     async def _invocations(self, request: Request) -> Response:
         hosted = self._only()

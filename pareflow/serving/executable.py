@@ -36,11 +36,12 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An input or output of the network; a size that may vary is -1."""
+    """An input or output of the network; a size that may vary is -1. An optional input may be left out."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    optional: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
@@ -63,6 +64,11 @@ class Executable:
         self.ran: Ran = self.model.session.ran()
         self.inputs, self.outputs = described(self.model)
         self._pool = self._sessions(plan)
+
+    @property
+    def processing(self) -> PackagedModel:
+        """What makes inputs of raw samples, and predictions of outputs."""
+        return self.model
 
     @property
     def identity(self) -> str:

@@ -4,16 +4,21 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from pareflow.errors import InputError, PareflowError, StoreError
+from pareflow.measurement import Ran
 from pareflow.runtime.calibration import Calibration, VariantBound
+from pareflow.runtime.decoding import Decoding
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.runtime.tiers import named_after
 from pareflow.serving import protocol
-from pareflow.serving.executable import Executable, Release, seconds
+from pareflow.serving.executable import Executable, Release, Tensor, seconds
+from pareflow.serving.generate import Asked
+from pareflow.serving.language_model import KIND, LanguageModel
+from pareflow.serving.model import PackagedModel, told
 from pareflow.serving.plan import ServingPlan
 from pareflow.workload import Arrays
 
@@ -24,6 +29,34 @@ BRIEF_S = 1e-3
 """What takes less is done on the event loop: going to a thread and back takes a tenth of it."""
 
 
+class Opened(Protocol):
+    """A version of a model, loaded: an `Executable` or a `LanguageModel`."""
+
+    release: Release
+    inline: bool
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]: ...
+
+    @property
+    def processing(self) -> PackagedModel | None:
+        """What makes inputs of raw samples; None where there are none."""
+
+    @property
+    def ran(self) -> Ran: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def endpoint(self) -> Endpoint: ...
+
+    def close(self) -> None: ...
+
+
 class Hosted:
     """A release that answers, and its tiers: other variants of the same model, by name.
 
@@ -31,13 +64,15 @@ class Hosted:
     of this model, CalibrationError where a threshold is for other versions.
     """
 
-    def __init__(self, main: Executable, tiers: Mapping[str, Executable], plan: ServingPlan) -> None:
+    def __init__(self, main: Opened, tiers: Mapping[str, Opened], plan: ServingPlan) -> None:
         self.main, self.tiers, self.plan = main, dict(tiers), plan
         for name, tier in tiers.items():
             _check_alike(main, name, tier)
         self._check_calibrations()
-        samples = main.model.golden()["samples"][:1]
-        self._brief = seconds(lambda: main.model.preprocess(samples)) < BRIEF_S
+        self._processing = processing = main.processing
+        self._brief = (
+            processing is None or seconds(lambda: processing.preprocess(_sample(processing))) < BRIEF_S
+        )
         self._asked = 0
         self._idle = asyncio.Event()
 
@@ -107,8 +142,11 @@ class Hosted:
 
     async def predict(self, samples: Any) -> tuple[np.ndarray, Arrays]:
         """One prediction per raw sample, and the outputs that they come from. Raises: InputError."""
+        processing = self._processing
+        if processing is None:
+            raise self._refused("it holds raw samples")
         try:
-            feeds = await self._processed(lambda: self.main.model.preprocess(samples))
+            feeds = await self._processed(lambda: processing.preprocess(samples))
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             raise InputError(
                 f"samples must be what {self.release.name} takes: {self.sample_kind}",
@@ -116,12 +154,26 @@ class Hosted:
                 "Mend the samples",
             ) from error
         outputs = await self.endpoint.answer(feeds)
-        return await self._processed(lambda: self.main.model.postprocess(outputs)), outputs
+        return await self._processed(lambda: processing.postprocess(outputs)), outputs
+
+    async def generate(self, asked: Asked) -> str:
+        """The text that follows a text. Raises: InputError where there is no tokenizer, as of `answer`."""
+        tokenizer = self.main.tokenizer if isinstance(self.main, LanguageModel) else None
+        if tokenizer is None:
+            raise InputError(
+                "`generate` needs a language model that was packed with a tokenizer.json",
+                f"{self.release.name} is none",
+                "Ask `infer`, with token ids where it is a language model",
+            )
+        ids = np.array([tokenizer.encode(asked.text).ids], np.int64)
+        answer = await self.answer({"input_ids": ids, **asked.options})
+        return str(tokenizer.decode(answer["tokens"][0, : answer["lengths"][0]].tolist()))
 
     @property
     def sample_kind(self) -> str:
         """`text`, or the numpy type of a raw sample's values."""
-        return str(self.main.model.document["samples"])
+        assert self._processing is not None  # it was asked for samples
+        return str(self._processing.document["samples"])
 
     def metadata(self) -> dict[str, Any]:
         """What the protocol's model metadata says."""
@@ -160,15 +212,17 @@ class Hosted:
         for tensor in self.main.inputs:
             array = feeds.get(tensor.name)
             if array is None:
+                if tensor.optional:
+                    continue
                 raise self._refused(f"`{tensor.name}` is missing")
             if protocol.datatype(array.dtype) != tensor.datatype:
                 raise self._refused(f"`{tensor.name}` is {protocol.datatype(array.dtype)}")
             if array.ndim != len(tensor.shape):
                 raise self._refused(f"`{tensor.name}` has shape {array.shape}")
             counts.add(len(array))
-        if len(feeds) != len(self.main.inputs):
-            names = {tensor.name for tensor in self.main.inputs}
-            raise self._refused(f"there is no `{next(name for name in feeds if name not in names)}`")
+        unknown = feeds.keys() - {tensor.name for tensor in self.main.inputs}
+        if unknown:
+            raise self._refused(f"there is no `{min(unknown)}`")
         if len(counts) > 1:
             raise self._refused(f"its inputs hold {' and '.join(map(str, sorted(counts)))} samples")
         if counts == {0}:
@@ -177,27 +231,73 @@ class Hosted:
     def _unusual(self, feeds: Mapping[str, np.ndarray]) -> str | None:
         """An input of another size than those that the runtime was seen to take, in words."""
         for tensor in self.main.inputs:
+            if tensor.name not in feeds:
+                continue
             sizes = zip(tensor.shape, feeds[tensor.name].shape, strict=True)
             if any(usual not in (-1, size) for usual, size in sizes):
                 return f"`{tensor.name}` has shape {feeds[tensor.name].shape}"
         return None
 
     def _refused(self, found: str) -> InputError:
-        takes = ", ".join(f"`{t.name}` {t.datatype} {list(t.shape)}" for t in self.main.inputs)
+        takes = ", ".join(_takes(tensor) for tensor in self.main.inputs)
+        samples = "" if self._processing is None else f", or `{SAMPLES}` alone"
         return InputError(
-            f"a request to {self.release.name} must hold {takes}, or `{SAMPLES}` alone",
+            f"a request to {self.release.name} must hold {takes}{samples}",
             found,
             f"See GET /v2/models/{self.release.name}",
         )
 
 
 def opened(releases: Mapping[str, Release], plan: ServingPlan) -> Hosted:
-    """Open releases by the name of the tier, the main one's empty. Raises: as `Executable`; InputError."""
+    """Open releases by the name of the tier, the main one's empty.
+
+    Raises: as `Executable` and `LanguageModel`; InputError where the plan is not for a model of its kind.
+    """
+    if told(releases[""].package).get("kind") == KIND:
+        return _language_model(releases, plan)
+    if plan.decoding is not None:
+        raise InputError(
+            "`decoding` must be for a causal language model",
+            f"{releases[''].name} is none",
+            "Leave it out of the plan",
+        )
     executables = {name: Executable(release, plan) for name, release in releases.items()}
     return Hosted(executables.pop(""), executables, plan)
 
 
-def _check_alike(main: Executable, name: str, tier: Executable) -> None:
+def _language_model(releases: Mapping[str, Release], plan: ServingPlan) -> Hosted:
+    """Decoded in one session. Nothing stands before it unless the plan says so: rows that are joined would
+    wait for the longest. Raises: InputError."""
+    for name, release in releases.items():
+        if told(release.package).get("kind") != KIND:
+            raise InputError(
+                f"the tier `{name}` of a language model must be one too",
+                f"{release.name} is none",
+                "Name another, made by `pareflow pack`",
+            )
+    if plan.sessions not in (None, 1):
+        raise InputError(
+            "a language model is decoded in one session", f"`sessions` is {plan.sessions}", "Leave it out"
+        )
+    if "policies" not in plan.model_fields_set:
+        plan = plan.model_copy(update={"policies": ()})
+    decoding = plan.decoding or Decoding()
+    plainly = decoding.model_copy(update={"draft": None})
+    tiers = {name: LanguageModel(release, plainly) for name, release in releases.items() if name}
+    return Hosted(LanguageModel(releases[""], decoding, tiers), tiers, plan)
+
+
+def _sample(processing: PackagedModel) -> Any:
+    """One raw sample, as it was packaged."""
+    return processing.golden()["samples"][:1]
+
+
+def _takes(tensor: Tensor) -> str:
+    said = f"`{tensor.name}` {tensor.datatype} {list(tensor.shape)}"
+    return f"{said} (optional)" if tensor.optional else said
+
+
+def _check_alike(main: Opened, name: str, tier: Opened) -> None:
     """Raises: InputError where a tier takes or gives other tensors than the model that it stands in for."""
     for side in ("inputs", "outputs"):
         ours, theirs = ({(t.name, t.datatype) for t in getattr(one, side)} for one in (main, tier))
