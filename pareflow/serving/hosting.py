@@ -1,10 +1,10 @@
 """A served model: what answers now, with its policies in place, its processing before and after."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,7 +12,9 @@ from pareflow.errors import InputError, PareflowError, StoreError
 from pareflow.measurement import Ran
 from pareflow.runtime.calibration import Calibration, VariantBound
 from pareflow.runtime.decoding import Decoding
-from pareflow.runtime.endpoint import Endpoint
+from pareflow.runtime.endpoint import Endpoint, Figures
+from pareflow.runtime.pipelining import Pipeline
+from pareflow.runtime.rows import row_count
 from pareflow.runtime.tiers import named_after
 from pareflow.serving import protocol
 from pareflow.serving.executable import Executable, Release, Tensor, seconds
@@ -22,11 +24,8 @@ from pareflow.serving.model import PackagedModel, told
 from pareflow.serving.plan import ServingPlan
 from pareflow.workload import Arrays
 
-_Result = TypeVar("_Result")
 SAMPLES, PREDICTIONS = "samples", "predictions"
 """The input that holds raw samples, rather than what the network takes; and the output that answers it."""
-BRIEF_S = 1e-3
-"""What takes less is done on the event loop: going to a thread and back takes a tenth of it."""
 
 
 class Opened(Protocol):
@@ -69,10 +68,10 @@ class Hosted:
         for name, tier in tiers.items():
             _check_alike(main, name, tier)
         self._check_calibrations()
-        self._processing = processing = main.processing
-        self._brief = (
-            processing is None or seconds(lambda: processing.preprocess(_sample(processing))) < BRIEF_S
-        )
+        self._processing = main.processing
+        self._pipeline = Pipeline(plan.pipelining)
+        if self._processing is not None:
+            _measure(self._pipeline, self._processing)
         self._asked = 0
         self._idle = asyncio.Event()
 
@@ -84,6 +83,12 @@ class Hosted:
     @property
     def release(self) -> Release:
         return self.main.release
+
+    @property
+    def figures(self) -> Mapping[str, Figures]:
+        """What its policies count, and its processing, once it is started."""
+        processing = {} if self._processing is None else {"pipelining": self._pipeline.figures}
+        return {**self.endpoint.figures, **processing}
 
     def started(self) -> "Hosted":
         """With its policies in place; call it in the event loop."""
@@ -120,13 +125,14 @@ class Hosted:
             await endpoint.close()
         for executable in (self.main, *self.tiers.values()):
             await asyncio.to_thread(executable.close)
+        await asyncio.to_thread(self._pipeline.close)
 
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """The outputs for the network's inputs, or the predictions for raw samples and all outputs besides.
 
         Raises: InputError where a name, type or rank is not the model's; what the policies raise.
         """
-        if feeds.keys() == {SAMPLES}:
+        if feeds.keys() == {SAMPLES} and self._processing is not None:
             predictions, outputs = await self.predict(self._as_samples(feeds[SAMPLES]))
             return {PREDICTIONS: predictions, **outputs}
         self._check(feeds)
@@ -145,16 +151,26 @@ class Hosted:
         processing = self._processing
         if processing is None:
             raise self._refused("it holds raw samples")
+        with self._pipeline.request():
+            feeds = await self._preprocessed(processing, samples)
+            outputs = await self.endpoint.answer(feeds)
+            count = row_count(outputs, otherwise=1)
+            predictions = await self._pipeline.run(
+                "postprocess", count, lambda: processing.postprocess(outputs)
+            )
+        return predictions, outputs
+
+    async def _preprocessed(self, processing: PackagedModel, samples: Any) -> Arrays:
+        """Raises: InputError."""
         try:
-            feeds = await self._processed(lambda: processing.preprocess(samples))
+            count = len(samples)
+            return await self._pipeline.run("preprocess", count, lambda: processing.preprocess(samples))
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             raise InputError(
                 f"samples must be what {self.release.name} takes: {self.sample_kind}",
                 f"its preprocessing says {type(error).__name__}: {error}",
                 "Mend the samples",
             ) from error
-        outputs = await self.endpoint.answer(feeds)
-        return await self._processed(lambda: processing.postprocess(outputs)), outputs
 
     async def generate(self, asked: Asked) -> str:
         """The text that follows a text. Raises: InputError where there is no tokenizer, as of `answer`."""
@@ -185,9 +201,6 @@ class Hosted:
             "outputs": [tensor.to_json() for tensor in self.main.outputs],
         }
 
-    async def _processed(self, work: Callable[[], _Result]) -> _Result:
-        return work() if self._brief else await asyncio.to_thread(work)
-
     def _check_calibrations(self) -> None:
         """Before anything is switched: a threshold that another version earned is refused."""
         tiers = {name: tier.endpoint for name, tier in self.tiers.items()}
@@ -196,10 +209,8 @@ class Hosted:
             calibration = getattr(policy, "calibration", None)
             if isinstance(calibration, VariantBound):
                 calibration.require(endpoint)
-                if isinstance(
-                    calibration, Calibration
-                ):  # where tiers answer, what is before them sees another
-                    endpoint = named_after(endpoint, calibration)
+            if isinstance(calibration, Calibration):  # tiers answer: what stands before sees another
+                endpoint = named_after(endpoint, calibration)
 
     def _as_samples(self, array: np.ndarray) -> Any:
         if self.sample_kind == "text":
@@ -287,9 +298,12 @@ def _language_model(releases: Mapping[str, Release], plan: ServingPlan) -> Hoste
     return Hosted(LanguageModel(releases[""], decoding, tiers), tiers, plan)
 
 
-def _sample(processing: PackagedModel) -> Any:
-    """One raw sample, as it was packaged."""
-    return processing.golden()["samples"][:1]
+def _measure(pipeline: Pipeline, processing: PackagedModel) -> None:
+    """What the stages take for one golden sample."""
+    samples = processing.golden()["samples"][:1]
+    pipeline.learn("preprocess", seconds(lambda: processing.preprocess(samples)))
+    outputs = processing.outputs(samples)
+    pipeline.learn("postprocess", seconds(lambda: processing.postprocess(outputs)))
 
 
 def _takes(tensor: Tensor) -> str:

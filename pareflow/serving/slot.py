@@ -176,7 +176,7 @@ class Slot:
     def _answers(self, hosted: Hosted) -> None:
         self.hosted = hosted.started()
         release = hosted.release
-        self._metrics.serves(release.name, release.version, hosted.endpoint.figures)
+        self._metrics.serves(release.name, release.version, hosted.figures)
         log.info("%s version %s answers: %s", release.name, release.version, hosted.endpoint.identity)
 
     def _away(self, error: PareflowError) -> None:
