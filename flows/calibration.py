@@ -31,6 +31,7 @@ def calibrate(
     plan: Path,
     budget: Mapping[str, float],
     *,
+    learn_scores: bool = False,
     config: Path | None = None,
     to: Path | None = None,
     register: bool = False,
@@ -50,7 +51,8 @@ def calibrate(
         run = Run.open(run_spec, path, data_dir)
         main = _release(run, target, data_dir)
         tiers = {name: source(one, data_dir).current() for name, one in described.tiers.items()}
-        done = calibrating.calibrate(run, {"": main, **tiers}, described, Budget(**budget))
+        releases = {"": main, **tiers}
+        done = calibrating.calibrate(run, releases, described, Budget(**budget), learn_scores=learn_scores)
     document = done.plan.model_dump(mode="json", exclude_defaults=True)
     if to is not None:
         to.write_text(yaml.safe_dump(document, sort_keys=False))

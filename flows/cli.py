@@ -285,6 +285,9 @@ def calibrate(
         typer.Option(min=1e-6, max=0.5, help="the most that tiers may lose of the metric, all together"),
     ] = 0.01,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.999999, help="how surely no more")] = 0.95,
+    learn_scores: Annotated[
+        bool, typer.Option("--learn-scores", help="of `complexity_routing`, on a third of the samples")
+    ] = False,
     config: Annotated[
         Path | None, typer.Option(help="the pipeline YAML of a version or package, where it has moved")
     ] = None,
@@ -301,7 +304,16 @@ def calibrate(
     from flows import calibration
 
     budget = {"max_drop": max_drop, "confidence": confidence}
-    document = calibration.calibrate(target, data_dir, plan, budget, config=config, to=to, register=register)
+    document = calibration.calibrate(
+        target,
+        data_dir,
+        plan,
+        budget,
+        learn_scores=learn_scores,
+        config=config,
+        to=to,
+        register=register,
+    )
     _show(document, calibration.show, as_json)
 
 

@@ -92,10 +92,16 @@ def name_of(scores: Mapping[str, SimplicityScore]) -> str:
 
 def simplicity(feeds: Mapping[str, np.ndarray], name: str, score: SimplicityScore | None) -> np.ndarray:
     """Per row of the input `name` the learned score, or the rule, shape (batch,). Raises: UnsuitableError."""
+    array = looked_at(feeds, name)
+    return shortness(array) if score is None else score(array)
+
+
+def looked_at(feeds: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """The input of this name. Raises: UnsuitableError."""
     if name not in feeds:
         raise UnsuitableError(
             "`input` must name an input of the request",
             f"it is '{name}', and there are {', '.join(sorted(feeds))}",
             "Mend `input`",
         )
-    return shortness(feeds[name]) if score is None else score(feeds[name])
+    return feeds[name]

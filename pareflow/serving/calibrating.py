@@ -28,7 +28,14 @@ from pareflow.runtime.calibration import (
     require_enough,
 )
 from pareflow.runtime.cascade import ConfidenceCascade
-from pareflow.runtime.complexity import LENGTHS, name_of, simplicity
+from pareflow.runtime.complexity import (
+    LENGTHS,
+    SimplicityScore,
+    looked_at,
+    name_of,
+    simplicity,
+    train_score,
+)
 from pareflow.runtime.complexity_routing import ComplexityRouting
 from pareflow.runtime.confidence import confidence
 from pareflow.runtime.endpoint import Endpoint
@@ -39,6 +46,10 @@ from pareflow.serving.plan import ServingPlan
 from pareflow.workload import Arrays, LoadedWorkload, Samples, Split, SplitName, load
 
 HELD_OUT: tuple[SplitName, ...] = ("calibration", "search")
+LEARNING_SHARE = 1 / 3
+"""Of the samples, what scores of complexity are learned on where they are asked for."""
+BUCKETS = 256
+"""In which tokens are counted for them."""
 KEPT_SHARE = 0.5
 """Of the samples, what a semantic cache holds while it is calibrated; the others are asked."""
 ALONE = ServingPlan(sessions=1, inline_ms=1e9, policies=())
@@ -56,6 +67,14 @@ class Budget:
         """What each of so many may lose so surely that all together keep to this (Bonferroni)."""
         count = max(1, policies)
         return Budget(self.max_drop / count, 1 - (1 - self.confidence) / count)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked of a calibration: its budget, and whether scores that the plan lacks are learned."""
+
+    budget: Budget
+    learn_scores: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +97,10 @@ class Asked:
         right: np.ndarray = (predictions == targets).reshape(len(targets), -1).all(axis=1)
         return right
 
+    def part(self, rows: np.ndarray) -> "Asked":
+        targets = None if self.targets is None else self.targets[rows]
+        return Asked([self.requests[i] for i in rows], targets, self.main)
+
 
 def calibrated(
     releases: Mapping[str, Mapping[str, str]],
@@ -86,6 +109,7 @@ def calibrated(
     folder: str,
     metric: str,
     budget: Mapping[str, float],
+    learn_scores: bool = False,
 ) -> dict[str, Any]:
     """`plan` with its thresholds, and `found`: per calibrated policy what was decided.
 
@@ -103,29 +127,34 @@ def calibrated(
     main = opened.pop("")
     asked = _asked(workload, main, Metric(find_metric(metric, Path(folder))))
     endpoint = replace(main.endpoint, tiers={name: tier.endpoint for name, tier in opened.items()})
-    policies, found = _with_thresholds(described, endpoint, asked, Budget(**budget))
+    wanted = Wanted(Budget(**budget), learn_scores)
+    policies, found = _with_thresholds(described, endpoint, asked, wanted)
     changed = described.model_dump(mode="json", exclude_defaults=True) | {"policies": policies}
     return {"plan": changed, "samples": len(asked.requests), "found": found}
 
 
 def _with_thresholds(
-    plan: ServingPlan, endpoint: Endpoint, asked: Asked, budget: Budget
+    plan: ServingPlan, endpoint: Endpoint, asked: Asked, wanted: Wanted
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The policies as JSON, and what was found. From the last to the first: each stands before a full model
     that has those behind it, whose answers and identity are theirs."""
     chosen, tiers = plan.chosen(), endpoint.tiers
     encoders = {policy.encoder for policy in chosen if isinstance(policy, SemanticCache)}
     cascades = {name: tier for name, tier in tiers.items() if name not in encoders}
-    share = budget.shared_by(sum(isinstance(one, (ConfidenceCascade, ComplexityRouting)) for one in chosen))
+    count = sum(isinstance(one, (ConfidenceCascade, ComplexityRouting)) for one in chosen)
+    share = wanted.budget.shared_by(count)
     policies, found = list[dict[str, Any]](), list[dict[str, Any]]()
     for policy in reversed(chosen):
         if isinstance(policy, (ConfidenceCascade, ComplexityRouting)):
-            record = _threshold(policy, replace(endpoint, tiers=cascades), asked, share)
+            below, judges = replace(endpoint, tiers=cascades), asked
+            if isinstance(policy, ComplexityRouting) and wanted.learn_scores and not policy.scores:
+                policy, judges = _learned(policy, below, asked)
+            record = _threshold(policy, below, judges, share)
             policy = policy.model_copy(update={"calibration": record})
             endpoint = replace(policy.wrap(endpoint), tiers=tiers)
             found.append({"policy": policy.name, **record.model_dump(mode="json")})
         elif isinstance(policy, SemanticCache):
-            hits = _hits(policy, endpoint, asked.requests, budget.confidence)
+            hits = _hits(policy, endpoint, asked.requests, wanted.budget.confidence)
             policy = policy.model_copy(update={"calibration": hits, "threshold": None})
             found.append({"policy": policy.name, **hits.model_dump(mode="json")})
         elif isinstance(policy, RankingCascade):
@@ -171,6 +200,21 @@ def _threshold(
         score=policy.measure if isinstance(policy, ConfidenceCascade) else name_of(policy.scores),
         thresholds=LENGTHS if isinstance(policy, ComplexityRouting) and not policy.scores else THRESHOLDS,
     )
+
+
+def _learned(policy: ComplexityRouting, below: Endpoint, asked: Asked) -> tuple[ComplexityRouting, Asked]:
+    """With a score for each tier, and the samples that these have not seen, to calibrate thresholds on."""
+    order = np.random.default_rng(0).permutation(len(asked.requests))
+    learning, others = np.split(order, [int(LEARNING_SHARE * len(order))])
+    require_enough(len(others), FEWEST)
+    seen = asked.part(learning)
+    full, scores = _predictions(asked.main, _answers(below, seen.requests)), dict[str, SimplicityScore]()
+    inputs = [looked_at(feeds, policy.input) for feeds in seen.requests]
+    buckets = BUCKETS if inputs[0].dtype.kind in "iu" else 0
+    for name, tier in below.tiers.items():
+        predictions = _predictions(asked.main, _answers(tier, seen.requests))
+        scores[name] = train_score(inputs, seen.correct(predictions, full), buckets)
+    return policy.model_copy(update={"scores": scores}), asked.part(others)
 
 
 def _scores(

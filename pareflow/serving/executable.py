@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -49,6 +49,34 @@ class Tensor:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Tensor":
         return cls(document["name"], document["datatype"], tuple(document["shape"]))
+
+
+class Opened(Protocol):
+    """A version of a model, loaded: an `Executable` or a `LanguageModel`."""
+
+    release: Release
+    inline: bool
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]: ...
+
+    @property
+    def processing(self) -> PackagedModel | None:
+        """What makes inputs of raw samples; None where there are none."""
+
+    @property
+    def ran(self) -> Ran: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def endpoint(self) -> Endpoint: ...
+
+    def close(self) -> None: ...
 
 
 class Executable:

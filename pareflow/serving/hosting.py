@@ -4,23 +4,21 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from pareflow.errors import InputError, PareflowError, StoreError
-from pareflow.measurement import Ran
 from pareflow.runtime.calibration import Calibration, VariantBound
-from pareflow.runtime.decoding import Decoding
 from pareflow.runtime.endpoint import Endpoint, Figures
 from pareflow.runtime.pipelining import Pipeline
 from pareflow.runtime.rows import row_count
 from pareflow.runtime.tiers import named_after
 from pareflow.serving import protocol
-from pareflow.serving.executable import Executable, Release, Tensor, seconds
+from pareflow.serving.executable import Opened, Release, Tensor, seconds
 from pareflow.serving.generate import Asked
-from pareflow.serving.language_model import KIND, LanguageModel
-from pareflow.serving.model import PackagedModel, told
+from pareflow.serving.language_model import LanguageModel
+from pareflow.serving.model import PackagedModel
 from pareflow.serving.plan import ServingPlan
 from pareflow.workload import Arrays
 
@@ -28,39 +26,11 @@ SAMPLES, PREDICTIONS = "samples", "predictions"
 """The input that holds raw samples, rather than what the network takes; and the output that answers it."""
 
 
-class Opened(Protocol):
-    """A version of a model, loaded: an `Executable` or a `LanguageModel`."""
-
-    release: Release
-    inline: bool
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]: ...
-
-    @property
-    def outputs(self) -> tuple[Tensor, ...]: ...
-
-    @property
-    def processing(self) -> PackagedModel | None:
-        """What makes inputs of raw samples; None where there are none."""
-
-    @property
-    def ran(self) -> Ran: ...
-
-    @property
-    def identity(self) -> str: ...
-
-    @property
-    def endpoint(self) -> Endpoint: ...
-
-    def close(self) -> None: ...
-
-
 class Hosted:
     """A release that answers, and its tiers: other variants of the same model, by name.
 
-    Made by `opened`, which blocks; then `started` in the event loop. Raises: InputError where a tier is not
-    of this model, CalibrationError where a threshold is for other versions.
+    Made by `opening.opened`, which blocks; then `started` in the event loop. Raises: InputError where a tier
+    is not of this model, CalibrationError where a threshold is for other versions.
     """
 
     def __init__(self, main: Opened, tiers: Mapping[str, Opened], plan: ServingPlan) -> None:
@@ -257,45 +227,6 @@ class Hosted:
             found,
             f"See GET /v2/models/{self.release.name}",
         )
-
-
-def opened(releases: Mapping[str, Release], plan: ServingPlan) -> Hosted:
-    """Open releases by the name of the tier, the main one's empty.
-
-    Raises: as `Executable` and `LanguageModel`; InputError where the plan is not for a model of its kind.
-    """
-    if told(releases[""].package).get("kind") == KIND:
-        return _language_model(releases, plan)
-    if plan.decoding is not None:
-        raise InputError(
-            "`decoding` must be for a causal language model",
-            f"{releases[''].name} is none",
-            "Leave it out of the plan",
-        )
-    executables = {name: Executable(release, plan) for name, release in releases.items()}
-    return Hosted(executables.pop(""), executables, plan)
-
-
-def _language_model(releases: Mapping[str, Release], plan: ServingPlan) -> Hosted:
-    """Decoded in one session. Nothing stands before it unless the plan says so: rows that are joined would
-    wait for the longest. Raises: InputError."""
-    for name, release in releases.items():
-        if told(release.package).get("kind") != KIND:
-            raise InputError(
-                f"the tier `{name}` of a language model must be one too",
-                f"{release.name} is none",
-                "Name another, made by `pareflow pack`",
-            )
-    if plan.sessions not in (None, 1):
-        raise InputError(
-            "a language model is decoded in one session", f"`sessions` is {plan.sessions}", "Leave it out"
-        )
-    if "policies" not in plan.model_fields_set:
-        plan = plan.model_copy(update={"policies": ()})
-    decoding = plan.decoding or Decoding()
-    plainly = decoding.model_copy(update={"draft": None})
-    tiers = {name: LanguageModel(release, plainly) for name, release in releases.items() if name}
-    return Hosted(LanguageModel(releases[""], decoding, tiers), tiers, plan)
 
 
 def _measure(pipeline: Pipeline, processing: PackagedModel) -> None:

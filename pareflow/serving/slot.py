@@ -9,9 +9,10 @@ from typing import Protocol
 from pareflow.errors import CalibrationError, PareflowError, TrackingError, TransientError
 from pareflow.hardware import memory
 from pareflow.serving.executable import Release
-from pareflow.serving.hosting import Hosted, opened
+from pareflow.serving.hosting import Hosted
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.model import told
+from pareflow.serving.opening import opened
 from pareflow.serving.plan import ServingPlan
 
 log = logging.getLogger("pareflow.serving")

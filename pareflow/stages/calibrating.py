@@ -20,7 +20,14 @@ class Calibrated:
     found: list[dict[str, Any]]
 
 
-def calibrate(run: Run, releases: Mapping[str, Release], plan: ServingPlan, budget: Budget) -> Calibrated:
+def calibrate(
+    run: Run,
+    releases: Mapping[str, Release],
+    plan: ServingPlan,
+    budget: Budget,
+    *,
+    learn_scores: bool = False,
+) -> Calibrated:
     """The plan for these versions: the main one, whose name is empty, and the plan's tiers by name.
 
     Raises: as `serving.calibrating.calibrated`; VariantError where a version does not run here.
@@ -36,6 +43,7 @@ def calibrate(run: Run, releases: Mapping[str, Release], plan: ServingPlan, budg
         "folder": str(run.folder),
         "metric": run.metric,
         "budget": asdict(budget),
+        "learn_scores": learn_scores,
     }
     log = run.data_dir / "logs" / f"calibrate-{releases[''].package.name[:12]}.log"
     done = run_isolated("pareflow.serving.calibrating:calibrated", arguments, run.limits, log)

@@ -28,7 +28,7 @@ from pareflow.measuring.load import BLOCKS, Load
 from pareflow.runtime.batching import DynamicBatching
 from pareflow.runtime.simulation import Setting, poisson, simulate
 from pareflow.serving.load import Post, under_load
-from pareflow.serving.model import verified
+from pareflow.serving.model import network
 from pareflow.serving.plan import ServingPlan
 from pareflow.variant import Step
 
@@ -77,7 +77,7 @@ def tune(package: Path, promise: Promise, limits: Limits, logs: Path, patience_s
     The first is to be taken if its decision is `promote`. Raises: InputError where the package is damaged,
     BusyMachineError, MissingExtraError where LoadGen or the server is not installed.
     """
-    document = verified(package)
+    document = network(package)
     threads = int(Step.from_json(document["backend"]).settings.get("threads", 1))
     most = max(1, len(probe.cores()) // threads)
     counts = tuple(range(1, most + 1))

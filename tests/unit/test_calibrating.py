@@ -49,14 +49,16 @@ class Versions:
     full: Release
     small: Release
 
-    def calibrated(self, policies: list[Any], reference: Any = FULL, **budget: float) -> dict[str, Any]:
+    def calibrated(
+        self, policies: list[Any], reference: Any = FULL, *, learn: bool = False, **budget: float
+    ) -> dict[str, Any]:
         plan = {"tiers": {"small": str(self.small.package)}, "policies": policies}
         releases = {
             name: {"name": one.name, "version": one.version, "package": str(one.package)}
             for name, one in {"": self.full, "small": self.small}.items()
         }
         return calibrating.calibrated(
-            releases, plan, reference, str(self.folder), "accuracy", {**BUDGET, **budget}
+            releases, plan, reference, str(self.folder), "accuracy", {**BUDGET, **budget}, learn
         )
 
     def slot(self, plan: ServingPlan | None, release: Release | None = None) -> Slot:
@@ -148,6 +150,17 @@ def test_two_cascades_share_one_budget_and_the_first_stands_before_the_second(ve
     assert outer["max_drop"] == inner["max_drop"] == 0.015
     assert outer["confidence"] == inner["confidence"] == 0.975
     assert outer["variants"]["full"].startswith(f"{inner['variants']['full']}+")
+    assert versions.slot(ServingPlan(**done["plan"])).hosted.release.version == "3"
+
+
+def test_scores_are_learned_on_samples_that_no_threshold_is_calibrated_on(versions: Versions) -> None:
+    """By hand: a third of 1200 learns, and 800 are left."""
+    done = versions.calibrated([{"complexity_routing": {"input": "images"}}], learn=True)
+    (record,) = done["found"]
+    assert record["samples"] == 800
+    assert record["score"].startswith("learned ")
+    (step,) = done["plan"]["policies"]
+    assert step["complexity_routing"]["scores"].keys() == {"small"}
     assert versions.slot(ServingPlan(**done["plan"])).hosted.release.version == "3"
 
 
