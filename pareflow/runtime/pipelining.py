@@ -18,7 +18,8 @@ Stage = Literal["preprocess", "postprocess"]
 HOPS_S = 2e-4
 """Going to a thread and back, both before the network and after it: what takes less cannot gain by it."""
 BLOCKS = 10
-"""Of a trial, by turns without and with overlapping; the first of each are its warm-up."""
+"""Of a trial, by turns without and with overlapping. Medians count: of the first, which warms up or still runs
+as the last trial found, and of one that something else held up, none decides."""
 
 
 class Pipelining(BaseModel):
@@ -156,7 +157,7 @@ class Trial:
         if len(self._blocks) < BLOCKS:
             self.overlapping = len(self._blocks) % 2 == 1
             return
-        alone, overlapped = self._blocks[2::2], self._blocks[3::2]
+        alone, overlapped = self._blocks[0::2], self._blocks[1::2]
         self.gain = statistics.median(alone) / statistics.median(overlapped)
         self.overlapping = self.gain >= self._settings.min_gain
         self.trials += 1

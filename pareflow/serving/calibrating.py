@@ -249,6 +249,7 @@ def _hits(policy: SemanticCache, below: Endpoint, requests: Sequence[Arrays], su
     return HitCalibration(
         variants={**encoder, FULL: below.identity},
         score=policy.kind_of_score,
+        settings=policy.deciding,
         threshold=found.threshold,
         max_false_hits=policy.max_false_hits,
         confidence=sure,

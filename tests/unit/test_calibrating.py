@@ -13,9 +13,10 @@ import pytest
 
 from pareflow.errors import CalibrationError, InputError
 from pareflow.runtime.caching.calibration import pairs_needed
+from pareflow.runtime.caching.semantic_cache import SemanticCache
 from pareflow.runtime.calibration import Calibration
 from pareflow.serving import calibrating
-from pareflow.serving.executable import Release
+from pareflow.serving.executable import Executable, Release
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.slot import Slot
@@ -177,6 +178,13 @@ def test_a_semantic_cache_gets_a_threshold_of_its_own(versions: Versions) -> Non
     other = replace(versions.full, version="4")
     with pytest.raises(CalibrationError, match="which this calibration is for"):
         versions.slot(ServingPlan(**done["plan"]), other)
+    settings = step["semantic_cache"]
+    for change in ({"min_similarity": -0.5}, {"score": "margin"}, {"max_false_hits": 0.5}):
+        changed = SemanticCache(**settings | change)
+        with pytest.raises(CalibrationError, match="with the settings of its cache, and to its limit"):
+            changed.wrap(Executable(versions.full, calibrating.ALONE).endpoint)
+    with pytest.raises(ValueError, match="must not both be given"):
+        SemanticCache(**settings | {"threshold": 0.5})
     with pytest.raises(CalibrationError, match="no threshold shows it"):
         versions.calibrated([{"semantic_cache": {"max_false_hits": 0.001}}])
 

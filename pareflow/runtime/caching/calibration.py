@@ -39,6 +39,7 @@ class HitCalibration(VariantBound):
     """From which score on a kept answer is given, for these variants alone, and what that was decided on."""
 
     score: str = Field(description="what the threshold is of: `margin` or `similarity`")
+    settings: str = Field(description="the digest of the cache's other settings that decide on a hit")
     threshold: float = Field(ge=-1, le=2, description="the lowest score of a hit")
     max_false_hits: Drop = Field(description="the budget: the most of the hits that may be false")
     confidence: Drop = Field(description="how surely no more are")

@@ -23,6 +23,7 @@ from pareflow.runtime.caching.sameness import kind_of, same
 from pareflow.runtime.caching.session import copied
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.runtime.rows import row_count, taken
+from pareflow.variant import digest
 from pareflow.workload import Arrays
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,12 @@ class SemanticCache(Cache):
         return below.then(self.name, cache.answer, cache.figures, flush=cache.flush)
 
     @property
+    def deciding(self) -> str:
+        """The digest of what decides on a hit, beside the threshold: it is calibrated for these alone."""
+        kinds = {"encoder", "embedding", "min_similarity", "same", "judged", "tolerance"}
+        return digest(self.kind_of_score, self.model_dump(mode="json", include=kinds))
+
+    @property
     def kind_of_score(self) -> Literal["margin", "similarity"]:
         """What near enough is really by."""
         return "margin" if self.score == "margin" and self.same == "class" else "similarity"
@@ -108,11 +115,12 @@ class SemanticCache(Cache):
         if self.calibration is None:
             return
         self.calibration.require(below)
-        if self.calibration.score != self.kind_of_score:
+        record = self.calibration
+        if record.settings != self.deciding or record.max_false_hits > self.max_false_hits:
             raise CalibrationError(
-                f"the threshold must be of the {self.kind_of_score}, by which requests are near",
-                f"it was calibrated on the {self.calibration.score}",
-                "Calibrate again, or set `score`",
+                "a threshold must be calibrated with the settings of its cache, and to its limit",
+                f"it was with others, on the {record.score}, to {record.max_false_hits:g}",
+                "Calibrate again, or set them back",
             )
 
 
