@@ -18,8 +18,8 @@ Stage = Literal["preprocess", "postprocess"]
 HOPS_S = 2e-4
 """Going to a thread and back, both before the network and after it: what takes less cannot gain by it."""
 BLOCKS = 10
-"""Of a trial, by turns without and with overlapping. Medians count: of the first, which warms up or still runs
-as the last trial found, and of one that something else held up, none decides."""
+"""Of a trial, by turns without and with overlapping. Medians count: neither the first, which may still run as
+the last trial found, nor one that something else held up decides."""
 
 
 class Pipelining(BaseModel):
