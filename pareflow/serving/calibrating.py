@@ -137,18 +137,24 @@ def _with_thresholds(
     plan: ServingPlan, endpoint: Endpoint, asked: Asked, wanted: Wanted
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The policies as JSON, and what was found. From the last to the first: each stands before a full model
-    that has those behind it, whose answers and identity are theirs."""
+    that has those behind it, whose answers and identity are theirs.
+
+    Of several that choose tiers, each has samples of its own: what one found must not depend on those that
+    decide on the next, else its test is none.
+    """
     chosen, tiers = plan.chosen(), endpoint.tiers
     encoders = {policy.encoder for policy in chosen if isinstance(policy, SemanticCache)}
     cascades = {name: tier for name, tier in tiers.items() if name not in encoders}
     count = sum(isinstance(one, (ConfidenceCascade, ComplexityRouting)) for one in chosen)
     share = wanted.budget.shared_by(count)
+    order = np.random.default_rng(1).permutation(len(asked.requests))
+    parts = iter(np.array_split(order, max(1, count)))
     policies, found = list[dict[str, Any]](), list[dict[str, Any]]()
     for policy in reversed(chosen):
         if isinstance(policy, (ConfidenceCascade, ComplexityRouting)):
-            below, judges = replace(endpoint, tiers=cascades), asked
+            below, judges = replace(endpoint, tiers=cascades), asked.part(next(parts))
             if isinstance(policy, ComplexityRouting) and wanted.learn_scores and not policy.scores:
-                policy, judges = _learned(policy, below, asked)
+                policy, judges = _learned(policy, below, judges)
             record = _threshold(policy, below, judges, share)
             policy = policy.model_copy(update={"calibration": record})
             endpoint = replace(policy.wrap(endpoint), tiers=tiers)

@@ -144,12 +144,13 @@ def test_a_plan_without_a_threshold_to_fill_in_is_told(
 
 
 def test_two_cascades_share_one_budget_and_the_first_stands_before_the_second(versions: Versions) -> None:
-    """Half the drop and half the error each; the outer full model is the inner cascade, by its own name."""
+    """Half the drop, the error and the samples each; the outer full model is the inner cascade, by name."""
     done = versions.calibrated([{"complexity_routing": {"input": "images"}}, {"confidence_cascade": {}}])
     outer, inner = done["found"]
     assert (outer["policy"], outer["score"]) == ("complexity_routing", "shortness")
     assert outer["max_drop"] == inner["max_drop"] == 0.015
     assert outer["confidence"] == inner["confidence"] == 0.975
+    assert outer["samples"] == inner["samples"] == 600
     assert outer["variants"]["full"].startswith(f"{inner['variants']['full']}+")
     assert versions.slot(ServingPlan(**done["plan"])).hosted.release.version == "3"
 
