@@ -6,8 +6,9 @@ decide; routing looks at the request alone, and can save less: what is claimed i
 
 Deadlines: requests of one sample arrive at random, half as many again as the full model can answer on all
 cores, and each is worth something for three of its service times. Beside it, under the same arrivals: the
-full model alone in as many sessions, which refuses at once what would be late. There is no guarantee of
-quality here: what is bounded is that no more is lost than by the cheapest variant alone.
+same policy without tiers, by which the full model in as many sessions refuses at once what would be late.
+There is no guarantee of quality here: what is bounded is that no more is lost than by the cheapest variant
+alone.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from tiered import BUDGET, TRIALS, Scored, Setting, compute, lost, setting, viol
 from pareflow.errors import CalibrationError, OverloadedError
 from pareflow.hardware import probe
 from pareflow.intervals import share_interval
-from pareflow.runtime import ComplexityRouting, DeadlineRouting, DynamicBatching
+from pareflow.runtime import ComplexityRouting, DeadlineRouting
 from pareflow.runtime.calibration import THRESHOLDS
 from pareflow.runtime.complexity import LENGTHS, name_of, simplicity, train_score
 from pareflow.runtime.endpoint import Endpoint, answered_within
@@ -107,8 +108,8 @@ def by_deadline(network: str, quick: bool) -> Iterator[Claim]:
     chosen = np.random.default_rng(0).integers(len(made.pool.labels), size=400 if quick else 3000)
     arrivals = poisson(OVERLOAD * len(probe.cores()) / full_s, len(chosen), 1)
     alone, routed = (
-        asyncio.run(_under_load(policy, made, chosen, arrivals, WORTH * full_s))
-        for policy in (DynamicBatching(max_batch_size=1), DeadlineRouting())
+        asyncio.run(_under_load(replace(made, tiers=tiers), chosen, arrivals, WORTH * full_s))
+        for tiers in ({}, made.tiers)
     )
     before, after, count = alone.in_time.mean(), routed.in_time.mean(), int(routed.answered.sum())
     by = ", ".join(f"{name} {routed.figures[f'answered_{name}']:.0f}" for name in made.names)
@@ -149,17 +150,12 @@ def _service_s(session: Session, made: Setting) -> float:
     return statistics.median(times)
 
 
-async def _under_load(
-    policy: DynamicBatching | DeadlineRouting,
-    made: Setting,
-    chosen: np.ndarray,
-    arrivals: np.ndarray,
-    worth_s: float,
-) -> Served:
+async def _under_load(made: Setting, chosen: np.ndarray, arrivals: np.ndarray, worth_s: float) -> Served:
     """Requests at their moments, none of which waits for another to be sent; after some that warm it up."""
     tiers = {name: SessionPool([one.session]).endpoint(one.identity) for name, one in made.tiers.items()}
     sessions = [made.full.session, *(made.full.load() for _ in range(len(probe.cores()) - 1))]
     full = SessionPool(sessions).endpoint(made.full.identity)
+    policy = DeadlineRouting()
     endpoint = policy.wrap(replace(full, tiers=tiers))
     for i in range(TIMED):
         with answered_within(None if i % 2 else worth_s):
