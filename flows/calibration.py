@@ -71,7 +71,7 @@ def calibrate(
 
 
 def show(document: Mapping[str, Any], console: Console) -> None:
-    """Each threshold, and what it was decided on."""
+    """Each threshold, what it was decided on, and the plan where it is written nowhere."""
     table = Table(title=f"{document['model']} version {document['version']}, {document['samples']} samples")
     for heading in ("policy", "threshold", "of", "decided on", "what was found"):
         table.add_column(heading)
@@ -84,6 +84,9 @@ def show(document: Mapping[str, Any], console: Console) -> None:
     registered = "; registered with the version, for this environment" if document["registered"] else ""
     said = f"these thresholds are for these versions alone{written}{registered}"
     console.print(escape(said), soft_wrap=True)
+    if not document["written"] and not document["registered"]:
+        plan = yaml.safe_dump(document["plan"], sort_keys=False)
+        console.print(escape(plan), soft_wrap=True, highlight=False)
 
 
 def _found(row: Mapping[str, Any]) -> str:

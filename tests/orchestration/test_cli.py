@@ -31,7 +31,7 @@ print(sorted({"torch", "mlflow", "prefect", "onnxruntime", "pandas"} & set(sys.m
 """
 COMMANDS = (
     *("init", "check", "plan", "optimize", "report", "list", "export", "split"),
-    *("promote", "rollback", "store", "collect", "doctor"),
+    *("promote", "rollback", "store", "collect", "doctor", "serve", "tune", "calibrate", "pack"),
 )
 
 
