@@ -15,12 +15,13 @@ import numpy as np
 from claims import Claim, main
 
 from pareflow.measurement import Ran
-from pareflow.runtime.pipelining import Pipeline, Pipelining
+from pareflow.runtime.pipelining import Pipeline, Pipelining, Stage
 from pareflow.runtime.pool import SessionPool
 from pareflow.session import Session
 from pareflow.workload import Arrays
 
 CALLERS = 8
+STAGES: tuple[Stage, ...] = ("preprocess", "postprocess")
 STAGE_S, SHORT_S, NETWORK_S = 4e-4, 2e-5, 8e-4
 NEVER, ALWAYS = Pipelining(hold_ms=1e6, block=10**9), Pipelining(hold_ms=1e-6)
 WAYS: Mapping[str, Pipelining] = {"loop": NEVER, "threads": ALWAYS, "trial": Pipelining()}
@@ -64,7 +65,7 @@ async def _rates(work: Callable[[], None], rounds: int, answers: int) -> dict[st
     pool, chance = SessionPool([Network(NETWORK_S)]), np.random.default_rng(0)
     pipelines = {way: Pipeline(settings) for way, settings in WAYS.items()}
     for pipeline in pipelines.values():
-        for stage in ("preprocess", "postprocess"):
+        for stage in STAGES:
             began = time.thread_time()
             work()
             pipeline.learn(stage, time.thread_time() - began)

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 import recipes
 from claims import Claim
-from tiered import BUDGET, TRIALS, Scored, Setting, compute, lost, setting, violations
+from tiered import BUDGET, TRIALS, Scored, Setting, Variant, compute, lost, setting, violations
 
 from pareflow.errors import CalibrationError, OverloadedError
 from pareflow.hardware import probe
@@ -107,9 +107,10 @@ def by_deadline(network: str, quick: bool) -> Iterator[Claim]:
     full_s = _service_s(made.full.session, made)
     chosen = np.random.default_rng(0).integers(len(made.pool.labels), size=400 if quick else 3000)
     arrivals = poisson(OVERLOAD * len(probe.cores()) / full_s, len(chosen), 1)
+    ways: tuple[Mapping[str, Variant], ...] = ({}, made.tiers)
     alone, routed = (
         asyncio.run(_under_load(replace(made, tiers=tiers), chosen, arrivals, WORTH * full_s))
-        for tiers in ({}, made.tiers)
+        for tiers in ways
     )
     before, after, count = alone.in_time.mean(), routed.in_time.mean(), int(routed.answered.sum())
     by = ", ".join(f"{name} {routed.figures[f'answered_{name}']:.0f}" for name in made.names)

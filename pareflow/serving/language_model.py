@@ -155,8 +155,7 @@ def loaded(folder: Path) -> "PreTrainedModel":
             raise _refused(folder, f"transformers raised {summary(error)}") from error
     if found["missing_keys"]:
         raise _refused(folder, f"it has no weights for {', '.join(sorted(found['missing_keys'])[:3])}")
-    network.eval()
-    return network  # type: ignore[no-any-return]
+    return network.eval()
 
 
 def _refused(folder: Path, found: str) -> InputError:

@@ -17,11 +17,12 @@ from pareflow.runtime.caching.semantic_cache import SemanticCache
 from pareflow.runtime.calibration import Calibration
 from pareflow.serving import calibrating
 from pareflow.serving.executable import Executable, Release
+from pareflow.serving.hosting import Hosted
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.slot import Slot
 from pareflow.variant import Step
-from pareflow.workload import LoadedWorkload, load
+from pareflow.workload import LoadedWorkload, Split, SplitName, load
 
 FULL: Mapping[str, Any] = {"file": {"path": "many_images.py", "settings": {"steps": 20}}}
 SMALL: Mapping[str, Any] = {"file": {"path": "many_images.py", "settings": {"steps": 5}}}
@@ -82,7 +83,12 @@ def test_a_cascade_is_calibrated_on_what_was_held_out(
     """What it says was lost is what the served plan loses on these samples, and no verdict is looked at."""
     opened: set[str] = set()
     split = LoadedWorkload.split
-    monkeypatch.setattr(LoadedWorkload, "split", lambda self, name: opened.add(name) or split(self, name))
+
+    def seen(self: LoadedWorkload, name: SplitName) -> Split:
+        opened.add(name)
+        return split(self, name)
+
+    monkeypatch.setattr(LoadedWorkload, "split", seen)
     done = versions.calibrated([{"confidence_cascade": {}}, {"dynamic_batching": {}}])
     assert opened == {"calibration", "search"}
     assert done["samples"] == 1200
@@ -211,9 +217,14 @@ def test_another_version_is_refused_once_and_the_present_one_stays(
 ) -> None:
     """It is not loaded again at every poll; what comes with a calibration of its own is taken."""
     slot = versions.slot(plan)
-    loads: list[Any] = []
+    loads: list[Mapping[str, Release]] = []
     opened = Slot._opened
-    monkeypatch.setattr(Slot, "_opened", lambda self, releases: loads.append(0) or opened(self, releases))
+
+    def counted(self: Slot, releases: Mapping[str, Release]) -> Hosted:
+        loads.append(releases)
+        return opened(self, releases)
+
+    monkeypatch.setattr(Slot, "_opened", counted)
 
     async def scenario() -> None:
         slot.start()

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ class Clock:
         return self.now
 
 
-def tried(alone_s: float, overlapped_s: float, **settings: float) -> tuple[Trial, Clock]:
+def tried(alone_s: float, overlapped_s: float, **settings: Any) -> tuple[Trial, Clock]:
     """A trial to its end, in which answers take so long without and with overlapping."""
     clock = Clock()
     trial = Trial(Pipelining(block=4, **settings), clock)

@@ -63,8 +63,9 @@ def checkpoint(folder: Path, seed: int = 0, *, tokens: bool = True) -> Path:
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """The model, another one of its vocabulary, and one without a tokenizer; not to be changed."""
-    root, made = tmp_path_factory.mktemp("models"), {}
-    for name, options in {"words": {}, "draft": {"seed": 1}, "mute": {"tokens": False}}.items():
+    root, made = tmp_path_factory.mktemp("models"), dict[str, Path]()
+    kinds: dict[str, dict[str, Any]] = {"words": {}, "draft": {"seed": 1}, "mute": {"tokens": False}}
+    for name, options in kinds.items():
         made[name] = root / name
         source = checkpoint(root / f"{name}-checkpoint", **options)
         language_model.pack(source, "words", made[name])
@@ -240,7 +241,7 @@ def test_a_plan_that_is_not_for_it_is_told(
 
 def test_decoding_is_for_language_models_alone(packaged: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match="`decoding` must be for a causal language model"):
-        Slot(FolderSource(packaged("images")), ServingPlan(decoding={}), Metrics())
+        Slot(FolderSource(packaged("images")), ServingPlan(decoding=Decoding()), Metrics())
 
 
 def test_what_is_no_language_model_is_not_packed(packages: Mapping[str, Path], tmp_path: Path) -> None:

@@ -317,7 +317,9 @@ def test_a_server_gives_the_published_tokens(
     language_model.pack(tmp_path / "checkpoint", "stories", tmp_path / "package")
     decoding = {"draft": draft, "draft_length": 4, "automatic": False} if draft else {}
     metrics = Metrics()
-    slot = Slot(FolderSource(tmp_path / "package"), ServingPlan(decoding=decoding), metrics)
+    slot = Slot(
+        FolderSource(tmp_path / "package"), ServingPlan.model_validate({"decoding": decoding}), metrics
+    )
     asked = {"input_ids": [1], "max_new_tokens": [len(published)]}
     inputs = [
         {"name": name, "datatype": "INT64", "shape": [1, 1] if name == "input_ids" else [1], "data": data}
