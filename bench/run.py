@@ -18,6 +18,7 @@ SCRIPTS = (
     "devices.py",
     "processor.py",
     "splitting.py",
+    "pipelining.py",
     "caching.py",
     "cascade.py",
     "decoding.py",

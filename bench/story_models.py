@@ -1,10 +1,18 @@
-"""The network of `configs/stories` as transformers holds it, also inside a larger one: for `decoding.py`."""
+"""The network of `configs/stories` as transformers holds it, also inside a larger one: for `decoding.py`.
 
+`python bench/story_models.py FOLDER` writes it as a checkpoint, for `pareflow pack`.
+"""
+
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from pareflow import spec, workload
+
+CONFIG = Path(__file__).parents[1] / "configs" / "stories" / "pipeline.yaml"
 KEYS = {
     "attention_norm": "input_layernorm",
     "attention.query": "self_attn.q_proj",
@@ -18,6 +26,11 @@ KEYS = {
 }
 """Of a block of `configs/stories/network.py`, and the same in a layer of transformers."""
 CONTEXT = 512
+
+
+def write(folder: Path) -> None:
+    """The checkpoint of stories260K, as `save_pretrained` writes it. Raises: WorkloadError without it."""
+    plain(workload.define(spec.read(CONFIG).workload, CONFIG.parent).network()).save_pretrained(folder)
 
 
 def plain(network: Any) -> Any:
@@ -85,3 +98,7 @@ def _corner(target: torch.Tensor, weight: torch.Tensor) -> None:
 def _halves(weight: torch.Tensor, size: int) -> torch.Tensor:
     """transformers turns the first half of a head's values with the second; llama2.c turns neighbours."""
     return weight.view(-1, size // 2, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

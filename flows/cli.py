@@ -275,6 +275,22 @@ def serve(
 
 
 @app.command()
+def pack(
+    checkpoint: Annotated[Path, typer.Argument(help="the folder of a causal language model, in safetensors")],
+    name: Annotated[str, typer.Option(help="what it is served as")],
+    to: Annotated[Path, typer.Option(help="a new folder, for `serve`")],
+    as_json: AsJson = False,
+) -> None:
+    """Pack a language model for `serve`: its files, their digests, and tokens that it must repeat."""
+    set_environment()
+    from pareflow.serving import language_model
+
+    document = language_model.pack(checkpoint, name, to)
+    said = f"{name}: {document['parameters'] / 1e6:.3g} M parameters in {to}; `pareflow serve {to}`"
+    _show(document, lambda _, console: console.print(said, soft_wrap=True), as_json)
+
+
+@app.command()
 def tune(
     target: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, or the folder of a package")],
     per_s: Annotated[float, typer.Option(min=0.001, help="requests that arrive in a second, at random")],
@@ -297,6 +313,50 @@ def tune(
     _show(document, tables.tuned, as_json)
     if document["plan"] is None:
         raise typer.Exit(NOTHING_MET)
+
+
+@app.command()
+def calibrate(
+    target: Annotated[
+        str,
+        typer.Argument(help="models:/NAME@ALIAS, a pipeline YAML that has a winner, or a package's folder"),
+    ],
+    plan: Annotated[Path, typer.Option(help="the YAML of tiers and policies that lack their thresholds")],
+    max_drop: Annotated[
+        float,
+        typer.Option(min=1e-6, max=0.5, help="the most that tiers may lose of the metric, all together"),
+    ] = 0.01,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999999, help="how surely no more")] = 0.95,
+    learn_scores: Annotated[
+        bool, typer.Option("--learn-scores", help="of `complexity_routing`, on a third of the samples")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="the pipeline YAML of a version or package, where it has moved")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="a YAML for the plan with its thresholds")] = None,
+    register: Annotated[
+        bool,
+        typer.Option("--register", help="keep it with the version: `serve` takes it where no plan is named"),
+    ] = False,
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Fill in the thresholds of cascades, routing and semantic caches, on held-out samples, for a version."""
+    set_environment()
+    from flows import calibration
+
+    budget = {"max_drop": max_drop, "confidence": confidence}
+    document = calibration.calibrate(
+        target,
+        data_dir,
+        plan,
+        budget,
+        learn_scores=learn_scores,
+        config=config,
+        to=to,
+        register=register,
+    )
+    _show(document, calibration.show, as_json)
 
 
 @app.command()

@@ -243,6 +243,7 @@ def make_package() -> Callable[..., Path]:
                 "pipeline": name,
                 "variant": variant,
                 "recipe": recipe.to_json(),
+                "data_digest": workload.data_digest,
                 "environment": {"processor": "this one"},
                 "requirements": [f"{name}=={installed_version(name)}" for name in names],
             }

@@ -32,18 +32,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Drop = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Calibration(BaseModel):
-    """What was decided, on how many samples, for which variants: every other variant is calibrated anew."""
+class VariantBound(BaseModel):
+    """Something that was decided for these very variants: for every other it is decided anew."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     variants: dict[str, str] = Field(
         description="the identity of each tier by name, cheapest first, and of the full model as `full`"
     )
-    max_drop: Drop = Field(description="the budget: the most that may be lost of the metric")
-    confidence: Drop = Field(description="how surely no more is lost")
-    samples: int = Field(ge=1, description="samples that decided")
-    drop: float = Field(description="what was lost on these samples")
 
     @property
     def tiers(self) -> tuple[str, ...]:
@@ -61,6 +57,15 @@ class Calibration(BaseModel):
                     f"it {found}",
                     "Calibrate again: what one version earned is not another's",
                 )
+
+
+class Calibration(VariantBound):
+    """What was decided, on how many samples."""
+
+    max_drop: Drop = Field(description="the budget: the most that may be lost of the metric")
+    confidence: Drop = Field(description="how surely no more is lost")
+    samples: int = Field(ge=1, description="samples that decided")
+    drop: float = Field(description="what was lost on these samples")
 
 
 class ThresholdCalibration(Calibration):

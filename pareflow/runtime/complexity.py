@@ -1,6 +1,6 @@
 """How simple a request is, told from its inputs alone, before any network has seen it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -54,10 +54,13 @@ def features(array: np.ndarray, buckets: int) -> np.ndarray:
     return np.column_stack([*plain, roughness, counts])
 
 
-def train_score(array: np.ndarray, correct: np.ndarray, buckets: int = 0) -> SimplicityScore:
+def train_score(
+    arrays: np.ndarray | Sequence[np.ndarray], correct: np.ndarray, buckets: int = 0
+) -> SimplicityScore:
     """The score that tells best whether a tier is right, from samples that no threshold is calibrated on.
 
-    `array` holds their inputs, and `correct` whether the tier was right, shape (n,).
+    `arrays` hold their inputs, in one batch or in several that differ in length, and `correct` whether the
+    tier was right, shape (n,).
     Raises: CalibrationError where the tier was always right, or never.
     """
     from sklearn.linear_model import LogisticRegression
@@ -69,7 +72,8 @@ def train_score(array: np.ndarray, correct: np.ndarray, buckets: int = 0) -> Sim
             "a score must see right and wrong answers", f"all {len(right)} are alike", "Give more samples"
         )
     scaler = StandardScaler()
-    scaled = scaler.fit_transform(features(array, buckets))
+    batches = [arrays] if isinstance(arrays, np.ndarray) else arrays
+    scaled = scaler.fit_transform(np.concatenate([features(batch, buckets) for batch in batches]))
     fitted = LogisticRegression(C=0.1, max_iter=1000).fit(scaled, right)
     weights = fitted.coef_[0] / scaler.scale_
     return SimplicityScore(
@@ -88,10 +92,16 @@ def name_of(scores: Mapping[str, SimplicityScore]) -> str:
 
 def simplicity(feeds: Mapping[str, np.ndarray], name: str, score: SimplicityScore | None) -> np.ndarray:
     """Per row of the input `name` the learned score, or the rule, shape (batch,). Raises: UnsuitableError."""
+    array = looked_at(feeds, name)
+    return shortness(array) if score is None else score(array)
+
+
+def looked_at(feeds: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """The input of this name. Raises: UnsuitableError."""
     if name not in feeds:
         raise UnsuitableError(
             "`input` must name an input of the request",
             f"it is '{name}', and there are {', '.join(sorted(feeds))}",
             "Mend `input`",
         )
-    return shortness(feeds[name]) if score is None else score(feeds[name])
+    return feeds[name]

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import pareflow
 from pareflow.errors import PareflowError
 from pareflow.runtime.endpoint import answered_within
-from pareflow.serving import invocations, openapi, protocol, refusals
+from pareflow.serving import generate, invocations, openapi, protocol, refusals
 from pareflow.serving.hosting import PREDICTIONS, SAMPLES, Hosted
 from pareflow.serving.metrics import CONTENT_TYPE, Metrics
 from pareflow.serving.plan import ServingPlan
@@ -54,13 +54,12 @@ def assembled(
 ) -> ASGIApp:
     """The application of these models, loaded: that blocks.
 
-    Without a plan each is served by its own. `found` gives the source of what the plan's tiers name.
+    Without a plan each is served by its own. `found` gives the source of what a plan's tiers name.
     Raises: what the sources raise, and what a model that cannot be served does.
     """
     metrics = Metrics()
-    tiers = {name: found(target) for name, target in (plan.tiers if plan else {}).items()}
     slots = [
-        Slot(source, plan, metrics, tiers, standby=settings.standby, unjudged=settings.unjudged)
+        Slot(source, plan, metrics, found, standby=settings.standby, unjudged=settings.unjudged)
         for source in sources
     ]
     return App(slots, settings, metrics).asgi()
@@ -92,6 +91,7 @@ class App:
         for path in (model, f"{model}/versions/{{version}}"):
             routes += [
                 Route(f"{path}/infer", self._told("infer", self._infer), methods=["POST"]),
+                Route(f"{path}/generate", self._told("generate", self._generate), methods=["POST"]),
                 Route(f"{path}/ready", self._told("ready", self._model_ready)),
                 Route(path, self._told("metadata", self._metadata)),
             ]
@@ -163,6 +163,15 @@ class App:
         if head is None:
             return Response(content, media_type=JSON, headers=told)
         return Response(content, media_type=BINARY, headers={protocol.HEADER: str(head), **told})
+
+    async def _generate(self, request: Request) -> Response:
+        hosted = self._hosted(request)
+        asked = generate.parse(await self._body(request))
+        async with hosted.asked():
+            with answered_within(_limit_s(asked.timeout_s, hosted)):
+                text = await _unless_gone(request, hosted, hosted.generate(asked))
+        name, version = hosted.release.name, hosted.release.version
+        return refusals.as_json({"model_name": name, "model_version": version, "text_output": text})
 
     async def _invocations(self, request: Request) -> Response:
         self._only()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -39,11 +39,12 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An input or output of the network; a size that may vary is -1."""
+    """An input or output of the network; a size that may vary is -1. An optional input may be left out."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    optional: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
@@ -51,6 +52,41 @@ class Tensor:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Tensor":
         return cls(document["name"], document["datatype"], tuple(document["shape"]))
+
+
+class Opened(Protocol):
+    """A version of a model, loaded: an `Executable` or a `LanguageModel`."""
+
+    release: Release
+    apart: bool
+    sessions: int
+
+    @property
+    def inline(self) -> bool:
+        """Whether it is computed on the event loop."""
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]: ...
+
+    @property
+    def processing(self) -> PackagedModel | None:
+        """What makes inputs of raw samples; None where there are none."""
+
+    @property
+    def ran(self) -> Ran: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def endpoint(self) -> Endpoint: ...
+
+    def aside(self, wanted: bool) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Executable:
@@ -67,6 +103,11 @@ class Executable:
         self.ran: Ran = self.model.session.ran()
         self.inputs, self.outputs = described(self.model)
         self._pool = self._sessions(plan)
+
+    @property
+    def processing(self) -> PackagedModel:
+        """What makes inputs of raw samples, and predictions of outputs."""
+        return self.model
 
     @property
     def identity(self) -> str:

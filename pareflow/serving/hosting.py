@@ -1,42 +1,50 @@
 """A served model: what answers now, with its policies in place, its processing before and after."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 from pareflow.errors import InputError, PareflowError, StoreError
-from pareflow.runtime.endpoint import Endpoint
+from pareflow.runtime.calibration import Calibration, VariantBound
+from pareflow.runtime.endpoint import Endpoint, Figures
+from pareflow.runtime.pipelining import Pipeline
+from pareflow.runtime.rows import row_count
+from pareflow.runtime.tiers import named_after
 from pareflow.serving import protocol
-from pareflow.serving.executable import Executable, Release, seconds
+from pareflow.serving.executable import Opened, Release, Tensor, seconds
+from pareflow.serving.generate import Asked
+from pareflow.serving.language_model import LanguageModel
+from pareflow.serving.model import PackagedModel
 from pareflow.serving.plan import ServingPlan
 from pareflow.workload import Arrays
 
-_Result = TypeVar("_Result")
 SAMPLES, PREDICTIONS = "samples", "predictions"
 """The input that holds raw samples, rather than what the network takes; and the output that answers it."""
 Standing = Literal["here", "elsewhere", "unknown"]
 """Where the gate promoted a version: in this environment, in another one, or nowhere that is known."""
-BRIEF_S = 1e-3
-"""What takes less is done on the event loop: going to a thread and back takes a tenth of it."""
 
 
 class Hosted:
     """A release that answers, and its tiers: other variants of the same model, by name.
 
-    Made by `opened`, which blocks; then `started` in the event loop.
+    Made by `opening.opened`, which blocks; then `started` in the event loop. Raises: InputError where a tier
+    is not of this model, CalibrationError where a threshold is for other versions.
     """
 
-    def __init__(self, main: Executable, tiers: Mapping[str, Executable], plan: ServingPlan) -> None:
+    def __init__(self, main: Opened, tiers: Mapping[str, Opened], plan: ServingPlan) -> None:
         self.main, self.tiers, self.plan = main, dict(tiers), plan
         self.standing: Standing = "unknown"
         for name, tier in tiers.items():
             _check_alike(main, name, tier)
-        samples = main.model.golden()["samples"][:1]
-        self._brief = seconds(lambda: main.model.preprocess(samples)) < BRIEF_S
+        self._check_calibrations()
+        self._processing = main.processing
+        self._pipeline = Pipeline(plan.pipelining)
+        if self._processing is not None:
+            _measure(self._pipeline, self._processing)
         self._asked = 0
         self._idle = asyncio.Event()
 
@@ -53,6 +61,12 @@ class Hosted:
     def in_demand(self) -> bool:
         """Whether more requests are there than sessions compute."""
         return self._asked > self.main.sessions
+
+    @property
+    def figures(self) -> Mapping[str, Figures]:
+        """What its policies count, and its processing, once it is started."""
+        processing = {} if self._processing is None else {"pipelining": self._pipeline.figures}
+        return {**self.endpoint.figures, **processing}
 
     def started(self) -> "Hosted":
         """With its policies in place; call it in the event loop."""
@@ -93,13 +107,14 @@ class Hosted:
         """Close what was opened: for one that was never started. It blocks."""
         for executable in (self.main, *self.tiers.values()):
             executable.close()
+        self._pipeline.close()
 
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """The outputs for the network's inputs, or the predictions for raw samples and all outputs besides.
 
         Raises: InputError where a name, type or rank is not the model's; what the policies raise.
         """
-        if feeds.keys() == {SAMPLES}:
+        if feeds.keys() == {SAMPLES} and self._processing is not None:
             predictions, outputs = await self.predict(self._as_samples(feeds[SAMPLES]))
             return {PREDICTIONS: predictions, **outputs}
         self._check(feeds)
@@ -115,16 +130,42 @@ class Hosted:
 
     async def predict(self, samples: Any) -> tuple[np.ndarray, Arrays]:
         """One prediction per raw sample, and the outputs that they come from. Raises: InputError."""
+        processing = self._processing
+        if processing is None:
+            raise self._refused("it holds raw samples")
+        with self._pipeline.request():
+            feeds = await self._preprocessed(processing, samples)
+            outputs = await self.endpoint.answer(feeds)
+            count = row_count(outputs, otherwise=1)
+            predictions = await self._pipeline.run(
+                "postprocess", count, lambda: processing.postprocess(outputs)
+            )
+        return predictions, outputs
+
+    async def _preprocessed(self, processing: PackagedModel, samples: Any) -> Arrays:
+        """Raises: InputError."""
         try:
-            feeds = await self._processed(lambda: self.main.model.preprocess(samples))
+            count = len(samples)
+            return await self._pipeline.run("preprocess", count, lambda: processing.preprocess(samples))
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             raise InputError(
                 f"samples must be what {self.release.name} takes: {self.sample_kind}",
                 f"its preprocessing says {type(error).__name__}: {error}",
                 "Mend the samples",
             ) from error
-        outputs = await self.endpoint.answer(feeds)
-        return await self._processed(lambda: self.main.model.postprocess(outputs)), outputs
+
+    async def generate(self, asked: Asked) -> str:
+        """The text that follows a text. Raises: InputError where there is no tokenizer, as of `answer`."""
+        tokenizer = self.main.tokenizer if isinstance(self.main, LanguageModel) else None
+        if tokenizer is None:
+            raise InputError(
+                "`generate` needs a language model that was packed with a tokenizer.json",
+                f"{self.release.name} is none",
+                "Ask `infer`, with token ids where it is a language model",
+            )
+        ids = np.array([tokenizer.encode(asked.text).ids], np.int64)
+        answer = await self.answer({"input_ids": ids, **asked.options})
+        return str(tokenizer.decode(answer["tokens"][0, : answer["lengths"][0]].tolist()))
 
     async def predicted(self, samples: Any) -> Arrays:
         """The outputs for raw samples, and the predictions. Raises: InputError."""
@@ -136,12 +177,17 @@ class Hosted:
         found = outputs.get(PREDICTIONS)
         if found is not None:
             return found
-        return await self._processed(lambda: self.main.model.postprocess(dict(outputs)))
+        if self._processing is None:
+            raise self._refused("it holds raw samples")
+        processing, given = self._processing, dict(outputs)
+        count = row_count(given, otherwise=1)
+        return await self._pipeline.run("postprocess", count, lambda: processing.postprocess(given))
 
     @property
     def sample_kind(self) -> str:
         """`text`, or the numpy type of a raw sample's values."""
-        return str(self.main.model.document["samples"])
+        assert self._processing is not None  # it was asked for samples
+        return str(self._processing.document["samples"])
 
     def metadata(self) -> dict[str, Any]:
         """What the protocol's model metadata says."""
@@ -153,8 +199,16 @@ class Hosted:
             "outputs": [tensor.to_json() for tensor in self.main.outputs],
         }
 
-    async def _processed(self, work: Callable[[], _Result]) -> _Result:
-        return work() if self._brief else await asyncio.to_thread(work)
+    def _check_calibrations(self) -> None:
+        """Before anything is switched: a threshold that another version earned is refused."""
+        tiers = {name: tier.endpoint for name, tier in self.tiers.items()}
+        endpoint = replace(self.main.endpoint, tiers=tiers)
+        for policy in reversed(self.plan.chosen()):
+            calibration = getattr(policy, "calibration", None)
+            if isinstance(calibration, VariantBound):
+                calibration.require(endpoint)
+            if isinstance(calibration, Calibration):  # tiers answer: what stands before sees another
+                endpoint = named_after(endpoint, calibration)
 
     def _as_samples(self, array: np.ndarray) -> Any:
         if self.sample_kind == "text":
@@ -167,15 +221,17 @@ class Hosted:
         for tensor in self.main.inputs:
             array = feeds.get(tensor.name)
             if array is None:
+                if tensor.optional:
+                    continue
                 raise self._refused(f"`{tensor.name}` is missing")
             if protocol.datatype(array.dtype) != tensor.datatype:
                 raise self._refused(f"`{tensor.name}` is {protocol.datatype(array.dtype)}")
             if array.ndim != len(tensor.shape):
                 raise self._refused(f"`{tensor.name}` has shape {array.shape}")
             counts.add(len(array))
-        if len(feeds) != len(self.main.inputs):
-            names = {tensor.name for tensor in self.main.inputs}
-            raise self._refused(f"there is no `{next(name for name in feeds if name not in names)}`")
+        unknown = feeds.keys() - {tensor.name for tensor in self.main.inputs}
+        if unknown:
+            raise self._refused(f"there is no `{min(unknown)}`")
         if len(counts) > 1:
             raise self._refused(f"its inputs hold {' and '.join(map(str, sorted(counts)))} samples")
         if counts == {0}:
@@ -184,32 +240,37 @@ class Hosted:
     def _unusual(self, feeds: Mapping[str, np.ndarray]) -> str | None:
         """An input of another size than those that the runtime was seen to take, in words."""
         for tensor in self.main.inputs:
+            if tensor.name not in feeds:
+                continue
             sizes = zip(tensor.shape, feeds[tensor.name].shape, strict=True)
             if any(usual not in (-1, size) for usual, size in sizes):
                 return f"`{tensor.name}` has shape {feeds[tensor.name].shape}"
         return None
 
     def _refused(self, found: str) -> InputError:
-        takes = ", ".join(f"`{t.name}` {t.datatype} {list(t.shape)}" for t in self.main.inputs)
+        takes = ", ".join(_takes(tensor) for tensor in self.main.inputs)
+        samples = "" if self._processing is None else f", or `{SAMPLES}` alone"
         return InputError(
-            f"a request to {self.release.name} must hold {takes}, or `{SAMPLES}` alone",
+            f"a request to {self.release.name} must hold {takes}{samples}",
             found,
             f"See GET /v2/models/{self.release.name}",
         )
 
 
-def opened(releases: Mapping[str, Release], plan: ServingPlan, *, apart: bool = False) -> Hosted:
-    """Open releases by the name of the tier, the main one's empty; `apart`, that one in a process of its own.
-
-    Raises: as `Executable`; InputError.
-    """
-    executables = {
-        name: Executable(release, plan, apart=apart and not name) for name, release in releases.items()
-    }
-    return Hosted(executables.pop(""), executables, plan)
+def _measure(pipeline: Pipeline, processing: PackagedModel) -> None:
+    """What the stages take for one golden sample."""
+    samples = processing.golden()["samples"][:1]
+    pipeline.learn("preprocess", seconds(lambda: processing.preprocess(samples)))
+    outputs = processing.outputs(samples)
+    pipeline.learn("postprocess", seconds(lambda: processing.postprocess(outputs)))
 
 
-def _check_alike(main: Executable, name: str, tier: Executable) -> None:
+def _takes(tensor: Tensor) -> str:
+    said = f"`{tensor.name}` {tensor.datatype} {list(tensor.shape)}"
+    return f"{said} (optional)" if tensor.optional else said
+
+
+def _check_alike(main: Opened, name: str, tier: Opened) -> None:
     """Raises: InputError where a tier takes or gives other tensors than the model that it stands in for."""
     for side in ("inputs", "outputs"):
         ours, theirs = ({(t.name, t.datatype) for t in getattr(one, side)} for one in (main, tier))

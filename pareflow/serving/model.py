@@ -33,7 +33,7 @@ class PackagedModel:
     """A package, opened: its files verified, its session loaded."""
 
     def __init__(self, folder: Path) -> None:
-        self.document = verified(folder)
+        self.document = network(folder)
         self._folder = folder
         self._workload: Workload = define(self.document["workload"], folder / "workload")
         self.session: Session = self.load_session()
@@ -121,6 +121,18 @@ def verified(folder: Path) -> dict[str, Any]:
             "every file of a package must be as it was packaged",
             f"{', '.join(wrong)} in {folder} changed",
             "Register the model again",
+        )
+    return document
+
+
+def network(folder: Path) -> dict[str, Any]:
+    """The same of a network with its processing. Raises: InputError where it holds something else too."""
+    document = verified(folder)
+    if "backend" not in document:
+        raise InputError(
+            f"{folder} must hold a network with its processing",
+            f"it holds a {str(document.get('kind')).replace('_', ' ')}",
+            "Language models are served, and neither tuned, calibrated nor exported",
         )
     return document
 

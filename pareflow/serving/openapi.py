@@ -82,6 +82,10 @@ SCHEMAS: Mapping[str, Schema] = {
     "Invocation": {
         "oneOf": [{"type": "object", "properties": {form: SAMPLES}, "required": [form]} for form in FORMS]
     },
+    "GenerateRequest": _object(("text_input",), text_input=TEXT, parameters={"type": "object"}),
+    "GenerateResponse": _object(
+        ("model_name", "model_version", "text_output"), model_name=TEXT, model_version=TEXT, text_output=TEXT
+    ),
     "Predictions": _object(("predictions",), predictions={}),
 }
 REFUSALS = {
@@ -131,6 +135,8 @@ def document(version: str, models: Mapping[str, str]) -> dict[str, Any]:
         raw = {"schema": {"type": "string", "format": "binary"}}
         infer["responses"]["200"]["content"]["application/octet-stream"] = raw
         paths[f"{model}/infer"] = {"post": infer, "parameters": given}
+        told = _post("The text that follows, of a language model", "GenerateRequest", "GenerateResponse")
+        paths[f"{model}/generate"] = {"post": told, "parameters": given}
     return {
         "openapi": "3.1.0",
         "info": {"title": "pareflow serve", "version": version, "description": __doc__},

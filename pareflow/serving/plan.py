@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pareflow.catalog import POLICIES, find
 from pareflow.errors import SpecError
+from pareflow.runtime.decoding import Decoding
+from pareflow.runtime.pipelining import Pipelining
 from pareflow.runtime.policy import Policy
 from pareflow.spec import read_part
 from pareflow.variant import Step
@@ -33,6 +35,12 @@ class ServingPlan(BaseModel):
         description="other variants of the model by name, cheapest first, for policies to choose from",
     )
     policies: tuple[Any, ...] = ({"dynamic_batching": {}},)
+    pipelining: Pipelining = Field(
+        default=Pipelining(), description="when raw samples are processed in threads, beside other requests"
+    )
+    decoding: Decoding | None = Field(
+        default=None, description="how a causal language model is decoded; its draft is one of the tiers"
+    )
 
     @model_validator(mode="after")
     def _names_policies(self) -> Self:

@@ -84,7 +84,7 @@ def parse(body: bytes, header_length: str | None) -> Request:
         outputs=[name for name, _ in wanted] or None,
         raw={name: raw for name, raw in wanted if raw is not None},
         raw_by_default=_flag(parameters, "binary_data_output") or False,
-        timeout_s=_timeout(parameters),
+        timeout_s=timeout_s(parameters),
     )
 
 
@@ -174,8 +174,8 @@ def _flag(parameters: Mapping[str, Any], key: str) -> bool | None:
     return found
 
 
-def _timeout(parameters: Mapping[str, Any]) -> float | None:
-    """Seconds; the protocol's servers take microseconds."""
+def timeout_s(parameters: Mapping[str, Any]) -> float | None:
+    """Seconds; the protocol's servers take microseconds. Raises: InputError."""
     found = parameters.get("timeout")
     if found is None:
         return None

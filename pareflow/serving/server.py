@@ -30,7 +30,7 @@ def serve(
 ) -> None:
     """Serve the sources' models until SIGTERM or SIGINT; then answer what is there, and end.
 
-    Without a plan each model is served by its own. `found` gives the source of what the plan's tiers name;
+    Without a plan each model is served by its own. `found` gives the source of what a plan's tiers name;
     `listening` is told the URL when connections are taken. Raises: MissingExtraError; InputError where the
     address cannot be had; what the sources raise, and what a model that cannot be served does.
     """

@@ -16,9 +16,10 @@ from pareflow.errors import PareflowError, TrackingError, TransientError
 from pareflow.hardware import memory
 from pareflow.serving.beside import Beside
 from pareflow.serving.executable import Release
-from pareflow.serving.hosting import Hosted, opened
+from pareflow.serving.hosting import Hosted
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.model import told
+from pareflow.serving.opening import opened
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.standing import Unjudged, standing
 from pareflow.serving.traffic import Traffic
@@ -80,6 +81,10 @@ class FolderSource:
         return None
 
 
+def _folder(target: str) -> Source:
+    return FolderSource(Path(target))
+
+
 async def _let_go(hosted: Hosted) -> None:
     """Close a version that is no longer served, and give back its memory."""
     await hosted.retire(for_good=True)
@@ -101,8 +106,9 @@ class Slot:
     """One served model, loaded where it is made: that blocks.
 
     Where the registry is away it is the last version that came whole from there. Without a plan it is served
-    by the one that was tuned for the version in this environment, else by the default. `standby`: the
-    previous version is kept loaded, which takes its memory.
+    by the one that was tuned or calibrated for the version in this environment, else by the default. `found`
+    gives the source of what the plan's tiers name. `standby`: the previous version is kept loaded, which
+    takes its memory.
     Raises: PareflowError where there is neither, or it cannot be served.
     """
 
@@ -111,13 +117,13 @@ class Slot:
         source: Source,
         plan: ServingPlan | None,
         metrics: Metrics,
-        tiers: Mapping[str, Source] | None = None,
+        found: Callable[[str], Source] = _folder,
         *,
         standby: bool = True,
         unjudged: Unjudged = "check",
     ) -> None:
         self.source, self.plan = source, plan
-        self._sources = {"": source, **(tiers or {})}
+        self._found, self._tiers = found, dict[str, Source]()
         self._metrics, self._keeps, self._unjudged = metrics, standby, unjudged
         self._troubles: dict[str, str] = {}
         self._refusals: dict[str, _Refusal] = {}
@@ -202,7 +208,8 @@ class Slot:
 
     def _current(self) -> dict[str, Release]:
         """What should answer now, by the name of the tier. Raises: as `Source.current`."""
-        return {name: source.current() for name, source in self._sources.items()}
+        main = self.source.current()
+        return {"": main, **{name: tier.current() for name, tier in self._tiers_of(main).items()}}
 
     def _first(self) -> dict[str, Release]:
         try:
@@ -210,9 +217,8 @@ class Slot:
             self._metrics.registry(reachable=True)
             return releases
         except (TransientError, TrackingError) as error:
-            last = {name: source.last() for name, source in self._sources.items()}
-            whole = {name: release for name, release in last.items() if release is not None}
-            if len(whole) < len(last):
+            whole = self._last()
+            if whole is None:
                 raise
             self._metrics.registry(reachable=False)
             self._tell("new", str(error))
@@ -221,6 +227,26 @@ class Slot:
                     "serving version %s of %s, the last that came whole", release.version, release.name
                 )
             return whole
+
+    def _last(self) -> dict[str, Release] | None:
+        """What came whole before, by the name of the tier; None where one never did."""
+        main = self.source.last()
+        if main is None:
+            return None
+        last = {name: tier.last() for name, tier in self._tiers_of(main).items()}
+        whole = {name: release for name, release in last.items() if release is not None}
+        return {"": main, **whole} if len(whole) == len(last) else None
+
+    def _plan_of(self, main: Release) -> ServingPlan:
+        return self.plan or main.plan or ServingPlan()
+
+    def _tiers_of(self, main: Release) -> dict[str, Source]:
+        """The sources of what the version's plan names, each made once: it knows what it has verified."""
+        targets = self._plan_of(main).tiers
+        for target in targets.values():
+            if target not in self._tiers:
+                self._tiers[target] = self._found(target)
+        return {name: self._tiers[target] for name, target in targets.items()}
 
     async def _ready(self, what: str, releases: Mapping[str, Release], *, apart: bool = False) -> Hosted:
         """Releases, opened, with their policies in place. What was refused is not opened again at once."""
@@ -237,7 +263,7 @@ class Slot:
         return made.started()
 
     def _opened(self, releases: Mapping[str, Release], *, apart: bool = False) -> Hosted:
-        hosted = opened(releases, self.plan or releases[""].plan or ServingPlan(), apart=apart)
+        hosted = opened(releases, self._plan_of(releases[""]), apart=apart)
         try:
             self._stands(hosted)
         except PareflowError:
@@ -255,10 +281,21 @@ class Slot:
         if after is None:
             after = await self._ready("new", releases)
         self._answers(after)
+        self._tell_of_plans(before.release, after.release)
         if self._keeps:
             await self.beside.keep(before)
         else:
             self._retire(before)
+
+    def _tell_of_plans(self, before: Release, after: Release) -> None:
+        if self.plan is None and before.plan is not None and after.plan is None:
+            log.warning(
+                "version %s of %s has no plan of its own in this environment: the sessions and thresholds of "
+                "version %s are not its own, and it is served without; see `pareflow tune` and `calibrate`",
+                after.version,
+                after.name,
+                before.version,
+            )
 
     def _retire(self, hosted: Hosted) -> None:
         task = asyncio.create_task(_let_go(hosted))
@@ -268,7 +305,7 @@ class Slot:
     def _answers(self, hosted: Hosted) -> None:
         self.hosted = hosted
         release = hosted.release
-        self._metrics.serves(release.name, release.version, hosted.endpoint.figures, hosted.standing)
+        self._metrics.serves(release.name, release.version, hosted.figures, hosted.standing)
         log.info("%s version %s answers: %s", release.name, release.version, hosted.endpoint.identity)
         if hosted.standing == "elsewhere":
             log.warning(

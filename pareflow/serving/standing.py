@@ -13,8 +13,9 @@ from typing import Any, Literal
 from pareflow.errors import EnvironmentUnfitError
 from pareflow.measurement import CONFIDENCE
 from pareflow.measuring.environment import environment
-from pareflow.serving.executable import Executable
+from pareflow.serving.executable import Opened
 from pareflow.serving.hosting import Standing
+from pareflow.serving.model import PackagedModel
 
 Unjudged = Literal["check", "refuse"]
 """What is done with a version that has no verdict of this environment."""
@@ -23,14 +24,15 @@ TIMED, SECONDS = 400, 5.0
 """Requests that are timed at most, and for how long."""
 
 
-def standing(executable: Executable, judged: str | None, unjudged: Unjudged) -> Standing:
+def standing(opened: Opened, judged: str | None, unjudged: Unjudged) -> Standing:
     """How a version that was opened stands here; `judged` is what a registry knows of it in this environment.
 
     It takes a few seconds where it must be timed.
 
     Raises: EnvironmentUnfitError where it must not be served.
     """
-    document, release = executable.model.document, executable.release
+    release, processing = opened.release, opened.processing
+    document = {} if processing is None else processing.document  # no gate judges a language model
     ours = document.get("environment", {}).get("fingerprint") == here()
     verdict = document.get("verdict")
     decision = judged or (verdict["decision"] if verdict and ours else None)
@@ -41,8 +43,10 @@ def standing(executable: Executable, judged: str | None, unjudged: Unjudged) -> 
         raise _refused(named, "the gate rejected it in this environment")
     if unjudged == "refuse":
         raise _refused(named, "it has no verdict of this environment")
-    if verdict and not executable.apart:  # through a pipe its times are not those that it would be served in
-        for words in _broken(executable, verdict["checks"]):
+    if (
+        verdict and processing is not None and not opened.apart
+    ):  # through a pipe its times are not those that it would be served in
+        for words in _broken(processing, verdict["checks"]):
             raise _refused(named, f"it was judged elsewhere, and here {words}")
     return "elsewhere" if verdict else "unknown"
 
@@ -53,7 +57,7 @@ def here() -> str:
     return environment().fingerprint
 
 
-def _broken(executable: Executable, checks: list[Mapping[str, Any]]) -> Iterator[str]:
+def _broken(model: PackagedModel, checks: list[Mapping[str, Any]]) -> Iterator[str]:
     """Promised times that are beyond doubt not kept here, in words.
 
     One sample is asked: where the promise is for more of them, one that takes too long breaks it, too.
@@ -64,15 +68,14 @@ def _broken(executable: Executable, checks: list[Mapping[str, Any]]) -> Iterator
     limits = {one["clause"]: one["limit"] for one in checks if one["clause"] in QUANTILES}
     if not limits:
         return
-    times = _times_ms(executable)
+    times = _times_ms(model)
     for clause, limit in limits.items():
         found = quantile_interval(times, QUANTILES[clause], CONFIDENCE)
         if decided(found, limit, upper=True) == "reject":
             yield f"{clause} is {found.estimate:.3g} (limit {limit:g})"
 
 
-def _times_ms(executable: Executable) -> list[float]:
-    model = executable.model
+def _times_ms(model: PackagedModel) -> list[float]:
     feeds = model.preprocess(model.golden()["samples"][:1])
     times, until = list[float](), time.perf_counter() + SECONDS
     while len(times) < TIMED and time.perf_counter() < until:

@@ -24,7 +24,7 @@ from pareflow.intervals import pooled_quantile_interval, samples_needed
 from pareflow.isolation import Limits, run_isolated
 from pareflow.measurement import CONFIDENCE
 from pareflow.measuring.load import BLOCKS, Load
-from pareflow.serving.model import verified
+from pareflow.serving.model import network
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.server import check_extra
 from pareflow.stages import plan_space
@@ -135,7 +135,7 @@ def tune(ground: Ground, promise: Promise) -> list[Tried]:
     BusyMachineError, MissingExtraError where LoadGen or the server is not installed.
     """
     check_extra()
-    document = verified(ground.package)
+    document = network(ground.package)
     threads = int(Step.from_json(document["backend"]).settings.get("threads", 1))
     most = max(1, len(probe.cores()) // threads)
     sizes = [promise.samples * size for size in plan_space.BATCHES]

@@ -35,6 +35,7 @@ print(sorted({"torch", "mlflow", "prefect", "onnxruntime", "pandas"} & set(sys.m
 COMMANDS = (
     *("init", "check", "plan", "optimize", "report", "list", "export", "split"),
     *("retrain", "promote", "rollback", "monitor", "store", "collect", "doctor"),
+    *("serve", "tune", "calibrate", "pack"),
 )
 
 

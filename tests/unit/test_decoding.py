@@ -456,7 +456,7 @@ def test_decoding_ends_at_the_deadline(
     request = {"input_ids": np.array([[1, 2]]), "max_new_tokens": np.array([20])}
 
     async def scenario() -> Arrays:
-        with answered_within(0.0), pytest.raises(DeadlineError, match="it came while decoding"):
+        with answered_within(0.0), pytest.raises(DeadlineError, match="it came while waiting"):
             await generation.answer(request)
         return await generation.answer(request)
 

@@ -313,9 +313,10 @@ def test_what_tiers_keep_goes_with_their_version(
 ) -> None:
     """A cache below the choice stands before each tier, and keeps an answer of each in one file."""
     cache = {"exact_cache": {"store": f"sqlite:{tmp_path / 'answers.db'}"}}
-    plan = ServingPlan(policies=({"deadline_routing": {}}, cache))
+    small = str(packaged("images", Step("torch_eager")))
+    plan = ServingPlan(tiers={"small": small}, policies=({"deadline_routing": {}}, cache))
     source = Shelf(two[0])
-    slot = Slot(source, plan, Metrics(), {"small": FolderSource(packaged("images", Step("torch_eager")))})
+    slot = Slot(source, plan, Metrics())
 
     def kept() -> int:
         with closing(sqlite3.connect(tmp_path / "answers.db")) as connection:
@@ -360,9 +361,9 @@ def test_a_plan_that_cannot_be_is_refused(wrong: Mapping[str, Any], said: str) -
 def test_tiers_are_other_variants_of_the_model(packaged: Packaged) -> None:
     """Loaded beside it, by name, behind what stands below the choice; another model is none."""
     metrics = Metrics()
-    main, small = FolderSource(packaged("images")), FolderSource(packaged("images", Step("torch_eager")))
-    plan = ServingPlan(policies=({"deadline_routing": {}}, {"dynamic_batching": {}}))
-    slot = Slot(main, plan, metrics, {"small": small})
+    main, small = FolderSource(packaged("images")), str(packaged("images", Step("torch_eager")))
+    policies = ({"deadline_routing": {}}, {"dynamic_batching": {}})
+    slot = Slot(main, ServingPlan(tiers={"small": small}, policies=policies), metrics)
     assert set(slot.hosted.releases) == {"", "small"}
 
     async def scenario() -> None:
@@ -377,7 +378,7 @@ def test_tiers_are_other_variants_of_the_model(packaged: Packaged) -> None:
 
     asyncio.run(scenario())
     with pytest.raises(InputError, match="the tier `other` must have the inputs of images"):
-        Slot(main, ServingPlan(), metrics, {"other": FolderSource(packaged("texts"))})
+        Slot(main, ServingPlan(tiers={"other": str(packaged("texts"))}), metrics)
 
 
 def test_requests_are_kept_only_where_that_is_asked_for(serve: Serve, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The workload of `configs/stories`: llama2.c's network beside an own reading of it in numpy."""
 
+import importlib
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from pareflow import network, workload
 from pareflow.catalog import BACKENDS
@@ -14,6 +16,12 @@ from pareflow.compiler import Backend
 from pareflow.compiler.torch_compile import TorchCompile
 from pareflow.compiler.worker import WorkerBackend
 from pareflow.errors import StepFailedError, WorkloadError
+from pareflow.serving import language_model
+from pareflow.serving.app import App
+from pareflow.serving.metrics import Metrics
+from pareflow.serving.plan import ServingPlan
+from pareflow.serving.settings import Settings
+from pareflow.serving.slot import FolderSource, Slot
 from pareflow.workload import LoadedWorkload
 
 CODE = Path(__file__).parents[2] / "configs" / "stories"
@@ -290,3 +298,36 @@ def test_every_form_takes_a_prompt_of_any_length(
         answer = run({"tokens": np.asarray([[1, *published][:length]])})["output"]
         assert answer.shape == (1, length, 512)
         assert answer[0].argmax(-1).tolist() == published[:length]
+
+
+@pytest.mark.parametrize("draft", [None, "prompt_lookup"])
+def test_a_server_gives_the_published_tokens(
+    draft: str | None,
+    stories: LoadedWorkload,
+    published: list[int],
+    checkout: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """As transformers' Llama, packed, behind HTTP: token ids in, token ids out, twice by a kept prefix."""
+    pytest.importorskip("transformers")
+    monkeypatch.syspath_prepend(checkout / "bench")
+    models: Any = importlib.import_module("story_models")
+    models.write(tmp_path / "checkpoint")
+    language_model.pack(tmp_path / "checkpoint", "stories", tmp_path / "package")
+    decoding = {"draft": draft, "draft_length": 4, "automatic": False} if draft else {}
+    metrics = Metrics()
+    slot = Slot(
+        FolderSource(tmp_path / "package"), ServingPlan.model_validate({"decoding": decoding}), metrics
+    )
+    asked = {"input_ids": [1], "max_new_tokens": [len(published)]}
+    inputs = [
+        {"name": name, "datatype": "INT64", "shape": [1, 1] if name == "input_ids" else [1], "data": data}
+        for name, data in asked.items()
+    ]
+    with TestClient(App([slot], Settings(poll_s=None), metrics).asgi()) as client:
+        for _ in range(2):
+            answer = client.post("/v2/models/stories/infer", json={"inputs": inputs}).json()
+            told = {one["name"]: one["data"] for one in answer["outputs"]}
+            assert (told["tokens"], told["lengths"]) == (published, [len(published)])
+    assert (slot.hosted.figures["generation"]()["drafted"] if draft else 1) > 0

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import Field
+
+from pareflow.runtime.calibration import Drop, VariantBound
 
 STEPS = 800
 """Thresholds from 1 to -1 that are tried, fixed before any pair is seen."""
@@ -30,6 +33,19 @@ class Calibration:
     @property
     def hit_share(self) -> float:
         return self.hits / self.pairs if self.pairs else 0.0
+
+
+class HitCalibration(VariantBound):
+    """From which score on a kept answer is given, for these variants alone, and what that was decided on."""
+
+    score: str = Field(description="what the threshold is of: `margin` or `similarity`")
+    settings: str = Field(description="the digest of the cache's other settings that decide on a hit")
+    threshold: float = Field(ge=-1, le=2, description="the lowest score of a hit")
+    max_false_hits: Drop = Field(description="the budget: the most of the hits that may be false")
+    confidence: Drop = Field(description="how surely no more are")
+    pairs: int = Field(ge=1, description="requests that were held against the kept ones")
+    hits: int = Field(ge=0, description="of the pairs, at or above the threshold")
+    false_hits: int = Field(ge=0, description="of the hits, those whose kept answer would not have done")
 
 
 def calibrate(

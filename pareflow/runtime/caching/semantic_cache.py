@@ -4,15 +4,16 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pareflow.catalog import installed_version
-from pareflow.errors import SpecError
+from pareflow.errors import CalibrationError, SpecError
 from pareflow.runtime.caching.accounts import Account
 from pareflow.runtime.caching.cache import Cache
+from pareflow.runtime.caching.calibration import HitCalibration
 from pareflow.runtime.caching.embedder import Embedder
 from pareflow.runtime.caching.false_hits import FalseHits, Threshold
 from pareflow.runtime.caching.index import ExactIndex, UsearchIndex
@@ -22,6 +23,7 @@ from pareflow.runtime.caching.sameness import kind_of, same
 from pareflow.runtime.caching.session import copied
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.runtime.rows import row_count, taken
+from pareflow.variant import digest
 from pareflow.workload import Arrays
 
 log = logging.getLogger(__name__)
@@ -35,10 +37,10 @@ class SemanticCache(Cache):
     the cosine at as many hits (`bench/caching.py`). Where answers are values, not classes, there is only the
     cosine.
 
-    It is an approximation, and may be wrong: `threshold` is calibrated (`calibrate`, on labelled pairs, or by
-    itself on shadow pairs, while every request is computed), a share of the hits is computed again, and where
-    the rate of false hits is above the limit with 95 % confidence it gives no more hits. An encoder that
-    fails, or a request that it cannot embed, is no failed request: it is computed.
+    It is an approximation, and may be wrong: its threshold is calibrated (`pareflow calibrate`, for these
+    variants alone; or by itself on shadow pairs, while every request is computed), a share of the hits is
+    computed again, and where the rate of false hits is above the limit with 95 % confidence it gives no more
+    hits. An encoder that fails, or a request that it cannot embed, is no failed request: it is computed.
     """
 
     name: ClassVar[str] = "semantic_cache"
@@ -57,6 +59,9 @@ class SemanticCache(Cache):
     threshold: float | None = Field(
         default=None, ge=-1, le=2, description="score from which on it is a hit; else it calibrates itself"
     )
+    calibration: HitCalibration | None = Field(
+        default=None, description="the threshold, and which variants it is for; instead of `threshold`"
+    )
     min_similarity: float = Field(
         default=0.5, ge=-1, le=1, description="cosine below which nothing is a hit, whatever its margin"
     )
@@ -72,22 +77,51 @@ class SemanticCache(Cache):
         default="exact", description="exact to some tens of thousands of kept answers; usearch above"
     )
 
+    @model_validator(mode="after")
+    def _has_one_threshold(self) -> Self:
+        if self.threshold is not None and self.calibration is not None:
+            raise ValueError("`threshold` and `calibration` must not both be given: the record holds one")
+        return self
+
     def unfit(self) -> str | None:
         absent = self.index == "usearch" and installed_version("usearch") is None
         return "not installed: usearch" if absent else None
 
     def wrap(self, below: Endpoint) -> Endpoint:
-        """Raises: SpecError where `encoder` is no tier."""
+        """Raises: SpecError where `encoder` is no tier, CalibrationError where the record is of others."""
         if self.encoder is not None and self.encoder not in below.tiers:
             known = ", ".join(below.tiers) or "none"
             raise SpecError(self.label, [f"encoder: must be one of the tiers ({known})"])
+        self._check(below)
         cache = _Answers(self, below)
         return below.then(self.name, cache.answer, cache.figures, flush=cache.flush)
 
+    @property
+    def deciding(self) -> str:
+        """The digest of what decides on a hit, beside the threshold: it is calibrated for these alone."""
+        kinds = {"encoder", "embedding", "min_similarity", "same", "judged", "tolerance"}
+        return digest(self.kind_of_score, self.model_dump(mode="json", include=kinds))
+
+    @property
+    def kind_of_score(self) -> Literal["margin", "similarity"]:
+        """What near enough is really by."""
+        return "margin" if self.score == "margin" and self.same == "class" else "similarity"
+
     def score_of(self, near: NearAnswer) -> float:
         """What is held against the threshold."""
-        by_margin = self.score == "margin" and self.same == "class"
-        return near.margin if by_margin else near.similarity
+        return near.margin if self.kind_of_score == "margin" else near.similarity
+
+    def _check(self, below: Endpoint) -> None:
+        if self.calibration is None:
+            return
+        self.calibration.require(below)
+        record = self.calibration
+        if record.settings != self.deciding or record.max_false_hits > self.max_false_hits:
+            raise CalibrationError(
+                "a threshold must be calibrated with the settings of its cache, and to its limit",
+                f"it was with others, on the {record.score}, to {record.max_false_hits:g}",
+                "Calibrate again, or set them back",
+            )
 
 
 class _Answers:
@@ -103,7 +137,8 @@ class _Answers:
         index = UsearchIndex if policy.index == "usearch" else ExactIndex
         self._kept = NearAnswers(index, int(policy.max_mib * 2**20), policy.ttl_s)
         self._account = Account(policy.window, policy.rest_s)
-        self._threshold = Threshold(policy.threshold, policy.max_false_hits, policy.shadow_pairs)
+        known = policy.threshold if policy.calibration is None else policy.calibration.threshold
+        self._threshold = Threshold(known, policy.max_false_hits, policy.shadow_pairs)
         self._false_hits = FalseHits(policy.max_false_hits)
         self._chance = random.Random(0)  # which hits are computed again
 

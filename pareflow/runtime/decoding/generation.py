@@ -1,6 +1,7 @@
 """A causal language model as an endpoint: prompts in, the tokens that follow out."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pareflow.errors import DeadlineError
+from pareflow.errors import DeadlineError, OverloadedError
 from pareflow.runtime.decoding.drafts import named, require_cuttable
 from pareflow.runtime.decoding.prefixes import PrefixCache
 from pareflow.runtime.decoding.request import Limits, Prompt, prompts
@@ -18,6 +19,7 @@ from pareflow.runtime.decoding.sampling import Noise
 from pareflow.runtime.decoding.settings import Decoding
 from pareflow.runtime.decoding.speculation import Speculation
 from pareflow.runtime.endpoint import Endpoint, deadline
+from pareflow.runtime.service_time import ServiceTime
 from pareflow.workload import Arrays
 
 if TYPE_CHECKING:
@@ -61,20 +63,25 @@ class Generation:
         if self._prefixes or self._loop:
             require_cuttable(config)
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="generation")
-        self._requests = self._tokens = 0
+        self._requests = self._tokens = self._refused = 0
+        self._most_waiting, self._asked, self._time = settings.max_waiting, 0, ServiceTime()
 
     def endpoint(self, identity: str) -> Endpoint:
         """The model as an endpoint. `identity` names what answers."""
         return Endpoint(self.answer, identity, figures={"generation": self.figures})
 
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        """Raises: InputError, DeadlineError. Who is cancelled is not decoded for any longer."""
+        """Raises: InputError, OverloadedError, DeadlineError. Who is cancelled is not decoded any longer."""
         rows, watch = prompts(feeds, self._limits), _Watch(deadline())
+        self._admit()
+        self._asked += 1
         try:
             answers = await asyncio.get_running_loop().run_in_executor(self._threads, self._all, rows, watch)
         except asyncio.CancelledError:
             watch.gone.set()
             raise
+        finally:
+            self._asked -= 1
         lengths = np.array([len(answer) for answer in answers], np.int64)
         tokens = np.full((len(answers), max(lengths, default=0)), self._filler)
         for row, answer in zip(tokens, answers, strict=True):
@@ -82,7 +89,12 @@ class Generation:
         return {"tokens": tokens, "lengths": lengths}
 
     def figures(self) -> Mapping[str, float]:
-        found: dict[str, float] = {"requests": self._requests, "tokens": self._tokens}
+        found: dict[str, float] = {
+            "requests": self._requests,
+            "tokens": self._tokens,
+            "waiting": max(0, self._asked - 1),
+            "refused": self._refused,
+        }
         if self._prefixes is not None:
             kept = self._prefixes
             found |= {
@@ -99,12 +111,25 @@ class Generation:
         """Let what runs end, and take no more."""
         self._threads.shutdown(wait=True)
 
+    def _admit(self) -> None:
+        """Raises: OverloadedError. One is decoded, the others wait."""
+        if self._asked > self._most_waiting:
+            self._refused += 1
+            line_s = self._time.predict(self._asked)
+            raise OverloadedError(
+                f"at most {self._most_waiting} requests may wait",
+                "the line is full",
+                retry_after_s=1.0 if math.isnan(line_s) else line_s,
+            )
+
     def _all(self, rows: list[Prompt], watch: "_Watch") -> list[np.ndarray]:
-        answers = list[np.ndarray]()
+        answers, began = list[np.ndarray](), time.monotonic()
         for row in rows:
             if watch.gone.is_set():
                 break
+            watch.check("waiting")  # who waited too long costs no pass over his prompt
             answers.append(self._decoded(row, watch))
+        self._time.observe(1, time.monotonic() - began)
         return answers
 
     def _decoded(self, prompt: Prompt, watch: "_Watch") -> np.ndarray:
@@ -148,10 +173,16 @@ class _Watch:
     def __init__(self, limit: float | None) -> None:
         self._limit, self.gone = limit, Event()
 
+    def check(self, meanwhile: str) -> None:
+        """Raises: DeadlineError."""
+        if self._limit is not None and time.monotonic() > self._limit:
+            raise DeadlineError(
+                "a request must be answered before its deadline", f"it came while {meanwhile}"
+            )
+
     def __call__(self, text: "torch.Tensor", scores: Any) -> "torch.Tensor":
         """Asked for each token. Raises: DeadlineError."""
         import torch
 
-        if self._limit is not None and time.monotonic() > self._limit:
-            raise DeadlineError("a request must be answered before its deadline", "it came while decoding")
+        self.check("decoding")
         return torch.full((len(text),), self.gone.is_set(), device=text.device)

@@ -1,0 +1,122 @@
+"""`pareflow calibrate`: the thresholds of a serving plan, for the registered versions that it serves."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pareflow import spec
+from pareflow.collection import holding
+from pareflow.errors import InputError
+from pareflow.serving import plan as plans
+from pareflow.serving.calibrating import Budget
+from pareflow.serving.executable import Release
+from pareflow.stages import calibrating
+from pareflow.stages.exporting import winner_package
+from pareflow.stages.run import Run
+from pareflow.store import Store
+from tasks import pipelines
+from tasks.serving import register_plan, source
+from tasks.tracking import Tracker
+
+PIPELINES = (".yaml", ".yml")
+
+
+def calibrate(
+    target: str,
+    data_dir: Path,
+    plan: Path,
+    budget: Mapping[str, float],
+    *,
+    learn_scores: bool = False,
+    config: Path | None = None,
+    to: Path | None = None,
+    register: bool = False,
+) -> dict[str, Any]:
+    """The plan with its thresholds, written and registered where asked.
+
+    Raises: InputError, CalibrationError.
+    """
+    if register and not target.startswith("models:"):
+        raise InputError(
+            "a plan can be registered with a registered version", f"got {target}", "Name models:/NAME@ALIAS"
+        )
+    described = plans.read(plan)
+    path = _config(target, data_dir, config)
+    run_spec = spec.read(path)
+    with holding(Store(data_dir / "store"), f"calibrate {target}"):
+        run = Run.open(run_spec, path, data_dir)
+        main = _release(run, target, data_dir)
+        tiers = {name: source(one, data_dir).current() for name, one in described.tiers.items()}
+        releases = {"": main, **tiers}
+        done = calibrating.calibrate(run, releases, described, Budget(**budget), learn_scores=learn_scores)
+    document = done.plan.model_dump(mode="json", exclude_defaults=True)
+    if to is not None:
+        to.write_text(yaml.safe_dump(document, sort_keys=False))
+    if register:
+        register_plan(data_dir, main, done.plan)
+    return {
+        "model": main.name,
+        "version": main.version,
+        "registered": register,
+        "samples": done.samples,
+        **budget,
+        "calibrated": done.found,
+        "plan": document,
+        "written": None if to is None else str(to),
+    }
+
+
+def show(document: Mapping[str, Any], console: Console) -> None:
+    """Each threshold, what it was decided on, and the plan where it is written nowhere."""
+    table = Table(title=f"{document['model']} version {document['version']}, {document['samples']} samples")
+    for heading in ("policy", "threshold", "of", "decided on", "what was found"):
+        table.add_column(heading)
+    for row in document["calibrated"]:
+        samples = row["pairs"] if "pairs" in row else row["samples"]
+        threshold = f"{row['threshold']:.6g}"
+        table.add_row(row["policy"], threshold, row["score"], f"{samples} samples", escape(_found(row)))
+    console.print(table)
+    written = f"; written to {document['written']}" if document["written"] else ""
+    registered = "; registered with the version, for this environment" if document["registered"] else ""
+    said = f"these thresholds are for these versions alone{written}{registered}"
+    console.print(escape(said), soft_wrap=True)
+    if not document["written"] and not document["registered"]:
+        plan = yaml.safe_dump(document["plan"], sort_keys=False)
+        console.print(escape(plan), soft_wrap=True, highlight=False)
+
+
+def _found(row: Mapping[str, Any]) -> str:
+    if "pairs" in row:
+        sure = f"at most {row['max_false_hits']:.2%} are, with {row['confidence']:.1%} confidence"
+        return f"{row['hits']} hits, {row['false_hits']} of them false: {sure}"
+    shares = ", ".join(f"{name} answers {share:.1%}" for name, share in row["answered"].items())
+    sure = f"at most {row['max_drop']:.2%}, with {row['confidence']:.1%} confidence"
+    return f"{shares}; {row['drop']:.2%} lost here: {sure}"
+
+
+def _config(target: str, data_dir: Path, named: Path | None) -> Path:
+    """The pipeline YAML, which holds the data. Raises: InputError where it is not at hand."""
+    if target.endswith(PIPELINES):
+        return Path(target)
+    if target.startswith("models:"):
+        tracker = Tracker.open(data_dir)
+        version = tracker.resolve(target)
+        return pipelines.described(tracker, version.name, str(version.version), named)[1]
+    if named is None:
+        raise InputError(
+            "the pipeline YAML of a package must be named: it holds the data",
+            f"{target} is a folder",
+            "Name it with --config",
+        )
+    return named
+
+
+def _release(run: Run, target: str, data_dir: Path) -> Release:
+    """What is to be served: the registered version, the package, or the pipeline's winner."""
+    named = str(winner_package(run)) if target.endswith(PIPELINES) else target
+    return source(named, data_dir).current()

@@ -1,0 +1,124 @@
+"""`pareflow calibrate`: a plan's thresholds, for a registered version, a package, or a pipeline's winner."""
+
+import json
+import subprocess
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pareflow.serving.plan import read
+from pareflow.variant import Step
+from tests.orchestration.test_serve import Server
+
+Done = subprocess.CompletedProcess[str]
+MANY: Mapping[str, Any] = {"file": {"path": "many_images.py", "settings": {"steps": 20}}}
+
+
+@pytest.fixture(scope="module")
+def package(
+    workloads: Path, make_package: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    step = Step("onnxruntime", {"threads": 1})
+    return make_package(MANY, workloads, tmp_path_factory.mktemp("store"), step, "many")
+
+
+@pytest.fixture(scope="module")
+def pipeline(pipeline_file: Callable[..., Path]) -> Path:
+    return pipeline_file("many", workload=MANY)
+
+
+def test_a_plan_gets_thresholds_to_serve_with(
+    pareflow_command: Callable[..., Done], package: Path, pipeline: Path, tmp_path: Path
+) -> None:
+    """The tier is the model itself, which loses nothing: it is trusted with every sample."""
+    plan, to = tmp_path / "plan.yaml", tmp_path / "calibrated.yaml"
+    plan.write_text(json.dumps({"tiers": {"small": str(package)}, "policies": [{"confidence_cascade": {}}]}))
+    options = ["--plan", plan, "--config", pipeline, "--to", to, "--data-dir", tmp_path / "data"]
+    done = pareflow_command("calibrate", package, *options, "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    (record,) = document["calibrated"]
+    assert (document["samples"], record["drop"], record["answered"]) == (1200, 0.0, {"small": 1.0})
+    assert read(to).model_dump(mode="json", exclude_defaults=True) == document["plan"]
+    shown = pareflow_command("calibrate", package, *options)
+    assert "small answers 100.0%; 0.00% lost here: at most 1.00%" in " ".join(shown.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("policies", "named", "said"),
+    [
+        ([{"confidence_cascade": {}}], False, "must be named: it holds the data"),
+        ([{"dynamic_batching": {}}], True, "the plan must have a policy with a threshold"),
+        ([{"confidence_cascade": {}}], True, "needs tiers to choose from"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_told(
+    pareflow_command: Callable[..., Done],
+    package: Path,
+    pipeline: Path,
+    tmp_path: Path,
+    policies: list[Any],
+    named: bool,
+    said: str,
+) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(json.dumps({"policies": policies}))
+    config = ["--config", pipeline] if named else []
+    done = pareflow_command("calibrate", package, "--plan", plan, *config, "--data-dir", tmp_path / "data")
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.slow
+def test_thresholds_are_kept_with_their_version_and_served(
+    pareflow_command: Callable[..., Done],
+    command: Callable[..., list[str]],
+    pipeline: Path,
+    tmp_path: Path,
+) -> None:
+    """From `optimize` to `serve`: the champion's plan comes with its tiers, where no other is named."""
+    data = ["--data-dir", tmp_path / "data"]
+    made = pareflow_command("optimize", pipeline, *data, "--no-orchestrator")
+    assert made.returncode == 0, made.stderr
+    plan = tmp_path / "plan.yaml"
+    cascade = {"tiers": {"small": "models:/images/1"}, "policies": [{"confidence_cascade": {}}]}
+    plan.write_text(json.dumps(cascade))
+    for target in ("models:/images@champion", str(pipeline)):
+        options = ["--register"] if target.startswith("models:") else []
+        done = pareflow_command("calibrate", target, "--plan", plan, *options, *data, "--json")
+        assert done.returncode == 0, done.stderr
+        document = json.loads(done.stdout)
+        assert (document["registered"], document["samples"]) == (bool(options), 1200)
+    server = Server(command("serve", "models:/images@champion", *data, "--port", 0))
+    samples = {"inputs": [[[0.5] * 8] * 8]}
+    request = urllib.request.Request(f"{server.url}/invocations", json.dumps(samples).encode())
+    request.add_header("content-type", "application/json")
+    with urllib.request.urlopen(request) as answer:
+        assert len(json.loads(answer.read())["predictions"]) == 1
+    with urllib.request.urlopen(f"{server.url}/metrics") as answer:
+        told = answer.read().decode().splitlines()
+    assert 'pareflow_policy_total{figure="answered_small",policy="confidence_cascade"} 1.0' in told
+    assert server.end()[0] == 0
+
+
+@pytest.mark.slow
+def test_a_language_model_is_packed_and_served(
+    pareflow_command: Callable[..., Done], command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """By the commands that the documentation shows."""
+    from tests.unit.test_serving_language_models import checkpoint
+
+    source, package = checkpoint(tmp_path / "checkpoint"), tmp_path / "words"
+    done = pareflow_command("pack", source, "--name", "words", "--to", package, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["pipeline"] == "words"
+    again = pareflow_command("pack", source, "--name", "words", "--to", package)
+    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    server = Server(command("serve", package, "--port", 0))
+    body = {"text_input": "w1 w5", "parameters": {"max_new_tokens": 3}}
+    request = urllib.request.Request(f"{server.url}/v2/models/words/generate", json.dumps(body).encode())
+    with urllib.request.urlopen(request) as answer:
+        assert len(json.loads(answer.read())["text_output"].split()) == 3
+    assert server.end() == (0, "")

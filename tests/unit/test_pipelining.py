@@ -1,0 +1,164 @@
+"""Pipelining: what is long leaves the event loop, what is short stays, and what lies between is tried."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pareflow.runtime.pipelining import BLOCKS, Pipeline, Pipelining, Trial
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def tried(alone_s: float, overlapped_s: float, **settings: Any) -> tuple[Trial, Clock]:
+    """A trial to its end, in which answers take so long without and with overlapping."""
+    clock = Clock()
+    trial = Trial(Pipelining(block=4, **settings), clock)
+    trial.begun()
+    for _ in range(4 * BLOCKS):
+        clock.now += overlapped_s if trial.overlapping else alone_s
+        trial.answered()
+    return trial, clock
+
+
+def test_what_answers_sooner_is_chosen() -> None:
+    """By hand: 3 ms to 2 ms are 1.5 times as many; 3 to 2.9 are 1.03, which is less than 1.05."""
+    trial, _ = tried(0.003, 0.002)
+    assert (trial.overlapping, trial.gain, trial.trials) == (True, pytest.approx(1.5), 1)
+    for overlapped in (0.0029, 0.003, 0.004):
+        trial, _ = tried(0.003, overlapped)
+        assert (trial.overlapping, trial.gain) == (False, pytest.approx(0.003 / overlapped))
+    trial, _ = tried(0.003, 0.0029, min_gain=1.0)
+    assert trial.overlapping
+
+
+def test_one_slow_moment_decides_nothing() -> None:
+    """Neither in a block of each kind, nor at the beginning."""
+    clock = Clock()
+    trial = Trial(Pipelining(block=4), clock)
+    trial.begun()
+    for answer in range(4 * BLOCKS):
+        held_up = answer in (0, 5, 12)
+        clock.now += 1.0 if held_up else 0.002 if trial.overlapping else 0.003
+        trial.answered()
+    assert (trial.overlapping, trial.gain) == (True, pytest.approx(1.5))
+
+
+def test_what_a_trial_found_is_trusted_for_a_while_and_then_tried_again() -> None:
+    """The time of its rest counts in no block."""
+    trial, clock = tried(0.003, 0.002, rest_s=10)
+    for _ in range(9):
+        clock.now += 1
+        trial.answered()
+    assert (trial.overlapping, trial.trials) == (True, 1)
+    clock.now += 1
+    for _ in range(4 * BLOCKS):
+        clock.now += 0.004 if trial.overlapping else 0.003
+        trial.answered()
+    assert (trial.overlapping, trial.gain, trial.trials) == (False, pytest.approx(0.75), 2)
+
+
+def test_time_in_which_nobody_waits_does_not_count() -> None:
+    clock = Clock()
+    trial = Trial(Pipelining(block=4), clock)
+    trial.answered()
+    for _ in range(2 * BLOCKS):
+        clock.now += 100
+        trial.begun()
+        for _ in range(2):
+            clock.now += 0.002 if trial.overlapping else 0.003
+            trial.answered()
+        trial.idle()
+        trial.answered()
+    assert trial.gain == pytest.approx(1.5)
+
+
+@pytest.fixture
+def pipeline() -> Iterator[Pipeline]:
+    made = Pipeline(Pipelining())
+    yield made
+    made.close()
+
+
+def threads_of(pipeline: Pipeline, counts: tuple[int, ...], others: int = 0) -> list[bool]:
+    """Whether stages for so many samples ran on the event loop, while others are in flight."""
+
+    async def scenario() -> list[bool]:
+        loop, found = threading.get_ident(), []
+        for count in counts:
+            found.append(await pipeline.run("preprocess", count, threading.get_ident) == loop)
+        return found
+
+    def inside(more: int) -> list[bool]:
+        if not more:
+            return asyncio.run(scenario())
+        with pipeline.request():
+            return inside(more - 1)
+
+    return inside(others)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "on_loop"), [(0.00001, True), (0.0009, True), (0.0011, False), (1, False)]
+)
+def test_what_holds_the_loop_for_long_leaves_it(pipeline: Pipeline, seconds: float, on_loop: bool) -> None:
+    pipeline.learn("preprocess", seconds)
+    assert threads_of(pipeline, (1,)) == [on_loop]
+
+
+def test_many_samples_are_long_where_one_is_short(pipeline: Pipeline) -> None:
+    """By hand: 0.1 ms each, so that 9 hold the loop for 0.9 ms, and 20 would for 2 ms."""
+    pipeline.learn("preprocess", 0.0001)
+    assert threads_of(pipeline, (9,)) == [True]
+    for hold_ms, on_loop in ((1, False), (10, True)):
+        other = Pipeline(Pipelining(hold_ms=hold_ms))
+        other.learn("preprocess", 0.0001)
+        assert threads_of(other, (20,)) == [on_loop]
+        other.close()
+
+
+def test_short_stages_are_overlapped_only_beside_others_and_where_it_pays(pipeline: Pipeline) -> None:
+    """Of 0.5 ms; and one of 0.01 ms is over before a thread is reached."""
+    for seconds, moves in ((0.0005, True), (0.00001, False)):
+        one = Pipeline(Pipelining())
+        one.learn("preprocess", seconds)
+        assert threads_of(one, (1,), others=2) == [True]
+        one.close()
+        two = Pipeline(Pipelining())
+        two.learn("preprocess", seconds)
+        two._trial.overlapping = True
+        assert threads_of(two, (1,), others=2) == [not moves]
+        two.close()
+        three = Pipeline(Pipelining())
+        three.learn("preprocess", seconds)
+        three._trial.overlapping = True
+        assert threads_of(three, (1,), others=1) == [True]
+        three.close()
+
+
+def test_what_fails_is_the_callers_and_counts_as_no_answer(pipeline: Pipeline) -> None:
+    def broken() -> None:
+        raise ValueError("no picture")
+
+    async def scenario() -> None:
+        for seconds in (0.00001, 1.0):
+            pipeline.learn("preprocess", seconds)
+            with pytest.raises(ValueError, match="no picture"), pipeline.request():
+                await pipeline.run("preprocess", 1, broken)
+
+    asyncio.run(scenario())
+    figures = pipeline.figures()
+    assert (figures["trials"], figures["overlapping"]) == (0, False)
+    with pipeline.request():  # nobody is in flight from before
+        pass
+    assert pipeline._in_flight == 0

@@ -1,0 +1,272 @@
+"""A language model behind the server: token ids in, the very tokens that it gives alone out."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from pareflow.errors import InputError, OverloadedError, PareflowError, SpecError
+from pareflow.runtime.decoding import Decoding, Generation
+from pareflow.serving import language_model
+from pareflow.serving.app import App
+from pareflow.serving.metrics import Metrics
+from pareflow.serving.plan import ServingPlan
+from pareflow.serving.settings import Settings
+from pareflow.serving.slot import FolderSource, Slot
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+WORDS = [f"w{i}" for i in range(32)]
+INFER, GENERATE = "/v2/models/words/infer", "/v2/models/words/generate"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def checkpoint(folder: Path, seed: int = 0, *, tokens: bool = True) -> Path:
+    """A tiny Llama of random weights, and a tokenizer of 32 words, as `save_pretrained` writes them."""
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.6,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    if tokens:
+        vocabulary = {word: i for i, word in enumerate(WORDS)}
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0"))
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """The model, another one of its vocabulary, and one without a tokenizer; not to be changed."""
+    root, made = tmp_path_factory.mktemp("models"), dict[str, Path]()
+    kinds: dict[str, dict[str, Any]] = {"words": {}, "draft": {"seed": 1}, "mute": {"tokens": False}}
+    for name, options in kinds.items():
+        made[name] = root / name
+        source = checkpoint(root / f"{name}-checkpoint", **options)
+        language_model.pack(source, "words", made[name])
+    return made
+
+
+@pytest.fixture
+def serve(packages: Mapping[str, Path]) -> Iterator[Callable[..., TestClient]]:
+    clients: list[TestClient] = []
+
+    def begun(which: str = "words", **plan: Any) -> TestClient:
+        metrics = Metrics()
+        slot = Slot(FolderSource(packages[which]), ServingPlan(**plan), metrics)
+        client = TestClient(App([slot], Settings(poll_s=None), metrics).asgi(), raise_server_exceptions=False)
+        client.__enter__()
+        clients.append(client)
+        return client
+
+    yield begun
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+def ids(*tokens: int, **options: int) -> dict[str, Any]:
+    inputs = [{"name": "input_ids", "datatype": "INT64", "shape": [1, len(tokens)], "data": list(tokens)}]
+    inputs += [{"name": k, "datatype": "INT64", "shape": [1], "data": [v]} for k, v in options.items()]
+    return {"inputs": inputs}
+
+
+def tokens(answer: Any) -> list[int]:
+    assert answer.status_code == 200, answer.text
+    found: list[int] = next(one for one in answer.json()["outputs"] if one["name"] == "tokens")["data"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(packages: Mapping[str, Path]) -> list[int]:
+    """24 tokens behind 1, 5, 9, by transformers' own loop without a draft."""
+    network = language_model.loaded(packages["words"] / "checkpoint")
+    prompt = torch.tensor([[1, 5, 9]])
+    text = network.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=24, do_sample=False, pad_token_id=0
+    )
+    found: list[int] = text[0, 3:].tolist()
+    return found
+
+
+@pytest.mark.parametrize("draft", [None, "small", "prompt_lookup"])
+def test_served_tokens_are_those_of_the_model_alone(
+    serve: Callable[..., TestClient], packages: Mapping[str, Path], expected: list[int], draft: str | None
+) -> None:
+    """With a draft and without, and whether or not the prompt was met before."""
+    tiers = {"small": str(packages["draft"])} if draft == "small" else {}
+    decoding = {"draft": draft, "draft_length": 3, "automatic": False} if draft else {}
+    client = serve(tiers=tiers, decoding=decoding)
+    for _ in range(3):
+        assert tokens(client.post(INFER, json=ids(1, 5, 9, max_new_tokens=24))) == expected
+    lines = client.get("/metrics").text.splitlines()
+    figures = {line.split('"')[1]: float(line.split()[-1]) for line in lines if 'policy="generation"' in line}
+    assert (figures["requests"], figures["tokens"], figures["prefix_hits"]) == (3, 72, 2)
+    assert ("drafted" in figures) == (draft is not None)
+
+
+def test_metadata_says_what_it_takes(serve: Callable[..., TestClient]) -> None:
+    found = serve().get("/v2/models/words").json()
+    assert found["platform"] == "transformers_float32"
+    assert found["inputs"][0]["name"] == "input_ids"
+    assert [one["name"] for one in found["outputs"]] == ["tokens", "lengths"]
+
+
+def test_a_text_is_gone_on_with(serve: Callable[..., TestClient], expected: list[int]) -> None:
+    """By the generate extension; the option under both of its names, inside and beside `parameters`."""
+    client = serve()
+    said = " ".join(WORDS[token] for token in expected[:8])
+    for more in ({"parameters": {"max_new_tokens": 8}}, {"max_tokens": 8}, {"parameters": {"max_tokens": 8}}):
+        answer = client.post(GENERATE, json={"text_input": "w1 w5 w9", **more})
+        assert answer.json()["text_output"] == said, answer.text
+    assert answer.json()["model_name"] == "words"
+    assert client.post("/v2/models/words/versions/0/generate", json={"text_input": "w1"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({}, "`text_input` must be a text"),
+        ({"text_input": "w1", "parameters": {"stream": True}}, "streaming is not supported"),
+        ({"text_input": "w1", "parameters": {"top_k": 5}}, "`top_k` is none"),
+        ({"text_input": "w1", "parameters": {"seed": "x"}}, "`seed` must be a number"),
+        ({"text_input": "w1", "parameters": {"seed": 2**64}}, "`seed` must be a number"),
+        ({"text_input": "w1", "parameters": []}, "`parameters` must be an object"),
+        ({"text_input": "w1", "parameters": {"max_new_tokens": 0}}, "`max_new_tokens` must be 1 or more"),
+        ({"text_input": ""}, "a prompt must have from 1 to 127 tokens"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(
+    serve: Callable[..., TestClient], body: Mapping[str, Any], said: str
+) -> None:
+    answer = serve().post(GENERATE, json=body)
+    assert (answer.status_code, said in answer.json()["error"]) == (400, True), answer.text
+
+
+def test_a_model_without_a_tokenizer_takes_ids_alone(serve: Callable[..., TestClient]) -> None:
+    client = serve("mute")
+    assert len(tokens(client.post(INFER, json=ids(1, max_new_tokens=4)))) == 4
+    answer = client.post(GENERATE, json={"text_input": "w1"})
+    assert (answer.status_code, "tokenizer.json" in answer.json()["error"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({"inputs": [{"name": "input_ids", "datatype": "INT64", "shape": [1, 2], "data": [1, 99]}]}, "99"),
+        ({"inputs": [{"name": "input_ids", "datatype": "FP32", "shape": [1, 1], "data": [1]}]}, "is FP32"),
+        ({"inputs": [{"name": "samples", "datatype": "INT64", "shape": [1, 1], "data": [1]}]}, "is missing"),
+        ({"inputs": [{"name": "seed", "datatype": "INT64", "shape": [1], "data": [1]}]}, "is missing"),
+        ({**ids(1, top_k=5)}, "there is no `top_k`"),
+    ],
+)
+def test_bad_ids_are_refused(serve: Callable[..., TestClient], request_: Any, said: str) -> None:
+    client = serve()
+    assert "raw samples" in client.post("/invocations", json={"inputs": [[1]]}).json()["error"]
+    answer = client.post(INFER, json=request_)
+    assert (answer.status_code, said in answer.json()["error"]) == (400, True), answer.text
+
+
+def test_an_answer_that_would_be_late_is_given_up(serve: Callable[..., TestClient]) -> None:
+    late = serve().post(INFER, json={**ids(1, max_new_tokens=100), "parameters": {"timeout": 1000}})
+    assert (late.status_code, "retry-after" in late.headers) == (503, True)
+
+
+def test_no_more_than_so_many_wait(packages: Mapping[str, Path]) -> None:
+    """One is decoded, one waits, the third is told when to come again; then there is room anew."""
+    generation = Generation(
+        language_model.loaded(packages["words"] / "checkpoint"), Decoding(max_waiting=1, max_new_tokens=20)
+    )
+
+    async def scenario() -> None:
+        feeds = {"input_ids": np.array([[1]])}
+        asked = [asyncio.create_task(generation.answer(feeds)) for _ in range(3)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(one) for one in found] == [dict, dict, OverloadedError]
+        assert generation.figures()["refused"] == 1
+        await generation.answer(feeds)
+
+    asyncio.run(scenario())
+    generation.close()
+
+
+@pytest.mark.parametrize(
+    ("plan", "error", "said"),
+    [
+        ({"sessions": 2}, InputError, "decoded in one session"),
+        ({"decoding": {"draft": "small"}}, SpecError, "small"),
+        ({"tiers": {"small": "images"}}, InputError, "the tier `small` of a language model must be one too"),
+    ],
+)
+def test_a_plan_that_is_not_for_it_is_told(
+    packages: Mapping[str, Path],
+    packaged: Callable[..., Path],
+    plan: Mapping[str, Any],
+    error: type[PareflowError],
+    said: str,
+) -> None:
+    with pytest.raises(error) as raised:
+        Slot(
+            FolderSource(packages["words"]),
+            ServingPlan(**plan),
+            Metrics(),
+            lambda name: FolderSource(packaged(name)),
+        )
+    assert said in str(raised.value)
+
+
+def test_decoding_is_for_language_models_alone(packaged: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match="`decoding` must be for a causal language model"):
+        Slot(FolderSource(packaged("images")), ServingPlan(decoding=Decoding()), Metrics())
+
+
+def test_what_is_no_language_model_is_not_packed(packages: Mapping[str, Path], tmp_path: Path) -> None:
+    source = packages["words"].parent / "words-checkpoint"
+    with pytest.raises(InputError, match="must hold a causal language model"):
+        language_model.pack(tmp_path, "words", tmp_path / "made")
+    with pytest.raises(InputError, match="is there already"):
+        language_model.pack(source, "words", packages["words"])
+    pickled = shutil.copytree(source, tmp_path / "pickled")
+    network = language_model.loaded(source)
+    torch.save(network.state_dict(), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="in safetensors"):
+        language_model.pack(pickled, "words", tmp_path / "made")
+
+
+def test_a_damaged_or_different_model_is_refused(packages: Mapping[str, Path], tmp_path: Path) -> None:
+    damaged = shutil.copytree(packages["words"], tmp_path / "damaged")
+    golden = json.loads((damaged / "golden.json").read_text())
+    golden["tokens"][0][0] += 1
+    (damaged / "golden.json").write_text(json.dumps(golden))
+    with pytest.raises(InputError, match=r"golden\.json in .* changed"):
+        Slot(FolderSource(damaged), None, Metrics())
+    document = json.loads((damaged / "model.json").read_text())
+    (damaged / "model.json").unlink()
+    language_model.write_manifest(damaged, {key: document[key] for key in document if key != "files"})
+    with pytest.raises(PareflowError, match="must repeat its golden tokens"):
+        Slot(FolderSource(damaged), None, Metrics())
