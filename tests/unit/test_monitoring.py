@@ -45,7 +45,7 @@ def run(watch: Watch, reading: Reading, looks: int, **seen: int) -> tuple[list[B
 def test_what_a_real_server_tells_is_read() -> None:
     """The server's own exposition: two answers, a probe that does not count, its process."""
     metrics = Metrics()
-    metrics.serves("images", "3", {"batching": lambda: {"waiting": 4.0}})
+    metrics.serves("images", "3", {"batching": lambda: {"waiting": 4.0}}, "here")
     metrics.registry(reachable=True)
     for route, status, seconds in (("infer", 200, 0.003), ("invocations", 503, 0.3), ("live", 200, 0.0001)):
         metrics.answered(route, status, seconds)
