@@ -49,7 +49,7 @@ def _server() -> Iterator[SyncPrefectClient]:
         )
     try:
         # Whoever asks is asked again; a webhook's sender waits no longer than 30 s.
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}), get_client(sync_client=True) as client:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}), get_client(sync_client=True) as client:
             yield client
     except httpx.HTTPStatusError as error:
         if error.response.status_code >= 500 or error.response.status_code == 429:

@@ -1,5 +1,6 @@
 """The endpoint that MLflow's registry webhooks call: a small HTTP application, and its server."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ class Listener:
 
     def __init__(self, secrets: Sequence[str], memory: Memory, handle: Handle) -> None:
         self._secrets, self._memory, self._handle = tuple(secrets), memory, handle
+        self._one = asyncio.Lock()
 
     def asgi(self) -> Starlette:
         """The application that a server runs."""
@@ -58,7 +60,8 @@ class Listener:
         except PareflowError as error:
             return _refused(_STATUSES.get(type(error), 400), str(error))
         try:
-            return JSONResponse(await run_in_threadpool(self._outcome, delivery))
+            async with self._one:  # duplicates come together; Prefect on SQLite is busy with a few at once
+                return JSONResponse(await run_in_threadpool(self._outcome, delivery))
         except PareflowError as error:
             log.error("delivery %s: %s", delivery.id, error)
             status = next((s for kind, s in _STATUSES.items() if isinstance(error, kind)), 500)
