@@ -19,7 +19,7 @@ NOT_RUN = re.compile(r"\*Not run by the tests: (.+)\*$", re.DOTALL)
 """The visible line above a block that says why the tests leave it out."""
 IN_CHECKOUT = "<!-- scratch: checkout -->"
 """In a page whose commands are given in a clone of pareflow."""
-PORT = "8000"
+PORT = re.compile(r"\b8000\b")
 LIMIT_S = 1500
 
 
@@ -99,6 +99,7 @@ def follow(page: str, scratch: Path) -> None:
     done = subprocess.run(
         bounded, cwd=scratch, env=_environment(seen, root), capture_output=True, text=True, check=False
     )
+    last = "none"
     for (where, command, printed), path in zip(expected, sorted(seen.glob("*.out")), strict=False):
         said = path.read_text()
         assert printed is None or _matches(printed, said), f"{where}: `{command}` printed\n{said}"
@@ -125,7 +126,7 @@ def _script(todo: list[Block], seen: Path) -> tuple[str, list[tuple[str, str, st
             continue
         for command, printed in block.commands():
             expected.append((block.where, command.strip(), printed))
-            lines.append(f"{{ {command.strip().replace(PORT, port)}\n}} > {seen}/{len(expected):03}.out 2>&1")
+            lines.append(f"{{ {re.sub(PORT, port, command.strip())}\n}} > {seen}/{len(expected):03}.out 2>&1")
     return "\n".join(lines), expected
 
 
