@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVERS = ROOT / ".servers" / "bin" / "python"
-START_SECONDS = 180.0
+START_SECONDS = 300.0
 BUCKET = "mlflow"
 QUIET = {
     "DO_NOT_TRACK": "true",
