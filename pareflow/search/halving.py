@@ -1,5 +1,8 @@
 """Successive halving: many recipes with little training, the hopeful third of them with three times as much.
 
+Only training is cut short. What calibrates after it looks at 128 samples at most: a third of them would save
+0.4 to 0.9 s of processor time per recipe (int8 of Fashion-MNIST's ResNet), where a pass trains on 57,500.
+
 Source: Jamieson and Talwalkar, 2016, arXiv:1502.07943, section 3; Li et al., 2018, arXiv:1603.06560.
 """
 
