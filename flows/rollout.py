@@ -41,4 +41,5 @@ def deploy(
             from flows.deployment import deployment
 
             path = None if config is None else str(config)
-            return deployment(name, list(urls), str(data_dir), path, **steps)
+            document: dict[str, Any] = deployment(name, list(urls), str(data_dir), path, **steps)
+            return document

@@ -1,6 +1,5 @@
 """A challenger judged by live traffic: the gate's word on failures, disagreement and times."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,10 @@ TOLERANCE = Tolerance(disagreement=0.05)
 EQUAL = {"asked": 2000, "failed": 0, "late": 0, "unsound": 0, "compared": 2000, "agreed": 2000, "skipped": 0}
 
 
-def seen(
-    champion_ms: Sequence[Sequence[float]] = (), challenger_ms: Sequence[Sequence[float]] = (), **counts: int
-) -> Seen:
-    blocks = (tuple(map(tuple, champion_ms)), tuple(map(tuple, challenger_ms)))
-    return Seen({**EQUAL, **counts}, *blocks)
+def seen(champion_ms: Any = (), challenger_ms: Any = (), **counts: int) -> Seen:
+    """Blocks of times of each, and counts."""
+    champion, challenger = (tuple(map(tuple, blocks)) for blocks in (champion_ms, challenger_ms))
+    return Seen({**EQUAL, **counts}, champion, challenger)
 
 
 def times(blocks: int, of: int, scale: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -50,7 +48,7 @@ def test_later_looks_are_stricter() -> None:
 
 @pytest.mark.parametrize("kind", ["failed", "late", "unsound"])
 def test_whatever_kept_the_challenger_from_answering_is_a_failure(kind: str) -> None:
-    assert decisions(seen(**{kind: 100}))[""] == "reject"
+    assert decisions(seen((), (), **{kind: 100}))[""] == "reject"
 
 
 def test_too_many_other_answers_are_rejected_and_few_tolerated() -> None:

@@ -30,7 +30,7 @@ def test_a_share_is_that_of_the_keys_and_drawn_anew_for_each_version_and_kind() 
         {key for key in KEYS if one.draws(kind, key)}
         for one in (first, second)
         for kind in ("canary", "shadow")
-    ]  # type: ignore[arg-type]
+    ]
     for keys in drawn:
         assert len(keys) / len(KEYS) == pytest.approx(0.25, abs=0.03)
     for position, keys in enumerate(drawn):  # a quarter of a quarter is in two of them by chance

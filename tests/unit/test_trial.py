@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +68,7 @@ def moody(
 
 
 @pytest.fixture
-def trial(serve: Serve, packaged: Packaged) -> Iterator[Callable[..., Served]]:
+def trial(serve: Serve, packaged: Packaged) -> Callable[..., Served]:
     """Serve version 1 with a challenger beside it."""
 
     def begun(release: Release, **traffic: Any) -> Served:
