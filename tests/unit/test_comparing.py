@@ -28,6 +28,8 @@ WATCHED = {
     "keep_days": 7,
     "keep_mib": 9,
 }
+PATIENCE_S = 300.0
+"""How long a process may take to begin: a bound for a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def test_a_process_compares_what_is_kept_of_one_version_and_another_goes_on(
     told, into, log_file = (tmp_path / name for name in ("log", "compared", "child.log"))
     rules, served = Rules(variant_drift=VariantDrift()), ("images", "1")
     with compared(rules, original, package, told, into, served, log_file) as comparer:
-        until, rows, last = time.monotonic() + 60, Arrays(), ""
+        until, rows, last = time.monotonic() + PATIENCE_S, Arrays(), ""
         while not last:
             assert time.monotonic() < until, log_file.read_text()
             rows, last = comparer.news("")
