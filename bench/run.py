@@ -22,6 +22,9 @@ SCRIPTS = (
     "cascade.py",
     "decoding.py",
     "serving.py",
+    "triggers.py",
+    "rollback.py",
+    "production.py",
     "gpu.py",
 )
 

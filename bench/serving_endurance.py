@@ -38,7 +38,7 @@ def endurance(quick: bool) -> Iterator[Claim]:
     set_environment()
     seconds = 30 if quick else SECONDS
     with tempfile.TemporaryDirectory() as folder:
-        alias = _registered(Path(folder))
+        point = registered(Path(folder), NAME)
         cache = Path(folder) / "answers.db"
         with pareflow(NAME) as uncached:  # wrk repeats one request, which a cache would answer
             peak = closed_loop(uncached, 4).per_s
@@ -47,7 +47,11 @@ def endurance(quick: bool) -> Iterator[Claim]:
             seen = _checked(versions, wrong)
             stop = threading.Event()
             watch = threading.Thread(target=_watch, args=(server, stop, memory, seconds / 60))
-            events = [lambda: alias("2"), lambda: _broken(cache), lambda: alias("1")]
+            events = [
+                lambda: point("champion", "2"),
+                lambda: _broken(cache),
+                lambda: point("champion", "1"),
+            ]
             change = threading.Thread(target=_in_turn, args=(events, seconds / 4))
             for thread in (watch, change):
                 thread.start()
@@ -75,20 +79,20 @@ def endurance(quick: bool) -> Iterator[Claim]:
     )
 
 
-def _registered(folder: Path) -> Callable[[str], None]:
-    """Two versions of one package in a registry of their own, the first champion; what moves the alias."""
+def registered(folder: Path, name: str) -> Callable[[str, str], None]:
+    """Two versions of one package in a registry of their own, the first champion; what moves an alias."""
     from tasks.tracking import CONTENT, Tracker
 
     tracker = Tracker.open(folder)
     source = folder / "model" / "data" / "package"
     source.parent.mkdir(parents=True)
-    shutil.copytree(package(NAME), source)
-    tracker.client.create_registered_model(NAME)
+    shutil.copytree(package(name), source)
+    tracker.client.create_registered_model(name)
     for _ in range(2):
-        tags = {CONTENT: content_digest(package(NAME))}
-        tracker.client.create_model_version(NAME, (folder / "model").as_uri(), tags=tags)
-    tracker.set_alias(NAME, "champion", "1")
-    return lambda version: tracker.set_alias(NAME, "champion", version)
+        tags = {CONTENT: content_digest(package(name))}
+        tracker.client.create_model_version(name, (folder / "model").as_uri(), tags=tags)
+    tracker.set_alias(name, "champion", "1")
+    return lambda alias, version: tracker.set_alias(name, alias, version)
 
 
 @contextmanager

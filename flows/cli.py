@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +13,7 @@ from rich.console import Console
 
 from flows import tables
 from flows.environment import set_environment
+from flows.triggers import RULES
 from pareflow.errors import PareflowError
 
 app = typer.Typer(
@@ -51,12 +54,23 @@ def optimize(
         str | None,
         typer.Option("--store", envvar="PAREFLOW_STORE", help="s3://bucket/prefix, shared by machines"),
     ] = None,
+    deployment: Annotated[
+        str | None, typer.Option(help="start a run of this Prefect deployment instead, such as on-demand")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="with --deployment: until it has ended")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="show Prefect's and MLflow's logs")
     ] = False,
 ) -> None:
     """Find, judge and register the fastest variant that meets the SLA, here or for another device."""
     set_environment(verbose)
+    if deployment is not None or wait:
+        shared = store_url if store_url != os.environ.get("PAREFLOW_STORE") else None
+        here = {"--no-orchestrator": not orchestrator, "--runner": runner != "local", "--store": shared}
+        _optimize_deployed(
+            config, target, deployment, data_dir, as_json, here, wait=wait, remeasure=remeasure
+        )
+        return
     from flows import commands
 
     document = commands.optimize(
@@ -71,7 +85,8 @@ def optimize(
         store_url=store_url,
     )
     _show(document, tables.outcome, as_json)
-    if document["winner"] is None or document["registered"] is None:
+    unkept = document["serving"]["kept"] is False
+    if document["winner"] is None or document["registered"] is None or unkept:
         raise typer.Exit(NOTHING_MET)
 
 
@@ -125,15 +140,19 @@ def report(config: Config, target: Target = None, data_dir: DataDir = DATA) -> N
 
 @app.command("list")
 def list_all(
-    what: Annotated[str, typer.Argument(help="techniques, backends, policies, workloads, runs or versions")],
+    what: Annotated[
+        str, typer.Argument(help="techniques, backends, policies, workloads, runs, versions or audit")
+    ],
+    name: Annotated[str | None, typer.Argument(help="audit: the registered model")] = None,
     data_dir: DataDir = DATA,
     as_json: AsJson = False,
 ) -> None:
-    """List techniques, backends, policies, workloads, runs or registered versions."""
+    """List techniques, backends, policies, workloads, runs, registered versions, or a model's moves."""
     set_environment()
-    from flows import commands
+    from flows import commands, moves
 
-    _show(commands.listing(what, data_dir), tables.listing, as_json)
+    rows = moves.history(name, data_dir) if what == "audit" else commands.listing(what, data_dir)
+    _show(rows, tables.listing, as_json)
 
 
 @app.command()
@@ -198,7 +217,16 @@ def serve(
     host: Annotated[str, typer.Option(help="0.0.0.0 to be reached from elsewhere")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
     body_mib: Annotated[float, typer.Option(min=0.001, help="the most that one request holds")] = 64,
-    poll_s: Annotated[float, typer.Option(min=0, help="how often to look for another version; 0: never")] = 5,
+    poll_s: Annotated[float, typer.Option(min=0, help="how often to look for another version; 0: never")] = 1,
+    standby: Annotated[
+        bool, typer.Option(help="keep the previous version loaded: a rollback takes a second")
+    ] = True,
+    unjudged: Annotated[
+        Literal["check", "refuse"],
+        typer.Option(
+            help="a version that was not judged in this environment: check what can be, or refuse it"
+        ),
+    ] = "check",
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -229,9 +257,16 @@ def serve(
 
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(message)s")
-    kept = None if request_log is None else requests.read(request_log)
     settings = Settings(
-        host, port, body_mib, poll_s or None, tuple(api_key or ()), kept, data_dir / "requests"
+        host,
+        port,
+        body_mib,
+        poll_s or None,
+        tuple(api_key or ()),
+        standby=standby,
+        unjudged=unjudged,
+        requests=None if request_log is None else requests.read(request_log),
+        requests_folder=data_dir / "requests",
     )
     if engine == "ray":
         commands.serve_on_ray(targets, data_dir, plan, settings, replicas, ray_address)
@@ -265,25 +300,166 @@ def tune(
 
 
 @app.command()
-def promote(config: Config, data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
-    """Make the challenger of a pipeline champion, if it is not worse than the present one."""
-    set_environment()
-    from flows import commands
+def retrain(
+    config: Config,
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+    orchestrator: Annotated[bool, typer.Option(help="run under Prefect, or as plain functions")] = True,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="show Prefect's and MLflow's logs")
+    ] = False,
+) -> None:
+    """Train and optimize again where data or code are new; promote what the champion does not beat."""
+    set_environment(verbose)
+    from flows import moves
 
-    _show(commands.promote(config, data_dir), tables.promotion, as_json)
+    document = moves.retrain(config, data_dir, Console(stderr=True), orchestrated=orchestrator)
+    _show(document, tables.retrained, as_json)
+    if document["retraining"]["new"] is not None and document["registered"] is None:
+        raise typer.Exit(NOTHING_MET)
+
+
+By = Annotated[str | None, typer.Option("--by", help="who, for the record; default: this user")]
+Reason = Annotated[str, typer.Option("--reason", help="why, for the record")]
+
+
+@app.command()
+def promote(
+    target: Annotated[str, typer.Argument(help="a pipeline YAML, or the name of a registered model")],
+    approve: Annotated[bool, typer.Option("--approve", help="approve the challenger that waits")] = False,
+    reject: Annotated[bool, typer.Option("--reject", help="decline it")] = False,
+    by: By = None,
+    reason: Reason = "",
+    to: Annotated[
+        str | None, typer.Option("--to", help="the address of another registry: copy the champion there")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="the pipeline YAML of a registered model, where it has moved")
+    ] = None,
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Make the challenger champion, if it is not worse than the present one; approve it; or copy it on."""
+    set_environment()
+    from flows import moves
+
+    document = moves.move(target, approve, reject, to, config, data_dir, by, reason)
+    _show(document, tables.promotion, as_json)
+
+
+@app.command()
+def deploy(
+    name: Annotated[str, typer.Argument(help="the registered model, whose challenger is tried")],
+    url: Annotated[list[str] | None, typer.Option(help="a server of it; again for each of several")] = None,
+    shadow: Annotated[float, typer.Option(help="share of the requests that both versions answer")] = 0.5,
+    canary: Annotated[
+        list[float] | None, typer.Option(help="share that the challenger answers; again for each step")
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0.01, help="how long a step may take to be decided")] = 15,
+    max_disagreement: Annotated[
+        float | None,
+        typer.Option(help="share of other answers that is tolerated; default: the SLA's max_drop"),
+    ] = None,
+    max_slowdown: Annotated[
+        float, typer.Option(min=1, help="live times over the champion's, of median and 99th percentile")
+    ] = 1.1,
+    config: Annotated[
+        Path | None, typer.Option(help="the pipeline YAML of the version, where it has moved")
+    ] = None,
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+    orchestrator: Annotated[bool, typer.Option(help="run under Prefect, or as plain functions")] = True,
+) -> None:
+    """Try the challenger on live traffic: shadow, growing shares; then promote it to all, or take it back."""
+    set_environment()
+    from flows import rollout
+
+    document = rollout.deploy(
+        name,
+        url or ["http://127.0.0.1:8000"],
+        data_dir,
+        Console(stderr=True),
+        {
+            "shadow": shadow,
+            "canary": tuple(canary or (0.05, 0.25, 0.5)),
+            "minutes": minutes,
+            "disagreement": max_disagreement,
+            "slowdown": max_slowdown,
+        },
+        config=config,
+        orchestrated=orchestrator,
+    )
+    _show(document, tables.rolled_out, as_json)
+    if document["decision"] != "promote":
+        raise typer.Exit(NOTHING_MET)
 
 
 @app.command()
 def rollback(
     name: Annotated[str, typer.Argument(help="the registered model")],
+    by: By = None,
+    reason: Reason = "",
     data_dir: DataDir = DATA,
     as_json: AsJson = False,
 ) -> None:
     """Make the previous champion champion again."""
     set_environment()
-    from flows import commands
+    from flows import moves
 
-    _show(commands.rollback(name, data_dir), tables.promotion, as_json)
+    _show(moves.rollback(name, data_dir, by, reason), tables.promotion, as_json)
+
+
+@app.command()
+def listen(
+    rules: Annotated[Path, typer.Option(help="which versions start which pipeline")] = RULES,
+    host: Annotated[str, typer.Option(help="0.0.0.0 to be reached from elsewhere")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8090,
+    data_dir: DataDir = DATA,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log every delivery")] = False,
+) -> None:
+    """Receive MLflow's registry webhooks, and start the pipelines that the rules name."""
+    set_environment(verbose)
+    from flows import triggers
+
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(message)s")
+    triggers.listen(rules, data_dir, host, port, lambda url: print(url, flush=True))
+
+
+@app.command()
+def webhook(
+    url: Annotated[str, typer.Argument(help="where `pareflow listen` is reached from MLflow's server")],
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Tell MLflow's registry to call `pareflow listen`, and try it."""
+    set_environment()
+    from flows import triggers
+
+    document = triggers.webhook(url, data_dir)
+    _show(document, triggers.hooked, as_json)
+    if not document["answers"]:
+        raise typer.Exit(UNFIT)
+
+
+@app.command()
+def reconcile(
+    rules: Annotated[
+        Path | None, typer.Option(help="which versions start which pipeline; default: mlflow/triggers.yaml")
+    ] = None,
+    window_s: Annotated[float, typer.Option(help="so long without a heartbeat, a run is dead")] = 150,
+    data_dir: DataDir = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Mark and resume what died, remove what was left behind, start what was not heard of."""
+    set_environment()
+    from flows.reconcile import reconciled, run_reconcile
+
+    given = rules or (RULES if RULES.is_file() else None)
+    document = run_reconcile(given, data_dir, window_s)
+    _show(document, reconciled, as_json)
+    if document["problems"]:
+        raise typer.Exit(UNFIT)
 
 
 @app.command()
@@ -348,13 +524,41 @@ def collect(
 
 @app.command()
 def doctor(data_dir: DataDir = DATA, as_json: AsJson = False) -> None:
-    """Say what this machine and set-up can do, and what to fix."""
+    """Say what this machine and set-up can do, servers included, and what to fix."""
+    set_environment()
     from flows import commands
 
     document = commands.doctor(data_dir)
     _show(document, tables.doctor, as_json)
     if document["problems"]:
         raise typer.Exit(UNFIT)
+
+
+def _optimize_deployed(
+    config: Path,
+    target: Path | None,
+    deployment: str | None,
+    data_dir: Path,
+    as_json: bool,
+    here: Mapping[str, object],
+    *,
+    wait: bool,
+    remeasure: bool,
+) -> None:
+    """Start a deployment's run; exits as a run here would where it was waited for.
+
+    `here` are options that are about a run in this process: the worker's environment decides about its own.
+    """
+    from flows import triggers
+
+    deployment = triggers.named(deployment, [option for option, given in here.items() if given])
+    document = triggers.optimize_deployed(
+        config, target, deployment, data_dir, wait=wait, remeasure=remeasure
+    )
+    _show(document, triggers.started, as_json)
+    outcome = document["outcome"]
+    if outcome is not None and (outcome["winner"] is None or outcome["registered"] is None):
+        raise typer.Exit(NOTHING_MET)
 
 
 def _show(document: Any, table: Any, as_json: bool) -> None:

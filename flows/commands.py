@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 
 import pareflow
+from flows import servers
 from flows.environment import SHARED
 from flows.progress import Lines, shown
 from pareflow import remote_store, spec
@@ -87,24 +88,19 @@ def check_pipeline(config: Path, data_dir: Path) -> dict[str, Any]:
 def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, Any]:
     """A registered version judged again here. Raises: InputError if its pipeline YAML cannot be found."""
     from pareflow.stages.rejudging import rejudge
-    from tasks.tracking import CONFIG, Tracker
+    from tasks.pipelines import described as pipeline_of
+    from tasks.tracking import Tracker
 
     tracker = Tracker.open(data_dir)
     version = tracker.resolve(uri)
-    path = config or Path(version.tags.get(CONFIG, ""))
-    if not path.is_file():
-        raise InputError(
-            "the pipeline YAML that a version came from must be at hand: it holds the data and the SLA",
-            f"there is no {path}",
-            "Name it with --config",
-        )
-    described = _here(spec.read(path))
+    found, path = pipeline_of(tracker, version.name, str(version.version), config)
+    described = _here(found)
     with holding(Store(data_dir / "store"), f"check {uri}"), tempfile.TemporaryDirectory() as folder:
         run = Run.open(described, path, data_dir, remeasure=True)
         package = tracker.download(version.name, str(version.version), Path(folder))
-        found = rejudge(run, package)
-    tracker.record_verdict(run, version, found["now"]["decision"] if found["now"] else "reject")
-    return {"name": version.name, "version": str(version.version), **found}
+        judged = rejudge(run, package)
+    tracker.record_verdict(run, version, judged["now"]["decision"] if judged["now"] else "reject")
+    return {"name": version.name, "version": str(version.version), **judged}
 
 
 def plan(config: Path, data_dir: Path, target: Path | None = None) -> dict[str, Any]:
@@ -236,31 +232,11 @@ def listing(what: str, data_dir: Path) -> list[dict[str, Any]]:
     if what == "versions":
         from tasks.tracking import Tracker
 
-        tracker = Tracker.open(data_dir)
-        return [tracker.summary(version) for version in tracker.client.search_model_versions()]
-    known = (*families, "runs", "versions")
+        return Tracker.open(data_dir).registered()
+    known = (*families, "runs", "versions", "audit")
     raise InputError(
         f"`pareflow list` must name one of {', '.join(known)}", f"got '{what}'", "Name one of them"
     )
-
-
-def promote(config: Path, data_dir: Path) -> dict[str, Any]:
-    """The challenger made champion, or the reason why not."""
-    from tasks.promotion import promote_challenger
-    from tasks.tracking import Tracker
-
-    described = spec.read(config)
-    with holding(Store(data_dir / "store"), f"promote {described.name}"):
-        run = Run.open(described, config, data_dir)
-        return promote_challenger(Tracker.open(data_dir), run)
-
-
-def rollback(name: str, data_dir: Path) -> dict[str, Any]:
-    """The previous champion made champion again."""
-    from tasks.promotion import roll_back
-    from tasks.tracking import Tracker
-
-    return roll_back(Tracker.open(data_dir), name)
 
 
 def serve(targets: Sequence[str], data_dir: Path, plan: Path | None, settings: Settings) -> None:
@@ -306,7 +282,8 @@ def tune(
         )
     release = source(target, data_dir).current()
     wanted = tuning.Promise(**promise)
-    tried = tuning.tune(release.package, wanted, Limits(), data_dir / "logs", QUIET_S)
+    ground = tuning.Ground(release.package, Limits(), data_dir / "logs", QUIET_S)
+    tried = tuning.tune(ground, wanted)
     best = tried[0] if tried[0].decision == "promote" else None
     if best is not None and to is not None:
         to.write_text(yaml.safe_dump(best.plan.model_dump(mode="json", exclude_defaults=True)))
@@ -361,6 +338,10 @@ def doctor(data_dir: Path) -> dict[str, Any]:
     free_mib = shutil.disk_usage(data_dir if data_dir.exists() else Path.cwd()).free // 2**20
     if free_mib < 2048:
         problems.append(f"a run needs about 2048 MiB of disk, but {free_mib} MiB are free. Free some")
+    found = [servers.check(server) for server in servers.named()]
+    problems += [problem for server in found for problem in server["problems"]]
+    if all(server["problems"] == [] for server in found):
+        problems += servers.tag_problems(data_dir)
     return {
         "version": pareflow.__version__,
         "environment": environment().to_json(),
@@ -368,6 +349,7 @@ def doctor(data_dir: Path) -> dict[str, Any]:
         "techniques": [_member(cls) for cls in TECHNIQUES.values()],
         "backends": [_member(cls) for cls in BACKENDS.values()],
         "free_mib": free_mib,
+        "servers": found,
         "problems": problems,
     }
 
@@ -428,13 +410,20 @@ def _kept_from_stdout(data_dir: Path) -> Iterator[None]:
 def _by_prefect(
     config: Path, data_dir: Path, options: Mapping[str, Any], *, remeasure: bool, target: Path | None
 ) -> dict[str, Any]:
-    import httpx
-
     from flows.pipeline import pipeline
 
     flow = pipeline.with_options(**options)
-    try:
+    with served_throughout():
         return flow(str(config), str(data_dir), remeasure, None if target is None else str(target))
+
+
+@contextmanager
+def served_throughout() -> Iterator[None]:
+    """Tell a Prefect server that went away as an error of ours. Raises: TransientError."""
+    import httpx
+
+    try:
+        yield
     except httpx.ConnectError as error:
         raise TransientError(
             "the Prefect server must stay reachable during a run",

@@ -27,6 +27,7 @@ _MLFLOW = {
     # A server that is down is told after seconds, not minutes; tasks try again.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # its default runs whatever an artifact holds
 }
 # Quiet and verbose. Levels of the handlers, not of the loggers: the run's log reaches the Prefect server.
 _LOGS = {

@@ -1,4 +1,4 @@
-"""The main job: baseline → profile → optimize → validate → register."""
+"""The main job: baseline → profile → optimize → validate → serve → register."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,17 +10,27 @@ set_environment()  # before prefect is imported
 
 from prefect import Task, flow  # noqa: E402
 
+from flows.endings import ended  # noqa: E402
 from flows.progress import shown  # noqa: E402
 from pareflow import collection, spec  # noqa: E402
 from pareflow.errors import PareflowError  # noqa: E402
 from pareflow.hardware.needs import held  # noqa: E402
 from pareflow.search import Ended  # noqa: E402
-from pareflow.stages import ablation, fitting, optimization, outcome, searching, validation  # noqa: E402
+from pareflow.stages import (  # noqa: E402
+    ablation,
+    fitting,
+    optimization,
+    outcome,
+    searching,
+    serving_plans,
+    validation,
+)
 from pareflow.stages.building import needs_of  # noqa: E402
 from pareflow.stages.run import Row, Run  # noqa: E402
 from pareflow.store import Store  # noqa: E402
 from tasks import collecting, steps  # noqa: E402
 from tasks.execution import Execution, of_the_flow  # noqa: E402
+from tasks.heartbeat import owned  # noqa: E402
 from tasks.tracking import Tracker  # noqa: E402
 
 
@@ -31,7 +41,9 @@ def pipeline(
     """Optimize what `config` (a pipeline YAML) describes, for the device of the file `target` where one is
     named; the document of the outcome."""
     device = None if target is None else Path(target)
-    return run_pipeline(Path(config), Path(data_dir), of_the_flow(), remeasure=remeasure, target=device)
+    return ended(
+        run_pipeline(Path(config), Path(data_dir), of_the_flow(), remeasure=remeasure, target=device)
+    )
 
 
 def run_pipeline(
@@ -65,9 +77,16 @@ def _collect(data_dir: Path, max_gib: float) -> None:
 
 def optimize(run: Run, tracker: Tracker | None, execution: Execution) -> dict[str, Any]:
     """Every step of one run, in order. What is in the store already is not made again."""
-    progress = shown.get()
-    parent = tracker.begin(run) if tracker is not None else ""
+    if tracker is None:
+        return optimized(run, None, "", execution)
+    parent = tracker.begin(run)
+    with owned(tracker, parent) as owner:
+        return optimized(run, owner, parent, execution)
 
+
+def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Execution) -> dict[str, Any]:
+    """The steps, recorded under the run `parent` of MLflow's."""
+    progress = shown.get()
     progress.stage("baseline")
     baselines = execution.call(steps.measure_baseline, run, tracker, parent)
     progress.rows(baselines)
@@ -91,10 +110,16 @@ def optimize(run: Run, tracker: Tracker | None, execution: Execution) -> dict[st
         progress.stage("sweep")
         swept = execution.call(steps.sweep, run, judged, winner)
 
+    serving = serving_plans.NO_LOAD
+    if run.spec.sla.load is not None:
+        progress.stage("serve")
+        serving = execution.call(steps.tune_plan, run, judged, winner)
+        progress.note(serving["reason"])
+
     registered = None
     if winner is not None and winner.role != "original":
         progress.stage("register")
-        registered = execution.call(steps.register, run, tracker, parent, winner)
+        registered = execution.call(steps.register, run, tracker, parent, winner, serving)
 
     progress.stage("explain")
     wanted = ablation.ablations(run, winner, screened)
@@ -102,7 +127,7 @@ def optimize(run: Run, tracker: Tracker | None, execution: Execution) -> dict[st
     given = execution.call(steps.contributions, run, winner, [*screened, *less])
 
     rows, before = [*table, *less], [*screened, *less]
-    document = outcome.document(run, rows, before, winner, profile, registered, swept, ended, given)
+    document = outcome.document(run, rows, before, winner, profile, registered, swept, ended, given, serving)
     execution.call(steps.record_outcome, run, tracker, parent, document)
     return document
 

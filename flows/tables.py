@@ -28,7 +28,7 @@ def outcome(document: Document, console: Console) -> None:
     if document["sweep"]:
         console.print(_sweep(document["sweep"]))
     console.print(escape(_verdict(document)), soft_wrap=True, highlight=False)
-    for line in _search(document):
+    for line in (*_serving(document.get("serving")), *_search(document)):
         console.print(escape(line), soft_wrap=True, highlight=False)
     if document["target"]:
         console.print(escape(document["target"]["words"]), soft_wrap=True, highlight=False)
@@ -56,6 +56,12 @@ def plan(document: Document, console: Console) -> None:
         minutes = "unknown" if row["minutes"] is None else f"{row['minutes']:.1f}"
         table.add_row(row["level"], escape(row["recipe"]), row["effort"], minutes, bound, escape(state))
     console.print(table)
+    serving = document["serving"]
+    if serving is not None:
+        asked = f"a p99 of {serving['p99_ms']:g} ms at {serving['per_s']:g} requests/s through the server"
+        console.print(
+            f"then a serving plan of the winner, for {asked}: about {serving['minutes']:.1f} minutes"
+        )
 
 
 def listing(rows: Sequence[Document], console: Console) -> None:
@@ -82,6 +88,38 @@ def promotion(document: Document, console: Console) -> None:
     )
 
 
+def retrained(document: Document, console: Console) -> None:
+    """What was new, the pipeline's tables, and the new original beside the champion."""
+    found = document["retraining"]
+    if found["new"] is None:
+        console.print(escape(f"nothing to retrain: {found['why']}"), soft_wrap=True, highlight=False)
+        return
+    outcome(document, console)
+    console.print(escape(f"retrained: {found['new']}"), soft_wrap=True, highlight=False)
+    if found["original"] is not None:
+        told = f"the new original, against version {found['champion']}: {found['original']['reason']}"
+        console.print(escape(told), soft_wrap=True, highlight=False)
+
+
+def rolled_out(document: Document, console: Console) -> None:
+    """Each step of a rollout with what it showed, and what came of it."""
+    table = Table(title=f"models:/{document['name']}/{document['version']} on live traffic")
+    for heading in ("shadow", "canary", "asked", "agreed", "decision", "reason"):
+        table.add_column(heading)
+    for step in document["steps"]:
+        counts = step["counts"] or {"asked": 0, "compared": 0, "agreed": 0}
+        agreed = f"{counts['agreed']} of {counts['compared']}"
+        shares = (f"{step['shadow']:g}", f"{step['canary']:g}")
+        table.add_row(*shares, str(counts["asked"]), agreed, step["decision"], escape(step["reason"]))
+    console.print(table)
+    words = "is promoted to all" if document["decision"] == "promote" else "is not promoted"
+    console.print(
+        f"version {document['version']} {words}: {escape(document['reason'])}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
 def _search(document: Document) -> Iterator[str]:
     """What each step of the winner gives, why the search ended, and what it would try next."""
     for step in document["contributions"]:
@@ -92,6 +130,18 @@ def _search(document: Document) -> Iterator[str]:
     if search is not None:
         following = "; ".join(search["next"][:3])
         yield f"the search ended: {search['ended']}" + (f"; next: {following}" if following else "")
+
+
+def _serving(serving: Document | None) -> Iterator[str]:
+    """What became of the serving plan, and winner and baseline through the server."""
+    if serving is None:
+        return
+    yield f"serving: {serving['reason']}"
+    sides = {"optimized": serving["optimized"], "original": serving["original"]}
+    for name, side in sides.items():
+        if side is not None and side["p99"] is not None:
+            times = f"p50 {side['p50_ms']:.3g} ms, p99 {_bounds(side['p99'])} ms"
+            yield f"  {name} through the server: {times}, {side['recipe']}, {side['words']}"
 
 
 def exported(document: Document, console: Console) -> None:
@@ -158,9 +208,9 @@ def tuned(document: Document, console: Console) -> None:
     console.print(table)
     left_out = sum(row["decision"] == "left out" for row in document["tried"])
     console.print(f"{left_out} other plans were left out by simulation")
-    for row in document["tried"]:
+    for position, row in enumerate(document["tried"]):
         if row["reason"]:
-            console.print(escape(row["reason"]), soft_wrap=True, highlight=False)
+            console.print(escape(f"plan {position}: {row['reason']}"), soft_wrap=True, highlight=False)
     verdict = "no plan keeps it" if document["plan"] is None else "the first keeps it"
     written = f"; written to {document['written']}" if document["written"] else ""
     registered = "; registered with the version, for this environment" if document["registered"] else ""
@@ -232,6 +282,11 @@ def doctor(document: Document, console: Console) -> None:
             for member in document[family]
         ]
         listing(rows, console)
+    for server in document["servers"]:
+        if server["problems"] == []:
+            clock = "" if server["clock_s"] is None else f", its clock {server['clock_s']:+.1f} s from ours"
+            answers = f"{server['name']} {server['version']} at {server['url']} answers{clock}"
+            console.print(escape(answers), soft_wrap=True, highlight=False)
     for problem in document["problems"]:
         console.print(f"[red]to fix:[/red] {escape(problem)}", soft_wrap=True, highlight=False)
 

@@ -9,7 +9,7 @@ looking again after more samples spends the error of timing clauses bit by bit.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -112,19 +112,35 @@ def judge_all(sla: SLA, finalists: Sequence[Evidence], look: int | None = None) 
     return [verdicts[i] for i in range(len(finalists))]
 
 
-def judge(sla: SLA, evidence: Evidence, *, among: int = 1, look: int | None = None) -> Verdict:
+def judge(
+    sla: SLA, evidence: Evidence, *, among: int = 1, look: int | None = None, least_gain: float = 1.0
+) -> Verdict:
     """The verdict on one finalist: one check per clause of the SLA, and `do_no_harm` (law 1).
 
     `among` is the number of finalists that share the error. `look` counts from 1 where timing may be looked
     at again with more samples, and is None where this is the only look: look k spends 1/(k(k+1)) of the
-    error, which sums to all of it. Quality is measured once, on the whole verdict split.
+    error, which sums to all of it. Quality is measured once, on the whole verdict split. `least_gain` is what
+    `do_no_harm` asks of the objective: below 1 it is a test of non-inferiority.
     Source: Lan and DeMets, 1983, Biometrika 70:659 (spending the error over looks).
     """
     error = (1 - sla.confidence) / among
     spent = error if look is None else error / (look * (look + 1))
-    checks = tuple(_checks(sla, evidence, quality=1 - error, timing=1 - spent))
+    checks = tuple(_checks(sla, evidence, least_gain, quality=1 - error, timing=1 - spent))
     environment = evidence.measurement.environment if evidence.measurement else "not measured"
     return Verdict(evidence.variant, environment, _worst({check.decision for check in checks}), checks)
+
+
+def judge_intervals(
+    variant: str, environment: str, clauses: Mapping[str, tuple[float, Interval | None, bool]]
+) -> Verdict:
+    """The same verdict on clauses of another kind, such as those of live traffic, whose intervals are given.
+
+    A clause is its limit, its interval (None: not measured), and whether the limit is an upper one.
+    """
+    checks = tuple(
+        _check(clause, limit, interval, upper=upper) for clause, (limit, interval, upper) in clauses.items()
+    )
+    return Verdict(variant, environment, _worst({check.decision for check in checks}), checks)
 
 
 def _worst(decisions: set[Decision]) -> Decision:
@@ -133,7 +149,9 @@ def _worst(decisions: set[Decision]) -> Decision:
     return "promote" if decisions == {"promote"} else "inconclusive"
 
 
-def _checks(sla: SLA, evidence: Evidence, *, quality: float, timing: float) -> Iterator[Check]:
+def _checks(
+    sla: SLA, evidence: Evidence, least_gain: float, *, quality: float, timing: float
+) -> Iterator[Check]:
     for clause, limit in sla.clauses().items():
         if clause.startswith("quality."):
             interval = _quality(clause, evidence, quality)
@@ -141,7 +159,7 @@ def _checks(sla: SLA, evidence: Evidence, *, quality: float, timing: float) -> I
             interval = _measured(clause, evidence, timing)
         check = _check(clause, limit, interval, upper=not clause.endswith((".min", ".min_per_s")))
         yield check if evidence.fit is None else elsewhere(check, evidence.fit)
-    yield _check("do_no_harm", 1.0, gain(evidence, timing), upper=False)
+    yield _check("do_no_harm", least_gain, gain(evidence, timing), upper=False)
 
 
 def _quality(clause: str, evidence: Evidence, confidence: float) -> Interval | None:
@@ -235,6 +253,11 @@ def decided(interval: Interval, limit: float, *, upper: bool) -> Decision:
     if good is not None and sign * good <= sign * limit:
         return "promote"
     return "reject" if bad is not None and sign * bad > sign * limit else "inconclusive"
+
+
+def judge_served(p99: Interval, limit_ms: float) -> Check:
+    """What the gate says of a plan that was served: its p99, in ms, against the SLA's limit."""
+    return _check("served.p99_ms", limit_ms, p99, upper=True)
 
 
 def _check(clause: str, limit: float, interval: Interval | None, *, upper: bool) -> Check:

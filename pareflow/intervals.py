@@ -1,14 +1,14 @@
 """Where the truth lies: intervals for shares, quantiles, ratios and any metric, from raw samples.
 
 Every bound is one-sided at `confidence`, as a clause of an SLA needs it; too few samples give no bound.
-Standard statistics come from scipy; what it lacks is here, each with its source.
+Standard statistics come from scipy; what it lacks is here, each with its source. scipy takes half a second to
+import, and every command loads this module: so it is imported where it is used.
 """
 
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import optimize, stats
 
 from pareflow.measurement import CONFIDENCE, Interval, Measurement
 
@@ -26,6 +26,8 @@ def quantile_interval(samples: Samples, quantile: float, confidence: float = CON
     binomial(n, q); x(k) bounds it from above with confidence P[binomial ≤ k-1].
     Source: Hahn and Meeker, 1991, Statistical Intervals, section 5.2.
     """
+    from scipy import stats
+
     ordered = np.sort(np.asarray(samples, dtype=float))
     n = len(ordered)
     if n == 0:
@@ -52,6 +54,8 @@ def samples_needed(quantile: float, confidence: float = CONFIDENCE) -> int:
 
 def share_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
     """Wilson's score interval for a share."""
+    from scipy import stats
+
     bounds = stats.binomtest(successes, n).proportion_ci(2 * confidence - 1, method="wilson")
     return Interval(successes / n, float(bounds.low), float(bounds.high), n, confidence)
 
@@ -63,6 +67,8 @@ def paired_share_drop(lost: int, won: int, n: int, confidence: float = CONFIDENC
     is inside where |z(d)| is at most the normal quantile; z's variance is taken under d.
     Source: Tango, 1998, Statistics in Medicine 17:891, equations 8 to 12.
     """
+    from scipy import stats
+
     z = float(stats.norm.ppf(confidence))
     estimate = (lost - won) / n
 
@@ -90,6 +96,8 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
         return low
     if function(high) >= 0:
         return high
+    from scipy import optimize
+
     return float(optimize.brentq(function, low, high, xtol=1e-10))
 
 
@@ -102,6 +110,8 @@ def bca_interval(
     Where all replicates are equal, so are both bounds; where any is no number, there are none.
     Source: Efron, 1987, Journal of the American Statistical Association 82:171, sections 2 and 6.
     """
+    from scipy import stats
+
     drawn, left_out = np.asarray(replicates, dtype=float), np.asarray(jackknife, dtype=float)
     if not (len(drawn) and np.isfinite(drawn).all() and np.isfinite(left_out).all()):
         return Interval(estimate, None, None, samples, confidence)
@@ -154,10 +164,16 @@ def quantile_speedup(
     Raises: ValueError if the two were not measured alike.
     """
     require_alike(baseline, candidate)
-    ours, theirs = baseline.loads_ms, candidate.loads_ms
-    estimate = baseline.quantile_ms(quantile) / candidate.quantile_ms(quantile)
-    ratios = resampled_quantiles(ours, quantile) / resampled_quantiles(theirs, quantile)
-    return _bootstrap(estimate, ratios, theirs, confidence)
+    return quantile_ratio(baseline.loads_ms, candidate.loads_ms, quantile, confidence)
+
+
+def quantile_ratio(
+    baseline: Blocks, candidate: Blocks, quantile: float, confidence: float = CONFIDENCE
+) -> Interval:
+    """How many times smaller a quantile of all samples is, by bootstrap over blocks."""
+    before, after = (float(np.quantile(_pooled(blocks), quantile)) for blocks in (baseline, candidate))
+    ratios = resampled_quantiles(baseline, quantile) / resampled_quantiles(candidate, quantile)
+    return _bootstrap(before / after, ratios, candidate, confidence)
 
 
 def resampled_quantiles(blocks: Blocks, quantile: float) -> np.ndarray:
@@ -184,6 +200,8 @@ def _bootstrap(estimate: float, replicates: np.ndarray, blocks: Blocks, confiden
 
     Source: Hesterberg, 2015, The American Statistician 69:371, section 5.3.
     """
+    from scipy import stats
+
     n, samples = len(blocks), sum(map(len, blocks))
     if n < 2:
         return Interval(estimate, None, None, samples, confidence)
@@ -234,6 +252,8 @@ def block_speedup(
 
 def mean_interval(values: Samples, confidence: float = CONFIDENCE) -> Interval:
     """Student's interval for the geometric mean of positive values; no bounds from fewer than two."""
+    from scipy import stats
+
     logs = np.log(np.asarray(values, dtype=float))
     n = len(logs)
     mean = float(logs.mean())

@@ -5,6 +5,7 @@ Techniques change a network within one form; backends run one form. The ways go 
 onnx → openvino, and torch or onnx → exported, so a recipe's techniques come in that order.
 """
 
+import logging
 import re
 import warnings
 from collections.abc import Callable
@@ -128,6 +129,7 @@ def _openvino_model(graph: Path) -> Any:
     import onnx
     import openvino
 
+    logged = logging.root.level, logging.root.filters[:]
     try:
         return openvino.convert_model(graph)
     except Exception as error:
@@ -140,6 +142,9 @@ def _openvino_model(graph: Path) -> Any:
             f"it lacks {', '.join(at)}" if at else f"it says: {comparison.first_line(error)}",
             "Take onnxruntime, which has the most operators, or export with an older opset",
         ) from error
+    finally:  # a conversion that fails leaves the root logger deaf to warnings, with a filter of its own
+        logging.root.setLevel(logged[0])
+        logging.root.filters = logged[1]
 
 
 def _names(node: Any) -> set[str]:

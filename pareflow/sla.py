@@ -41,7 +41,7 @@ class QualityClause(_Clause):
     itself at least `min` (accuracy, say) or at most `max` (an error).
     """
 
-    metric: str | None = None
+    metric: str | None = Field(default=None, description="none: the workload's own")
     max_drop: Drop | None = None
     worst_slice_max_drop: Drop | None = None
     min: Limit | None = None
@@ -57,7 +57,7 @@ class LatencyClause(_Clause):
     p50_ms: Limit | None = None
     p99_ms: Limit | None = None
     p99_over_p50: Annotated[float, Field(ge=1), AfterValidator(_finite)] | None = None
-    batch_size: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=1, ge=1, description="samples per request, for all clauses")
 
 
 class LoadClause(_Clause):
@@ -104,7 +104,7 @@ class SLA(BaseModel):
     size: SizeClause | None = None
     memory: MemoryClause | None = None
     energy: EnergyClause | None = None
-    confidence: float = Field(default=CONFIDENCE, gt=0.5, lt=1)
+    confidence: float = Field(default=CONFIDENCE, gt=0.5, lt=1, description="of the whole choice")
 
     @model_validator(mode="after")
     def _promises_something(self) -> "SLA":

@@ -89,6 +89,18 @@ class Sweep(_Part):
         return tuple(itertools.product(self.batch_sizes, self.lengths or (None,)))
 
 
+class Retraining(_Part):
+    """How a model that was trained anew is judged against the champion, besides the SLA.
+
+    What it brings is its training: of equal networks neither is provably faster, so that a small loss is let
+    pass. Where nothing was trained anew, the champion must be beaten.
+    """
+
+    objective_margin: float = Field(
+        default=0.05, ge=0, lt=1, description="the share of the objective that it may lose, at most"
+    )
+
+
 def _as_reference(value: Any) -> Any:
     """`workload.py` is short for `{file: {path: workload.py}}`."""
     return {"file": {"path": value}} if isinstance(value, str) else value
@@ -103,14 +115,25 @@ class PipelineSpec(_Part):
     """One pipeline: what to optimize, for what, and within what."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="names the experiment and the model")
-    workload: Annotated[dict[str, Any], BeforeValidator(_as_reference), Field(min_length=1, max_length=1)]
+    workload: Annotated[
+        dict[str, Any],
+        BeforeValidator(_as_reference),
+        Field(min_length=1, max_length=1, description="a file of your own, or one that comes with pareflow"),
+    ]
     target: Annotated[Target, BeforeValidator(_as_target)] = Target()
     sla: SLA
-    objective: Objective = "latency_p50"
+    objective: Objective = Field(default="latency_p50", description="what to minimise among those that pass")
     budget: Budget = Budget()
     profile: Profile = Profile()
     sweep: Sweep | None = Field(default=None, description="where else the winner is timed, after its verdict")
-    promotion: Literal["automatic", "manual"] = "manual"
+    promotion: Literal["automatic", "approval", "manual"] = Field(
+        default="manual",
+        description="manual: until `pareflow promote`; approval: until a person agrees",
+    )
+    approval_hours: float | None = Field(
+        default=None, gt=0, le=8760, description="how long a person has to approve; left out, 72"
+    )
+    retraining: Retraining = Retraining()
     finalists: int = Field(default=3, ge=1, description="how many candidates are judged on the verdict split")
     candidates: tuple[list[Any], ...] | None = Field(
         default=None, description="recipes; left out, the search's"
@@ -120,6 +143,14 @@ class PipelineSpec(_Part):
         description="the techniques with training that the search may use, each with the values of settings "
         "that are other than the built-in ones; left out, all",
     )
+
+    @model_validator(mode="after")
+    def _waits_for_somebody(self) -> Self:
+        if self.approval_hours is not None and self.promotion != "approval":
+            raise ValueError(
+                f"`approval_hours` needs `promotion: approval`, but promotion is {self.promotion}"
+            )
+        return self
 
     def recipes(self) -> tuple[Recipe, ...] | None:
         """The candidates of the YAML as recipes, or None where it names none."""

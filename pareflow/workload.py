@@ -79,6 +79,23 @@ class Splits:
         parts = [data.take(part) for part in np.split(order, edges)]
         return cls(verdict=parts[0], search=parts[1], calibration=parts[2], train=parts[3])
 
+    @classmethod
+    def by_content(
+        cls, data: Split, *, calibration: float, search: float, verdict: float, seed: int
+    ) -> "Splits":
+        """About these shares for each purpose, all others for training; for data that grow.
+
+        A sample's own digest says where it belongs, so that it stays there whatever joins it: no champion of
+        before is judged on what it was trained on. Equal samples stay together.
+        """
+        drawn = [
+            int(hashlib.sha256(f"{seed} {d}".encode()).hexdigest()[:13], 16) for d in data.sample_digests()
+        ]
+        edges = np.cumsum([verdict, search, calibration])
+        part = np.searchsorted(edges, np.array(drawn) / 16**13, side="right")
+        parts = [data.take(np.flatnonzero(part == number)) for number in range(4)]
+        return cls(verdict=parts[0], search=parts[1], calibration=parts[2], train=parts[3])
+
     def first(self, count: int) -> "Splits":
         """At most so many samples of each, the first ones; the verdict split as it is (law 5)."""
         parts = (self.train, self.calibration, self.search)

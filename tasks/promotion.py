@@ -3,26 +3,69 @@
 Under the lock: re-read the champion, verify the challenger's artifact as the registry gives it back, judge
 against that champion, point `previous` at it, then `champion` at the challenger, and read both back. Without
 the lock the worse of two models won 13 of 20 forced races, with it none (facts/prefect-mlflow).
+
+A version without a verdict of this environment is judged here first (law 8). Every move leaves a record
+(`tasks.audit`).
 """
 
+import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
-from pareflow.errors import InputError
+from pareflow.errors import InputError, VariantError
+from pareflow.gate import Decision, Verdict
+from pareflow.serving.model import verified
 from pareflow.stages import promotion, registration
+from pareflow.stages.rejudging import rejudge
 from pareflow.stages.run import Row, Run
-from tasks.tracking import CONTENT, Tracker
+from tasks import audit
+from tasks.locking import StillHeld
+from tasks.tracking import CONTENT, TRAFFIC, Tracker, verdict_tag
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """Where a version stands after the protocol, and why."""
+    """Where a version stands after the protocol, and why; until when a person may approve it, if one must."""
 
     version: str
     alias: str
     reason: str
+    awaiting: str | None = None
+
+
+class Judgement(NamedTuple):
+    """What the gate says of a version beside one champion: in words that name it, and by clause."""
+
+    decision: Decision
+    reason: str
+    clauses: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """The decision, and what it rests on."""
+        return f"{self.decision}: {self.clauses}" if self.clauses else self.decision
+
+
+@dataclass(frozen=True)
+class Bout:
+    """A challenger, the machine that it is judged on, and what judges it against a champion, or none."""
+
+    name: str
+    version: str
+    environment: str
+    judge: Callable[[str | None], Judgement]
+    by: str | None = None
+    why: str = ""
+
+    def move(self, action: audit.Action, reason: str, **places: str | None) -> audit.Move:
+        """Its record, with the reason that a person gave before the gate's."""
+        told = f"{self.why} ({reason})" if self.why else reason
+        by, environment = self.by or audit.who(), self.environment
+        return audit.Move(self.name, action, self.version, by, told, environment=environment, **places)
 
 
 def challenge(tracker: Tracker, run: Run, version: str) -> None:
@@ -30,66 +73,190 @@ def challenge(tracker: Tracker, run: Run, version: str) -> None:
 
     Raises: InputError, VariantError where what comes back is not what was packaged.
     """
-    _verify(tracker, run, version)
-    tracker.set_alias(run.spec.name, "challenger", version)
-
-
-def promote(tracker: Tracker, run: Run, version: str, winner: Row) -> Promotion:
-    """Make the challenger champion if it is not worse than the present one."""
     name = run.spec.name
-    with tracker.locked(f"promotion-{name}"):
-        champion = tracker.alias(name, "champion")
-        challenger = tracker.version(name, version)
-        if champion is not None and champion.version == challenger.version:
-            return Promotion(version, "champion", "it is the champion already")
-        _verify(tracker, run, version)
-        if champion is not None and champion.tags.get(CONTENT) != challenger.tags.get(CONTENT):
-            with tempfile.TemporaryDirectory() as folder:
-                package = tracker.download(name, str(champion.version), Path(folder))
-                verdict = promotion.against_champion(run, winner, package)
-            if verdict.decision != "promote":
-                reason = f"version {champion.version} stays champion ({verdict.decision}: {verdict.missed})"
-                return Promotion(version, "challenger", reason)
-        if champion is not None:
-            tracker.set_alias(name, "previous", str(champion.version))
-        tracker.set_alias(name, "champion", version)
-        beaten = f"it beat version {champion.version}" if champion is not None else "there was no champion"
-        return Promotion(version, "champion", beaten)
-
-
-def promote_challenger(tracker: Tracker, run: Run) -> dict[str, Any]:
-    """Promote the version that `challenger` points at. Raises: InputError if there is none."""
-    challenger = tracker.alias(run.spec.name, "challenger")
-    if challenger is None:
-        raise InputError(
-            f"the model {run.spec.name} must have a challenger",
-            "the registry has none",
-            "Run `pareflow optimize` first",
-        )
     with tempfile.TemporaryDirectory() as folder:
-        package = tracker.download(run.spec.name, str(challenger.version), Path(folder))
-        row = promotion.packaged_row(run, package)
-    moved = promote(tracker, run, str(challenger.version), row)
+        _verified(tracker, run, version, Path(folder))
+    with tracker.moving(name):
+        before = number(tracker, name, "challenger")
+        if before != version:
+            reason = f"pipeline run {run.id} registered it"
+            places = {"before": before, "after": version, "environment": run.environment.fingerprint}
+            move = audit.Move(name, "challenged", version, audit.who(), reason, **places)
+            with audit.recorded(tracker, move):
+                tracker.set_alias(name, "challenger", version)
+
+
+def promote(
+    tracker: Tracker, run: Run, version: str, winner: Row | None, *, by: str | None = None, reason: str = ""
+) -> Promotion:
+    """Make the challenger champion if it is not worse than the present one.
+
+    `winner` is the version as a row of this run, where it is one. `by` and `reason` are for the record.
+    """
+    with tracker.moving(run.spec.name) as still_held:
+        return settle(tracker, bout(tracker, run, version, winner, by, reason), still_held)
+
+
+def bout(
+    tracker: Tracker, run: Run, version: str, winner: Row | None, by: str | None = None, why: str = ""
+) -> Bout:
+    """The version against whoever is champion by then, judged by this run's SLA, on its data, here."""
+    judge = partial(_judged, tracker, run, version, winner)
+    return Bout(run.spec.name, version, run.environment.fingerprint, judge, by, why)
+
+
+def settle(tracker: Tracker, bout: Bout, still_held: StillHeld) -> Promotion:
+    """Judge against the present champion, and move the aliases where it is beaten. Call it under the lock.
+
+    Raises: TransientError where the lock was lost while it was judged; then nothing is moved.
+    """
+    name, version = bout.name, bout.version
+    champion = number(tracker, name, "champion")
+    if champion == version:
+        return Promotion(version, "champion", "it is the champion already")
+    found = judged(tracker, bout, champion)
+    reason, places = found.reason, {"before": champion, "verdict": found.verdict}
+    if found.decision != "promote":
+        audit.note(tracker, bout.move("rejected", reason, **places, after=champion))
+        return Promotion(version, "challenger", reason)
+    still_held()
+    move = bout.move("promoted", reason, **places, after=version)
+    with audit.recorded(tracker, move):
+        if champion is not None:
+            tracker.set_alias(name, "previous", champion)
+        tracker.set_alias(name, "champion", version)
+    return Promotion(version, "champion", reason)
+
+
+def judged(tracker: Tracker, bout: Bout, champion: str | None) -> Judgement:
+    """The gate's word on a bout, kept with the version: who asks again later need not run it again."""
+    found = bout.judge(champion)
+    told = {"champion": champion, "decision": found.decision, "reason": found.reason[:3000]}
+    tracker.tag_version(bout.name, bout.version, against_tag(bout.environment), json.dumps(told))
+    return found
+
+
+def promote_challenger(
+    tracker: Tracker, run: Run, *, by: str | None = None, reason: str = ""
+) -> dict[str, Any]:
+    """Promote the version that `challenger` points at. Raises: InputError if there is none."""
+    version = challenger_of(tracker, run.spec.name)
+    moved = promote(tracker, run, version, None, by=by, reason=reason)
     return {"name": run.spec.name, **asdict(moved)}
 
 
-def roll_back(tracker: Tracker, name: str) -> dict[str, Any]:
-    """Point `champion` at `previous`, and the other way round. Raises: InputError if there is none."""
-    with tracker.locked(f"promotion-{name}"):
-        champion, previous = tracker.alias(name, "champion"), tracker.alias(name, "previous")
-        if champion is None or previous is None:
+def roll_back(tracker: Tracker, name: str, *, by: str | None = None, reason: str = "") -> dict[str, Any]:
+    """Point `champion` at `previous`, and the other way round; no challenger keeps any traffic.
+
+    Raises: InputError if there is no previous one.
+    """
+    with tracker.moving(name) as still_held:
+        champion, previous = number(tracker, name, "champion"), number(tracker, name, "previous")
+        if champion is None or previous is None or champion == previous:
             raise InputError(
                 f"the model {name} must have a champion and a previous one",
-                "the registry lacks one of them",
+                "the registry lacks one of them" if champion != previous else "both are the same version",
                 "See `pareflow list versions`",
             )
-        tracker.set_alias(name, "champion", str(previous.version))
-        tracker.set_alias(name, "previous", str(champion.version))
-    reason = f"rolled back from version {champion.version}"
-    return {"name": name, **asdict(Promotion(str(previous.version), "champion", reason))}
+        told = f"rolled back from version {champion}"
+        why, who = reason or told, by or audit.who()
+        still_held()
+        move = audit.Move(name, "rolled_back", previous, who, why, before=champion, after=previous)
+        with audit.recorded(tracker, move):
+            tracker.set_alias(name, "champion", previous)
+            tracker.set_alias(name, "previous", champion)
+            tracker.tag_model(name, TRAFFIC, None)
+    return {"name": name, **asdict(Promotion(previous, "champion", told))}
 
 
-def _verify(tracker: Tracker, run: Run, version: str) -> None:
-    """Download the version, check its digests, open it elsewhere, repeat its golden outputs."""
-    with tempfile.TemporaryDirectory() as folder:
-        registration.check(tracker.download(run.spec.name, version, Path(folder)), run)
+def challenger_of(tracker: Tracker, name: str) -> str:
+    """The challenger's version number. Raises: InputError if there is none."""
+    version = number(tracker, name, "challenger")
+    if version is None:
+        raise InputError(
+            f"the model {name} must have a challenger",
+            "the registry has none",
+            "Run `pareflow optimize` first",
+        )
+    return version
+
+
+def number(tracker: Tracker, name: str, alias: str) -> str | None:
+    """The version number that an alias points at."""
+    found = tracker.alias(name, alias)
+    return None if found is None else str(found.version)
+
+
+def against_tag(environment: str) -> str:
+    """The tag of what was said of a version beside a champion, in the environment with this fingerprint."""
+    return f"pareflow.against.{environment[:12]}"
+
+
+def _judged(tracker: Tracker, run: Run, version: str, winner: Row | None, champion: str | None) -> Judgement:
+    """The version by itself, where this environment has no verdict on it yet; then beside the champion."""
+    name = run.spec.name
+    with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
+        package = _verified(tracker, run, version, Path(ours))
+        alone = _verdict_here(tracker, run, version, package)
+        if alone.decision != "promote":
+            return _kept(champion, version, alone.decision, alone.reason)
+        if champion is None:
+            return alone._replace(reason="there was no champion")
+        holder = as_registered(tracker, name, champion, Path(theirs))
+        lineages = verified(package), verified(holder)
+        retrained = lineages[0]["workload_digest"] != lineages[1]["workload_digest"]
+        row = winner or promotion.packaged_row(run, package)
+        try:
+            verdict = promotion.against_champion(run, row, holder, retrained=retrained)
+        except VariantError as error:  # of the two the challenger was opened just now
+            return _kept(champion, version, "inconclusive", str(error))
+    if verdict.decision != "promote":
+        return _kept(champion, version, verdict.decision, verdict.missed, _clauses(verdict))
+    return Judgement("promote", f"it beat version {champion}", _clauses(verdict))
+
+
+def _kept(
+    champion: str | None, version: str, decision: Decision, missed: str, clauses: str = ""
+) -> Judgement:
+    stays = f"version {champion} stays champion" if champion else f"version {version} is not made champion"
+    return Judgement(decision, f"{stays} ({decision}: {missed})", clauses)
+
+
+def _clauses(verdict: Verdict) -> str:
+    return "; ".join(f"{check.clause}: {check.reason}" for check in verdict.checks)
+
+
+def _verdict_here(tracker: Tracker, run: Run, version: str, package: Path) -> Judgement:
+    """The version's verdict in this environment: the recorded one, else measured now, and recorded."""
+    registered = tracker.version(run.spec.name, version)
+    recorded = cast("Decision | None", registered.tags.get(verdict_tag(run)))
+    if recorded is None:
+        found = rejudge(run, package)
+        decision: Decision = found["now"]["decision"] if found["now"] else "reject"
+        now = _clauses(Verdict.from_json(found["now"])) if found["now"] else ""
+        tracker.record_verdict(run, registered, decision)
+        return Judgement(decision, found["reason"], now)
+    told = Verdict.from_json(verified(package)["verdict"])
+    if told.environment == run.environment.fingerprint and told.decision == recorded:
+        return Judgement(recorded, told.missed, _clauses(told))
+    return Judgement(recorded, "so it was judged here; `pareflow check` says more")
+
+
+def _verified(tracker: Tracker, run: Run, version: str, into: Path) -> Path:
+    """The version's package, opened elsewhere, its golden outputs repeated. Raises: PareflowError."""
+    package = as_registered(tracker, run.spec.name, version, into)
+    registration.check(package, run)
+    return package
+
+
+def as_registered(tracker: Tracker, name: str, version: str, into: Path) -> Path:
+    """The version's package, its digests checked. Raises: InputError where it is not what was packaged, or
+    not what was registered."""
+    package = tracker.download(name, version, into)
+    if registration.content_digest(package) != tracker.version(name, version).tags.get(CONTENT):
+        raise InputError(
+            f"version {version} of {name} must be what was registered",
+            "its files give another digest",
+            "Register it again, or roll back",
+        )
+    return package

@@ -5,6 +5,7 @@ here: a shell that lacks MLFLOW_TRACKING_URI must not take its models for forgot
 """
 
 import os
+import re
 from pathlib import Path
 
 FILE = "registries.txt"
@@ -31,6 +32,11 @@ def known(data_dir: Path) -> list[str]:
     """Every registry to ask, each once."""
     own = [embedded(data_dir)] if (data_dir / "mlflow" / "mlflow.db").exists() else []
     return list(dict.fromkeys([*own, *filter(None, [named()]), *_remembered(data_dir)]))
+
+
+def without_secrets(uri: str) -> str:
+    """An address as it may be written down: without user and password."""
+    return re.sub(r"(?<=://)[^/@]*@", "", uri)
 
 
 def _remembered(data_dir: Path) -> list[str]:

@@ -4,17 +4,21 @@ import functools
 import json
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from pareflow.errors import InputError
-from pareflow.measuring.environment import environment
 from pareflow.serving.executable import Release
 from pareflow.serving.model import verified
 from pareflow.serving.plan import ServingPlan
-from pareflow.serving.slot import FolderSource, Source
-from tasks.tracking import CONTENT, Tracker
+from pareflow.serving.slot import Challenge, FolderSource, Source
+from pareflow.serving.standing import here
+from pareflow.serving.traffic import read as read_traffic
+from tasks.tracking import CONTENT, TRAFFIC, Model, Tracker, Version, verdict_tag_of
 
 LAST = "last.json"
+TAGS_S = 5.0
+"""For how long a version's tags are taken for what they were."""
 
 
 def source(target: str, data_dir: Path) -> Source:
@@ -25,48 +29,97 @@ def source(target: str, data_dir: Path) -> Source:
 @functools.cache
 def plan_tag() -> str:
     """The tag of a plan carries the environment that it was tuned in: elsewhere it does not hold (law 8)."""
-    return f"pareflow.plan.{environment().fingerprint[:12]}"
+    return f"pareflow.plan.{here()[:12]}"
 
 
 def register_plan(data_dir: Path, release: Release, plan: ServingPlan) -> None:
     """Keep a plan with the version that it was tuned for, in this environment. Raises: TrackingError."""
-    told = plan.model_dump_json(exclude_defaults=True)
-    Tracker.open(data_dir).tag_version(release.name, release.version, plan_tag(), told)
+    keep_plan(Tracker.open(data_dir), release.name, release.version, plan)
+
+
+def keep_plan(tracker: Tracker, name: str, version: str, plan: ServingPlan) -> None:
+    """The same, with a tracker that is open."""
+    tracker.tag_version(name, version, plan_tag(), plan.model_dump_json(exclude_defaults=True))
 
 
 class RegistrySource:
     """What `models:/NAME@ALIAS` or `models:/NAME/VERSION` names, whenever it is asked.
 
-    Copies lie in `folder` by what they contain; `last.json` there names the one that came last.
+    Copies lie in `folder` by what they contain; `last.json` there names the one that came last. One question
+    to the registry tells where the aliases point; the tags of a version are read again every few seconds.
     """
 
     def __init__(self, uri: str, data_dir: Path) -> None:
-        self.name = uri.removeprefix("models:/").partition("@")[0].partition("/")[0]
+        self.name, self._alias = _named(uri)
+        self._number: str | None = None
+        self._model: Model | None = None
         self._uri, self._data_dir = uri, data_dir
         self._folder = data_dir / "served" / self.name
         self._tracker: Tracker | None = None
-        self._verified: Path | None = None
+        self._verified: dict[str, Path] = {}
+        self._versions: dict[str, tuple[float, Version]] = {}
 
     def current(self) -> Release:
         """Raises: TransientError, TrackingError; InputError where it is not there, or damaged."""
-        tracker = self._tracker = self._tracker or Tracker.open(self._data_dir)
-        version = tracker.resolve(self._uri)
+        if self._alias is not None:
+            self._model = self._open().model(self.name)
+        number = self._number if self._alias is None else self._aliased(self._alias)
+        found = self._open().resolve(self._uri) if number is None else self._version(number)
+        if self._alias is None:
+            self._number = str(found.version)  # it is there, and stays what it is
+        release = self._release(found, "current")
+        self._remember(release)
+        return release
+
+    def previous(self) -> Release | None:
+        """Of a champion the one before; of what is named otherwise, none. Raises: as `current`."""
+        number = self._aliased("previous") if self._alias == "champion" else None
+        return None if number is None else self._release(self._version(number), "previous")
+
+    def challenger(self) -> Challenge | None:
+        """The version that the model's tag gives traffic. Raises: as `current`; InputError for a bad tag."""
+        model = self._model if self._alias == "champion" else None
+        told = None if model is None else model.tags.get(TRAFFIC)
+        if told is None:
+            return None
+        traffic = read_traffic(told)
+        if not traffic.flows():
+            return None
+        return Challenge(self._release(self._version(traffic.version), "challenger"), traffic)
+
+    def _open(self) -> Tracker:
+        self._tracker = self._tracker or Tracker.open(self._data_dir)
+        return self._tracker
+
+    def _aliased(self, alias: str) -> str | None:
+        """The number of the version that an alias pointed at when the registry was last asked."""
+        number = None if self._model is None else self._model.aliases.get(alias)
+        return None if number is None else str(number)
+
+    def _version(self, number: str) -> Version:
+        """A version as it was a few seconds ago: its tags seldom change."""
+        read_at, found = self._versions.get(number, (0.0, None))
+        if found is None or time.monotonic() - read_at > TAGS_S:
+            found = self._open().version(self.name, number)
+            self._versions[number] = (time.monotonic(), found)
+        return found
+
+    def _release(self, version: Version, role: str) -> Release:
         content = version.tags.get(CONTENT)
         if content is None:
             raise InputError(
                 "a served version must have been registered by pareflow",
-                f"{self._uri} has no tag {CONTENT}",
+                f"models:/{self.name}/{version.version} has no tag {CONTENT}",
                 "Register it by `pareflow optimize`",
             )
         kept = self._folder / content[:32]
-        if kept != self._verified and not _whole(kept):
-            self._fetch(tracker, str(version.version), content, kept)
-        self._verified = kept  # whoever opens it verifies it again: here it is asked every few seconds
+        if kept not in self._verified.values() and not _whole(kept):
+            self._fetch(self._open(), str(version.version), content, kept)
+        self._verified[role] = kept  # whoever opens it verifies it again: here it is asked every second
         tuned = version.tags.get(plan_tag())
         plan = None if tuned is None else ServingPlan.model_validate_json(tuned)
-        release = Release(self.name, str(version.version), kept, plan)
-        self._remember(release)
-        return release
+        judged = version.tags.get(verdict_tag_of(here()))
+        return Release(self.name, str(version.version), kept, plan, judged)
 
     def last(self) -> Release | None:
         try:
@@ -74,7 +127,8 @@ class RegistrySource:
         except (OSError, KeyError):
             return None
         plan = None if told["plan"] is None else ServingPlan(**told["plan"])
-        return Release(self.name, told["version"], self._folder / told["package"], plan)
+        judged = told.get("judged", {}).get(here()[:12])  # the folder may have come from another machine
+        return Release(self.name, told["version"], self._folder / told["package"], plan, judged)
 
     def _fetch(self, tracker: Tracker, version: str, content: str, kept: Path) -> None:
         """Download beside the place, verify, and move there whole. Raises: InputError."""
@@ -97,11 +151,23 @@ class RegistrySource:
         path = self._folder / LAST
         known = json.loads(path.read_text()) if path.exists() else {}
         plan = None if release.plan is None else release.plan.model_dump(mode="json", exclude_defaults=True)
-        told = {"version": release.version, "package": release.package.name, "plan": plan}
+        judged = {} if release.judged is None else {here()[:12]: release.judged}
+        told = {
+            "version": release.version,
+            "package": release.package.name,
+            "plan": plan,
+            "judged": judged,
+        }
         if known.get(self._uri) != told:
             written = path.with_suffix(".new")
             written.write_text(json.dumps({**known, self._uri: told}, indent=1))
             written.replace(path)
+
+
+def _named(uri: str) -> tuple[str, str | None]:
+    """The model, and the alias if it is named by one."""
+    name, _, alias = uri.removeprefix("models:/").partition("@")
+    return name.partition("/")[0], alias or None
 
 
 def _whole(package: Path) -> bool:

@@ -18,6 +18,7 @@ from prefect.tasks import Task, exponential_backoff
 
 from pareflow.errors import TransientError
 from pareflow.reporting import page
+from pareflow.serving.plan import ServingPlan
 from pareflow.stages import (
     ablation,
     baseline,
@@ -26,11 +27,13 @@ from pareflow.stages import (
     optimization,
     profiling,
     registration,
+    serving_plans,
     sweeping,
     validation,
 )
 from pareflow.stages.run import Row, Run
-from tasks import promotion
+from tasks import approval, events, promotion, retraining
+from tasks.serving import keep_plan
 from tasks.tracking import Tracker
 
 
@@ -55,6 +58,12 @@ def measure_baseline(run: Run, tracker: Tracker | None, parent: str) -> list[Row
     rows = baseline.baseline(run)
     _record(run, tracker, parent, rows)
     return rows
+
+
+@task(task_run_name="train", **_POLICY)
+def train(run: Run) -> None:
+    """The original, by the workload's own training."""
+    baseline.train(run)
 
 
 @task(task_run_name="profile", **_POLICY)
@@ -105,24 +114,66 @@ def sweep(run: Run, judged: Sequence[Row], winner: Row | None) -> list[dict[str,
     return sweeping.sweep(run, judged, winner)
 
 
+@task(task_run_name="serve", **_POLICY)
+def tune_plan(run: Run, judged: Sequence[Row], winner: Row | None) -> dict[str, Any]:
+    """The winner's serving plan, tuned for the SLA's load; winner and baseline through the server."""
+    return serving_plans.tuned(run, judged, winner)
+
+
 @task(task_run_name="register", **_POLICY)
-def register(run: Run, tracker: Tracker | None, parent: str, winner: Row) -> dict[str, Any] | None:
-    """The winner as a model version; challenger, and champion where the pipeline promotes by itself."""
+def register(
+    run: Run,
+    tracker: Tracker | None,
+    parent: str,
+    winner: Row,
+    serving: Mapping[str, Any] = serving_plans.NO_LOAD,
+) -> dict[str, Any] | None:
+    """The winner as a model version with its plan; challenger, and champion where the pipeline promotes by
+    itself and the server keeps the SLA's load.
+
+    Where a person must approve, it ends with the request. Whoever follows is told of the version each time
+    it is registered, also where the registry had it.
+    """
     package = registration.package(run, winner)
     if tracker is None:
         return None
     version = str(tracker.register(run, parent, package, winner).version)
+    told = {"config": str(run.config), "variant": winner.id, "run": run.id}
+    events.emit("model.registered", run.spec.name, version, told, role="optimized")
+    if serving["plan"] is not None:
+        keep_plan(tracker, run.spec.name, version, ServingPlan(**serving["plan"]))
     promotion.challenge(tracker, run, version)
     profile = run.spec.target.profile
     if profile is not None:
         reason = f"it was judged here, not on {profile.name}: `pareflow check` judges it there"
         moved = promotion.Promotion(version, "challenger", reason)
+    elif serving["kept"] is False:
+        moved = promotion.Promotion(version, "challenger", serving["reason"])
+    elif run.spec.promotion == "approval":
+        moved = approval.ask(tracker, run, version, winner)
     elif run.spec.promotion == "manual":
         reason = "promotion is manual: `pareflow promote` makes it champion"
         moved = promotion.Promotion(version, "challenger", reason)
     else:
         moved = promotion.promote(tracker, run, version, winner)
     return {"name": run.spec.name, **dataclasses.asdict(moved)}
+
+
+@task(task_run_name="compare with the champion", **_POLICY)
+def compare_original(run: Run, tracker: Tracker, champion: str | None) -> dict[str, Any] | None:
+    """What the new training itself won or lost against the version that was champion."""
+    return retraining.beside_champion(tracker, run, champion)
+
+
+@task(task_run_name="decide on {name}", **_POLICY)
+def decide(
+    name: str, run: Run | None, tracker: Tracker, decision: str, by: str, reason: str
+) -> dict[str, Any]:
+    """A person's word on the challenger that waits: promoted, if the gate agrees, or declined."""
+    if decision == "reject":
+        return approval.decline(tracker, name, by, reason)
+    assert run is not None  # who approves has it judged
+    return approval.approve(tracker, run, by, reason)
 
 
 @task(task_run_name="explain", **_POLICY)

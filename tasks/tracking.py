@@ -1,12 +1,12 @@
-"""MLflow: the record of every run and variant, and the registry. The only module that imports mlflow.
+"""MLflow: the record of every run and variant, and the registry.
+
+Beside `owners.py` and `registry.py`, which stand on it, the only module that imports mlflow.
 
 Everything goes through `MlflowClient` with explicit run ids, since the fluent API does not nest in threads.
 Writing is idempotent: a run is found again by its tag `pareflow.key`, a version by its content.
 """
 
-import fcntl
 import json
-import logging
 import math
 import os
 import re
@@ -14,11 +14,11 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlflow
 import numpy as np
@@ -26,9 +26,10 @@ import pandas as pd
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
+from mlflow.store.entities.paged_list import PagedList
 
 import pareflow
 from pareflow.errors import InputError, TrackingError, TransientError
@@ -37,13 +38,26 @@ from pareflow.stages.registration import content_digest, golden
 from pareflow.stages.run import Row, Run
 from pareflow.store import writing
 from pareflow.variant import digest
-from tasks import registries
+from tasks import locking, registries
+from tasks.ownership import Owner
 
 KEY = "pareflow.key"
 CONTENT = "pareflow.content_sha256"
 VARIANT = "pareflow.variant"
+RUN = "pareflow.run"
+DATA = "pareflow.data"
+WORKLOAD = "pareflow.workload"
+"""The digest of code, settings and data that a version's original was trained from."""
+TRAFFIC = "pareflow.traffic"
+"""Of a model: what share of its requests a challenger gets (`pareflow.serving.traffic`)."""
 CONFIG = "pareflow.config"
 """Where the pipeline YAML lay when the version was registered."""
+Version: TypeAlias = ModelVersion
+Model: TypeAlias = RegisteredModel
+"""Of the registry, for modules that must not import mlflow."""
+FORMAT_TAG = "pareflow.format"
+FORMAT = 1
+"""Of the tags of registered versions. Versions from before the tag are of format 1 too."""
 _BUSY = ("REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")
 
 
@@ -58,7 +72,7 @@ def _reaching(uri: str) -> Iterator[None]:
         if "Max retries exceeded" in str(error) or error.error_code in _BUSY:
             raise _unreachable(uri, error) from error
         raise TrackingError(
-            f"MLflow at {uri} must accept what is recorded",
+            f"MLflow at {registries.without_secrets(uri)} must accept what is recorded",
             f"it said {error.error_code}: {str(error).splitlines()[0]}",
             "Mend the server, then run the same command again; what is finished is kept",
         ) from error
@@ -66,17 +80,10 @@ def _reaching(uri: str) -> Iterator[None]:
 
 def _unreachable(uri: str, error: Exception) -> TransientError:
     return TransientError(
-        f"MLflow at {uri} must be reachable",
+        f"MLflow at {registries.without_secrets(uri)} must be reachable",
         f"it is not ({type(error).__name__})",
         "Start it, or unset MLFLOW_TRACKING_URI; then run the same command again; what is finished is kept",
     )
-
-
-def _hear_loggers_again() -> None:
-    """Undo what the migrations of MLflow's database do: they silence every logger that there is."""
-    for name, logger in logging.root.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and name.partition(".")[0] == pareflow.__name__:
-            logger.disabled = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,12 @@ class Tracker:
     uri: str
     artifacts: Path | None
     locks: Path
+    registry: str | None = None
+    """The registry, where it is another than what the environment says."""
+    owner: Owner | None = None
+    """Who records; once declared dead nothing more is. None is not fenced: what no run's owner does."""
+    parent: str | None = None
+    """The run that it owns."""
 
     @classmethod
     def open(cls, data_dir: Path) -> "Tracker":
@@ -104,24 +117,63 @@ class Tracker:
                 tracker = cls(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts", data_dir / "locks")
             with tracker.locked("mlflow"), _reaching(tracker.uri):
                 tracker.client.search_experiments(max_results=1)
-        _hear_loggers_again()
+        return tracker
+
+    @classmethod
+    def at(cls, uri: str, data_dir: Path) -> "Tracker":
+        """The MLflow at this address, for records and registry both, whatever the environment names.
+
+        `data_dir` holds the locks of a server; an embedded MLflow has its own.
+        Raises: InputError, TransientError, TrackingError.
+        """
+        artifacts, locks = None, data_dir / "locks"
+        if uri.startswith("sqlite:///"):
+            folder = Path(uri.removeprefix("sqlite:///")).resolve().parent
+            if not folder.is_dir():
+                raise InputError(
+                    "an embedded MLflow must be there", f"there is no folder {folder}", "Mend its address"
+                )
+            artifacts, locks = folder / "artifacts", folder.parent / "locks"
+        tracker = cls(uri, artifacts, locks, uri)
+        with tracker.locked("mlflow"), _reaching(uri):
+            tracker.client.search_experiments(max_results=1)
         return tracker
 
     @property
+    def registry_uri(self) -> str:
+        return self.registry or os.environ.get("MLFLOW_REGISTRY_URI", self.uri)
+
+    @property
     def client(self) -> MlflowClient:
-        return MlflowClient(self.uri, os.environ.get("MLFLOW_REGISTRY_URI", self.uri))
+        return MlflowClient(self.uri, self.registry_uri)
+
+    @contextmanager
+    def reached(self) -> Iterator[MlflowClient]:
+        """The client. Raises: TransientError, TrackingError for what it raises."""
+        with _reaching(self.uri):
+            yield self.client
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """Hold one named lock of this data folder alone: MLflow has none, and aliases no compare-and-set."""
-        self.locks.mkdir(parents=True, exist_ok=True)
-        with (self.locks / f"{name}.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        """Hold one named lock of this data folder alone."""
+        with locking.flocked(self.locks, name):
             yield
+
+    @contextmanager
+    def moving(self, name: str) -> Iterator[locking.StillHeld]:
+        """Hold the lock that whoever moves an alias of the model must hold. Raises: TransientError,
+        TrackingError."""
+        with locking.exclusive(self.locks, f"promotion-{name}") as still_held:
+            yield still_held
+
+    def check_alive(self) -> None:
+        """Called before results are recorded. Raises: FencedError where the owner was declared dead."""
+        if self.owner is not None and self.parent is not None:
+            self.owner.check(self.client.get_run(self.parent).data.tags)
 
     def begin(self, run: Run) -> str:
         """The id of the parent run of this pipeline run, found or made."""
-        tags = {"pareflow.environment": run.environment.fingerprint, "pareflow.data": run.facts.data_digest}
+        tags = {"pareflow.environment": run.environment.fingerprint, DATA: run.facts.data_digest}
         with _reaching(self.uri):
             return self._run(run, run.id, f"{run.spec.name}-{run.id[:8]}", tags)
 
@@ -141,6 +193,7 @@ class Tracker:
         }
         params = [Param(f"{i}.{step}", json.dumps(settings)[:500]) for i, step, settings in _steps(row)]
         with _reaching(self.uri), self.locked("recording"):
+            self.check_alive()
             key = f"{run.id}:{digest(row.recipe.to_json())[:16]}"
             child = self._run(run, key, row.label[:250], {"mlflow.parentRunId": parent})
             if self.client.get_run(child).data.tags.get(f"pareflow.recorded.{phase}") == content:
@@ -159,6 +212,7 @@ class Tracker:
     def finish(self, run: Run, parent: str, document: Mapping[str, Any]) -> None:
         """The outcome: verdicts of the finalists, the document, the report and the traces."""
         with _reaching(self.uri):
+            self.check_alive()
             self.client.log_dict(parent, dict(document), "run.json")
             self.client.log_artifacts(parent, str(run.output), "report")
             verdict = (document["verdict"] or {}).get("decision", "inconclusive")
@@ -171,27 +225,44 @@ class Tracker:
         assert winner.verdict is not None  # only judged rows win
         tags = {
             CONTENT: content,
-            "pareflow.run": run.id,
+            FORMAT_TAG: str(FORMAT),
+            RUN: run.id,
             VARIANT: str(winner.id),
             "pareflow.recipe": winner.label[:4000],
-            "pareflow.data": run.facts.data_digest,
+            DATA: run.facts.data_digest,
+            WORKLOAD: run.facts.digest,
             "pareflow.seed": str(run.facts.seed),
             "pareflow.environment": run.environment.fingerprint,
             CONFIG: str(run.config.resolve()),
             verdict_tag(run): winner.verdict.decision,
         }
+        with self.locked("mlflow"):
+            registries.remember(self.locks.parent, registries.named() or self.uri)
+        return self.add(name, package, tags, parent)
+
+    def add(
+        self, name: str, package: Path, tags: Mapping[str, str], parent: str | None = None
+    ) -> ModelVersion:
+        """The version with the content that `tags` name, found or made of the package, with these tags.
+
+        Its files are logged by the MLflow run `parent`; where there is none, by one made for it.
+        """
         with _reaching(self.uri), self.locked("mlflow"):
+            self.check_alive()
             if not self.client.search_registered_models(f"name = '{name}'"):
                 self.client.create_registered_model(name, {"pareflow.pipeline": name})
-            found = [v for v in self.versions(name) if v.tags.get(CONTENT) == content]
+            found = [v for v in self.versions(name) if v.tags.get(CONTENT) == tags[CONTENT]]
             if found:
                 version = found[0]
                 for tag, value in tags.items():
                     self.client.set_model_version_tag(name, version.version, tag, value)
                 return version
-            registries.remember(self.locks.parent, registries.named() or self.uri)
-            source = self._upload(parent, package, f"model/{content[:16]}")
-            return self.client.create_model_version(name, source, run_id=parent, tags=tags)
+            if parent is None:
+                made = self.client.create_run(self.experiment(name), run_name=f"copy {tags[CONTENT][:8]}")
+                parent = str(made.info.run_id)
+                self.client.set_terminated(parent)
+            source = self._upload(parent, package, f"model/{tags[CONTENT][:16]}")
+            return self.client.create_model_version(name, source, run_id=parent, tags=dict(tags))
 
     def resolve(self, uri: str) -> ModelVersion:
         """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names. Raises: InputError."""
@@ -214,6 +285,12 @@ class Tracker:
                 "the registry has no such version",
                 "See `pareflow list versions`",
             )
+        if int(found.tags.get(FORMAT_TAG, FORMAT)) > FORMAT:
+            raise InputError(
+                f"the tags of {uri} must be of format {FORMAT} or older",
+                f"they are of format {found.tags[FORMAT_TAG]}",
+                "Install the pareflow that registered it",
+            )
         return found
 
     def record_verdict(self, run: Run, version: ModelVersion, decision: str) -> None:
@@ -225,6 +302,17 @@ class Tracker:
         """All versions of a registered model, newest first."""
         with _reaching(self.uri):
             return list(self.client.search_model_versions(f"name = '{name}'"))
+
+    def registered(self) -> list[dict[str, Any]]:
+        """Every version of every model as lists show it, by a question per page and not per version."""
+        with _reaching(self.uri):
+            models = _all_pages(self.client.search_registered_models, max_results=1000)
+            aliases: dict[tuple[str, str], list[str]] = {}
+            for model in models:
+                for alias, number in model.aliases.items():
+                    aliases.setdefault((model.name, str(number)), []).append(alias)
+            versions = _all_pages(self.client.search_model_versions, max_results=10_000)
+        return [_listed(found, aliases.get((found.name, str(found.version)), [])) for found in versions]
 
     def version(self, name: str, number: str) -> ModelVersion:
         """One version of a registered model."""
@@ -238,9 +326,28 @@ class Tracker:
             number = models[0].aliases.get(alias) if models else None
             return self.client.get_model_version(name, str(number)) if number is not None else None
 
+    def model(self, name: str) -> RegisteredModel | None:
+        """A registered model with its aliases and tags, by one question; or None."""
+        with _reaching(self.uri):
+            try:
+                return self.client.get_registered_model(name)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+
+    def tag_model(self, name: str, tag: str, value: str | None) -> None:
+        """Set a tag of a registered model, which no copy of its versions takes along; None removes it."""
+        with _reaching(self.uri):
+            if value is not None:
+                self.client.set_registered_model_tag(name, tag, value)
+            elif tag in self.client.get_registered_model(name).tags:
+                self.client.delete_registered_model_tag(name, tag)
+
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Point an alias at a version, and read it back. Raises: TrackingError if it did not take."""
         with _reaching(self.uri):
+            self.check_alive()
             self.client.set_registered_model_alias(name, alias, version)
             found = self.alias(name, alias)
         if found is None or str(found.version) != str(version):
@@ -261,17 +368,6 @@ class Tracker:
             uri = self.client.get_model_version_download_uri(name, version)
             local = mlflow.artifacts.download_artifacts(uri, dst_path=str(into), tracking_uri=self.uri)
         return Path(local) / "data" / "package"
-
-    def summary(self, version: ModelVersion) -> dict[str, Any]:
-        """One registered version, as lists show it."""
-        version = self.version(version.name, str(version.version))  # one from a search lacks its aliases
-        tags = {key: value for key, value in version.tags.items() if key.startswith("pareflow.")}
-        return {
-            "name": version.name,
-            "version": str(version.version),
-            "aliases": list(version.aliases),
-            **tags,
-        }
 
     def monitored(self, name: str, version: str) -> str:
         """The id of the run that holds what was seen of a served version, found or made."""
@@ -297,19 +393,25 @@ class Tracker:
     def _keyed(self, pipeline: str, key: str, name: str, tags: Mapping[str, str]) -> str:
         """The same by the pipeline's name, under a lock."""
         with self.locked("mlflow"):
-            experiment = self._experiment(pipeline)
+            experiment = self.experiment(pipeline)
             found = self.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
             if found:
                 return str(found[0].info.run_id)
             all_tags = {**tags, KEY: key}
             return str(self.client.create_run(experiment, tags=all_tags, run_name=name).info.run_id)
 
-    def _experiment(self, name: str) -> str:
+    def experiment(self, name: str) -> str:
+        """The id of the experiment with this name, found or made."""
         found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        location = None if self.artifacts is None else (self.artifacts / name).as_uri()
-        return str(self.client.create_experiment(name, location))
+        if found is None:
+            location = None if self.artifacts is None else (self.artifacts / name).as_uri()
+            try:
+                return str(self.client.create_experiment(name, location))
+            except MlflowException as error:
+                found = self.client.get_experiment_by_name(name)
+                if found is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise  # else another one was quicker
+        return str(found.experiment_id)
 
     def _upload(self, parent: str, package: Path, path: str) -> str:
         """Log the package as a pyfunc made from code and plain files; its URI.
@@ -321,6 +423,22 @@ class Tracker:
             save_pyfunc(package, model)
             self.client.log_artifacts(parent, str(model), path)
         return f"{self.client.get_run(parent).info.artifact_uri}/{path}"
+
+
+def _all_pages(search: Callable[..., PagedList[Any]], max_results: int) -> list[Any]:
+    """What a search of the client's finds, page by page."""
+    page = search(max_results=max_results)
+    found = list(page)
+    while page.token:
+        page = search(max_results=max_results, page_token=page.token)
+        found += page
+    return found
+
+
+def _listed(version: ModelVersion, aliases: list[str]) -> dict[str, Any]:
+    """One version with its aliases (one from a search lacks them), and the tags of ours."""
+    tags = {key: value for key, value in version.tags.items() if key.startswith("pareflow.")}
+    return {"name": version.name, "version": str(version.version), "aliases": sorted(aliases), **tags}
 
 
 def variants_registered(uri: str, data_dir: Path) -> dict[str, str]:
@@ -347,7 +465,12 @@ def variants_registered(uri: str, data_dir: Path) -> dict[str, str]:
 
 def verdict_tag(run: Run) -> str:
     """The tag of a verdict carries its environment: copying a version copies its tags (law 8)."""
-    return f"pareflow.verdict.{run.environment.fingerprint[:12]}"
+    return verdict_tag_of(run.environment.fingerprint)
+
+
+def verdict_tag_of(fingerprint: str) -> str:
+    """The tag of a verdict in the environment with this fingerprint."""
+    return f"pareflow.verdict.{fingerprint[:12]}"
 
 
 def save_pyfunc(package: Path, into: Path) -> None:

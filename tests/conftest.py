@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -143,14 +142,6 @@ def _rogue_members(*families: dict[str, Any]) -> None:
     for family in families:
         found = {name: cls for name, cls in family.items() if cls.__module__.endswith(".rogues")}
         family.update(_ROGUES.setdefault(id(family), found))
-
-
-@pytest.fixture(autouse=True)
-def _loggers_are_heard() -> None:
-    """MLflow's migrations, in whichever test came before, silence every logger that there is."""
-    for name, logger in logging.root.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and name.startswith("pareflow"):
-            logger.disabled = False
 
 
 @pytest.fixture(scope="session")

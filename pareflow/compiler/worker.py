@@ -8,7 +8,7 @@ import fcntl
 import subprocess
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from signal import Signals
 from typing import Any, ClassVar
@@ -31,13 +31,15 @@ _PIPE_BYTES = 2**20
 
 
 class Worker:
-    """One process that serves the runtime `name` with the interpreter `python`."""
+    """One process that serves the runtime `name` with the interpreter `python`.
 
-    def __init__(self, name: str, python: Path) -> None:
+    `start` is what the interpreter is called with, where it is not to serve one of `workers/`.
+    """
+
+    def __init__(self, name: str, python: Path, start: Sequence[str | Path] | None = None) -> None:
         self._name, self._turn = name, threading.Lock()
-        self._process = subprocess.Popen(
-            [python, "-I", "-c", serve.BOOT, _FOLDER, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        started = ("-I", "-c", serve.BOOT, _FOLDER, name) if start is None else start
+        self._process = subprocess.Popen([python, *started], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
         weakref.finalize(self, _end, self._process)
@@ -50,6 +52,10 @@ class Worker:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def kill(self) -> None:
+        """End it at once, whatever it does; who waits for its answer gets a CrashedError."""
+        self._process.kill()
 
     def call(self, what: str, feeds: Mapping[str, np.ndarray] | None = None, **settings: Any) -> wire.Message:
         """One request and its answer; threads wait for each other.

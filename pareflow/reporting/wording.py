@@ -37,7 +37,8 @@ def headline(document: Record) -> Headline:
     decision = outcome((document.get("verdict") or {}).get("decision"))
     winner = winning(document)
     if decision == "pass" and winner is not None:
-        return _kept(winner) if winner.get("role") in ("baseline", "original") else _won(winner, document)
+        told = _kept(winner) if winner.get("role") in ("baseline", "original") else _won(winner, document)
+        return _as_served(told, document.get("serving") or {})
     titles: dict[Outcome, str] = {"fail": "Nothing met the SLA", "doubt": "Undecided: nothing is promoted"}
     if decision not in titles:
         return Headline("unknown", "No verdict: nothing is promoted", _not_met(document, "unknown"))
@@ -113,6 +114,15 @@ def _kept(winner: Record) -> Headline:
         "No candidate was faster inside the SLA. The {}, <code>{}</code>, meets every clause of it."
     )
     return Headline("pass", f"Keep the {role}", text.format(role, recipe_of(winner)))
+
+
+def _as_served(told: Headline, serving: Record) -> Headline:
+    """What is told of the winner, unless no plan was proved to keep the SLA's load through the server."""
+    if serving.get("kept") is not False:
+        return told
+    found = "doubt" if outcome(serving.get("decision")) == "doubt" else "fail"
+    sentence = Markup("{} But {}.").format(told.sentence, serving.get("reason"))
+    return Headline(found, "Inside the SLA alone, and not through the server", sentence)
 
 
 def _loss(winner: Record, document: Record) -> str:

@@ -1,9 +1,11 @@
 """Sessions that work side by side, each in a thread of its own: what stands under every policy."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 import numpy as np
 
@@ -11,12 +13,18 @@ from pareflow.runtime.endpoint import Endpoint
 from pareflow.session import Session
 from pareflow.workload import Arrays
 
+THREADS = "session"
+"""What the names of their threads begin with."""
+HANGS_S = 10.0
+"""A request that has not ended so long after its pool was closed never will."""
+
 
 class SessionPool:
     """One or more loaded copies of an executable; runtimes let go of Python's lock while they compute.
 
     `inline`: a request is computed where it arrives, on the event loop. That saves the way to a thread and
     back, some 0.1 ms, and holds up all others for as long as it takes: for networks that take less than that.
+    It may be changed while requests are answered.
     """
 
     def __init__(self, sessions: Sequence[Session], *, inline: bool = False) -> None:
@@ -24,24 +32,30 @@ class SessionPool:
         for session in sessions:
             self._idle.put(session)
         self._size = len(sessions)
-        self._inline = sessions[0] if inline else None
-        self._threads = ThreadPoolExecutor(len(sessions), thread_name_prefix="session")
+        self.inline = inline
+        self._threads = ThreadPoolExecutor(len(sessions), thread_name_prefix=THREADS)
 
     def endpoint(self, identity: str) -> Endpoint:
         """The pool as an endpoint. `identity` names what answers."""
         return Endpoint(self.answer, identity, self._size)
 
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        if self._inline is not None:
-            return self._inline.run(feeds)
+        if self.inline:
+            with suppress(Empty):  # a thread has it still, from before
+                return self._answered_by(self._idle.get_nowait(), feeds)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, feeds)
 
     def close(self) -> None:
-        """Let what runs end, and take no more."""
-        self._threads.shutdown(wait=True)
+        """Take no more, and let what runs end; what does not, hangs: its thread is left behind."""
+        self._threads.shutdown(wait=False)
+        until = time.monotonic() + HANGS_S
+        while self._idle.qsize() < self._size and time.monotonic() < until:
+            time.sleep(0.005)
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        session = self._idle.get_nowait()  # there are as many threads as sessions
+        return self._answered_by(self._idle.get(), feeds)  # there are as many threads as sessions
+
+    def _answered_by(self, session: Session, feeds: Mapping[str, np.ndarray]) -> Arrays:
         try:
             return session.run(feeds)
         finally:

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -28,19 +29,23 @@ from pareflow.serving.refusals import JSON, NotFoundError, TooLargeError, Unread
 from pareflow.serving.request_log import RequestLog, logged
 from pareflow.serving.settings import Settings
 from pareflow.serving.slot import Slot, Source
+from pareflow.serving.trial import Trial
+from pareflow.workload import Arrays
 
 log = logging.getLogger("pareflow.serving")
 
 BINARY = "application/octet-stream"
 VERSION = pareflow.__version__
 EXTENSIONS = ["binary_tensor_data"]
-REQUEST_ID = "x-request-id"
-"""By which a caller finds a kept request again: the one that it sent, or one that is made."""
+CLIENT, REQUEST_ID = "x-client-id", "x-request-id"
+"""By which a client is answered by one version while two are served; and by which a caller finds a kept
+request again: the one that it sent, or one that is made."""
 _PLAIN_ID = re.compile(r"[!-~]{1,128}")  # what a header can hold, and nobody's line break
 OPEN_TO_ALL = ("/v2/health/", "/ping", "/health")
 """What an orchestrator asks without a key."""
 
 Answer = Callable[[Request], Awaitable[Response]]
+_Work = Callable[[Hosted], Coroutine[Any, Any, Arrays]]
 _Answer = TypeVar("_Answer")
 
 
@@ -54,7 +59,10 @@ def assembled(
     """
     metrics = Metrics()
     tiers = {name: found(target) for name, target in (plan.tiers if plan else {}).items()}
-    slots = [Slot(source, plan, metrics, tiers) for source in sources]
+    slots = [
+        Slot(source, plan, metrics, tiers, standby=settings.standby, unjudged=settings.unjudged)
+        for source in sources
+    ]
     return App(slots, settings, metrics).asgi()
 
 
@@ -80,7 +88,7 @@ class App:
 
     def _routes(self) -> list[Route]:
         model = "/v2/models/{model}"
-        routes = []
+        routes = [Route(f"{model}/trial", self._told("trial", self._trial))]
         for path in (model, f"{model}/versions/{{version}}"):
             routes += [
                 Route(f"{path}/infer", self._told("infer", self._infer), methods=["POST"]),
@@ -140,12 +148,14 @@ class App:
         return answered
 
     async def _infer(self, request: Request) -> Response:
-        hosted = self._hosted(request)
+        self._hosted(request)  # a wrong name is told before the body is read
         body = await self._body(request)
         asked = protocol.parse(body, request.headers.get(protocol.HEADER))
-        async with hosted.asked():
-            with answered_within(_limit_s(asked.timeout_s, hosted)):
-                outputs = await _unless_gone(request, hosted, hosted.answer(asked.inputs))
+        slot, hosted = self._slot(request), self._hosted(request)
+        trial = None if "version" in request.path_params else slot.trial
+        axis = next((one.shape[:1] for one in asked.inputs.values()), ())
+        question = _Question(request, asked.timeout_s, _key(request, asked.id, body), axis)
+        outputs, hosted = await _answered(question, hosted, trial, lambda by: by.answer(asked.inputs))
         name, version = hosted.release.name, hosted.release.version
         content, head = protocol.render(name, version, asked, outputs)
         identity = asked.id or request.headers.get(REQUEST_ID)
@@ -155,15 +165,15 @@ class App:
         return Response(content, media_type=BINARY, headers={protocol.HEADER: str(head), **told})
 
     async def _invocations(self, request: Request) -> Response:
-        hosted = self._only()
+        self._only()
         body = await self._body(request)
         samples = invocations.samples_in(body, request.headers.get("content-type", JSON))
-        async with hosted.asked():
-            with answered_within(_limit_s(None, hosted)):
-                predictions, outputs = await _unless_gone(request, hosted, hosted.predict(samples))
-        response = refusals.as_json({"predictions": predictions})
-        identity, answer = request.headers.get(REQUEST_ID), {PREDICTIONS: predictions, **outputs}
-        response.headers.update(self._kept(hosted, identity, {SAMPLES: samples}, answer, len(body)))
+        slot = self._only()
+        question = _Question(request, None, _key(request, None, body), (len(samples),))
+        outputs, hosted = await _answered(question, slot.hosted, slot.trial, lambda by: by.predicted(samples))
+        response = refusals.as_json({"predictions": outputs[PREDICTIONS]})
+        identity = request.headers.get(REQUEST_ID)
+        response.headers.update(self._kept(hosted, identity, {SAMPLES: samples}, outputs, len(body)))
         return response
 
     def _kept(
@@ -185,6 +195,10 @@ class App:
 
     async def _metadata(self, request: Request) -> Response:
         return refusals.as_json(self._hosted(request).metadata())
+
+    async def _trial(self, request: Request) -> Response:
+        """What stands beside the version that answers, and what was seen of it."""
+        return refusals.as_json(self._slot(request).observed())
 
     async def _model_ready(self, request: Request) -> Response:
         hosted = self._hosted(request)
@@ -209,15 +223,20 @@ class App:
         models = {name: slot.hosted.release.version for name, slot in self._slots.items()}
         return refusals.as_json(openapi.document(VERSION, models))
 
-    def _hosted(self, request: Request) -> Hosted:
-        """The version that a path names. Raises: NotFoundError."""
+    def _slot(self, request: Request) -> Slot:
+        """The model that a path names. Raises: NotFoundError."""
         name = request.path_params["model"]
         slot = self._slots.get(name)
         if slot is None:
             raise NotFoundError(
                 f"a model must be one of {', '.join(self._slots)}", f"got {name}", "Name one of them"
             )
-        hosted = slot.hosted
+        return slot
+
+    def _hosted(self, request: Request) -> Hosted:
+        """The version that a path names. Raises: NotFoundError."""
+        hosted = self._slot(request).hosted
+        name = hosted.release.name
         version = request.path_params.get("version", hosted.release.version)
         if version != hosted.release.version:
             raise NotFoundError(
@@ -227,7 +246,7 @@ class App:
             )
         return hosted
 
-    def _only(self) -> Hosted:
+    def _only(self) -> Slot:
         """Raises: NotFoundError."""
         if len(self._slots) > 1:
             raise NotFoundError(
@@ -235,7 +254,7 @@ class App:
                 f"this one has {len(self._slots)}",
                 "Use /v2/models",
             )
-        return next(iter(self._slots.values())).hosted
+        return next(iter(self._slots.values()))
 
     async def _body(self, request: Request) -> bytes:
         """Raises: TooLargeError as soon as it is known, UnreadableError."""
@@ -280,6 +299,44 @@ class _Keyed:
         given = dict(scope["headers"]).get(b"authorization", b"")
         matches = [hmac.compare_digest(given, b"Bearer " + key) for key in self._keys]
         return any(matches)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A request whose body was read: how long it may take, what it is drawn by, its first axis if any."""
+
+    request: Request
+    timeout_s: float | None
+    key: bytes
+    axis: tuple[int, ...]
+
+
+async def _answered(
+    question: _Question, hosted: Hosted, trial: Trial | None, work: _Work
+) -> tuple[Arrays, Hosted]:
+    """The answer, and which version gave it; `hosted` is not closed meanwhile. Raises: what it raises."""
+
+    async def copy(by: Hosted) -> Arrays:
+        async with by.asked():
+            return await work(by)
+
+    async def ask(by: Hosted) -> Arrays:
+        async with by.asked():
+            return await _unless_gone(question.request, by, work(by))
+
+    async with hosted.asked():
+        with answered_within(_limit_s(question.timeout_s, hosted)):
+            if trial is None:
+                return await _unless_gone(question.request, hosted, work(hosted)), hosted
+            rows = question.axis[0] if question.axis else 0
+            return await trial.answered(hosted, question.key, rows, ask, copy)
+
+
+def _key(request: Request, identity: str | None, body: bytes) -> bytes:
+    """What a request is drawn by: its client, where that says who it is; else its own name; else its body."""
+    headers = request.headers
+    named = headers.get(CLIENT) or identity or headers.get(REQUEST_ID)
+    return body if named is None else named.encode()
 
 
 async def _unless_gone(request: Request, hosted: Hosted, answer: Coroutine[Any, Any, _Answer]) -> _Answer:

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pareflow.measurement import Ran
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.runtime.pool import SessionPool
 from pareflow.serving import protocol
+from pareflow.serving.apart import ModelApart
 from pareflow.serving.model import PackagedModel
 from pareflow.serving.plan import ServingPlan
 from pareflow.session import Session
@@ -32,6 +33,8 @@ class Release:
     version: str
     package: Path
     plan: ServingPlan | None = None
+    judged: str | None = field(default=None, compare=False)
+    """What the gate said of it in this environment, as the registry knows; None: nothing that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +56,13 @@ class Tensor:
 class Executable:
     """A release and its sessions. Making it blocks.
 
+    `apart`: its network runs in a process of its own, which may crash or hang and harms nobody.
     Raises: InputError where a file is not what was packaged; BadOutputError where it answers otherwise here.
     """
 
-    def __init__(self, release: Release, plan: ServingPlan) -> None:
-        self.release = release
-        self.model = PackagedModel(release.package)
+    def __init__(self, release: Release, plan: ServingPlan, *, apart: bool = False) -> None:
+        self.release, self.apart = release, apart
+        self.model = ModelApart(release.package) if apart else PackagedModel(release.package)
         self.model.check_golden()
         self.ran: Ran = self.model.session.ran()
         self.inputs, self.outputs = described(self.model)
@@ -75,20 +79,34 @@ class Executable:
     def endpoint(self) -> Endpoint:
         return self._pool.endpoint(self.identity)
 
+    @property
+    def inline(self) -> bool:
+        """Whether it is computed on the event loop."""
+        return self._pool.inline
+
+    def aside(self, wanted: bool) -> None:
+        """Compute in a thread, however brief it is, where a hang holds up nobody; or as it was planned."""
+        self._pool.inline = self._brief and not wanted
+
     def close(self) -> None:
-        """Let what runs end, and take no more."""
+        """Let what runs end, and take no more; what runs apart is ended."""
+        if isinstance(self.model, ModelApart):
+            self.model.end()
         self._pool.close()
 
     def _sessions(self, plan: ServingPlan) -> SessionPool:
-        """As many as the plan says, or as there are cores for; one where it is done on the event loop."""
+        """As many as the plan says, or as there are cores for; one on the event loop, and one apart."""
         feeds = self.model.preprocess(self.model.golden()["samples"][:1])
-        self.inline = 1000 * seconds(lambda: self.model.session.run(feeds)) < plan.inline_ms
-        count = 1 if self.inline else plan.sessions or max(1, len(probe.cores()) // self.ran.threads)
+        brief = 1000 * seconds(lambda: self.model.session.run(feeds)) < plan.inline_ms
+        self._brief = brief and not self.apart  # and the event loop waits for no other process
+        several = plan.sessions or max(1, len(probe.cores()) // self.ran.threads)
+        count = 1 if self._brief or self.apart else several
         sessions = [self.model.session, *(self.model.load_session() for _ in range(count - 1))]
         largest = max((getattr(policy, "max_batch_size", 1) for policy in plan.chosen()), default=1)
+        self.sessions = len(sessions)
         for session in sessions:
             _warm_up(session, feeds, largest)
-        return SessionPool(sessions, inline=self.inline)
+        return SessionPool(sessions, inline=self._brief)
 
 
 def described(model: PackagedModel) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

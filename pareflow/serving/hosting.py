@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from pareflow.workload import Arrays
 _Result = TypeVar("_Result")
 SAMPLES, PREDICTIONS = "samples", "predictions"
 """The input that holds raw samples, rather than what the network takes; and the output that answers it."""
+Standing = Literal["here", "elsewhere", "unknown"]
+"""Where the gate promoted a version: in this environment, in another one, or nowhere that is known."""
 BRIEF_S = 1e-3
 """What takes less is done on the event loop: going to a thread and back takes a tenth of it."""
 
@@ -30,6 +32,7 @@ class Hosted:
 
     def __init__(self, main: Executable, tiers: Mapping[str, Executable], plan: ServingPlan) -> None:
         self.main, self.tiers, self.plan = main, dict(tiers), plan
+        self.standing: Standing = "unknown"
         for name, tier in tiers.items():
             _check_alike(main, name, tier)
         samples = main.model.golden()["samples"][:1]
@@ -45,6 +48,11 @@ class Hosted:
     @property
     def release(self) -> Release:
         return self.main.release
+
+    @property
+    def in_demand(self) -> bool:
+        """Whether more requests are there than sessions compute."""
+        return self._asked > self.main.sessions
 
     def started(self) -> "Hosted":
         """With its policies in place; call it in the event loop."""
@@ -79,8 +87,12 @@ class Hosted:
                 with suppress(StoreError):  # a store that is away: what it keeps is found by no other version
                     await endpoint.flush()
             await endpoint.close()
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """Close what was opened: for one that was never started. It blocks."""
         for executable in (self.main, *self.tiers.values()):
-            await asyncio.to_thread(executable.close)
+            executable.close()
 
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """The outputs for the network's inputs, or the predictions for raw samples and all outputs besides.
@@ -113,6 +125,18 @@ class Hosted:
             ) from error
         outputs = await self.endpoint.answer(feeds)
         return await self._processed(lambda: self.main.model.postprocess(outputs)), outputs
+
+    async def predicted(self, samples: Any) -> Arrays:
+        """The outputs for raw samples, and the predictions. Raises: InputError."""
+        predictions, outputs = await self.predict(samples)
+        return {**outputs, PREDICTIONS: predictions}
+
+    async def predictions(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """One prediction per row of the network's outputs; of those that `answer` gave, the same again."""
+        found = outputs.get(PREDICTIONS)
+        if found is not None:
+            return found
+        return await self._processed(lambda: self.main.model.postprocess(dict(outputs)))
 
     @property
     def sample_kind(self) -> str:
@@ -174,9 +198,14 @@ class Hosted:
         )
 
 
-def opened(releases: Mapping[str, Release], plan: ServingPlan) -> Hosted:
-    """Open releases by the name of the tier, the main one's empty. Raises: as `Executable`; InputError."""
-    executables = {name: Executable(release, plan) for name, release in releases.items()}
+def opened(releases: Mapping[str, Release], plan: ServingPlan, *, apart: bool = False) -> Hosted:
+    """Open releases by the name of the tier, the main one's empty; `apart`, that one in a process of its own.
+
+    Raises: as `Executable`; InputError.
+    """
+    executables = {
+        name: Executable(release, plan, apart=apart and not name) for name, release in releases.items()
+    }
     return Hosted(executables.pop(""), executables, plan)
 
 

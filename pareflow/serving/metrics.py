@@ -13,7 +13,10 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily
 
+from pareflow.serving.traffic import Traffic
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_TRIED = ("model", "version", "what")
 BUCKETS_S = tuple(x * 10.0**e for e in (-4, -3, -2, -1, 0) for x in (1, 2, 5))
 
 
@@ -43,6 +46,33 @@ class Metrics:
             "whether the registry answered when last asked",
             registry=self._registry,
         )
+        self._judged = Gauge(
+            "pareflow_model_judged_here",
+            "1 where the version that answers has a verdict of this environment",
+            ["model", "version"],
+            registry=self._registry,
+        )
+        self._share = Gauge(
+            "pareflow_challenger_share",
+            "share of the requests that the challenger answers (canary), or that both do (shadow)",
+            ["model", "version", "kind"],
+            registry=self._registry,
+        )
+        self._tried = Counter(
+            "pareflow_challenger",
+            "what became of requests to the challenger",
+            _TRIED,
+            registry=self._registry,
+        )
+        self._by_version = Histogram(
+            "pareflow_version_seconds",
+            "from a request to its answer by a version, while another one is tried beside it",
+            ["model", "version"],
+            buckets=BUCKETS_S,
+            registry=self._registry,
+        )
+        self._versions: dict[str, str] = {}
+        self._challengers: dict[str, str] = {}
         self.figures: Mapping[str, Any] = {}
         self._registry.register(_Policies(self))
         ProcessCollector(registry=self._registry)  # processor seconds and memory
@@ -52,11 +82,35 @@ class Metrics:
         self._answered.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def serves(self, name: str, version: str, figures: Mapping[str, Any]) -> None:
-        """From now on this version answers; `figures` are its policies'."""
-        self._serving.clear()
+    def serves(self, name: str, version: str, figures: Mapping[str, Any], standing: str) -> None:
+        """From now on this version answers; `figures` are its policies', `standing` where it was judged."""
+        before = self._versions.get(name)
+        if before not in (None, version):
+            self._serving.remove(name, before)
+            self._judged.remove(name, before)
+        self._versions[name] = version
         self._serving.labels(name, version).set(1)
+        self._judged.labels(name, version).set(standing == "here")
         self.figures = figures
+
+    def tries(self, name: str, traffic: Traffic | None) -> None:
+        """From now on the challenger has this traffic, or none."""
+        before = self._challengers.pop(name, None)
+        if before is not None:
+            for kind in ("canary", "shadow"):
+                self._share.remove(name, before, kind)
+        if traffic is not None:
+            self._challengers[name] = traffic.version
+            self._share.labels(name, traffic.version, "canary").set(traffic.canary)
+            self._share.labels(name, traffic.version, "shadow").set(traffic.shadow)
+
+    def tried(self, name: str, version: str, what: str) -> None:
+        """Count one of `record.COUNTS`."""
+        self._tried.labels(name, version, what).inc()
+
+    def answered_by(self, name: str, version: str, seconds: float) -> None:
+        """Note how long an answer took that somebody waited for."""
+        self._by_version.labels(name, version).observe(seconds)
 
     def registry(self, reachable: bool) -> None:
         self._reachable.set(float(reachable))

@@ -21,6 +21,7 @@ import pareflow  # noqa: F401  (fills the catalog)
 from pareflow.catalog import BACKENDS, find
 from pareflow.compiler.backend import Backend, Session
 from pareflow.errors import BadOutputError, InputError
+from pareflow.serving import pickled
 from pareflow.variant import Step, file_digest
 from pareflow.workload import Arrays, Samples, Workload, define
 
@@ -41,6 +42,7 @@ class PackagedModel:
         """Another session of the same executable: each answers one request at a time."""
         backend = find(BACKENDS, Step.from_json(self.document["backend"]), "backend")
         assert isinstance(backend, Backend)
+        pickled.check(self._folder / "artifact")
         return backend.load(self._folder / "artifact")
 
     def predict(self, samples: Any) -> np.ndarray:

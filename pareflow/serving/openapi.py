@@ -68,6 +68,15 @@ SCHEMAS: Mapping[str, Schema] = {
     "ServerMetadata": _object(
         ("name", "version", "extensions"), name=TEXT, version=TEXT, extensions=_list(TEXT)
     ),
+    "Trial": _object(
+        ("model", "champion", "judged", "ready", "trial", "refused"),
+        model=TEXT,
+        champion=TEXT,
+        judged={"type": "string", "enum": ["here", "elsewhere", "unknown"]},
+        ready={"type": ["string", "null"]},
+        trial={"type": ["object", "null"]},
+        refused={"type": ["object", "null"]},
+    ),
     "Live": _object(("live",), live=FLAG),
     "Ready": _object(("ready",), ready=FLAG, name=TEXT),
     "Invocation": {
@@ -105,6 +114,10 @@ def document(version: str, models: Mapping[str, str]) -> dict[str, Any]:
         "/metrics": {"get": _text("For Prometheus")},
         "/openapi.json": {"get": {"summary": "This document", "responses": {"200": {"description": "It"}}}},
         "/invocations": {"post": _post("Predictions for raw samples", "Invocation", "Predictions")},
+    }
+    paths["/v2/models/{model}/trial"] = {
+        "get": _get("What stands beside the version that answers, and what was seen of it", "Trial", "404"),
+        "parameters": [{"name": "model", "in": "path", "required": True, "schema": known["model"]}],
     }
     for path, names in (("", ("model",)), ("/versions/{version}", ("model", "version"))):
         model = "/v2/models/{model}" + path

@@ -1,5 +1,6 @@
 """How long batches take while all sessions are busy: what the simulation of a line is fed with."""
 
+import itertools
 import json
 import statistics
 import threading
@@ -28,18 +29,18 @@ def measure(folder: str, sessions: Sequence[int], sizes: Sequence[int]) -> dict[
     }
 
 
-def feeds(folder: str, into: str, count: int) -> None:
-    """For a process of its own: what the network takes for so many golden samples, one by one, as JSON.
+def feeds(folder: str, into: str, count: int, rows: int = 1) -> None:
+    """For a process of its own: so many requests of `rows` golden samples each, as JSON the network takes.
 
     Texts and whole numbers stay what they are: each tensor has the protocol's form.
     """
     from pareflow.serving import protocol
 
     model = PackagedModel(Path(folder))
-    samples = model.golden()["samples"][:count]
+    samples = itertools.cycle(model.golden()["samples"])
     tensors = []
-    for sample in samples:
-        arrays = model.preprocess([sample])
+    for _ in range(count):
+        arrays = model.preprocess(list(itertools.islice(samples, rows)))
         answer, _ = protocol.render("feeds", "1", protocol.Request({}), arrays)
         tensors.append(json.loads(answer)["outputs"])
     Path(into).write_text(json.dumps(tensors))

@@ -1,24 +1,45 @@
-"""A model's place in the server: the version that answers, and how the next one takes its place."""
+"""A model's place in the server: the version that answers, and how the next one takes its place.
+
+Beside it stand the previous one, loaded, so that a rollback takes no longer than to hear of it; and a
+challenger, while it is tried on a share of the traffic.
+"""
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pareflow.errors import PareflowError, TrackingError, TransientError
 from pareflow.hardware import memory
+from pareflow.serving.beside import Beside
 from pareflow.serving.executable import Release
 from pareflow.serving.hosting import Hosted, opened
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.model import told
 from pareflow.serving.plan import ServingPlan
+from pareflow.serving.standing import Unjudged, standing
+from pareflow.serving.traffic import Traffic
+from pareflow.serving.trial import Trial
 
 log = logging.getLogger("pareflow.serving")
 
+AGAIN_S = 60.0
+"""After which a version that could not be opened is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """A version that is to be tried, and on what traffic."""
+
+    release: Release
+    traffic: Traffic
+
 
 class Source(Protocol):
-    """Where a model's versions come from. Both methods block."""
+    """Where a model's versions come from. All methods block."""
 
     name: str
 
@@ -27,6 +48,15 @@ class Source(Protocol):
 
     def last(self) -> Release | None:
         """The last version that came whole from here, for a start while the registry is away; or None."""
+
+    def previous(self) -> Release | None:
+        """The version that a rollback would bring back, as `current` last saw it. Raises: as `current`."""
+
+    def challenger(self) -> Challenge | None:
+        """The version that is to be tried beside the current one, as `current` last saw it.
+
+        Raises: as `current`.
+        """
 
 
 class FolderSource:
@@ -43,6 +73,12 @@ class FolderSource:
     def last(self) -> Release | None:
         return self._release
 
+    def previous(self) -> Release | None:
+        return None
+
+    def challenger(self) -> Challenge | None:
+        return None
+
 
 async def _let_go(hosted: Hosted) -> None:
     """Close a version that is no longer served, and give back its memory."""
@@ -51,11 +87,22 @@ async def _let_go(hosted: Hosted) -> None:
     await asyncio.to_thread(memory.give_back)
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """What could not be opened, why, and when it may be tried again: opening takes seconds of a core."""
+
+    releases: Mapping[str, Release]
+    judged: str | None
+    error: Exception
+    again: float
+
+
 class Slot:
     """One served model, loaded where it is made: that blocks.
 
     Where the registry is away it is the last version that came whole from there. Without a plan it is served
-    by the one that was tuned for the version in this environment, else by the default.
+    by the one that was tuned for the version in this environment, else by the default. `standby`: the
+    previous version is kept loaded, which takes its memory.
     Raises: PareflowError where there is neither, or it cannot be served.
     """
 
@@ -65,41 +112,93 @@ class Slot:
         plan: ServingPlan | None,
         metrics: Metrics,
         tiers: Mapping[str, Source] | None = None,
+        *,
+        standby: bool = True,
+        unjudged: Unjudged = "check",
     ) -> None:
         self.source, self.plan = source, plan
         self._sources = {"": source, **(tiers or {})}
-        self._metrics = metrics
-        self._trouble = ""
+        self._metrics, self._keeps, self._unjudged = metrics, standby, unjudged
+        self._troubles: dict[str, str] = {}
+        self._refusals: dict[str, _Refusal] = {}
         self._retiring: set[asyncio.Task[None]] = set()
+        self._tending: asyncio.Task[None] | None = None
+        self.beside = Beside(source, metrics, self._ready, self._retire)
         self.hosted: Hosted = self._opened(self._first())
+
+    @property
+    def trial(self) -> Trial | None:
+        """The challenger and its traffic, if there is one."""
+        return self.beside.trial
 
     def start(self) -> None:
         """Put the policies in place; call it in the event loop."""
-        self._answers(self.hosted)
+        self._answers(self.hosted.started())
 
     async def follow(self, every_s: float) -> None:
-        """Switch to the source's current version whenever it is another, for ever."""
+        """Do what the source says, for ever; at once, too, since what stands beside is not there yet."""
         while True:
-            await asyncio.sleep(every_s)
             await self.refresh()
+            await asyncio.sleep(every_s)
 
     async def refresh(self) -> None:
-        """Switch to the current version where it is another; what cannot be loaded leaves the present one."""
-        try:
-            releases = await asyncio.to_thread(self._current)
-            self._metrics.registry(reachable=True)
-            if releases != self.hosted.releases:
-                await self._switch(releases)
-            self._trouble = ""
-        except (TransientError, TrackingError) as error:
-            self._away(error)
-        except PareflowError as error:
-            self._tell(f"the new version is refused, and {self.hosted.release.version} stays: {error}")
+        """Switch to the current version where it is another; what cannot be loaded leaves the present one.
+
+        What stands beside it is loaded meanwhile: `settled` waits for that.
+        """
+        await self._watched("new", self._follow_champion)
+        if self._tending is None or self._tending.done():
+            self._tending = asyncio.create_task(self._tend())
+
+    async def settled(self) -> None:
+        """Wait until what stands beside the present version is as the source said."""
+        if self._tending is not None:
+            await self._tending
 
     async def close(self) -> None:
         """Wait for those that are being answered, and let go of everything."""
+        if self._tending is not None:
+            self._tending.cancel()
+            await asyncio.gather(self._tending, return_exceptions=True)
+        await self.beside.close()
         await self.hosted.retire()
         await asyncio.gather(*self._retiring)
+
+    def observed(self) -> dict[str, Any]:
+        """What stands here, and what was seen of the challenger: for who decides about it."""
+        present = {"champion": self.hosted.release.version, "judged": self.hosted.standing}
+        return {"model": self.source.name, **present, **self.beside.observed()}
+
+    async def _follow_champion(self) -> None:
+        try:
+            releases = await asyncio.to_thread(self._current)
+            self._metrics.registry(reachable=True)
+        except (TransientError, TrackingError):
+            self._metrics.registry(reachable=False)
+            raise
+        if releases != self.hosted.releases:
+            await self._switch(releases)
+        elif releases[""].judged != self.hosted.release.judged:  # it was judged here since
+            self.hosted.main.release = releases[""]
+            await asyncio.to_thread(self._stands, self.hosted)
+            self._answers(self.hosted)
+
+    async def _tend(self) -> None:
+        if self._keeps:
+            await self._watched("previous", lambda: self.beside.keep_previous(self.hosted))
+        await self._watched("challenger", lambda: self.beside.follow_challenger(self.hosted))
+
+    async def _watched(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Whatever goes wrong is told, once for as long as it lasts, and what stands here stays."""
+        try:
+            await work()
+            self._troubles.pop(what, None)
+        except (TransientError, TrackingError) as error:
+            self._tell(what, str(error))
+        except Exception as error:  # of a library that opens it: following goes on
+            kind = "" if isinstance(error, PareflowError) else f"{type(error).__name__}: "
+            version = self.hosted.release.version
+            self._tell(what, f"the {what} version is refused, and {version} stays: {kind}{error}")
 
     def _current(self) -> dict[str, Release]:
         """What should answer now, by the name of the tier. Raises: as `Source.current`."""
@@ -115,36 +214,71 @@ class Slot:
             whole = {name: release for name, release in last.items() if release is not None}
             if len(whole) < len(last):
                 raise
-            self._away(error)
+            self._metrics.registry(reachable=False)
+            self._tell("new", str(error))
             for release in whole.values():
                 log.warning(
                     "serving version %s of %s, the last that came whole", release.version, release.name
                 )
             return whole
 
-    def _opened(self, releases: Mapping[str, Release]) -> Hosted:
-        return opened(releases, self.plan or releases[""].plan or ServingPlan())
+    async def _ready(self, what: str, releases: Mapping[str, Release], *, apart: bool = False) -> Hosted:
+        """Releases, opened, with their policies in place. What was refused is not opened again at once."""
+        known, judged = self._refusals.get(what), releases[""].judged
+        same = known is not None and (known.releases, known.judged) == (releases, judged)
+        if known is not None and same and time.monotonic() < known.again:
+            raise known.error.with_traceback(None)
+        try:
+            made = await asyncio.to_thread(lambda: self._opened(releases, apart=apart))
+        except Exception as error:
+            self._refusals[what] = _Refusal(releases, judged, error, time.monotonic() + AGAIN_S)
+            raise
+        self._refusals.pop(what, None)
+        return made.started()
+
+    def _opened(self, releases: Mapping[str, Release], *, apart: bool = False) -> Hosted:
+        hosted = opened(releases, self.plan or releases[""].plan or ServingPlan(), apart=apart)
+        try:
+            self._stands(hosted)
+        except PareflowError:
+            hosted.close()
+            raise
+        return hosted
+
+    def _stands(self, hosted: Hosted) -> None:
+        """Note whether its verdict holds here. Raises: EnvironmentUnfitError."""
+        hosted.standing = standing(hosted.main, hosted.release.judged, self._unjudged)
 
     async def _switch(self, releases: Mapping[str, Release]) -> None:
         """Load beside the present version, then take its place; no request is without one meanwhile."""
-        before, after = self.hosted, await asyncio.to_thread(self._opened, releases)
+        before, after = self.hosted, self.beside.taken(releases)
+        if after is None:
+            after = await self._ready("new", releases)
         self._answers(after)
-        task = asyncio.create_task(_let_go(before))
+        if self._keeps:
+            await self.beside.keep(before)
+        else:
+            self._retire(before)
+
+    def _retire(self, hosted: Hosted) -> None:
+        task = asyncio.create_task(_let_go(hosted))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
     def _answers(self, hosted: Hosted) -> None:
-        self.hosted = hosted.started()
+        self.hosted = hosted
         release = hosted.release
-        self._metrics.serves(release.name, release.version, hosted.endpoint.figures)
+        self._metrics.serves(release.name, release.version, hosted.endpoint.figures, hosted.standing)
         log.info("%s version %s answers: %s", release.name, release.version, hosted.endpoint.identity)
+        if hosted.standing == "elsewhere":
+            log.warning(
+                "version %s of %s was judged in another environment: `pareflow check` judges it here",
+                release.version,
+                release.name,
+            )
 
-    def _away(self, error: PareflowError) -> None:
-        self._metrics.registry(reachable=False)
-        self._tell(str(error))
-
-    def _tell(self, trouble: str) -> None:
+    def _tell(self, what: str, trouble: str) -> None:
         """Log what is wrong, once for as long as it lasts."""
-        if trouble != self._trouble:
+        if trouble != self._troubles.get(what):
             log.warning("%s", trouble)
-        self._trouble = trouble
+        self._troubles[what] = trouble

@@ -14,6 +14,7 @@ KINDS: Mapping[str, str] = {
     "model.json": "packages",
     "quality.json": "qualities",
     "measurements.json": "measurements",
+    "planned.json": "measurements",
     "feeds.npz": "inputs to measure with",
     "answers.npz": "answers of originals",
     "facts.json": "profiles",

@@ -25,11 +25,12 @@ def document(
     sweep: Sequence[Mapping[str, Any]] = (),
     ended: Ended | None = None,
     contributions: Sequence[Mapping[str, Any]] = (),
+    serving: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The document of DESIGN.md section 6; row 0 is the strong baseline.
 
     `screened` holds the rows as they were before finalists were measured again; `ended` says why the search
-    did, and `contributions` what each step of the winner gives.
+    did, `contributions` what each step of the winner gives, and `serving` what its plan keeps.
     """
     shown = winner or _closest(rows)
     named = "" if run.target is None else f" --target {run.target}"
@@ -55,6 +56,7 @@ def document(
         "selection": selection(rows, screened, shown),
         "slices": slice_drops(rows, shown, run.spec.sla.confidence),
         "sweep": [dict(point) for point in sweep],
+        "serving": None if serving is None else dict(serving),
         "registered": None if registered is None else dict(registered),
         "report": str(run.output / "report.html"),
         "seconds": round(time.monotonic() - run.began, 1),

@@ -7,13 +7,15 @@ from typing import Any
 from pareflow.hardware import graphics, probe
 from pareflow.search import bounds
 from pareflow.search.effort import EFFORT, LEVELS, Effort, level_of
-from pareflow.stages import optimization, searching
+from pareflow.stages import optimization, searching, serving_plans
 from pareflow.stages.building import variant_of
 from pareflow.stages.run import Row, Run
 
 
 def plan(run: Run) -> dict[str, Any]:
-    """The accelerator to use, and the candidates: what takes least effort first, then what can gain most.
+    """The accelerator to use, the candidates, and what the winner's serving plan is tuned for.
+
+    Candidates are in an order: what takes least effort first, then what can gain most.
 
     Gains are bounds, and estimates: of a family by Amdahl's law where a profile of this run is at hand, of a
     narrower precision by the ratio of the peak rates that the target's profile tells. `minutes` is estimated
@@ -22,7 +24,11 @@ def plan(run: Run) -> dict[str, Any]:
     before = _before(run)
     families, effort = _families(before), _effort(run, before)
     rows = [planned(run, row, families, effort) for row in searching.first_rows(run)]
-    return {"accelerator": accelerator(run), "candidates": sorted(rows, key=_first)}
+    return {
+        "accelerator": accelerator(run),
+        "candidates": sorted(rows, key=_first),
+        "serving": serving_plans.planned(run),
+    }
 
 
 def accelerator(run: Run) -> dict[str, str]:

@@ -14,10 +14,11 @@ from pareflow.stages.validation import final
 from pareflow.variant import Recipe, digest
 
 
-def against_champion(run: Run, winner: Row, package: Path) -> Verdict:
+def against_champion(run: Run, winner: Row, package: Path, *, retrained: bool = False) -> Verdict:
     """The verdict on the winner with the champion in the place of the original and of the baseline.
 
-    `package` is the champion's, as the registry gave it back; it is kept in the store to be measured.
+    `package` is the champion's, as the registry gave it back; it is kept in the store to be measured. By the
+    objective a winner that was `retrained` may be worse by the pipeline's margin, any other not at all.
     Raises: InputError where the package is damaged; VariantError where the champion does not run here.
     """
     train(run)  # a collection of the store may have removed what both are asked
@@ -34,7 +35,8 @@ def against_champion(run: Run, winner: Row, package: Path) -> Verdict:
         measurement=measured[str(winner.id)],
         baseline=measured[str(champion.id)],
     )
-    return judge(run.spec.sla, evidence)
+    margin = run.spec.retraining.objective_margin if retrained else 0.0
+    return judge(run.spec.sla, evidence, least_gain=1 - margin)
 
 
 def packaged_row(run: Run, package: Path) -> Row:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pareflow.catalog import BACKENDS, installed_version
-from pareflow.isolation import run_isolated
+from pareflow.isolation import Limits, run_isolated
 from pareflow.serving import model
 from pareflow.stages.run import Row, Run
 from pareflow.variant import digest, file_digest
@@ -44,10 +44,13 @@ def package(run: Run, winner: Row) -> Path:
 
 def check(package: Path, run: Run) -> dict[str, Any]:
     """Open a package elsewhere in a process of its own, and compare its golden outputs; what ran."""
-    log = run.data_dir / "logs" / f"check-{package.name[:12]}.log"
-    ran: dict[str, Any] = run_isolated(
-        "pareflow.serving.model:check", {"folder": str(package)}, run.limits, log
-    )
+    return opened(package, run.data_dir / "logs" / f"check-{package.name[:12]}.log", run.limits)
+
+
+def opened(package: Path, log: Path, limits: Limits | None = None) -> dict[str, Any]:
+    """The same, within other limits than a run's."""
+    arguments = {"folder": str(package)}
+    ran: dict[str, Any] = run_isolated("pareflow.serving.model:check", arguments, limits or Limits(), log)
     return ran
 
 

@@ -98,8 +98,10 @@ class Run:
 
     @property
     def id(self) -> str:
-        """The run's name, 16 hex digits. The store's size changes nothing of what is run."""
-        spec = self.spec.model_dump(mode="json", exclude={"budget": {"store_gib"}})
+        """The run's name, 16 hex digits. The store's size changes nothing of what is run, nor does what the
+        winner must be to become champion."""
+        unrelated: Any = {"budget": {"store_gib"}, "approval_hours": True, "retraining": True}
+        spec = self.spec.model_dump(mode="json", exclude=unrelated)
         return digest(spec, self.facts.digest, self.environment.fingerprint)[:16]
 
     @property

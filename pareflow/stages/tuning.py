@@ -1,54 +1,95 @@
 """The serving plan of a packaged model: which sessions and batches keep a p99 at a rate, through the server.
 
 The simulation of the line leaves out what is hopeless; LoadGen's Server scenario, asked over HTTP of the real
-server, decides.
+server, decides, and the gate judges.
 """
 
 import json
-import subprocess
-import sys
+import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from pareflow.errors import StepFailedError, VariantError
-from pareflow.gate import Decision, decided
+from pareflow.errors import VariantError
+from pareflow.gate import Check, Decision, judge_served
 from pareflow.hardware import probe
 from pareflow.hardware.device import device_lock
 from pareflow.hardware.noise import await_quiet
 from pareflow.intervals import pooled_quantile_interval, samples_needed
 from pareflow.isolation import Limits, run_isolated
-from pareflow.measurement import Interval
+from pareflow.measurement import CONFIDENCE
 from pareflow.measuring.load import BLOCKS, Load
-from pareflow.runtime.batching import DynamicBatching
-from pareflow.runtime.simulation import Setting, poisson, simulate
-from pareflow.serving.load import Post, under_load
 from pareflow.serving.model import verified
 from pareflow.serving.plan import ServingPlan
+from pareflow.serving.server import check_extra
+from pareflow.stages import plan_space
 from pareflow.variant import Step
 
-BATCHES = (1, 2, 4, 8, 16)
-HELD_BACK = ((1, 0.0), (2, 2.0), (4, 5.0))
-"""Samples worth waiting for, and the ms that a request waits for them at most."""
-ARRIVALS = 4000
 MEASURED = 3
-"""Settings that are served for real: those of the lowest simulated p99."""
+"""Plans that are served for real: those of the lowest simulated p99, and what `serve` does by default."""
+LOOKS = 3
+"""How often the gate may look: while no plan passes, what is inconclusive is asked as much again."""
 POSTS = 8
+
+Kept = Callable[[str, Mapping[str, Any], Callable[[], Any]], Any]
+"""What a measurement of this name and these conditions said; made where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What the served model must keep: 99 % of the answers within a time, at a rate of requests."""
+    """What the served model must keep: 99 % of the answers within a time, at a rate of requests.
+
+    A request holds so many `samples`. The chance that any plan is taken wrongly is at most 1 - `confidence`.
+    """
 
     per_s: float
     p99_ms: float
     queries: int = 700
     seed: int = 0
+    samples: int = 1
+    confidence: float = CONFIDENCE
+
+    def at_look(self, look: int) -> float:
+        """The confidence of one plan's interval: the error is shared by the plans, and spent over looks."""
+        return 1 - (1 - self.confidence) / MEASURED / (look * (look + 1))
+
+    def load(self, look: int) -> Load:
+        """What is asked at a look; as much as at all before it, and at the first enough to bound p99."""
+        least = max(self.queries, math.ceil(1.2 * samples_needed(0.99, self.at_look(1))))
+        queries = least * 2 ** max(look - 2, 0)
+        return Load("Server", self.per_s, self.p99_ms, queries, seed=self.seed + look - 1)
+
+
+def _anew(what: str, conditions: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+    return make()
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Where plans are tried: the package, what each process may use, what is kept, and when it is too late.
+
+    `late` is asked before all that is not the least that must be done, with the minutes that it takes. Unless
+    they are given nothing is late, and all is measured anew.
+    """
+
+    package: Path
+    limits: Limits
+    logs: Path
+    patience_s: float
+    kept: Kept = _anew
+    late: Callable[[str, float], bool] = lambda asked, minutes: False
+
+    def alone(self, function: str, arguments: Mapping[str, Any], limits: Limits) -> Any:
+        """What a function says that times something, in a process of its own, alone on the machine."""
+        log = self.logs / f"{function.rpartition(':')[2]}-{self.package.name[:12]}.log"
+        with device_lock("cpu", exclusive=True) as held:
+            await_quiet(self.patience_s)
+            return run_isolated(f"pareflow.serving.{function}", arguments, limits, log, [held])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,116 +98,136 @@ class Tried:
 
     plan: ServingPlan
     simulated_ms: float
-    p50_ms: float | None = None
-    p99: Interval | None = None
+    blocks_ms: tuple[tuple[float, ...], ...] = ()
     valid: bool | None = None
+    check: Check | None = None
     decision: Decision | Literal["left out", "failed"] = "left out"
     reason: str | None = None
 
+    @property
+    def p50_ms(self) -> float | None:
+        return float(np.median(np.concatenate(self.blocks_ms))) if self.blocks_ms else None
+
+    @property
+    def words(self) -> str:
+        steps = " → ".join(policy.label for policy in self.plan.chosen())
+        return f"{self.plan.sessions} session{'' if self.plan.sessions == 1 else 's'} behind {steps}"
+
     def to_json(self) -> dict[str, Any]:
+        check = self.check
         return {
-            **asdict(self),
             "plan": self.plan.model_dump(mode="json"),
-            "p99": None if self.p99 is None else self.p99.bounds(),
+            "words": self.words,
+            "simulated_ms": self.simulated_ms,
+            "p50_ms": self.p50_ms,
+            "p99": check and {"estimate": check.estimate, "low": check.low, "high": check.high},
+            "samples": sum(map(len, self.blocks_ms)) or None,
+            "valid": self.valid,
+            "decision": self.decision,
+            "reason": self.reason,
         }
 
 
-def tune(package: Path, promise: Promise, limits: Limits, logs: Path, patience_s: float) -> list[Tried]:
+def tune(ground: Ground, promise: Promise) -> list[Tried]:
     """Every plan that was considered, those that were served first, the best of them first.
 
     The first is to be taken if its decision is `promote`. Raises: InputError where the package is damaged,
     BusyMachineError, MissingExtraError where LoadGen or the server is not installed.
     """
-    document = verified(package)
+    check_extra()
+    document = verified(ground.package)
     threads = int(Step.from_json(document["backend"]).settings.get("threads", 1))
     most = max(1, len(probe.cores()) // threads)
-    counts = tuple(range(1, most + 1))
-    name = str(document["pipeline"])
-    with device_lock("cpu", exclusive=True) as held:
-        await_quiet(patience_s)
-        arguments = {"folder": str(package), "sessions": counts, "sizes": BATCHES}
-        log = logs / f"service-{package.name[:12]}.log"
-        times = run_isolated("pareflow.serving.service_times:measure", arguments, limits, log, [held])
-        ranked = sorted(_simulated(times, promise), key=lambda tried: tried.simulated_ms)
-        posts = _posts(package, limits, logs)
-        served = [_served(package, name, tried, promise, posts, times, logs) for tried in ranked[:MEASURED]]
-    served.sort(key=lambda tried: (_ORDER.index(tried.decision), tried.p99.estimate if tried.p99 else 0))
-    return [*served, *ranked[MEASURED:]]
+    sizes = [promise.samples * size for size in plan_space.BATCHES]
+    arguments = {"folder": str(ground.package), "sessions": list(range(1, most + 1)), "sizes": sizes}
+    asked = {name: value for name, value in arguments.items() if name != "folder"}
+    times = ground.kept(
+        "service times", asked, lambda: ground.alone("service_times:measure", arguments, ground.limits)
+    )
+    found = plan_space.ranked(times, promise.per_s, promise.samples, promise.seed)
+    chosen = plan_space.worth_serving(found, plan_space.usual(most, promise.samples), MEASURED)
+    requests = cache(partial(_requests, ground, promise.samples))
+    served = _served(
+        ground, promise, [Tried(*one) for one in chosen], requests, service_s=times["1"][str(promise.samples)]
+    )
+    served.sort(key=lambda t: (_ORDER.index(t.decision), t.check.estimate or 0 if t.check else 0))
+    return [*served, *(Tried(*one) for one in found if one not in chosen)]
 
 
 _ORDER = ("promote", "inconclusive", "reject", "failed", "left out")
 
 
-def _simulated(times: Mapping[str, Mapping[str, float]], promise: Promise) -> Iterator[Tried]:
-    """Each setting once, with its p99 by simulation."""
-    arrivals = poisson(promise.per_s, ARRIVALS, promise.seed)
-    for sessions, known in times.items():
-        service = {int(size): seconds for size, seconds in known.items()}
-        for most in BATCHES:
-            for least, wait_ms in HELD_BACK:
-                if least <= most:
-                    settings = {"max_batch_size": most, "min_batch_size": least, "max_wait_ms": wait_ms}
-                    batching = DynamicBatching.model_validate(settings)
-                    found = simulate(Setting(int(sessions), batching), service, arrivals)
-                    plan = ServingPlan(sessions=int(sessions), policies=(batching.step.to_json(),))
-                    yield Tried(plan, 1000 * float(np.quantile(found, 0.99)))
-
-
 def _served(
-    package: Path,
-    name: str,
-    tried: Tried,
+    ground: Ground,
     promise: Promise,
-    posts: Sequence[bytes],
-    times: Mapping[str, Mapping[str, float]],
-    logs: Path,
+    chosen: Sequence[Tried],
+    requests: Callable[[], Any],
+    service_s: float,
+) -> list[Tried]:
+    """The plans as LoadGen found them: all once, then while none passes those that it could not tell of.
+
+    The first plan is looked at once whatever the time: what is not measured is not kept.
+    """
+    served = list(chosen)
+    for look in range(1, LOOKS + 1):
+        for position, tried in enumerate(served):
+            if look > 1 and tried.decision != "inconclusive":
+                continue
+            minutes = promise.load(look).duration_s / 60
+            if (look, position) != (1, 0) and ground.late(f"look {look} at plan {position}", minutes):
+                if look == 1:
+                    served[position] = replace(tried, reason="too little of the budget was left")
+                continue
+            served[position] = _looked_at(ground, promise, tried, look, requests, service_s)
+        if any(tried.decision == "promote" for tried in served):
+            break
+    return served
+
+
+def _looked_at(
+    ground: Ground,
+    promise: Promise,
+    tried: Tried,
+    look: int,
+    requests: Callable[[], Any],
+    service_s: float,
 ) -> Tried:
-    """The plan after a run of LoadGen through the server; a run that fails is a failed row (law 7)."""
-    queries = max(promise.queries, samples_needed(0.99))
-    load = Load("Server", promise.per_s, promise.p99_ms, queries, seed=promise.seed)
+    """The plan after (another) run of LoadGen through the server; one that fails is a failed row (law 7)."""
+    load, plan = promise.load(look), tried.plan.model_dump(mode="json")
+    asked = {"plan": plan, "load": asdict(load), "samples": promise.samples}
+    limits = Limits(ground.limits.seconds + 2 * load.duration_s)  # a run lasts as long as it must
+
+    def run() -> Any:
+        arguments = {
+            "folder": str(ground.package),
+            "plan": plan,
+            "load": asdict(load),
+            "requests": requests(),
+            "service_s": service_s,
+            "limits": asdict(replace(ground.limits, threads=None)),
+            "log": str(ground.logs / f"serve-{ground.package.name[:12]}.log"),
+        }
+        return ground.alone("plan_under_load:answer", arguments, limits)
+
     try:
-        with _running(package, tried.plan, logs) as address:
-            url = f"{address}/v2/models/{name}/infer"
-            made = [Post(url, body, {"Content-Type": "application/json"}) for body in posts]
-            log = under_load(made, load, service_s=times["1"]["1"])
+        found = ground.kept("a plan under load", asked, run)
     except VariantError as error:
-        return replace(tried, decision="failed", reason=str(error))
-    blocks = [block.tolist() for block in np.array_split(log.latencies_ms, BLOCKS)]
-    p99 = pooled_quantile_interval(blocks, 0.99)
-    decision = decided(p99, promise.p99_ms, upper=True)
-    p50 = float(np.median(log.latencies_ms))
-    return replace(tried, p50_ms=p50, p99=p99, valid=log.said.valid, decision=decision)
+        reason = f"{type(error).__name__}: {error.must}, but {error.found}"
+        return replace(tried, decision="failed", reason=reason)
+    more = (tuple(map(float, block)) for block in np.array_split(found["ms"], BLOCKS))
+    blocks = (*tried.blocks_ms, *more)
+    p99 = pooled_quantile_interval(blocks, 0.99, promise.at_look(look))
+    check, valid = judge_served(p99, promise.p99_ms), bool(found["said"]["valid"])
+    return replace(
+        tried, blocks_ms=blocks, valid=valid, check=check, decision=check.decision, reason=check.reason
+    )
 
 
-def _posts(package: Path, limits: Limits, logs: Path) -> list[bytes]:
-    """Requests of one golden sample each, as they go out."""
+def _requests(ground: Ground, samples: int) -> Any:
+    """The tensors of requests of so many golden samples each, in the protocol's form."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "feeds.json"
-        arguments = {"folder": str(package), "into": str(path), "count": POSTS}
-        log = logs / f"feeds-{package.name[:12]}.log"
-        run_isolated("pareflow.serving.service_times:feeds", arguments, limits, log)
-        return [json.dumps({"inputs": tensors}).encode() for tensors in json.loads(path.read_text())]
-
-
-@contextmanager
-def _running(package: Path, plan: ServingPlan, logs: Path) -> Iterator[str]:
-    """The address of the real server, in a process of its own. Raises: StepFailedError."""
-    log = logs / f"serve-{package.name[:12]}.log"
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file, log.open("w") as written:
-        file.write(json.dumps(plan.model_dump(mode="json")))
-        file.flush()
-        command = [sys.executable, "-P", "-m", "pareflow.serving", str(package)]
-        process = subprocess.Popen(
-            [*command, "--port", "0", "--plan", file.name], stdout=subprocess.PIPE, stderr=written, text=True
-        )
-        try:
-            assert process.stdout is not None
-            url = process.stdout.readline().strip()
-            if not url:
-                raise StepFailedError(
-                    "the server must start", f"it ended with status {process.wait()}", f"Look at {log}"
-                )
-            yield url
-        finally:
-            process.kill()
-            process.communicate()
+        arguments = {"folder": str(ground.package), "into": str(path), "count": POSTS, "rows": samples}
+        log = ground.logs / f"feeds-{ground.package.name[:12]}.log"
+        run_isolated("pareflow.serving.service_times:feeds", arguments, ground.limits, log)
+        return json.loads(path.read_text())

@@ -10,7 +10,7 @@ import pareflow  # noqa: F401  (fills the catalog)
 from pareflow.catalog import BACKENDS, POLICIES, TECHNIQUES, Member
 from pareflow.compiler.torch_compile import TorchCompile
 from pareflow.compiler.worker import WorkerBackend
-from pareflow.model import ArchitectureSearch, LotteryTicket
+from pareflow.model import ArchitectureSearch, LotteryTicket, Technique
 
 
 def example(schema: Mapping[str, Any]) -> Any:
@@ -56,10 +56,11 @@ def configured(family: Mapping[str, type[Member]], *, twice: bool = False) -> It
         for setting, schema in cls.model_json_schema().get("properties", {}).items():
             for value in alternatives(schema):
                 changed = cls(**{**plain, setting: value})
-                yield pytest.param(changed, id=f"{name}-{setting}={value}", marks=_marks(changed, twice))
+                marks = _marks(changed, twice, alternative=True)
+                yield pytest.param(changed, id=f"{name}-{setting}={value}", marks=marks)
 
 
-def _marks(member: Member, twice: bool) -> list[pytest.MarkDecorator]:
+def _marks(member: Member, twice: bool, *, alternative: bool = False) -> list[pytest.MarkDecorator]:
     reason = member.unavailable() or member.unfit()
     if reason:
         return [pytest.mark.skip(reason=reason)]
@@ -67,8 +68,10 @@ def _marks(member: Member, twice: bool) -> list[pytest.MarkDecorator]:
     slow = isinstance(member, WorkerBackend)
     # each setting is another half minute of a C++ compiler
     slow |= isinstance(member, TorchCompile) and (twice or member != TorchCompile())
-    # each of them trains several networks, and here in two processes
-    slow |= twice and isinstance(member, ArchitectureSearch | LotteryTicket)
+    # each of them trains several networks
+    slow |= (twice or alternative) and isinstance(member, ArchitectureSearch | LotteryTicket)
+    # a process of its own for each; the defaults' rows are quick enough together
+    slow |= twice and alternative and isinstance(member, Technique)
     return [pytest.mark.slow] if slow else []
 
 

@@ -4,9 +4,12 @@ import dataclasses
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe
 
 CHECKOUT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 180.0
+"""How long a test waits for what must come: a bound for a busy machine, not a measurement."""
 INT8: list[Any] = [{"static_int8": {"samples": 8}}, "onnxruntime"]
 PIPELINE: Mapping[str, Any] = {
     "name": "images",
@@ -82,6 +87,16 @@ def entries() -> Callable[[Path], dict[str, tuple[int, int]]]:
         return {path.parent.name: (path.stat().st_ino, path.parent.stat().st_mtime_ns) for path in manifests}
 
     return found
+
+
+@pytest.fixture(scope="session")
+def blank_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with an MLflow that knows nothing yet, its migrations done; not to be changed."""
+    from tasks.tracking import Tracker
+
+    data_dir = tmp_path_factory.mktemp("blank") / "data"
+    Tracker.open(data_dir)
+    return data_dir
 
 
 @dataclass(frozen=True)
@@ -151,3 +166,49 @@ def judge(run: Run) -> Judged:
     int8 = building.make(run, Row(Recipe(recipe.techniques, strong.recipe.backend)))
     rows = {row.label: row for row in validation.validate(run, [strong, eager, int8])}
     return Judged(run, rows[strong.label], rows[int8.label], rows[eager.label])
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of loopback where nothing answers."""
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        port: int = bound.getsockname()[1]
+    return port
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Callable[[int], "subprocess.Popen[bytes]"]]:
+    """Start a real MLflow server on a port of loopback, and wait until it answers."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(port: int) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+                *("--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--workers", "1"),
+                *("--artifacts-destination", str(tmp_path / "served")),
+            ],
+            cwd=tmp_path,
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_TRACKING_URI": ""},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        started.append(process)
+        _wait_for(f"http://127.0.0.1:{port}/health")
+        return process
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(PATIENCE_SECONDS)
+
+
+def _wait_for(url: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.2)

@@ -15,7 +15,10 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.cli import app
+from pareflow import spec
 from pareflow.errors import StoreError
+from pareflow.intervals import paired_share_drop
+from pareflow.workload import load
 from tests.orchestration.conftest import CHECKOUT, Finished
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
@@ -31,7 +34,7 @@ print(sorted({"torch", "mlflow", "prefect", "onnxruntime", "pandas"} & set(sys.m
 """
 COMMANDS = (
     *("init", "check", "plan", "optimize", "report", "list", "export", "split"),
-    *("promote", "rollback", "monitor", "store", "collect", "doctor"),
+    *("retrain", "promote", "rollback", "monitor", "store", "collect", "doctor"),
 )
 
 
@@ -68,6 +71,20 @@ def test_what_init_writes_can_be_planned(tmp_path: Path, monkeypatch: pytest.Mon
     assert plan["pipeline"] == "flowers"
     assert len(plan["candidates"]) > 5
     assert not any(candidate["made"] for candidate in plan["candidates"])
+
+
+def test_what_init_asks_for_can_be_shown_on_its_verdict_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is lost, at the error that all baselines and finalists share."""
+    monkeypatch.chdir(tmp_path)
+    CliRunner().invoke(app, ["init", "flowers"])
+    found = spec.read(tmp_path / "flowers" / "pipeline.yaml")
+    samples = len(load(found.workload, tmp_path / "flowers").splits.verdict)
+    judged = found.finalists + 2 * len(found.target.threads)
+    drop = paired_share_drop(0, 0, samples, 1 - (1 - found.sla.confidence) / judged)
+    assert drop.high is not None
+    assert drop.high <= found.sla.clauses()["quality.max_drop"]
 
 
 def test_init_leaves_an_existing_folder_alone(pareflow_command: Run, tmp_path: Path) -> None:
@@ -112,7 +129,7 @@ def test_check_finds_what_the_yaml_names(
     assert found in " ".join(done.stderr.split())
 
 
-@pytest.mark.parametrize("name", ["check", "plan", "optimize", "report", "promote"])
+@pytest.mark.parametrize("name", ["check", "plan", "optimize", "report", "promote", "retrain"])
 def test_a_missing_pipeline_is_bad_input(pareflow_command: Run, tmp_path: Path, name: str) -> None:
     done = pareflow_command(name, tmp_path / "absent.yaml")
     assert done.returncode == 2

@@ -6,16 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
 from flows import environment
 from flows.local_server import local_server
+from flows.triggers import optimize_deployed
+from pareflow.errors import InputError, SpecError
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 300.0
@@ -80,9 +84,9 @@ class Api:
     def get(self, path: str) -> Any:
         return self._answer(urllib.request.Request(f"{self.url}/{path}"))
 
-    def deployment(self, name: str) -> dict[str, Any]:
-        """The pipeline's deployment of this name."""
-        found: dict[str, Any] = self.get(f"deployments/name/pipeline/{name}")
+    def deployment(self, name: str, flow: str = "pipeline") -> dict[str, Any]:
+        """The flow's deployment of this name."""
+        found: dict[str, Any] = self.get(f"deployments/name/{flow}/{name}")
         return found
 
     def runs(self, deployment: str) -> list[dict[str, Any]]:
@@ -153,6 +157,32 @@ def test_on_demand_runs_one_at_a_time_and_the_next_one_waits(api: Api) -> None:
     assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
 
 
+def test_retraining_runs_daily_and_a_slow_one_is_not_overtaken(api: Api) -> None:
+    deployment = api.deployment("daily", "retraining")
+    (schedule,) = deployment["schedules"]
+    assert schedule["active"]
+    assert schedule["schedule"] == {"cron": "0 3 * * *", "timezone": "UTC", "day_or": True}
+    assert deployment["global_concurrency_limit"]["limit"] == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"decision": "maybe"}, {"by": ""}, {"reason": None}, {}],
+    ids=["unknown word", "nobody", "no reason", "good"],
+)
+def test_a_decision_that_says_too_little_starts_no_run(api: Api, changed: dict[str, Any]) -> None:
+    good = {"model": "digits", "decision": "approve", "by": "Ada", "reason": "it is better"}
+    path = f"deployments/{api.deployment('decision', 'promotion')['id']}/create_flow_run"
+    if not changed:
+        run = api.post(path, {"parameters": good, "state": {"type": "CANCELLED"}})  # no worker is to take it
+        assert run["parameters"]["by"] == "Ada"
+        return
+    with pytest.raises(HTTPError) as refused:
+        api.post(path, {"parameters": {**good, **changed}})
+    assert refused.value.code in (409, 422)
+    refused.value.close()
+
+
 def test_on_event_runs_for_a_registered_original_and_not_for_what_the_pipeline_registers(api: Api) -> None:
     """The event of its own variant comes first: it had its chance when the original's run is there."""
     api.post("events", [event("optimized", "none.yaml"), event("original", "some/pipeline.yaml")])
@@ -183,6 +213,54 @@ def test_workers_runs_send_no_telemetry_and_beat_as_commands_do(
         monkeypatch.delenv(name, raising=False)
     environment.set_environment(verbose=True)
     assert variables == {name: os.environ.get(name) for name in variables}
+
+
+def test_reconcile_looks_every_five_minutes_and_never_twice_at_once(api: Api) -> None:
+    deployment = api.get("deployments/name/reconcile/every-five-minutes")
+    (schedule,) = deployment["schedules"]
+    assert schedule["schedule"]["interval"] == 300
+    assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+
+
+def test_rest_tells_what_the_deployment_takes_and_refuses_the_rest(api: Api) -> None:
+    deployment = api.deployment("on-demand")
+    assert set(deployment["parameter_openapi_schema"]["properties"]) >= {"config", "data_dir", "target"}
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        api.post(f"deployments/{deployment['id']}/create_flow_run", {"parameters": {"config": 3}})
+    assert caught.value.code == 409
+    caught.value.close()
+
+
+def test_the_command_starts_one_run_with_what_it_was_given(api: Api, config: Path, tmp_path: Path) -> None:
+    before = {run["id"] for run in api.runs("on-demand")}
+    document = optimize_deployed(config, None, "on-demand", tmp_path, wait=False, remeasure=True)
+    (run,) = [run for run in api.runs("on-demand") if run["id"] not in before]
+    assert (document["run_id"], document["deployment"]) == (run["id"], "pipeline/on-demand")
+    assert run["parameters"] == {"config": str(config), "remeasure": True}
+    api.post(f"flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
+
+
+def test_a_pipeline_with_a_problem_and_an_unknown_deployment_start_nothing(
+    api: Api, config: Path, tmp_path: Path
+) -> None:
+    before = api.runs("on-demand")
+    with pytest.raises(InputError, match="no pipeline/on-demnad"):
+        optimize_deployed(config, None, "on-demnad", tmp_path, wait=False, remeasure=False)
+    config.write_text(PIPELINE.replace("accuracy", "acuracy").replace("max_drop", "max_dorp"))
+    with pytest.raises(SpecError, match="max_drop"):
+        optimize_deployed(config, None, "on-demand", tmp_path, wait=False, remeasure=False)
+    assert len(api.runs("on-demand")) == len(before)
+
+
+@pytest.mark.slow
+def test_the_command_waits_for_the_outcome_of_a_worker_s_run(
+    api: Api, worker: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Command and worker share MLflow, so that the command's document is the run's."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
+    document = optimize_deployed(config, None, "on-demand", tmp_path, wait=True, remeasure=False)
+    assert document["state"] == "COMPLETED", worker.read_text()
+    assert document["outcome"]["pipeline"] == "mean"
 
 
 @pytest.mark.slow

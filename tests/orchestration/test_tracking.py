@@ -1,21 +1,18 @@
 """The record in MLflow: found again and not doubled, begun by many at once, and told when it is not there."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pareflow.errors import TransientError
+from tasks import tracking
 from tasks.collecting import registered
-from tasks.tracking import Tracker
-from tests.orchestration.conftest import CHECKOUT, Judged
+from tasks.tracking import CONTENT, Tracker
+from tests.orchestration.conftest import CHECKOUT, PATIENCE_SECONDS, Judged
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
 BEGIN = """
@@ -35,21 +32,11 @@ def begin():
 children = [os.fork() or begin() for _ in range(10)]
 print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
 """
-PATIENCE_SECONDS = 180.0
-"""How long a test waits for what must come: a bound for a busy machine, not a measurement."""
 
 
 @pytest.fixture
 def tracker(tmp_path: Path) -> Tracker:
     return Tracker.open(tmp_path)
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port of loopback where nothing answers."""
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        port: int = bound.getsockname()[1]
-    return port
 
 
 def test_a_run_begun_again_is_the_same_run(tracker: Tracker, judged: Judged) -> None:
@@ -74,6 +61,21 @@ def test_the_same_content_registered_again_is_one_version(tracker: Tracker, judg
     versions = [tracker.register(judged.run, parent, package, judged.int8).version for _ in range(2)]
     assert versions[0] == versions[1]
     assert len(tracker.versions("images")) == 1
+
+
+def test_every_page_of_a_registry_is_listed_with_its_aliases(tracker: Tracker) -> None:
+    for name in ("a", "b"):
+        tracker.client.create_registered_model(name)
+        for number in range(3):
+            tracker.client.create_model_version(name, "somewhere", tags={CONTENT: str(number), "theirs": "x"})
+    tracker.set_alias("b", "champion", "2")
+    tracker.set_alias("b", "challenger", "2")
+    assert len(tracking._all_pages(tracker.client.search_model_versions, max_results=2)) == 6
+    listed = {(row["name"], row["version"]): row for row in tracker.registered()}
+    aliases = ["challenger", "champion"]
+    assert listed["b", "2"] == {"name": "b", "version": "2", "aliases": aliases, CONTENT: "1"}
+    assert [place for place, row in listed.items() if row["aliases"]] == [("b", "2")]
+    assert len(listed) == 6
 
 
 def test_other_content_is_another_version_and_leaves_the_first_alone(
@@ -132,44 +134,6 @@ def test_a_run_goes_on_when_its_server_comes_back(
     version = tracker.register(judged.run, parent, judged.package(judged.int8), judged.int8)
     package = tracker.download("images", str(version.version), tmp_path / "downloaded")
     assert (package / "model.json").is_file()
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Callable[[int], "subprocess.Popen[bytes]"]]:
-    """Start a real MLflow server on a port of loopback, and wait until it answers."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(port: int) -> "subprocess.Popen[bytes]":
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
-                *("--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--workers", "1"),
-                *("--artifacts-destination", str(tmp_path / "served")),
-            ],
-            cwd=tmp_path,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_TRACKING_URI": ""},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        started.append(process)
-        _wait_for(f"http://127.0.0.1:{port}/health")
-        return process
-
-    yield start
-    for process in started:
-        process.terminate()
-        process.wait(PATIENCE_SECONDS)
-
-
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            assert time.monotonic() < deadline, f"{url} does not answer"
-            time.sleep(0.2)
 
 
 def test_what_a_registry_holds_is_known_when_the_environment_names_it_no_more(

@@ -1,14 +1,22 @@
-"""`pareflow tune`: plans are simulated, served for real, and taken only where LoadGen's numbers tell."""
+"""Plans are simulated, served for real, and taken only where LoadGen tells, by `tune` and `optimize`."""
 
 import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 
-from pareflow.serving.plan import read
+from pareflow.serving.plan import ServingPlan, read
+from tasks import steps
+from tasks.promotion import promote_challenger
+from tasks.serving import RegistrySource, plan_tag
+from tasks.tracking import Tracker
+from tests.orchestration.conftest import PIPELINE, Judged
 
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
 Done = subprocess.CompletedProcess[str]
 
 
@@ -48,3 +56,67 @@ def test_a_promise_that_nothing_keeps_gives_none(
     assert done.returncode == 3, done.stderr
     assert "no plan keeps it" in done.stdout
     assert not (tmp_path / "plan.yaml").exists()
+
+
+SERVING: dict[str, Any] = {
+    "decision": "promote",
+    "reason": "a plan keeps it",
+    "kept": True,
+    "plan": {"sessions": 1},
+}
+
+
+def test_the_plan_that_keeps_the_load_is_registered_with_the_winner(judged: Judged, tmp_path: Path) -> None:
+    """For this environment; `serve` takes it where no other is named."""
+    tracker = Tracker.open(tmp_path)
+    parent = tracker.begin(judged.run)
+    found = steps.register.fn(judged.run, tracker, parent, judged.int8, SERVING)
+    assert found is not None
+    assert found["alias"] == "champion"
+    release = RegistrySource("models:/images@champion", tmp_path).current()
+    assert release.plan == ServingPlan(sessions=1)
+
+
+def test_what_no_plan_keeps_is_no_champion_by_itself(judged: Judged, tmp_path: Path) -> None:
+    tracker = Tracker.open(tmp_path)
+    parent = tracker.begin(judged.run)
+    unkept = {**SERVING, "decision": "reject", "reason": "no plan keeps it", "kept": False, "plan": None}
+    found = steps.register.fn(judged.run, tracker, parent, judged.int8, unkept)
+    assert found is not None
+    assert (found["alias"], found["reason"]) == ("challenger", "no plan keeps it")
+    assert tracker.alias("images", "champion") is None
+    assert plan_tag() not in tracker.versions("images")[0].tags
+    promote_challenger(tracker, judged.run)  # by hand it can be
+    assert tracker.alias("images", "champion") is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("orchestrator", ["--no-orchestrator", "--orchestrator"])
+def test_optimize_tunes_for_the_load_of_the_sla(
+    pipeline_file: Callable[..., Path],
+    pareflow_command: Callable[..., Done],
+    entries: Callable[[Path], dict[str, tuple[int, int]]],
+    measured_already: Path,
+    orchestrator: str,
+) -> None:
+    """From a store that holds all else; the second time nothing is measured, and the same is found."""
+    sla = {**PIPELINE["sla"], "load": {"per_s": 400, "p99_ms": 5000}}
+    config = pipeline_file("loaded", sla=sla)
+    command = ("optimize", config, "--data-dir", measured_already, "--json", orchestrator)
+    done = pareflow_command(*command)
+    assert done.returncode == 0, done.stderr
+    stages = [line.split(" at ")[0] for line in done.stderr.splitlines() if not line.startswith(" ")]
+    assert stages[-4:] == ["validate", "serve", "register", "explain"]
+    document = json.loads(done.stdout)
+    serving = document["serving"]
+    assert (serving["kept"], document["registered"]["alias"]) == (True, "champion")
+    assert serving["optimized"]["variant"] == document["winner"]
+    assert serving["original"]["variant"] == document["variants"][0]["id"]
+    assert serving["speedup"]["p99"]["low"] <= serving["speedup"]["p99"]["high"]
+    assert 'id="serving"' in Path(document["report"]).read_text()
+    release = RegistrySource("models:/images@champion", measured_already).current()
+    assert release.plan == ServingPlan(**serving["plan"])
+    before = entries(measured_already)
+    again = json.loads(pareflow_command(*command).stdout)
+    assert again["serving"] == serving
+    assert entries(measured_already) == before

@@ -671,3 +671,16 @@ def test_page_has_a_row_for_each_precision(document: dict[str, Any]) -> None:
     assert html.count('role="rowheader"') == len(kinds)
     assert all(stored in html and computed in html for stored, computed in kinds)
     assert "By precision" in shown.text()
+
+
+def test_a_winner_whose_load_no_plan_keeps_is_no_pass(document: dict[str, Any]) -> None:
+    """What was kept, or not tried, changes nothing."""
+    plain = wording.headline(document)
+    for kept in (True, None):
+        assert wording.headline({**document, "serving": {"kept": kept, "reason": "so"}}) == plain
+    for decision, found in (("reject", "fail"), ("failed", "fail"), ("inconclusive", "doubt")):
+        serving = {"kept": False, "decision": decision, "reason": "no plan keeps 5 ms"}
+        unkept = wording.headline({**document, "serving": serving})
+        assert unkept.outcome == found
+        assert unkept.title == "Inside the SLA alone, and not through the server"
+        assert unkept.sentence == f"{plain.sentence} But no plan keeps 5 ms."

@@ -7,94 +7,23 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
 
-from pareflow.errors import InputError, PareflowError, TransientError
+from pareflow.errors import InputError, TransientError
 from pareflow.serving import protocol, request_log
-from pareflow.serving.app import App
 from pareflow.serving.executable import Release
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.request_log import RequestLogSettings
-from pareflow.serving.settings import Settings
 from pareflow.serving.slot import FolderSource, Slot
 from pareflow.variant import Step
-
-Packaged = Callable[..., Path]
-INFER = "/v2/models/images/infer"
-
-
-@dataclass
-class Shelf:
-    """A source that a test moves: what it gives, or what it raises."""
-
-    release: Release | PareflowError
-    kept: Release | None = None
-    name: str = field(default="images")
-
-    def current(self) -> Release:
-        if isinstance(self.release, PareflowError):
-            raise self.release
-        return self.release
-
-    def last(self) -> Release | None:
-        return self.kept
-
-
-@dataclass
-class Served:
-    """A served model, and a client of it."""
-
-    client: TestClient
-    slot: Slot
-    golden: Mapping[str, Any]
-
-    def infer(self, path: str = INFER, **more: Any) -> Any:
-        return self.client.post(path, content=json.dumps({"inputs": [self.input()], **more}))
-
-    def input(self, count: int = 2) -> dict[str, Any]:
-        samples = np.asarray(self.golden["samples"][:count], dtype=np.float32)
-        return {
-            "name": "images",
-            "datatype": "FP32",
-            "shape": [count, 1, *samples.shape[1:]],
-            "data": samples.ravel().tolist(),
-        }
-
-    def refresh(self) -> None:
-        assert self.client.portal is not None
-        self.client.portal.call(self.slot.refresh)
-
-
-Serve = Callable[..., Served]
-
-
-@pytest.fixture
-def serve(packaged: Packaged) -> Iterator[Serve]:
-    """Serve one model to a client in this process, to the end of the test."""
-    open_clients: list[TestClient] = []
-
-    def begun(source: Any = None, plan: Mapping[str, Any] | None = None, **settings: Any) -> Served:
-        package = packaged("images")
-        metrics = Metrics()
-        slot = Slot(source or FolderSource(package), ServingPlan(**(plan or {})), metrics)
-        app = App([slot], Settings(poll_s=None, **settings), metrics)
-        client = TestClient(app.asgi(), raise_server_exceptions=False)
-        client.__enter__()
-        open_clients.append(client)
-        return Served(client, slot, json.loads((package / "golden.json").read_text()))
-
-    yield begun
-    for client in open_clients:
-        client.__exit__(None, None, None)
+from tests.unit.conftest import INFER, Packaged, Serve, Shelf
 
 
 def test_outputs_are_the_golden_ones(serve: Serve) -> None:
@@ -261,13 +190,6 @@ def test_metrics_count_requests_and_what_policies_count(serve: Serve) -> None:
     assert 'pareflow_requests_total{route="infer",status="400"} 1.0' in lines
     assert 'pareflow_policy_total{figure="hits",policy="exact_cache"} 2.0' in lines
     assert 'pareflow_policy_total{figure="batches",policy="dynamic_batching"} 1.0' in lines
-
-
-@pytest.fixture
-def two(packaged: Packaged, tmp_path: Path) -> tuple[Release, Release]:
-    """Two versions of one model: the same package, by two numbers."""
-    first = Release("images", "1", packaged("images"))
-    return first, replace(first, version="2")
 
 
 def test_the_next_version_takes_over_between_two_requests(serve: Serve, two: tuple[Release, Release]) -> None:

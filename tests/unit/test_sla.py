@@ -319,3 +319,18 @@ def test_clauses_are_named_with_their_limits() -> None:
 def test_verdict_comes_back_from_json(good: Evidence) -> None:
     verdict = judge(SLA.model_validate({"size": {"max_mib": 5}, "energy": {"max_j": 1}}), good)
     assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
+
+
+@pytest.mark.parametrize(
+    ("baseline_ms", "least_gain", "decision"),
+    [(0.98, 1.0, "reject"), (0.98, 0.95, "promote"), (0.90, 0.95, "reject"), (1.0, 1.0, "promote")],
+)
+def test_harm_within_a_stated_margin_is_none(
+    good: Evidence, measured: Build, baseline_ms: float, least_gain: float, decision: str
+) -> None:
+    """1 ms against the baseline's: a gain of 0.98, 0.90 or 1, without scatter."""
+    evidence = replace(good, baseline=measured(*[[baseline_ms] * 20] * 20, variant="baseline"))
+    sla = SLA.model_validate({"size": {"max_mib": 10}})
+    *_, harm = judge(sla, evidence, least_gain=least_gain).checks
+    assert (harm.clause, harm.limit, harm.decision) == ("do_no_harm", least_gain, decision)
+    assert harm.estimate == pytest.approx(baseline_ms)

@@ -227,3 +227,10 @@ def test_profile_leaves_event_files_only_where_asked_for(tiny_document: Document
     assert asked.profile.tensorboard is True
     with pytest.raises(SpecError, match="did you mean 'tensorboard'"):
         specs.parse({**tiny_document, "profile": {"tensorbord": True}}, "here")
+
+
+def test_only_an_approval_has_hours() -> None:
+    document = {"name": "x", "workload": "workload.py", "sla": {"size": {"max_mib": 1}}, "approval_hours": 2}
+    assert specs.parse({**document, "promotion": "approval"}, "a test").approval_hours == 2
+    with pytest.raises(SpecError, match="`approval_hours` needs `promotion: approval`"):
+        specs.parse(document, "a test")

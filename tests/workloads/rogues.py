@@ -183,6 +183,41 @@ class WitnessSession(TorchSession):
         return outputs
 
 
+class Moody(TorchEager):
+    """Answers as its network does, until the file `mood` says otherwise."""
+
+    name: ClassVar[str] = "moody"
+    mood: str
+
+    def load(self, artifact: Path) -> "MoodySession":
+        return MoodySession(artifact, self, Path(self.mood))
+
+
+class MoodySession(TorchSession):
+    def __init__(self, artifact: Path, settings: TorchEager, mood: Path) -> None:
+        super().__init__(artifact, settings)
+        self._mood = mood
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        mood = self._mood.read_text() if self._mood.exists() else ""
+        (name, output), *_ = super().run(feeds).items()
+        match mood:
+            case "raises":
+                raise RuntimeError("it will not")
+            case "dies":
+                ctypes.string_at(0)
+            case "hangs":
+                while self._mood.exists():
+                    time.sleep(0.02)
+            case "loses rows":
+                output = output[:-1]
+            case "gives nan":
+                output = np.full_like(output, np.nan)
+            case "answers otherwise":
+                output = -output
+        return {name: output}
+
+
 class SegfaultsUnderLoad(TorchEager):
     """Answers while it is evaluated, dies while it is timed; if `marker` names a file, once there is one."""
 

@@ -1,0 +1,200 @@
+"""A registry of a team's year, and the pipeline on servers beside the embedded one.
+
+It needs what `make servers` installs. `registry`: 1,000 versions and 10,000 variant runs, in the embedded
+SQLite and behind MLflow on PostgreSQL with passwords. `pipeline`: the same work by a worker, all on loopback.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from claims import Claim, main
+
+from pareflow import spec
+
+ROOT = Path(__file__).parents[1]
+SERVERS = ROOT / ".servers" / "bin" / "python"
+VERSIONS, RUNS = 1000, 10_000
+LIMIT_S = 2.0
+RATIO = 1.3
+PROMOTE = """
+import json, statistics, sys, tempfile, time
+from pathlib import Path
+from flows.environment import set_environment
+set_environment()
+from pareflow import spec
+from pareflow.stages import promotion as stage
+from pareflow.stages.run import Run
+from tasks.promotion import promote
+from tasks.tracking import Tracker
+
+config, data_dir, times = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+tracker = Tracker.open(data_dir)
+run = Run.open(spec.read(config), config, data_dir)
+first = tracker.alias(run.spec.name, "champion")
+second = tracker.client.create_model_version(first.name, first.source, run_id=first.run_id, tags=first.tags)
+with tempfile.TemporaryDirectory() as folder:
+    row = stage.packaged_row(run, tracker.download(first.name, str(first.version), Path(folder)))
+seconds = []
+for turn in range(times):
+    began = time.perf_counter()
+    moved = promote(tracker, run, str((second, first)[turn % 2].version), row)
+    seconds.append(time.perf_counter() - began)
+    assert moved.alias == "champion", moved
+print(json.dumps(seconds))
+"""
+
+
+def registry(quick: bool) -> Iterator[Claim]:
+    """Listing as a command, and promotion as the protocol: download, verify, two aliases, read back."""
+    count = 20 if quick else 1
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        config = by_size(root, 0)
+        yield from _filled(root / "embedded", config, {}, None, count, "SQLite")
+        with servers(root / "servers", worker=False) as client:
+            url = (root / "servers" / "postgresql.url").read_text()
+            yield from _filled(root / "data", config, client, f"{url}/mlflow", count, "PostgreSQL")
+
+
+def by_size(root: Path, seed: int) -> Path:
+    """The digits with three candidates; the winner is the smallest file, which has no noise."""
+    folder = root / "digits"
+    shutil.copytree(ROOT / "configs" / "digits", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    pipeline = {
+        **spec.read(folder / "pipeline.yaml").to_json(),
+        "workload": {"file": {"path": "workload.py", "settings": {"seed": seed}}},
+        "objective": "size",
+        "candidates": [[name, "onnxruntime"] for name in ("static_int8", "dynamic_int8", "fp16")],
+    }
+    config = folder / "pipeline.yaml"
+    config.write_text(json.dumps(pipeline))  # JSON is YAML
+    return config
+
+
+def _filled(
+    data_dir: Path, config: Path, client: Mapping[str, str], url: str | None, fewer: int, name: str
+) -> Iterator[Claim]:
+    versions, runs, times = VERSIONS // fewer, RUNS // fewer, 3 if fewer > 1 else 7
+    _pareflow(client, "optimize", str(config), "--data-dir", str(data_dir), "--no-orchestrator", "--json")
+    _pareflow(client, "promote", str(config), "--data-dir", str(data_dir), "--json")
+    database = url or f"sqlite:///{data_dir.resolve() / 'mlflow' / 'mlflow.db'}"
+    rows = [str(SERVERS), str(ROOT / "bench" / "registry_rows.py"), database, str(versions), str(runs)]
+    subprocess.run(rows, check=True)
+    note = f"{versions:,} versions, {runs:,} runs; the whole command, with its imports"
+    listed = ["list", "versions", "--data-dir", str(data_dir), "--json"]
+    assert len(_pareflow(client, *listed)) == versions + 1
+    seconds = _timed(lambda: _pareflow(client, *listed), times)
+    yield _claim(f"pareflow list versions, {name}", LIMIT_S, "s", seconds, note)
+    command = [sys.executable, "-W", "ignore", "-c", PROMOTE, str(config), str(data_dir), str(times)]
+    promoted = json.loads(_printed(client, command).splitlines()[-1])
+    note = "download, digests, golden outputs elsewhere, aliases; equal content is not timed again"
+    yield _claim(f"promotion, {name}", LIMIT_S, "s", promoted, note)
+    rolled = ["rollback", spec.read(config).name, "--data-dir", str(data_dir)]
+    seconds = _timed(lambda: _pareflow(client, *rolled, "--json"), times)
+    note = "the whole command; a server's poll comes to it"
+    yield _claim(f"pareflow rollback, {name}", 5, "s", seconds, note)
+
+
+def pipeline(quick: bool) -> Iterator[Claim]:
+    """A flow run by a worker, and the command with its embedded servers; new data folders, in turns."""
+    ratios = list[float]()
+    took = list[tuple[float, float]]()
+    with tempfile.TemporaryDirectory() as folder, servers(Path(folder) / "servers", worker=True) as client:
+        for turn in range(1 if quick else 5):
+            root = Path(folder) / str(turn)
+            root.mkdir()
+            config = by_size(root, turn)
+            on_servers = _timed(partial(_by_worker, client, config, root / "servers"), 1)[0]
+            optimized = ["optimize", str(config), "--data-dir", str(root / "embedded"), "--json"]
+            embedded = _timed(partial(_pareflow, {}, *optimized), 1)[0]
+            took.append((on_servers, embedded))
+            ratios.append(on_servers / embedded)
+    note = "; ".join(f"{server:.0f} s by a worker, {alone:.0f} s embedded" for server, alone in took)
+    yield _claim("pipeline on servers, of the embedded run", RATIO, "×", ratios, note)
+
+
+def _by_worker(client: Mapping[str, str], config: Path, data_dir: Path) -> None:
+    """Start the deployment `on-demand`, and wait until it has ended well."""
+
+    def api(path: str, body: object = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{client['PREFECT_API_URL']}/{path}", data)
+        request.add_header("Content-Type", "application/json")
+        secret = b64encode(client["PREFECT_API_AUTH_STRING"].encode()).decode()
+        request.add_header("Authorization", f"Basic {secret}")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())
+
+    deployment = api("deployments/name/pipeline/on-demand")["id"]
+    parameters = {"config": str(config), "data_dir": str(data_dir)}
+    run = api(f"deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
+    while (state := api(f"flow_runs/{run}")["state"]["type"]) in {"SCHEDULED", "PENDING", "RUNNING"}:
+        time.sleep(0.2)
+    assert state == "COMPLETED", state
+
+
+@contextmanager
+def servers(folder: Path, *, worker: bool) -> Iterator[dict[str, str]]:
+    """What `infra/loopback.py` starts, and the environment of its clients."""
+    command = [sys.executable, str(ROOT / "infra" / "loopback.py"), str(folder)]
+    with subprocess.Popen(
+        command if worker else [*command, "--no-worker"],
+        env=_environment({}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.stdin.close()
+            process.wait()
+
+
+def _pareflow(client: Mapping[str, str], *arguments: str) -> Any:
+    return json.loads(_printed(client, [sys.executable, "-m", "flows.cli", *arguments]))
+
+
+def _printed(client: Mapping[str, str], command: Sequence[str]) -> str:
+    env = _environment(client)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)} must succeed, but it said: {done.stderr}")
+    return done.stdout
+
+
+def _environment(client: Mapping[str, str]) -> dict[str, str]:
+    return {**os.environ, **client, "PYTHONPATH": str(ROOT)}
+
+
+def _timed(do: Callable[[], object], times: int) -> list[float]:
+    found = list[float]()
+    for _ in range(times):
+        began = time.perf_counter()
+        do()
+        found.append(time.perf_counter() - began)
+    return found
+
+
+def _claim(name: str, claimed: float, unit: str, values: Sequence[float], note: str) -> Claim:
+    middle, low, high = float(np.median(values)), min(values), max(values)
+    return Claim(name, claimed, middle, unit, len(values), "at most", low, high, note)
+
+
+if __name__ == "__main__":
+    main("production", {"registry": registry, "pipeline": pipeline})

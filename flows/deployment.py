@@ -1,0 +1,177 @@
+"""A challenger brought before live traffic: shadow → canary, step by step → promotion to all, or back."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.environment import set_environment
+
+set_environment()  # before prefect is imported
+
+from prefect import flow  # noqa: E402
+
+from flows.progress import shown  # noqa: E402
+from pareflow import collection, spec  # noqa: E402
+from pareflow.errors import InputError  # noqa: E402
+from pareflow.serving.traffic import Traffic  # noqa: E402
+from pareflow.stages.deployment import Tolerance  # noqa: E402
+from pareflow.stages.promotion import packaged_row  # noqa: E402
+from pareflow.stages.run import Run  # noqa: E402
+from pareflow.store import Store  # noqa: E402
+from tasks import deployment as rollouts  # noqa: E402
+from tasks import promotion  # noqa: E402
+from tasks.deployment import Rollout, Step  # noqa: E402
+from tasks.events import emit  # noqa: E402
+from tasks.execution import Execution, of_the_flow  # noqa: E402
+from tasks.tracking import CONFIG, Tracker  # noqa: E402
+
+DISAGREEMENT = 0.01
+"""Tolerated where the pipeline's SLA says nothing of a drop."""
+JUDGED_S, SWITCHED_S = 1800.0, 60.0
+"""How long the offline judgement before the promotion may take, and servers to follow it."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the challenger passes through: shadow alone, then each share of the requests; how long each."""
+
+    shadow: float = 0.5
+    canary: tuple[float, ...] = (0.05, 0.25, 0.5)
+    minutes: float = 15.0
+    disagreement: float | None = None
+    """Tolerated; None is the SLA's `quality.max_drop`, which it bounds."""
+    slowdown: float = 1.1
+
+    def traffic(self, version: str) -> list[Traffic]:
+        """Each step's. Raises: InputError where nothing could be compared, or shares do not grow."""
+        shares = [0.0, *self.canary]
+        if not 0 < self.shadow <= 1 or sorted(set(shares)) != shares or shares[-1] >= 1:
+            raise InputError(
+                "a rollout must copy a share of the requests, and answer growing shares below all of them",
+                f"got shadow {self.shadow:g}, canary {', '.join(f'{share:g}' for share in self.canary)}",
+                "Mend --shadow and --canary",
+            )
+        return [Traffic(version=version, shadow=self.shadow, canary=share) for share in shares]
+
+
+@flow(name="deployment", flow_run_name="{name}", persist_result=False)
+def deployment(
+    name: str,
+    urls: list[str],
+    data_dir: str = ".pareflow",
+    config: str | None = None,
+    shadow: float = Steps.shadow,
+    canary: tuple[float, ...] = Steps.canary,
+    minutes: float = Steps.minutes,
+    disagreement: float | None = None,
+    slowdown: float = Steps.slowdown,
+) -> dict[str, Any]:
+    """Bring the model's challenger before the traffic of the servers at `urls`; the document of what came."""
+    steps = Steps(shadow, tuple(canary), minutes, disagreement, slowdown)
+    path = None if config is None else Path(config)
+    return run_deployment(name, urls, Path(data_dir), of_the_flow(), steps, path)
+
+
+def run_deployment(
+    name: str, urls: Sequence[str], data_dir: Path, execution: Execution, steps: Steps, config: Path | None
+) -> dict[str, Any]:
+    """The rollout by this execution. Raises: InputError, TransientError before anything has changed."""
+    tracker = Tracker.open(data_dir)
+    with rollouts.alone(tracker, name):
+        rollout = rollouts.begin(tracker, name, urls, _key())
+        if rollout is None:
+            return _without_traffic(tracker, name, data_dir, config)
+        traffics = steps.traffic(rollout.version)
+        rollouts.servers_answer(rollout)
+        described, path = _pipeline(tracker, rollout.version, name, config)
+        tolerance = Tolerance(_disagreement(steps, described), slowdown=steps.slowdown)
+        done = list[Step]()
+        try:
+            for traffic in traffics:
+                shown.get().note(f"shadow {traffic.shadow:g}, canary {traffic.canary:g}")
+                done.append(
+                    execution.call(rollouts.watch, tracker, rollout, traffic, tolerance, 60 * steps.minutes)
+                )
+                shown.get().note(f"{done[-1].decision}: {done[-1].reason}")
+                if done[-1].decision != "promote":
+                    return _ended(rollout, done, None)
+            rollouts.give(tracker, name, done[-1].traffic, JUDGED_S)
+            moved = _promoted(tracker, name, rollout.version, data_dir, described, path)
+            rollouts.withdraw(tracker, name)  # at once: after a rollback it would flow again
+            late = execution.call(rollouts.follow, rollout, SWITCHED_S) if _is_champion(moved) else []
+            return _ended(rollout, done, {**moved, "behind": late})
+        finally:
+            rollouts.withdraw(tracker, name)
+
+
+def _without_traffic(tracker: Tracker, name: str, data_dir: Path, config: Path | None) -> dict[str, Any]:
+    """There is no champion to be compared with, or it is the challenger itself: the offline gate decides."""
+    version = str(tracker.resolve(f"models:/{name}@challenger").version)
+    described, path = _pipeline(tracker, version, name, config)
+    moved = _promoted(tracker, name, version, data_dir, described, path)
+    return _ended(Rollout(name, version, "", ()), [], {**moved, "behind": []})
+
+
+def _promoted(
+    tracker: Tracker, name: str, version: str, data_dir: Path, described: spec.PipelineSpec, path: Path
+) -> dict[str, Any]:
+    """By the protocol of `tasks.promotion`: judged on the verdict split against the present champion."""
+    store = Store(data_dir / "store")
+    with collection.holding(store, f"deploy {name}"), tempfile.TemporaryDirectory() as into:
+        run = Run.open(described, path, data_dir)
+        row = packaged_row(run, tracker.download(name, version, Path(into)))
+        return asdict(promotion.promote(tracker, run, version, row))
+
+
+def _pipeline(
+    tracker: Tracker, version: str, name: str, config: Path | None
+) -> tuple[spec.PipelineSpec, Path]:
+    """The pipeline that a version came from. Raises: InputError."""
+    path = config or Path(tracker.version(name, version).tags.get(CONFIG, ""))
+    if not path.is_file():
+        raise InputError(
+            "the pipeline YAML that a version came from must be at hand: it holds the data and the SLA",
+            f"there is no {path}",
+            "Name it with --config",
+        )
+    return spec.read(path), path
+
+
+def _disagreement(steps: Steps, described: spec.PipelineSpec) -> float:
+    if steps.disagreement is not None:
+        return steps.disagreement
+    quality = described.sla.quality
+    drop = None if quality is None else quality.max_drop
+    return drop if drop is not None and drop < 1 else DISAGREEMENT  # one of an error may be anything
+
+
+def _ended(rollout: Rollout, done: Sequence[Step], moved: dict[str, Any] | None) -> dict[str, Any]:
+    """The document, and an event of what came of it."""
+    promoted = moved is not None and _is_champion(moved)
+    reason = moved["reason"] if moved is not None else done[-1].reason
+    decision = "promote" if promoted else "reject" if moved is not None else done[-1].decision
+    document = {
+        "name": rollout.name,
+        "version": rollout.version,
+        "champion": rollout.champion or None,
+        "decision": decision,
+        "reason": reason,
+        "steps": [step.to_json() for step in done],
+        "promotion": moved,
+    }
+    event = "deployed" if promoted else "rollout_ended"
+    emit(event, rollout.name, rollout.version, {"reason": reason}, decision=decision)
+    return document
+
+
+def _is_champion(moved: dict[str, Any]) -> bool:
+    return bool(moved["alias"] == "champion")
+
+
+def _key() -> str | None:
+    """A key of the servers, from the environment, where theirs come from."""
+    keys = os.environ.get("PAREFLOW_API_KEYS", "").split()
+    return keys[0] if keys else None

@@ -1,0 +1,145 @@
+"""What the commands that move a registered model do, as functions that return documents."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from flows.progress import Lines, shown
+from pareflow import spec
+from pareflow.collection import holding
+from pareflow.errors import InputError
+from pareflow.stages.run import Run
+from pareflow.store import Store
+
+
+def retrain(config: Path, data_dir: Path, console: Console, *, orchestrated: bool) -> dict[str, Any]:
+    """The retraining, under Prefect or as plain functions; the document of its outcome."""
+    spec.read(config)  # bad input is told before anything is started,
+    Store(data_dir / "store")  # and so is a disk that cannot be written
+    with Lines(console) as lines:
+        shown.set(lines)
+        if not orchestrated:
+            from flows.retraining import run_retraining
+            from tasks.execution import Plain
+
+            return run_retraining(config, data_dir, Plain())
+        if os.environ.get("PREFECT_API_URL"):
+            return _retrain_by_prefect(config, data_dir)
+        from flows.local_server import local_server
+
+        with local_server(data_dir, meanwhile="flows.retraining"):
+            return _retrain_by_prefect(config, data_dir)
+
+
+def move(
+    target: str,
+    approve: bool,
+    reject: bool,
+    to: str | None,
+    config: Path | None,
+    data_dir: Path,
+    by: str | None,
+    reason: str,
+) -> dict[str, Any]:
+    """What `pareflow promote` was asked for: one of approving, declining, copying, else promoting.
+
+    Raises: InputError where it was asked for two of them.
+    """
+    asked = [
+        option for option, given in (("--approve", approve), ("--reject", reject), ("--to", to)) if given
+    ]
+    if len(asked) > 1:
+        raise InputError("one thing can be asked for", f"got {' and '.join(asked)}", "Leave all but one out")
+    if to is not None:
+        return copy(target, to, data_dir, by, reason)
+    if approve or reject:
+        return decide(target, "approve" if approve else "reject", by, reason, config, data_dir)
+    return promote(target, config, data_dir, by, reason)
+
+
+def promote(
+    target: str, config: Path | None, data_dir: Path, by: str | None = None, reason: str = ""
+) -> dict[str, Any]:
+    """The challenger of a pipeline (its YAML) or of a model (its name) made champion, or why it is not.
+
+    Raises: InputError where its pipeline is left to a person's approval.
+    """
+    from tasks.pipelines import described
+    from tasks.promotion import challenger_of, promote_challenger
+    from tasks.tracking import Tracker
+
+    if _is_path(target):
+        found, path = spec.read(Path(target)), Path(target)
+        tracker = Tracker.open(data_dir)
+    else:
+        tracker = Tracker.open(data_dir)
+        found, path = described(tracker, target, challenger_of(tracker, target), config)
+    if found.promotion == "approval":
+        raise InputError(
+            f"{found.name} must be approved to be promoted: its pipeline says `promotion: approval`",
+            "neither --approve nor --reject was given",
+            f"`pareflow promote {found.name} --approve --by WHO --reason …`",
+        )
+    with holding(Store(data_dir / "store"), f"promote {found.name}"):
+        run = Run.open(found, path, data_dir)
+        return promote_challenger(tracker, run, by=by, reason=reason)
+
+
+def decide(
+    name: str,
+    decision: Literal["approve", "reject"],
+    by: str | None,
+    reason: str,
+    config: Path | None,
+    data_dir: Path,
+) -> dict[str, Any]:
+    """A person's word on the challenger that awaits approval. Raises: InputError where nothing does."""
+    from flows.promotion import run_promotion
+    from tasks.execution import Plain
+
+    if not by or not reason:
+        missing = "--by" if not by else "--reason"
+        raise InputError("a decision must say who decided, and why", f"{missing} is missing", "Add it")
+    return run_promotion(name, decision, by, reason, config, data_dir, Plain())
+
+
+def copy(target: str, to: str, data_dir: Path, by: str | None, reason: str) -> dict[str, Any]:
+    """A model's champion, or the version that `models:/…` names, made challenger in another registry."""
+    from tasks import copying
+    from tasks.tracking import Tracker
+
+    uri = target if target.startswith("models:") else f"models:/{target}@champion"
+    return copying.copy(Tracker.open(data_dir), uri, to, data_dir, by=by, reason=reason)
+
+
+def rollback(name: str, data_dir: Path, by: str | None, reason: str) -> dict[str, Any]:
+    """The previous champion made champion again."""
+    from tasks.promotion import roll_back
+    from tasks.tracking import Tracker
+
+    return roll_back(Tracker.open(data_dir), name, by=by, reason=reason)
+
+
+def history(name: str | None, data_dir: Path) -> list[dict[str, Any]]:
+    """Every move of a model, the first one first. Raises: InputError where none is named."""
+    from tasks import audit
+    from tasks.tracking import Tracker
+
+    if name is None:
+        raise InputError("`pareflow list audit` must name a model", "none was named", "Name one")
+    return audit.history(Tracker.open(data_dir), name)
+
+
+def _is_path(target: str) -> bool:
+    """Whether it names a file: the name of a model has neither dots nor slashes."""
+    return "." in target or "/" in target
+
+
+def _retrain_by_prefect(config: Path, data_dir: Path) -> dict[str, Any]:
+    from flows.commands import served_throughout
+    from flows.retraining import retraining
+
+    with served_throughout():
+        return retraining(str(config), str(data_dir))

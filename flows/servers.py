@@ -1,0 +1,134 @@
+"""Whether the servers that the environment names can be used: reached, of our version, and by our clock."""
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from pareflow.catalog import installed_version
+from pareflow.errors import PareflowError
+from tasks import registries
+
+ANSWER_S = 10.0
+CLOCKS_APART_S = 5.0
+"""Heartbeats (30 s), leases (30 s) and webhooks' signatures go by clocks: so much is told before it hurts."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server: how to ask for its version, and what a client of it must set."""
+
+    name: str
+    url: str
+    version_path: str
+    installed: str | None
+    variables: str
+    headers: Mapping[str, str] = field(repr=False)
+
+
+def named() -> Iterator[Server]:
+    """Those that the environment, or Prefect's profile, names; the embedded ones are none."""
+    tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if tracking.startswith(("http://", "https://")):
+        url, headers = _without_password(tracking)
+        user, password = (os.environ.get(f"MLFLOW_TRACKING_{part}") for part in ("USERNAME", "PASSWORD"))
+        token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+        if user and password:
+            headers = {"Authorization": _basic(f"{user}:{password}")}
+        elif token:
+            headers = {"Authorization": f"Bearer {token}"}
+        variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        yield Server("MLflow", url, "/version", installed_version("mlflow"), variables, headers)
+    if installed_version("prefect"):
+        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+
+        if PREFECT_API_URL.value():
+            url, headers = _without_password(PREFECT_API_URL.value())
+            if secret := PREFECT_API_AUTH_STRING.value():
+                headers = {"Authorization": _basic(secret.get_secret_value())}
+            installed, variable = installed_version("prefect"), "PREFECT_API_AUTH_STRING"
+            yield Server("Prefect", url, "/admin/version", installed, variable, headers)
+
+
+def check(server: Server) -> dict[str, Any]:
+    """Its version, how far its clock is from ours, and what to fix."""
+    found: dict[str, Any] = {"name": server.name, "url": server.url, "version": None, "clock_s": None}
+    request = urllib.request.Request(server.url + server.version_path, headers=dict(server.headers))
+    asked = time.time()
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+            said, date = answer.read().decode().strip(), answer.headers["Date"]
+    except urllib.error.HTTPError as error:
+        return {**found, "problems": [_refused(server, error.code)]}
+    except (OSError, ValueError) as error:
+        must, reason = f"{server.name} at {server.url} must be reachable", getattr(error, "reason", error)
+        return {**found, "problems": [f"{must}, but it is not ({reason}). Start it"]}
+    found["version"] = json.loads(said) if said.startswith('"') else said
+    if date:
+        # The header's seconds are whole: half of one is lost on average.
+        found["clock_s"] = parsedate_to_datetime(date).timestamp() + 0.5 - (asked + time.time()) / 2
+    return {**found, "problems": list(_differences(server, found))}
+
+
+def tag_problems(data_dir: Path) -> list[str]:
+    """What keeps the tags of registered versions from being read here; nothing where there is no registry."""
+    if not installed_version("mlflow") or not registries.known(data_dir):
+        return []
+    from tasks.tracking import FORMAT, FORMAT_TAG, Tracker
+
+    try:
+        rows = Tracker.open(data_dir).registered()
+    except PareflowError as error:
+        return [str(error)]
+    newer = [f"{row['name']}/{row['version']}" for row in rows if int(row.get(FORMAT_TAG, FORMAT)) > FORMAT]
+    if not newer:
+        return []
+    must = f"the tags of registered versions must be of format {FORMAT} or older"
+    found = f"{len(newer)} versions have newer ones ({newer[0]})"
+    return [f"{must}, but {found}. Install the pareflow that wrote them"]
+
+
+def _differences(server: Server, found: Mapping[str, Any]) -> Iterator[str]:
+    """Where the server's version or clock is not ours."""
+    installed, version, apart = server.installed or "", str(found["version"]), found["clock_s"]
+    if installed and installed.split(".")[:2] != version.split(".")[:2]:
+        yield (
+            f"{server.name}'s server and client must be of one version, but the server is {version[:40]} and "
+            f"this is {installed}. Install what requirements.lock says on both"
+        )
+    if apart is not None and abs(apart) > CLOCKS_APART_S:
+        side = "ahead" if apart > 0 else "behind"
+        yield (
+            f"the clocks must agree within {CLOCKS_APART_S:g} s, but {server.name}'s is {abs(apart):.0f} s "
+            f"{side}. Let NTP set both"
+        )
+
+
+def _refused(server: Server, code: int) -> str:
+    """What an answer that is an error says."""
+    where = f"{server.name} at {server.url}"
+    if code in (401, 403):
+        remedy = f"Set {server.variables} to what the server has"
+        return f"{where} must let this user in, but it says {code}. {remedy}"
+    return f"{where} must say its version, but it says {code}. Is that address a {server.name} server's?"
+
+
+def _without_password(url: str) -> tuple[str, dict[str, str]]:
+    """The address as it may be shown, and the header for what it held."""
+    parts = urlsplit(url)
+    shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
+    if parts.username and parts.password:
+        return shown, {"Authorization": _basic(f"{parts.username}:{parts.password}")}
+    return shown, {}
+
+
+def _basic(user_and_password: str) -> str:
+    return f"Basic {b64encode(user_and_password.encode()).decode()}"

@@ -1,0 +1,3 @@
+-- Beside `mlflow`, which PostgreSQL's image makes itself.
+create database auth;
+create database prefect;

@@ -1,0 +1,132 @@
+"""What stands beside the version that answers: the previous one, ready, and a challenger that is tried."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pareflow.errors import PareflowError
+from pareflow.serving.executable import Release
+from pareflow.serving.hosting import Hosted
+from pareflow.serving.metrics import Metrics
+from pareflow.serving.trial import Trial
+
+if TYPE_CHECKING:
+    from pareflow.serving.slot import Challenge, Source
+
+
+class Opens(Protocol):
+    """Opens releases and puts their policies in place; `apart`, the main one in a process of its own."""
+
+    def __call__(
+        self, what: str, releases: Mapping[str, Release], *, apart: bool = False
+    ) -> Awaitable[Hosted]:
+        """`what` they are for, in words. Raises: what opening them does."""
+
+
+class Beside:
+    """The versions beside one that answers. Use it in the event loop.
+
+    `retire` lets go of a version when nobody waits for an answer of it.
+    """
+
+    def __init__(
+        self, source: "Source", metrics: Metrics, opens: Opens, retire: Callable[[Hosted], None]
+    ) -> None:
+        self._source, self._metrics, self._opens, self._retire = source, metrics, opens, retire
+        self.standby: Hosted | None = None
+        self.trial: Trial | None = None
+        self.refused: dict[str, str] | None = None
+        """The challenger that cannot be tried, and why."""
+
+    def taken(self, releases: Mapping[str, Release]) -> Hosted | None:
+        """What stands here, if it is what should answer now: it is ready, and takes no time."""
+        if self.standby is not None and self.standby.releases == releases:
+            found, self.standby = self.standby, None
+            return found
+        trial = self.trial
+        if trial is None or trial.challenger.main.apart or trial.challenger.releases != releases:
+            return None
+        self.trial = None
+        self._metrics.tries(self._source.name, None)
+        trial.give_up()
+        return trial.challenger
+
+    async def keep(self, before: Hosted) -> None:
+        """Keep a version that answered until now, if it is the previous one; else let go of it."""
+        try:
+            previous = await asyncio.to_thread(self._source.previous)
+        except PareflowError:
+            previous = None
+        if self.standby is None and previous == before.release:
+            self.standby = before
+        else:
+            self._retire(before)
+
+    async def keep_previous(self, hosted: Hosted) -> None:
+        """Have the previous version loaded. Raises: what the source does, and opening it."""
+        release = await asyncio.to_thread(self._source.previous)
+        if release is not None and release.version == hosted.release.version:
+            release = None
+        if self.standby is not None:
+            if self.standby.release == release:
+                return
+            before, self.standby = self.standby, None
+            self._retire(before)
+        if release is not None:
+            self.standby = await self._opens("previous", {**hosted.releases, "": release})
+
+    async def follow_challenger(self, hosted: Hosted) -> None:
+        """Try what the source names, on the traffic that it names. Raises: as `keep_previous`."""
+        found, champion = await asyncio.to_thread(self._source.challenger), hosted.release.version
+        if found is None or not found.traffic.flows() or found.release.version == champion:
+            self.refused = None
+            self.end_trial()
+            return
+        trial = self.trial
+        if trial is not None and trial.record.champion == champion:
+            trial.traffic = trial.traffic.model_copy(update={"until": found.traffic.until})  # it is renewed
+            if trial.traffic == found.traffic and trial.challenger.release == found.release:
+                return
+        await self._begin_trial(hosted, found)
+
+    def end_trial(self) -> None:
+        """Let go of the challenger; its traffic is the champion's from now on."""
+        trial, self.trial = self.trial, None
+        if trial is not None:
+            self._metrics.tries(self._source.name, None)
+            trial.give_up()
+            self._retire(trial.challenger)
+
+    async def close(self) -> None:
+        """Let go of both."""
+        self.end_trial()
+        if self.standby is not None:
+            await self.standby.retire()
+
+    def observed(self) -> dict[str, Any]:
+        """Who stands here, and what was seen of the challenger."""
+        return {
+            "ready": None if self.standby is None else self.standby.release.version,
+            "trial": None if self.trial is None else self.trial.record.to_json(),
+            "refused": self.refused,
+        }
+
+    async def _begin_trial(self, hosted: Hosted, found: "Challenge") -> None:
+        """Load the challenger, unless it is, and give it its traffic."""
+        releases, apart = {**hosted.releases, "": found.release}, not found.traffic.canary
+        before = self.trial
+        challenger = None if before is None else before.challenger
+        if challenger is None or challenger.releases != releases or challenger.main.apart != apart:
+            try:
+                challenger = await self._opens("challenger", releases, apart=apart)
+            except Exception as error:
+                self.end_trial()
+                self.refused = {"version": found.release.version, "reason": str(error)}
+                raise
+        self.refused = None
+        if before is not None:
+            before.give_up()
+            if before.challenger is not challenger:
+                self._retire(before.challenger)
+        self.trial = Trial(challenger, hosted, found.traffic, self._metrics)
+        self._metrics.tries(self._source.name, found.traffic)

@@ -1,0 +1,217 @@
+"""A challenger's traffic: given, watched, judged and taken back. A tag of the registry says it to servers.
+
+Traffic is given for a while and renewed: where whoever watches it dies, servers take it back by themselves.
+"""
+
+import fcntl
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from pareflow.errors import InputError, TransientError
+from pareflow.gate import Verdict
+from pareflow.serving.traffic import Traffic
+from pareflow.stages.deployment import Seen, Tolerance, judge_live, merged
+from tasks.tracking import TRAFFIC, Tracker
+
+LEASE_S = 120.0
+"""For how long traffic is given at a time."""
+FIRST_LOOK = 400
+"""Requests to the challenger before it is judged for the first time; then whenever they have doubled."""
+ANSWER_S = 10.0
+_POLICY: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One version on its way beside one champion, and the servers that are asked what they see."""
+
+    name: str
+    version: str
+    champion: str
+    urls: tuple[str, ...]
+    key: str | None = None
+    """Of the servers, where they have keys."""
+    pause_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What came of one traffic: the gate's word, or `gone` where champion or challenger became others."""
+
+    traffic: Traffic
+    decision: Literal["promote", "reject", "inconclusive", "gone"]
+    reason: str
+    seen: Seen | None = None
+    verdict: Verdict | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "shadow": self.traffic.shadow,
+            "canary": self.traffic.canary,
+            "decision": self.decision,
+            "reason": self.reason,
+            "counts": None if self.seen is None else dict(self.seen.counts),
+            "checks": [] if self.verdict is None else self.verdict.to_json()["checks"],
+        }
+
+
+@contextmanager
+def alone(tracker: Tracker, name: str) -> Iterator[None]:
+    """Be the only one of this data folder that rolls the model out. Raises: InputError."""
+    tracker.locks.mkdir(parents=True, exist_ok=True)
+    with (tracker.locks / f"deployment-{name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{name} must be rolled out once at a time", "another command does it", "Wait for that one"
+            ) from error
+        yield
+
+
+def give(tracker: Tracker, name: str, traffic: Traffic, seconds: float = LEASE_S) -> None:
+    """Give a version this traffic for so long, unless it is renewed."""
+    lent = traffic.model_copy(update={"until": time.time() + seconds})
+    tracker.tag_model(name, TRAFFIC, lent.model_dump_json())
+
+
+def withdraw(tracker: Tracker, name: str) -> None:
+    """Take all traffic back: the champion answers every request."""
+    tracker.tag_model(name, TRAFFIC, None)
+
+
+def ask(rollout: Rollout, url: str) -> dict[str, Any]:
+    """What a server says of the model. Raises: TransientError; InputError where it says no."""
+    headers = {} if rollout.key is None else {"Authorization": f"Bearer {rollout.key}"}
+    request = urllib.request.Request(f"{url.rstrip('/')}/v2/models/{rollout.name}/trial", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+            document: dict[str, Any] = json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        raise InputError(
+            f"{url} must tell of {rollout.name}",
+            f"it says {error.code}: {error.read()[:200].decode(errors='replace')}",
+            "Name a server of this model with --url, its key in PAREFLOW_API_KEYS",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise TransientError(
+            f"the server at {url} must answer", f"it does not ({error})", "Start it, or name it with --url"
+        ) from error
+    return document
+
+
+@task(task_run_name="{rollout.name}: shadow {traffic.shadow}, canary {traffic.canary}", **_POLICY)
+def watch(tracker: Tracker, rollout: Rollout, traffic: Traffic, tolerance: Tolerance, seconds: float) -> Step:
+    """Give a traffic and judge what servers see of it, until the gate knows, or the time is over.
+
+    Doubt buys time, and in the end does not pass (law 3).
+    """
+    until, renewed, looks, next_look = time.monotonic() + seconds, 0.0, 0, FIRST_LOOK
+    while True:
+        if time.monotonic() - renewed > LEASE_S / 3:
+            give(tracker, rollout.name, traffic)
+            renewed = time.monotonic()
+        if words := _others(tracker, rollout):
+            return Step(traffic, "gone", words)
+        over = time.monotonic() >= until
+        seen, trouble = _seen(rollout, traffic)
+        if trouble is not None:
+            return Step(traffic, "reject", trouble)
+        if seen.asked >= next_look or (over and seen.asked):
+            looks, next_look = looks + 1, 2 * seen.asked
+            verdict = judge_live(seen, tolerance, rollout.version, look=looks, timed=traffic.canary > 0)
+            if over or verdict.decision != "inconclusive":
+                reason = verdict.missed or "every clause is met"
+                return Step(traffic, verdict.decision, reason, seen, verdict)
+        if over:
+            words = f"no server asked the challenger anything within {seconds:g} s"
+            return Step(traffic, "inconclusive", words, seen)
+        time.sleep(rollout.pause_s)
+
+
+def _others(tracker: Tracker, rollout: Rollout) -> str:
+    """Whether the registry's aliases have moved since the rollout began, in words; empty where not."""
+    model = tracker.model(rollout.name)
+    aliases = {} if model is None else {alias: str(number) for alias, number in model.aliases.items()}
+    for alias, expected in (("champion", rollout.champion), ("challenger", rollout.version)):
+        if aliases.get(alias) != expected:
+            return f"`{alias}` is version {aliases.get(alias)} now, not {expected}"
+    return ""
+
+
+def _seen(rollout: Rollout, traffic: Traffic) -> tuple[Seen, str | None]:
+    """What the servers that answer saw of this traffic; and why one of them refuses the challenger."""
+    records = []
+    for url in rollout.urls:
+        try:
+            document = ask(rollout, url)
+        except TransientError:
+            continue  # it restarts; where none comes back nothing is seen, and doubt does not pass
+        refused = document["refused"]
+        if refused is not None and refused["version"] == rollout.version:
+            return merged([]), f"{url} cannot serve it: {refused['reason']}"
+        if _is_of(document["trial"], rollout, traffic):
+            records.append(document["trial"])
+    return merged(records), None
+
+
+def _is_of(record: Mapping[str, Any] | None, rollout: Rollout, traffic: Traffic) -> bool:
+    """Whether a record is of this rollout under this traffic: of an earlier one it says nothing."""
+    if record is None or record["champion"] != rollout.champion:
+        return False
+    told = Traffic(**{**record["traffic"], "until": None})
+    return told == traffic.model_copy(update={"until": None})
+
+
+@task(task_run_name="{rollout.name}: version {rollout.version} everywhere", **_POLICY)
+def follow(rollout: Rollout, seconds: float) -> list[str]:
+    """Wait until every server answers with the version; those that do not, by then."""
+    until, left = time.monotonic() + seconds, list(rollout.urls)
+    while left:
+        left = [url for url in left if not _answers(rollout, url)]
+        if time.monotonic() >= until:
+            break
+        if left:
+            time.sleep(rollout.pause_s)
+    return left
+
+
+def _answers(rollout: Rollout, url: str) -> bool:
+    try:
+        return bool(ask(rollout, url)["champion"] == rollout.version)
+    except TransientError:
+        return False
+
+
+def servers_answer(rollout: Rollout) -> None:
+    """Raises: TransientError, InputError where a server cannot tell of the model, before anything begins."""
+    for url in rollout.urls:
+        ask(rollout, url)
+
+
+def begin(tracker: Tracker, name: str, urls: Sequence[str], key: str | None) -> Rollout | None:
+    """The challenger's way beside the present champion; None where it is the champion, or there is none.
+
+    Raises: InputError where there is no challenger.
+    """
+    model = tracker.model(name)
+    aliases = {} if model is None else {alias: str(number) for alias, number in model.aliases.items()}
+    if "challenger" not in aliases:
+        raise InputError(
+            f"the model {name} must have a challenger",
+            "the registry has none",
+            "Run `pareflow optimize` first",
+        )
+    champion, version = aliases.get("champion"), aliases["challenger"]
+    if champion is None or champion == version:
+        return None
+    return Rollout(name, version, champion, tuple(urls), key)

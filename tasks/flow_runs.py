@@ -1,0 +1,226 @@
+"""Runs of Prefect deployments over its API: started once per key, followed, marked when dead, resumed."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from pareflow.catalog import unknown
+from pareflow.errors import InputError, TrackingError, TransientError
+
+FLOWS = ("pipeline", "retraining", "promotion", "deployment", "monitoring", "reconcile")
+"""Whose runs are ours to judge, on a server that others may use, too."""
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+HOLDING = ("PENDING", "RUNNING", "CANCELLING", "PAUSED")
+"""States in which a run may hold a slot of its deployment."""
+PATIENCE_S = 300.0
+"""For a server that restarts while a run is followed: the run goes on without it."""
+_PAGE = 200
+
+
+@dataclass(frozen=True)
+class Started:
+    """A flow run of a deployment; `new` is false where its key had one already."""
+
+    run_id: str
+    new: bool
+
+
+def server_named() -> bool:
+    """Whether there is a server to ask."""
+    return bool(PREFECT_API_URL.value())
+
+
+@contextmanager
+def _server() -> Iterator[SyncPrefectClient]:
+    """A client of the server that PREFECT_API_URL names. Raises: TrackingError, TransientError."""
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise TrackingError(
+            "a Prefect server must be there to start deployments on",
+            "PREFECT_API_URL is not set",
+            "Set it to http://HOST:4200/api",
+        )
+    try:
+        # Whoever asks is asked again; a webhook's sender waits no longer than 30 s.
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}), get_client(sync_client=True) as client:
+            yield client
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code >= 500 or error.response.status_code == 429:
+            raise _away(url, f"it answered {error.response.status_code}") from error
+        raise TrackingError(
+            f"Prefect at {url} must accept what is asked",
+            f"it answered {error.response.status_code}: {error.response.text[:300]}",
+            "Mend the server or its authentication (PREFECT_API_AUTH_STRING)",
+        ) from error
+    except (httpx.HTTPError, OSError) as error:
+        raise _away(url, f"it is not ({type(error).__name__})") from error
+
+
+def _away(url: str, found: str) -> TransientError:
+    return TransientError(f"the Prefect server at {url} must be reachable", found, "Start it, then try again")
+
+
+def start(
+    deployment: str, parameters: Mapping[str, Any], key: str | None = None, tags: Sequence[str] = ()
+) -> Started:
+    """A run of `flow/name`, or with a key the one that was started with it.
+
+    Raises: InputError for an unknown deployment and for parameters against its schema; TransientError.
+    """
+    with _server() as server:
+        found = _deployment(server, deployment)
+        _must_be_known(deployment, parameters, found["parameter_openapi_schema"])
+        body = {"parameters": dict(parameters), "tags": list(tags), "idempotency_key": key}
+        try:
+            answer = _post(server, f"/deployments/{found['id']}/create_flow_run", body)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code not in (400, 409, 422):
+                raise
+            raise InputError(
+                f"the parameters must be those of the deployment {deployment}",
+                error.response.text[:500],
+                "Its schema says what it takes",
+            ) from error
+        return Started(answer.json()["id"], answer.status_code == httpx.codes.CREATED)
+
+
+def follow(run_id: str, every_s: float = 1.0) -> dict[str, Any]:
+    """The last state of a run, once it has ended. Waits for as long as that takes.
+
+    Raises: TransientError where the server is away for longer than `PATIENCE_S`.
+    """
+    answered = time.monotonic()
+    while True:
+        try:
+            with _server() as server:
+                state: dict[str, Any] = _get(server, f"/flow_runs/{run_id}").json()["state"]
+        except TransientError:
+            if time.monotonic() - answered > PATIENCE_S:
+                raise
+        else:
+            answered = time.monotonic()
+            if state["type"] in ENDED:
+                return state
+        time.sleep(every_s)
+
+
+def in_state(*types: str, flows: Sequence[str] = FLOWS) -> list[dict[str, Any]]:
+    """The runs of these flows in one of these states."""
+    chosen = {
+        "flows": {"name": {"any_": list(flows)}},
+        "flow_runs": {"state": {"type": {"any_": list(types)}}},
+        "sort": "EXPECTED_START_TIME_DESC",
+        "limit": _PAGE,
+    }
+    found: list[dict[str, Any]] = []
+    with _server() as server:
+        while page := _post(server, "/flow_runs/filter", {**chosen, "offset": len(found)}).json():
+            found += page
+            if len(page) < _PAGE:
+                break
+    return found
+
+
+def heartbeats(run_id: str) -> list[dict[str, Any]]:
+    """A run's last two heartbeats, newest first; fewer where it did not beat so often."""
+    chosen = {
+        "event": {"name": ["prefect.flow-run.heartbeat"]},
+        "resource": {"id": [f"prefect.flow-run.{run_id}"]},
+        "order": "DESC",
+    }
+    with _server() as server:
+        page = _post(server, "/events/filter", {"filter": chosen, "limit": 2}).json()
+    return list(page["events"])
+
+
+def crash(run_id: str, message: str) -> None:
+    """Mark a run whose owner died; one that has ended stays as it is. Its slot is given back."""
+    _set_state(run_id, {"type": "CRASHED", "name": "Crashed", "message": message}, force=False)
+
+
+def resume(run_id: str, message: str) -> None:
+    """Let a worker take up a run of a deployment again."""
+    _set_state(run_id, {"type": "SCHEDULED", "name": "AwaitingRetry", "message": message}, force=True)
+
+
+def slots() -> list[dict[str, Any]]:
+    """The concurrency slots of our deployments: `id, deployment, taken, holders`."""
+    holding: dict[str, int] = {}
+    for run in in_state(*HOLDING):
+        holding[run["deployment_id"]] = holding.get(run["deployment_id"], 0) + 1
+    with _server() as server:
+        chosen = {"flows": {"name": {"any_": list(FLOWS)}}, "limit": _PAGE}
+        found = _post(server, "/deployments/filter", chosen).json()
+    limits = [(one, limit) for one in found if (limit := one.get("global_concurrency_limit"))]
+    return [
+        {
+            "id": limit["id"],
+            "deployment": one["name"],
+            "taken": limit["active_slots"],
+            "holders": holding.get(one["id"], 0),
+        }
+        for one, limit in limits
+    ]
+
+
+def free_slots(limit_id: str, left: int) -> None:
+    """Say how many slots of a limit are taken."""
+    with _server() as server:
+        _ask(server, "PATCH", f"/v2/concurrency_limits/{limit_id}", json={"active_slots": left})
+
+
+def _set_state(run_id: str, state: Mapping[str, str], force: bool) -> None:
+    with _server() as server:
+        _post(server, f"/flow_runs/{run_id}/set_state", {"state": dict(state), "force": force})
+
+
+def _deployment(server: SyncPrefectClient, name: str) -> dict[str, Any]:
+    flow, _, own = name.partition("/")
+    try:
+        found: dict[str, Any] = _get(server, f"/deployments/name/{flow}/{own}").json()
+    except ObjectNotFound as error:
+        raise _no_deployment(name) from error
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != httpx.codes.NOT_FOUND:
+            raise
+        raise _no_deployment(name) from error
+    return found
+
+
+def _must_be_known(deployment: str, parameters: Mapping[str, Any], taken: Mapping[str, Any]) -> None:
+    """Prefect checks the types of parameters, and lets a run with an unknown one start and fail."""
+    known = taken.get("properties", {})
+    if problems := [unknown(name, known, "parameter") for name in parameters if name not in known]:
+        raise InputError(
+            f"the parameters must be those of the deployment {deployment}",
+            "; ".join(problems),
+            "Mend them",
+        )
+
+
+def _no_deployment(name: str) -> InputError:
+    return InputError(
+        "a deployment must be one of the Prefect server, as FLOW/NAME",
+        f"it has no {name}",
+        "See `prefect deployment ls`; `prefect deploy --all` makes those of prefect.yaml",
+    )
+
+
+def _get(server: SyncPrefectClient, path: str) -> httpx.Response:
+    return _ask(server, "GET", path)
+
+
+def _post(server: SyncPrefectClient, path: str, body: Mapping[str, Any]) -> httpx.Response:
+    return _ask(server, "POST", path, json=dict(body))
+
+
+def _ask(server: SyncPrefectClient, method: Any, path: Any, **options: Any) -> httpx.Response:
+    """One request, with the client's authentication; Prefect types each path of its own as a literal."""
+    return server.request(method, path, **options).raise_for_status()

@@ -1,0 +1,84 @@
+"""The owners of runs, as tags of their records in MLflow; `tasks/ownership.py` says what they mean."""
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Run, RunTag
+
+from tasks.ownership import DEAD, FLOW_RUN, OWNED, OWNER, Owned, Owner, beats
+from tasks.tracking import Tracker
+
+GIVEN_UP = ("KILLED", "FAILED")
+
+
+def take(tracker: Tracker, run: str, owner: Owner) -> None:
+    """Make it an owner of a run, which goes on if it had been given up."""
+    tags = {OWNED: "yes", OWNER + owner.name: "0"}
+    if owner.flow_run is not None:
+        tags[FLOW_RUN + owner.flow_run] = "yes"
+    with tracker.reached() as client, tracker.locked("mlflow"):
+        client.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()])
+        if client.get_run(run).info.status in GIVEN_UP:
+            client.update_run(run, "RUNNING")
+
+
+def beat(tracker: Tracker, run: str, owner: Owner, number: int) -> bool:
+    """Whether the owner is still taken for alive; then it has just said so."""
+    with tracker.reached() as client:
+        if DEAD + owner.name in client.get_run(run).data.tags:
+            return False
+        client.set_tag(run, OWNER + owner.name, str(number))
+        return True
+
+
+def leave(tracker: Tracker, run: str, owner: Owner) -> None:
+    """Make it no owner any more. The last one leaves a run that is finished, or KILLED."""
+    with tracker.reached() as client, tracker.locked("mlflow"):
+        _without(client, run, owner)
+
+
+def declare_dead(tracker: Tracker, run: str, owner: Owner) -> None:
+    """Keep an owner that gave no sign of life from recording ever again; waits for no lock of its."""
+    with tracker.reached() as client:
+        client.set_tag(run, DEAD + owner.name, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        _without(client, run, owner)
+
+
+def owned_runs(tracker: Tracker) -> list[Owned]:
+    """Every run that has owners."""
+    with tracker.reached() as client:
+        found = _tagged(client, OWNED)
+    return [Owned(run.info.run_id, run.info.run_name, beats(run.data.tags)) for run in found]
+
+
+def outcome_of(tracker: Tracker, flow_run: str) -> dict[str, Any] | None:
+    """The document of what a flow run of Prefect's did, or None: it is not recorded here."""
+    with tracker.reached() as client, tempfile.TemporaryDirectory() as folder:
+        found = _tagged(client, FLOW_RUN + flow_run)
+        if not found:
+            return None
+        path = client.download_artifacts(found[0].info.run_id, "run.json", folder)
+        document: dict[str, Any] = json.loads(Path(path).read_text())
+        return document
+
+
+def _without(client: MlflowClient, run: str, owner: Owner) -> None:
+    found = client.get_run(run)
+    if OWNER + owner.name in found.data.tags:
+        client.delete_tag(run, OWNER + owner.name)
+    if not beats(found.data.tags).keys() - {owner}:
+        if OWNED in found.data.tags:
+            client.delete_tag(run, OWNED)
+        if found.info.status == "RUNNING":
+            client.set_terminated(run, "KILLED")
+
+
+def _tagged(client: MlflowClient, tag: str) -> Sequence[Run]:
+    """The runs of all experiments with this tag."""
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    return list(client.search_runs(experiments, f"tags.`{tag}` = 'yes'")) if experiments else []

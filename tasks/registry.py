@@ -1,0 +1,85 @@
+"""MLflow's registry, as who follows it asks: a version as it is now, the newest, the aliases, the webhook."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+
+from tasks.rules import Registered
+from tasks.tracking import Tracker
+
+WEBHOOK = "pareflow"
+EVENTS = ("model_version.created", "model_version_alias.created", "model_version_tag.set")
+"""After which a rule may name a version that it did not name before."""
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""A version that never was, and a number that is none."""
+_PAGE = 200
+
+
+def registered(tracker: Tracker, name: str, number: str) -> Registered | None:
+    """A version as it is in the registry now, or None: there is none."""
+    with tracker.reached() as client:
+        try:
+            found = client.get_model_version(name, number)
+        except MlflowException as error:
+            if error.error_code in _ABSENT:
+                return None
+            raise
+    return Registered(
+        found.name,
+        str(found.version),
+        found.status == "READY",
+        int(found.creation_timestamp),
+        tuple(found.aliases),
+        dict(found.tags),
+    )
+
+
+def newest(tracker: Tracker, since_ms: int) -> Iterator[tuple[str, str]]:
+    """Name and number of each version that was made since then, of whatever model, newest first."""
+    token = None
+    while True:
+        with tracker.reached() as client:
+            order = ["creation_timestamp DESC"]
+            page = client.search_model_versions(order_by=order, max_results=_PAGE, page_token=token)
+        for version in page:
+            if int(version.creation_timestamp) < since_ms:
+                return
+            yield version.name, str(version.version)
+        if not (token := page.token):
+            return
+
+
+def aliased(tracker: Tracker) -> Iterator[tuple[str, str, str]]:
+    """Model, alias and number of the version, of every alias in the registry."""
+    token = None
+    while True:
+        with tracker.reached() as client:
+            page = client.search_registered_models(max_results=_PAGE, page_token=token)
+        for model in page:
+            yield from ((model.name, alias, str(number)) for alias, number in model.aliases.items())
+        if not (token := page.token):
+            return
+
+
+def call(tracker: Tracker, url: str, secret: str) -> dict[str, Any]:
+    """The registry's webhook to this URL, made, or given this secret and our events; whether it answers.
+
+    Raises: TrackingError where MLflow refuses the URL: it calls neither http nor private addresses by itself.
+    """
+    events: list[Any] = list(EVENTS)
+    with tracker.reached() as client:
+        found = next((hook for hook in client.list_webhooks(1000) if hook.url == url), None)
+        if found is None:
+            hook = client.create_webhook(WEBHOOK, url, events, secret=secret)
+        else:
+            hook = client.update_webhook(found.webhook_id, events=events, secret=secret, status="ACTIVE")
+        tested = client.test_webhook(hook.webhook_id)
+    problem = tested.error_message or f"status {tested.response_status}: {tested.response_body}"
+    return {
+        "id": hook.webhook_id,
+        "url": url,
+        "events": list(EVENTS),
+        "answers": bool(tested.success),
+        "problem": None if tested.success else problem[:300],
+    }

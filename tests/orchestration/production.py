@@ -1,0 +1,125 @@
+"""The servers of `infra/loopback.py` as their clients meet them: for the test that tells the whole story."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.orchestration.conftest import CHECKOUT
+
+PATIENCE_SECONDS = 600.0
+"""How long what must come is waited for: a bound for a busy machine, not a measurement."""
+ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """The running servers, and what a client's environment says of them."""
+
+    folder: Path
+    client: dict[str, str]
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """What may stand in no log and no artifact."""
+        named = {name: self.client[name] for name in ("MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING")}
+        user, _, password = named.pop("PREFECT_API_AUTH_STRING").partition(":")
+        together = base64.b64encode(f"{user}:{password}".encode()).decode()
+        return {**named, "password": password, "header": together}
+
+    def api(self, path: str, body: object = None) -> Any:
+        """Prefect's REST API."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **self.authorization}
+        request = urllib.request.Request(f"{self.client['PREFECT_API_URL']}/{path}", data, headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        return {"Authorization": f"Basic {self.secrets['header']}"}
+
+    def optimize(self, config: Path, data_dir: Path) -> str:
+        """Start `config` on demand, and wait until the worker has run it; the id of the flow run."""
+        parameters = {"config": str(config), "data_dir": str(data_dir)}
+        deployment = self.api("deployments/name/pipeline/on-demand")["id"]
+        run: str = self.api(f"deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (state := self.api(f"flow_runs/{run}")["state"])["type"] not in ENDED:
+            assert time.monotonic() < deadline, state
+            time.sleep(0.5)
+        assert state["type"] == "COMPLETED", f"{state}\n{(self.folder / 'worker.log').read_text()}"
+        return run
+
+
+@dataclass(frozen=True)
+class Story:
+    """Two runs of the worker, and where they left what they made."""
+
+    servers: SetUp
+    data_dir: Path
+    runs: tuple[str, str]
+    found: list[dict[str, str]]
+
+    def pareflow(self, *arguments: str) -> Any:
+        """The document that a command prints, as a client of the servers."""
+        command = [sys.executable, "-m", "flows.cli", *arguments, "--data-dir", str(self.data_dir)]
+        done = subprocess.run(
+            command, cwd=CHECKOUT, env=self.environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def doctor(self, **environment: str) -> Any:
+        """What `pareflow doctor` finds, whether it has something to mend or not."""
+        command = [sys.executable, "-m", "flows.cli", "doctor", "--json", "--data-dir", str(self.data_dir)]
+        variables = {**self.environment, **environment}
+        done = subprocess.run(
+            command, cwd=CHECKOUT, env=variables, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode in (0, 4), done.stderr
+        return json.loads(done.stdout)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, **self.servers.client, "PYTHONPATH": str(CHECKOUT)}
+
+
+@contextmanager
+def serving(story: Story, **environment: str) -> Iterator[str]:
+    """The champion, served; the server's URL."""
+    command = [sys.executable, "-m", "flows.cli", "serve", "models:/digits@champion", "--port", "0"]
+    command += ["--poll-s", "1", "--data-dir", str(story.data_dir)]
+    variables, pipe = {**story.environment, **environment}, subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=CHECKOUT, env=variables, stdout=pipe, stderr=pipe, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().strip()
+            assert url, server.communicate()[1]
+            yield url
+        finally:
+            server.terminate()
+            server.communicate(timeout=60)
+
+
+def answer(url: str) -> tuple[str, int]:
+    """Which version answers one image of a digit, and how many predictions it gives."""
+    image = {"name": "samples", "shape": [1, 8, 8], "datatype": "FP32", "data": [0.0] * 64}
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(
+        f"{url}/v2/models/digits/infer", json.dumps({"inputs": [image]}).encode(), headers
+    )
+    with urllib.request.urlopen(request, timeout=30) as found:
+        document = json.loads(found.read())
+    outputs = {output["name"]: output for output in document["outputs"]}
+    return document["model_version"], len(outputs["predictions"]["data"])

@@ -1,0 +1,113 @@
+"""Owners of a run's record: several at once, one after another, and none that was declared dead."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pareflow.errors import TrackingError
+from tasks import owners
+from tasks.heartbeat import owned
+from tasks.ownership import DEAD, FLOW_RUN, OWNER, Owner
+from tasks.tracking import Tracker
+from tests.orchestration.conftest import Judged
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    return Tracker.open(tmp_path_factory.mktemp("tracked") / "data")
+
+
+@pytest.fixture
+def parent(tracker: Tracker, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A run that has just begun."""
+    experiment = tracker.client.create_experiment(request.node.name, str(tracker.artifacts))
+    run_id = str(tracker.client.create_run(experiment).info.run_id)
+    yield run_id
+    tracker.client.set_terminated(run_id)
+
+
+def status(tracker: Tracker, run_id: str) -> str:
+    return str(tracker.client.get_run(run_id).info.status)
+
+
+def test_two_commands_may_own_one_run(tracker: Tracker, parent: str) -> None:
+    with owned(tracker, parent) as first:
+        with owned(tracker, parent) as second:
+            (run,) = owners.owned_runs(tracker)
+            assert set(run.beats) == {first.owner, second.owner}
+        first.check_alive()
+        assert status(tracker, parent) == "RUNNING"
+    assert owners.owned_runs(tracker) == []
+    assert status(tracker, parent) == "KILLED"
+
+
+def test_a_finished_run_stays_finished(tracker: Tracker, parent: str) -> None:
+    with owned(tracker, parent):
+        tracker.client.set_terminated(parent, "FINISHED")
+    assert status(tracker, parent) == "FINISHED"
+    with pytest.raises(RuntimeError), owned(tracker, parent):
+        raise RuntimeError
+    assert status(tracker, parent) == "FINISHED"
+
+
+def test_a_run_that_was_given_up_goes_on(tracker: Tracker, parent: str) -> None:
+    with pytest.raises(RuntimeError), owned(tracker, parent):
+        raise RuntimeError
+    assert status(tracker, parent) == "KILLED"
+    with owned(tracker, parent):
+        assert status(tracker, parent) == "RUNNING"
+
+
+def test_an_owner_declared_dead_beats_no_more(tracker: Tracker, parent: str) -> None:
+    owner = Owner.new(None)
+    owners.take(tracker, parent, owner)
+    assert owners.beat(tracker, parent, owner, 1)
+    owners.declare_dead(tracker, parent, owner)
+    assert not owners.beat(tracker, parent, owner, 2)
+    tags = tracker.client.get_run(parent).data.tags
+    assert DEAD + owner.name in tags
+    assert OWNER + owner.name not in tags
+
+
+def test_who_comes_after_a_dead_owner_is_not_taken_for_it(tracker: Tracker, parent: str) -> None:
+    with owned(tracker, parent) as late:
+        assert late.owner is not None
+        owners.declare_dead(tracker, parent, late.owner)
+        with owned(tracker, parent) as next_one:
+            next_one.check_alive()
+            with pytest.raises(TrackingError, match="declared dead"):
+                late.check_alive()
+
+
+def test_a_run_is_found_by_the_flow_runs_that_worked_on_it(tracker: Tracker, parent: str) -> None:
+    owners.take(tracker, parent, Owner.new("0123-flow-run"))
+    assert FLOW_RUN + "0123-flow-run" in tracker.client.get_run(parent).data.tags
+    tracker.client.log_dict(parent, {"winner": "int8"}, "run.json")
+    assert owners.outcome_of(tracker, "0123-flow-run") == {"winner": "int8"}
+    assert owners.outcome_of(tracker, "another") is None
+
+
+WRITES: dict[str, Callable[[Tracker, Judged, str], object]] = {
+    "variant": lambda late, judged, parent: late.variant(judged.run, parent, judged.int8),
+    "outcome": lambda late, judged, parent: late.finish(judged.run, parent, {"verdict": None}),
+    "version": lambda late, judged, parent: late.register(
+        judged.run, parent, judged.package(judged.int8), judged.int8
+    ),
+    "alias": lambda late, judged, _: late.set_alias("images", "champion", "1"),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_late_writer_records_nothing(write: str, tracker: Tracker, judged: Judged, tmp_path: Path) -> None:
+    parent = tracker.begin(judged.run)
+    with owned(tracker, parent) as late:
+        assert late.owner is not None
+        owners.declare_dead(tracker, parent, late.owner)
+        with pytest.raises(TrackingError, match="declared dead"):
+            WRITES[write](late, judged, parent)
+    experiment = tracker.client.get_run(parent).info.experiment_id
+    assert [run.info.run_id for run in tracker.client.search_runs([experiment])] == [parent]
+    assert tracker.client.search_registered_models() == []

@@ -1,0 +1,305 @@
+"""What can be known of `infra/` without an engine: schemas, references, and that no secret is in it."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|API_KEYS|SESSION_KEY|ACCESS_KEY")
+PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
+KUBERNETES = "1.31"
+
+
+@pytest.fixture(scope="module")
+def infra() -> Path:
+    return Path(__file__).parents[2] / "infra"
+
+
+@pytest.fixture(scope="module")
+def compose(infra: Path) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((infra / "compose.yaml").read_text())
+    return document
+
+
+def stages(infra: Path) -> dict[str, list[str]]:
+    """The instructions of each stage of the Dockerfile, under its name."""
+    text = re.sub(r"\\\n\s*", "", (infra / "Dockerfile").read_text())
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if stage := re.match(r"FROM (\S+) AS (\S+)", line):
+            found[stage[2]] = [f"FROM {stage[1]}"]
+        elif line and not line.startswith("#") and found:
+            found[list(found)[-1]].append(line)
+    return found
+
+
+def objects(infra: Path) -> Iterator[dict[str, Any]]:
+    """Every object of the Kubernetes manifests."""
+    for path in sorted((infra / "kubernetes").rglob("*.yaml")):
+        if path.name != "kustomization.yaml":
+            yield from yaml.safe_load_all(path.read_text())
+
+
+def run(*command: object, folder: Path | None = None) -> str:
+    done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def found(name: str) -> str:
+    """The path of a command, or the test is skipped; `make install-dev` or Debian's package has it."""
+    path = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def test_dockerfile_is_clean_by_hadolint(infra: Path) -> None:
+    run(found("hadolint"), infra / "Dockerfile")
+
+
+def test_images_run_as_no_root_and_hold_no_builder(infra: Path) -> None:
+    """What is shipped stands on `final`, which ends as another user; only environments are copied into it."""
+    made = stages(infra)
+    (user,) = [line for line in made["final"] if line.startswith("USER ")]
+    assert int(user.split()[1]) > 0
+    for name in ("server", "serving", "worker"):
+        assert made[name][0] == "FROM final"
+        assert [line for line in made[name] if line.startswith(("USER", "RUN", "ADD"))] == []
+        copied = [line.split()[-1] for line in made[name] if line.startswith("COPY")]
+        assert copied
+        assert set(copied) <= {"/opt/venv", "/opt/pareflow"}
+
+
+def test_images_copy_what_is_there_and_what_the_ignore_file_lets_in(infra: Path) -> None:
+    lines = (infra / "Dockerfile.dockerignore").read_text().splitlines()
+    let_in = [line[1:] for line in lines if line.startswith("!")]
+    copied = [
+        source
+        for stage in stages(infra).values()
+        for line in stage
+        if line.startswith("COPY ") and "--from" not in line
+        for source in line.split()[1:-1]
+    ]
+    assert len(copied) > 5
+    for source in copied:
+        assert (infra.parent / source).exists(), source
+        assert any(source == name or source.startswith(f"{name}/") for name in let_in), source
+    assert "*" in lines
+
+
+def test_images_are_pinned(infra: Path, compose: dict[str, Any]) -> None:
+    """By a full version; `latest` is none, nor is a bare name. What pip installs is under the lock."""
+    (base,) = re.findall(r"ARG PYTHON_IMAGE=(\S+)", (infra / "Dockerfile").read_text())
+    bought = [service["image"] for service in compose["services"].values() if "build" not in service]
+    for image in (base, *bought):
+        assert re.search(r":\S*\d+\.\d+\.\d+|:\d+\.\d+-|RELEASE\.\d{4}", image), image
+    installed = [line for stage in stages(infra).values() for line in stage if "pip install" in line]
+    assert len(installed) >= 5
+    for line in installed:
+        assert re.search(r"--constraint requirements.lock|torch==[\d.]+|--no-deps", line), line
+
+
+def test_compose_is_one_by_its_schema(infra: Path) -> None:
+    pytest.importorskip("check_jsonschema")
+    checked = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    run(*checked, infra / "compose.yaml")
+
+
+def test_compose_names_only_what_is_there(infra: Path, compose: dict[str, Any]) -> None:
+    """Stages of the Dockerfile, mounted files, volumes, and services that others wait for."""
+    services, known = compose["services"], stages(infra)
+    for name, service in services.items():
+        assert service.get("build", {}).get("target", "worker") in known, name
+        assert set(service.get("depends_on", {})) <= set(services), name
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            there = (infra / source).exists() if source.startswith(".") else source in compose["volumes"]
+            assert there, f"{name}: {volume}"
+
+
+def test_no_secret_stands_in_a_file(infra: Path, compose: dict[str, Any]) -> None:
+    """In compose each is a variable that must be set; its example and the manifests hold none."""
+    values = [
+        (name, str(value))
+        for service in compose["services"].values()
+        for name, value in service.get("environment", {}).items()
+        if SECRET.search(name)
+    ]
+    assert len(values) > 10
+    for name, value in values:
+        assert re.fullmatch(r"(\$\{\w+:\?\} ?)+", value), name
+    for line in (infra / "secrets.env.example").read_text().splitlines():
+        name, _, value = line.partition("=")
+        assert line.startswith("#") or not value or not SECRET.search(name), line
+    for thing in objects(infra):
+        assert thing["kind"] != "Secret"
+
+
+def test_every_variable_of_compose_is_in_the_example(infra: Path) -> None:
+    used = set(re.findall(r"(?<!\$)\$\{(\w+)", (infra / "compose.yaml").read_text()))
+    told = set(re.findall(r"^(\w+)=", (infra / "secrets.env.example").read_text(), re.MULTILINE))
+    assert used == told
+
+
+def test_manifests_are_valid_by_kubernetes_own_schemas(infra: Path) -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    things = list(objects(infra))
+    assert {"Deployment", "Role", "Service"} <= {thing["kind"] for thing in things}
+    for thing in things:
+        kubernetes_validate.validate(thing, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("folder", ["base", "overlays/cuda"])
+def test_kustomize_builds_what_is_valid(infra: Path, folder: str) -> None:
+    built = run(found("kubectl"), "kustomize", infra / "kubernetes" / folder)
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    things = list(yaml.safe_load_all(built))
+    for thing in things:
+        kubernetes_validate.validate(thing, KUBERNETES, strict=True)
+    deployments = {thing["metadata"]["name"]: thing for thing in things if thing["kind"] == "Deployment"}
+    pod = deployments["pareflow-serving"]["spec"]["template"]["spec"]
+    limits = pod["containers"][0]["resources"]["limits"]
+    assert ("nvidia.com/gpu" in limits) == (folder == "overlays/cuda")
+
+
+def test_pods_run_as_no_root_with_limits(infra: Path) -> None:
+    pods = [thing["spec"]["template"]["spec"] for thing in objects(infra) if thing["kind"] == "Deployment"]
+    assert len(pods) >= 2
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"]
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert "memory" in container["resources"]["limits"]
+
+
+def test_ray_nodes_are_pods_of_our_ray(infra: Path) -> None:
+    """The operator's own schema is in no package; the pods in it are checked as pods."""
+    cluster = yaml.safe_load((infra / "ray" / "cluster.yaml").read_text())["spec"]
+    lock = (infra.parent / "requirements.lock").read_text()
+    assert f"\nray=={cluster['rayVersion']}\n" in lock
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    assert len(groups) == 3
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    for group in groups:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "node"}, **group["template"]}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+@pytest.fixture(scope="module")
+def pools(infra: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Each pool as it is written, and the template made of it, from the installed Prefect's own."""
+    code = (
+        "import json, sys, yaml, prefect\n"
+        "from pathlib import Path\n"
+        f"sys.path.insert(0, {str(infra)!r})\n"
+        "import work_pools\n"
+        "views = Path(prefect.__file__).parent / 'server/api/collections_data/views'\n"
+        "known = work_pools.by_type(json.loads((views / 'aggregate-worker-metadata.json').read_text()))\n"
+        "pools = yaml.safe_load(work_pools.FILE.read_text())['pools']\n"
+        "print(json.dumps({n: [p, work_pools.filled(known[p['type']], p)] for n, p in pools.items()}))"
+    )
+    made: dict[str, tuple[dict[str, Any], dict[str, Any]]] = json.loads(
+        run(sys.executable, "-W", "ignore", "-c", code)
+    )
+    return made
+
+
+def test_pools_are_of_three_types_with_a_queue_per_kind_of_device(
+    pools: dict[str, tuple[dict[str, Any], dict[str, Any]]],
+) -> None:
+    assert {pool["type"] for pool, _ in pools.values()} == {"process", "docker", "kubernetes"}
+    queues = {pool["type"]: set(pool["queues"]) for pool, _ in pools.values()}
+    # Prefect's Docker worker has no way to hand on a GPU.
+    assert queues == {"process": {"cpu", "cuda"}, "docker": {"cpu"}, "kubernetes": {"cpu", "cuda"}}
+
+
+def test_templates_use_only_variables_that_they_have(
+    pools: dict[str, tuple[dict[str, Any], dict[str, Any]]],
+) -> None:
+    for name, (pool, template) in pools.items():
+        used = set(PLACEHOLDER.findall(json.dumps(template["job_configuration"])))
+        assert used <= set(template["variables"]["properties"]), name
+        for variable, value in pool.get("defaults", {}).items():
+            assert template["variables"]["properties"][variable]["default"] == value
+
+
+def test_a_run_on_kubernetes_is_a_valid_job_that_asks_for_its_gpus(
+    pools: dict[str, tuple[dict[str, Any], dict[str, Any]]],
+) -> None:
+    _, template = pools["pareflow-kubernetes"]
+    defaults = {name: value.get("default") for name, value in template["variables"]["properties"].items()}
+    given = {
+        **defaults,
+        "gpus": 1,
+        "command": ["prefect", "flow-run", "execute"],
+        "name": "run",
+        "labels": {},
+    }
+    given["env"] = [{"name": name, "value": value} for name, value in given["env"].items()]
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: fill(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [fill(item) for item in value]
+        if isinstance(value, str) and (whole := PLACEHOLDER.fullmatch(value)):
+            return given[whole[1]]
+        return PLACEHOLDER.sub(lambda m: str(given[m[1]]), value) if isinstance(value, str) else value
+
+    job = fill(template["job_configuration"]["job_manifest"])
+    pod = job["spec"]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert pod["containers"][0]["image"] == "pareflow:worker"
+    assert pod["securityContext"]["runAsNonRoot"]
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    # Prefect's own template puts these two of the job's into its pod, where Kubernetes ignores them.
+    del pod["parallelism"], pod["completions"]
+    kubernetes_validate.validate(job, KUBERNETES, strict=True)
+
+
+def test_prometheus_reads_its_configuration_and_its_rules(infra: Path) -> None:
+    promtool = found("promtool")
+    run(promtool, "check", "config", "--syntax-only", infra / "prometheus" / "prometheus.yml")
+    run(promtool, "check", "rules", *(infra / "prometheus").glob("alerts*.yml"))
+
+
+def test_alerts_fire_when_they_should_and_not_before(infra: Path) -> None:
+    tests = sorted((infra / "prometheus" / "tests").glob("*.yml"))
+    assert tests
+    run(found("promtool"), "test", "rules", *tests)
+
+
+def test_expressions_of_the_dashboards_are_promql(infra: Path, tmp_path: Path) -> None:
+    """As rules, since promtool reads those."""
+    rules = [
+        {"record": f"panel:{position}", "expr": expression.replace("$instance", ".*")}
+        for path in sorted((infra / "grafana" / "dashboards").glob("*.json"))
+        for position, expression in enumerate(expressions(json.loads(path.read_text())))
+    ]
+    assert len(rules) > 5
+    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
+    run(found("promtool"), "check", "rules", tmp_path / "rules.yml")
+
+
+def test_dashboards_ask_the_provisioned_source_in_panels_of_their_own(infra: Path) -> None:
+    provisioned = yaml.safe_load((infra / "grafana/provisioning/datasources/prometheus.yaml").read_text())
+    sources = {source["uid"] for source in provisioned["datasources"]}
+    for path in (infra / "grafana" / "dashboards").glob("*.json"):
+        panels = json.loads(path.read_text())["panels"]
+        assert len({panel["id"] for panel in panels}) == len(panels) > 5
+        assert {panel["datasource"]["uid"] for panel in panels} <= sources
+
+
+def expressions(dashboard: dict[str, Any]) -> Iterator[str]:
+    """Every PromQL expression of a dashboard."""
+    for panel in dashboard["panels"]:
+        yield from (target["expr"] for target in panel["targets"])
+    yield from (note["expr"] for note in dashboard["annotations"]["list"])

@@ -1,0 +1,108 @@
+"""A served model in this process, its client, and a source of versions that tests move."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from pareflow.errors import PareflowError
+from pareflow.serving.app import App
+from pareflow.serving.executable import Release
+from pareflow.serving.metrics import Metrics
+from pareflow.serving.plan import ServingPlan
+from pareflow.serving.settings import Settings
+from pareflow.serving.slot import Challenge, FolderSource, Slot
+
+Packaged = Callable[..., Path]
+INFER = "/v2/models/images/infer"
+
+
+@dataclass
+class Shelf:
+    """A source that a test moves: what it gives, or what it raises."""
+
+    release: Release | PareflowError
+    kept: Release | None = None
+    before: Release | None = None
+    tried: Challenge | None = None
+    name: str = field(default="images")
+
+    def current(self) -> Release:
+        if isinstance(self.release, PareflowError):
+            raise self.release
+        return self.release
+
+    def last(self) -> Release | None:
+        return self.kept
+
+    def previous(self) -> Release | None:
+        return self.before
+
+    def challenger(self) -> Challenge | None:
+        return self.tried
+
+
+@dataclass
+class Served:
+    """A served model, and a client of it."""
+
+    client: TestClient
+    slot: Slot
+    golden: Mapping[str, Any]
+
+    def infer(self, path: str = INFER, **more: Any) -> Any:
+        return self.client.post(path, content=json.dumps({"inputs": [self.input()], **more}))
+
+    def input(self, count: int = 2) -> dict[str, Any]:
+        samples = np.asarray(self.golden["samples"][:count], dtype=np.float32)
+        return {
+            "name": "images",
+            "datatype": "FP32",
+            "shape": [count, 1, *samples.shape[1:]],
+            "data": samples.ravel().tolist(),
+        }
+
+    def refresh(self) -> None:
+        """Look at the source, and wait until all is as it says."""
+        assert self.client.portal is not None
+        self.client.portal.call(self.slot.refresh)
+        self.client.portal.call(self.slot.settled)
+
+    def observed(self) -> dict[str, Any]:
+        document: dict[str, Any] = self.client.get("/v2/models/images/trial").json()
+        return document
+
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture
+def serve(packaged: Packaged) -> Iterator[Serve]:
+    """Serve one model to a client in this process, to the end of the test."""
+    open_clients: list[TestClient] = []
+
+    def begun(source: Any = None, plan: Mapping[str, Any] | None = None, **settings: Any) -> Served:
+        package = packaged("images")
+        metrics = Metrics()
+        slot = Slot(source or FolderSource(package), ServingPlan(**(plan or {})), metrics)
+        app = App([slot], Settings(poll_s=None, **settings), metrics)
+        client = TestClient(app.asgi(), raise_server_exceptions=False)
+        client.__enter__()
+        open_clients.append(client)
+        return Served(client, slot, json.loads((package / "golden.json").read_text()))
+
+    yield begun
+    for client in open_clients:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def two(packaged: Packaged, tmp_path: Path) -> tuple[Release, Release]:
+    """Two versions of one model: the same package, by two numbers."""
+    first = Release("images", "1", packaged("images"))
+    return first, replace(first, version="2")

@@ -1,0 +1,119 @@
+"""No pickle of a registered model runs what its writer chose; and ours names nothing but networks."""
+
+import ast
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pareflow.errors import InputError
+from pareflow.serving import pickled
+from pareflow.serving.model import PackagedModel, verified, write_manifest
+from pareflow.variant import Step
+
+UNPICKLING = {
+    "pareflow/compiler/workers/forked.py",  # what a child of this process says through a pipe
+    "pareflow/network.py",  # the store's own; in a package after `pickled.check`
+}
+
+
+class Forged:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+def forged(marker: Path, protocol: int) -> bytes:
+    return pickle.dumps(Forged(marker), protocol)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("archived", [False, True])
+def test_what_runs_code_is_refused_and_not_run(tmp_path: Path, protocol: int, archived: bool) -> None:
+    content = forged(tmp_path / "ran", protocol)
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    if archived:
+        with zipfile.ZipFile(folder / "network.pt", "w") as archive:
+            archive.writestr("network/data.pkl", content)
+    else:
+        (folder / "weights.bin").write_bytes(content)
+    with pytest.raises(InputError, match=r"would run (posix system|a computed name)"):
+        pickled.check(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cut").write_bytes(pickle.dumps(list(range(100)), 2)[:-20])
+    with pytest.raises(InputError, match="cannot be read"):
+        pickled.check(tmp_path)
+
+
+def test_a_package_with_a_forged_module_is_not_opened(packaged: Callable[..., Path], tmp_path: Path) -> None:
+    """With digests as they should be: who can write artifacts can write those, too."""
+    package = copied(packaged("images", Step("torch_eager", {"threads": 1})), tmp_path / "package")
+    PackagedModel(package)  # as it was made
+    with zipfile.ZipFile(package / "artifact" / "network.pt", "w") as archive:
+        archive.writestr("network/data.pkl", forged(tmp_path / "ran", 2))
+    document = json.loads((package / "model.json").read_text())
+    (package / "model.json").unlink()
+    write_manifest(package, {name: value for name, value in document.items() if name != "files"})
+    verified(package)
+    with pytest.raises(InputError, match="would run posix system"):
+        PackagedModel(package)
+    assert not (tmp_path / "ran").exists()
+
+
+def copied(package: Path, into: Path) -> Path:
+    for path in package.rglob("*"):
+        if path.is_file() and path.name != "manifest.json":
+            target = into / path.relative_to(package)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return into
+
+
+def test_a_package_of_a_plain_runtime_holds_no_pickle(packaged: Callable[..., Path]) -> None:
+    files = [path for path in packaged("images").rglob("*") if path.is_file()]
+    assert len(files) > 3
+    assert [path for path in files if list(pickled._pickles(path))] == []
+
+
+def test_nothing_else_unpickles(checkout: Path) -> None:
+    """Calls that run what a file says: none but where they are known."""
+    found = {
+        str(path.relative_to(checkout))
+        for folder in ("pareflow", "tasks", "flows")
+        for path in (checkout / folder).rglob("*.py")
+        if any(unpickles(path.read_text()))
+    }
+    assert found == UNPICKLING
+
+
+def unpickles(code: str) -> Iterator[bool]:
+    for node in ast.walk(ast.parse(code)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        yield called in {"pickle.load", "pickle.loads", "cloudpickle.load", "joblib.load", "pickle.Unpickler"}
+        yield called == "torch.load" and given.get("weights_only") != "True"
+        yield called.endswith(("np.load", "numpy.load")) and given.get("allow_pickle") == "True"
+        yield called.startswith("mlflow.") and called.endswith(".load_model")
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["pickle.loads(b)", "torch.load(p)", "np.load(p, allow_pickle=True)", "mlflow.pyfunc.load_model(u)"],
+)
+def test_the_search_finds_them(code: str) -> None:
+    assert any(unpickles(code))
+    assert not any(unpickles("np.load(p); torch.load(p, weights_only=True); json.loads(t)"))

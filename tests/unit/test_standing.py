@@ -1,0 +1,98 @@
+"""Law 8 where a model is served: its verdict counts in its environment, and elsewhere it is asked again."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pareflow.errors import EnvironmentUnfitError
+from pareflow.serving.executable import Release
+from pareflow.serving.metrics import Metrics
+from pareflow.serving.plan import ServingPlan
+from pareflow.serving.slot import FolderSource, Slot
+from pareflow.serving.standing import here
+from tests.unit.conftest import Packaged, Serve, Shelf
+
+Judged = Callable[..., Path]
+
+
+@pytest.fixture
+def judged(packaged: Packaged, tmp_path: Path) -> Judged:
+    """A package with a verdict: its decision, where it was made, and limits by clause."""
+
+    def made(decision: str, fingerprint: str, limits: Mapping[str, float] | None = None) -> Path:
+        folder = tmp_path / f"package-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(packaged("images"), folder)
+        path = folder / "model.json"
+        document = json.loads(path.read_text())
+        checks = [{"clause": clause, "limit": limit} for clause, limit in (limits or {}).items()]
+        document["verdict"] = {"decision": decision, "checks": checks}
+        document["environment"] = {"fingerprint": fingerprint}
+        path.write_text(json.dumps(document))
+        return folder
+
+    return made
+
+
+def slot(source: Any, **settings: Any) -> Slot:
+    return Slot(source, ServingPlan(), Metrics(), **settings)
+
+
+def test_a_verdict_of_this_environment_is_taken_at_its_word(judged: Judged) -> None:
+    assert slot(FolderSource(judged("promote", here()))).hosted.standing == "here"
+    with pytest.raises(EnvironmentUnfitError, match="the gate rejected it in this environment"):
+        slot(FolderSource(judged("reject", here())))
+
+
+def test_what_the_registry_knows_of_this_environment_counts_before_the_package(judged: Judged) -> None:
+    """A version is judged here after it was packaged elsewhere."""
+    package = judged("promote", "another")
+    accepted, rejected = (Release("images", "1", package, judged=word) for word in ("promote", "reject"))
+    assert slot(Shelf(accepted)).hosted.standing == "here"
+    with pytest.raises(EnvironmentUnfitError, match="the gate rejected it in this environment"):
+        slot(Shelf(rejected))
+
+
+def test_a_version_judged_elsewhere_is_served_and_said_to_be(
+    judged: Judged, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Shelf(Release("images", "1", judged("promote", "another", {"latency.p50_ms": 10_000})))
+    served = serve(source)
+    assert served.observed()["judged"] == "elsewhere"
+    assert "was judged in another environment: `pareflow check` judges it here" in caplog.text
+    told = 'pareflow_model_judged_here{{model="images",version="1"}} {}'
+    assert told.format("0.0") in served.client.get("/metrics").text
+    assert isinstance(source.release, Release)
+    source.release = Release("images", "1", source.release.package, judged="promote")
+    served.refresh()
+    assert served.observed()["judged"] == "here"
+    assert told.format("1.0") in served.client.get("/metrics").text
+
+
+def test_times_that_were_promised_elsewhere_are_measured_before_the_first_request(judged: Judged) -> None:
+    """Nothing answers within a nanosecond."""
+    package = judged("promote", "another", {"latency.p99_ms": 1e-6})
+    with pytest.raises(EnvironmentUnfitError, match=r"judged elsewhere, and here latency.p99_ms is"):
+        slot(FolderSource(package))
+
+
+def test_who_wants_a_verdict_of_this_environment_gets_no_other(judged: Judged, packaged: Packaged) -> None:
+    for package in (judged("promote", "another"), judged("inconclusive", here()), packaged("images")):
+        with pytest.raises(EnvironmentUnfitError, match="it has no verdict of this environment"):
+            slot(FolderSource(package), unjudged="refuse")
+    assert slot(FolderSource(judged("promote", here())), unjudged="refuse").hosted.standing == "here"
+
+
+def test_a_switch_to_a_version_that_breaks_its_promise_here_leaves_the_present_one(
+    judged: Judged, packaged: Packaged, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Shelf(Release("images", "1", packaged("images")))
+    served = serve(source)
+    assert served.observed()["judged"] == "unknown"
+    source.release = Release("images", "2", judged("promote", "another", {"latency.p50_ms": 1e-6}))
+    served.refresh()
+    assert served.infer().json()["model_version"] == "1"
+    assert "the new version is refused, and 1 stays" in caplog.text

@@ -1,0 +1,151 @@
+"""Which serving plans are tried, how often the gate looks, and what it takes for one to be chosen."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pareflow.errors import StepFailedError
+from pareflow.isolation import Limits
+from pareflow.serving.plan import ServingPlan
+from pareflow.stages import plan_space, tuning
+from pareflow.stages.tuning import Ground, Promise, Tried, tune
+
+PROMISE = Promise(per_s=100, p99_ms=20)
+Answer = Callable[[Mapping[str, Any], Mapping[str, Any]], list[float]]
+"""The ms of a run, by its plan and its load."""
+
+
+def steady(plan: Mapping[str, Any], load: Mapping[str, Any]) -> list[float]:
+    return [5.0] * load["queries"]
+
+
+def late_thrice(plan: Mapping[str, Any], load: Mapping[str, Any]) -> list[float]:
+    """Three of the first 700 take 30 ms: their share of all 700 may be 1 %, that of 1400 surely is not."""
+    slow = {0, 250, 500} if load["seed"] == 0 else set()
+    return [30.0 if i in slow else 5.0 for i in range(load["queries"])]
+
+
+def never(plan: Mapping[str, Any], load: Mapping[str, Any]) -> list[float]:
+    return [50.0] * load["queries"]
+
+
+class Known:
+    """What was measured before, of every plan; the loads that were asked for."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer, self.asked = answer, list[Mapping[str, Any]]()
+
+    def __call__(self, what: str, conditions: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+        if what == "service times":
+            times = {str(size): 0.003 + 0.001 * size for size in conditions["sizes"]}
+            return {str(count): times for count in conditions["sessions"]}
+        self.asked.append(conditions)
+        return {"ms": self.answer(conditions["plan"], conditions["load"]), "said": {"valid": True}}
+
+
+@pytest.fixture
+def ground(packaged: Callable[..., Path], tmp_path: Path) -> Callable[..., Ground]:
+    """Where plans are tried that are known already: no process is started."""
+
+    def made(known: Known, **more: Any) -> Ground:
+        return Ground(packaged("images"), Limits(), tmp_path, 0, known, **more)
+
+    return made
+
+
+def served(tried: list[Tried]) -> list[Tried]:
+    return [one for one in tried if one.check is not None]
+
+
+def test_the_error_is_shared_by_the_plans_and_spent_over_the_looks() -> None:
+    """5 % over 3 plans and looks that spend 1/2, 1/6, 1/12 of it: never more than 5 % in all."""
+    errors = [1 - PROMISE.at_look(look) for look in (1, 2, 3)]
+    assert errors == pytest.approx([0.05 / 6, 0.05 / 18, 0.05 / 36])
+    assert [PROMISE.load(look).queries for look in (1, 2, 3)] == [700, 700, 1400]
+    assert len({PROMISE.load(look).seed for look in (1, 2, 3)}) == 3
+    assert Promise(100, 20, queries=300).load(1).queries == 573  # 1.2 times what bounds p99 at 99.17 %
+
+
+def test_a_plan_that_keeps_it_is_chosen_after_one_look_at_each(ground: Callable[..., Ground]) -> None:
+    known = Known(steady)
+    best, *others = tune(ground(known), PROMISE)
+    assert (best.decision, best.p50_ms) == ("promote", 5)
+    assert len(known.asked) == len(served([best, *others])) == tuning.MEASURED
+    assert {one.decision for one in others} == {"promote", "left out"}
+
+
+def test_what_a_look_cannot_tell_is_asked_again_at_other_times(ground: Callable[..., Ground]) -> None:
+    known = Known(late_thrice)
+    best, *_ = tune(ground(known), PROMISE)
+    assert [one["load"]["seed"] for one in known.asked] == [0, 0, 0, 1, 1, 1]
+    assert (best.decision, sum(map(len, best.blocks_ms))) == ("promote", 1400)
+
+
+def test_what_nothing_keeps_is_not_asked_again(ground: Callable[..., Ground]) -> None:
+    known = Known(never)
+    tried = tune(ground(known), PROMISE)
+    assert {one.decision for one in served(tried)} == {"reject"}
+    assert len(known.asked) == tuning.MEASURED
+    assert tried[0].reason is not None
+    assert "50 is not at most 20" in tried[0].reason
+
+
+def test_one_plan_is_served_whatever_the_time_and_the_others_if_it_lasts(
+    ground: Callable[..., Ground],
+) -> None:
+    needed: list[float] = []
+
+    def late(asked: str, minutes: float) -> bool:
+        needed.append(minutes)
+        return True
+
+    tried = tune(ground(Known(late_thrice), late=late), PROMISE)
+    assert len(served(tried)) == 1
+    assert [one.reason for one in tried[1:3]] == ["too little of the budget was left"] * 2
+    minutes = 700 / 100 / 60
+    assert needed == pytest.approx([minutes] * 3 + [2 * minutes])  # two plans, and two looks at the first
+    assert tried[0].decision == "inconclusive"
+
+
+def test_a_plan_that_fails_is_a_failed_row(ground: Callable[..., Ground]) -> None:
+    def of_eight(plan: Mapping[str, Any], load: Mapping[str, Any]) -> list[float]:
+        if _largest(ServingPlan(**plan)) == 8:  # what is served by default
+            raise StepFailedError("every query must be answered", "9 were not", "Look at the log")
+        return steady(plan, load)
+
+    best, *others = tune(ground(Known(of_eight)), PROMISE)
+    failed = [one for one in others if one.decision == "failed"]
+    assert (best.decision, len(failed)) == ("promote", 1)
+    assert failed[0].reason == "StepFailedError: every query must be answered, but 9 were not"
+
+
+def test_batches_hold_whole_requests(ground: Callable[..., Ground]) -> None:
+    """Of three samples each; what is served by default takes two of them together, as 8 samples hold."""
+    tried = tune(ground(Known(steady)), Promise(100, 20, samples=3))
+    sizes = {one.plan.chosen()[0].model_dump()["max_batch_size"] for one in tried}
+    assert sizes == {3, 6, 12, 24, 48}
+    assert any(_largest(one.plan) == 6 for one in served(tried))
+
+
+def _largest(plan: ServingPlan) -> int:
+    return int(plan.chosen()[0].model_dump()["max_batch_size"])
+
+
+@given(
+    simulated=st.lists(st.integers(1, 8).map(float), min_size=1, max_size=12),
+    usual=st.integers(0, 20),
+)
+def test_what_is_served_without_tuning_always_competes(simulated: list[float], usual: int) -> None:
+    """With the best of the others, of equal ones once; `usual` may not be among them."""
+    ranked = [(ServingPlan(sessions=i + 1), ms) for i, ms in enumerate(sorted(simulated))]
+    chosen = plan_space.worth_serving(ranked, ServingPlan(sessions=usual + 1), tuning.MEASURED)
+    times = [ms for _, ms in chosen]
+    assert len(chosen) == min(tuning.MEASURED, len(set(simulated)))
+    assert times == sorted(set(times))
+    assert times[0] == min(simulated)
+    if usual < len(ranked):
+        assert ranked[usual] in chosen
