@@ -29,6 +29,7 @@ from pareflow.serving.load import Post
 from pareflow.stages import jobs
 from pareflow.stages.building import variant_of
 from pareflow.stages.registration import content_digest
+from pareflow.store import Store
 from pareflow.variant import Recipe, Step
 from pareflow.workload import load
 
@@ -260,7 +261,7 @@ def _packaged(
     variant = variant_of(recipe, load(reference, folder).digest).id
     lineage = {"pipeline": NAME, "variant": variant, "recipe": recipe.to_json(), "requirements": []}
     jobs.package(*about, "package", variant, lineage)
-    found = jobs.opened(Path(about[2])).find("package")
+    found = Store(Path(about[2])).find("package")
     assert found is not None  # it has just been made
     return found
 

@@ -92,4 +92,5 @@ def _back(tracker: Tracker, name: str, breach: Breach) -> tuple[str | None, str 
         return None, "there is no previous version"
     if BREACH in previous.tags:
         return None, f"version {previous.version} broke a rule itself"
-    return str(roll_back(tracker, name)["version"]), None
+    moved = roll_back(tracker, name, by="monitoring", reason=breach.reason)
+    return str(moved["version"]), None

@@ -54,6 +54,7 @@ class Session:
     breaches: list[dict[str, Any]] = field(default_factory=list)
     looks: int = 0
     _trouble: str = ""
+    _run: Run | None = None
 
     def follow(self, reading: Reading) -> dict[str, Any]:
         """Look until the time is over; `reading` is the first one. Raises: as `Monitored`."""
@@ -78,6 +79,17 @@ class Session:
     @property
     def state_path(self) -> Path:
         return self.asked.data_dir / "monitoring" / f"{self.asked.name}.json"
+
+    def opened(self) -> Run:
+        """The pipeline that holds the original and the calibration data, opened once. Raises: InputError."""
+        if self.config is None:
+            raise InputError(
+                "rules about drift and quality need the pipeline that the version came from",
+                "its YAML is not at hand",
+                "Name it with --config, or leave these rules out",
+            )
+        self._run = self._run or Run.open(spec.read(self.config), self.config, self.asked.data_dir)
+        return self._run
 
     def _readings(self, until: float | None) -> Iterator[Reading | None]:
         """One reading every so often; None where the server does not answer, which is told once."""
@@ -111,7 +123,7 @@ class Monitored:
         self._waiting: list[Breach] = []
         self.figures: dict[str, float] = {}
         if session.rules.needs_requests:
-            self._run = self._opened()
+            self._run = session.opened()
 
     def look(self, reading: Reading | None) -> None:
         """One look at all that there is by now, and what follows from it."""
@@ -154,17 +166,6 @@ class Monitored:
             self._waiting.append(breach)
         session.told(_words(document))
         self._record.breach(document, self.watch.state.looks)
-
-    def _opened(self) -> Run:
-        """The pipeline that holds the original and the calibration data."""
-        config = self._session.config
-        if config is None:
-            raise InputError(
-                "rules about drift and quality need the pipeline that the version came from",
-                "its YAML is not at hand",
-                "Name it with --config, or leave these rules out",
-            )
-        return Run.open(spec.read(config), config, self._session.asked.data_dir)
 
     def _compare(self) -> None:
         """Start the process that answers kept requests again."""

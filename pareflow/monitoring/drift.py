@@ -9,7 +9,7 @@ Embeddings are tested along fixed random directions: distributions that differ, 
 Source: Cuesta-Albertos, Fraiman and Ransford, 2006, Bulletin of the Brazilian Mathematical Society 37:477.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ def of_predictions(reference: np.ndarray, live: np.ndarray) -> list[Shift]:
     return [numbers(f"prediction.{i}", flat[0][:, i], flat[1][:, i]) for i in range(width)]
 
 
-def drifted(shifts: list[Shift], error: float, min_distance: float) -> Shift | None:
+def drifted(shifts: Sequence[Shift], error: float, min_distance: float) -> Shift | None:
     """The feature that drifted most surely, at this error for all of them together; or None."""
     found = [s for s in shifts if s.p_value * len(shifts) <= error and s.distance >= min_distance]
     return min(found, key=lambda shift: (shift.p_value, -shift.distance), default=None)

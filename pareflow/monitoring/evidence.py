@@ -106,7 +106,7 @@ def always_valid_share(successes: float, n: int, confidence: float = CONFIDENCE)
     if n == 0:
         return Interval(float("nan"), None, None, 0, confidence)
     estimate = successes / n
-    bound = -math.log(1 - confidence) - special.betaln(successes + 1, n - successes + 1)
+    bound = -math.log(1 - confidence) - float(special.betaln(successes + 1, n - successes + 1))
 
     def over(share: float) -> float:
         """Negative inside."""

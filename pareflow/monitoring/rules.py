@@ -58,7 +58,7 @@ class VariantDrift(_Rule):
 
     max_disagreement: Share | None = Field(
         default=None,
-        description="left out, the SLA's `quality.max_drop` more than on the calibration data",
+        description="left out, the SLA's `quality.max_drop`, which it bounds",
     )
     tolerance: float = Field(default=0.05, ge=0)
 

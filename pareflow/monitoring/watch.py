@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from pareflow.errors import InputError
 from pareflow.monitoring import drift
@@ -69,21 +68,16 @@ class Watch:
         """
         self._reference = reference
         rule = self.rules.variant_drift
-        if rule is not None:
-            self._allowed = rule.max_disagreement or self._disagreement(max_drop)
-
-    def _disagreement(self, max_drop: float | None) -> float:
-        """So much more than on the calibration data, whose bound takes half of the rule's error."""
-        if max_drop is None:
+        if rule is None:
+            return
+        self.figures["variant_drift.calibration"] = float((~reference["agrees"]).mean())
+        self._allowed = rule.max_disagreement or max_drop or math.nan
+        if math.isnan(self._allowed):
             raise InputError(
-                "`variant_drift` needs a limit",
-                "neither `max_disagreement` nor the SLA's `quality.max_drop` is given",
-                "Give one of them",
+                "`variant_drift` needs a limit above 0",
+                "neither `max_disagreement` nor the SLA's `quality.max_drop` gives one",
+                "Give `max_disagreement`",
             )
-        agrees = self._reference["agrees"]
-        bound = stats.binomtest(int((~agrees).sum()), len(agrees), alternative="less")
-        high = bound.proportion_ci(1 - self.rules.error / 2, method="exact").high
-        return min(max_drop + float(high), 0.99)
 
     def reads(self, reading: Reading) -> list[Breach]:
         """One more reading of the server's metrics."""
@@ -117,8 +111,7 @@ class Watch:
         _, first, owner = np.unique(rows["id"], return_index=True, return_inverse=True)
         if self.rules.variant_drift is not None:
             shares = np.bincount(owner, weights=~rows["agrees"]) / np.bincount(owner)
-            error = self.rules.error / 2
-            found.append(self._share("variant_drift", at_s, Counter(shares.tolist()), self._allowed, error))
+            found.append(self._share("variant_drift", at_s, Counter(shares.tolist()), self._allowed))
         rows = {name: column[first] for name, column in rows.items() if column.ndim}
         if self.rules.input_drift is not None:
             names = [name for name in rows if name.startswith(FEATURE)]
@@ -162,21 +155,14 @@ class Watch:
                 found |= {f"{rule}.{name}": value for name, value in numbers.items() if value is not None}
         return found
 
-    def _share(
-        self,
-        rule: RuleName,
-        at_s: float,
-        values: Mapping[float, int],
-        limit: float,
-        error: float | None = None,
-    ) -> Breach | None:
+    def _share(self, rule: RuleName, at_s: float, values: Mapping[float, int], limit: float) -> Breach | None:
         """How often each value was seen: a hit is 1, none 0; requests of many rows lie between."""
         state, count = self.state.of(rule), sum(values.values())
         hits = state.hits + sum(value * number for value, number in values.items())
         self.state = self.state.having(rule, replace(state, seen=state.seen + count, hits=hits))
         if count:
             self.figures[f"{rule}.limit"] = limit
-        return self._judged(rule, at_s, values, limit, limit, error)
+        return self._judged(rule, at_s, values, limit, limit)
 
     def _drop(self, at_s: float, lost: int, won: int, count: int, max_drop: float) -> Breach | None:
         """Paired: 1 where the original alone was right, 0 where the served version was, else a half."""
@@ -191,7 +177,6 @@ class Watch:
         values: Mapping[float, int],
         mean_limit: float,
         limit: float,
-        error: float | None = None,
     ) -> Breach | None:
         count = sum(values.values())
         if not count:
@@ -202,7 +187,7 @@ class Watch:
             self._recovers(rule, mean <= mean_limit)
             return None
         starts = max(1, round(WEEK_S / self.rules.every_s))
-        test = Hypothesis(mean_limit, error or self.rules.error, starts, self.rules.windows)
+        test = Hypothesis(mean_limit, self.rules.error, starts, self.rules.windows)
         evidence = state.evidence.after(values, test)
         estimate = 2 * mean - 1 if rule == "quality_drop" else mean
         if not evidence.proves(test):

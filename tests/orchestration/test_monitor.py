@@ -123,6 +123,7 @@ def otherwise(package: Path, into: Path) -> Path:
     graph.graph.node.append(helper.make_node("Gather", ["straight", "order"], [output.name], axis=1))
     onnx.save(graph, into / "artifact" / "model.onnx")
     document = json.loads((into / "model.json").read_text())
+    (into / "model.json").unlink()
     write_manifest(into, {key: value for key, value in document.items() if key != "files"})
     model, golden = PackagedModel(into), json.loads((into / "golden.json").read_text())
     outputs = {name: array.tolist() for name, array in model.outputs(golden["samples"]).items()}
