@@ -309,7 +309,7 @@ def test_a_server_gives_the_published_tokens(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """As transformers' Llama, packed, behind HTTP: token ids in, token ids out, twice by a kept prefix."""
+    """As transformers' Llama, packed, behind HTTP: token ids in, token ids out, and again the same."""
     pytest.importorskip("transformers")
     monkeypatch.syspath_prepend(checkout / "bench")
     models: Any = importlib.import_module("story_models")
