@@ -120,9 +120,11 @@ def _as_served(told: Headline, serving: Record) -> Headline:
     """What is told of the winner, unless no plan was proved to keep the SLA's load through the server."""
     if serving.get("kept") is not False:
         return told
-    found = "doubt" if outcome(serving.get("decision")) == "doubt" else "fail"
     sentence = Markup("{} But {}.").format(told.sentence, serving.get("reason"))
-    return Headline(found, "Inside the SLA alone, and not through the server", sentence)
+    doubted = outcome(serving.get("decision")) == "doubt"
+    return Headline(
+        "doubt" if doubted else "fail", "Inside the SLA alone, and not through the server", sentence
+    )
 
 
 def _loss(winner: Record, document: Record) -> str:

@@ -362,7 +362,7 @@ def test_tiers_are_other_variants_of_the_model(packaged: Packaged) -> None:
     """Loaded beside it, by name, behind what stands below the choice; another model is none."""
     metrics = Metrics()
     main, small = FolderSource(packaged("images")), str(packaged("images", Step("torch_eager")))
-    policies = ({"deadline_routing": {}}, {"dynamic_batching": {}})
+    policies: Any = ({"deadline_routing": {}}, {"dynamic_batching": {}})
     slot = Slot(main, ServingPlan(tiers={"small": small}, policies=policies), metrics)
     assert set(slot.hosted.releases) == {"", "small"}
 

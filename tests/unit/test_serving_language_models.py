@@ -17,6 +17,7 @@ from pareflow.runtime.decoding import Decoding, Generation
 from pareflow.serving import language_model
 from pareflow.serving.app import App
 from pareflow.serving.metrics import Metrics
+from pareflow.serving.model import write_manifest
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.settings import Settings
 from pareflow.serving.slot import FolderSource, Slot
@@ -267,6 +268,6 @@ def test_a_damaged_or_different_model_is_refused(packages: Mapping[str, Path], t
         Slot(FolderSource(damaged), None, Metrics())
     document = json.loads((damaged / "model.json").read_text())
     (damaged / "model.json").unlink()
-    language_model.write_manifest(damaged, {key: document[key] for key in document if key != "files"})
+    write_manifest(damaged, {key: document[key] for key in document if key != "files"})
     with pytest.raises(PareflowError, match="must repeat its golden tokens"):
         Slot(FolderSource(damaged), None, Metrics())
