@@ -28,6 +28,8 @@ log = logging.getLogger("pareflow.serving")
 
 COPIES = 4
 """That are under way at a time; further ones are skipped, and so are those for which somebody would wait."""
+UNHURRIED = 10
+"""Times as long a copy may take as a request: it is computed when nobody else wants to."""
 Ask = Callable[[Hosted], Awaitable[Arrays]]
 
 
@@ -115,7 +117,7 @@ class Trial:
 
     async def _compared(self, champion: Hosted, by: Hosted, rows: int, outputs: Arrays, copy: Ask) -> None:
         """Ask the other version too, and compare. The champion's trouble with a copy says nothing."""
-        patience_s = self.traffic.patience_ms / 1000
+        patience_s = UNHURRIED * self.traffic.patience_ms / 1000
         with answered_within(patience_s):
             if by is champion:
                 answer = await self._tried(champion, rows, copy, patience_s)
