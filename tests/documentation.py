@@ -21,6 +21,8 @@ IN_CHECKOUT = "<!-- scratch: checkout -->"
 """In a page whose commands are given in a clone of pareflow."""
 PORT = re.compile(r"\b8000\b")
 LIMIT_S = 1500
+_END_ALL = "while [ -n \"$(jobs -pr)\" ]; do kill $(jobs -pr) 2>/dev/null || true; sleep 0.2; done"
+"""Asked again: what was started a moment ago may not hear the first signal."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def _script(todo: list[Block], seen: Path) -> tuple[str, list[tuple[str, str, st
     with socket.socket() as free:  # other tests use the port that pages name
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    lines = ["set -euo pipefail", "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT"]
+    lines = ["set -euo pipefail", f"trap '{_END_ALL}' EXIT"]
     expected = []
     for block in todo:
         if block.file:
