@@ -226,9 +226,9 @@ def test_another_version_is_refused_once_and_the_present_one_stays(
     loads: list[Mapping[str, Release]] = []
     opened = Slot._opened
 
-    def counted(self: Slot, releases: Mapping[str, Release]) -> Hosted:
+    def counted(self: Slot, releases: Mapping[str, Release], *, apart: bool = False) -> Hosted:
         loads.append(releases)
-        return opened(self, releases)
+        return opened(self, releases, apart=apart)
 
     monkeypatch.setattr(Slot, "_opened", counted)
 

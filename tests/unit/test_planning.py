@@ -74,7 +74,7 @@ def test_a_finished_runs_profile_bounds_the_families(trained: Any) -> None:
     """Its baseline took 2 ms for each of 460 images: a pass over them takes three times that, 2.76 s."""
     plan = planning.plan(trained.run)
     assert [(row["minutes"], row["at_most"]) for row in plan["candidates"]] == [(None, None)]
-    trained.run.output.mkdir(parents=True)
+    trained.run.output.mkdir(parents=True, exist_ok=True)
     advice = {"families": [{"family": "compiler", "share": 0.75}]}
     document = {"profile": {"advice": advice}, "baseline": {"latency_ms": {"p50": 2.0}}}
     (trained.run.output / "run.json").write_text(json.dumps(document))
