@@ -21,7 +21,7 @@ IN_CHECKOUT = "<!-- scratch: checkout -->"
 """In a page whose commands are given in a clone of pareflow."""
 PORT = re.compile(r"\b8000\b")
 LIMIT_S = 1500
-_END_ALL = "while [ -n \"$(jobs -pr)\" ]; do kill $(jobs -pr) 2>/dev/null || true; sleep 0.2; done"
+_END_ALL = 'while [ -n "$(jobs -pr)" ]; do kill $(jobs -pr) 2>/dev/null || true; sleep 0.2; done'
 """Asked again: what was started a moment ago may not hear the first signal."""
 
 
