@@ -135,6 +135,7 @@ def test_a_run_that_its_worker_lost_is_resumed_once_settled_and_ends_well(
             os.kill(process, signal.SIGKILL)
         until(lambda: run_id in ids("CRASHED"))
         assert resumed(look(0)) == []
+        time.sleep(10)  # the worker says it a second time, seconds later: what a run is left to settle for
         assert [one["flow_run"] for one in resumed(look(61))] == [run_id]
         assert flow_runs.follow(run_id)["type"] == "COMPLETED"
 
