@@ -255,8 +255,7 @@ def serve(
     from pareflow.serving import request_log as requests
     from pareflow.serving.settings import Settings
 
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s %(message)s")
+    _log(verbose)
     settings = Settings(
         host,
         port,
@@ -481,8 +480,7 @@ def listen(
     set_environment(verbose)
     from flows import triggers
 
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s %(message)s")
+    _log(verbose)
     triggers.listen(rules, data_dir, host, port, lambda url: print(url, flush=True))
 
 
@@ -619,6 +617,12 @@ def _optimize_deployed(
     outcome = document["outcome"]
     if outcome is not None and (outcome["winner"] is None or outcome["registered"] is None):
         raise typer.Exit(NOTHING_MET)
+
+
+def _log(verbose: bool) -> None:
+    """What a command that stays logs of itself."""
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(message)s")
 
 
 def _show(document: Any, table: Any, as_json: bool) -> None:

@@ -22,11 +22,11 @@ from pareflow.stages.promotion import packaged_row  # noqa: E402
 from pareflow.stages.run import Run  # noqa: E402
 from pareflow.store import Store  # noqa: E402
 from tasks import deployment as rollouts  # noqa: E402
-from tasks import promotion  # noqa: E402
+from tasks import pipelines, promotion  # noqa: E402
 from tasks.deployment import Rollout, Step  # noqa: E402
 from tasks.events import emit  # noqa: E402
 from tasks.execution import Execution, of_the_flow  # noqa: E402
-from tasks.tracking import CONFIG, Tracker  # noqa: E402
+from tasks.tracking import Tracker  # noqa: E402
 
 DISAGREEMENT = 0.01
 """Tolerated where the pipeline's SLA says nothing of a drop."""
@@ -86,7 +86,7 @@ def run_deployment(
             return _without_traffic(tracker, name, data_dir, config)
         traffics = steps.traffic(rollout.version)
         rollouts.servers_answer(rollout)
-        described, path = _pipeline(tracker, rollout.version, name, config)
+        described, path = pipelines.described(tracker, name, rollout.version, config)
         tolerance = Tolerance(_disagreement(steps, described), slowdown=steps.slowdown)
         done = list[Step]()
         try:
@@ -110,7 +110,7 @@ def run_deployment(
 def _without_traffic(tracker: Tracker, name: str, data_dir: Path, config: Path | None) -> dict[str, Any]:
     """There is no champion to be compared with, or it is the challenger itself: the offline gate decides."""
     version = str(tracker.resolve(f"models:/{name}@challenger").version)
-    described, path = _pipeline(tracker, version, name, config)
+    described, path = pipelines.described(tracker, name, version, config)
     moved = _promoted(tracker, name, version, data_dir, described, path)
     return _ended(Rollout(name, version, "", ()), [], {**moved, "behind": []})
 
@@ -124,20 +124,6 @@ def _promoted(
         run = Run.open(described, path, data_dir)
         row = packaged_row(run, tracker.download(name, version, Path(into)))
         return asdict(promotion.promote(tracker, run, version, row))
-
-
-def _pipeline(
-    tracker: Tracker, version: str, name: str, config: Path | None
-) -> tuple[spec.PipelineSpec, Path]:
-    """The pipeline that a version came from. Raises: InputError."""
-    path = config or Path(tracker.version(name, version).tags.get(CONFIG, ""))
-    if not path.is_file():
-        raise InputError(
-            "the pipeline YAML that a version came from must be at hand: it holds the data and the SLA",
-            f"there is no {path}",
-            "Name it with --config",
-        )
-    return spec.read(path), path
 
 
 def _disagreement(steps: Steps, described: spec.PipelineSpec) -> float:

@@ -136,11 +136,7 @@ class Hosted:
         with self._pipeline.request():
             feeds = await self._preprocessed(processing, samples)
             outputs = await self.endpoint.answer(feeds)
-            count = row_count(outputs, otherwise=1)
-            predictions = await self._pipeline.run(
-                "postprocess", count, lambda: processing.postprocess(outputs)
-            )
-        return predictions, outputs
+            return await self._postprocessed(processing, outputs), outputs
 
     async def _preprocessed(self, processing: PackagedModel, samples: Any) -> Arrays:
         """Raises: InputError."""
@@ -179,9 +175,11 @@ class Hosted:
             return found
         if self._processing is None:
             raise self._refused("it holds raw samples")
-        processing, given = self._processing, dict(outputs)
-        count = row_count(given, otherwise=1)
-        return await self._pipeline.run("postprocess", count, lambda: processing.postprocess(given))
+        return await self._postprocessed(self._processing, dict(outputs))
+
+    async def _postprocessed(self, processing: PackagedModel, outputs: Arrays) -> np.ndarray:
+        count = row_count(outputs, otherwise=1)
+        return await self._pipeline.run("postprocess", count, lambda: processing.postprocess(outputs))
 
     @property
     def sample_kind(self) -> str:
