@@ -30,9 +30,9 @@ def free_port() -> int:
     return port
 
 
-def answers(url: str) -> None:
+def answers(url: str, patience_s: float = PATIENCE_S) -> None:
     """Wait until somebody answers there."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while True:
         try:
             with urllib.request.urlopen(url, timeout=5):

@@ -4,11 +4,8 @@ import dataclasses
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from pareflow.stages import building, registration, validation
 from pareflow.stages.baseline import baseline
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe
+from tests import servers
 
 CHECKOUT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 180.0
@@ -171,9 +169,7 @@ def judge(run: Run) -> Judged:
 @pytest.fixture
 def free_port() -> int:
     """A port of loopback where nothing answers."""
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        port: int = bound.getsockname()[1]
-    return port
+    return servers.free_port()
 
 
 @pytest.fixture
@@ -194,21 +190,10 @@ def server(tmp_path: Path) -> Iterator[Callable[[int], "subprocess.Popen[bytes]"
             stderr=subprocess.DEVNULL,
         )
         started.append(process)
-        _wait_for(f"http://127.0.0.1:{port}/health")
+        servers.answers(f"http://127.0.0.1:{port}/health", PATIENCE_SECONDS)
         return process
 
     yield start
     for process in started:
         process.terminate()
         process.wait(PATIENCE_SECONDS)
-
-
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            assert time.monotonic() < deadline, f"{url} does not answer"
-            time.sleep(0.2)

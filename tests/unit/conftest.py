@@ -1,4 +1,4 @@
-"""A served model in this process, its client, and a source of versions that tests move."""
+"""A served model in this process, its client, a source of versions that tests move; a run under a load."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +17,8 @@ from pareflow.serving.metrics import Metrics
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.settings import Settings
 from pareflow.serving.slot import Challenge, FolderSource, Slot
+from pareflow.sla import LoadClause
+from pareflow.stages.run import Run
 
 Packaged = Callable[..., Path]
 INFER = "/v2/models/images/infer"
@@ -106,3 +108,15 @@ def two(packaged: Packaged, tmp_path: Path) -> tuple[Release, Release]:
     """Two versions of one model: the same package, by two numbers."""
     first = Release("images", "1", packaged("images"))
     return first, replace(first, version="2")
+
+
+@pytest.fixture
+def under(trained: Any) -> Callable[..., Run]:
+    """The run with this load in its SLA; ids of variants stay."""
+
+    def changed(**load: float) -> Run:
+        sla = trained.run.spec.sla.model_copy(update={"load": LoadClause(**load)})
+        run: Run = replace(trained.run, spec=trained.run.spec.model_copy(update={"sla": sla}))
+        return run
+
+    return changed

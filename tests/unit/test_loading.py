@@ -9,25 +9,12 @@ import pytest
 
 from pareflow.measuring.load import Load
 from pareflow.reporting import page
-from pareflow.sla import LoadClause
 from pareflow.stages import loading, optimization, outcome, validation
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Step
 
 pytestmark = pytest.mark.usefixtures("rogues")
 EASY = {"per_s": 400, "p99_ms": 5000}
-
-
-@pytest.fixture
-def under(trained: Any) -> Callable[..., Run]:
-    """The run with this load in its SLA; ids of variants stay."""
-
-    def changed(**load: float) -> Run:
-        sla = trained.run.spec.sla.model_copy(update={"load": LoadClause(**load)})
-        run: Run = dataclasses.replace(trained.run, spec=trained.run.spec.model_copy(update={"sla": sla}))
-        return run
-
-    return changed
 
 
 def load_check(row: Row) -> Any:

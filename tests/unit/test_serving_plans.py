@@ -17,7 +17,6 @@ from pareflow.hardware.device_profile import DeviceProfile
 from pareflow.measurement import Interval
 from pareflow.reporting import page
 from pareflow.serving.plan import ServingPlan
-from pareflow.sla import LoadClause
 from pareflow.spec import Target
 from pareflow.stages import loading, outcome, serving_plans, validation
 from pareflow.stages.run import Run
@@ -34,18 +33,6 @@ PROFILE: dict[str, Any] = {
     "offline": True,
     "sources": ["made up"],
 }
-
-
-@pytest.fixture
-def under(trained: Any) -> Callable[..., Run]:
-    """The run with this load in its SLA; ids of variants stay."""
-
-    def changed(**load: float) -> Run:
-        sla = trained.run.spec.sla.model_copy(update={"load": LoadClause(**load)})
-        run: Run = dataclasses.replace(trained.run, spec=trained.run.spec.model_copy(update={"sla": sla}))
-        return run
-
-    return changed
 
 
 def tried(ms: float, limit: float = 20) -> Tried:
