@@ -17,6 +17,7 @@ import pareflow  # noqa: F401  (fills the catalog)
 from docs.settings import models, table
 from docs.words import prose, rows
 from flows import cli
+from flows.cli import options
 from pareflow import errors, gate, measurement
 from pareflow.catalog import BACKENDS, POLICIES, TECHNIQUES, WORKLOADS, Member
 from pareflow.errors import PareflowError
@@ -56,9 +57,9 @@ def exit_codes() -> Iterator[str]:
         0: "done; of `optimize`: a variant met the SLA and was registered",
         PareflowError.exit_code: "an error of a kind that has no code of its own",
         errors.InputError.exit_code: "bad input; the message says what to mend",
-        cli.NOTHING_MET: "finished, and the answer is no: nothing met the SLA, or the verdict does not hold",
-        cli.UNFIT: "the environment is not fit: a missing extra, a busy machine, no disk, no server",
-        cli.INTERRUPTED: "interrupted; the same command goes on from there",
+        options.NOTHING_MET: "finished; the answer is no: nothing met the SLA, or the verdict does not hold",
+        options.UNFIT: "the environment is not fit: a missing extra, a busy machine, no disk, no server",
+        options.INTERRUPTED: "interrupted; the same command goes on from there",
     }
     yield from rows(("code", "what it says"), ((str(code), what) for code, what in told.items()))
 

@@ -1,6 +1,6 @@
 """MLflow: the record of every run and variant, and the registry.
 
-Beside `owners.py` and `registry.py`, which stand on it, the only module that imports mlflow.
+Beside `pyfunc.py`, and `owners.py` and `registry.py` which stand on it, the only module that imports mlflow.
 
 Everything goes through `MlflowClient` with explicit run ids, since the fluent API does not nest in threads.
 Writing is idempotent: a run is found again by its tag `pareflow.key`, a version by its content.
@@ -10,10 +10,8 @@ import json
 import math
 import os
 import re
-import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,25 +19,22 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import mlflow
-import numpy as np
-import pandas as pd
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
-from mlflow.models import infer_signature
 from mlflow.store.entities.paged_list import PagedList
 
-import pareflow
 from pareflow.errors import InputError, TrackingError, TransientError
 from pareflow.stages import outcome
-from pareflow.stages.registration import content_digest, golden
+from pareflow.stages.registration import content_digest
 from pareflow.stages.run import Row, Run
 from pareflow.store import writing
 from pareflow.variant import digest
-from tasks import locking, registries
+from tasks import figures, locking, registries
 from tasks.ownership import Owner
+from tasks.pyfunc import save_pyfunc
 
 KEY = "pareflow.key"
 CONTENT = "pareflow.content_sha256"
@@ -191,7 +186,9 @@ class Tracker:
             "pareflow.environment": run.environment.fingerprint,
             f"pareflow.recorded.{phase}": content,
         }
-        params = [Param(f"{i}.{step}", json.dumps(settings)[:500]) for i, step, settings in _steps(row)]
+        params = [Param(name, settings) for name, settings in figures.params(row).items()]
+        now, step = int(time.time() * 1000), int(phase == "verdict")
+        metrics = [Metric(name, value, now, step) for name, value in figures.metrics(document).items()]
         with _reaching(self.uri), self.locked("recording"):
             self.check_alive()
             key = f"{run.id}:{digest(row.recipe.to_json())[:16]}"
@@ -204,7 +201,7 @@ class Tracker:
             self.client.set_terminated(child, "FINISHED" if row.status == "ok" else "FAILED")
             self.client.log_batch(  # last: its tag says that all is recorded
                 child,
-                metrics=_metrics(document, step=int(phase == "verdict")),
+                metrics=metrics,
                 params=params,
                 tags=[RunTag(name, value) for name, value in tags.items()],
             )
@@ -471,69 +468,3 @@ def verdict_tag(run: Run) -> str:
 def verdict_tag_of(fingerprint: str) -> str:
     """The tag of a verdict in the environment with this fingerprint."""
     return f"pareflow.verdict.{fingerprint[:12]}"
-
-
-def save_pyfunc(package: Path, into: Path) -> None:
-    """Write an MLflow model around a package: code, files, signature, pinned requirements; no pickle."""
-    document, examples = json.loads((package / "model.json").read_text()), golden(package)
-    samples = examples["samples"]
-    if document["samples"] == "text":
-        inputs: Any = pd.DataFrame({"text": samples})
-    else:
-        inputs = np.asarray(samples, dtype=document["samples"])
-    with tempfile.TemporaryDirectory() as folder:
-        data, code = Path(folder) / "package", Path(folder) / "pareflow"
-        shutil.copytree(package, data, ignore=shutil.ignore_patterns("manifest.json"))
-        source = Path(str(pareflow.__file__)).parent
-        shutil.copytree(source, code, ignore=shutil.ignore_patterns("__pycache__"))
-        with warnings.catch_warnings():
-            # An input example would be run here and now; the golden samples are, in a process of their own.
-            warnings.filterwarnings("ignore", message=".*input example")
-            warnings.filterwarnings("ignore", message=".*Any type hint")  # MLflow's own, when first imported
-            mlflow.pyfunc.save_model(
-                into,
-                loader_module="pareflow.serving.model",
-                data_path=str(data),
-                code_paths=[str(code)],
-                pip_requirements=[f"mlflow=={mlflow.__version__}", *document["requirements"]],
-                signature=infer_signature(inputs, np.asarray(examples["predictions"])),
-            )
-
-
-def _steps(row: Row) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
-    for position, step in enumerate((*row.recipe.techniques, row.recipe.backend)):
-        yield position, step.name, step.settings
-
-
-def _metrics(document: Mapping[str, Any], step: int) -> list[Metric]:
-    """Every number of a variant's document that is known, under a dotted name."""
-    shown = {name: document[name] for name in _NUMBERS}
-    if document["quality"]:
-        shown[document["quality"]["metric"]] = document["quality"]["value"]
-    now = int(time.time() * 1000)
-    return [Metric(name, value, now, step) for name, value in _flat(shown) if math.isfinite(value)]
-
-
-_NUMBERS = (
-    "latency_ms",
-    "throughput",
-    "size_mib",
-    "peak_memory_mib",
-    "load_s",
-    "first_request_ms",
-    "cpu_ms",
-    "utilisation",
-    "energy_j",
-    "device_memory_mib",
-    "device_reserved_mib",
-    "speedup",
-    "speedup_over_eager",
-)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, (int, float)):
-            yield f"{prefix}{name}", float(value)

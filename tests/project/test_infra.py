@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pareflow.monitoring import rules
+
 SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|API_KEYS|SESSION_KEY|ACCESS_KEY")
 PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
 KUBERNETES = "1.31"
@@ -141,6 +143,33 @@ def test_no_secret_stands_in_a_file(infra: Path, compose: dict[str, Any]) -> Non
         assert line.startswith("#") or not value or not SECRET.search(name), line
     for thing in objects(infra):
         assert thing["kind"] != "Secret"
+
+
+def test_the_monitors_rules_can_be_read_and_need_no_kept_requests(infra: Path) -> None:
+    found = rules.read(infra / "monitoring" / "rules.yaml")
+    assert set(found.named()) == {"errors", "latency_p99"}
+    assert not found.needs_requests
+
+
+def test_the_worker_has_what_the_deployments_name(infra: Path) -> None:
+    """Paths in the parameters of prefect.yaml lie in what the image copies."""
+    copied = {
+        source
+        for line in stages(infra)["build-worker"]
+        if line.startswith("COPY ")
+        for source in line.split()[1:-1]
+    }
+    deployed = yaml.safe_load((infra.parent / "prefect.yaml").read_text())["deployments"]
+    named = [
+        str(value)
+        for deployment in deployed
+        for value in deployment.get("parameters", {}).values()
+        if str(value).endswith(".yaml")
+    ]
+    assert len(named) >= 4
+    for path in named:
+        assert (infra.parent / path).is_file(), path
+        assert path.split("/")[0] in copied, path
 
 
 def test_every_variable_of_compose_is_in_the_example(infra: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows import tables
+from flows.tables import running as tables
 from pareflow.search import bounds
 from pareflow.search.effort import BUILD_MINUTES, LEVELS, level_of
 from pareflow.sla import LoadClause

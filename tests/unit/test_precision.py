@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows import tables
+from flows.tables import running as tables
 from pareflow.reporting.precision import precisions
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows import tables
+from flows.tables import running as tables
 from pareflow.errors import CrashedError
 from pareflow.gate import judge_served
 from pareflow.hardware.device_profile import DeviceProfile

@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from flows import tables
 from flows.cli import app
+from flows.tables import serving as tables
 from pareflow.errors import InputError, TransientError, VariantError
 from pareflow.measuring.arena import Protocol
 from pareflow.runtime.placement import ON_DEVICE, ON_SERVER, Link

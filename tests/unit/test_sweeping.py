@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows import tables
+from flows.tables import running as tables
 from pareflow import spec as specs
 from pareflow.errors import SpecError, WorkloadError
 from pareflow.measuring.contestant import read_feeds

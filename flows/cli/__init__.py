@@ -1,0 +1,38 @@
+"""The command line. Exits 0: met and registered; 2: bad input; 3: nothing met the SLA; 4: unfit; 130."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from flows.cli import operating, running, serving
+from flows.cli.options import INTERRUPTED
+from pareflow.errors import PareflowError
+
+app = typer.Typer(
+    name="pareflow",
+    help="The fastest variant of your model that provably meets its SLA, or a plain no.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for commands in (running, serving, operating):
+    app.add_typer(commands.app)
+
+
+def main() -> None:
+    """The console script: every error of ours as one message, with its exit code."""
+    try:
+        app()
+    except PareflowError as error:
+        message = f"[bold red]error:[/bold red] {_escaped(error)}"
+        Console(stderr=True).print(message, highlight=False, soft_wrap=True)  # paths stay whole
+        sys.exit(error.exit_code)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # typer's for Ctrl-C, which it keeps to itself
+            Console(stderr=True).print("interrupted; the same command goes on from here", soft_wrap=True)
+        raise
+
+
+def _escaped(error: PareflowError) -> str:
+    return str(error).replace("[", r"\[")
