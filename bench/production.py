@@ -11,10 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,12 @@ from typing import Any
 import numpy as np
 from claims import Claim, main
 
-from pareflow import spec
-
 ROOT = Path(__file__).parents[1]
-SERVERS = ROOT / ".servers" / "bin" / "python"
+sys.path.insert(0, str(ROOT))  # for `tests/production.py`, which no package holds
+
+from pareflow import spec  # noqa: E402
+from tests.production import SERVERS, up  # noqa: E402
+
 VERSIONS, RUNS = 1000, 10_000
 LIMIT_S = 2.0
 RATIO = 1.3
@@ -67,7 +66,8 @@ def registry(quick: bool) -> Iterator[Claim]:
         root = Path(folder)
         config = by_size(root, 0)
         yield from _filled(root / "embedded", config, {}, None, count, "SQLite")
-        with servers(root / "servers", worker=False) as client:
+        with up(root / "servers", worker=False) as servers:
+            client = servers.client
             url = (root / "servers" / "postgresql.url").read_text()
             yield from _filled(root / "data", config, client, f"{url}/mlflow", count, "PostgreSQL")
 
@@ -118,58 +118,18 @@ def pipeline(quick: bool) -> Iterator[Claim]:
         return
     ratios = list[float]()
     took = list[tuple[float, float]]()
-    with tempfile.TemporaryDirectory() as folder, servers(Path(folder) / "servers", worker=True) as client:
+    with tempfile.TemporaryDirectory() as folder, up(Path(folder) / "servers") as servers:
         for turn in range(1 if quick else 5):
             root = Path(folder) / str(turn)
             root.mkdir()
             config = by_size(root, turn)
-            on_servers = _timed(partial(_by_worker, client, config, root / "servers"), 1)[0]
+            on_servers = _timed(partial(servers.optimize, config, root / "servers"), 1)[0]
             optimized = ["optimize", str(config), "--data-dir", str(root / "embedded"), "--json"]
             embedded = _timed(partial(_pareflow, {}, *optimized), 1)[0]
             took.append((on_servers, embedded))
             ratios.append(on_servers / embedded)
     note = "; ".join(f"{server:.0f} s by a worker, {alone:.0f} s embedded" for server, alone in took)
     yield _claim("pipeline on servers, of the embedded run", RATIO, "×", ratios, note)
-
-
-def _by_worker(client: Mapping[str, str], config: Path, data_dir: Path) -> None:
-    """Start the deployment `on-demand`, and wait until it has ended well."""
-
-    def api(path: str, body: object = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{client['PREFECT_API_URL']}/{path}", data)
-        request.add_header("Content-Type", "application/json")
-        secret = b64encode(client["PREFECT_API_AUTH_STRING"].encode()).decode()
-        request.add_header("Authorization", f"Basic {secret}")
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read())
-
-    deployment = api("deployments/name/pipeline/on-demand")["id"]
-    parameters = {"config": str(config), "data_dir": str(data_dir)}
-    run = api(f"deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
-    while (state := api(f"flow_runs/{run}")["state"]["type"]) in {"SCHEDULED", "PENDING", "RUNNING"}:
-        time.sleep(0.2)
-    assert state == "COMPLETED", state
-
-
-@contextmanager
-def servers(folder: Path, *, worker: bool) -> Iterator[dict[str, str]]:
-    """What `infra/loopback.py` starts, and the environment of its clients."""
-    command = [sys.executable, str(ROOT / "infra" / "loopback.py"), str(folder)]
-    with subprocess.Popen(
-        command if worker else [*command, "--no-worker"],
-        env=_environment({}),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            yield json.loads(process.stdout.readline())
-        finally:
-            process.stdin.close()
-            process.wait()
 
 
 def _pareflow(client: Mapping[str, str], *arguments: str) -> Any:

@@ -1,7 +1,8 @@
 """The production set-up as processes on loopback: PostgreSQL, an S3 server, MLflow, Prefect and a worker.
 
 `python infra/loopback.py FOLDER` starts what `infra/compose.yaml` starts in containers, prints one JSON line
-(the environment of a client, and the log of each process), and ends all of it when its standard input closes.
+(the environment of a client), and ends all of it when its standard input closes. A line `kill NAME SECONDS`
+there kills that process (postgresql, s3, mlflow, prefect, worker) and starts it again after so many seconds.
 Both servers ask for a password; MLflow hands artifacts on, so that clients need no key of the store's.
 The servers run in `.servers/`, which `make servers` fills with what the image `server` holds.
 """
@@ -54,12 +55,23 @@ class Secrets:
 
 
 @dataclass(frozen=True)
+class Started:
+    """A process, and what starts it again."""
+
+    process: "subprocess.Popen[bytes]"
+    command: list[str]
+    env: Mapping[str, str]
+    stop: signal.Signals
+
+
+@dataclass(frozen=True)
 class Place:
     """Where one set-up lies, how it is left again, and what its clients need to know."""
 
     folder: Path
     ending: ExitStack
     secret: Secrets
+    started: "dict[str, Started]" = field(default_factory=dict)
 
     def start(
         self,
@@ -69,11 +81,10 @@ class Place:
         stop: signal.Signals = signal.SIGTERM,
     ) -> None:
         """A process of its own group, with its log in `FOLDER/NAME.log`."""
-        log = self.folder / f"{name}.log"
         inherited = {
             key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MLFLOW"))
         }
-        with log.open("wb") as output:
+        with (self.folder / f"{name}.log").open("ab") as output:
             process = subprocess.Popen(
                 command,
                 cwd=self.folder,
@@ -83,7 +94,21 @@ class Place:
                 stderr=output,
                 start_new_session=True,
             )
-        self.ending.callback(_end, process, stop)
+        if name not in self.started:
+            self.ending.callback(self.end, name)
+        self.started[name] = Started(process, command, env, stop)
+
+    def end(self, name: str) -> None:
+        """End a process and its group as it wants to be ended, and by force where that takes too long."""
+        _end(self.started[name].process, self.started[name].stop)
+
+    def kill(self, name: str, seconds: float) -> None:
+        """Kill a process and its group at once, and start it again after so many seconds."""
+        killed = self.started[name]
+        os.killpg(killed.process.pid, signal.SIGKILL)
+        killed.process.wait()
+        time.sleep(seconds)
+        self.start(name, killed.command, killed.env, killed.stop)
 
     def client(self, mlflow: str, prefect: str) -> dict[str, str]:
         """What a client's environment must say."""
@@ -108,7 +133,7 @@ def _end(process: "subprocess.Popen[bytes]", stop: signal.Signals) -> None:
 
 
 def main() -> None:
-    """Start all, say where it is, and wait until nobody listens any more."""
+    """Start all, say where it is, and do what is asked until nobody listens any more."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -116,14 +141,17 @@ def main() -> None:
     parser.add_argument("--no-worker", action="store_true", help="no worker, and nothing deployed")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with running(options.folder, worker=not options.no_worker) as client:
+    with running(options.folder, worker=not options.no_worker) as (place, client):
         print(json.dumps(client), flush=True)
-        sys.stdin.read()
+        for order in sys.stdin:
+            _, name, seconds = order.split()
+            place.kill(name, float(seconds))
+            print(f"{name} is started again", flush=True)
 
 
 @contextmanager
-def running(folder: Path, *, worker: bool) -> Iterator[dict[str, str]]:
-    """The environment of a client of the whole set-up, while it runs."""
+def running(folder: Path, *, worker: bool) -> Iterator[tuple[Place, dict[str, str]]]:
+    """The whole set-up while it runs, and the environment of its clients."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as ending:
         place = Place(folder.resolve(), ending, Secrets())
@@ -133,7 +161,7 @@ def running(folder: Path, *, worker: bool) -> Iterator[dict[str, str]]:
         client = place.client(mlflow(), prefect())
         if worker:
             _worker(place, client)
-        yield client
+        yield place, client
 
 
 def _postgresql(place: Place) -> str:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from pareflow.errors import InputError, TrackingError, TransientError
@@ -68,6 +69,7 @@ def act(tracker: Tracker, name: str, breach: Breach, config: str | None) -> dict
     retrain = "yes" if "retrain" in breach.then else "no"
     document = {
         "name": name,
+        "at": _now(),
         **breach.to_json(),
         "then": list(breach.then),
         "rolled_back_to": rolled_back_to,
@@ -84,7 +86,7 @@ def _back(tracker: Tracker, name: str, breach: Breach) -> tuple[str | None, str 
 
     Raises: InputError, TransientError, TrackingError.
     """
-    tracker.tag_version(name, breach.version, BREACH, f"{breach.reason} ({breach.at_s:.0f})"[:5000])
+    tracker.tag_version(name, breach.version, BREACH, f"{breach.reason} ({_now()})"[:5000])
     champion, previous = tracker.alias(name, "champion"), tracker.alias(name, "previous")
     if champion is None or str(champion.version) != breach.version:
         return None, f"the champion is not version {breach.version}"
@@ -94,3 +96,7 @@ def _back(tracker: Tracker, name: str, breach: Breach) -> tuple[str | None, str 
         return None, f"version {previous.version} broke a rule itself"
     moved = roll_back(tracker, name, by="monitoring", reason=breach.reason)
     return str(moved["version"]), None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

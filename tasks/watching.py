@@ -129,7 +129,7 @@ class Monitored:
         """One look at all that there is by now, and what follows from it."""
         found = [] if reading is None else self.watch.reads(reading)
         if self._session.rules.needs_requests:
-            found += self._compared(time.time())
+            found += self._compared(time.monotonic())
         self.watch.state = replace(self.watch.state, looks=self.watch.state.looks + 1)
         for breach in [*self._due(), *found]:
             self._follow(breach)
@@ -194,7 +194,7 @@ class Monitored:
                 return []
             rows, last = self._comparer.news(self.watch.state.compared)
             self.watch.state = replace(self.watch.state, compared=last)
-            return [*self.watch.compares(rows, at_s), *self._labelled(self._comparer.folder, at_s)]
+            return [*self.watch.compares(rows, at_s), *self._labelled(self._comparer.folder)]
         except (VariantError, TransientError, TrackingError) as error:
             self._session.told(f"kept requests are not compared for {AGAIN_S:g} s: {error}")
             self._comparer, self._again = None, time.monotonic() + AGAIN_S
@@ -215,13 +215,13 @@ class Monitored:
         self.watch.compare_with(reference, None if quality is None else quality.max_drop)
         return True
 
-    def _labelled(self, folder: Path, at_s: float) -> list[Breach]:
+    def _labelled(self, folder: Path) -> list[Breach]:
         path, state = self._session.asked.labels, self.watch.state
         new = labels.read(path, state.labels) if path is not None and path.exists() else []
         if not new:
             return []
         self.watch.state = replace(state, labels=state.labels + len(new))
-        return self.watch.joins(labels.Answers(folder).join(new), at_s)
+        return self.watch.joins(labels.Answers(folder).join(new))
 
 
 def _words(document: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from pareflow.stages.run import Row, Run
 from pareflow.store import Store
 from pareflow.variant import Recipe, Step
 from pareflow.workload import LoadedWorkload, define, load
+from tests import production
 
 set_environment()  # no telemetry, whatever a test imports
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # tiny networks gain nothing by more
@@ -304,3 +306,37 @@ def checkout() -> Path:
 def as_root() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root: mounts a file system, or acts as another user")
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[production.SetUp]:
+    """PostgreSQL, S3, MLflow, Prefect and a worker, up."""
+    if not production.SERVERS.exists() or not Path("/usr/lib/postgresql").exists():
+        pytest.skip("needs PostgreSQL and the servers' own environment: `make servers`")
+    with production.up(tmp_path_factory.mktemp("production") / "servers") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], Path]:
+    """The digits pipeline with one candidate alone; it minimises size, which has no noise."""
+    folder = tmp_path_factory.mktemp("digits")
+    for name in ("workload.py", "network.py"):
+        shutil.copy(production.CHECKOUT / "configs" / "digits" / name, folder)
+
+    def write(candidate: list[str]) -> Path:
+        path = folder / f"{candidate[0]}.yaml"
+        pipeline = {
+            "name": "digits",
+            "workload": "workload.py",
+            "target": {"device": "cpu", "threads": [1]},
+            "objective": "size",
+            "sla": {"quality": {"metric": "accuracy", "max_drop": 0.05}, "size": {"max_mib": 2.5}},
+            "budget": {"minutes": 5, "quiet_minutes": 8},
+            "promotion": "automatic",
+            "candidates": [candidate],
+        }
+        path.write_text(json.dumps(pipeline))  # JSON is YAML
+        return path
+
+    return write

@@ -19,6 +19,7 @@ class Reading:
     """Everything of one reading that is monitored. Counts are since the server's start."""
 
     at_s: float
+    """Of a clock that nobody sets: only differences count."""
     model: str
     version: str
     statuses: Mapping[str, float]
@@ -81,7 +82,7 @@ def read(url: str, api_key: str | None = None, timeout_s: float = 5) -> Reading:
     request = urllib.request.Request(f"{url.rstrip('/')}/metrics", headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            return parse(answer.read().decode(), time.time())
+            return parse(answer.read().decode(), time.monotonic())
     except urllib.error.HTTPError as error:
         must, remedy = "a monitored server must tell its metrics", "Give one of its keys in PAREFLOW_API_KEYS"
         kind = InputError if error.code in (401, 403, 404) else TransientError

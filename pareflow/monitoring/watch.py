@@ -30,7 +30,6 @@ class Breach:
 
     rule: RuleName
     version: str
-    at_s: float
     estimate: float
     """In the window that was the last straw."""
     limit: float
@@ -86,21 +85,21 @@ class Watch:
         if before is None or before.version != reading.version:
             return []
         window = between(before, reading)
-        at_s, found = reading.at_s, list[Breach | None]()
+        found = list[Breach | None]()
         if self.rules.errors is not None:
             limit = self.rules.errors.max_share
-            found.append(self._share("errors", at_s, _counts(window.failed, window.requests), limit))
+            found.append(self._share("errors", _counts(window.failed, window.requests), limit))
         latency = self.rules.latency
         if latency is not None and latency.p50_ms is not None:
             slow, _ = window.slower_than(latency.p50_ms)
-            found.append(self._share("latency_p50", at_s, _counts(slow, window.answered), 0.5))
+            found.append(self._share("latency_p50", _counts(slow, window.answered), 0.5))
         if latency is not None and latency.p99_ms is not None:
             slow, _ = window.slower_than(latency.p99_ms)
-            found.append(self._share("latency_p99", at_s, _counts(slow, window.answered), 0.01))
+            found.append(self._share("latency_p99", _counts(slow, window.answered), 0.01))
         return [breach for breach in found if breach is not None]
 
     def compares(self, rows: Arrays, at_s: float) -> list[Breach]:
-        """Requests that the original has answered too, as `comparing` gives them.
+        """Requests that the original has answered too, as `comparing` gives them; `at_s` never jumps.
 
         Rows of one request may be alike: of each its share counts, and of its features the first row's.
         """
@@ -111,7 +110,7 @@ class Watch:
         _, first, owner = np.unique(rows["id"], return_index=True, return_inverse=True)
         if self.rules.variant_drift is not None:
             shares = np.bincount(owner, weights=~rows["agrees"]) / np.bincount(owner)
-            found.append(self._share("variant_drift", at_s, Counter(shares.tolist()), self._allowed))
+            found.append(self._share("variant_drift", Counter(shares.tolist()), self._allowed))
         rows = {name: column[first] for name, column in rows.items() if column.ndim}
         if self.rules.input_drift is not None:
             names = [name for name in rows if name.startswith(FEATURE)]
@@ -122,7 +121,7 @@ class Watch:
             found.append(self._drifts("prediction_drift", self.rules.prediction_drift, given, at_s))
         return [breach for breach in found if breach is not None]
 
-    def joins(self, joined: Joined, at_s: float) -> list[Breach]:
+    def joins(self, joined: Joined) -> list[Breach]:
         """Labels that have come, some at a time."""
         rule, found = self.rules.quality, list[Breach | None]()
         self.figures["labels.without_request"] = joined.alone
@@ -133,10 +132,10 @@ class Watch:
             before, after = joined.original[part], joined.served[part]
             if rule.min is not None:
                 wrong = int((~after).sum())
-                found.append(self._share("quality_min", at_s, _counts(wrong, len(after)), 1 - rule.min))
+                found.append(self._share("quality_min", _counts(wrong, len(after)), 1 - rule.min))
             if rule.max_drop is not None:
                 lost, won = int((before & ~after).sum()), int((~before & after).sum())
-                found.append(self._drop(at_s, lost, won, len(after), rule.max_drop))
+                found.append(self._drop(lost, won, len(after), rule.max_drop))
         return [breach for breach in found if breach is not None]
 
     def row(self) -> dict[str, float]:
@@ -155,25 +154,24 @@ class Watch:
                 found |= {f"{rule}.{name}": value for name, value in numbers.items() if value is not None}
         return found
 
-    def _share(self, rule: RuleName, at_s: float, values: Mapping[float, int], limit: float) -> Breach | None:
+    def _share(self, rule: RuleName, values: Mapping[float, int], limit: float) -> Breach | None:
         """How often each value was seen: a hit is 1, none 0; requests of many rows lie between."""
         state, count = self.state.of(rule), sum(values.values())
         hits = state.hits + sum(value * number for value, number in values.items())
         self.state = self.state.having(rule, replace(state, seen=state.seen + count, hits=hits))
         if count:
             self.figures[f"{rule}.limit"] = limit
-        return self._judged(rule, at_s, values, limit, limit)
+        return self._judged(rule, values, limit, limit)
 
-    def _drop(self, at_s: float, lost: int, won: int, count: int, max_drop: float) -> Breach | None:
+    def _drop(self, lost: int, won: int, count: int, max_drop: float) -> Breach | None:
         """Paired: 1 where the original alone was right, 0 where the served version was, else a half."""
         self.figures |= {"quality_drop.window": (lost - won) / count, "quality_drop.limit": max_drop}
         values = {1.0: lost, 0.5: count - lost - won, 0.0: won}
-        return self._judged("quality_drop", at_s, values, (1 + max_drop) / 2, max_drop)
+        return self._judged("quality_drop", values, (1 + max_drop) / 2, max_drop)
 
     def _judged(
         self,
         rule: RuleName,
-        at_s: float,
         values: Mapping[float, int],
         mean_limit: float,
         limit: float,
@@ -195,7 +193,7 @@ class Watch:
             self.figures[f"{rule}.evidence"] = max(evidence.total(), -99.0) / test.needed
             return None
         words = f"{estimate:.3g} in the last {count}, at most {limit:.3g} is allowed"
-        return self._breach(rule, at_s, estimate, limit, words)
+        return self._breach(rule, estimate, limit, words)
 
     def _drifts(self, rule: RuleName, asked: Drift, rows: Arrays, at_s: float) -> Breach | None:
         """Gather rows until there is a window, and compare it with the reference."""
@@ -212,10 +210,10 @@ class Watch:
             shifts = drift.of_inputs(self._reference, live)
         else:
             shifts = drift.of_predictions(self._reference["served"], live["served"])
-        return self._shifted(rule, asked, shifts, count, at_s)
+        return self._shifted(rule, asked, shifts, count)
 
     def _shifted(
-        self, rule: RuleName, asked: Drift, shifts: Sequence[drift.Shift], count: int, at_s: float
+        self, rule: RuleName, asked: Drift, shifts: Sequence[drift.Shift], count: int
     ) -> Breach | None:
         windows = max(1.0, WEEK_S / (60 * asked.minutes))
         found = drift.drifted(shifts, self.rules.error / windows, asked.min_distance)
@@ -232,13 +230,13 @@ class Watch:
             return None
         name = found.feature.removeprefix(FEATURE)
         words = f"`{name}` lies {found.distance:.2f} from the calibration data, by {count} samples twice"
-        return self._breach(rule, at_s, found.distance, asked.min_distance, words)
+        return self._breach(rule, found.distance, asked.min_distance, words)
 
-    def _breach(self, rule: RuleName, at_s: float, estimate: float, limit: float, words: str) -> Breach:
+    def _breach(self, rule: RuleName, estimate: float, limit: float, words: str) -> Breach:
         state = self.state.of(rule)
         broken = replace(state, evidence=state.evidence.restarted(), breached=True, calm=0, streak=0)
         self.state = self.state.having(rule, broken)
-        return Breach(rule, self.state.version, at_s, estimate, limit, f"{rule}: {words}", self._then[rule])
+        return Breach(rule, self.state.version, estimate, limit, f"{rule}: {words}", self._then[rule])
 
     def _recovers(self, rule: RuleName, calm: bool, after: int | None = None) -> None:
         """One more look at a rule that is broken: enough calm ones in a row end that."""

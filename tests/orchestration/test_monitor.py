@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:Deprecatio
 
 
 def breach(version: str, then: Any = ("rollback", "retrain")) -> Breach:
-    return Breach("errors", version, 1000.0, 0.5, 0.01, "errors: half of them", then)
+    return Breach("errors", version, 0.5, 0.01, "errors: half of them", then)
 
 
 @pytest.fixture(scope="module")

@@ -12,71 +12,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.orchestration.conftest import CHECKOUT
-from tests.orchestration.production import SetUp, Story, answer, serving
+from tests.production import CHECKOUT, SetUp, Story, answer, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.production, pytest.mark.timeout(1500)]
-SERVERS = CHECKOUT / ".servers" / "bin" / "python"
 FIRST, SECOND = ["fp16", "onnxruntime"], ["static_int8", "onnxruntime"]
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SetUp]:
-    """Everything of `infra/loopback.py`, up."""
-    if not SERVERS.exists() or not Path("/usr/lib/postgresql").exists():
-        pytest.skip("needs PostgreSQL and the servers' own environment: `make servers`")
-    folder = tmp_path_factory.mktemp("production") / "servers"
-    command = [sys.executable, str(CHECKOUT / "infra" / "loopback.py"), str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            line = process.stdout.readline()
-            assert line, process.communicate()[1]
-            yield SetUp(folder, json.loads(line))
-        finally:
-            process.stdin.close()
-            process.wait(120)
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], Path]:
-    """The digits pipeline with one candidate alone; it minimises size, which has no noise."""
-    folder = tmp_path_factory.mktemp("digits")
-    for name in ("workload.py", "network.py"):
-        shutil.copy(CHECKOUT / "configs" / "digits" / name, folder)
-
-    def write(candidate: list[str]) -> Path:
-        path = folder / f"{candidate[0]}.yaml"
-        pipeline = {
-            "name": "digits",
-            "workload": "workload.py",
-            "target": {"device": "cpu", "threads": [1]},
-            "objective": "size",
-            "sla": {"quality": {"metric": "accuracy", "max_drop": 0.05}, "size": {"max_mib": 2.5}},
-            "budget": {"minutes": 5, "quiet_minutes": 8},
-            "promotion": "automatic",
-            "candidates": [candidate],
-        }
-        path.write_text(json.dumps(pipeline))  # JSON is YAML
-        return path
-
-    return write
 
 
 @pytest.fixture(scope="module")

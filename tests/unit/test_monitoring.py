@@ -252,10 +252,10 @@ def joined(lost: int, won: int, count: int) -> labels.Joined:
 def test_late_labels_judge_the_drop_and_the_least() -> None:
     """A loss of a tenth against a limit of 0.02; where as many are won as lost there is none."""
     chosen = quick(quality={"max_drop": 0.02, "min": 0.5, "then": ["retrain"]})
-    assert Watch(chosen, State("1")).joins(joined(100, 100, 1000), 0) == []
-    found = Watch(chosen, State("1")).joins(joined(200, 0, 1000), 0)
+    assert Watch(chosen, State("1")).joins(joined(100, 100, 1000)) == []
+    found = Watch(chosen, State("1")).joins(joined(200, 0, 1000))
     assert [one.rule for one in found] == ["quality_drop"]
-    found = Watch(chosen, State("1")).joins(joined(700, 300, 1000), 0)
+    found = Watch(chosen, State("1")).joins(joined(700, 300, 1000))
     assert {one.rule for one in found} == {"quality_min", "quality_drop"}
 
 

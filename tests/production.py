@@ -1,4 +1,4 @@
-"""The servers of `infra/loopback.py` as their clients meet them: for the test that tells the whole story."""
+"""The servers of `infra/loopback.py` as their clients meet them: for tests and benchmarks of production."""
 
 import base64
 import json
@@ -8,12 +8,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.orchestration.conftest import CHECKOUT
+CHECKOUT = Path(__file__).parents[1]
+SERVERS = CHECKOUT / ".servers" / "bin" / "python"
 
 PATIENCE_SECONDS = 600.0
 """How long what must come is waited for: a bound for a busy machine, not a measurement."""
@@ -26,6 +27,17 @@ class SetUp:
 
     folder: Path
     client: dict[str, str]
+    process: "subprocess.Popen[str]"
+
+    def kill(self, name: str, seconds: float) -> None:
+        """Kill one of the processes; it is started again after so many seconds, while others go on."""
+        assert self.process.stdin is not None
+        print("kill", name, seconds, file=self.process.stdin, flush=True)
+
+    def again(self) -> str:
+        """Wait until what was killed is started again; which it was."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().split()[0]
 
     @property
     def secrets(self) -> dict[str, str]:
@@ -47,17 +59,54 @@ class SetUp:
     def authorization(self) -> dict[str, str]:
         return {"Authorization": f"Basic {self.secrets['header']}"}
 
-    def optimize(self, config: Path, data_dir: Path) -> str:
-        """Start `config` on demand, and wait until the worker has run it; the id of the flow run."""
+    def begin(self, config: Path, data_dir: Path) -> str:
+        """Start `config` on demand; the id of the flow run."""
         parameters = {"config": str(config), "data_dir": str(data_dir)}
         deployment = self.api("deployments/name/pipeline/on-demand")["id"]
         run: str = self.api(f"deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
+        return run
+
+    def ended(self, run: str) -> dict[str, Any]:
+        """Wait until the worker has run it; its state. A server that is away is asked again."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while (state := self.api(f"flow_runs/{run}")["state"])["type"] not in ENDED:
+        state: dict[str, Any] = {"type": "unknown"}
+        while state["type"] not in ENDED:
             assert time.monotonic() < deadline, state
             time.sleep(0.5)
+            with suppress(OSError):
+                state = self.api(f"flow_runs/{run}")["state"]
+        return state
+
+    def optimize(self, config: Path, data_dir: Path) -> str:
+        """Start `config` on demand, and wait until the worker has run it well; the id of the flow run."""
+        run = self.begin(config, data_dir)
+        state = self.ended(run)
         assert state["type"] == "COMPLETED", f"{state}\n{(self.folder / 'worker.log').read_text()}"
         return run
+
+
+@contextmanager
+def up(folder: Path, *, worker: bool = True) -> Iterator[SetUp]:
+    """Everything of `infra/loopback.py` in this new folder, or all but the worker."""
+    command = [sys.executable, str(CHECKOUT / "infra" / "loopback.py"), str(folder)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command if worker else [*command, "--no-worker"],
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            assert line, process.communicate()[1]
+            yield SetUp(folder, json.loads(line), process)
+        finally:
+            process.stdin.close()
+            process.wait(120)
 
 
 @dataclass(frozen=True)
@@ -77,6 +126,19 @@ class Story:
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
+
+    def python(self, code: str) -> Any:
+        """The document that a program prints, as a client of the servers; it is told the data folder."""
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, str(self.data_dir)],
+            cwd=CHECKOUT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
 
     def doctor(self, **environment: str) -> Any:
         """What `pareflow doctor` finds, whether it has something to mend or not."""

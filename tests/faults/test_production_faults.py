@@ -1,0 +1,62 @@
+"""Servers that die amid a run, on the real set-up: the run goes on by itself, and all three records agree."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.production import PATIENCE_SECONDS, SetUp, Story
+
+pytestmark = [pytest.mark.slow, pytest.mark.production, pytest.mark.timeout(1500)]
+DOWN_S = 30
+"""How long what was killed stays away."""
+READ = """
+import json, sys
+from pathlib import Path
+from tasks.tracking import KEY, Tracker
+
+tracker = Tracker.open(Path(sys.argv[1]))
+experiment = tracker.client.get_experiment_by_name("digits").experiment_id
+runs = [run for run in tracker.client.search_runs([experiment]) if KEY in run.data.tags]
+points = [
+    (run.info.run_id, name, point.step)
+    for run in runs
+    for name in run.data.metrics
+    for point in tracker.client.get_metric_history(run.info.run_id, name)
+]
+print(json.dumps({
+    "keys": [run.data.tags[KEY] for run in runs],
+    "statuses": sorted({run.info.status for run in runs}),
+    "points": len(points),
+    "distinct": len(set(points)),
+    "verdicts": sorted(set(filter(None, (run.data.tags.get("pareflow.verdict") for run in runs)))),
+}))
+"""
+
+
+@pytest.mark.parametrize("name", ["postgresql", "s3", "mlflow", "prefect"])
+def test_a_run_goes_on_when_a_server_was_killed_and_away(
+    name: str, servers: SetUp, digits: Callable[[list[str]], Path], tmp_path: Path
+) -> None:
+    """Killed when the first variant is made, so that results are to be recorded while it is away. Each run
+    has a data folder of its own; the registry is one, so that the later runs find their version there."""
+    data_dir = tmp_path / "data"
+    run = servers.begin(digits(["static_int8", "onnxruntime"]), data_dir)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while len(list((data_dir / "store" / "entries").glob("*/manifest.json"))) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    servers.kill(name, DOWN_S)
+    assert servers.again() == name
+    state = servers.ended(run)
+    assert state["type"] == "COMPLETED", f"{state}\n{(servers.folder / 'worker.log').read_text()}"
+    assert list((data_dir / "store" / "making").iterdir()) == []
+    story = Story(servers, data_dir, (run, run), [])
+    (version,) = story.pareflow("list", "versions", "--json")
+    assert sorted(version["aliases"]) == ["challenger", "champion"]
+    found = story.python(READ)
+    assert len(found["keys"]) == len(set(found["keys"])) > 2
+    assert found["statuses"] == ["FINISHED"]
+    assert found["points"] == found["distinct"] > 0
+    assert found["verdicts"] == ["promote"]
