@@ -1,6 +1,5 @@
-"""What each command does, as functions that return documents; `cli.py` only parses and prints."""
+"""What each command does, as functions that return documents; `cli/` only parses and prints."""
 
-import json
 import math
 import os
 import shutil
@@ -16,11 +15,11 @@ import yaml
 from rich.console import Console
 
 import pareflow
-from flows import servers
+from flows import listing, servers
 from flows.environment import SHARED
 from flows.progress import Lines, shown
 from pareflow import remote_store, spec
-from pareflow.catalog import BACKENDS, POLICIES, TECHNIQUES, WORKLOADS, Member
+from pareflow.catalog import BACKENDS, TECHNIQUES
 from pareflow.collection import holding
 from pareflow.compiler.backend import Backend
 from pareflow.errors import InputError, PareflowError, TransientError
@@ -216,29 +215,6 @@ def report(config: Path, data_dir: Path, target: Path | None = None) -> Path:
     return path
 
 
-def listing(what: str, data_dir: Path) -> list[dict[str, Any]]:
-    """Members of a family, finished runs, or registered versions."""
-    families: dict[str, dict[str, type[Member]]] = {
-        "techniques": TECHNIQUES,
-        "backends": BACKENDS,
-        "policies": POLICIES,
-        "workloads": WORKLOADS,
-    }
-    if what in families:
-        return [_member(cls) for cls in families[what].values()]
-    if what == "runs":
-        documents = (json.loads(p.read_text()) for p in sorted((data_dir / "runs").glob("*/run.json")))
-        return [{key: d[key] for key in ("pipeline", "run_id", "winner", "report")} for d in documents]
-    if what == "versions":
-        from tasks.tracking import Tracker
-
-        return Tracker.open(data_dir).registered()
-    known = (*families, "runs", "versions", "audit")
-    raise InputError(
-        f"`pareflow list` must name one of {', '.join(known)}", f"got '{what}'", "Name one of them"
-    )
-
-
 def serve(targets: Sequence[str], data_dir: Path, plan: Path | None, settings: Settings) -> None:
     """Serve registered versions, or packages in folders, until told to end."""
     from pareflow.serving import plan as plans
@@ -346,8 +322,8 @@ def doctor(data_dir: Path) -> dict[str, Any]:
         "version": pareflow.__version__,
         "environment": environment().to_json(),
         "machine": _machine(data_dir),
-        "techniques": [_member(cls) for cls in TECHNIQUES.values()],
-        "backends": [_member(cls) for cls in BACKENDS.values()],
+        "techniques": [listing.member(cls) for cls in TECHNIQUES.values()],
+        "backends": [listing.member(cls) for cls in BACKENDS.values()],
         "free_mib": free_mib,
         "servers": found,
         "problems": problems,
@@ -430,12 +406,3 @@ def served_throughout() -> Iterator[None]:
             f"it went away ({error})",
             "Run the same command again; what is finished is kept",
         ) from error
-
-
-def _member(cls: type[Member]) -> dict[str, Any]:
-    return {
-        "name": cls.name,
-        "what": (cls.__doc__ or "").strip().splitlines()[0],
-        "settings": {key: field.description for key, field in cls.model_fields.items()},
-        "unavailable": cls.unavailable(),
-    }

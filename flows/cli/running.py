@@ -157,9 +157,9 @@ def list_all(
 ) -> None:
     """List techniques, backends, policies, workloads, runs, registered versions, or a model's moves."""
     set_environment()
-    from flows import commands, moves
+    from flows import listing, moves
 
-    rows = moves.history(name, data_dir) if what == "audit" else commands.listing(what, data_dir)
+    rows = moves.history(name, data_dir) if what == "audit" else listing.rows(what, data_dir)
     versions = operating_tables.versions
     show(rows, versions if what == "versions" else operating_tables.listing, as_json)
 
