@@ -48,10 +48,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable ".[$(EXTRAS),ann,docs,huggingface,intent,loadgen,ray,redis,s3,tensorboard,dev]"
 	touch $@
 
-# What the image `server` holds, and PostgreSQL, promtool and libfaketime of Debian, where they are not there.
+# What the image `server` holds, and PostgreSQL and promtool of Debian, where they are not there.
 servers: .servers/.installed
-	@test -d /usr/lib/postgresql && command -v promtool >/dev/null && command -v faketime >/dev/null || { apt-get update -qq && \
-	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql prometheus faketime >/dev/null; }
+	@test -d /usr/lib/postgresql && command -v promtool >/dev/null || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql prometheus >/dev/null; }
 
 .servers/.installed: infra/requirements/servers.txt requirements.lock
 	$(PYTHON) -m venv .servers
