@@ -27,6 +27,8 @@ _MLFLOW = {
     # A server that is down is told after seconds, not minutes; tasks try again.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    # Where runs lie on a server; standard output is the document's.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # its default runs whatever an artifact holds
 }
 # Quiet and verbose. Levels of the handlers, not of the loggers: the run's log reaches the Prefect server.

@@ -52,8 +52,8 @@ def named() -> Iterator[Server]:
 
         if PREFECT_API_URL.value():
             url, headers = _without_password(PREFECT_API_URL.value())
-            if secret := PREFECT_API_AUTH_STRING.value():
-                headers = {"Authorization": _basic(secret.get_secret_value())}
+            if secret := PREFECT_API_AUTH_STRING.value():  # itself, though the setting hides it
+                headers = {"Authorization": _basic(secret)}
             installed, variable = installed_version("prefect"), "PREFECT_API_AUTH_STRING"
             yield Server("Prefect", url, "/admin/version", installed, variable, headers)
 

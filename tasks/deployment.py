@@ -8,6 +8,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ LEASE_S = 120.0
 FIRST_LOOK = 400
 """Requests to the challenger before it is judged for the first time; then whenever they have doubled."""
 ANSWER_S = 10.0
+SILENT = 3
+"""Looks in a row at a server of a canary that does not answer: the challenger may have ended its process."""
 _POLICY: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 
 
@@ -116,6 +119,7 @@ def watch(tracker: Tracker, rollout: Rollout, traffic: Traffic, tolerance: Toler
     Doubt buys time, and in the end does not pass (law 3).
     """
     until, renewed, looks, next_look = time.monotonic() + seconds, 0.0, 0, FIRST_LOOK
+    silent = Counter[str]()
     while True:
         if time.monotonic() - renewed > LEASE_S / 3:
             give(tracker, rollout.name, traffic)
@@ -123,9 +127,12 @@ def watch(tracker: Tracker, rollout: Rollout, traffic: Traffic, tolerance: Toler
         if words := _others(tracker, rollout):
             return Step(traffic, "gone", words)
         over = time.monotonic() >= until
-        seen, trouble = _seen(rollout, traffic)
-        if trouble is not None:
-            return Step(traffic, "reject", trouble)
+        seen, refused = _seen(rollout, traffic, silent)
+        if refused is not None:
+            return Step(traffic, "reject", refused)
+        if traffic.canary and (gone := [url for url in rollout.urls if silent[url] >= SILENT]):
+            words = f"{' and '.join(gone)} stopped answering while the challenger answered requests there"
+            return Step(traffic, "inconclusive", words, seen)
         if seen.asked >= next_look or (over and seen.asked):
             looks, next_look = looks + 1, 2 * seen.asked
             verdict = judge_live(seen, tolerance, rollout.version, look=looks, timed=traffic.canary > 0)
@@ -148,14 +155,19 @@ def _others(tracker: Tracker, rollout: Rollout) -> str:
     return ""
 
 
-def _seen(rollout: Rollout, traffic: Traffic) -> tuple[Seen, str | None]:
-    """What the servers that answer saw of this traffic; and why one of them refuses the challenger."""
+def _seen(rollout: Rollout, traffic: Traffic, silent: Counter[str]) -> tuple[Seen, str | None]:
+    """What the servers that answer saw of this traffic; and why one of them refuses the challenger.
+
+    `silent` counts, per server, looks in a row without an answer.
+    """
     records = []
     for url in rollout.urls:
         try:
             document = ask(rollout, url)
         except TransientError:
+            silent[url] += 1
             continue  # it restarts; where none comes back nothing is seen, and doubt does not pass
+        silent[url] = 0
         refused = document["refused"]
         if refused is not None and refused["version"] == rollout.version:
             return merged([]), f"{url} cannot serve it: {refused['reason']}"

@@ -31,7 +31,7 @@ from tasks.execution import Plain
 from tasks.promotion import challenge, promote, roll_back
 from tasks.serving import source
 from tasks.tracking import CONFIG, CONTENT, TRAFFIC, Tracker
-from tests.orchestration.conftest import PIPELINE, Judged
+from tests.orchestration.conftest import PATIENCE_SECONDS, PIPELINE, Judged
 from tests.orchestration.test_serve import Server
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
@@ -69,6 +69,17 @@ class Story:
     def deploy(self, steps: Steps = QUICK, url: str | None = None) -> dict[str, Any]:
         urls = [url or self.server.url]
         return run_deployment("images", urls, self.data_dir, Plain(), steps, None)
+
+    def turns(self, mood: str) -> None:
+        """Change the challenger's mood once it was asked something, long before it is judged."""
+        until = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            trial = self.server.get("/v2/models/images/trial")["trial"]
+            if trial is not None and trial["counts"]["asked"]:
+                break
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        self.mood.write_text(mood)
 
     def traffic(self) -> str | None:
         model = self.tracker.model("images")
@@ -115,12 +126,14 @@ def story(
 
 
 @pytest.fixture
-def moody(story: Story, rogues: None, make_package: Callable[..., Path], workloads: Path) -> None:
-    """The challenger does as the file `mood` says."""
+def moody(story: Story, rogues: None, make_package: Callable[..., Path], workloads: Path) -> str:
+    """The challenger, a version that does as the file `mood` says."""
     backend = Step("moody", {"mood": str(story.mood)})
     rogue = {"file": {"path": "rogue_images.py"}}
     package = make_package(rogue, workloads, story.data_dir / "rogues", backend, "rogues")
-    story.tracker.set_alias("images", "challenger", story.register(package))
+    version = story.register(package)
+    story.tracker.set_alias("images", "challenger", version)
+    return version
 
 
 @dataclass
@@ -231,29 +244,31 @@ def test_a_rollback_takes_the_challengers_traffic_back(story: Story) -> None:
     ("mood", "clause"), [("answers otherwise", "live.disagreement"), ("dies", "live.failures")]
 )
 def test_a_bad_challenger_is_rejected_in_the_shadow(
-    story: Story, moody: None, mood: str, clause: str
+    story: Story, moody: str, mood: str, clause: str
 ) -> None:
     """Nobody got an answer of it, and nobody none."""
     with clients(story.server.url) as asked:
         story.mood.write_text("")
-        threading.Timer(8, story.mood.write_text, [mood]).start()  # it is opened, then it turns
+        turning = threading.Thread(target=story.turns, args=[mood])
+        turning.start()
         document = story.deploy()
+        turning.join()
     assert document["decision"] == "reject"
     assert clause in document["reason"]
-    assert (asked.failed, set(asked.versions)) == ([], {"1"})
+    assert (asked.failed, moody in asked.versions) == ([], False)
     assert story.traffic() is None
 
 
 @pytest.mark.slow
-def test_a_challenger_that_fails_in_the_canary_harms_nobody(story: Story, moody: None) -> None:
+def test_a_challenger_that_fails_in_the_canary_harms_nobody(story: Story, moody: str) -> None:
     """It passed the shadow; of its own requests those that it fails are the champion's."""
     with clients(story.server.url) as asked:
         done: list[dict[str, Any]] = []
         thread = threading.Thread(target=lambda: done.append(story.deploy()))
         thread.start()
-        until = time.monotonic() + 120
-        while len(asked.versions) < 2:
-            assert time.monotonic() < until, (asked, done)
+        until = time.monotonic() + PATIENCE_SECONDS
+        while moody not in asked.versions:
+            assert time.monotonic() < until, (asked.versions, done)
             time.sleep(0.05)
         story.mood.write_text("raises")
         thread.join()
@@ -261,6 +276,27 @@ def test_a_challenger_that_fails_in_the_canary_harms_nobody(story: Story, moody:
     assert [step["decision"] for step in document["steps"]] == ["promote", "reject"]
     assert "live.failures" in document["reason"]
     assert asked.failed == []
+
+
+@pytest.mark.slow
+def test_a_server_that_ends_in_the_canary_ends_the_rollout(story: Story, moody: str) -> None:
+    """The challenger computes in the server's own process then: no other server is to follow."""
+    with clients(story.server.url) as asked:
+        done: list[dict[str, Any]] = []
+        thread = threading.Thread(target=lambda: done.append(story.deploy()))
+        thread.start()
+        until = time.monotonic() + PATIENCE_SECONDS
+        while moody not in asked.versions:
+            assert time.monotonic() < until, (asked.versions, done)
+            time.sleep(0.05)
+        story.mood.write_text("dies")
+        thread.join()
+    (document,) = done
+    assert [step["decision"] for step in document["steps"]] == ["promote", "inconclusive"]
+    assert "stopped answering" in document["reason"]
+    assert story.traffic() is None
+    story.server.process.communicate()
+    del story.server
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What `pareflow doctor` says of the servers that the environment names, and of the registry's tags."""
 
+import base64
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from flows import servers
 from flows.servers import Server, check, named
@@ -107,3 +109,10 @@ def test_tags_of_a_newer_pareflow_are_told_and_refused_and_older_ones_are_not(tm
         tracker.resolve("models:/m/3")
     (problem,) = servers.tag_problems(tmp_path)
     assert "1 versions have newer ones (m/3). Install the pareflow that wrote them" in problem
+
+
+def test_prefects_server_is_asked_with_the_user_and_password_of_its_setting() -> None:
+    wanted = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_API_AUTH_STRING: "ada:secret"}
+    with temporary_settings(wanted):
+        (found,) = [server for server in servers.named() if server.name == "Prefect"]
+    assert found.headers == {"Authorization": f"Basic {base64.b64encode(b'ada:secret').decode()}"}

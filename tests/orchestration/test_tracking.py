@@ -117,9 +117,10 @@ def test_a_run_goes_on_when_its_server_comes_back(
     tmp_path: Path,
     judged: Judged,
     monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
     server: Callable[[int], "subprocess.Popen[bytes]"],
 ) -> None:
-    """What was recorded before is found again; the artifacts go through the server."""
+    """What was recorded before is found again; the artifacts go through the server, and nothing to stdout."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
     process = server(free_port)
     tracker = Tracker.open(tmp_path)
@@ -134,6 +135,7 @@ def test_a_run_goes_on_when_its_server_comes_back(
     version = tracker.register(judged.run, parent, judged.package(judged.int8), judged.int8)
     package = tracker.download("images", str(version.version), tmp_path / "downloaded")
     assert (package / "model.json").is_file()
+    assert capfd.readouterr().out == ""
 
 
 def test_what_a_registry_holds_is_known_when_the_environment_names_it_no_more(
