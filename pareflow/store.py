@@ -240,7 +240,8 @@ def _intact(entry: Path) -> bool:
 
 
 def _seal(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Write the manifest. That of another entry, of which this is a copy, is none of the files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     digests = {str(path.relative_to(folder)): file_digest(path) for path in files}
     (folder / MANIFEST).write_text(json.dumps({"files": digests}, indent=1))
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -241,11 +242,10 @@ def test_a_rollback_takes_the_challengers_traffic_back(story: Story) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mood", "clause"), [("answers otherwise", "live.disagreement"), ("dies", "live.failures")]
+    ("mood", "clause"),
+    [("answers otherwise", "live.disagreement"), ("dies", "live.failures|died of SIGSEGV")],
 )
-def test_a_bad_challenger_is_rejected_in_the_shadow(
-    story: Story, moody: str, mood: str, clause: str
-) -> None:
+def test_a_bad_challenger_is_rejected_in_the_shadow(story: Story, moody: str, mood: str, clause: str) -> None:
     """Nobody got an answer of it, and nobody none."""
     with clients(story.server.url) as asked:
         story.mood.write_text("")
@@ -254,7 +254,7 @@ def test_a_bad_challenger_is_rejected_in_the_shadow(
         document = story.deploy()
         turning.join()
     assert document["decision"] == "reject"
-    assert clause in document["reason"]
+    assert re.search(clause, document["reason"])
     assert (asked.failed, moody in asked.versions) == ([], False)
     assert story.traffic() is None
 

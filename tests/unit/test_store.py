@@ -2,7 +2,9 @@
 
 import itertools
 import os
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,15 @@ def test_entry_is_made_once_and_found_again(store: Store) -> None:
     assert store.ensure("key", never) == store.find("key") == entry
     assert Store(store.root).find("key") == entry
     assert leftovers(store) == []
+
+
+def test_copy_of_an_entry_is_an_entry_with_a_manifest_of_its_own(store: Store) -> None:
+    """As of a backend that takes the network as it is: everything of the folder is copied."""
+    first = store.ensure("first", writer())
+    second = store.ensure("second", partial(shutil.copytree, first, dirs_exist_ok=True))
+    assert store.find("second") == second
+    (second / "sub" / "file").write_text("abd")
+    assert store.find("second") is None
 
 
 def test_absent_entry_is_none(store: Store) -> None:
