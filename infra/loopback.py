@@ -62,6 +62,8 @@ class Started:
     command: list[str]
     env: Mapping[str, str]
     stop: signal.Signals
+    ready: Callable[[], object]
+    """What it needs once it runs; waits until it does."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,9 @@ class Place:
         command: list[str],
         env: Mapping[str, str],
         stop: signal.Signals = signal.SIGTERM,
+        ready: Callable[[], object] = lambda: None,
     ) -> None:
-        """A process of its own group, with its log in `FOLDER/NAME.log`."""
+        """A process of its own group, with its log in `FOLDER/NAME.log`; then what `ready` does."""
         inherited = {
             key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MLFLOW"))
         }
@@ -96,7 +99,8 @@ class Place:
             )
         if name not in self.started:
             self.ending.callback(self.end, name)
-        self.started[name] = Started(process, command, env, stop)
+        self.started[name] = Started(process, command, env, stop, ready)
+        ready()
 
     def end(self, name: str) -> None:
         """End a process and its group as it wants to be ended, and by force where that takes too long."""
@@ -108,7 +112,7 @@ class Place:
         os.killpg(killed.process.pid, signal.SIGKILL)
         killed.process.wait()
         time.sleep(seconds)
-        self.start(name, killed.command, killed.env, killed.stop)
+        self.start(name, killed.command, killed.env, killed.stop, killed.ready)
 
     def client(self, mlflow: str, prefect: str) -> dict[str, str]:
         """What a client's environment must say."""
@@ -210,11 +214,15 @@ def _postgresql_binaries() -> Path:
 def _s3(place: Place) -> Mapping[str, str]:
     """moto's S3 with one bucket; what its clients' environment says."""
     port = _free_port()
-    place.start("s3", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], {})
     url = f"http://127.0.0.1:{port}"
-    _until("the S3 server", place, lambda: _answers(f"{url}/moto-api/"))
-    with urllib.request.urlopen(urllib.request.Request(f"{url}/{BUCKET}", method="PUT"), timeout=30):
-        pass
+
+    def bucket() -> None:  # it keeps all in memory: killed, it has lost what it held
+        _until("the S3 server", place, lambda: _answers(f"{url}/moto-api/"))
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/{BUCKET}", method="PUT"), timeout=30):
+            pass
+
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    place.start("s3", command, {}, ready=bucket)
     return {
         "AWS_ACCESS_KEY_ID": "pareflow",
         "AWS_SECRET_ACCESS_KEY": place.secret.store,

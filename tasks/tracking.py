@@ -74,8 +74,15 @@ def _reaching(uri: str) -> Iterator[None]:
 
 
 def _unreachable(uri: str, error: Exception) -> TransientError:
+    must = f"MLflow at {registries.without_secrets(uri)} must be reachable"
+    if failing := re.search(r"too many (\d+) error responses", str(error)):
+        return TransientError(
+            must,
+            f"it answers with errors ({failing[1]})",
+            "See its log: its database or artifact store may be away; then run the same command again",
+        )
     return TransientError(
-        f"MLflow at {registries.without_secrets(uri)} must be reachable",
+        must,
         f"it is not ({type(error).__name__})",
         "Start it, or unset MLFLOW_TRACKING_URI; then run the same command again; what is finished is kept",
     )

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,27 @@ def test_a_server_that_is_down_is_told_as_transient(
     assert error.must == f"MLflow at http://127.0.0.1:{free_port} must be reachable"
     assert "it is not" in error.found
     assert "MLFLOW_TRACKING_URI" in error.remedy
+
+
+def test_a_server_whose_database_is_away_is_told_apart_from_one_that_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(500)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as broken:
+        threading.Thread(target=broken.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{broken.server_port}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        with pytest.raises(TransientError) as caught:
+            Tracker.open(tmp_path)
+        broken.shutdown()
+    assert caught.value.found == "it answers with errors (500)"
+    assert "database or artifact store" in caught.value.remedy
 
 
 @pytest.mark.slow
