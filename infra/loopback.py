@@ -2,7 +2,8 @@
 
 `python infra/loopback.py FOLDER` starts what `infra/compose.yaml` starts in containers, prints one JSON line
 (the environment of a client), and ends all of it when its standard input closes. A line `kill NAME SECONDS`
-there kills that process (postgresql, s3, mlflow, prefect, worker) and starts it again after so many seconds.
+there kills that process (postgresql, s3, mlflow, prefect, worker) and starts it again after so many seconds. One
+that ends by itself is started again, as compose does.
 Both servers ask for a password; MLflow hands artifacts on, so that clients need no key of the store's.
 The servers run in `.servers/`, which `make servers` fills with what the image `server` holds.
 """
@@ -17,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -28,6 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SERVERS = ROOT / ".servers" / "bin" / "python"
 START_SECONDS = 300.0
+SUPERVISED_SECONDS = 2.0
 BUCKET = "mlflow"
 QUIET = {
     "DO_NOT_TRACK": "true",
@@ -74,6 +77,8 @@ class Place:
     ending: ExitStack
     secret: Secrets
     started: "dict[str, Started]" = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Of who starts processes again."""
 
     def start(
         self,
@@ -108,11 +113,25 @@ class Place:
 
     def kill(self, name: str, seconds: float) -> None:
         """Kill a process and its group at once, and start it again after so many seconds."""
-        killed = self.started[name]
-        os.killpg(killed.process.pid, signal.SIGKILL)
-        killed.process.wait()
-        time.sleep(seconds)
-        self.start(name, killed.command, killed.env, killed.stop, killed.ready)
+        with self.lock:
+            killed = self.started[name]
+            os.killpg(killed.process.pid, signal.SIGKILL)
+            killed.process.wait()
+            time.sleep(seconds)
+            self.again(name)
+
+    def again(self, name: str) -> None:
+        """Start what has ended as it was started."""
+        ended = self.started[name]
+        self.start(name, ended.command, ended.env, ended.stop, ended.ready)
+
+    def supervise(self) -> None:
+        """Start again whatever ends by itself: a worker does where Prefect is away."""
+        while True:
+            time.sleep(SUPERVISED_SECONDS)
+            with self.lock:
+                for name in [name for name, one in self.started.items() if one.process.poll() is not None]:
+                    self.again(name)
 
     def client(self, mlflow: str, prefect: str) -> dict[str, str]:
         """What a client's environment must say."""
@@ -146,11 +165,13 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with running(options.folder, worker=not options.no_worker) as (place, client):
+        threading.Thread(target=place.supervise, daemon=True).start()
         print(json.dumps(client), flush=True)
         for order in sys.stdin:
             _, name, seconds = order.split()
             place.kill(name, float(seconds))
             print(f"{name} is started again", flush=True)
+        place.lock.acquire()  # nothing is started again from here on
 
 
 @contextmanager

@@ -69,13 +69,17 @@ class SetUp:
     def ended(self, run: str) -> dict[str, Any]:
         """Wait until the worker has run it; its state. A server that is away is asked again."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        state: dict[str, Any] = {"type": "unknown"}
-        while state["type"] not in ENDED:
+        while (state := self.state(run))["type"] not in ENDED:
             assert time.monotonic() < deadline, state
             time.sleep(0.5)
-            with suppress(OSError):
-                state = self.api(f"flow_runs/{run}")["state"]
         return state
+
+    def state(self, run: str) -> dict[str, Any]:
+        """The state of a flow run; `unknown` while the server is away."""
+        with suppress(OSError):
+            state: dict[str, Any] = self.api(f"flow_runs/{run}")["state"]
+            return state
+        return {"type": "unknown"}
 
     def optimize(self, config: Path, data_dir: Path) -> str:
         """Start `config` on demand, and wait until the worker has run it well; the id of the flow run."""
@@ -140,9 +144,17 @@ class Story:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
+    def reconcile(self, window_s: float) -> Any:
+        """What `pareflow reconcile` did, whether it met problems or not."""
+        return self._told("reconcile", "--window-s", str(window_s))
+
     def doctor(self, **environment: str) -> Any:
         """What `pareflow doctor` finds, whether it has something to mend or not."""
-        command = [sys.executable, "-m", "flows.cli", "doctor", "--json", "--data-dir", str(self.data_dir)]
+        return self._told("doctor", **environment)
+
+    def _told(self, *words: str, **environment: str) -> Any:
+        """The document of a command that exits with 4 where something is to be mended."""
+        command = [sys.executable, "-m", "flows.cli", *words, "--json", "--data-dir", str(self.data_dir)]
         variables = {**self.environment, **environment}
         done = subprocess.run(
             command, cwd=CHECKOUT, env=variables, capture_output=True, text=True, timeout=300

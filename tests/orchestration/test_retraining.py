@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tasks import audit
 from tasks.promotion import challenge, number, promote
 from tasks.retraining import beside_champion, news
 from tasks.tracking import Tracker
-from tests.orchestration.conftest import Finished, Judged
+from tests.orchestration.conftest import PATIENCE_SECONDS, Finished, Judged
 from tests.orchestration.test_deployments import Api
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
@@ -192,8 +193,12 @@ def test_more_training_is_promoted_and_a_run_that_awaits_approval_ends_so(
         assert moved.returncode == 0, moved.stderr
         assert json.loads(moved.stdout)["alias"] == "champion"
         assert number(tracker, "images", "champion") == version
-        told = api.post("events/filter", {"filter": {"event": {"prefix": ["pareflow.model."]}}})["events"]
-        actions = {event["event"].rpartition(".")[2] for event in told}
-        assert {"challenged", "awaiting_approval", "approved", "promoted"} <= actions
+        wanted, actions = {"challenged", "awaiting_approval", "approved", "promoted"}, set[str]()
+        until = time.monotonic() + PATIENCE_SECONDS
+        while not wanted <= actions:  # the server writes events down some seconds after it takes them
+            assert time.monotonic() < until, actions
+            time.sleep(0.5)
+            told = api.post("events/filter", {"filter": {"event": {"prefix": ["pareflow.model."]}}})["events"]
+            actions = {event["event"].rpartition(".")[2] for event in told}
         (row,) = [row for row in audit.history(tracker, "images") if row["action"] == "awaiting_approval"]
         assert row["flow_run"] == run["id"]
