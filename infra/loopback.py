@@ -2,8 +2,8 @@
 
 `python infra/loopback.py FOLDER` starts what `infra/compose.yaml` starts in containers, prints one JSON line
 (the environment of a client), and ends all of it when its standard input closes. A line `kill NAME SECONDS`
-there kills that process (postgresql, s3, mlflow, prefect, worker) and starts it again after so many seconds. One
-that ends by itself is started again, as compose does.
+there kills that process (postgresql, s3, mlflow, prefect, worker) and starts it again after so many seconds.
+What ends by itself is started again, as compose does.
 Both servers ask for a password; MLflow hands artifacts on, so that clients need no key of the store's.
 The servers run in `.servers/`, which `make servers` fills with what the image `server` holds.
 """
