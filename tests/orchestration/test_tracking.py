@@ -104,6 +104,7 @@ def test_a_server_that_is_down_is_told_as_transient(
     free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # each waits longer than the one before
     with pytest.raises(TransientError) as caught:
         Tracker.open(tmp_path)
     error = caught.value

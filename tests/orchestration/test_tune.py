@@ -48,6 +48,7 @@ def test_a_promise_that_is_easily_kept_gives_a_plan_to_serve_with(
     assert read(to).sessions == best["plan"]["sessions"]
 
 
+@pytest.mark.slow
 def test_a_promise_that_nothing_keeps_gives_none(
     pareflow_command: Callable[..., Done], packaged: Callable[..., Path], tmp_path: Path
 ) -> None:
