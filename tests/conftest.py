@@ -318,16 +318,16 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[production.Set
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], Path]:
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The digits pipeline with one candidate alone; it minimises size, which has no noise."""
     folder = tmp_path_factory.mktemp("digits")
     for name in ("workload.py", "network.py"):
         shutil.copy(production.CHECKOUT / "configs" / "digits" / name, folder)
 
-    def write(candidate: list[str]) -> Path:
-        path = folder / f"{candidate[0]}.yaml"
+    def write(candidate: list[str], name: str = "digits") -> Path:
+        path = folder / f"{name}-{candidate[0]}.yaml"
         pipeline = {
-            "name": "digits",
+            "name": name,
             "workload": "workload.py",
             "target": {"device": "cpu", "threads": [1]},
             "objective": "size",

@@ -131,10 +131,10 @@ class Story:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def python(self, code: str) -> Any:
+    def python(self, code: str, *words: str) -> Any:
         """The document that a program prints, as a client of the servers; it is told the data folder."""
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code, str(self.data_dir)],
+            [sys.executable, "-W", "ignore", "-c", code, str(self.data_dir), *words],
             cwd=CHECKOUT,
             env=self.environment,
             capture_output=True,

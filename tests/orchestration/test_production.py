@@ -26,9 +26,7 @@ FIRST, SECOND = ["fp16", "onnxruntime"], ["static_int8", "onnxruntime"]
 
 
 @pytest.fixture(scope="module")
-def story(
-    servers: SetUp, digits: Callable[[list[str]], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Story:
+def story(servers: SetUp, digits: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Story:
     """Two pipelines run by the worker, one after the other: the second one's winner is smaller."""
     data_dir = tmp_path_factory.mktemp("data") / "data"
     runs = (servers.optimize(digits(FIRST), data_dir), servers.optimize(digits(SECOND), data_dir))
