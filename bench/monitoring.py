@@ -45,12 +45,6 @@ QUICK_SEEDS, QUICK_DAYS = 4, 0.5
 BREACHES = 5
 
 
-def measure(quick: bool) -> Iterator[Claim]:
-    """Both halves of what monitoring must reach."""
-    yield from false_alarms(quick)
-    yield from rollbacks(quick)
-
-
 def false_alarms(quick: bool) -> Iterator[Claim]:
     """Simulated weeks of a model that keeps all its limits; quickly, half days of it."""
     days = QUICK_DAYS if quick else DAYS
@@ -267,4 +261,4 @@ def _packaged(
 
 
 if __name__ == "__main__":
-    main("monitoring", measure)
+    main("monitoring", {"breaches": rollbacks, "weeks": false_alarms})

@@ -25,6 +25,7 @@ SCRIPTS = (
     "serving.py",
     "triggers.py",
     "rollback.py",
+    "monitoring.py",
     "production.py",
     "gpu.py",
 )
