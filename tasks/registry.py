@@ -6,13 +6,11 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from tasks.rules import Registered
-from tasks.tracking import Tracker
+from tasks.tracking import ABSENT, Tracker
 
 WEBHOOK = "pareflow"
 EVENTS = ("model_version.created", "model_version_alias.created", "model_version_tag.set")
 """After which a rule may name a version that it did not name before."""
-_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-"""A version that never was, and a number that is none."""
 _PAGE = 200
 
 
@@ -22,7 +20,7 @@ def registered(tracker: Tracker, name: str, number: str) -> Registered | None:
         try:
             found = client.get_model_version(name, number)
         except MlflowException as error:
-            if error.error_code in _ABSENT:
+            if error.error_code in ABSENT:
                 return None
             raise
     return Registered(

@@ -13,6 +13,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ Model: TypeAlias = RegisteredModel
 FORMAT_TAG = "pareflow.format"
 FORMAT = 1
 """Of the tags of registered versions. Versions from before the tag are of format 1 too."""
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""No such model, version or alias; and a number that is none."""
 _BUSY = ("REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")
 
 
@@ -309,13 +312,14 @@ class Tracker:
 
     def registered(self) -> list[dict[str, Any]]:
         """Every version of every model as lists show it, by a question per page and not per version."""
-        with _reaching(self.uri):
-            models = _all_pages(self.client.search_registered_models, max_results=1000)
+        client = self.client
+        with _reaching(self.uri), ThreadPoolExecutor(2) as pool:
+            models = pool.submit(_all_pages, client.search_registered_models, max_results=1000)
+            versions = _all_pages(client.search_model_versions, max_results=10_000)
             aliases: dict[tuple[str, str], list[str]] = {}
-            for model in models:
+            for model in models.result():
                 for alias, number in model.aliases.items():
                     aliases.setdefault((model.name, str(number)), []).append(alias)
-            versions = _all_pages(self.client.search_model_versions, max_results=10_000)
         return [_listed(found, aliases.get((found.name, str(found.version)), [])) for found in versions]
 
     def version(self, name: str, number: str) -> ModelVersion:
@@ -326,9 +330,12 @@ class Tracker:
     def alias(self, name: str, alias: str) -> ModelVersion | None:
         """The version that an alias points at, or None."""
         with _reaching(self.uri):
-            models = self.client.search_registered_models(f"name = '{name}'")
-            number = models[0].aliases.get(alias) if models else None
-            return self.client.get_model_version(name, str(number)) if number is not None else None
+            try:
+                return self.client.get_model_version_by_alias(name, alias)
+            except MlflowException as error:
+                if error.error_code in ABSENT:
+                    return None
+                raise
 
     def model(self, name: str) -> RegisteredModel | None:
         """A registered model with its aliases and tags, by one question; or None."""
@@ -336,7 +343,7 @@ class Tracker:
             try:
                 return self.client.get_registered_model(name)
             except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                if error.error_code in ABSENT:
                     return None
                 raise
 
@@ -367,11 +374,15 @@ class Tracker:
             self.client.set_model_version_tag(name, version, tag, value)
 
     def download(self, name: str, version: str, into: Path) -> Path:
-        """The package of a version, as the registry gives it back."""
+        """The package of a version, as the registry gives it back.
+
+        The copy of pareflow's code beside it, for those who load the version without pareflow, stays there:
+        through a server each of its files is a request.
+        """
         with _reaching(self.uri):
-            uri = self.client.get_model_version_download_uri(name, version)
-            local = mlflow.artifacts.download_artifacts(uri, dst_path=str(into), tracking_uri=self.uri)
-        return Path(local) / "data" / "package"
+            package = f"{self.client.get_model_version_download_uri(name, version)}/data/package"
+            local = mlflow.artifacts.download_artifacts(package, dst_path=str(into), tracking_uri=self.uri)
+        return Path(local)
 
     def monitored(self, name: str, version: str) -> str:
         """The id of the run that holds what was seen of a served version, found or made."""

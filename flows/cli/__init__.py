@@ -3,12 +3,16 @@
 import gc
 import sys
 
-import typer
-from rich.console import Console
+# What imports make stays to the end, and there is much of it: as often as by default, and once more at the
+# end, the collector would take a third of a short command.
+gc.set_threshold(50_000, 20, 100)
 
-from flows.cli import operating, running, serving
-from flows.cli.options import INTERRUPTED
-from pareflow.errors import PareflowError
+import typer  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from flows.cli import operating, running, serving  # noqa: E402
+from flows.cli.options import INTERRUPTED  # noqa: E402
+from pareflow.errors import PareflowError  # noqa: E402
 
 app = typer.Typer(
     name="pareflow",
@@ -22,12 +26,7 @@ for commands in (running, serving, operating):
 
 
 def main() -> None:
-    """The console script: every error of ours as one message, with its exit code.
-
-    What imports make stays to the end, and there is much of it: as often as by default, and once more at the
-    end, the collector would take a third of a short command.
-    """
-    gc.set_threshold(50_000, 20, 100)
+    """The console script: every error of ours as one message, with its exit code."""
     try:
         app()
     except PareflowError as error:

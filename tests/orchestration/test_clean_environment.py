@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from tasks.tracking import Tracker
@@ -36,8 +37,9 @@ print(json.dumps({"predictions": predictions, "code": pareflow.__file__, "torch"
 @pytest.fixture(scope="module")
 def model(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The champion as the registry gives it: an MLflow model in a folder of its own."""
-    tracker = Tracker.open(finished.data_dir)
-    return tracker.download("images", "1", tmp_path_factory.mktemp("registry")).parents[1]
+    tracker, folder = Tracker.open(finished.data_dir), tmp_path_factory.mktemp("registry")
+    uri = tracker.client.get_model_version_download_uri("images", "1")
+    return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=tracker.uri))
 
 
 @pytest.fixture(scope="module")
