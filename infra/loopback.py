@@ -171,7 +171,6 @@ def main() -> None:
             _, name, seconds = order.split()
             place.kill(name, float(seconds))
             print(f"{name} is started again", flush=True)
-        place.lock.acquire()  # nothing is started again from here on
 
 
 @contextmanager
@@ -186,6 +185,7 @@ def running(folder: Path, *, worker: bool) -> Iterator[tuple[Place, dict[str, st
         client = place.client(mlflow(), prefect())
         if worker:
             _worker(place, client)
+        ending.callback(place.lock.acquire)  # first of all: what is ended now is not started again
         yield place, client
 
 
