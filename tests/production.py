@@ -47,13 +47,15 @@ class SetUp:
         together = base64.b64encode(f"{user}:{password}".encode()).decode()
         return {**named, "password": password, "header": together}
 
-    def api(self, path: str, body: object = None) -> Any:
+    def api(self, path: str, body: object = None, method: str | None = None) -> Any:
         """Prefect's REST API."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", **self.authorization}
-        request = urllib.request.Request(f"{self.client['PREFECT_API_URL']}/{path}", data, headers)
+        request = urllib.request.Request(
+            f"{self.client['PREFECT_API_URL']}/{path}", data, headers, method=method
+        )
         with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read())
+            return json.loads(answer.read() or b"null")
 
     @property
     def authorization(self) -> dict[str, str]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.production import PATIENCE_SECONDS, SetUp, Story
+from tests.production import PATIENCE_SECONDS, SERVERS, SetUp, Story
+from tests.servers import answers, free_port, process
 
 pytestmark = [pytest.mark.slow, pytest.mark.production, pytest.mark.timeout(1500)]
 DOWN_S = 30
@@ -63,6 +64,41 @@ def test_a_run_goes_on_when_a_server_was_killed_and_away(
     assert found["statuses"] == ["FINISHED"]
     assert found["points"] == found["distinct"] > 0
     assert found["verdicts"] == ["promote"]
+
+
+def test_two_schedulers_schedule_a_night_once(servers: SetUp, tmp_path: Path) -> None:
+    """Another server of Prefect's on the same database; both find the nights missing, again and again."""
+    database = (servers.folder / "postgresql.url").read_text().removeprefix("postgresql://")
+    port = free_port()
+    settings = {
+        "PREFECT_HOME": str(tmp_path),
+        "PREFECT_SERVER_API_AUTH_STRING": servers.client["PREFECT_API_AUTH_STRING"],
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{database}/prefect",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1",
+    }
+    command = [str(SERVERS), "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with process(command, tmp_path / "second.log", tmp_path, **settings):
+        answers(f"http://127.0.0.1:{port}/api/health")
+        for _ in range(5):
+            for run in nights(servers):
+                servers.api(f"flow_runs/{run['id']}", method="DELETE")
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while len(found := nights(servers)) < 3:
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+            starts = [run["expected_start_time"] for run in found]
+            assert len(starts) == len(set(starts))
+
+
+def nights(servers: SetUp) -> list[dict[str, Any]]:
+    """The runs of the deployment `nightly` that are scheduled."""
+    asked = {
+        "deployments": {"name": {"any_": ["nightly"]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    found: list[dict[str, Any]] = servers.api("flow_runs/filter", asked)
+    return found
 
 
 def resumed(story: Story, run: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from pareflow.errors import TransientError
 from tasks import tracking
 from tasks.collecting import registered
-from tasks.tracking import CONTENT, Tracker
+from tasks.tracking import CONTENT, KEY, Tracker
 from tests.orchestration.conftest import CHECKOUT, PATIENCE_SECONDS, Judged
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
@@ -32,6 +32,27 @@ def begin():
         os._exit(1)
 
 children = [os.fork() or begin() for _ in range(10)]
+print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+"""
+
+WRITE = """
+import os, sys, traceback
+from pathlib import Path
+from tasks.tracking import Tracker
+
+def write(writer):
+    try:
+        tracker = Tracker.open(Path(sys.argv[1]))
+        for step in range(5):
+            run = tracker.monitored("images", str(writer % 10))
+            tracker.observed(run, {f"of_{writer}": step}, 1000 + step, step)
+            tracker.note(run, {"step": step}, f"{writer}/{step}.json")
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+children = [os.fork() or write(writer) for writer in range(20)]
 print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
 """
 
@@ -98,6 +119,21 @@ def test_ten_processes_can_begin_one_new_mlflow(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.stdout.strip() == str([0] * 10), done.stderr
     assert Tracker.open(tmp_path / "data").client.search_experiments()
+
+
+@pytest.mark.slow
+def test_twenty_writers_at_once_lose_nothing_and_double_nothing(tracker: Tracker, tmp_path: Path) -> None:
+    """Two of them to each of ten runs, which are made by whoever comes first."""
+    command = [sys.executable, "-c", WRITE, str(tmp_path)]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.stdout.strip() == str([0] * 20), done.stderr
+    runs = {run.data.tags[KEY]: run for run in tracker.client.search_runs([tracker.experiment("images")])}
+    assert len(runs) == 10
+    for number, run in enumerate(runs[f"monitoring:images:{number}"] for number in range(10)):
+        for writer in (number, number + 10):
+            history = tracker.client.get_metric_history(run.info.run_id, f"of_{writer}")
+            assert [point.value for point in history] == [0, 1, 2, 3, 4]
+            assert len(tracker.client.list_artifacts(run.info.run_id, str(writer))) == 5
 
 
 def test_a_server_that_is_down_is_told_as_transient(
