@@ -13,7 +13,6 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -312,14 +311,13 @@ class Tracker:
 
     def registered(self) -> list[dict[str, Any]]:
         """Every version of every model as lists show it, by a question per page and not per version."""
-        client = self.client
-        with _reaching(self.uri), ThreadPoolExecutor(2) as pool:
-            models = pool.submit(_all_pages, client.search_registered_models, max_results=1000)
-            versions = _all_pages(client.search_model_versions, max_results=10_000)
-            aliases: dict[tuple[str, str], list[str]] = {}
-            for model in models.result():
-                for alias, number in model.aliases.items():
-                    aliases.setdefault((model.name, str(number)), []).append(alias)
+        with _reaching(self.uri):
+            models = _all_pages(self.client.search_registered_models, max_results=1000)
+            versions = _all_pages(self.client.search_model_versions, max_results=10_000)
+        aliases: dict[tuple[str, str], list[str]] = {}
+        for model in models:
+            for alias, number in model.aliases.items():
+                aliases.setdefault((model.name, str(number)), []).append(alias)
         return [_listed(found, aliases.get((found.name, str(found.version)), [])) for found in versions]
 
     def version(self, name: str, number: str) -> ModelVersion:
