@@ -261,7 +261,7 @@ def _mlflow(place: Place, database: str, store: Mapping[str, str]) -> Callable[[
     auth.write_text(
         "[mlflow]\n"
         "default_permission = READ\n"
-        f"database_uri = postgresql://{database.replace('%', '%%')}/auth\n"
+        f"database_uri = postgresql+psycopg://{database.replace('%', '%%')}/auth\n"
         "admin_username = admin\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
         "auth_cache_ttl_seconds = 60\n"
@@ -271,7 +271,7 @@ def _mlflow(place: Place, database: str, store: Mapping[str, str]) -> Callable[[
         "MLFLOW_AUTH_CONFIG_PATH": str(auth),
         "MLFLOW_AUTH_ADMIN_PASSWORD": place.secret.mlflow,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_urlsafe(32),
-        "MLFLOW_BACKEND_STORE_URI": f"postgresql://{database}/mlflow",
+        "MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg://{database}/mlflow",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 2 processes rather than 10
     }
     where = ["--host", "127.0.0.1", "--port", str(port)]

@@ -151,6 +151,15 @@ def test_nightly_runs_at_two_by_utc(api: Api) -> None:
     assert schedule["schedule"] == {"cron": "0 2 * * *", "timezone": "UTC", "day_or": True}
 
 
+def test_the_scheduler_makes_the_nights(api: Api) -> None:
+    """By what Prefect's scheduler does, asked for once: with another SQLAlchemy than the lock's it raises."""
+    api.post(f"deployments/{api.deployment('nightly')['id']}/schedule", {"min_runs": 3})
+    nights = api.runs("nightly")
+    assert len(nights) >= 3
+    assert {run["expected_start_time"].rpartition("T")[2] for run in nights} == {"02:00:00Z"}
+    assert len({run["expected_start_time"] for run in nights}) == len(nights)
+
+
 def test_on_demand_runs_one_at_a_time_and_the_next_one_waits(api: Api) -> None:
     deployment = api.deployment("on-demand")
     assert deployment["global_concurrency_limit"]["limit"] == 1
