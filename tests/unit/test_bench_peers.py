@@ -98,7 +98,7 @@ def test_a_peer_without_a_file_is_a_row_that_says_why(peers: Any, row: Callable[
 def test_workloads_count_where_the_winner_is_much_faster(peers: Any, row: Callable[..., Row]) -> None:
     found = [comparison(peers, row(1.0), peer=row(ms)) for ms in (1.4, 1.6, 2.0)]
     alone = comparison(peers, row(1.0), peer=row(0.5, passes=False))
-    claim = peers._often([*found, alone])
+    (claim,) = peers.often([*found, alone], False)
     assert claim.measured == 2
     assert claim.samples == 3
     assert claim.met
@@ -135,3 +135,8 @@ def test_a_peer_that_fails_is_one_failed_row(
     made = files.make(trained.run, files.Peer("bad", "bad", "ort"), trained.strong)
     assert made.status == "failed"
     assert "it wants another model" in str(made.reason)
+
+
+def test_where_nothing_was_compared_nothing_is_claimed(peers: Any) -> None:
+    (claim,) = peers.often([], False)
+    assert claim.met is None
