@@ -6,7 +6,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flows.cli.options import DATA, NOTHING_MET, UNFIT, AsJson, Config, DataDir, log, show
+from flows.cli.options import (
+    DATA,
+    NOTHING_MET,
+    UNFIT,
+    AsJson,
+    Config,
+    DataDir,
+    Host,
+    Logs,
+    Orchestrator,
+    log,
+    show,
+)
 from flows.environment import set_environment
 from flows.tables import operating as tables
 from flows.tables import running as running_tables
@@ -22,10 +34,8 @@ def retrain(
     config: Config,
     data_dir: DataDir = DATA,
     as_json: AsJson = False,
-    orchestrator: Annotated[bool, typer.Option(help="run under Prefect, or as plain functions")] = True,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="show Prefect's and MLflow's logs")
-    ] = False,
+    orchestrator: Orchestrator = True,
+    verbose: Logs = False,
 ) -> None:
     """Train and optimize again where data or code are new; promote what the champion does not beat."""
     set_environment(verbose)
@@ -82,7 +92,7 @@ def deploy(
     ] = None,
     data_dir: DataDir = DATA,
     as_json: AsJson = False,
-    orchestrator: Annotated[bool, typer.Option(help="run under Prefect, or as plain functions")] = True,
+    orchestrator: Orchestrator = True,
 ) -> None:
     """Try the challenger on live traffic: shadow, growing shares; then promote it to all, or take it back."""
     set_environment()
@@ -126,7 +136,7 @@ def rollback(
 @app.command()
 def listen(
     rules: Annotated[Path, typer.Option(help="which versions start which pipeline")] = RULES,
-    host: Annotated[str, typer.Option(help="0.0.0.0 to be reached from elsewhere")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8090,
     data_dir: DataDir = DATA,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log every delivery")] = False,

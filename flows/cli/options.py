@@ -20,6 +20,9 @@ Target = Annotated[
     Path | None, typer.Option("--target", help="a device profile, such as configs/devices/pi5.yaml")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
+Orchestrator = Annotated[bool, typer.Option(help="run under Prefect, or as plain functions")]
+Logs = Annotated[bool, typer.Option("--verbose", "-v", help="show Prefect's and MLflow's logs")]
+Host = Annotated[str, typer.Option(help="0.0.0.0 to be reached from elsewhere")]
 
 
 def show(document: Any, table: Any, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from flows.cli.options import DATA, NOTHING_MET, AsJson, Config, DataDir, Target, show
+from flows.cli.options import DATA, NOTHING_MET, AsJson, Config, DataDir, Logs, Orchestrator, Target, show
 from flows.environment import set_environment
 from flows.tables import operating as operating_tables
 from flows.tables import running as tables
@@ -23,7 +23,7 @@ def optimize(
     target: Target = None,
     data_dir: DataDir = DATA,
     as_json: AsJson = False,
-    orchestrator: Annotated[bool, typer.Option(help="run under Prefect, or as plain functions")] = True,
+    orchestrator: Orchestrator = True,
     remeasure: Annotated[bool, typer.Option("--remeasure", help="time everything again")] = False,
     runner: Annotated[
         Literal["local", "ray"], typer.Option(help="where variants are built: here, or on a Ray cluster")
@@ -39,9 +39,7 @@ def optimize(
         str | None, typer.Option(help="start a run of this Prefect deployment instead, such as on-demand")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="with --deployment: until it has ended")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="show Prefect's and MLflow's logs")
-    ] = False,
+    verbose: Logs = False,
 ) -> None:
     """Find, judge and register the fastest variant that meets the SLA, here or for another device."""
     set_environment(verbose)

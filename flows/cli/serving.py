@@ -5,11 +5,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from flows.cli.options import DATA, NOTHING_MET, AsJson, DataDir, log, show
+from flows.cli.options import DATA, NOTHING_MET, AsJson, DataDir, Host, log, show
 from flows.environment import set_environment
 from flows.tables import serving as tables
 
 app = typer.Typer()
+Register = Annotated[
+    bool,
+    typer.Option("--register", help="keep it with the version: `serve` takes it where no plan is named"),
+]
 
 
 @app.command()
@@ -18,7 +22,7 @@ def serve(
         list[str], typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION, or the folder of a package")
     ],
     plan: Annotated[Path | None, typer.Option(help="a YAML of sessions, policies and limits")] = None,
-    host: Annotated[str, typer.Option(help="0.0.0.0 to be reached from elsewhere")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
     body_mib: Annotated[float, typer.Option(min=0.001, help="the most that one request holds")] = 64,
     poll_s: Annotated[float, typer.Option(min=0, help="how often to look for another version; 0: never")] = 1,
@@ -100,10 +104,7 @@ def tune(
     p99_ms: Annotated[float, typer.Option(min=0.001, help="what 99 % of them may wait for, at most")],
     queries: Annotated[int, typer.Option(min=300, help="requests per plan that is served")] = 700,
     to: Annotated[Path | None, typer.Option(help="a YAML for the best plan, for `serve --plan`")] = None,
-    register: Annotated[
-        bool,
-        typer.Option("--register", help="keep it with the version: `serve` takes it where no plan is named"),
-    ] = False,
+    register: Register = False,
     data_dir: DataDir = DATA,
     as_json: AsJson = False,
 ) -> None:
@@ -137,10 +138,7 @@ def calibrate(
         Path | None, typer.Option(help="the pipeline YAML of a version or package, where it has moved")
     ] = None,
     to: Annotated[Path | None, typer.Option(help="a YAML for the plan with its thresholds")] = None,
-    register: Annotated[
-        bool,
-        typer.Option("--register", help="keep it with the version: `serve` takes it where no plan is named"),
-    ] = False,
+    register: Register = False,
     data_dir: DataDir = DATA,
     as_json: AsJson = False,
 ) -> None:

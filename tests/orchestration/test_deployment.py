@@ -259,20 +259,26 @@ def test_a_bad_challenger_is_rejected_in_the_shadow(story: Story, moody: str, mo
     assert story.traffic() is None
 
 
-@pytest.mark.slow
-def test_a_challenger_that_fails_in_the_canary_harms_nobody(story: Story, moody: str) -> None:
-    """It passed the shadow; of its own requests those that it fails are the champion's."""
+def turned_in_the_canary(story: Story, version: str, mood: str) -> tuple[dict[str, Any], Clients]:
+    """The document of a rollout whose challenger turns once it has answered somebody; what clients saw."""
+    done: list[dict[str, Any]] = []
     with clients(story.server.url) as asked:
-        done: list[dict[str, Any]] = []
         thread = threading.Thread(target=lambda: done.append(story.deploy()))
         thread.start()
         until = time.monotonic() + PATIENCE_SECONDS
-        while moody not in asked.versions:
+        while version not in asked.versions:
             assert time.monotonic() < until, (asked.versions, done)
             time.sleep(0.05)
-        story.mood.write_text("raises")
+        story.mood.write_text(mood)
         thread.join()
     (document,) = done
+    return document, asked
+
+
+@pytest.mark.slow
+def test_a_challenger_that_fails_in_the_canary_harms_nobody(story: Story, moody: str) -> None:
+    """It passed the shadow; of its own requests those that it fails are the champion's."""
+    document, asked = turned_in_the_canary(story, moody, "raises")
     assert [step["decision"] for step in document["steps"]] == ["promote", "reject"]
     assert "live.failures" in document["reason"]
     assert asked.failed == []
@@ -281,17 +287,7 @@ def test_a_challenger_that_fails_in_the_canary_harms_nobody(story: Story, moody:
 @pytest.mark.slow
 def test_a_server_that_ends_in_the_canary_ends_the_rollout(story: Story, moody: str) -> None:
     """The challenger computes in the server's own process then: no other server is to follow."""
-    with clients(story.server.url) as asked:
-        done: list[dict[str, Any]] = []
-        thread = threading.Thread(target=lambda: done.append(story.deploy()))
-        thread.start()
-        until = time.monotonic() + PATIENCE_SECONDS
-        while moody not in asked.versions:
-            assert time.monotonic() < until, (asked.versions, done)
-            time.sleep(0.05)
-        story.mood.write_text("dies")
-        thread.join()
-    (document,) = done
+    document, _ = turned_in_the_canary(story, moody, "dies")
     assert [step["decision"] for step in document["steps"]] == ["promote", "inconclusive"]
     assert "stopped answering" in document["reason"]
     assert story.traffic() is None
