@@ -17,7 +17,6 @@ from tasks.tracking import Tracker
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning"),  # MLflow's queries
 ]
 OWN = """
 import sys, time

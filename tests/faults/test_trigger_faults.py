@@ -29,7 +29,6 @@ from tests import servers
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning"),  # MLflow's queries
 ]
 CONFIG = servers.ROOT / "configs" / "digits" / "pipeline.yaml"
 

@@ -16,8 +16,6 @@ from tasks.promotion import Judgement, Promotion, number, settle
 from tasks.tracking import Tracker
 from tests.orchestration.contenders import HERE, MODEL, bout, enter
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
-
 
 @pytest.fixture
 def tracker(blank_mlflow: Path, tmp_path: Path) -> Tracker:

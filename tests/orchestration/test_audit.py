@@ -17,8 +17,6 @@ from tasks.registries import without_secrets
 from tasks.tracking import Tracker
 from tests.orchestration.contenders import HERE, MODEL, bout, enter
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
-
 
 @pytest.fixture
 def data_dir(blank_mlflow: Path, tmp_path: Path) -> Path:

@@ -22,7 +22,6 @@ from tests.orchestration.conftest import CHECKOUT, Finished
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning"),  # MLflow's queries
 ]
 PATIENCE_SECONDS = 300.0
 PREDICT = """

@@ -21,7 +21,6 @@ from pareflow.intervals import paired_share_drop
 from pareflow.workload import load
 from tests.orchestration.conftest import CHECKOUT, Finished
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
 Completed = subprocess.CompletedProcess[str]
 Run = Callable[..., Completed]
 LIGHT = """

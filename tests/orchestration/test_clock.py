@@ -16,7 +16,6 @@ from tests.orchestration.conftest import CHECKOUT
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning"),  # MLflow's queries
     pytest.mark.timeout(900),
 ]
 PATIENCE_SECONDS = 400.0

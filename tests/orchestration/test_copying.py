@@ -16,8 +16,6 @@ from tasks.promotion import challenge, number, promote, promote_challenger
 from tasks.tracking import CONTENT, Tracker, verdict_tag
 from tests.orchestration.conftest import Judged
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
-
 
 @pytest.fixture
 def development(blank_mlflow: Path, tmp_path: Path) -> Tracker:

@@ -35,7 +35,6 @@ from tasks.tracking import CONFIG, CONTENT, TRAFFIC, Tracker
 from tests.orchestration.conftest import PATIENCE_SECONDS, PIPELINE, Judged
 from tests.orchestration.test_serve import Server
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
 QUICK = Steps(shadow=1.0, canary=(0.5,), minutes=2, slowdown=10)
 """Times are not what is tested here."""
 NOBODY = "http://127.0.0.1:9"

@@ -14,7 +14,6 @@ import pytest
 
 from tests.orchestration.conftest import Finished
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

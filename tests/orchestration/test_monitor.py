@@ -23,8 +23,6 @@ from tasks.tracking import CONFIG, CONTENT, Tracker
 from tests.orchestration.conftest import Judged
 from tests.orchestration.test_serve import Server, ask
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
-
 
 def breach(version: str, then: Any = ("rollback", "retrain")) -> Breach:
     return Breach("errors", version, 0.5, 0.01, "errors: half of them", then)

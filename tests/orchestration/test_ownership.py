@@ -12,8 +12,6 @@ from tasks.ownership import DEAD, FLOW_RUN, OWNER, Owner
 from tasks.tracking import Tracker
 from tests.orchestration.conftest import Judged
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
-
 
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:

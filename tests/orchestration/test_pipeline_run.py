@@ -15,7 +15,6 @@ from pareflow.compiler.onnxruntime import OnnxRuntime
 from tasks.tracking import KEY, Tracker
 from tests.orchestration.conftest import Finished
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
 DOCUMENT = {
     *("pipeline", "run_id", "environment", "baseline", "variants", "winner", "verdict"),
     *("registered", "report"),

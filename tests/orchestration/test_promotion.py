@@ -19,7 +19,6 @@ from tasks.promotion import Promotion, challenge, promote, promote_challenger, r
 from tasks.tracking import Tracker
 from tests.orchestration.conftest import CHECKOUT, Judged, judge
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
 PROMOTE = """
 import pickle, sys
 from flows.environment import set_environment

@@ -21,7 +21,6 @@ from tasks.promotion import number, settle
 from tasks.tracking import Tracker
 from tests.orchestration.contenders import bout, enter
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 JUDGING_SECONDS = 0.05
 """How long either judges: far longer than between the starts of the two."""

@@ -13,7 +13,6 @@ from flows.cli import app
 from pareflow.errors import InputError
 from tests.orchestration.conftest import Finished
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -17,7 +17,6 @@ from tasks.tracking import KEY, Tracker
 
 pytestmark = [
     pytest.mark.slow,  # five minutes: three kills, a damaged store, two runs at once
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning"),  # MLflow's queries
     pytest.mark.timeout(900),
 ]
 KILLED_AT = (2, 7, 12)

@@ -21,7 +21,6 @@ from tasks.tracking import Tracker
 from tests.orchestration.conftest import PATIENCE_SECONDS, Finished, Judged
 from tests.orchestration.test_deployments import Api
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -26,7 +26,6 @@ from tasks.tracking import Tracker
 from tests.orchestration.conftest import CHECKOUT, Judged
 
 http = pytest.importorskip("tritonclient.http")
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
 Done = subprocess.CompletedProcess[str]
 SWITCHES_WITHIN_S = 30
 

@@ -94,7 +94,6 @@ def test_an_embedded_mlflow_is_no_server(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [server.name for server in named() if server.name == "MLflow"] == []
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
 def test_tags_of_a_newer_pareflow_are_told_and_refused_and_older_ones_are_not(tmp_path: Path) -> None:
     assert servers.tag_problems(tmp_path) == []  # there is no registry
     client = Tracker.open(tmp_path).client

@@ -21,7 +21,6 @@ from tasks import registries
 from tasks.tracking import Tracker
 from tests.orchestration.conftest import CHECKOUT, Finished
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
 BASIC: list[Any] = [{"onnxruntime": {"graph_level": "basic"}}]
 
 

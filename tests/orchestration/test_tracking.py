@@ -16,7 +16,6 @@ from tasks.collecting import registered
 from tasks.tracking import CONTENT, KEY, Tracker
 from tests.orchestration.conftest import CHECKOUT, PATIENCE_SECONDS, Judged
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
 BEGIN = """
 import os, sys, traceback
 from pathlib import Path

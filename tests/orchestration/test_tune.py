@@ -16,7 +16,6 @@ from tasks.serving import RegistrySource, plan_tag
 from tasks.tracking import Tracker
 from tests.orchestration.conftest import PIPELINE, Judged
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")  # MLflow's queries
 Done = subprocess.CompletedProcess[str]
 
 
