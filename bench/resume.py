@@ -1,7 +1,8 @@
 """A run killed at random points: the same winner as a run that was not, and how much was done twice.
 
 `kill -9` hits the command, again and again, at moments drawn by a seed; the same command goes on each time.
-Work is seconds of steps: those of the store's entries, and those that a kill took from steps in flight.
+Work is seconds of steps: those of a run that is left alone, and those that a kill took from steps in flight,
+since the step began or since its last checkpoint, from which it goes on.
 """
 
 import json
@@ -22,8 +23,34 @@ CONFIG = Path(__file__).parents[1] / "configs" / "digits" / "pipeline.yaml"
 KILLS = 20
 STARTUP_S = 12.0
 """A kill comes at the earliest so long after the command was started: before, it only reads."""
+LOOK_S = 0.1
 WORK = 1.1
 """Times the work of a run that is not killed."""
+
+
+class Steps:
+    """What a store makes, looked at ten times a second: it is not told of a step quicker than that."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._store = data_dir / "store"
+        self._begun = dict[str, float]()
+        self.finished_s = 0.0
+        """Seconds of the steps that have ended, side by side or not."""
+
+    def look(self) -> None:
+        now, making = time.time(), self._store / "making"
+        there = {path.name for path in making.glob("*.*")} if making.exists() else set()
+        self.finished_s += sum(now - begun for name, begun in self._begun.items() if name not in there)
+        self._begun = {name: self._begun.get(name, now) for name in there}
+
+    def in_flight_s(self) -> float:
+        """Seconds that a kill takes now: of each step those since it began, or since its last checkpoint."""
+        now = time.time()
+        return sum(now - max(begun, self._checkpoint(name)) for name, begun in self._begun.items())
+
+    def _checkpoint(self, name: str) -> float:
+        kept = self._store / "unfinished" / name.partition(".")[0]
+        return max((path.stat().st_mtime for path in kept.glob("*") if ".making" not in path.name), default=0)
 
 
 def measure(quick: bool) -> Sequence[Claim]:
@@ -31,7 +58,7 @@ def measure(quick: bool) -> Sequence[Claim]:
     kills = 2 if quick else KILLS
     with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as broken:
         began = time.monotonic()
-        expected, _ = _finished(Path(whole))
+        expected, work = _finished(Path(whole))
         seconds = time.monotonic() - began
         chance, lost = random.Random(0), 0.0
         for _ in range(kills):
@@ -50,15 +77,15 @@ def measure(quick: bool) -> Sequence[Claim]:
             "at least",
             note=note,
         ),
-        _work("work", lost, seconds, f"{lost:.0f} s of steps in flight lost by {kills} kills", kills),
-        _work("work of a run that is killed once", lost / kills, seconds, "the mean of these kills", kills),
+        _work("work", lost, work, f"{lost:.0f} s of steps in flight lost by {kills} kills", kills),
+        _work("work of a run that is killed once", lost / kills, work, "the mean of these kills", kills),
     ]
 
 
-def _work(what: str, lost: float, seconds: float, note: str, kills: int) -> Claim:
-    """How much was done, of the work of a run that took so many seconds, where so many were lost."""
-    told = f"{note}; a run takes {seconds:.0f} s"
-    done = 1 + lost / seconds
+def _work(what: str, lost: float, work: float, note: str, kills: int) -> Claim:
+    """How much was done, of the work of a run whose steps take so many seconds, where so many were lost."""
+    told = f"{note}; those of a run take {work:.0f} s"
+    done = 1 + lost / work
     return Claim(f"killed and resumed: {what}", WORK, done, "× the work", kills, "at most", note=told)
 
 
@@ -68,26 +95,31 @@ def _command(data_dir: Path) -> list[str]:
 
 
 def _finished(data_dir: Path) -> tuple[dict[str, Any], float]:
-    """The document of a run that is left alone, and its seconds."""
-    began = time.monotonic()
-    done = subprocess.run(_command(data_dir), stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout), time.monotonic() - began
+    """The document of a run that is left alone, and the seconds of its steps."""
+    steps = Steps(data_dir)
+    with tempfile.TemporaryFile("w+") as answer:
+        process = subprocess.Popen(_command(data_dir), stdout=answer, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            steps.look()
+            time.sleep(LOOK_S)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, process.args)
+        answer.seek(0)
+        return json.load(answer), steps.finished_s
 
 
 def _killed(data_dir: Path, after_s: float) -> float:
-    """Seconds that steps in flight had taken when the command was killed; 0 where it had ended before."""
+    """Seconds of steps to be done again where the command is killed so late; 0 where it had ended before."""
     process = subprocess.Popen(_command(data_dir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    making, seen = data_dir / "store" / "making", dict[str, float]()
-    deadline = time.monotonic() + after_s
+    steps, deadline = Steps(data_dir), time.monotonic() + after_s
     while process.poll() is None and time.monotonic() < deadline:
-        there = {path.name for path in making.glob("*")} if making.exists() else set()
-        seen = {name: seen.get(name, time.monotonic()) for name in there}
-        time.sleep(0.1)
+        steps.look()
+        time.sleep(LOOK_S)
     if process.poll() is not None:
         return 0.0
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    return sum(time.monotonic() - begun for begun in seen.values())
+    return steps.in_flight_s()
 
 
 def _recipe(document: dict[str, Any]) -> str:

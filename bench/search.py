@@ -8,6 +8,7 @@ is `search.yaml`'s. Names of workloads on the command line run those alone.
 
 import math
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -27,8 +28,10 @@ from pareflow.search import space, training_space
 from pareflow.search.trial import Trial, best
 from pareflow.stages import baseline, optimization, profiling, searching
 from pareflow.stages.clock import Meter
+from pareflow.stages.jobs import original
 from pareflow.stages.run import Row, Run
 from pareflow.stages.timing import measure as timed
+from pareflow.store import Store
 from pareflow.variant import Recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -56,7 +59,9 @@ def measure(name: str, quick: bool) -> Iterator[Claim]:
     shutil.rmtree(folder, ignore_errors=True)
     budget = {"budget": {"minutes": wanted["minutes"], "variant_minutes": wanted["minutes"]}}
     described = {**spec.read(path).to_json(), **budget, "space": wanted["space"]}
+    described["workload"]["file"]["settings"] |= wanted.get("settings", {})
     run = Run.open(spec.parse(described, str(path)), path, folder / "ours")
+    _bring_original(run)
     baselines = baseline.baseline(run)
     profile = profiling.profile(run, baselines)
     grid = replace(run, data_dir=shutil.copytree(run.data_dir, folder / "grid"), meter=Meter(math.inf))
@@ -74,6 +79,14 @@ def measure(name: str, quick: bool) -> Iterator[Claim]:
     note = f"grid: {len(theirs.rows)} candidates in {theirs.seconds:.0f} s"
     share = ours.seconds / theirs.seconds
     yield Claim(f"{name}: time of the search", SHARE, share, "of the grid's", 1, "at most", note=note)
+
+
+def _bring_original(run: Run) -> None:
+    """The trained network, where other benchmarks have trained it already."""
+    variant = original(run.facts.digest).id
+    trained = Store(DATA_DIR / "store").find(variant)
+    if trained is not None:
+        run.store.ensure(variant, lambda into: shutil.copytree(trained, into, dirs_exist_ok=True))
 
 
 def _searched(run: Run, baselines: Sequence[Row], profile: dict[str, object]) -> Tried:
@@ -119,8 +132,12 @@ def _exhaustive(run: Run, baselines: Sequence[Row], rows: Sequence[Row]) -> Trie
         for name, settings in families.items()
         for chosen in training_space.grid(settings)
     ]
-    began, contest = time.monotonic(), searching.Contest(run, baselines)
-    tried = [_tried(contest, Row(complete(recipe))) for recipe in (*space.untrained(here), *points)]
+    began, contest, tried = time.monotonic(), searching.Contest(run, baselines), list[Row]()
+    recipes = (*space.untrained(here), *points)
+    for recipe in recipes:
+        tried.append(_tried(contest, Row(complete(recipe))))
+        minutes = (time.monotonic() - began) / 60
+        print(f"grid: {len(tried)} of {len(recipes)} after {minutes:.1f} minutes", file=sys.stderr)
     return Tried(tried, time.monotonic() - began)
 
 
