@@ -6,6 +6,7 @@ goes on by asking all again, which the store answers at once.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +33,8 @@ PATIENCE = 2
 """Rounds that may bring nothing better before the search ends."""
 LONGEST = 1 / 8
 """Share of the budget that training one recipe may take."""
+OF_LIMIT = 0.8
+"""Share of one recipe's limit that building it is expected to take at most: estimates err."""
 SEEDS = 2
 """Other seeds that the best recipe with training is trained by again: how much of it is chance."""
 PREFLIGHT_MINUTES = 1.0
@@ -66,8 +69,9 @@ Waves = Generator[Wave, Told, Ended]
 class Search:
     """A search over one space. `waves` runs it.
 
-    `effort` is what training is expected to take, `minutes` the budget, `families` the share of the time that
-    each family of techniques can touch; `known` holds the strong baseline, and all trials as they come in.
+    `effort` is what training is expected to take, `minutes` the budget, `recipe_minutes` when building one
+    recipe is stopped, `families` the share of the time that each family of techniques can touch; `known`
+    holds the strong baseline, and all trials as they come in.
     """
 
     here: space.Circumstances
@@ -76,6 +80,7 @@ class Search:
     minutes_left: Callable[[], float]
     seed: int
     file: Path
+    recipe_minutes: float = math.inf
     families: Mapping[str, float] = field(default_factory=dict)
     known: list[Trial] = field(default_factory=list)
     _hopeless: list[tuple[Recipe, float]] = field(default_factory=list, init=False)
@@ -227,12 +232,17 @@ class Search:
         return now, later
 
     def _halved(self, asked: Sequence[Recipe]) -> Generator[Wave, Told, dict[str, Trial]]:
-        """By label, each recipe as far as it was trained: all a little, the hopeful third more."""
+        """By label, each recipe as far as it was trained: all a little, the hopeful third more.
+
+        One that is slow to train goes as far as its limit allows; its first rung is tried in any case.
+        """
         reached: dict[str, Trial] = {}
         rungs_now, going, before = self._rungs(), list(asked), list(self.known)
-        for passes in rungs_now:
-            trained = {training_space.trained_for(recipe, passes).label: recipe for recipe in going}
-            wave = [training_space.trained_for(recipe, passes) for recipe in going]
+        for former, passes in zip((0, *rungs_now), rungs_now, strict=False):
+            allowed = [self._within_limit(recipe, passes) if former else passes for recipe in going]
+            longer = [(recipe, n) for recipe, n in zip(going, allowed, strict=True) if n > former]
+            wave = [training_space.trained_for(recipe, n) for recipe, n in longer]
+            trained = {asked.label: recipe for asked, (recipe, _) in zip(wave, longer, strict=True)}
             told = yield from self._tried(f"trained for {passes} of {rungs_now[-1]} passes", wave)
             reached |= {trained[label].label: trial for label, trial in told.items()}
             kept = {t.recipe.label for t in survivors(list(told.values()), before)}
@@ -241,11 +251,23 @@ class Search:
                 break
         return reached
 
+    def _within_limit(self, recipe: Recipe, passes: int) -> int:
+        """As many of these passes as are expected to end before the recipe is stopped, by its own speed."""
+        once = training_space.trained_for(recipe, 1).label
+        same = [trial for trial in self.known if training_space.trained_for(trial.recipe, 1).label == once]
+        effort = self._effort_now().corrected(same)
+        most = OF_LIMIT * self.recipe_minutes
+        fitting = (
+            n for n in range(passes, 0, -1) if effort.minutes(training_space.trained_for(recipe, n)) <= most
+        )
+        return next(fitting, 0)
+
     def _effort_now(self) -> Effort:
         """The estimates, corrected by what was seen."""
         return self.effort.corrected(self.known)
 
     def _rungs(self) -> tuple[int, ...]:
-        """The passes of each rung; the last trains within its share of the budget."""
-        longest = self.minutes * LONGEST / max(self._effort_now().epoch_minutes, 1e-9)
+        """The passes of each rung; the last trains within its share of the budget, and within its limit."""
+        minutes = min(self.minutes * LONGEST, self.recipe_minutes * OF_LIMIT)
+        longest = minutes / max(self._effort_now().epoch_minutes, 1e-9)
         return rungs(int(max(1, min(MOST_EPOCHS, longest))))

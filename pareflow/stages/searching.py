@@ -154,6 +154,7 @@ def search_of(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
         minutes_left=lambda: run.left(f"look {next(looks)} of the search"),
         seed=run.facts.seed,
         file=run.output / "study.log",
+        recipe_minutes=run.spec.budget.variant_minutes,
         families=_shares(profile),
         known=[trial_of(run, strong, baselines)],
     )

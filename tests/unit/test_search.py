@@ -234,7 +234,11 @@ def landscape(recipe: Recipe) -> tuple[float, float]:
     return cost, excess
 
 
-def run(search: Search, outcome: Callable[[Recipe], tuple[float, float] | str]) -> tuple[list[Wave], Ended]:
+def run(
+    search: Search,
+    outcome: Callable[[Recipe], tuple[float, float] | str],
+    minutes: Callable[[Recipe], float] = lambda _: 0.1,
+) -> tuple[list[Wave], Ended]:
     """A whole search of a landscape; a text is what a recipe fails of."""
     waves, seen = search.waves(), list[Wave]()
     told: dict[str, Trial] | None = None
@@ -244,7 +248,7 @@ def run(search: Search, outcome: Callable[[Recipe], tuple[float, float] | str]) 
             seen.append(wave)
             found = [(recipe, outcome(recipe)) for recipe in wave.recipes]
             told = {
-                r.label: Trial(r, reason=f) if isinstance(f, str) else Trial(r, *f, minutes=0.1)
+                r.label: Trial(r, reason=f) if isinstance(f, str) else Trial(r, *f, minutes=minutes(r))
                 for r, f in found
                 if not wave.preflight or isinstance(f, str)
             }
@@ -365,6 +369,31 @@ def test_training_takes_its_share_of_the_budget_at_most(tmp_path: Path) -> None:
     waves, _ = run(search(tmp_path, effort=Effort(1.0), minutes=40.0), lambda r: (*landscape(r),))
     trained = [wave for wave in waves if wave.words.startswith("trained")]
     assert trained[0].words.endswith("of 5 passes")
+
+
+@pytest.mark.parametrize(("a_pass", "expected"), [(1.5, 4), (2.5, 3), (5.0, None)])
+def test_what_is_slow_to_train_goes_as_far_as_its_limit_allows(
+    a_pass: float, expected: int | None, tmp_path: Path
+) -> None:
+    """Of rungs of 1 and 4 passes: a recipe is stopped after 10 minutes, and may be expected to take 8."""
+
+    def minutes(recipe: Recipe) -> float:
+        return 0.1 + epochs_of(recipe) * (a_pass if is_student(recipe) else 1.0)
+
+    def outcome(recipe: Recipe) -> tuple[float, float]:
+        return (0.01, 0.0) if is_student(recipe) else landscape(recipe)
+
+    ours = search(tmp_path, IMAGES, effort=Effort(1.8), recipe_minutes=10.0)
+    waves, _ = run(ours, outcome, minutes)
+    first, second = (
+        [r for w in waves if w.words == f"trained for {n} of 4 passes" for r in w.recipes] for n in (1, 4)
+    )
+    assert {epochs_of(r) for r in first if is_student(r)} == {1}
+    assert {epochs_of(r) for r in second if is_student(r)} == ({expected} if expected else set())
+
+
+def is_student(recipe: Recipe) -> bool:
+    return any(step.name == "distillation" for step in recipe.techniques)
 
 
 def test_lossy_but_fast_is_repaired(tmp_path: Path) -> None:
