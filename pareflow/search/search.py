@@ -27,6 +27,8 @@ ROUND = 9
 """Recipes with training that are begun together."""
 FINISHES = 2
 """Ways to quantize and run a network that are tried after training: the best of those without it."""
+NEAR = 1.5
+"""How many times as long as the best one another runtime's best may take for its settings to be tried too."""
 LEAST = 2
 """Recipes of a round at least, where the time left suffices."""
 PATIENCE = 2
@@ -90,9 +92,7 @@ class Search:
         techniques = yield from self._suitable(training_space.families(self.here))
         yield from self._tried("without training, what takes least effort first", self._cheap())
         yield from self._tried("to give back the quality that was lost", self._repairs())
-        leader = best(self.known)
-        others = [] if leader is None else list(space.settings(leader.recipe))
-        yield from self._tried("with other settings of the best one's runtime", others)
+        yield from self._tried("with other settings of the best ones' runtimes", self._settings())
         if not techniques:
             return Ended("no technique that trains suits this network")
         if installed_version("optuna") is None:
@@ -145,6 +145,18 @@ class Search:
         others = {recipe.label for recipe in space.for_device(self.here.profile)}
         found = space.untrained(self.here)
         return sorted(found, key=lambda recipe: (recipe.label in others, LEVELS.index(level_of(recipe))))
+
+    def _settings(self) -> list[Recipe]:
+        """Other settings of the best one's runtime, and of the other runtimes' best where it is near."""
+        ranked = sorted(
+            ((t.cost, t.recipe) for t in self.known if t.passes and t.cost is not None),
+            key=lambda one: one[0],
+        )
+        first: dict[str, Recipe] = {}
+        for cost, recipe in ranked:
+            if cost <= NEAR * ranked[0][0]:
+                first.setdefault(recipe.backend.name, recipe)
+        return [other for recipe in first.values() for other in space.settings(recipe)]
 
     def _repairs(self) -> list[Recipe]:
         """Repairs of what is faster than all that passes, and loses too much; the fastest first."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pareflow.errors import PareflowError, VariantError
 from pareflow.gate import Evidence, drop_interval, judge_all
 from pareflow.intervals import samples_needed, speedup
-from pareflow.measurement import Measurement
+from pareflow.measurement import Interval, Measurement
 from pareflow.measuring.arena import Protocol
 from pareflow.sla import Objective
 from pareflow.stages import fitting
@@ -23,12 +23,20 @@ LOOKS = 4
 
 
 def finalists(run: Run, rows: Sequence[Row]) -> list[Row]:
-    """The baselines, and the best candidates by the objective whose quality is not already lost."""
+    """The baselines, and the best candidates by the objective whose quality is not already lost.
+
+    Where all of these may yet lose too much, the last place is for the best one that keeps the quality with
+    confidence on the search split too: else a run may end with nothing, since all that it judged were bets.
+    """
     timed = [row for row in rows if row.status == "ok" and row.measurement is not None]
     baselines = [row for row in timed if row.role != "candidate"]
     hopeful = [row for row in timed if row.role == "candidate" and not _lost(run, row, baselines)]
     ranked = sorted(hopeful, key=lambda row: objective_value(run.spec.objective, row))
-    return [*baselines, *ranked[: run.spec.finalists]]
+    chosen = ranked[: run.spec.finalists]
+    safe = [row for row in ranked if _kept(run, row, baselines) and _gains(run, row, baselines)]
+    if safe and len(chosen) > 1 and not {row.id for row in safe} & {row.id for row in chosen}:
+        chosen[-1] = safe[0]
+    return [*baselines, *chosen]
 
 
 def final(run: Run, among: int, look: int) -> Protocol:
@@ -129,11 +137,29 @@ _OBJECTIVES: dict[Objective, Callable[[Measurement], float | None]] = {
 
 def _lost(run: Run, row: Row, baselines: Sequence[Row]) -> bool:
     """Whether the search split shows already, with confidence, that too much quality is gone."""
+    drop, limit = _drop(run, row, baselines)
+    return drop is not None and drop.low is not None and drop.low > limit
+
+
+def _kept(run: Run, row: Row, baselines: Sequence[Row]) -> bool:
+    """Whether the search split shows already, with confidence, that enough quality is there."""
+    drop, limit = _drop(run, row, baselines)
+    return drop is not None and drop.high is not None and drop.high <= limit
+
+
+def _drop(run: Run, row: Row, baselines: Sequence[Row]) -> tuple[Interval | None, float]:
+    """What a row lost on the search split, and what it may lose; None where that is no clause."""
     clause = run.spec.sla.quality
     if clause is None or clause.max_drop is None:
-        return False
+        return None, math.inf
     drop = drop_interval(original_of(baselines).quality, row.quality, run.spec.sla.confidence)
-    return drop is not None and drop.low is not None and drop.low > clause.max_drop
+    return drop, clause.max_drop
+
+
+def _gains(run: Run, row: Row, baselines: Sequence[Row]) -> bool:
+    """Whether a row is better by the objective than every baseline."""
+    values = [objective_value(run.spec.objective, one) for one in (row, *baselines)]
+    return values[0] < min(values[1:])
 
 
 def _judged(run: Run, rows: Sequence[Row], measured: Mapping[str, Measurement], look: int) -> list[Row]:
