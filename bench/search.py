@@ -85,8 +85,13 @@ def _bring_original(run: Run) -> None:
     """The trained network, where other benchmarks have trained it already."""
     variant = original(run.facts.digest).id
     trained = Store(DATA_DIR / "store").find(variant)
-    if trained is not None:
-        run.store.ensure(variant, lambda into: shutil.copytree(trained, into, dirs_exist_ok=True))
+    if trained is None:
+        return
+
+    def write(into: Path) -> None:
+        shutil.copytree(trained, into, dirs_exist_ok=True)
+
+    run.store.ensure(variant, write)
 
 
 def _searched(run: Run, baselines: Sequence[Row], profile: dict[str, object]) -> Tried:

@@ -19,7 +19,8 @@ def run(judged: Any) -> Run:
     quality = {"metric": "accuracy", "max_drop": 0.01}
     sla = type(judged.run.spec.sla).model_validate({"quality": quality})
     changed = judged.run.spec.model_copy(update={"sla": sla, "finalists": 2, "objective": "latency_p50"})
-    return dataclasses.replace(judged.run, spec=changed)
+    found: Run = dataclasses.replace(judged.run, spec=changed)
+    return found
 
 
 def answering(row: Row, wrong: int, right_instead: int = 0, *, times: float = 1.0, name: str = "") -> Row:
