@@ -48,6 +48,13 @@ def test_the_last_place_is_for_one_that_is_no_bet(run: Run, judged: Any) -> None
     assert chosen(run, judged, [fast, faster]) == ["bet 60.0", "bet 50.0"]
 
 
+def test_a_gain_on_the_split_that_chose_it_makes_no_bet_safe(run: Run, judged: Any) -> None:
+    """Two points better on the search split. Pruned networks were so, and none passed (docs/log.md)."""
+    lucky = [answering(judged.candidate, 5, 20, times=t, name=f"lucky {t}") for t in (50.0, 60.0)]
+    safe = answering(judged.candidate, 0, times=20.0, name="safe")
+    assert chosen(run, judged, [*lucky, safe]) == ["lucky 60.0", "safe"]
+
+
 def test_one_that_gains_nothing_takes_no_place(run: Run, judged: Any) -> None:
     bets = [answering(judged.candidate, 20, 20, times=t, name=f"bet {t}") for t in (50.0, 60.0)]
     slow = answering(judged.candidate, 0, times=0.001, name="slow")
