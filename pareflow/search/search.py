@@ -254,7 +254,7 @@ class Search:
             allowed = [self._within_limit(recipe, passes) if former else passes for recipe in going]
             longer = [(recipe, n) for recipe, n in zip(going, allowed, strict=True) if n > former]
             wave = [training_space.trained_for(recipe, n) for recipe, n in longer]
-            trained = {asked.label: recipe for asked, (recipe, _) in zip(wave, longer, strict=True)}
+            trained = {one.label: recipe for one, (recipe, _) in zip(wave, longer, strict=True)}
             told = yield from self._tried(f"trained for {passes} of {rungs_now[-1]} passes", wave)
             reached |= {trained[label].label: trial for label, trial in told.items()}
             kept = {t.recipe.label for t in survivors(list(told.values()), before)}

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from pareflow.gate import drop_interval
 from pareflow.measurement import Interval
 from pareflow.search.training_space import seedless
 from pareflow.stages.run import Row, Run
-from pareflow.stages.validation import original_of
+from pareflow.stages.validation import search_drop
 
 
 def explanation(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> str:
@@ -52,10 +51,8 @@ def _by_other_seeds(row: Row, screened: Sequence[Row]) -> str:
 
 def _not_judged(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> str:
     """Of a row that was not chosen for the verdict: the quality that it lost already, or what was better."""
-    clause = run.spec.sla.quality
-    drop = drop_interval(original_of(screened).quality, row.quality, run.spec.sla.confidence)
-    allowed = None if clause is None else clause.max_drop
-    if drop is not None and drop.low is not None and allowed is not None and drop.low > allowed:
+    drop, allowed = search_drop(run, row, screened, run.spec.sla.confidence)
+    if drop is not None and drop.low is not None and drop.low > allowed:
         bounds = f"{drop.estimate:.4f} ({_span(drop)})"
         return f"It was not judged: on the search split it loses {bounds}, where {allowed:g} is allowed."
     if row.measurement is None:

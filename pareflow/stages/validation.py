@@ -137,7 +137,7 @@ _OBJECTIVES: dict[Objective, Callable[[Measurement], float | None]] = {
 
 def _lost(run: Run, row: Row, baselines: Sequence[Row]) -> bool:
     """Whether the search split shows already, with confidence, that too much quality is gone."""
-    drop, limit = _drop(run, row, baselines, run.spec.sla.confidence)
+    drop, limit = search_drop(run, row, baselines, run.spec.sla.confidence)
     return drop is not None and drop.low is not None and drop.low > limit
 
 
@@ -147,11 +147,13 @@ def _kept(run: Run, row: Row, baselines: Sequence[Row]) -> bool:
     A gain there is taken for none: candidates were chosen by this split, so that it flatters them.
     """
     among = len(baselines) + run.spec.finalists
-    drop, limit = _drop(run, row, baselines, 1 - (1 - run.spec.sla.confidence) / among)
+    drop, limit = search_drop(run, row, baselines, 1 - (1 - run.spec.sla.confidence) / among)
     return drop is not None and drop.high is not None and drop.high - min(drop.estimate, 0) <= limit
 
 
-def _drop(run: Run, row: Row, baselines: Sequence[Row], confidence: float) -> tuple[Interval | None, float]:
+def search_drop(
+    run: Run, row: Row, baselines: Sequence[Row], confidence: float
+) -> tuple[Interval | None, float]:
     """What a row lost on the search split, and what it may lose; None where that is no clause."""
     clause = run.spec.sla.quality
     if clause is None or clause.max_drop is None:
