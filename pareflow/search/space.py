@@ -33,13 +33,15 @@ LOWER_LEVELS: tuple[GraphLevel, ...] = ("extended", "layout")
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What the space depends on. `trainable` says whether the original is a torch module, `chosen` which
-    techniques with training the user allows, with the values of settings that he gives; None allows all."""
+    """What the space depends on. `trainable` says whether the original is a torch module, `shortcuts` whether
+    its graph adds up what went beside each other, as residual networks do, `chosen` which techniques with
+    training the user allows, with the values of settings that he gives; None allows all."""
 
     threads: tuple[int, ...]
     tokens: bool
     students: tuple[str, ...] = ()
     trainable: bool = True
+    shortcuts: bool = False
     profile: DeviceProfile | None = None
     chosen: Mapping[str, Mapping[str, tuple[Any, ...]]] | None = None
 

@@ -42,14 +42,15 @@ def families(here: Circumstances) -> dict[str, Settings]:
 
 
 def _built_in(here: Circumstances) -> dict[str, Settings]:
-    """What starts from the trained weights comes first: it needs less training than what begins anew."""
+    """What starts from the trained weights comes first: it needs less training than what begins anew.
+
+    Layers go where a shortcut leads around them: what follows still gets about what it was trained on.
+    """
     rates = {"learning_rate": TOKEN_RATES if here.tokens else RATES}
     smaller: Settings = {"depth": SHARES} if here.tokens else {"width": SHARES}
     taught: Settings = {"student": here.students} if here.students else smaller
-    tokens: dict[str, Settings] = {
-        LayerPruning.name: {"ratio": SHARES, **rates},
-        HeadPruning.name: {"ratio": SHARES, **rates},
-    }
+    layers: dict[str, Settings] = {LayerPruning.name: {"ratio": SHARES, **rates}}
+    heads: dict[str, Settings] = {HeadPruning.name: {"ratio": SHARES, **rates}}
     return {
         ChannelPruning.name: {
             "ratio": SHARES,
@@ -57,7 +58,8 @@ def _built_in(here: Circumstances) -> dict[str, Settings]:
             "scope": ("global", "layer"),  # ratios per layer by what its channels are worth, or one for all
             **rates,
         },
-        **(tokens if here.tokens else {}),
+        **(layers if here.tokens or here.shortcuts else {}),
+        **(heads if here.tokens else {}),
         LowRank.name: {"share": (0.2, 0.3, 0.4, 0.5), "of": ("products",), **rates},
         Distillation.name: {**taught, **rates},
         ArchitectureSearch.name: {"max_latency_share": SHARES, "trials": (TRIALS,), **rates},

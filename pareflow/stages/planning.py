@@ -23,7 +23,8 @@ def plan(run: Run) -> dict[str, Any]:
     """
     before = _before(run)
     families, effort = _families(before), _effort(run, before)
-    rows = [planned(run, row, families, effort) for row in searching.first_rows(run)]
+    found = searching.first_rows(run, profile=None if before is None else before["profile"])
+    rows = [planned(run, row, families, effort) for row in found]
     return {
         "accelerator": accelerator(run),
         "candidates": sorted(rows, key=_first),

@@ -46,7 +46,7 @@ def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
     small for the candidates.
     """
     check_objective(run, baselines)
-    check_room(run, first_rows(run, baselines), original_of(baselines).size_mib or 0)
+    check_room(run, first_rows(run, baselines, profile), original_of(baselines).size_mib or 0)
     wanted = run.spec.recipes()
     rows: list[Row] = []
     if wanted is not None:
@@ -98,13 +98,13 @@ def last_resort(run: Run) -> list[Recipe]:
     return [recipe for recipe in found if unrunnable(run, recipe) is None]
 
 
-def first_rows(run: Run, known: Sequence[Row] = ()) -> list[Row]:
-    """What can be named before anything has run: the YAML's candidates; else the cheap ones, and where the
+def first_rows(run: Run, known: Sequence[Row] = (), profile: Mapping[str, Any] | None = None) -> list[Row]:
+    """What can be named before anything was tried: the YAML's candidates; else the cheap ones, and where the
     search for trained ones starts; without those that are known."""
     wanted = run.spec.recipes()
     if wanted is not None:
         return list(_new(wanted, known))
-    here = circumstances(run, trainable="onnx" not in run.spec.workload)
+    here = circumstances(run, profile, trainable="onnx" not in run.spec.workload)
     runtime = OnnxRuntime(threads=run.threads[0]).step
     trained = [
         Recipe((training_space.step(name, start, MOST_EPOCHS),), runtime)
@@ -114,12 +114,14 @@ def first_rows(run: Run, known: Sequence[Row] = ()) -> list[Row]:
     return list(_new([*untrained(here), *trained], known))
 
 
-def circumstances(run: Run, *, trainable: bool = True) -> Circumstances:
-    """What the space of a run depends on."""
-    facts = run.facts
-    spec = run.spec
+def circumstances(
+    run: Run, profile: Mapping[str, Any] | None = None, *, trainable: bool = True
+) -> Circumstances:
+    """What the space of a run depends on; whether there are shortcuts only a profile tells."""
+    facts, spec = run.facts, run.spec
+    sums = profile["graph"]["before"].get("Add", 0) if profile is not None else 0
     return Circumstances(
-        run.threads, facts.tokens, facts.students, trainable, spec.target.profile, spec.space
+        run.threads, facts.tokens, facts.students, trainable, sums > 0, spec.target.profile, spec.space
     )
 
 
@@ -148,7 +150,7 @@ def search_of(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
     looks = itertools.count(1)
     per_sample = strong.measurement.quantile_ms(0.5) / run.spec.sla.batch_size
     return Search(
-        here=circumstances(run, trainable=original.role == "original"),
+        here=circumstances(run, profile, trainable=original.role == "original"),
         effort=Effort.of(run.facts.sizes["train"], per_sample),
         minutes=run.spec.budget.minutes,
         minutes_left=lambda: run.left(f"look {next(looks)} of the search"),

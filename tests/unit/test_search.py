@@ -21,6 +21,7 @@ from pareflow.search.trial import best, better
 from pareflow.variant import Recipe, Step
 
 IMAGES = Circumstances((1,), tokens=False, students=("half", "quarter"))
+RESIDUAL = dataclasses.replace(IMAGES, shortcuts=True)
 TEXTS = Circumstances((1,), tokens=True)
 PLAIN = Recipe((), Step("onnxruntime", {"threads": 1}))
 
@@ -41,7 +42,7 @@ def test_the_space_without_training_asks_each_thread_count_and_makes_sense() -> 
     assert_sensible(recipes)
 
 
-@pytest.mark.parametrize("here", [IMAGES, TEXTS], ids=["images", "texts"])
+@pytest.mark.parametrize("here", [IMAGES, RESIDUAL, TEXTS], ids=["images", "residual", "texts"])
 def test_every_point_of_the_space_with_training_makes_sense(here: Circumstances) -> None:
     finish = Recipe((Step("static_int8"),), PLAIN.backend)
     for name, settings in training_space.families(here).items():
@@ -67,6 +68,12 @@ def test_the_user_says_which_techniques_train_and_which_values_they_take() -> No
         "born_again": {},
     }
     assert training_space.families(dataclasses.replace(chosen, trainable=False)) == {}
+
+
+def test_layers_go_where_shortcuts_lead_around_them_and_heads_where_there_are_tokens() -> None:
+    whole = {"layer_pruning", "head_pruning"}
+    offered = [whole & training_space.families(here).keys() for here in (IMAGES, RESIDUAL, TEXTS)]
+    assert offered == [set(), {"layer_pruning"}, whole]
 
 
 def test_a_network_that_came_as_a_graph_is_not_trained() -> None:

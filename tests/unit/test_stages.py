@@ -61,6 +61,13 @@ def test_without_a_list_the_cheap_ones_and_where_the_search_for_trained_ones_sta
     assert len(levels) - levels.count("architecture") == len(space.untrained(here))
 
 
+def test_layers_may_go_where_the_profile_shows_shortcuts(trained: Any) -> None:
+    run = with_candidates(trained.run, None)
+    for sums, offered in (({"Conv": 3}, False), ({"Conv": 3, "Add": 1}, True)):
+        rows = searching.first_rows(run, profile={"graph": {"before": sums}})
+        assert any("layer_pruning" in row.label for row in rows) is offered
+
+
 def with_candidates(run: Any, wanted: list[Any] | None) -> Any:
     spec = specs.parse({**run.spec.to_json(), "workload": "images.py", "candidates": wanted}, "here")
     return dataclasses.replace(run, spec=spec)
