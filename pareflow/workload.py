@@ -270,6 +270,8 @@ class LoadedWorkload:
     opened: frozenset[SplitName] = frozenset({"train", "calibration", "search"})
     scratch: Path | None = None
     """Where a technique leaves what a killed run goes on from; None where there is no such place."""
+    shared: Callable[[str, Callable[[Path], None]], Path] | None = None
+    """A store's `ensure`, for what several variants need: a key's folder, made once. None without one."""
 
     def split(self, name: SplitName) -> Split:
         """One split. Raises: WorkloadError for the verdict split, unless this is the validation (law 5)."""

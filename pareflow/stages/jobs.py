@@ -189,8 +189,8 @@ def _changed(made: Recipe, workload: LoadedWorkload, store: Store) -> list[tuple
         source, variant = _in_form(technique.form, source, variant, workload, store)
         variant = variant.then(technique.step, technique.code_version())
         scratch = store.scratch(variant.id)
-        with_scratch = replace(workload, scratch=scratch)
-        source = store.ensure(variant.id, _applying(technique, source, with_scratch))
+        with_places = replace(workload, scratch=scratch, shared=store.ensure)
+        source = store.ensure(variant.id, _applying(technique, source, with_places))
         shutil.rmtree(scratch, ignore_errors=True)  # it is finished
         links.append((source, variant))
     return links

@@ -25,6 +25,7 @@ from pareflow.model.distillation.exits import with_exits
 from pareflow.model.distillation.hinted import by_depth, hinted
 from pareflow.model.distillation.teacher import Teacher
 from pareflow.model.training import Batch
+from pareflow.store import Store
 from pareflow.workload import SPLITS, LoadedWorkload, Split, Splits
 
 Load = Callable[[str], LoadedWorkload]
@@ -298,17 +299,24 @@ def test_teacher_answers_each_sample_in_its_place(load_tiny: Load, name: str) ->
         assert torch.allclose(Teacher(module, workload)(batch)[0], module(*batch.inputs.values()), atol=1e-4)
 
 
-def test_teacher_is_asked_once_and_remembered_by_digest(load_tiny: Load, tmp_path: Path) -> None:
-    workload = replace(load_tiny("images"), scratch=tmp_path)
+def test_teacher_is_asked_once_for_all_students(load_tiny: Load, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    workload = replace(load_tiny("images"), shared=store.ensure)
     module, batch = trained(workload), batch_of(workload, 5, 0, 7)
     logits, _ = Teacher(module, workload)(batch)
     assert torch.allclose(logits, module(*batch.inputs.values()), atol=1e-5)
-    (kept,) = tmp_path.glob("teacher-*.npz")
-    np.savez(kept, **{name: np.zeros((1000, 4), np.float32) for name in ("train", "calibration")})  # type: ignore[arg-type]
-    assert not Teacher(module, workload)(batch)[0].any()  # it was read, not made again
+
+    def invented(key: str, write: Callable[[Path], None]) -> Path:
+        assert store.holds(key)
+        none = {name: np.zeros((1000, 4), np.float32) for name in ("train", "calibration")}
+        np.savez(tmp_path / "answers.npz", **none)  # type: ignore[arg-type]
+        return tmp_path
+
+    assert not Teacher(module, replace(workload, shared=invented))(batch)[0].any()  # read, not made again
     module.head.bias.data += 1
-    assert Teacher(module, workload)(batch)[0].any()  # another teacher
-    assert len(list(tmp_path.glob("teacher-*.npz"))) == 2
+    Teacher(module, workload)
+    Teacher(module, replace(workload, digest="other data"))
+    assert len(list((tmp_path / "entries").iterdir())) == 3
 
 
 def test_teacher_sees_what_the_student_sees_where_samples_are_augmented(
@@ -320,11 +328,13 @@ def test_teacher_sees_what_the_student_sees_where_samples_are_augmented(
         def augment(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {"images": inputs["images"].roll(1, 2)}
 
-    shifting = replace(workload, definition=Shifted(), scratch=tmp_path)
+    store = Store(tmp_path)
+    shifting = replace(workload, definition=Shifted(), scratch=tmp_path / "scratch", shared=store.ensure)
     module, batch = trained(workload), batch_of(workload, 1, 2)
     changed = replace(batch, inputs=shifting.definition.augment(batch.inputs))
     assert torch.equal(Teacher(module, shifting)(changed)[0], module(*changed.inputs.values()))
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "scratch").exists()
+    assert list((tmp_path / "entries").iterdir()) == []
 
 
 def test_network_born_again_learns_anew(load_tiny: Load) -> None:

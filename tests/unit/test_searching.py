@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from pareflow.errors import EnvironmentUnfitError, InputError
 from pareflow.gate import Verdict
 from pareflow.search import Ended
 from pareflow.sla import QualityClause, SizeClause
-from pareflow.stages import ablation, building, explaining, optimization, room, searching
+from pareflow.stages import ablation, building, explaining, jobs, optimization, room, searching
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Step
 
@@ -256,3 +257,12 @@ def test_a_row_that_lost_too_much_on_the_search_split_names_the_interval(judged:
     said = explaining.explanation(judged.run, rows[-1], rows, rows[0])
     assert said.startswith("It was not judged: on the search split it loses ")
     assert said.endswith("where 0.2 is allowed.")
+
+
+def test_two_students_ask_the_teacher_once(workloads: Path, tmp_path: Path) -> None:
+    about = ({"file": {"path": "images.py"}}, str(workloads), str(tmp_path))
+    jobs.train(*about)
+    for width in (0.5, 0.25):
+        student = Step("distillation", {"width": width, "epochs": 1})
+        jobs.build(*about, Recipe((student,), Step("onnxruntime")).to_json())
+    assert len(list(tmp_path.glob("entries/*/answers.npz"))) == 1

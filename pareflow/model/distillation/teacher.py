@@ -12,8 +12,10 @@ from torch import nn
 from pareflow.errors import UnsuitableError
 from pareflow.model.distillation.blocks import captured, example
 from pareflow.model.training import Batch
-from pareflow.variant import digest
+from pareflow.variant import digest, file_digest
 from pareflow.workload import LoadedWorkload, Split, Workload
+
+ANSWERS = "answers.npz"
 
 Answers = tuple[torch.Tensor, list[torch.Tensor]]
 """Logits, and what the watched layers give."""
@@ -23,8 +25,8 @@ class Teacher:
     """A frozen copy of a network, and what it says to a batch.
 
     Where no layer is watched and the workload does not `augment`, its logits on the training and calibration
-    samples are computed once, and kept in the scratch folder by a digest of its weights and the data. Else
-    it runs on each batch, so that it sees what the student sees.
+    samples are computed once for all students, and kept in the store by what they depend on. Else it runs on
+    each batch, so that it sees what the student sees.
     """
 
     def __init__(self, network: nn.Module, workload: LoadedWorkload, layers: Sequence[str] = ()) -> None:
@@ -43,15 +45,15 @@ class Teacher:
         return outputs, [found[name] for name in self._layers]
 
     def _recall(self) -> dict[str, np.ndarray]:
-        """Its logits per split: from the scratch folder, or made and put there."""
-        if self._workload.scratch is None:
+        """Its logits per split: from the store, or made and put there."""
+        if self._workload.shared is None:
             return self._answer()
-        path = self._workload.scratch / f"teacher-{self._digest()}.npz"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, self._answer())
-        with np.load(path) as kept:
+        folder = self._workload.shared(self._key(), self._write)
+        with np.load(folder / ANSWERS) as kept:
             return dict(kept)
+
+    def _write(self, folder: Path) -> None:
+        np.savez(folder / ANSWERS, **self._answer())  # type: ignore[arg-type]  # its stub takes them for a flag
 
     def _answer(self) -> dict[str, np.ndarray]:
         return {split: self._answers_to(self._workload.split(split)) for split in ("train", "calibration")}
@@ -72,18 +74,13 @@ class Teacher:
         rows: np.ndarray = self._network(*map(torch.from_numpy, inputs)).numpy()
         return rows
 
-    def _digest(self) -> str:
+    def _key(self) -> str:
+        """By the network, its weights, the workload with its data, and this file."""
         weights = hashlib.sha256()
         for name, tensor in self._network.state_dict().items():
             weights.update(name.encode() + tensor.numpy().tobytes())
-        return digest(weights.hexdigest(), self._workload.data_digest)
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Whole or not at all."""
-    making = path.with_suffix(".making.npz")
-    np.savez(making, **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for a flag
-    making.rename(path)
+        code = file_digest(Path(__file__))
+        return digest("teacher", str(self._network), weights.hexdigest(), self._workload.digest, code)
 
 
 def check_classes(teacher: nn.Module, student: nn.Module, name: str, workload: LoadedWorkload) -> None:
