@@ -25,8 +25,8 @@ EFFORT: Mapping[Level, str] = {
 BUILD_MINUTES = 0.15
 """A process that imports what it needs, changes or compiles a network, and is evaluated."""
 
-SUBNET_MINUTES = 0.06
-"""A subnet of an architecture search is exported, timed, and evaluated."""
+SUBNET = 0.4
+"""Of a build: a subnet of an architecture search is exported, timed and evaluated, all in one process."""
 
 PASSES = 3
 """A training step takes about as long as three answers: forwards, and twice that back. Many samples at once
@@ -59,8 +59,9 @@ def _trains(cls: type) -> bool:
     return issubclass(cls, TrainedTechnique)
 
 
-def _subnet_minutes(recipe: Recipe) -> float:
-    return SUBNET_MINUTES * sum(int(step.settings.get("trials", 0)) for step in recipe.techniques)
+def _builds(recipe: Recipe) -> float:
+    """Builds that a recipe takes: its own, and those of the subnets that it compares."""
+    return 1 + SUBNET * sum(int(step.settings.get("trials", 0)) for step in recipe.techniques)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +78,17 @@ class Effort:
 
     def minutes(self, recipe: Recipe) -> float:
         """What a recipe is expected to take until it is built and evaluated."""
-        return self.build_minutes + epochs_of(recipe) * self.epoch_minutes + _subnet_minutes(recipe)
+        return _builds(recipe) * self.build_minutes + epochs_of(recipe) * self.epoch_minutes
 
     def corrected(self, trials: Iterable[Trial]) -> "Effort":
         """What was seen in place of estimates: medians of what was not trained, and of what was longest."""
-        known = [(t.recipe, t.minutes) for t in trials if t.minutes is not None]
-        seen = [(epochs_of(recipe), minutes - _subnet_minutes(recipe)) for recipe, minutes in known]
-        plain = [minutes for epochs, minutes in seen if not epochs]
+        seen = [(epochs_of(t.recipe), _builds(t.recipe), t.minutes) for t in trials if t.minutes is not None]
+        plain = [minutes for epochs, _, minutes in seen if not epochs]
         build = statistics.median(plain) if plain else self.build_minutes
-        longest = max((epochs for epochs, _ in seen), default=0)
-        trained = [max(minutes - build, 0) / epochs for epochs, minutes in seen if epochs == longest > 0]
+        longest = max((epochs for epochs, *_ in seen), default=0)
+        trained = [
+            max(minutes - builds * build, 0) / epochs
+            for epochs, builds, minutes in seen
+            if epochs == longest > 0
+        ]
         return Effort(statistics.median(trained) if trained else self.epoch_minutes, build)

@@ -171,6 +171,15 @@ def test_effort_is_three_answers_per_sample_and_pass_and_learns_from_what_was_se
     assert found.epoch_minutes == pytest.approx(0.2)
 
 
+def test_a_subnet_takes_its_share_of_what_a_build_was_seen_to_take() -> None:
+    """10 subnets of 0.4 builds each: 5 builds of 0.3 minutes in all, and twice 2 passes of 0.1."""
+    search = training_space.step("architecture_search", {"max_latency_share": 0.5, "trials": 10}, 2)
+    recipe = Recipe((search,), PLAIN.backend)
+    effort = Effort(0.1).corrected([dataclasses.replace(trial(1.0), minutes=0.3)])
+    assert effort.minutes(recipe) == pytest.approx(1.9)
+    assert effort.corrected([Trial(recipe, minutes=2.3)]).minutes(recipe) == pytest.approx(2.3)
+
+
 def test_passes_of_all_steps_count_a_supernets_twice() -> None:
     search = training_space.step("architecture_search", {"max_latency_share": 0.5, "trials": 24}, 4)
     assert epochs_of(Recipe((search, Step("qat_int8")), PLAIN.backend)) == 10
