@@ -7,7 +7,7 @@ goes on by asking all again, which the store answers at once.
 
 import itertools
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from pareflow.search import bounds, space, training_space
 from pareflow.search.effort import LEVELS, Effort, level_of
 from pareflow.search.halving import ETA, MOST_EPOCHS, rungs, survivors
 from pareflow.search.trial import Trial, best, better
-from pareflow.variant import Recipe
+from pareflow.variant import Recipe, Step
 
 if TYPE_CHECKING:
     from pareflow.search.study import Study
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 ROUND = 9
 """Recipes with training that are begun together."""
 FINISHES = 2
-"""Ways to quantize and run a network that are tried after training: the best of those without it."""
+"""Ways to quantize and run a network that are tried after training: the best two without it."""
 NEAR = 1.5
-"""How many times as long as the best one another runtime's best may take for its settings to be tried too."""
+"""How many times as long as the best one another way may take for its runtime's settings to be tried too."""
 LEAST = 2
 """Recipes of a round at least, where the time left suffices."""
 PATIENCE = 2
@@ -147,16 +147,10 @@ class Search:
         return sorted(found, key=lambda recipe: (recipe.label in others, LEVELS.index(level_of(recipe))))
 
     def _settings(self) -> list[Recipe]:
-        """Other settings of the best one's runtime, and of the other runtimes' best where it is near."""
-        ranked = sorted(
-            ((t.cost, t.recipe) for t in self.known if t.passes and t.cost is not None),
-            key=lambda one: one[0],
-        )
-        first: dict[str, Recipe] = {}
-        for cost, recipe in ranked:
-            if cost <= NEAR * ranked[0][0]:
-                first.setdefault(recipe.backend.name, recipe)
-        return [other for recipe in first.values() for other in space.settings(recipe)]
+        """Other settings of its runtime, for the best one, and for each other way that comes near it."""
+        ways = _each_way(t for t in self.known if t.passes)
+        near = [way for way in ways if way.cost is not None and way.cost <= NEAR * (ways[0].cost or 0)]
+        return [other for way in near for other in space.settings(way.recipe)]
 
     def _repairs(self) -> list[Recipe]:
         """Repairs of what is faster than all that passes, and loses too much; the fastest first."""
@@ -179,11 +173,9 @@ class Search:
         return [recipe for recipe, need in zip(recipes, needs, strict=True) if need <= left]
 
     def _finishes(self) -> list[Recipe]:
-        """The best recipes without training: those that exceed the SLA's limits least, the fastest first."""
-        tried = [t for t in self.known if t.cost is not None and t.excess is not None]
-        plain = [t for t in tried if level_of(t.recipe) != "architecture"]
-        ranked = sorted(plain, key=lambda t: (t.excess, t.cost))
-        return [trial.recipe for trial in ranked[:FINISHES]]
+        """The best ways without training: those that exceed the SLA's limits least, the fastest first."""
+        plain = (t for t in self.known if level_of(t.recipe) != "architecture")
+        return [way.recipe for way in _each_way(plain)[:FINISHES]]
 
     def _suitable(
         self, techniques: Mapping[str, training_space.Settings]
@@ -283,3 +275,14 @@ class Search:
         minutes = min(self.minutes * LONGEST, self.recipe_minutes * OF_LIMIT)
         longest = minutes / max(self._effort_now().epoch_minutes, 1e-9)
         return rungs(int(max(1, min(MOST_EPOCHS, longest))))
+
+
+def _each_way(trials: Iterable[Trial]) -> list[Trial]:
+    """The best of each way to quantize a network and of what runs it, whatever that is set to: those that
+    exceed the SLA's limits least, the fastest first."""
+    known = [(t.excess, t.cost, t) for t in trials if t.excess is not None and t.cost is not None]
+    found: dict[str, Trial] = {}
+    for _, _, trial in sorted(known, key=lambda one: one[:2]):
+        way = Recipe(trial.recipe.techniques, Step(trial.recipe.backend.name))
+        found.setdefault(way.label, trial)
+    return list(found.values())

@@ -428,6 +428,24 @@ def test_settings_are_tried_of_every_runtime_that_comes_near_the_best(
     assert {recipe.techniques[0].name for recipe in settings} <= {"static_int8", "nncf_int8"}
 
 
+def test_each_near_way_gets_its_runtimes_settings_and_training_goes_on_with_two_ways(tmp_path: Path) -> None:
+    """OpenVINO's bf16 is first, with static shapes more so; int8 by the same runtime is another way."""
+    static = {"static_shapes": True, "huge_pages": True}
+
+    def outcome(recipe: Recipe) -> tuple[float, float]:
+        settings, names = recipe.backend.settings, [step.name for step in recipe.techniques]
+        cost = 0.2 if settings.get("precision") == "bf16" else 0.25 if names[-1:] == ["nncf_int8"] else 1.0
+        return cost * (0.8 if static.items() <= settings.items() else 1.0), 0.0
+
+    waves, _ = run(search(tmp_path, IMAGES), outcome)
+    (settings,) = [wave.recipes for wave in waves if wave.words.startswith("with other settings")]
+    tried = [([step.name for step in r.techniques], r.backend.settings.get("precision")) for r in settings]
+    assert tried == [([], "bf16")] * 3 + [(["nncf_int8"], "f32")] * 3
+    trained = [r for wave in waves if wave.words.startswith("trained") for r in wave.recipes]
+    assert {r.backend.settings.get("precision") for r in trained} == {"bf16", "f32"}
+    assert all(static.items() <= r.backend.settings.items() for r in trained)
+
+
 def test_lossy_but_fast_is_repaired(tmp_path: Path) -> None:
     def outcome(recipe: Recipe) -> tuple[float, float]:
         return (0.4, 0.2) if [s.name for s in recipe.techniques] == ["static_int8"] else (0.9, 0.0)
