@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pareflow.catalog import installed_version
 from pareflow.compiler import OnnxRuntime
 from pareflow.search import bounds, space, training_space
-from pareflow.search.effort import LEVELS, Effort, level_of
+from pareflow.search.effort import LEVELS, Effort, epochs_of, level_of
 from pareflow.search.halving import ETA, MOST_EPOCHS, rungs, survivors
 from pareflow.search.trial import Trial, best, better
 from pareflow.variant import Recipe, Step
@@ -210,12 +210,22 @@ class Search:
         others = study.ask(count - len(beside) - len(put_off))
         for recipe in (*beside, *put_off, *others):
             bound = bounds.at_most(recipe, self.here.profile, self.families)
-            if bound is None or better(1 / bound, leader):
-                found.append(recipe)
-            else:
-                study.tell(recipe, Trial(recipe))
+            hopeless = bound is not None and not better(1 / bound, leader)
+            if bound is not None and hopeless:
                 self._hopeless.append((recipe, bound))
+            if hopeless or self._too_slow(recipe):
+                study.tell(recipe, Trial(recipe))
+            else:
+                found.append(recipe)
         return found
+
+    def _too_slow(self, recipe: Recipe) -> bool:
+        """Whether its technique was stopped by its limit of time, trained no longer than the first rung."""
+        first = training_space.trained_for(recipe, self._rungs()[0])
+        stopped = (t.recipe for t in self.known if t.stopped)
+        return any(
+            _work(before) == _work(first) and epochs_of(before) <= epochs_of(first) for before in stopped
+        )
 
     def _fitting(self, asked: Sequence[Recipe]) -> tuple[list[Recipe], list[Recipe]]:
         """As many, in their order, as half of the time left is expected to suffice for, and the others.
@@ -275,6 +285,11 @@ class Search:
         minutes = min(self.minutes * LONGEST, self.recipe_minutes * OF_LIMIT)
         longest = minutes / max(self._effort_now().epoch_minutes, 1e-9)
         return rungs(int(max(1, min(MOST_EPOCHS, longest))))
+
+
+def _work(recipe: Recipe) -> tuple[str, str | None]:
+    """What decides how long a pass of training takes: the technique, and the student where it has one."""
+    return recipe.techniques[0].name, recipe.techniques[0].settings.get("student")
 
 
 def _each_way(trials: Iterable[Trial]) -> list[Trial]:

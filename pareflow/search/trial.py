@@ -15,7 +15,8 @@ class Trial:
 
     `cost` is the objective over the strong baseline's, both on this machine: 0.5 is twice as good. `excess`
     adds up by how much the SLA's limits are exceeded on the search split; 0 meets them all, as far as the
-    estimates say. `minutes` is what building it took, `reason` why it failed or was not tried.
+    estimates say. `minutes` is what building it took, `reason` why it failed or was not tried, `stopped`
+    whether that was its limit of time.
     """
 
     recipe: Recipe
@@ -23,6 +24,7 @@ class Trial:
     excess: float | None = None
     minutes: float | None = None
     reason: str | None = None
+    stopped: bool = False
 
     @property
     def passes(self) -> bool:

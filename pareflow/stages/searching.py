@@ -7,7 +7,7 @@ from typing import Any
 
 from pareflow.catalog import complete
 from pareflow.compiler import OnnxRuntime
-from pareflow.errors import InputError, VariantError
+from pareflow.errors import InputError, TimedOutError, VariantError
 from pareflow.gate import Check, Evidence, judge
 from pareflow.search import Circumstances, Ended, Search, Trial, Wave, training_space
 from pareflow.search.effort import Effort
@@ -188,7 +188,9 @@ def _told(run: Run, wave: Wave, rows: Sequence[Row], baselines: Sequence[Row]) -
 def trial_of(run: Run, row: Row, baselines: Sequence[Row], recipe: Recipe | None = None) -> Trial:
     """A row as the search sees it: the objective over its strong baseline's, and how far the SLA is."""
     minutes = None if row.build_s is None else row.build_s / 60
-    trial = Trial(recipe or row.recipe, minutes=minutes, reason=None if row.status == "ok" else row.reason)
+    reason = None if row.status == "ok" else row.reason
+    stopped = reason is not None and reason.startswith(TimedOutError.__name__)
+    trial = Trial(recipe or row.recipe, minutes=minutes, reason=reason, stopped=stopped)
     if row.status != "ok" or row.measurement is None:
         return trial
     return Trial(trial.recipe, cost_of(run, row, baselines), excess_of(run, row, baselines), minutes)

@@ -264,7 +264,9 @@ def run(
             seen.append(wave)
             found = [(recipe, outcome(recipe)) for recipe in wave.recipes]
             told = {
-                r.label: Trial(r, reason=f) if isinstance(f, str) else Trial(r, *f, minutes=minutes(r))
+                r.label: Trial(r, reason=f, stopped=f == "TimedOutError")
+                if isinstance(f, str)
+                else Trial(r, *f, minutes=minutes(r))
                 for r, f in found
                 if not wave.preflight or isinstance(f, str)
             }
@@ -406,6 +408,26 @@ def test_what_is_slow_to_train_goes_as_far_as_its_limit_allows(
     )
     assert {epochs_of(r) for r in first if is_student(r)} == {1}
     assert {epochs_of(r) for r in second if is_student(r)} == ({expected} if expected else set())
+
+
+def test_what_was_stopped_by_its_limit_is_not_begun_again_with_other_settings(tmp_path: Path) -> None:
+    """One student is stopped in the first rung: it alone is left out, and so is each architecture search."""
+
+    def outcome(recipe: Recipe) -> tuple[float, float] | str:
+        settings = recipe.techniques[0].settings if recipe.techniques else {}
+        slow = settings.get("trials") == training_space.TRIALS or settings.get("student") == "half"
+        return "TimedOutError" if slow else landscape(recipe)
+
+    waves, _ = run(search(tmp_path, IMAGES), outcome)
+    rungs = [
+        {(r.techniques[0].name, r.techniques[0].settings.get("student")) for r in wave.recipes}
+        for wave in waves
+        if wave.words.startswith("trained for 9")
+    ]
+    for stopped in (("architecture_search", None), ("distillation", "half")):
+        assert sum(stopped in rung for rung in rungs) == 1
+        assert stopped not in rungs[-1]
+    assert ("distillation", "quarter") in set.union(*rungs[1:])
 
 
 def is_student(recipe: Recipe) -> bool:

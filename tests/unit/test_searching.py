@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pareflow.errors import EnvironmentUnfitError, InputError
+from pareflow.errors import EnvironmentUnfitError, InputError, TimedOutError
 from pareflow.gate import Verdict
 from pareflow.search import Ended
 from pareflow.sla import QualityClause, SizeClause
@@ -114,6 +114,8 @@ def test_a_trial_is_the_rows_share_of_the_baseline_and_what_it_exceeds(trained: 
     sla = run.spec.sla.model_copy(update={"size": size, "quality": quality})
     excess = searching.excess_of(searched(run, sla=sla), row, trained.rows)
     assert excess == pytest.approx(1 + 0.01)
+    stopped = optimization.failed(row, TimedOutError("it must end in 600 s", "it did not", "Give it more"))
+    assert [searching.trial_of(run, one, trained.rows).stopped for one in (row, stopped)] == [False, True]
     unknown = dataclasses.replace(row, quality=None)
     assert searching.trial_of(run, unknown, trained.rows).excess is None
 
