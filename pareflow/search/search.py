@@ -29,6 +29,8 @@ FINISHES = 2
 """Ways to quantize and run a network that are tried after training: the best two without it."""
 NEAR = 1.5
 """How many times as long as the best one another way may take for its runtime's settings to be tried too."""
+SETTINGS = 1 / 4
+"""Share of the time left that trying runtimes' settings may take: training gains more."""
 LEAST = 2
 """Recipes of a round at least, where the time left suffices."""
 PATIENCE = 2
@@ -92,7 +94,8 @@ class Search:
         techniques = yield from self._suitable(training_space.families(self.here))
         yield from self._tried("without training, what takes least effort first", self._cheap())
         yield from self._tried("to give back the quality that was lost", self._repairs())
-        yield from self._tried("with other settings of the best ones' runtimes", self._settings())
+        settings = self._in_time(self._settings(), SETTINGS)
+        yield from self._tried("with other settings of the best ones' runtimes", settings)
         if not techniques:
             return Ended("no technique that trains suits this network")
         if installed_version("optuna") is None:
@@ -147,10 +150,13 @@ class Search:
         return sorted(found, key=lambda recipe: (recipe.label in others, LEVELS.index(level_of(recipe))))
 
     def _settings(self) -> list[Recipe]:
-        """Other settings of its runtime, for the best one, and for each other way that comes near it."""
+        """All other settings of its runtime together, for each way that comes near the best; then the best
+        one's one by one."""
         ways = _each_way(t for t in self.known if t.passes)
         near = [way for way in ways if way.cost is not None and way.cost <= NEAR * (ways[0].cost or 0)]
-        return [other for way in near for other in space.settings(way.recipe)]
+        found = [settings for way in near if (settings := space.settings(way.recipe))]
+        together = [settings[-1] for settings in found]
+        return [*together, *(found[0][:-1] if found else ())]
 
     def _repairs(self) -> list[Recipe]:
         """Repairs of what is faster than all that passes, and loses too much; the fastest first."""
@@ -166,9 +172,9 @@ class Search:
         seeds = range(self.seed + 1, self.seed + 1 + SEEDS)
         return () if leader is None else training_space.by_seeds(leader.recipe, seeds)
 
-    def _in_time(self, recipes: Sequence[Recipe]) -> list[Recipe]:
-        """As many of them, in their order, as the time left is expected to suffice for."""
-        effort, left = self._effort_now(), self.minutes_left()
+    def _in_time(self, recipes: Sequence[Recipe], share: float = 1) -> list[Recipe]:
+        """As many of them, in their order, as this share of the time left is expected to suffice for."""
+        effort, left = self._effort_now(), self.minutes_left() * share
         needs = itertools.accumulate(map(effort.minutes, recipes))
         return [recipe for recipe, need in zip(recipes, needs, strict=True) if need <= left]
 

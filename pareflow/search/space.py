@@ -111,7 +111,7 @@ def smallest(here: Circumstances) -> tuple[Recipe, ...]:
 
 
 def settings(recipe: Recipe) -> tuple[Recipe, ...]:
-    """The recipe with other settings of its runtime: huge pages; of OpenVINO also an executable per shape."""
+    """The recipe with other settings of its runtime: huge pages, static shapes; all together come last."""
     offered: dict[str, list[dict[str, bool]]] = {
         OnnxRuntime.name: [{"huge_pages": True}],
         OpenVino.name: [

@@ -462,10 +462,19 @@ def test_each_near_way_gets_its_runtimes_settings_and_training_goes_on_with_two_
     waves, _ = run(search(tmp_path, IMAGES), outcome)
     (settings,) = [wave.recipes for wave in waves if wave.words.startswith("with other settings")]
     tried = [([step.name for step in r.techniques], r.backend.settings.get("precision")) for r in settings]
-    assert tried == [([], "bf16")] * 3 + [(["nncf_int8"], "f32")] * 3
+    assert tried == [([], "bf16"), (["nncf_int8"], "f32"), ([], "bf16"), ([], "bf16")]
+    assert [static.items() <= r.backend.settings.items() for r in settings] == [True, True, False, False]
     trained = [r for wave in waves if wave.words.startswith("trained") for r in wave.recipes]
     assert {r.backend.settings.get("precision") for r in trained} == {"bf16", "f32"}
     assert all(static.items() <= r.backend.settings.items() for r in trained)
+
+
+def test_settings_take_a_quarter_of_the_time_left(tmp_path: Path) -> None:
+    """Of 4.5 minutes: two builds of half a minute."""
+    ours = search(tmp_path, IMAGES, effort=Effort(0.01, 0.5), minutes_left=lambda: 4.5)
+    waves, _ = run(ours, lambda _: (0.5, 0.0), minutes=lambda _: 0.5)
+    (settings,) = [wave.recipes for wave in waves if wave.words.startswith("with other settings")]
+    assert len(settings) == 2
 
 
 def test_lossy_but_fast_is_repaired(tmp_path: Path) -> None:
