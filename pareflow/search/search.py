@@ -216,13 +216,12 @@ class Search:
         others = study.ask(count - len(beside) - len(put_off))
         for recipe in (*beside, *put_off, *others):
             bound = bounds.at_most(recipe, self.here.profile, self.families)
-            hopeless = bound is not None and not better(1 / bound, leader)
-            if bound is not None and hopeless:
+            if bound is not None and not better(1 / bound, leader):
                 self._hopeless.append((recipe, bound))
-            if hopeless or self._too_slow(recipe):
-                study.tell(recipe, Trial(recipe))
-            else:
+            elif not self._too_slow(recipe):
                 found.append(recipe)
+                continue
+            study.tell(recipe, Trial(recipe))
         return found
 
     def _too_slow(self, recipe: Recipe) -> bool:
