@@ -6,15 +6,15 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -36,6 +36,7 @@ log = logging.getLogger("pareflow.serving")
 
 BINARY = "application/octet-stream"
 VERSION = pareflow.__version__
+STREAM = "generate_stream"
 EXTENSIONS = ["binary_tensor_data"]
 CLIENT, REQUEST_ID = "x-client-id", "x-request-id"
 """By which a client is answered by one version while two are served; and by which a caller finds a kept
@@ -92,6 +93,9 @@ class App:
             routes += [
                 Route(f"{path}/infer", self._told("infer", self._infer), methods=["POST"]),
                 Route(f"{path}/generate", self._told("generate", self._generate), methods=["POST"]),
+                Route(
+                    f"{path}/generate_stream", self._told("generate_stream", self._stream), methods=["POST"]
+                ),
                 Route(f"{path}/ready", self._told("ready", self._model_ready)),
                 Route(path, self._told("metadata", self._metadata)),
             ]
@@ -141,7 +145,7 @@ class App:
                 response = refusals.response(error)
             except Exception:
                 log.exception("a request to %s failed", request.url.path)
-                response = refusals.as_json({"error": "the server failed, and its log says why"}, 500)
+                response = refusals.as_json(refusals.FAILED, 500)
             self._metrics.answered(route, response.status_code, time.perf_counter() - began)
             return response
 
@@ -170,8 +174,17 @@ class App:
         async with hosted.asked():
             with answered_within(_limit_s(asked.timeout_s, hosted)):
                 text = await _unless_gone(request, hosted, hosted.generate(asked))
-        name, version = hosted.release.name, hosted.release.version
-        return refusals.as_json({"model_name": name, "model_version": version, "text_output": text})
+        release = hosted.release
+        return refusals.as_json(generate.answer(release.name, release.version, text))
+
+    async def _stream(self, request: Request) -> Response:
+        """Its first piece is waited for: what is refused until then has a status of its own."""
+        hosted = self._hosted(request)
+        asked = generate.parse(await self._body(request), stream=True)
+        pieces = _pieces(hosted, asked)
+        first = await _unless_gone(request, hosted, anext(pieces))
+        events = generate.events(hosted.release.name, hosted.release.version, first, pieces)
+        return StreamingResponse(events, media_type=generate.EVENTS)
 
     async def _invocations(self, request: Request) -> Response:
         self._only()
@@ -341,6 +354,16 @@ async def _answered(
             return await trial.answered(hosted, question.key, rows, ask, copy)
 
 
+async def _pieces(hosted: Hosted, asked: generate.Asked) -> AsyncGenerator[str, None]:
+    """A text as it is decoded; `hosted` is not closed meanwhile. Raises: as `Hosted.pieces`."""
+    async with hosted.asked(), aclosing(hosted.pieces(asked)) as pieces:
+        with answered_within(_limit_s(asked.timeout_s, hosted)):
+            first = await anext(pieces)
+        yield first
+        async for piece in pieces:
+            yield piece
+
+
 def _key(request: Request, identity: str | None, body: bytes) -> bytes:
     """What a request is drawn by: its client, where that says who it is; else its own name; else its body."""
     headers = request.headers
@@ -348,7 +371,7 @@ def _key(request: Request, identity: str | None, body: bytes) -> bytes:
     return body if named is None else named.encode()
 
 
-async def _unless_gone(request: Request, hosted: Hosted, answer: Coroutine[Any, Any, _Answer]) -> _Answer:
+async def _unless_gone(request: Request, hosted: Hosted, answer: Awaitable[_Answer]) -> _Answer:
     """The answer, for as long as somebody waits for it: else it is given up, unless it is in a batch by then.
 
     One that is computed on the event loop is there before anybody could go. Raises: ClientDisconnect.

@@ -1,26 +1,30 @@
 """A served model: what answers now, with its policies in place, its processing before and after."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from pareflow.errors import InputError, PareflowError, StoreError
 from pareflow.runtime.calibration import Calibration, VariantBound
+from pareflow.runtime.decoding import heard_by
 from pareflow.runtime.endpoint import Endpoint, Figures
 from pareflow.runtime.pipelining import Pipeline
 from pareflow.runtime.rows import row_count
 from pareflow.runtime.tiers import named_after
 from pareflow.serving import protocol
 from pareflow.serving.executable import Opened, Release, Tensor, seconds
-from pareflow.serving.generate import Asked
+from pareflow.serving.generate import Asked, Spelling, spelled
 from pareflow.serving.language_model import LanguageModel
 from pareflow.serving.model import PackagedModel
 from pareflow.serving.plan import ServingPlan
 from pareflow.workload import Arrays
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SAMPLES, PREDICTIONS = "samples", "predictions"
 """The input that holds raw samples, rather than what the network takes; and the output that answers it."""
@@ -152,6 +156,39 @@ class Hosted:
 
     async def generate(self, asked: Asked) -> str:
         """The text that follows a text. Raises: InputError where there is no tokenizer, as of `answer`."""
+        return await self._text_behind(self._tokenizer(), asked)
+
+    async def pieces(self, asked: Asked) -> AsyncGenerator[str, None]:
+        """The same piece by piece, as it is decoded; who closes it early is not decoded for any longer.
+
+        Raises: as `generate`.
+        """
+        tokenizer = self._tokenizer()
+        spelling, heard, told = Spelling(tokenizer), False, False
+        loop, arrived = asyncio.get_running_loop(), asyncio.Queue[int | None]()
+        with heard_by(lambda token: loop.call_soon_threadsafe(arrived.put_nowait, token)):
+            answering = asyncio.create_task(self._text_behind(tokenizer, asked))
+        answering.add_done_callback(lambda _: arrived.put_nowait(None))
+        try:
+            while (token := await arrived.get()) is not None:
+                heard = True
+                if piece := spelling.piece(token):
+                    told = True
+                    yield piece
+            text = await answering
+            rest = spelling.rest() if heard else text
+            if rest or not told:
+                yield rest
+        finally:
+            answering.cancel()
+
+    async def _text_behind(self, tokenizer: "Tokenizer", asked: Asked) -> str:
+        ids = np.array([tokenizer.encode(asked.text).ids], np.int64)
+        answer = await self.answer({"input_ids": ids, **asked.options})
+        return spelled(tokenizer, answer["tokens"][0, : answer["lengths"][0]].tolist())
+
+    def _tokenizer(self) -> "Tokenizer":
+        """Raises: InputError where there is none."""
         tokenizer = self.main.tokenizer if isinstance(self.main, LanguageModel) else None
         if tokenizer is None:
             raise InputError(
@@ -159,9 +196,7 @@ class Hosted:
                 f"{self.release.name} is none",
                 "Ask `infer`, with token ids where it is a language model",
             )
-        ids = np.array([tokenizer.encode(asked.text).ids], np.int64)
-        answer = await self.answer({"input_ids": ids, **asked.options})
-        return str(tokenizer.decode(answer["tokens"][0, : answer["lengths"][0]].tolist()))
+        return tokenizer
 
     async def predicted(self, samples: Any) -> Arrays:
         """The outputs for raw samples, and the predictions. Raises: InputError."""

@@ -44,6 +44,8 @@ INPUTS = (
     Tensor("attention_mask", "INT64", (-1, -1), optional=True),
     Tensor("max_new_tokens", "INT64", (-1,), optional=True),
     Tensor("temperature", "FP32", (-1,), optional=True),
+    Tensor("top_k", "INT64", (-1,), optional=True),
+    Tensor("top_p", "FP32", (-1,), optional=True),
     Tensor("seed", "INT64", (-1,), optional=True),
 )
 OUTPUTS = (Tensor("tokens", "INT64", (-1, -1)), Tensor("lengths", "INT64", (-1,)))

@@ -137,6 +137,9 @@ def document(version: str, models: Mapping[str, str]) -> dict[str, Any]:
         paths[f"{model}/infer"] = {"post": infer, "parameters": given}
         told = _post("The text that follows, of a language model", "GenerateRequest", "GenerateResponse")
         paths[f"{model}/generate"] = {"post": told, "parameters": given}
+        streamed = _post("The same, as server-sent events", "GenerateRequest", "GenerateResponse")
+        streamed["responses"]["200"]["content"] = {"text/event-stream": {"schema": TEXT}}
+        paths[f"{model}/generate_stream"] = {"post": streamed, "parameters": given}
     return {
         "openapi": "3.1.0",
         "info": {"title": "pareflow serve", "version": version, "description": __doc__},

@@ -25,6 +25,9 @@ class UnreadableError(InputError):
     """The body is of a type or an encoding that is not read here."""
 
 
+FAILED = {"error": "the server failed, and its log says why"}
+"""What is told of an error that is nobody's but ours."""
+
 STATUSES: Mapping[type[PareflowError], int] = {
     NotFoundError: 404,
     TooLargeError: 413,

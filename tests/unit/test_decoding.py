@@ -50,6 +50,19 @@ def llama(vocabulary: int = VOCABULARY, seed: int = 0, **settings: Any) -> Any:
     return transformers.LlamaForCausalLM(config).eval()
 
 
+def saying(shares: np.ndarray) -> Any:
+    """A model whose next token has these shares, whatever came before."""
+    model = llama(len(shares))
+    with torch.no_grad():
+        for layer in model.model.layers:  # nothing is added to what a token is embedded as
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(1, 16).expand(len(shares), 16))
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[:, 0] = torch.tensor(np.log(shares)) / 4  # the norm makes 4 of 1 among 16
+    return model
+
+
 def like(model: Any, noise: float) -> Any:
     """Another model, that agrees with this one the less the more noise there is."""
     other, chance = copy.deepcopy(model), torch.Generator().manual_seed(1)
@@ -196,6 +209,26 @@ def test_samples_with_a_draft_are_distributed_as_the_target_says(made: Callable[
     assert chisquare(*zip(*pairs, strict=True)).pvalue > 1e-3
     uniform = np.full(len(pairs), count / len(pairs))
     assert chisquare([o for o, _ in pairs], uniform).pvalue < 1e-6  # it would notice
+
+
+@pytest.mark.parametrize("draft", [None, "near"])
+@pytest.mark.parametrize(("left_out", "kept"), [({"top_k": 2}, 2), ({"top_p": 0.7}, 3)])
+def test_samples_keep_to_the_likeliest(
+    made: Callable[..., Generation], draft: str | None, left_out: dict[str, float], kept: int
+) -> None:
+    """Of four tokens of shares 0.4, 0.25, 0.2 and 0.15: two, or the three that 0.7 needs, by their shares."""
+    shares, count = np.array([0.15, 0.4, 0.2, 0.25]), 600
+    target = saying(shares)
+    options = {"draft": draft, "draft_length": 2, "automatic": False} if draft else {}
+    generation = made(target, {"near": like(target, 0.3)}, prefix_mib=0, **options)
+    request = {"input_ids": np.zeros((count, 1), int), "max_new_tokens": np.full(count, 3)}
+    request |= {"temperature": np.ones(count), "seed": np.arange(count)}
+    (answer,) = ask(generation, request | {name: np.full(count, v) for name, v in left_out.items()})
+    found = np.bincount(answer["tokens"].ravel(), minlength=4)
+    likeliest = np.argsort(-shares)[:kept]
+    assert found[likeliest].sum() == found.sum() == 3 * count
+    wanted = shares[likeliest] / shares[likeliest].sum() * 3 * count
+    assert chisquare(found[likeliest], wanted).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("draft", [None, "near", "far", "prompt_lookup"])
@@ -385,7 +418,9 @@ def test_rows_of_unequal_length_are_answered_as_if_alone(
         ({"seed": [0.5]}, "a whole number of 0 or more"),
         ({"attention_mask": [[1]]}, r"shape of `input_ids`, but it is \(1, 1\), not \(1, 2\)"),
         ({"attention_mask": [[0, 0]]}, "it has 0"),
-        ({"top_k": [3]}, "may hold attention_mask, .*, but it holds top_k"),
+        ({"top_k": [-1]}, "a whole number of 0 or more"),
+        ({"top_p": [1.5]}, "`top_p` must be from 0 to 1"),
+        ({"min_p": [0.1]}, "may hold attention_mask, .*, but it holds min_p"),
     ],
 )
 def test_request_that_cannot_be_answered_says_why(

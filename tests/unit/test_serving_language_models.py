@@ -1,21 +1,26 @@
 """A language model behind the server: token ids in, the very tokens that it gives alone out."""
 
 import asyncio
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from pareflow.errors import InputError, OverloadedError, PareflowError, SpecError
-from pareflow.runtime.decoding import Decoding, Generation
+from pareflow.runtime.decoding import Decoding, Generation, generation
 from pareflow.serving import language_model
 from pareflow.serving.app import App
+from pareflow.serving.generate import parse, spelled
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.model import write_manifest
 from pareflow.serving.plan import ServingPlan
@@ -25,7 +30,7 @@ from pareflow.serving.slot import FolderSource, Slot
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 WORDS = [f"w{i}" for i in range(32)]
-INFER, GENERATE = "/v2/models/words/infer", "/v2/models/words/generate"
+INFER, GENERATE, STREAM = (f"/v2/models/words/{route}" for route in ("infer", "generate", "generate_stream"))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,11 +41,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def checkpoint(folder: Path, seed: int = 0, *, tokens: bool = True) -> Path:
+def checkpoint(folder: Path, seed: int = 0, *, tokens: bool = True, vocabulary: int = 32) -> Path:
     """A tiny Llama of random weights, and a tokenizer of 32 words, as `save_pretrained` writes them."""
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
-        vocab_size=32,
+        vocab_size=vocabulary,
         hidden_size=16,
         intermediate_size=24,
         num_hidden_layers=2,
@@ -54,8 +59,8 @@ def checkpoint(folder: Path, seed: int = 0, *, tokens: bool = True) -> Path:
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     if tokens:
-        vocabulary = {word: i for i, word in enumerate(WORDS)}
-        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0"))
+        words = {word: i for i, word in enumerate(WORDS)}
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
         tokenizer.save(str(folder / "tokenizer.json"))
     return folder
@@ -152,8 +157,9 @@ def test_a_text_is_gone_on_with(serve: Callable[..., TestClient], expected: list
     ("body", "said"),
     [
         ({}, "`text_input` must be a text"),
-        ({"text_input": "w1", "parameters": {"stream": True}}, "streaming is not supported"),
-        ({"text_input": "w1", "parameters": {"top_k": 5}}, "`top_k` is none"),
+        ({"text_input": "w1", "parameters": {"stream": True}}, "`stream` must be false where `generate`"),
+        ({"text_input": "w1", "parameters": {"min_p": 5}}, "`min_p` is none"),
+        ({"text_input": "w1", "parameters": {"top_p": 2}}, "`top_p` must be from 0 to 1"),
         ({"text_input": "w1", "parameters": {"seed": "x"}}, "`seed` must be a number"),
         ({"text_input": "w1", "parameters": {"seed": 2**64}}, "`seed` must be a number"),
         ({"text_input": "w1", "parameters": []}, "`parameters` must be an object"),
@@ -171,8 +177,128 @@ def test_what_cannot_be_generated_is_refused(
 def test_a_model_without_a_tokenizer_takes_ids_alone(serve: Callable[..., TestClient]) -> None:
     client = serve("mute")
     assert len(tokens(client.post(INFER, json=ids(1, max_new_tokens=4)))) == 4
-    answer = client.post(GENERATE, json={"text_input": "w1"})
-    assert (answer.status_code, "tokenizer.json" in answer.json()["error"]) == (400, True)
+    for route in (GENERATE, STREAM):
+        answer = client.post(route, json={"text_input": "w1"})
+        assert (answer.status_code, "tokenizer.json" in answer.json()["error"]) == (400, True)
+
+
+def events(answer: Any) -> list[dict[str, Any]]:
+    """The documents of a stream of server-sent events."""
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.text.endswith("\n\n")
+    return [json.loads(event.removeprefix("data: ")) for event in answer.text.split("\n\n")[:-1]]
+
+
+@pytest.mark.parametrize("draft", [None, "small"])
+def test_a_stream_gives_the_same_text_word_by_word(
+    serve: Callable[..., TestClient], packages: Mapping[str, Path], expected: list[int], draft: str | None
+) -> None:
+    tiers = {"small": str(packages["draft"])} if draft else {}
+    decoding = {"draft": draft, "draft_length": 3, "automatic": False} if draft else {}
+    client = serve(tiers=tiers, decoding=decoding)
+    asked = {"text_input": "w1 w5 w9", "parameters": {"max_new_tokens": 8, "stream": True}}
+    found = events(client.post(STREAM, json=asked))
+    words = [WORDS[token] for token in expected[:8]]
+    assert [event["text_output"].strip() for event in found] == words
+    assert "".join(event["text_output"] for event in found) == " ".join(words)
+    assert {(event["model_name"], event["model_version"]) for event in found} == {
+        ("words", found[0]["model_version"])
+    }
+    assert 'route="generate_stream",status="200"' in client.get("/metrics").text
+
+
+def say_by_turns(first: int, second: int, folder: Path) -> None:
+    """Change a checkpoint so that each of two tokens follows the other."""
+    network = language_model.loaded(folder)
+    with torch.no_grad():
+        for layer in network.model.layers:  # nothing is added to what a token is embedded as
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        network.lm_head.weight.zero_()
+        for place, (one, other) in enumerate(((first, second), (second, first))):
+            network.model.embed_tokens.weight[one] = torch.eye(16)[place]
+            network.lm_head.weight[other] = torch.eye(16)[place]
+    network.save_pretrained(folder)
+
+
+def by_bytes() -> Any:
+    """A tokenizer whose tokens are bytes."""
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], byte_fallback=True))
+    parts = [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    tokenizer.decoder = tokenizers.decoders.Sequence(parts)
+    return tokenizer
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=20))
+def test_pieces_are_the_text(text: str) -> None:
+    tokenizer = by_bytes()
+    assert spelled(tokenizer, tokenizer.encode(text).ids) == text
+
+
+def test_a_letter_of_several_tokens_comes_whole(tmp_path: Path) -> None:
+    """The network repeats the two bytes of `é`: neither is a letter alone."""
+    source = checkpoint(tmp_path / "source", tokens=False, vocabulary=256)
+    by_bytes().save(str(source / "tokenizer.json"))
+    first, second = "é".encode()
+    say_by_turns(first, second, source)
+    language_model.pack(source, "bytes", tmp_path / "bytes")
+    metrics = Metrics()
+    slot = Slot(FolderSource(tmp_path / "bytes"), None, metrics)
+    with TestClient(App([slot], Settings(poll_s=None), metrics).asgi()) as client:
+        asked = {"text_input": "é", "parameters": {"max_new_tokens": 5}}
+        streamed = client.post("/v2/models/bytes/generate_stream", json=asked)
+        found = [event["text_output"] for event in events(streamed)]
+        whole = client.post("/v2/models/bytes/generate", json=asked).json()["text_output"]
+    assert (found, "".join(found)) == (["é", "é", "\ufffd"], whole)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"text_input": "w1", "parameters": {"stream": False}}, "`stream` must be true"),
+        ({"text_input": ""}, "a prompt must have from 1 to 127 tokens"),
+    ],
+)
+def test_what_is_refused_before_the_first_word_has_its_status(
+    serve: Callable[..., TestClient], body: Mapping[str, Any], said: str
+) -> None:
+    answer = serve().post(STREAM, json=body)
+    assert (answer.status_code, said in answer.json()["error"]) == (400, True), answer.text
+
+
+def test_a_stream_that_breaks_off_says_so(
+    serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline passes after the third token: two words at least were told by then."""
+    client, told = serve(), itertools.count()
+    real = generation._Watch.check
+
+    def late(watch: Any, meanwhile: str) -> None:
+        if meanwhile == "decoding" and next(told) >= 3:
+            watch._limit = 0.0
+        real(watch, meanwhile)
+
+    monkeypatch.setattr(generation._Watch, "check", late)
+    *words, last = events(client.post(STREAM, json={"text_input": "w1 w5", "parameters": {"max_tokens": 9}}))
+    assert len(words) == 3
+    assert "it came while decoding" in last["error"]
+
+
+def test_a_stream_that_is_closed_is_not_decoded_for(packages: Mapping[str, Path]) -> None:
+    metrics = Metrics()
+    slot = Slot(FolderSource(packages["words"]), None, metrics)
+
+    async def scenario() -> float:
+        slot.start()
+        asked = parse(b'{"text_input": "w1", "max_tokens": 120}', stream=True)
+        async with aclosing(slot.hosted.pieces(asked)) as pieces:
+            await anext(pieces)
+        await slot.hosted.generate(parse(b'{"text_input": "w1", "max_tokens": 1}'))
+        return slot.hosted.figures["generation"]()["tokens"]
+
+    assert asyncio.run(scenario()) < 100  # of 121
 
 
 @pytest.mark.parametrize(
@@ -182,7 +308,7 @@ def test_a_model_without_a_tokenizer_takes_ids_alone(serve: Callable[..., TestCl
         ({"inputs": [{"name": "input_ids", "datatype": "FP32", "shape": [1, 1], "data": [1]}]}, "is FP32"),
         ({"inputs": [{"name": "samples", "datatype": "INT64", "shape": [1, 1], "data": [1]}]}, "is missing"),
         ({"inputs": [{"name": "seed", "datatype": "INT64", "shape": [1], "data": [1]}]}, "is missing"),
-        ({**ids(1, top_k=5)}, "there is no `top_k`"),
+        ({**ids(1, min_p=5)}, "there is no `min_p`"),
     ],
 )
 def test_bad_ids_are_refused(serve: Callable[..., TestClient], request_: Any, said: str) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 
 from pareflow.errors import DeadlineError, OverloadedError
 from pareflow.runtime.decoding.drafts import named, require_cuttable
+from pareflow.runtime.decoding.listening import Listener, listener
 from pareflow.runtime.decoding.prefixes import PrefixCache
 from pareflow.runtime.decoding.request import Limits, Prompt, prompts
 from pareflow.runtime.decoding.rounds import Rounds
-from pareflow.runtime.decoding.sampling import Noise
+from pareflow.runtime.decoding.sampling import chosen_by
 from pareflow.runtime.decoding.settings import Decoding
 from pareflow.runtime.decoding.speculation import Speculation
 from pareflow.runtime.endpoint import Endpoint, deadline
@@ -32,8 +33,9 @@ class Generation:
 
     Request: `input_ids` (n, tokens) and, if wanted, `attention_mask` (n, tokens), 0 where a row is filled up.
     For each row, if wanted: `max_new_tokens` (n,); `temperature` (n,), 0 by default: the likeliest token;
-    `seed` (n,), 0 by default. Answer: `tokens` (n, longest), new ones only, filled up with the token that
-    ends a text, and `lengths` (n,). A row ends with the model's `eos_token_id`, where it has one.
+    `top_k` (n,), 0 by default: of all; `top_p` (n,), 1 by default; `seed` (n,), 0 by default. Answer:
+    `tokens` (n, longest), new ones only, filled up with the token that ends a text, and `lengths` (n,). A row
+    ends with the model's `eos_token_id`, where it has one.
 
     The answer is the same whatever came before, however it was batched, and whether or not tokens were
     drafted; a sample is fixed by its seed. (Where two tokens tie within rounding, a pass over more tokens at
@@ -72,7 +74,8 @@ class Generation:
 
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """Raises: InputError, OverloadedError, DeadlineError. Who is cancelled is not decoded any longer."""
-        rows, watch = prompts(feeds, self._limits), _Watch(deadline())
+        rows = prompts(feeds, self._limits)
+        watch = _Watch(deadline(), listener() if len(rows) == 1 else None)
         self._admit()
         self._asked += 1
         try:
@@ -139,7 +142,6 @@ class Generation:
 
         past = DynamicCache() if self._prefixes is None else self._prefixes.longest(prompt.tokens)
         ids = torch.from_numpy(prompt.tokens)[None].to(self._target.device)
-        noise = [Noise(prompt.temperature, prompt.seed)] if prompt.temperature else []
         text: torch.Tensor = self._target.generate(
             ids,
             GenerationConfig(
@@ -150,7 +152,7 @@ class Generation:
             use_model_defaults=False,  # what is decoded is said by the request alone
             attention_mask=torch.ones_like(ids),
             past_key_values=past,
-            logits_processor=noise,
+            logits_processor=chosen_by(prompt),
             stopping_criteria=[watch],
             **({"custom_generate": self._loop} if self._loop else {}),
         )
@@ -168,10 +170,10 @@ class Generation:
 
 
 class _Watch:
-    """Ends the decoding of a request that nobody waits for, or whose time is over."""
+    """Ends the decoding of a request that nobody waits for, or whose time is over; tells who hears it."""
 
-    def __init__(self, limit: float | None) -> None:
-        self._limit, self.gone = limit, Event()
+    def __init__(self, limit: float | None, hears: Listener | None) -> None:
+        self._limit, self._hears, self.gone = limit, hears, Event()
 
     def check(self, meanwhile: str) -> None:
         """Raises: DeadlineError."""
@@ -185,4 +187,6 @@ class _Watch:
         import torch
 
         self.check("decoding")
+        if self._hears is not None:
+            self._hears(int(text[0, -1]))
         return torch.full((len(text),), self.gone.is_set(), device=text.device)

@@ -1,5 +1,6 @@
 """What a request to a language model asks for, checked."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,13 +8,15 @@ import numpy as np
 
 from pareflow.errors import InputError
 
-OPTIONS = ("attention_mask", "max_new_tokens", "temperature", "seed")
-_LAWS: dict[str, tuple[str, str, int]] = {
-    "max_new_tokens": ("1 or more", "iu", 1),
-    "temperature": ("0 or more", "fiu", 0),
-    "seed": ("a whole number of 0 or more", "iu", 0),
+OPTIONS = ("attention_mask", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
+_LAWS: dict[str, tuple[str, str, int, float]] = {
+    "max_new_tokens": ("1 or more", "iu", 1, math.inf),
+    "temperature": ("0 or more", "fiu", 0, math.inf),
+    "top_k": ("a whole number of 0 or more", "iu", 0, math.inf),
+    "top_p": ("from 0 to 1", "fiu", 0, 1),
+    "seed": ("a whole number of 0 or more", "iu", 0, math.inf),
 }
-"""In words, the kinds of type, and the least."""
+"""In words, the kinds of type, the least and the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +30,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One row of a request. Temperature 0: always the likeliest token."""
+    """One row of a request. Temperature 0: always the likeliest token.
+
+    Else one is drawn of the `top_k` likeliest (0: of all), of these of the fewest whose share is `top_p`.
+    """
 
     tokens: np.ndarray
     max_new_tokens: int
     temperature: float
+    top_k: int
+    top_p: float
     seed: int
 
 
@@ -45,12 +53,19 @@ def prompts(feeds: Mapping[str, np.ndarray], limits: Limits) -> list[Prompt]:
         )
     rows = _rows(feeds)
     count = len(rows)
-    temperatures = _each(feeds, "temperature", count, 0.0)
-    seeds = _each(feeds, "seed", count, 0)
     lengths = _each(feeds, "max_new_tokens", count, 0)
+    temperatures, seeds = _each(feeds, "temperature", count, 0.0), _each(feeds, "seed", count, 0)
+    tops, shares = _each(feeds, "top_k", count, 0), _each(feeds, "top_p", count, 1.0)
     return [
-        Prompt(_known(row, limits), _length(len(row), int(length), limits), float(temperature), int(seed))
-        for row, length, temperature, seed in zip(rows, lengths, temperatures, seeds, strict=True)
+        Prompt(
+            _known(row, limits),
+            _length(len(row), int(lengths[at]), limits),
+            float(temperatures[at]),
+            int(tops[at]),
+            float(shares[at]),
+            int(seeds[at]),
+        )
+        for at, row in enumerate(rows)
     ]
 
 
@@ -77,10 +92,10 @@ def _each(feeds: Mapping[str, np.ndarray], name: str, count: int, default: float
     """One number per row. Raises: InputError."""
     if name not in feeds:
         return np.full(count, default)
-    given, (law, kinds, least) = np.asarray(feeds[name]), _LAWS[name]
+    given, (law, kinds, least, most) = np.asarray(feeds[name]), _LAWS[name]
     values = given.reshape(-1)
     fits = len(values) == count and values.dtype.kind in kinds
-    if not fits or not (np.isfinite(values) & (values >= least)).all():
+    if not fits or not (np.isfinite(values) & (values >= least) & (values <= most)).all():
         raise InputError(
             f"`{name}` must be {law} for each of {count} rows",
             f"it is {given.tolist()}",
