@@ -85,13 +85,8 @@ def _bring_original(run: Run) -> None:
     """The trained network, where other benchmarks have trained it already."""
     variant = original(run.facts.digest).id
     trained = Store(DATA_DIR / "store").find(variant)
-    if trained is None:
-        return
-
-    def write(into: Path) -> None:
-        shutil.copytree(trained, into, dirs_exist_ok=True)
-
-    run.store.ensure(variant, write)
+    if trained is not None:
+        run.store.bring(variant, trained)
 
 
 def _searched(run: Run, baselines: Sequence[Row], profile: dict[str, object]) -> Tried:

@@ -91,6 +91,14 @@ class Store:
             with self.remote.alone(key) if self.remote else nullcontext():
                 return self._fetched(key) or self._made(key, write)
 
+    def bring(self, key: str, entry: Path) -> Path:
+        """The entry's folder, a copy of another store's if it is not there yet. Raises: as `ensure`."""
+
+        def write(into: Path) -> None:
+            shutil.copytree(entry, into, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
+
+        return self.ensure(key, write)
+
     def evict(self, key: str) -> None:
         """Forget an entry, so that its step runs again."""
         with self.lock(key):

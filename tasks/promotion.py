@@ -11,6 +11,7 @@ A version without a verdict of this environment is judged here first (law 8). Ev
 import json
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -193,16 +194,24 @@ def against_tag(environment: str) -> str:
 
 
 def _judged(tracker: Tracker, run: Run, version: str, winner: Row | None, champion: str | None) -> Judgement:
-    """The version by itself, where this environment has no verdict on it yet; then beside the champion."""
+    """The version by itself, where this environment has no verdict on it yet; then beside the champion, which
+    is brought meanwhile."""
     name = run.spec.name
-    with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
+    with (
+        tempfile.TemporaryDirectory() as ours,
+        tempfile.TemporaryDirectory() as theirs,
+        ThreadPoolExecutor(1) as beside,
+    ):
+        brought = None
+        if champion is not None:
+            brought = beside.submit(as_registered, tracker, name, champion, Path(theirs))
         package = _verified(tracker, run, version, Path(ours))
         alone = _verdict_here(tracker, run, version, package)
         if alone.decision != "promote":
             return _kept(champion, version, alone.decision, alone.reason)
-        if champion is None:
+        if brought is None:
             return alone._replace(reason="there was no champion")
-        holder = as_registered(tracker, name, champion, Path(theirs))
+        holder = brought.result()
         lineages = verified(package), verified(holder)
         retrained = lineages[0]["workload_digest"] != lineages[1]["workload_digest"]
         row = winner or promotion.packaged_row(run, package)

@@ -147,10 +147,9 @@ def preflight(reference: Mapping[str, Any], folder: str, root: str, recipe: list
     name = original(workload.digest).id
     trained = store.find(name)
     assert trained is not None  # the baseline stage made it
-    source = trained
     with tempfile.TemporaryDirectory() as scratch:
         aside = Store(Path(scratch))
-        aside.ensure(name, lambda into: _copied(source, into))
+        aside.bring(name, trained)
         artifact = _built(made, few, aside)
         backend = find(BACKENDS, made.backend, "backend")
         assert isinstance(backend, Backend)
@@ -160,10 +159,6 @@ def preflight(reference: Mapping[str, Any], folder: str, root: str, recipe: list
         (into / "preflight.json").write_text(json.dumps(made.to_json()))
 
     store.ensure(key, write)
-
-
-def _copied(source: Path, into: Path) -> None:
-    shutil.copytree(source, into, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
 
 
 def _built(made: Recipe, workload: LoadedWorkload, store: Store) -> Path:

@@ -51,6 +51,15 @@ def test_copy_of_an_entry_is_an_entry_with_a_manifest_of_its_own(store: Store) -
     assert store.find("second") is None
 
 
+def test_entry_of_another_store_is_brought_once(store: Store, tmp_path: Path) -> None:
+    entry = Store(tmp_path / "other").ensure("key", writer())
+    brought = store.bring("key", entry)
+    assert brought == store.find("key") != entry
+    assert (brought / "sub" / "file").read_text() == "abc"
+    shutil.rmtree(entry)
+    assert store.bring("key", entry) == brought
+
+
 def test_absent_entry_is_none(store: Store) -> None:
     assert store.find("key") is None
 
