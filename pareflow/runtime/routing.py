@@ -12,6 +12,7 @@ from pydantic import Field
 
 from pareflow.errors import DeadlineError
 from pareflow.runtime.calibration import FULL
+from pareflow.runtime.decoding import heard_by
 from pareflow.runtime.endpoint import Endpoint, answered_within, deadline
 from pareflow.runtime.policy import Policy
 from pareflow.runtime.rows import row_count
@@ -176,7 +177,7 @@ class _Router:
 async def _timed(lane: _Lane, feeds: Mapping[str, np.ndarray]) -> None:
     """Let a variant answer for the sake of its time; nobody waits for it, and a failure is counted."""
     try:
-        with answered_within(None):
+        with answered_within(None), heard_by(None):
             await lane.answer(feeds)
     except Exception:
         lane.failed += 1

@@ -4,8 +4,10 @@ Source: triton-inference-server/server, docs/protocol/extension_generate.md (pro
 `text_output` is the new text alone. Pieces are server-sent events (WHATWG HTML, section 9.2).
 """
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+import reprlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,8 @@ _KINDS: Mapping[str, tuple[str, tuple[type, ...]]] = {
 ALIASES = {"max_tokens": "max_new_tokens"}
 """What clients of Triton's vLLM backend call it."""
 LARGEST = 2**63 - 1
+SHORT = 2_000
+"""Letters of a text whose tokens take a millisecond or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ def parse(body: bytes, *, stream: bool = False) -> Asked:
         raise _refused("`text_input` must be a text", "there is none")
     parameters = document.get("parameters", {})
     if not isinstance(parameters, dict):
-        raise _refused("`parameters` must be an object", f"it is {parameters!r}")
+        raise _refused("`parameters` must be an object", f"it is {reprlib.repr(parameters)}")
     given = {
         name: value for name, value in document.items() if name not in ("text_input", "parameters", "id")
     }
@@ -68,32 +72,45 @@ def parse(body: bytes, *, stream: bool = False) -> Asked:
 
 
 class Spelling:
-    """Tokens as text, one after the other: a letter whose bytes are several tokens comes with its last."""
+    """Tokens behind a prompt as text, one after the other: what a tokenizer makes of both without the prompt.
 
-    def __init__(self, tokenizer: "Tokenizer") -> None:
-        from tokenizers.decoders import DecodeStream
+    A letter whose bytes are several tokens comes with its last.
+    """
 
-        self._tokenizer, self._stream = tokenizer, DecodeStream(skip_special_tokens=True)
-        self._held: list[int] = []
+    def __init__(self, tokenizer: "Tokenizer", prompt: Sequence[int]) -> None:
+        self._tokenizer, self._ids = tokenizer, list(prompt)
+        self._told = len(self._ids)
 
     def piece(self, token: int) -> str:
         """What this token adds; nothing where it is not known yet."""
-        self._held.append(token)
-        piece = self._stream.step(self._tokenizer, token)
-        if piece is None:
+        self._ids.append(token)
+        piece = self.rest()
+        if not piece or piece.endswith("\ufffd"):
             return ""
-        self._held.clear()
-        return str(piece)
+        self._ids = self._ids[self._told :]  # those before say nothing of what comes
+        self._told = len(self._ids)
+        return piece
 
     def rest(self) -> str:
         """What is left at the end of a text: half a letter."""
-        return str(self._tokenizer.decode(self._held)) if self._held else ""
+        before, whole = (self._tokenizer.decode(ids) for ids in (self._ids[: self._told], self._ids))
+        if whole.startswith(before):
+            return whole[len(before) :]
+        return self._tokenizer.decode(self._ids[self._told :])  # bad bytes may spoil the good before them
 
 
-def spelled(tokenizer: "Tokenizer", tokens: Iterable[int]) -> str:
+def spelled(tokenizer: "Tokenizer", prompt: Sequence[int], tokens: Iterable[int]) -> str:
     """The same at once."""
-    spelling = Spelling(tokenizer)
+    spelling = Spelling(tokenizer, prompt)
     return "".join(map(spelling.piece, tokens)) + spelling.rest()
+
+
+async def encoded(tokenizer: "Tokenizer", text: str) -> list[int]:
+    """The tokens of a text; those of a long one are made in a thread."""
+    if len(text) > SHORT:
+        (found,) = await asyncio.to_thread(tokenizer.encode_batch_fast, [text])
+        return list(found.ids)
+    return list(tokenizer.encode(text).ids)
 
 
 def answer(name: str, version: str, text: str) -> dict[str, str]:
@@ -105,9 +122,9 @@ async def events(
     name: str, version: str, first: str, others: AsyncGenerator[str, None]
 ) -> AsyncIterator[bytes]:
     """A text's pieces as server-sent events. What goes wrong between two of them is the last: `error`."""
-    yield _event(answer(name, version, first))
     try:
         async with aclosing(others):
+            yield _event(answer(name, version, first))
             async for piece in others:
                 yield _event(answer(name, version, piece))
     except PareflowError as error:
@@ -129,7 +146,7 @@ def _option(name: str, value: Any) -> np.ndarray:
         )
     datatype, kinds = _KINDS[name]
     if type(value) not in kinds or abs(value) > LARGEST:
-        raise _refused(f"`{name}` must be a number, {datatype}", f"it is {value!r}")
+        raise _refused(f"`{name}` must be a number, {datatype}", f"it is {reprlib.repr(value)}")
     return np.array([value], protocol.DTYPES[datatype])
 
 

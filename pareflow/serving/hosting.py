@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pareflow.errors import InputError, PareflowError, StoreError
+from pareflow.errors import InputError, PareflowError, StoreError, TransientError
 from pareflow.runtime.calibration import Calibration, VariantBound
 from pareflow.runtime.decoding import heard_by
 from pareflow.runtime.endpoint import Endpoint, Figures
@@ -17,7 +17,7 @@ from pareflow.runtime.rows import row_count
 from pareflow.runtime.tiers import named_after
 from pareflow.serving import protocol
 from pareflow.serving.executable import Opened, Release, Tensor, seconds
-from pareflow.serving.generate import Asked, Spelling, spelled
+from pareflow.serving.generate import Asked, Spelling, encoded, spelled
 from pareflow.serving.language_model import LanguageModel
 from pareflow.serving.model import PackagedModel
 from pareflow.serving.plan import ServingPlan
@@ -156,36 +156,44 @@ class Hosted:
 
     async def generate(self, asked: Asked) -> str:
         """The text that follows a text. Raises: InputError where there is no tokenizer, as of `answer`."""
-        return await self._text_behind(self._tokenizer(), asked)
+        tokenizer = self._tokenizer()
+        prompt = await encoded(tokenizer, asked.text)
+        return spelled(tokenizer, prompt, await self._tokens_behind(prompt, asked))
 
     async def pieces(self, asked: Asked) -> AsyncGenerator[str, None]:
         """The same piece by piece, as it is decoded; who closes it early is not decoded for any longer.
 
-        Raises: as `generate`.
+        Raises: as `generate`, and TransientError where what was heard is not the answer: one tier began it,
+        and another one gave it.
         """
         tokenizer = self._tokenizer()
-        spelling, heard, told = Spelling(tokenizer), False, False
+        prompt = await encoded(tokenizer, asked.text)
+        spelling, heard, told = Spelling(tokenizer, prompt), list[int](), False
         loop, arrived = asyncio.get_running_loop(), asyncio.Queue[int | None]()
         with heard_by(lambda token: loop.call_soon_threadsafe(arrived.put_nowait, token)):
-            answering = asyncio.create_task(self._text_behind(tokenizer, asked))
+            answering = asyncio.create_task(self._tokens_behind(prompt, asked))
         answering.add_done_callback(lambda _: arrived.put_nowait(None))
         try:
             while (token := await arrived.get()) is not None:
-                heard = True
+                heard.append(token)
                 if piece := spelling.piece(token):
                     told = True
                     yield piece
-            text = await answering
-            rest = spelling.rest() if heard else text
+            tokens = await answering
+            if heard != tokens[: len(heard)]:
+                raise TransientError(
+                    "a stream must be the answer", "another variant answered than had begun to", "Ask again"
+                )
+            rest = "".join(map(spelling.piece, tokens[len(heard) :])) + spelling.rest()
             if rest or not told:
                 yield rest
         finally:
             answering.cancel()
 
-    async def _text_behind(self, tokenizer: "Tokenizer", asked: Asked) -> str:
-        ids = np.array([tokenizer.encode(asked.text).ids], np.int64)
-        answer = await self.answer({"input_ids": ids, **asked.options})
-        return spelled(tokenizer, answer["tokens"][0, : answer["lengths"][0]].tolist())
+    async def _tokens_behind(self, prompt: list[int], asked: Asked) -> list[int]:
+        answer = await self.answer({"input_ids": np.array([prompt], np.int64), **asked.options})
+        tokens: list[int] = answer["tokens"][0, : answer["lengths"][0]].tolist()
+        return tokens
 
     def _tokenizer(self) -> "Tokenizer":
         """Raises: InputError where there is none."""

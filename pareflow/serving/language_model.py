@@ -173,14 +173,10 @@ def _refused(folder: Path, found: str) -> InputError:
 
 def _answer(network: "PreTrainedModel", prompt: list[int]) -> list[int]:
     """The likeliest tokens behind a prompt, without drafts and kept prefixes."""
-    import asyncio
-
     generation = Generation(network, Decoding(prefix_mib=0, max_new_tokens=GOLDEN_TOKENS))
-    try:
-        answer = asyncio.run(generation.answer({"input_ids": np.array([prompt])}))
-    finally:
-        generation.close()
-    tokens: list[int] = answer["tokens"][0].tolist()
+    (found,) = generation.tokens({"input_ids": np.array([prompt])})
+    generation.close()
+    tokens: list[int] = found.tolist()
     return tokens
 
 

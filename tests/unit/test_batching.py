@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pareflow.errors import BadOutputError, DeadlineError, OverloadedError
 from pareflow.runtime import DynamicBatching
+from pareflow.runtime.decoding.listening import heard_by, take_listener
 from pareflow.runtime.endpoint import Endpoint, Handler, answered_within
 from pareflow.workload import Arrays
 from tests.concurrency import run, settle
@@ -314,5 +315,27 @@ def test_every_request_gets_its_own_answer(sizes: list[int], most: int, concurre
             assert np.array_equal(found["y"], one["x"] * 2)
         assert sum(below.sizes) == sum(sizes)
         assert all(size <= max(most, *sizes) for size in below.sizes)
+
+    run(scenario)
+
+
+def test_nobody_hears_what_another_asked() -> None:
+    """A batch is computed in the context of whoever came last, or whose batch ended."""
+
+    async def scenario() -> None:
+        below, heard = Doubling(), list[object]()
+
+        async def listening(feeds: Mapping[str, np.ndarray]) -> Arrays:
+            heard.append(take_listener())
+            return await below.answer(feeds)
+
+        answer = DynamicBatching(max_batch_size=1).wrap(Endpoint(listening, "listening")).answer
+        asked = []
+        for n in range(3):
+            with heard_by(print):
+                asked.append(asyncio.ensure_future(answer(rows(n))))
+        below.let(3)
+        await asyncio.gather(*asked)
+        assert heard == [None] * 3
 
     run(scenario)

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from pareflow.errors import DeadlineError, InputError, SpecError, UnsuitableError
-from pareflow.runtime import Decoding, DynamicBatching, Generation
+from pareflow.runtime import DeadlineRouting, Decoding, DynamicBatching, Generation
+from pareflow.runtime.decoding import heard_by
 from pareflow.runtime.decoding.prefixes import PrefixCache
 from pareflow.runtime.endpoint import answered_within
 from pareflow.workload import Arrays
@@ -514,3 +516,39 @@ def test_who_is_gone_is_not_decoded_for(
 
     asyncio.run(scenario())
     assert len(sizes) < 2500  # of 5000
+
+
+def test_only_the_variant_that_answers_is_heard(
+    made: Callable[..., Generation], target: Any, drafts: Any
+) -> None:
+    """The full model is passed over, and timed on a copy while the one that answers is still busy."""
+    full, small = (made(model, max_new_tokens=8) for model in (target, drafts["far"]))
+    below = replace(full.endpoint("full"), tiers={"small": small.endpoint("small")})
+    heard: list[int] = []
+
+    async def scenario() -> Arrays:
+        routed = DeadlineRouting().wrap(below)
+        router: Any = routed.answer
+        full_lane, small_lane = router.__self__._lanes
+        full_lane._time.observe(1, 1000.0)
+        busy = asyncio.create_task(small_lane.answer({"input_ids": prompts(1)}))
+        await asyncio.sleep(0)
+        with answered_within(60), heard_by(heard.append):
+            answer = await routed.answer({"input_ids": prompts(1)})
+        await asyncio.gather(busy, *router.__self__._probes)
+        assert routed.figures["deadline_routing"]()["probes_full"] == 1
+        return answer
+
+    assert heard == asyncio.run(scenario())["tokens"][0].tolist()
+
+
+def test_what_is_heard_is_of_the_first_that_decodes(made: Callable[..., Generation], target: Any) -> None:
+    generation, heard = made(target, max_new_tokens=4), list[int]()
+
+    async def scenario() -> Arrays:
+        with heard_by(heard.append):
+            answer = await generation.answer({"input_ids": prompts(1)})
+            await asyncio.gather(*(generation.answer({"input_ids": prompts(1)}) for _ in range(2)))
+        return answer
+
+    assert heard == asyncio.run(scenario())["tokens"][0].tolist()

@@ -4,10 +4,12 @@ import asyncio
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +22,8 @@ from pareflow.errors import InputError, OverloadedError, PareflowError, SpecErro
 from pareflow.runtime.decoding import Decoding, Generation, generation
 from pareflow.serving import language_model
 from pareflow.serving.app import App
-from pareflow.serving.generate import parse, spelled
+from pareflow.serving.generate import encoded, parse, spelled
+from pareflow.serving.generate import events as told_as
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.model import write_manifest
 from pareflow.serving.plan import ServingPlan
@@ -145,7 +148,7 @@ def test_metadata_says_what_it_takes(serve: Callable[..., TestClient]) -> None:
 def test_a_text_is_gone_on_with(serve: Callable[..., TestClient], expected: list[int]) -> None:
     """By the generate extension; the option under both of its names, inside and beside `parameters`."""
     client = serve()
-    said = " ".join(WORDS[token] for token in expected[:8])
+    said = "".join(f" {WORDS[token]}" for token in expected[:8])
     for more in ({"parameters": {"max_new_tokens": 8}}, {"max_tokens": 8}, {"parameters": {"max_tokens": 8}}):
         answer = client.post(GENERATE, json={"text_input": "w1 w5 w9", **more})
         assert answer.json()["text_output"] == said, answer.text
@@ -201,7 +204,8 @@ def test_a_stream_gives_the_same_text_word_by_word(
     found = events(client.post(STREAM, json=asked))
     words = [WORDS[token] for token in expected[:8]]
     assert [event["text_output"].strip() for event in found] == words
-    assert "".join(event["text_output"] for event in found) == " ".join(words)
+    whole = client.post(GENERATE, json={"text_input": "w1 w5 w9", "max_tokens": 8}).json()["text_output"]
+    assert "".join(event["text_output"] for event in found) == whole
     assert {(event["model_name"], event["model_version"]) for event in found} == {
         ("words", found[0]["model_version"])
     }
@@ -234,7 +238,77 @@ def by_bytes() -> Any:
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=20))
 def test_pieces_are_the_text(text: str) -> None:
     tokenizer = by_bytes()
-    assert spelled(tokenizer, tokenizer.encode(text).ids) == text
+    assert spelled(tokenizer, [], tokenizer.encode(text).ids) == text
+
+
+def with_spaces() -> Any:
+    """One of Llama's kind: a space is a part of the word behind it, and that of the first is dropped."""
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)} | {
+        "\u2581the": 256,
+        "\u2581x": 257,
+        "x": 258,
+    }
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], byte_fallback=True))
+    parts = tokenizers.decoders
+    tokenizer.decoder = parts.Sequence(
+        [parts.Replace("\u2581", " "), parts.ByteFallback(), parts.Fuse(), parts.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(["<s>"])
+    return tokenizer
+
+
+WHOLE_LETTERS = [
+    [256],
+    [257],
+    [258],
+    [259],
+    [0x0A],
+    [0xC3, 0xA9],
+    list("\u20ac".encode()),
+    list("\ufffd".encode()),
+]
+
+
+@given(*[st.lists(st.sampled_from(WHOLE_LETTERS), min_size=1, max_size=6)] * 2)
+def test_what_follows_a_prompt_is_what_the_whole_has_behind_it(
+    before: list[list[int]], behind: list[list[int]]
+) -> None:
+    tokenizer, prompt, new = with_spaces(), [*chain(*before)], [*chain(*behind)]
+    text = tokenizer.decode(prompt)
+    assert text + spelled(tokenizer, prompt, new) == tokenizer.decode(prompt + new)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ([257, 0x0A, 0xE2, 257], " x\n\ufffd x"),  # the decoder spoils the line break, which was told by then
+        ([0xC3, 0xA9, 0xE2, 0x82, 258], "\u00e9\ufffd\ufffdx"),
+        ([0x0A, 0xE2], "\n\ufffd"),
+        ([0x0A, 0xE2, 0x82, 0xAC], "\n\u20ac"),
+    ],
+)
+def test_bytes_that_are_no_letter_end_no_text(tokens: list[int], said: str) -> None:
+    assert spelled(with_spaces(), [256], tokens) == said
+
+
+def test_tokens_of_a_long_text_are_made_in_a_thread() -> None:
+    tokenizer, threads = by_bytes(), set[int]()
+
+    class Watched:
+        """The tokenizer, which notes the threads of those that ask."""
+
+        def encode(self, text: str) -> Any:
+            threads.add(threading.get_ident())
+            return tokenizer.encode(text)
+
+        def encode_batch_fast(self, texts: list[str]) -> Any:
+            threads.add(threading.get_ident())
+            return tokenizer.encode_batch_fast(texts)
+
+    for text, elsewhere in (("a" * 100, False), ("a" * 100_000, True)):
+        threads.clear()
+        assert asyncio.run(encoded(cast(Any, Watched()), text)) == tokenizer.encode(text).ids
+        assert (threads != {threading.get_ident()}) == elsewhere
 
 
 def test_a_letter_of_several_tokens_comes_whole(tmp_path: Path) -> None:
@@ -284,6 +358,56 @@ def test_a_stream_that_breaks_off_says_so(
     *words, last = events(client.post(STREAM, json={"text_input": "w1 w5", "parameters": {"max_tokens": 9}}))
     assert len(words) == 3
     assert "it came while decoding" in last["error"]
+
+
+def test_a_stream_that_another_tier_ends_says_so(
+    serve: Callable[..., TestClient], packages: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The full model fails at the fourth token, and the tier answers from the first one on: with others."""
+    client, told = (
+        serve(tiers={"small": str(packages["draft"])}, policies=[{"deadline_routing": {}}]),
+        itertools.count(),
+    )
+    real = generation._Watch.check
+
+    def failing(watch: Any, meanwhile: str) -> None:
+        if meanwhile == "decoding" and next(told) == 3:
+            raise RuntimeError("it fails")
+        real(watch, meanwhile)
+
+    monkeypatch.setattr(generation._Watch, "check", failing)
+    *words, last = events(client.post(STREAM, json={"text_input": "w1 w5", "parameters": {"max_tokens": 9}}))
+    assert len(words) == 3
+    assert "another variant answered than had begun to" in last["error"]
+
+
+def test_a_stream_is_closed_with_its_first_event() -> None:
+    closed = []
+
+    async def others() -> AsyncGenerator[str, None]:
+        try:
+            yield "more"
+        finally:
+            closed.append(True)
+
+    async def scenario() -> None:
+        pieces = others()
+        await anext(pieces)
+        told = told_as("words", "1", "w1", pieces)
+        await anext(told)
+        await told.aclose()
+        assert closed
+
+    asyncio.run(scenario())
+
+
+def test_it_is_opened_where_an_event_loop_runs(packages: Mapping[str, Path]) -> None:
+    """As a replica of Ray Serve opens it."""
+
+    async def scenario() -> None:
+        Slot(FolderSource(packages["words"]), None, Metrics()).hosted.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_stream_that_is_closed_is_not_decoded_for(packages: Mapping[str, Path]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pareflow.errors import DeadlineError, OverloadedError
 from pareflow.runtime.decoding.drafts import named, require_cuttable
-from pareflow.runtime.decoding.listening import Listener, listener
+from pareflow.runtime.decoding.listening import Listener, take_listener
 from pareflow.runtime.decoding.prefixes import PrefixCache
 from pareflow.runtime.decoding.request import Limits, Prompt, prompts
 from pareflow.runtime.decoding.rounds import Rounds
@@ -75,8 +75,8 @@ class Generation:
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """Raises: InputError, OverloadedError, DeadlineError. Who is cancelled is not decoded any longer."""
         rows = prompts(feeds, self._limits)
-        watch = _Watch(deadline(), listener() if len(rows) == 1 else None)
         self._admit()
+        watch = _Watch(deadline(), take_listener() if len(rows) == 1 else None)
         self._asked += 1
         try:
             answers = await asyncio.get_running_loop().run_in_executor(self._threads, self._all, rows, watch)
@@ -90,6 +90,13 @@ class Generation:
         for row, answer in zip(tokens, answers, strict=True):
             row[: len(answer)] = answer
         return {"tokens": tokens, "lengths": lengths}
+
+    def tokens(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The tokens behind each row, decoded in the caller's thread, before anything was asked of `answer`.
+
+        Raises: InputError.
+        """
+        return self._all(prompts(feeds, self._limits), _Watch(None, None))
 
     def figures(self) -> Mapping[str, float]:
         found: dict[str, float] = {
