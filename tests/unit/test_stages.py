@@ -85,7 +85,7 @@ def test_candidate_is_built_evaluated_and_timed(judged: Any) -> None:
 def test_nothing_is_begun_after_the_budget(trained: Any) -> None:
     run = dataclasses.replace(trained.run, meter=Meter(float("-inf")))
     row = Row(Recipe((), Step("onnxruntime", {"graph_level": "none"})))
-    pruned = optimization.make(run, row)
+    pruned = optimization.begun(run, row, "make")
     assert (pruned.status, pruned.reason) == ("pruned", "the budget of 600 minutes was used up")
     assert optimization.time(run, dataclasses.replace(row, id="v"), trained.rows).status == "pruned"
 
