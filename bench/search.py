@@ -110,8 +110,9 @@ def _searched(run: Run, baselines: Sequence[Row], profile: dict[str, object]) ->
 
 
 def _tried(contest: searching.Contest, row: Row) -> Row:
-    made = optimization.make(contest.run, row)
-    timed = optimization.time(contest.run, made, contest.baselines, contest.needed(made))
+    run, row = contest.run, optimization.begun(contest.run, row, "make")
+    made = optimization.kept(run, optimization.make(run, row), "make") if row.status == "ok" else row
+    timed = optimization.time(run, made, contest.baselines, contest.needed(made))
     contest.ran(timed)
     return timed
 

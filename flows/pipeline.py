@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flows.environment import set_environment
 
 set_environment()  # before prefect is imported
 
-from prefect import Task, flow  # noqa: E402
+from prefect import flow  # noqa: E402
 
 from flows.endings import ended  # noqa: E402
 from flows.progress import shown  # noqa: E402
@@ -57,7 +57,8 @@ def run_pipeline(
     """The pipeline by this execution, recorded in MLflow."""
     described = spec.read(config, target)
     with collection.holding(Store(data_dir / "store"), f"optimize {described.name}"):
-        run = Run.open(described, config, data_dir, remeasure=remeasure, target=target)
+        run = Run.open(described, config, data_dir, target=target)
+        run = run.anew() if remeasure else run
         tracker = Tracker.open(data_dir)
         document = optimize(run, tracker, execution)
         if described.budget.store_gib is not None:
@@ -92,8 +93,8 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
     progress.rows(baselines)
 
     progress.stage("profile")
-    profile = execution.call(steps.profile, run, baselines)
-    progress.note(profile["bottleneck"])
+    profile, told = execution.call(steps.profile, run, baselines)
+    progress.note(told)
 
     rows, ended = searched(run, tracker, parent, execution, baselines, profile)
     progress.note(f"the search ended: {ended.words}")
@@ -128,6 +129,7 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
 
     rows, before = [*table, *less], [*screened, *less]
     document = outcome.document(run, rows, before, winner, profile, registered, swept, ended, given, serving)
+    document["no_profile"] = told if profile is None else None
     execution.call(steps.record_outcome, run, tracker, parent, document)
     return document
 
@@ -138,7 +140,7 @@ def searched(
     parent: str,
     execution: Execution,
     baselines: Sequence[Row],
-    profile: Mapping[str, Any],
+    profile: Mapping[str, Any] | None,
 ) -> tuple[list[Row], Ended]:
     """All rows that the search asked for, wave by wave, and why it ended."""
     asking, rows = searching.searching(run, baselines, profile), list[Row]()
@@ -149,7 +151,7 @@ def searched(
             shown.get().stage("optimize", len(asked.rows))
             shown.get().note(asked.words)
             if asked.preflight:
-                flown = side_by_side(run, execution, steps.preflight, asked.rows)
+                flown = side_by_side(run, execution, "preflight", asked.rows)
                 done = [row for row in flown if row.status != "ok"]
                 shown.get().rows(done)
             else:
@@ -169,7 +171,7 @@ def tried(
 ) -> list[Row]:
     """The candidates, built side by side and timed one by one, each for as long as it may win the contest."""
     progress, run, rows = shown.get(), contest.run, list[Row]()
-    for row in side_by_side(run, execution, steps.make_variant, candidates):
+    for row in side_by_side(run, execution, "make", candidates):
         needed = contest.needed(row)
         timed = execution.call(steps.time_variant, run, tracker, parent, row, contest.baselines, needed)
         contest.ran(timed)
@@ -179,18 +181,20 @@ def tried(
 
 
 def side_by_side(
-    run: Run, execution: Execution, task: "Task[..., Row]", candidates: Sequence[Row]
+    run: Run, execution: Execution, work: Literal["preflight", "make"], candidates: Sequence[Row]
 ) -> Iterator[Row]:
-    """The candidates as the task leaves them, in their order, as many at a time as the machines hold.
+    """The candidates as the work leaves them, in their order, as many at a time as the machines hold.
 
     One that no machine can hold is unavailable. Between two of them nothing runs, and may be timed.
     """
+    task = steps.make_variant if work == "make" else steps.preflight
     waiting = [(row, needs_of(run, row.recipe)) for row in candidates]
     while waiting:
         machines = execution.machines()
         count = held([needs for _, needs in waiting], machines)
         wave, waiting = waiting[:count], waiting[count:]
         rows = [optimization.placed(run, row, machines, execution.where) for row, _ in wave]
+        rows = [optimization.begun(run, row, work) if row.status == "ok" else row for row in rows]
         able = [(row, needs) for row, (_, needs) in zip(rows, wave, strict=True) if row.status == "ok"]
         done = iter(execution.each(task, [(run, row) for row, _ in able], [needs for _, needs in able]))
-        yield from [next(done) if row.status == "ok" else row for row in rows]
+        yield from [optimization.kept(run, next(done), work) if row.status == "ok" else row for row in rows]

@@ -67,9 +67,9 @@ def train(run: Run) -> None:
 
 
 @task(task_run_name="profile", **_POLICY)
-def profile(run: Run, baselines: Sequence[Row]) -> dict[str, Any]:
-    """Where a request's time goes."""
-    return profiling.profile(run, baselines)
+def profile(run: Run, baselines: Sequence[Row]) -> tuple[dict[str, Any] | None, str]:
+    """Where a request's time goes, and that in a line; None and the reason where it cannot be told."""
+    return profiling.attempt(run, baselines)
 
 
 @task(task_run_name="preflight {row.label}", **_POLICY)

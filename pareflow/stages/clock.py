@@ -2,8 +2,10 @@
 
 import json
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass
@@ -28,7 +30,8 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """A file with a line per question: how many minutes of the budget were left when it was first asked."""
+    """A file with a line per question: how many minutes of the budget were left when it was first asked; and
+    with one per piece of work that a time limit stopped."""
 
     file: Path
 
@@ -41,11 +44,16 @@ class Clock:
         known = self._known()
         if asked in known:
             return known[asked]
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a") as file:
-            line = json.dumps({"asked": asked, "minutes_left": minutes_left})
-            file.write(f"\n{line}\n")  # what a kill cut short before it stays a line of its own
+        self._add({"asked": asked, "minutes_left": minutes_left})
         return minutes_left
+
+    def stopped(self, work: str) -> str | None:
+        """In words, the time limit that stopped this work; None where none did."""
+        return next((line["words"] for line in self._lines() if line.get("stopped") == work), None)
+
+    def stop(self, work: str, words: str) -> None:
+        """Keep that a time limit stopped this work."""
+        self._add({"stopped": work, "words": words})
 
     def least(self) -> float | None:
         """The least that was ever left: where the clock goes on; None where nothing was asked."""
@@ -55,10 +63,20 @@ class Clock:
         self.file.unlink(missing_ok=True)
 
     def _known(self) -> dict[str, float]:
-        """By question. Of two answers the first holds; a line that a kill cut short is none."""
+        """By question. Of two answers the first holds."""
         found: dict[str, float] = {}
+        for line in self._lines():
+            if "asked" in line:
+                found.setdefault(line["asked"], line["minutes_left"])
+        return found
+
+    def _add(self, line: Mapping[str, Any]) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a") as file:
+            file.write(f"\n{json.dumps(line)}\n")  # what a kill cut short before it stays a line of its own
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """Every whole line; one that a kill cut short is none."""
         for line in self.file.read_text().splitlines() if self.file.exists() else ():
             if line.endswith("}"):
-                answer = json.loads(line)
-                found.setdefault(answer["asked"], answer["minutes_left"])
-        return found
+                yield json.loads(line)

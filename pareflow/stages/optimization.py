@@ -2,9 +2,16 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 from pareflow.catalog import members
-from pareflow.errors import DoesNotFitError, MissingExtraError, PareflowError, TransientError
+from pareflow.errors import (
+    DoesNotFitError,
+    MissingExtraError,
+    PareflowError,
+    TimedOutError,
+    TransientError,
+)
 from pareflow.hardware.needs import Machine, lacking
 from pareflow.intervals import speedup
 from pareflow.measuring.race import Race
@@ -14,17 +21,18 @@ from pareflow.stages.run import Row, Run, Status
 from pareflow.stages.timing import measure
 from pareflow.variant import Recipe
 
+Work = Literal["preflight", "make", "time"]
+"""What is done to a row."""
+
 
 def make(run: Run, row: Row) -> Row:
-    """The row built and evaluated on the search split; or failed, unavailable, pruned, with its reason.
+    """The row built and evaluated on the search split; or failed, unavailable, with its reason.
 
     Raises: TransientError, EnvironmentUnfitError of the store: the run's trouble, not the variant's.
     """
     absent = unrunnable(run, row.recipe)
     if absent:
         return _ended(row, "unavailable", absent)
-    if run.late(f"make {row.label}"):
-        return _ended(row, "pruned", f"the budget of {run.spec.budget.minutes:g} minutes was used up")
     try:
         made = fitting.fitted(run, building.make(run, row))
     except PareflowError as error:
@@ -52,26 +60,46 @@ def preflight(run: Run, row: Row) -> Row:
 
 
 def time(run: Run, row: Row, baselines: Sequence[Row], needed: float | None = None) -> Row:
-    """The row timed beside the strong baseline of its thread count; or failed, with its reason.
+    """The row timed beside the strong baseline of its thread count; or failed, pruned, with its reason.
 
     Timing stops where it cannot be `needed` times as fast any more.
     """
-    if row.status != "ok":
+    if row.status != "ok" or (row := begun(run, row, "time")).status != "ok":
         return row
-    if run.late(f"time {row.label}"):
-        return _ended(row, "pruned", f"the budget of {run.spec.budget.minutes:g} minutes was used up")
     strong = strong_baseline(row, baselines)
     try:
         row = dataclasses.replace(building.make(run, row), fit=row.fit)  # again only if it has gone since
         race = None if needed is None else Race(str(row.id), str(strong.id), needed)
         measured = measure(run, [strong, row], SCREENING, race=race)
     except PareflowError as error:
-        return failed(row, error)
+        return kept(run, failed(row, error), "time")
     ours, theirs = measured[str(strong.id)], measured[str(row.id)]
     timed = dataclasses.replace(row, measurement=theirs, speedup=speedup(ours, theirs))
     if len(theirs.blocks_ms) == SCREENING.blocks:
         return timed
     return dataclasses.replace(timed, reason=f"no longer timed: it cannot be {needed:.3g} times as fast")
+
+
+def begun(run: Run, row: Row, work: Work) -> Row:
+    """The row, where the work on it begins; else pruned, since the budget was used up, or failed, since a
+    time limit stopped it in this run before.
+
+    Asked on the flow's machine, which keeps the answers. A preflight takes little, and is not pruned.
+    """
+    what = f"{work} {row.label}"
+    if work != "preflight" and run.late(what):
+        return _ended(row, "pruned", f"the budget of {run.spec.budget.minutes:g} minutes was used up")
+    stopped = run.clock.stopped(what)
+    return row if stopped is None else _ended(row, "failed", stopped)
+
+
+def kept(run: Run, row: Row, work: Work) -> Row:
+    """The row as the work left it. Where a time limit stopped that, it is kept, so that a run that goes on
+    decides the same; what else it died of may have been mended, and is tried again then.
+    """
+    if row.status == "failed" and row.reason is not None and row.reason.startswith(TimedOutError.__name__):
+        run.stop(f"{work} {row.label}", row.reason)
+    return row
 
 
 def strong_baseline(row: Row, baselines: Sequence[Row]) -> Row:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pareflow import network
 from pareflow.catalog import installed_version
-from pareflow.errors import VariantError
+from pareflow.errors import TimedOutError, VariantError
 from pareflow.measuring import event_file
 from pareflow.measuring.advice import advice
 from pareflow.measuring.roofline import roofline
@@ -17,9 +17,29 @@ from pareflow.stages.run import Row, Run
 RUNTIMES = ("onnxruntime", "torch", "openvino")
 
 
+def attempt(run: Run, baselines: Sequence[Row]) -> tuple[dict[str, Any] | None, str]:
+    """The profile, and what it says in a line. It only advises: where the strong baseline cannot be profiled
+    within a variant's limits, None, and why.
+
+    A time limit that stopped it is kept: it advises a run that goes on as it did. Raises: as `profile`.
+    """
+    if (stopped := run.clock.stopped("profile")) is not None:
+        return None, stopped
+    try:
+        found = profile(run, baselines)
+    except VariantError as error:
+        reason = f"it could not be profiled: {error.must}, but {error.found}"
+        if isinstance(error, TimedOutError):
+            run.stop("profile", reason)
+        return None, reason
+    return found, found["bottleneck"]
+
+
 def profile(run: Run, baselines: Sequence[Row]) -> dict[str, Any]:
     """Stages, counters, operators, the graph, roofline and advice; the trace, and event files if asked for,
-    beside the report. Raises: MissingExtraError where those cannot be written.
+    beside the report.
+
+    Raises: MissingExtraError where those cannot be written; VariantError; BusyMachineError.
     """
     asked = run.spec.profile.tensorboard
     if asked:

@@ -91,8 +91,6 @@ class Run:
         lists = {name: tuple(document[name]) for name in ("serving_requires", "students")}
         facts = WorkloadFacts(**{**document, **lists})
         run = cls(spec, config, data_dir, environment(), facts, remeasure, target)
-        if remeasure:
-            run.clock.forget()
         least = run.clock.least()
         return run if least is None else dataclasses.replace(run, spent=spec.budget.minutes - least)
 
@@ -156,10 +154,20 @@ class Run:
         """Whether the budget was used up when this was first asked."""
         return self.left(asked) < 0
 
+    def stop(self, work: str, words: str) -> None:
+        """Keep that a time limit stopped this work: told once, it is told whenever the run is asked again."""
+        with writing(self.data_dir):
+            self.clock.stop(work, words)
+
     @property
     def unhurried(self) -> "Run":
-        """The run without a budget: for what explains a winner that was found within it."""
+        """The run without a budget, which asks no clock: for what is found out of a winner beside the run."""
         return dataclasses.replace(self, meter=Meter(math.inf))
+
+    def anew(self) -> "Run":
+        """The run from its beginning: its budget whole, and everything measured again."""
+        self.clock.forget()
+        return dataclasses.replace(self, remeasure=True, spent=0.0)
 
     def job(self, name: str, arguments: Mapping[str, Any], log: str, **options: Any) -> Any:
         """Run one of `stages/jobs.py` in a process of its own, with the workload it is about."""

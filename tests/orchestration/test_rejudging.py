@@ -23,6 +23,10 @@ def registered(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_a_verdict_that_still_holds_is_told_with_both_checks(pareflow_command: Run, registered: Path) -> None:
+    """And the pipeline's own run, which has the same id, finds its clock as it left it."""
+    (clock,) = (registered / "runs").glob("*/clock.jsonl")
+    before = clock.read_text()
+    assert "look 2 at the finalists" in before
     done = pareflow_command("check", "models:/images@champion", "--data-dir", registered, "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -31,6 +35,7 @@ def test_a_verdict_that_still_holds_is_told_with_both_checks(pareflow_command: R
     assert document["was"]["decision"] == document["now"]["decision"] == "promote"
     then, now = ([check["clause"] for check in document[when]["checks"]] for when in ("was", "now"))
     assert then == now == ["quality.max_drop", "size.max_mib", "do_no_harm"]
+    assert clock.read_text() == before
 
 
 def test_a_verdict_that_no_longer_holds_exits_with_3(

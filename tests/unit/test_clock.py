@@ -4,6 +4,7 @@ import dataclasses
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows.pipeline import side_by_side, tried
+from pareflow.errors import CrashedError, TimedOutError
+from pareflow.measurement import Measurement
+from pareflow.stages import building, optimization
 from pareflow.stages.clock import Clock, Meter
-from pareflow.stages.run import Run
+from pareflow.stages.run import Row, Run
+from pareflow.stages.searching import Contest, trial_of
+from pareflow.variant import Recipe, Step
+from tasks.execution import Plain
 from tests.conftest import Trained
 
 
@@ -43,6 +51,74 @@ def test_a_line_that_a_kill_cut_short_costs_that_answer_alone(lefts: list[float]
         assert Clock(clock.file).first(str(len(lefts) - 1), 0.0) == math.pi
 
 
+def test_what_a_time_limit_stopped_is_kept_beside_the_answers(tmp_path: Path) -> None:
+    clock = Clock(tmp_path / "runs" / "clock.jsonl")
+    assert clock.stopped("make a") is None
+    clock.first("make a", 3.0)
+    clock.stop("make a", "TimedOutError: in 5 s")
+    assert (clock.stopped("make a"), clock.stopped("make b")) == ("TimedOutError: in 5 s", None)
+    assert (clock.known("make a"), clock.least()) == (3.0, 3.0)
+    clock.forget()
+    assert clock.stopped("make a") is None
+
+
+def test_a_run_that_goes_on_is_told_what_a_time_limit_stopped_and_tries_the_rest_again(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is stopped, one dies, one is stopped while it is timed. What is asked for anew is tried anew."""
+    endings = {"none": TimedOutError, "basic": CrashedError}
+    made, timed = [], []
+
+    def make(run: Run, row: Row) -> Row:
+        made.append(level := row.recipe.backend.settings["graph_level"])
+        if level in endings:
+            raise endings[level]("it must end", f"{level} did not", "Wait")
+        return dataclasses.replace(trained.rows[0], recipe=row.recipe)
+
+    def measure(run: Run, rows: Sequence[Row], *_: object, **__: object) -> dict[str, Measurement]:
+        timed.append(rows[1].recipe.backend.settings["graph_level"])
+        raise TimedOutError("a request must be answered", "it was not", "Wait")
+
+    monkeypatch.setattr(building, "make", make)
+    monkeypatch.setattr(optimization, "measure", measure)
+    rows = [Row(Recipe((), Step("onnxruntime", {"graph_level": n}))) for n in ("none", "basic", "extended")]
+
+    def told(run: Run) -> list[Row]:
+        made.clear()
+        timed.clear()
+        return tried(None, "", Plain(), rows, Contest(run, trained.rows))
+
+    first = told(trained.run)
+    assert [row.status for row in first] == ["failed"] * 3
+    assert (sorted(made), timed) == (["basic", "extended", "extended", "none"], ["extended"])
+    stopped = [trial_of(trained.run, row, trained.rows).stopped for row in first]
+    assert stopped == [True, False, True]
+    assert told(trained.run) == first
+    assert (sorted(made), timed) == (["basic", "extended"], [])
+    assert told(trained.run.anew()) == first
+    assert (sorted(made), timed) == (["basic", "extended", "extended", "none"], ["extended"])
+
+
+def test_a_preflight_that_a_time_limit_stopped_is_not_tried_again(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it pruned where the budget is used up: the search planned for it."""
+    asked = []
+
+    def preflight(run: Run, row: Row) -> None:
+        asked.append(row)
+        raise TimedOutError("it must end", "it did not", "Wait")
+
+    monkeypatch.setattr(building, "preflight", preflight)
+    over = dataclasses.replace(trained.run, meter=Meter(-math.inf))
+    row = Row(Recipe((), Step("onnxruntime")))
+    told = [list(side_by_side(over, Plain(), "preflight", [row])) for _ in range(2)]
+    assert [(found.status, found.reason) for (found,) in told] == [
+        ("failed", "TimedOutError: it must end, but it did not")
+    ] * 2
+    assert asked == [row]
+
+
 def test_a_run_that_goes_on_decides_what_it_decided(trained: Trained) -> None:
     """Late once is late for ever, and in time too, whatever the clock says by then."""
     run = trained.run
@@ -60,8 +136,10 @@ def test_a_run_that_goes_on_has_what_was_left_of_its_budget(trained: Trained, tm
     second = Run.open(first.spec, first.config, first.data_dir)
     assert second.spent == pytest.approx(10)
     assert second.minutes_left == pytest.approx(minutes - 10, abs=1)
-    again = Run.open(first.spec, first.config, first.data_dir, remeasure=True)
-    assert again.spent == 0
+    measured_again = Run.open(first.spec, first.config, first.data_dir, remeasure=True)
+    assert measured_again.spent == pytest.approx(10)
+    again = second.anew()
+    assert (again.remeasure, again.spent) == (True, 0)
     assert not again.clock.file.exists()
 
 

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows.pipeline import side_by_side
 from pareflow.errors import EnvironmentUnfitError
-from pareflow.stages import building, node
+from pareflow.stages import building, node, optimization
 from pareflow.stages.clock import Meter
 from pareflow.stages.jobs import original
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Step
+from tasks.execution import Plain
 from tests.conftest import Trained
 
 seconds = st.floats(0, 1e6)
@@ -56,6 +58,22 @@ def test_a_node_may_keep_its_data_elsewhere(
     shutil.copytree(trained.run.data_dir, tmp_path / "own")
     monkeypatch.setenv(node.DATA_DIR, str(tmp_path / "own"))
     assert node.here(trained.run) == dataclasses.replace(trained.run, data_dir=tmp_path / "own")
+
+
+def test_the_flow_asks_the_clock_and_not_the_node(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each wave may be built on another node: what was decided is kept in one place."""
+    shutil.copytree(trained.run.data_dir, tmp_path / "own")
+    monkeypatch.setenv(node.DATA_DIR, str(tmp_path / "own"))
+    monkeypatch.setattr(optimization, "make", lambda run, row: dataclasses.replace(row, id="made"))
+    row = Row(Recipe((), Step("onnxruntime")))
+    over = dataclasses.replace(trained.run, meter=Meter(-math.inf))
+    (made,) = side_by_side(trained.run, Plain(), "make", [row])
+    (again,) = side_by_side(over, Plain(), "make", [row])
+    assert (made.id, again.id) == ("made", "made")
+    assert trained.run.clock.known(f"make {row.label}") is not None
+    assert not node.here(trained.run).clock.file.exists()
 
 
 def test_a_node_without_the_pipeline_is_named(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:

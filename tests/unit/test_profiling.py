@@ -4,14 +4,23 @@ import dataclasses
 import importlib.metadata
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pareflow import catalog
-from pareflow.errors import BusyMachineError, CrashedError, MissingExtraError, StepFailedError
+from pareflow.errors import (
+    BusyMachineError,
+    CrashedError,
+    MissingExtraError,
+    OutOfMemoryError,
+    StepFailedError,
+    TimedOutError,
+    VariantError,
+)
 from pareflow.measuring.breakdown import STAGES
-from pareflow.stages import instruments, profiling
+from pareflow.stages import instruments, profiling, searching
 from pareflow.stages.run import Run
 
 
@@ -133,6 +142,34 @@ def test_profile_needs_the_baselines_own_runtime(trained: Any, monkeypatch: pyte
     monkeypatch.setattr(Run, "job", failing)
     with pytest.raises(StepFailedError):
         profiling.profile(dataclasses.replace(trained.run, remeasure=True), trained.rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked_again"), [(TimedOutError, 0), (OutOfMemoryError, 1)], ids=["time", "memory"]
+)
+def test_a_baseline_that_dies_of_its_profile_is_searched_without(
+    trained: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    kind: type[VariantError],
+    asked_again: int,
+) -> None:
+    """It only advises. A run that goes on asks again for what was no time limit's ending."""
+    asked = []
+
+    def failing(run: Run, name: str, arguments: Any, log: str, **options: Any) -> Any:
+        asked.append(name)
+        raise kind("`profile` must do with less", "it did not", "")
+
+    monkeypatch.setattr(Run, "job", failing)
+    data_dir = shutil.copytree(trained.run.data_dir, tmp_path / "data")
+    run = dataclasses.replace(trained.run, data_dir=data_dir, remeasure=True)
+    found, told = profiling.attempt(run, trained.rows)
+    assert (found, told) == (None, "it could not be profiled: `profile` must do with less, but it did not")
+    assert profiling.attempt(run, trained.rows) == (found, told)
+    assert len(asked) == 1 + asked_again
+    search = searching.search_of(run, trained.rows, None)
+    assert next(search.waves()).recipes
 
 
 def asking_for_event_files(run: Run) -> Run:

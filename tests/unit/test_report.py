@@ -258,6 +258,17 @@ def test_a_profile_of_before_these_were_measured_is_still_shown(document: dict[s
     assert "How much of the machine" not in text
 
 
+def test_where_there_is_no_profile_the_page_says_why(document: dict[str, Any]) -> None:
+    document |= {
+        "profile": None,
+        "no_profile": "it could not be profiled: <it> must end in 300 s, but it did not",
+    }
+
+    shown = Page(page.render(document))
+
+    assert "Not known: it could not be profiled: <it> must end in 300 s" in shown.text()
+
+
 # Nothing met
 
 
