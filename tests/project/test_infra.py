@@ -49,6 +49,13 @@ def objects(infra: Path) -> Iterator[dict[str, Any]]:
             yield from yaml.safe_load_all(path.read_text())
 
 
+def containers(infra: Path) -> Iterator[dict[str, Any]]:
+    """Every container of the Kubernetes manifests."""
+    for thing in objects(infra):
+        if thing["kind"] == "Deployment":
+            yield from thing["spec"]["template"]["spec"]["containers"]
+
+
 def run(*command: object, folder: Path | None = None) -> str:
     done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -145,6 +152,28 @@ def test_no_secret_stands_in_a_file(infra: Path, compose: dict[str, Any]) -> Non
         assert thing["kind"] != "Secret"
 
 
+def started(infra: Path, target: str, entrypoint: list[str] | None, command: list[str] | None) -> list[str]:
+    """What a container of this image runs; None is the image's own."""
+    told = dict(line.split(" ", 1) for line in stages(infra)[target] if re.match(r"ENTRYPOINT|CMD", line))
+    own = [json.loads(told.get(name, "[]")) for name in ("ENTRYPOINT", "CMD")]
+    if entrypoint is None:
+        return [*own[0], *(own[1] if command is None else command)]
+    return [*entrypoint, *(command or [])]
+
+
+def test_what_a_container_runs_is_a_whole_command(infra: Path, compose: dict[str, Any]) -> None:
+    """A program with its arguments: a command that leaves the program out is one for another entrypoint."""
+    ours = {"pareflow", "prefect", "sh"}
+    for name, service in compose["services"].items():
+        if target := service.get("build", {}).get("target"):
+            told = started(infra, target, service.get("entrypoint"), service.get("command"))
+            assert told[0] in ours, f"{name}: {told}"
+    for container in containers(infra):
+        target = container["image"].partition(":")[2]
+        told = started(infra, target, container.get("command"), container.get("args"))
+        assert told[0] in ours, f"{container['name']}: {told}"
+
+
 def test_the_monitors_rules_can_be_read_and_need_no_kept_requests(infra: Path) -> None:
     found = rules.read(infra / "monitoring" / "rules.yaml")
     assert set(found.named()) == {"errors", "latency_p99"}
@@ -209,6 +238,33 @@ def test_pods_run_as_no_root_with_limits(infra: Path) -> None:
             assert "memory" in container["resources"]["limits"]
 
 
+def test_the_worker_watches_the_namespace_that_its_role_is_for(infra: Path) -> None:
+    """Prefect's observer watches the whole cluster unless told, which a Role does not allow."""
+    kinds = {thing["kind"] for thing in objects(infra)}
+    assert "Role" in kinds
+    assert "ClusterRole" not in kinds
+    (worker,) = [container for container in containers(infra) if container["name"] == "worker"]
+    told = {one["name"]: one for one in worker["env"]}
+    watched = told["PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"]
+    assert watched["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+
+
+def test_a_worker_finds_the_flows_in_its_own_checkout(infra: Path, tmp_path: Path) -> None:
+    """Wherever a deployment was made, and wherever the run begins: what `pull` of prefect.yaml says."""
+    code = (
+        "import asyncio, os, yaml\n"
+        "os.environ['PREFECT_API_URL'] = 'http://127.0.0.1:9/api'\n"  # which must be set, and is not asked
+        "from prefect.deployments.steps.core import run_steps\n"
+        f"pull = yaml.safe_load(open({str(infra.parent / 'prefect.yaml')!r}))['pull']\n"
+        "print(asyncio.run(run_steps(pull))['directory'])"
+    )
+    found = Path(run(sys.executable, "-W", "ignore", "-c", code, folder=tmp_path).splitlines()[-1])
+    deployed = yaml.safe_load((infra.parent / "prefect.yaml").read_text())["deployments"]
+    assert found != tmp_path
+    for deployment in deployed:
+        assert (found / deployment["entrypoint"].partition(":")[0]).is_file()
+
+
 def test_ray_nodes_are_pods_of_our_ray(infra: Path) -> None:
     """The operator's own schema is in no package; the pods in it are checked as pods."""
     cluster = yaml.safe_load((infra / "ray" / "cluster.yaml").read_text())["spec"]
@@ -258,6 +314,23 @@ def test_templates_use_only_variables_that_they_have(
         assert used <= set(template["variables"]["properties"]), name
         for variable, value in pool.get("defaults", {}).items():
             assert template["variables"]["properties"][variable]["default"] == value
+
+
+def test_a_pools_image_runs_a_flow_run_as_prefect_gives_it(
+    infra: Path, pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """As arguments of a container: they take the place of the image's command, not of its entrypoint."""
+    for name in ("pareflow-docker", "pareflow-kubernetes"):
+        pool, template = pools[name]
+        target = pool["defaults"]["image"].partition(":")[2]
+        job = template["job_configuration"]
+        if "job_manifest" in job:
+            (container,) = job["job_manifest"]["spec"]["template"]["spec"]["containers"]
+            assert (container.get("command"), container["args"]) == (None, "{{ command }}")
+        else:
+            assert job["command"] == "{{ command }}"
+        given = ["prefect", "flow-run", "execute"]
+        assert started(infra, target, None, given) == given, name
 
 
 def test_a_run_on_kubernetes_is_a_valid_job_that_asks_for_its_gpus(
