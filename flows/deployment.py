@@ -21,8 +21,8 @@ from pareflow.stages.deployment import Tolerance  # noqa: E402
 from pareflow.stages.promotion import packaged_row  # noqa: E402
 from pareflow.stages.run import Run  # noqa: E402
 from pareflow.store import Store  # noqa: E402
+from tasks import approval, pipelines, promotion  # noqa: E402
 from tasks import deployment as rollouts  # noqa: E402
-from tasks import pipelines, promotion  # noqa: E402
 from tasks.deployment import Rollout, Step  # noqa: E402
 from tasks.events import emit  # noqa: E402
 from tasks.execution import Execution, of_the_flow  # noqa: E402
@@ -30,8 +30,8 @@ from tasks.tracking import Tracker  # noqa: E402
 
 DISAGREEMENT = 0.01
 """Tolerated where the pipeline's SLA says nothing of a drop."""
-JUDGED_S, SWITCHED_S = 1800.0, 60.0
-"""How long the offline judgement before the promotion may take, and servers to follow it."""
+SWITCHED_S = 60.0
+"""How long servers may take to follow a promotion."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,12 @@ def run_deployment(
         rollout = rollouts.begin(tracker, name, urls, _key())
         if rollout is None:
             return _without_traffic(tracker, name, data_dir, config)
+        if left := promotion.left_behind(tracker, name, rollout.version):
+            raise InputError(
+                f"a version of {name} must not have been rolled back from to be rolled out",
+                left,
+                f"Train another; `pareflow promote {name}` makes it champion all the same",
+            )
         traffics = steps.traffic(rollout.version)
         rollouts.servers_answer(rollout)
         described, path = pipelines.described(tracker, name, rollout.version, config)
@@ -98,9 +104,8 @@ def run_deployment(
                 shown.get().note(f"{done[-1].decision}: {done[-1].reason}")
                 if done[-1].decision != "promote":
                     return _ended(rollout, done, None)
-            rollouts.give(tracker, name, done[-1].traffic, JUDGED_S)
+            rollouts.withdraw(tracker, name)  # nobody watches while it is judged
             moved = _promoted(tracker, name, rollout.version, data_dir, described, path)
-            rollouts.withdraw(tracker, name)  # at once: after a rollback it would flow again
             late = execution.call(rollouts.follow, rollout, SWITCHED_S) if _is_champion(moved) else []
             return _ended(rollout, done, {**moved, "behind": late})
         finally:
@@ -118,12 +123,15 @@ def _without_traffic(tracker: Tracker, name: str, data_dir: Path, config: Path |
 def _promoted(
     tracker: Tracker, name: str, version: str, data_dir: Path, described: spec.PipelineSpec, path: Path
 ) -> dict[str, Any]:
-    """By the protocol of `tasks.promotion`: judged on the verdict split against the present champion."""
+    """By the protocol of `tasks.promotion`: judged on the verdict split against the present champion; where
+    the pipeline says so, a person is asked then.
+    """
     store = Store(data_dir / "store")
     with collection.holding(store, f"deploy {name}"), tempfile.TemporaryDirectory() as into:
         run = Run.open(described, path, data_dir)
         row = packaged_row(run, tracker.download(name, version, Path(into)))
-        return asdict(promotion.promote(tracker, run, version, row))
+        promote = approval.ask if described.promotion == "approval" else promotion.promote
+        return asdict(promote(tracker, run, version, row))
 
 
 def _disagreement(steps: Steps, described: spec.PipelineSpec) -> float:
@@ -138,7 +146,8 @@ def _ended(rollout: Rollout, done: Sequence[Step], moved: dict[str, Any] | None)
     """The document, and an event of what came of it."""
     promoted = moved is not None and _is_champion(moved)
     reason = moved["reason"] if moved is not None else done[-1].reason
-    decision = "promote" if promoted else "reject" if moved is not None else done[-1].decision
+    judged = done[-1].decision if moved is None else "inconclusive" if moved["awaiting"] else "reject"
+    decision = "promote" if promoted else judged
     document = {
         "name": rollout.name,
         "version": rollout.version,

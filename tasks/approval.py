@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pareflow.errors import InputError
 from pareflow.stages.run import Row, Run
 from tasks import audit
-from tasks.promotion import Bout, Promotion, bout, challenger_of, judged, number, settle
+from tasks.promotion import Bout, Promotion, bout, challenger_of, judged, left_behind, number, settle
 from tasks.tracking import Tracker
 
 TAG = "pareflow.approval."
@@ -70,7 +70,9 @@ def file(tracker: Tracker, asked: Bout, hours: float) -> Promotion:
     if known is not None and known.stands(champion):
         return told(name, version, known)
     found = judged(tracker, asked, champion)
-    reason, places = found.reason, {"before": champion, "verdict": found.verdict}
+    left = left_behind(tracker, name, version)
+    reason = f"{found.reason}, but {left}" if left else found.reason
+    places = {"before": champion, "verdict": found.verdict}
     if found.decision != "promote":
         audit.note(tracker, asked.move("rejected", reason, **places, after=champion))
         return Promotion(version, "challenger", reason)

@@ -96,6 +96,16 @@ def history(tracker: Tracker, name: str) -> list[dict[str, Any]]:
     return rows
 
 
+def cut_off(tracker: Tracker, name: str, champion: str) -> str | None:
+    """From which version the last rollback led to this champion, where it did not end; None where it did."""
+    moves = [row for row in history(tracker, name) if row["action"] in ("promoted", "rolled_back")]
+    last = moves[-1] if moves else {}
+    if (last.get("action"), last.get("after")) != ("rolled_back", champion) or last["state"] == "done":
+        return None
+    before: str | None = last["before"]
+    return before
+
+
 def who() -> str:
     """The user of this process, and its machine."""
     try:

@@ -1,8 +1,8 @@
 """What monitoring finds, recorded in MLflow and acted on: events, the way back, and a wish to train again.
 
 A rollback lets `champion` and `previous` change places, so that a second one would bring back what the first
-removed. So a version that broke a rule of that kind carries the tag `pareflow.breach` from before it is left,
-and is never gone back to: each version is rolled back from once, and nothing can flap.
+removed. So a version that broke a rule of that kind carries the tag `pareflow.breach` from before it is left:
+it is never gone back to, and no run promotes it again by itself. Nothing can flap.
 """
 
 import logging
@@ -16,11 +16,10 @@ from pareflow.errors import InputError, TrackingError, TransientError
 from pareflow.monitoring.watch import Breach
 from tasks.events import emit
 from tasks.promotion import roll_back
-from tasks.tracking import Tracker
+from tasks.tracking import BREACH, Tracker
 
 log = logging.getLogger("pareflow.monitoring")
 
-BREACH = "pareflow.breach"
 MOST_PENDING = 10_000
 
 
@@ -54,8 +53,12 @@ class Record:
             log.warning("a breach is not recorded in MLflow: %s", error)
 
 
-def act(tracker: Tracker, name: str, breach: Breach, config: str | None) -> dict[str, Any]:
+def act(
+    tracker: Tracker, name: str, breach: Breach, config: str | None, *, retried: bool = False
+) -> dict[str, Any]:
     """Do what the rule says, and tell it: the breach with what was done; `again` where the registry is away.
+
+    Where it is `retried`, it was told before: what is new is told, and no other retraining is asked for.
 
     The event is `pareflow.monitoring.breach`; its label `pareflow.model.retrain` is `yes` where the rule asks
     for a retraining, which a deployment with a trigger on that follows, by the payload's `config`.
@@ -63,10 +66,11 @@ def act(tracker: Tracker, name: str, breach: Breach, config: str | None) -> dict
     rolled_back_to, refused, again = None, None, False
     if "rollback" in breach.then:
         try:
-            rolled_back_to, refused = _back(tracker, name, breach)
-        except (InputError, TransientError, TrackingError) as error:
-            refused, again = str(error), not isinstance(error, InputError)
-    retrain = "yes" if "retrain" in breach.then else "no"
+            rolled_back_to = _back(tracker, name, breach)
+        except InputError as error:
+            refused = error.found
+        except (TransientError, TrackingError) as error:
+            refused, again = str(error), True
     document = {
         "name": name,
         "at": _now(),
@@ -77,25 +81,21 @@ def act(tracker: Tracker, name: str, breach: Breach, config: str | None) -> dict
         "again": again,
         "config": config,
     }
+    if retried and again:
+        return {**document, "event": False}
+    retrain = "yes" if "retrain" in breach.then and not retried else "no"
     told = emit("monitoring.breach", name, breach.version, document, rule=breach.rule, retrain=retrain)
     return {**document, "event": told}
 
 
-def _back(tracker: Tracker, name: str, breach: Breach) -> tuple[str | None, str | None]:
-    """The version that is champion after the rollback; or None, and why there was none.
+def _back(tracker: Tracker, name: str, breach: Breach) -> str:
+    """The version that is champion after the rollback.
 
-    Raises: InputError, TransientError, TrackingError.
+    Raises: InputError, as `roll_back`; TransientError, TrackingError.
     """
     tracker.tag_version(name, breach.version, BREACH, f"{breach.reason} ({_now()})"[:5000])
-    champion, previous = tracker.alias(name, "champion"), tracker.alias(name, "previous")
-    if champion is None or str(champion.version) != breach.version:
-        return None, f"the champion is not version {breach.version}"
-    if previous is None:
-        return None, "there is no previous version"
-    if BREACH in previous.tags:
-        return None, f"version {previous.version} broke a rule itself"
-    moved = roll_back(tracker, name, by="monitoring", reason=breach.reason)
-    return str(moved["version"]), None
+    moved = roll_back(tracker, name, leaving=breach.version, by="monitoring", reason=breach.reason)
+    return str(moved["version"])
 
 
 def _now() -> str:

@@ -1,11 +1,13 @@
 """The promotion protocol: challenger, then champion, under one lock, judged against the present champion.
 
-Under the lock: re-read the champion, verify the challenger's artifact as the registry gives it back, judge
-against that champion, point `previous` at it, then `champion` at the challenger, and read both back. Without
-the lock the worse of two models won 13 of 20 forced races, with it none (facts/prefect-mlflow).
+Under a lock: re-read the champion, verify the challenger's artifact as the registry gives it back, judge
+against that champion. Under a second one, which is held for a moment, so that a rollback never waits for a
+judgement: where that champion is champion still, point `previous` at it, then `champion` at the challenger,
+and read both back; where it is not, judge again. Without locks the worse of two models won 13 of 20 forced
+races, with them none (facts/prefect-mlflow).
 
-A version without a verdict of this environment is judged here first (law 8). Every move leaves a record
-(`tasks.audit`).
+A version without a verdict of this environment by this SLA is judged here first (law 8). One that was rolled
+back from is not promoted again but by a person. Every move leaves a record (`tasks.audit`).
 """
 
 import json
@@ -25,7 +27,7 @@ from pareflow.stages.rejudging import rejudge
 from pareflow.stages.run import Row, Run
 from tasks import audit
 from tasks.locking import StillHeld
-from tasks.tracking import CONTENT, TRAFFIC, Tracker, verdict_tag
+from tasks.tracking import BREACH, CONTENT, LEFT, TRAFFIC, Tracker, verdict_of
 
 
 @dataclass(frozen=True)
@@ -112,21 +114,26 @@ def settle(tracker: Tracker, bout: Bout, still_held: StillHeld) -> Promotion:
     Raises: TransientError where the lock was lost while it was judged; then nothing is moved.
     """
     name, version = bout.name, bout.version
-    champion = number(tracker, name, "champion")
-    if champion == version:
-        return Promotion(version, "champion", "it is the champion already")
-    found = judged(tracker, bout, champion)
-    reason, places = found.reason, {"before": champion, "verdict": found.verdict}
-    if found.decision != "promote":
-        audit.note(tracker, bout.move("rejected", reason, **places, after=champion))
-        return Promotion(version, "challenger", reason)
-    still_held()
-    move = bout.move("promoted", reason, **places, after=version)
-    with audit.recorded(tracker, move):
-        if champion is not None:
-            tracker.set_alias(name, "previous", champion)
-        tracker.set_alias(name, "champion", version)
-    return Promotion(version, "champion", reason)
+    while (champion := number(tracker, name, "champion")) != version:
+        if bout.by is None and (why := left_behind(tracker, name, version)):
+            return Promotion(version, "challenger", f"{why}; `pareflow promote {name}` is a person's word")
+        found = judged(tracker, bout, champion)
+        reason, places = found.reason, {"before": champion, "verdict": found.verdict}
+        if found.decision != "promote":
+            audit.note(tracker, bout.move("rejected", reason, **places, after=champion))
+            return Promotion(version, "challenger", reason)
+        move = bout.move("promoted", reason, **places, after=version)
+        with tracker.switching(name):
+            if number(tracker, name, "champion") != champion:  # it was rolled back meanwhile
+                continue
+            still_held()
+            with audit.recorded(tracker, move):
+                if champion is not None:
+                    tracker.set_alias(name, "previous", champion)
+                tracker.set_alias(name, "champion", version)
+                tracker.tag_version(name, version, LEFT, None)
+        return Promotion(version, "champion", reason)
+    return Promotion(version, "champion", "it is the champion already")
 
 
 def judged(tracker: Tracker, bout: Bout, champion: str | None) -> Judgement:
@@ -140,23 +147,30 @@ def judged(tracker: Tracker, bout: Bout, champion: str | None) -> Judgement:
 def promote_challenger(
     tracker: Tracker, run: Run, *, by: str | None = None, reason: str = ""
 ) -> dict[str, Any]:
-    """Promote the version that `challenger` points at. Raises: InputError if there is none."""
+    """Promote the version that `challenger` points at: a person asks. Raises: InputError if there is none."""
     version = challenger_of(tracker, run.spec.name)
-    moved = promote(tracker, run, version, None, by=by, reason=reason)
+    moved = promote(tracker, run, version, None, by=by or audit.who(), reason=reason)
     return {"name": run.spec.name, **asdict(moved)}
 
 
-def roll_back(tracker: Tracker, name: str, *, by: str | None = None, reason: str = "") -> dict[str, Any]:
+def roll_back(
+    tracker: Tracker, name: str, *, leaving: str | None = None, by: str | None = None, reason: str = ""
+) -> dict[str, Any]:
     """Point `champion` at `previous`, and the other way round; no challenger keeps any traffic.
 
-    Raises: InputError if there is no previous one.
+    With `leaving` only where that version is champion, and the previous one broke no rule itself. One that
+    was cut off in the middle is ended. Raises: InputError if there is no previous one.
     """
-    with tracker.moving(name) as still_held:
+    with tracker.switching(name) as still_held:
         champion, previous = number(tracker, name, "champion"), number(tracker, name, "previous")
-        if champion is None or previous is None or champion == previous:
+        if leaving is not None:
+            _check_leaving(tracker, name, leaving, champion, previous)
+        if champion is not None and champion == previous:
+            champion = audit.cut_off(tracker, name, champion)
+        if champion is None or previous is None:
             raise InputError(
                 f"the model {name} must have a champion and a previous one",
-                "the registry lacks one of them" if champion != previous else "both are the same version",
+                "the registry lacks one of them" if previous is None else "both are the same version",
                 "See `pareflow list versions`",
             )
         told = f"rolled back from version {champion}"
@@ -164,10 +178,32 @@ def roll_back(tracker: Tracker, name: str, *, by: str | None = None, reason: str
         still_held()
         move = audit.Move(name, "rolled_back", previous, who, why, before=champion, after=previous)
         with audit.recorded(tracker, move):
+            tracker.tag_model(name, TRAFFIC, None)
+            tracker.tag_version(name, champion, LEFT, f"{who}: {why}"[:5000])
             tracker.set_alias(name, "champion", previous)
             tracker.set_alias(name, "previous", champion)
-            tracker.tag_model(name, TRAFFIC, None)
+            tracker.tag_version(name, previous, LEFT, None)
     return {"name": name, **asdict(Promotion(previous, "champion", told))}
+
+
+def _check_leaving(
+    tracker: Tracker, name: str, leaving: str, champion: str | None, previous: str | None
+) -> None:
+    """Raises: InputError where a monitor's rollback would not mend what it saw."""
+    must = f"a rollback of {name} must lead from version {leaving} to one that broke no rule"
+    if champion != leaving:
+        raise InputError(must, f"the champion is not version {leaving}", "See `pareflow list audit`")
+    if previous is None:
+        raise InputError(must, "there is no previous version", "Train another")
+    if BREACH in tracker.version(name, previous).tags:
+        raise InputError(must, f"version {previous} broke a rule itself", "Train another")
+
+
+def left_behind(tracker: Tracker, name: str, version: str) -> str | None:
+    """That and why a version was rolled back from, or broke a rule of that kind; None where it did not."""
+    tags = tracker.version(name, version).tags
+    why = tags.get(BREACH) or tags.get(LEFT)
+    return why and f"version {version} was rolled back from ({why})"
 
 
 def challenger_of(tracker: Tracker, name: str) -> str:
@@ -236,9 +272,9 @@ def _clauses(verdict: Verdict) -> str:
 
 
 def _verdict_here(tracker: Tracker, run: Run, version: str, package: Path) -> Judgement:
-    """The version's verdict in this environment: the recorded one, else measured now, and recorded."""
+    """The version's verdict in this environment, by this SLA: the recorded one, else measured now."""
     registered = tracker.version(run.spec.name, version)
-    recorded = cast("Decision | None", registered.tags.get(verdict_tag(run)))
+    recorded = cast("Decision | None", verdict_of(run, registered.tags))
     if recorded is None:
         found = rejudge(run, package)
         decision: Decision = found["now"]["decision"] if found["now"] else "reject"

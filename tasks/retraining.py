@@ -8,7 +8,7 @@ from typing import Any
 from pareflow.stages import retraining
 from pareflow.stages.run import Run
 from tasks import approval
-from tasks.promotion import against_tag, as_registered, number
+from tasks.promotion import against_tag, as_registered, left_behind, number
 from tasks.tracking import DATA, RUN, WORKLOAD, Tracker
 
 
@@ -55,6 +55,9 @@ def _known_already(tracker: Tracker, run: Run, champion: str) -> str | None:
     if version is None:
         return None
     tags = tracker.version(run.spec.name, version).tags
+    left = left_behind(tracker, run.spec.name, version)
+    if tags.get(RUN) == run.id and left is not None:
+        return f"{left}, and was trained on it"
     recorded = json.loads(tags.get(against_tag(run.environment.fingerprint), "{}"))
     if tags.get(RUN) != run.id or recorded.get("champion") != champion:
         return None

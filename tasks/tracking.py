@@ -45,6 +45,10 @@ WORKLOAD = "pareflow.workload"
 """The digest of code, settings and data that a version's original was trained from."""
 TRAFFIC = "pareflow.traffic"
 """Of a model: what share of its requests a challenger gets (`pareflow.serving.traffic`)."""
+BREACH = "pareflow.breach"
+"""Of a version: which rule of the monitor's it broke, and when."""
+LEFT = "pareflow.left"
+"""Of a version: who rolled back from it, and why."""
 CONFIG = "pareflow.config"
 """Where the pipeline YAML lay when the version was registered."""
 Version: TypeAlias = ModelVersion
@@ -165,9 +169,21 @@ class Tracker:
 
     @contextmanager
     def moving(self, name: str) -> Iterator[locking.StillHeld]:
-        """Hold the lock that whoever moves an alias of the model must hold. Raises: TransientError,
-        TrackingError."""
+        """Hold the lock under which one version of the model at a time is judged to be promoted: for minutes.
+
+        Raises: TransientError, TrackingError.
+        """
         with locking.exclusive(self.locks, f"promotion-{name}") as still_held:
+            yield still_held
+
+    @contextmanager
+    def switching(self, name: str) -> Iterator[locking.StillHeld]:
+        """Hold the lock that whoever moves `champion` or `previous` must hold: for as long as that takes, so
+        that a rollback waits for no judgement.
+
+        Raises: TransientError, TrackingError.
+        """
+        with locking.exclusive(self.locks, f"aliases-{name}") as still_held:
             yield still_held
 
     def check_alive(self) -> None:
@@ -240,7 +256,7 @@ class Tracker:
             "pareflow.seed": str(run.facts.seed),
             "pareflow.environment": run.environment.fingerprint,
             CONFIG: str(run.config.resolve()),
-            verdict_tag(run): winner.verdict.decision,
+            **_verdict_tags(run, winner.verdict.decision),
         }
         with self.locked("mlflow"):
             registries.remember(self.locks.parent, registries.named() or self.uri)
@@ -300,9 +316,9 @@ class Tracker:
         return found
 
     def record_verdict(self, run: Run, version: ModelVersion, decision: str) -> None:
-        """Tag a version with what the gate said of it in this run's environment."""
-        with _reaching(self.uri):
-            self.client.set_model_version_tag(version.name, version.version, verdict_tag(run), decision)
+        """Tag a version with what the gate said of it in this run's environment, by its SLA."""
+        for tag, value in _verdict_tags(run, decision).items():
+            self.tag_version(version.name, str(version.version), tag, value)
 
     def versions(self, name: str) -> list[ModelVersion]:
         """All versions of a registered model, newest first."""
@@ -366,10 +382,13 @@ class Tracker:
                 "Promote again: something else moved it",
             )
 
-    def tag_version(self, name: str, version: str, tag: str, value: str) -> None:
-        """Set a tag of a registered version."""
+    def tag_version(self, name: str, version: str, tag: str, value: str | None) -> None:
+        """Set a tag of a registered version; None removes it."""
         with _reaching(self.uri):
-            self.client.set_model_version_tag(name, version, tag, value)
+            if value is not None:
+                self.client.set_model_version_tag(name, version, tag, value)
+            elif tag in self.client.get_model_version(name, version).tags:
+                self.client.delete_model_version_tag(name, version, tag)
 
     def download(self, name: str, version: str, into: Path) -> Path:
         """The package of a version, as the registry gives it back.
@@ -479,6 +498,18 @@ def variants_registered(uri: str, data_dir: Path) -> dict[str, str]:
 def verdict_tag(run: Run) -> str:
     """The tag of a verdict carries its environment: copying a version copies its tags (law 8)."""
     return verdict_tag_of(run.environment.fingerprint)
+
+
+def verdict_of(run: Run, tags: Mapping[str, str]) -> str | None:
+    """What the gate said of a version in this run's environment by this run's SLA; None: it was not asked."""
+    told = _verdict_tags(run, tags.get(verdict_tag(run), ""))
+    return tags.get(verdict_tag(run)) if told.items() <= tags.items() else None
+
+
+def _verdict_tags(run: Run, decision: str) -> dict[str, str]:
+    """A decision, and by which SLA."""
+    asked = digest(run.spec.sla.model_dump(mode="json"))
+    return {verdict_tag(run): decision, f"pareflow.sla.{run.environment.fingerprint[:12]}": asked}
 
 
 def verdict_tag_of(fingerprint: str) -> str:

@@ -131,7 +131,9 @@ class Monitored:
         if self._session.rules.needs_requests:
             found += self._compared(time.monotonic())
         self.watch.state = replace(self.watch.state, looks=self.watch.state.looks + 1)
-        for breach in [*self._due(), *found]:
+        for breach in self._due():
+            self._follow(breach, retried=True)
+        for breach in found:
             self._follow(breach)
         self.watch.state.write(self._session.state_path)
         if time.monotonic() - self._recorded >= self._session.rules.record_s:
@@ -156,14 +158,16 @@ class Monitored:
         due, self._waiting = self._waiting, []
         return due
 
-    def _follow(self, breach: Breach) -> None:
+    def _follow(self, breach: Breach, *, retried: bool = False) -> None:
         session = self._session
         config = None if session.config is None else str(session.config)
         name = session.asked.name
-        document = act(session.tracker, name, breach, config)
-        session.breaches.append(document)
+        document = act(session.tracker, name, breach, config, retried=retried)
         if document["again"]:
             self._waiting.append(breach)
+            if retried:
+                return
+        session.breaches.append(document)
         session.told(_words(document))
         self._record.breach(document, self.watch.state.looks)
 

@@ -33,6 +33,8 @@ class Reading:
     cpu_s: float | None
     memory_mib: float | None
     registry_reachable: bool | None
+    canary: float = 0.0
+    """Share of the requests that a challenger answers: their times are not this version's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ def parse(text: str, at_s: float) -> Reading:
     figures: dict[str, float] = {}
     plain: dict[str, float] = {}
     served: dict[str, str] = {}
+    canary = 0.0
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels, value = sample.labels, sample.value
@@ -116,10 +119,12 @@ def parse(text: str, at_s: float) -> Reading:
                     buckets[bound] = buckets.get(bound, 0) + value
                 case "pareflow_request_seconds_sum" if answers:
                     plain[sample.name] = plain.get(sample.name, 0) + value
-                case "pareflow_policy_total":
+                case "pareflow_policy_total" if labels["model"] == served.get("model"):  # it was told before
                     figures[f"{labels['policy']}.{labels['figure']}"] = value
                 case "pareflow_request_log_total":
                     figures[f"request_log.{labels['figure']}"] = value
+                case "pareflow_challenger_share" if labels["kind"] == "canary":
+                    canary = max(canary, value)
                 case "pareflow_model_info" if value == 1:
                     served = served or dict(labels)
                 case _:
@@ -142,6 +147,7 @@ def parse(text: str, at_s: float) -> Reading:
         plain.get("process_cpu_seconds_total"),
         None if memory is None else memory / 2**20,
         None if reachable is None else bool(reachable),
+        canary,
     )
 
 

@@ -89,7 +89,8 @@ class Watch:
         if self.rules.errors is not None:
             limit = self.rules.errors.max_share
             found.append(self._share("errors", _counts(window.failed, window.requests), limit))
-        latency = self.rules.latency
+        alone = not (before.canary or reading.canary)  # else a challenger's times are among them
+        latency = self.rules.latency if alone else None
         if latency is not None and latency.p50_ms is not None:
             slow, _ = window.slower_than(latency.p50_ms)
             found.append(self._share("latency_p50", _counts(slow, window.answered), 0.5))

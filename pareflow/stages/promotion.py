@@ -8,6 +8,7 @@ from pareflow.serving.model import verified
 from pareflow.stages.baseline import train
 from pareflow.stages.building import evaluate
 from pareflow.stages.jobs import artifact_size_mib
+from pareflow.stages.loading import under_load
 from pareflow.stages.run import Row, Run
 from pareflow.stages.timing import measure
 from pareflow.stages.validation import final
@@ -26,7 +27,10 @@ def against_champion(run: Run, winner: Row, package: Path, *, retrained: bool = 
     if winner.quality is None or winner.quality.split != "verdict":
         winner = evaluate(run, winner, "verdict")
     champion = evaluate(run, champion, "verdict")
-    measured = measure(run, [champion, winner], final(run, 1, 1))
+    protocol = final(run, 1, 1)
+    if winner.served is None:
+        winner = under_load(run, winner, queries=protocol.blocks * protocol.least, seed=protocol.seed)
+    measured = measure(run, [champion, winner], protocol)
     evidence = Evidence(
         variant=str(winner.id),
         objective=run.spec.objective,
@@ -34,6 +38,7 @@ def against_champion(run: Run, winner: Row, package: Path, *, retrained: bool = 
         original=champion.quality,
         measurement=measured[str(winner.id)],
         baseline=measured[str(champion.id)],
+        served=winner.served,
     )
     margin = run.spec.retraining.objective_margin if retrained else 0.0
     return judge(run.spec.sla, evidence, least_gain=1 - margin)

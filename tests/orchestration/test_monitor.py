@@ -17,9 +17,9 @@ from onnx import helper
 from pareflow.monitoring.watch import Breach
 from pareflow.serving.model import PackagedModel, as_json, write_manifest
 from pareflow.stages.registration import content_digest
-from tasks.monitoring import BREACH, Record, act
+from tasks.monitoring import Record, act
 from tasks.promotion import promote
-from tasks.tracking import CONFIG, CONTENT, Tracker
+from tasks.tracking import BREACH, CONFIG, CONTENT, Tracker
 from tests.orchestration.conftest import Judged
 from tests.orchestration.test_serve import Server, ask
 
@@ -85,7 +85,21 @@ def test_a_rollback_waits_for_a_registry_that_is_away(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     document = act(Tracker("http://127.0.0.1:9", None, tracker.locks), name, breach("3"), None)
     assert (document["again"], document["rolled_back_to"]) == (True, None)
-    assert not act(tracker, name, breach("3"), None)["again"]
+    document = act(tracker, name, breach("3"), None, retried=True)
+    assert (document["again"], document["rolled_back_to"]) == (False, "2")
+
+
+def test_what_waits_is_told_once_and_asks_for_one_retraining(
+    tracker: Tracker, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    told = list[str]()
+    monkeypatch.setattr("tasks.monitoring.emit", lambda *_, retrain, **__: told.append(retrain) or True)
+    away = Tracker("http://127.0.0.1:9", None, tracker.locks)
+    for retried in (False, True, True):
+        act(away, name, breach("3"), None, retried=retried)
+    act(tracker, name, breach("3"), None, retried=True)
+    assert told == ["yes", "no"]
 
 
 def test_rows_and_breaches_are_kept_in_mlflow(

@@ -14,9 +14,11 @@ import pytest
 
 from pareflow import spec as specs
 from pareflow.errors import InputError
+from pareflow.sla import LoadClause, SizeClause
+from pareflow.stages.promotion import against_champion
 from pareflow.stages.run import Row, Run
 from tasks.promotion import Promotion, challenge, promote, promote_challenger, roll_back
-from tasks.tracking import Tracker
+from tasks.tracking import Tracker, verdict_of
 from tests.orchestration.conftest import CHECKOUT, Judged, judge
 
 PROMOTE = """
@@ -125,6 +127,33 @@ def _with_training(run: Run, steps: int) -> Run:
     reference = {"file": {"path": "images.py", "settings": {"steps": steps}}}
     spec = specs.parse({**run.spec.to_json(), "workload": reference}, "the tests' pipeline")
     return Run.open(spec, run.config, run.data_dir)
+
+
+def test_a_verdict_by_another_sla_is_none(
+    tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]
+) -> None:
+    """A stricter one, by which the version is judged here and now, and refused."""
+    version = register(judged, judged.fp32)
+    tags = tracker.version("images", version).tags
+    assert verdict_of(judged.run, tags) == "promote"
+    sla = judged.run.spec.sla.model_copy(update={"size": SizeClause(max_mib=1e-6)})
+    strict = dataclasses.replace(judged.run, spec=judged.run.spec.model_copy(update={"sla": sla}))
+    assert verdict_of(strict, tags) is None
+    moved = promote(tracker, strict, version, None)
+    assert moved.alias == "challenger"
+    assert moved.reason.startswith(f"version {version} is not made champion (reject: size.max_mib")
+    assert aliases(tracker) == {}
+    assert verdict_of(judged.run, tracker.version("images", version).tags) is None
+
+
+def test_a_champion_can_be_replaced_where_the_sla_has_a_load(judged: Judged) -> None:
+    """The challenger is put under it beside the champion, where its row was not."""
+    sla = judged.run.spec.sla.model_copy(update={"load": LoadClause(per_s=400, p99_ms=5000)})
+    loaded = dataclasses.replace(judged.run, spec=judged.run.spec.model_copy(update={"sla": sla}))
+    assert judged.int8.served is None
+    verdict = against_champion(loaded, judged.int8, judged.package(judged.fp32))
+    (load,) = [check for check in verdict.checks if check.clause == "load.p99_ms"]
+    assert (load.decision, verdict.decision) == ("promote", "promote"), verdict.missed
 
 
 def test_a_package_changed_in_the_registry_is_refused(

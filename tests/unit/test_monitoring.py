@@ -14,6 +14,7 @@ from pareflow.monitoring.rules import Rules
 from pareflow.monitoring.state import State
 from pareflow.monitoring.watch import Breach, Watch
 from pareflow.serving.metrics import Metrics
+from pareflow.serving.traffic import Traffic
 from pareflow.workload import Arrays
 
 
@@ -49,6 +50,7 @@ def test_what_a_real_server_tells_is_read() -> None:
     """The server's own exposition: two answers, a probe that does not count, its process."""
     metrics = Metrics()
     metrics.serves("images", "3", {"batching": lambda: {"waiting": 4.0}}, "here")
+    metrics.serves("texts", "1", {"batching": lambda: {"waiting": 9.0}}, "here")
     metrics.registry(reachable=True)
     for route, status, seconds in (("infer", 200, 0.003), ("invocations", 503, 0.3), ("live", 200, 0.0001)):
         metrics.answered(route, status, seconds)
@@ -123,6 +125,26 @@ def test_slow_answers_are_a_breach_and_a_fast_server_is_none(begun: Reading) -> 
     found, _ = run(watch, reading, 20, slow=30)
     assert calm == []
     assert [one.rule for one in found] == ["latency_p99"]
+
+
+def test_times_say_nothing_of_a_version_while_a_challenger_answers_some(begun: Reading) -> None:
+    """The histogram holds both; errors are the champion's all the same."""
+    chosen = quick(latency={"p99_ms": 100}, errors={"max_share": 0.01})
+    found, last = run(Watch(chosen, State("1")), replace(begun, canary=0.25), 20, slow=25)
+    assert found == []
+    found, last = run(watch := Watch(chosen, State("1")), last, 20, failed=25)
+    assert [one.rule for one in found] == ["errors"]
+    found, _ = run(watch, replace(last, canary=0.0), 20, slow=25)
+    assert [one.rule for one in found] == ["latency_p99"]
+
+
+def test_the_share_of_a_challenger_is_read() -> None:
+    metrics = Metrics()
+    metrics.serves("images", "3", {}, "here")
+    metrics.tries("images", Traffic(version="4", shadow=0.5, canary=0.25))
+    assert exposition.parse(metrics.text().decode(), at_s=0).canary == 0.25
+    metrics.tries("images", None)
+    assert exposition.parse(metrics.text().decode(), at_s=0).canary == 0
 
 
 def test_another_version_is_judged_anew(begun: Reading) -> None:

@@ -1,0 +1,138 @@
+"""The way back: it waits for no judgement, can be cut off anywhere, and nothing goes the same way again."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pareflow.errors import InputError
+from tasks import audit
+from tasks.approval import file
+from tasks.promotion import Bout, Judgement, Promotion, number, roll_back, settle
+from tasks.tracking import BREACH, LEFT, TRAFFIC, Tracker
+from tests.orchestration.contenders import HERE, MODEL, bout, enter
+
+
+@pytest.fixture
+def tracker(blank_mlflow: Path, tmp_path: Path) -> Tracker:
+    return Tracker.open(shutil.copytree(blank_mlflow, tmp_path / "data"))
+
+
+def promoted(tracker: Tracker, asked: Bout) -> Promotion:
+    with tracker.moving(MODEL) as still_held:
+        return settle(tracker, asked, still_held)
+
+
+@pytest.fixture
+def two(tracker: Tracker) -> tuple[str, str]:
+    """The previous version, and the better one that is champion."""
+    first, second = (enter(tracker, score) for score in (1, 2))
+    for version in (first, second):
+        assert promoted(tracker, bout(tracker, version)).alias == "champion"
+    return first, second
+
+
+def places(tracker: Tracker) -> tuple[str | None, str | None]:
+    return number(tracker, MODEL, "champion"), number(tracker, MODEL, "previous")
+
+
+@pytest.mark.parametrize("tag", [LEFT, BREACH])
+def test_no_run_promotes_what_was_left_but_a_person_does(
+    tracker: Tracker, two: tuple[str, str], tag: str
+) -> None:
+    first, second = two
+    if tag == BREACH:
+        tracker.tag_version(MODEL, second, BREACH, "errors: half of them")
+    roll_back(tracker, MODEL, by="Bob", reason="customers call")
+    moved = promoted(tracker, bout(tracker, second))
+    assert (moved.alias, places(tracker)) == ("challenger", (first, second))
+    assert "rolled back from" in moved.reason
+    assert promoted(tracker, bout(tracker, second, by="Ada")).alias == "champion"
+    assert LEFT not in tracker.version(MODEL, second).tags
+    assert promoted(tracker, bout(tracker, second)).reason == "it is the champion already"
+
+
+def test_who_goes_back_again_takes_it_back(tracker: Tracker, two: tuple[str, str]) -> None:
+    first, second = two
+    roll_back(tracker, MODEL)
+    assert LEFT in tracker.version(MODEL, second).tags
+    roll_back(tracker, MODEL)
+    assert places(tracker) == (second, first)
+    assert LEFT not in tracker.version(MODEL, second).tags
+    assert LEFT in tracker.version(MODEL, first).tags
+
+
+def test_who_is_asked_to_approve_is_told(tracker: Tracker, two: tuple[str, str]) -> None:
+    _, second = two
+    roll_back(tracker, MODEL, by="Bob", reason="customers call")
+    with tracker.moving(MODEL):
+        asked = file(tracker, bout(tracker, second), hours=1)
+    assert asked.awaiting is not None
+    assert "rolled back from (Bob: customers call)" in asked.reason
+
+
+def test_a_rollback_waits_for_no_judgement_and_is_heeded_by_it(
+    tracker: Tracker, two: tuple[str, str]
+) -> None:
+    """While the third version is judged beside the second, that is rolled back from: it is judged anew."""
+    first, second = two
+    third, champions = enter(tracker, 3), list[str | None]()
+
+    def judge(champion: str | None) -> Judgement:
+        champions.append(champion)
+        if len(champions) == 1:
+            roll_back(tracker, MODEL)
+        return Judgement("promote", f"it beat version {champion}")
+
+    moved = promoted(tracker, Bout(MODEL, third, HERE, judge))
+    assert (champions, moved.reason) == ([second, first], f"it beat version {first}")
+    assert places(tracker) == (third, first)
+
+
+def test_a_monitor_goes_back_from_the_version_it_saw_alone(tracker: Tracker, two: tuple[str, str]) -> None:
+    first, second = two
+    with pytest.raises(InputError, match=f"the champion is not version {first}"):
+        roll_back(tracker, MODEL, leaving=first)
+    tracker.tag_version(MODEL, first, BREACH, "errors")
+    with pytest.raises(InputError, match=f"version {first} broke a rule itself"):
+        roll_back(tracker, MODEL, leaving=second)
+    assert places(tracker) == (second, first)
+
+
+@pytest.mark.parametrize("cut", ["previous", LEFT])
+def test_a_rollback_that_was_cut_off_is_ended_by_the_same_command(
+    tracker: Tracker, two: tuple[str, str], monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    """After `champion` has moved; or before it has."""
+    first, second = two
+    tracker.tag_model(MODEL, TRAFFIC, "{}")
+
+    def cutting(real: Callable[..., None]) -> Callable[..., None]:
+        def write(self: Tracker, name: str, *given: str) -> None:
+            if cut in given:
+                raise KeyboardInterrupt
+            real(self, name, *given)
+
+        return write
+
+    with monkeypatch.context() as patched:
+        for method in ("set_alias", "tag_version"):
+            patched.setattr(Tracker, method, cutting(getattr(Tracker, method)))
+        with pytest.raises(KeyboardInterrupt):
+            roll_back(tracker, MODEL)
+    assert places(tracker) == ((first, first) if cut == "previous" else (second, first))
+    assert roll_back(tracker, MODEL)["version"] == first
+    assert places(tracker) == (first, second)
+    assert LEFT in tracker.version(MODEL, second).tags
+    model = tracker.model(MODEL)
+    assert model is not None
+    assert TRAFFIC not in model.tags
+    assert [row["state"] for row in audit.history(tracker, MODEL)][-2:] == ["failed", "done"]
+
+
+def test_one_version_in_both_places_is_no_way_back(tracker: Tracker, two: tuple[str, str]) -> None:
+    _, second = two
+    tracker.set_alias(MODEL, "previous", second)
+    with pytest.raises(InputError, match="both are the same version"):
+        roll_back(tracker, MODEL)
