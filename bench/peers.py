@@ -22,7 +22,8 @@ from pareflow.intervals import speedup
 from pareflow.measurement import Interval
 from pareflow.sla import Objective
 from pareflow.stages.run import Row, Run
-from pareflow.stages.validation import objective_value, validate
+from pareflow.stages.screening import objective_value
+from pareflow.stages.validation import validate
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WORKLOADS = ("digits", "fashion", "intent")

@@ -298,18 +298,18 @@ def _space_problems(space: Any) -> list[str]:
 
 
 def _value_problems(name: str, settings: Mapping[str, Any]) -> list[str]:
-    """Of one technique in the space: each value that its setting cannot have, and what the search sets."""
+    """Of one technique in the space: what the search sets, and values that cannot be, alone or together."""
     problems = [
         f"space.{name}: `{own}` is the search's to set" for own in ("epochs", "seed") if own in settings
     ]
-    for setting, values in settings.items():
-        for value in values if isinstance(values, list | tuple) else ():
-            try:
-                TECHNIQUES[name].from_settings({setting: value})
-            except ValidationError as error:
-                fields = TECHNIQUES[name].model_fields
-                wrong = [e for e in error.errors() if e["type"] != "missing"]  # the search gives the others
-                problems += [f"space.{name}: {problem(e, fields)}" for e in wrong]
+    listed = {key: values for key, values in settings.items() if isinstance(values, list | tuple) and values}
+    for chosen in itertools.product(*listed.values()):
+        try:
+            TECHNIQUES[name].from_settings(dict(zip(listed, chosen, strict=True)))
+        except ValidationError as error:
+            fields = TECHNIQUES[name].model_fields
+            wrong = [e for e in error.errors() if e["type"] != "missing"]  # the search gives the others
+            problems += [f"space.{name}: {problem(e, fields)}" for e in wrong]
     return list(dict.fromkeys(problems))
 
 

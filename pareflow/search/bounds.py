@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from math import prod
 
-from pareflow.catalog import TECHNIQUES
+from pareflow.catalog import BACKENDS, TECHNIQUES, find
 from pareflow.hardware.device_profile import DeviceProfile
 from pareflow.measuring.advice import REACH
-from pareflow.variant import Recipe
+from pareflow.variant import Recipe, Step
 
 NARROW: Mapping[str, str] = {
     "bf16": "bfloat16",
@@ -19,12 +19,17 @@ NARROW: Mapping[str, str] = {
 """What a technique lets matrix products be computed in."""
 
 
-def at_most(recipe: Recipe, profile: DeviceProfile | None, families: Mapping[str, float]) -> float | None:
-    """The product of its techniques' bounds, or the compiler's where it has none; None if one is unknown.
+def at_most(
+    recipe: Recipe, strong: Step, profile: DeviceProfile | None, families: Mapping[str, float]
+) -> float | None:
+    """The product of its techniques' bounds, and of the compiler's where it has none or runs otherwise than
+    the strong baseline's step; None if one is unknown.
 
     `families` holds the share of the time that each family of techniques can touch.
     """
-    names: list[str | None] = [step.name for step in recipe.techniques] or [None]
+    names: list[str | None] = [step.name for step in recipe.techniques]
+    if not names or find(BACKENDS, recipe.backend, "backend") != find(BACKENDS, strong, "backend"):
+        names.append(None)
     bounds = [amdahl(families.get(family(name)), _times(profile, name)) for name in names]
     return None if None in bounds else prod(bound for bound in bounds if bound is not None)
 

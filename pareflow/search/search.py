@@ -73,9 +73,10 @@ Waves = Generator[Wave, Told, Ended]
 class Search:
     """A search over one space. `waves` runs it.
 
-    `effort` is what training is expected to take, `minutes` the budget, `recipe_minutes` when building one
-    recipe is stopped, `families` the share of the time that each family of techniques can touch; `known`
-    holds the strong baseline, and all trials as they come in.
+    `effort` is what training is expected to take, `minutes` the budget, `file` where the study is shown,
+    `recipe_minutes` when building one recipe is stopped, `families` the share of the time that each family of
+    techniques can touch, where the objective is a time; `known` holds the strong baseline first, and all
+    trials as they come in.
     """
 
     here: space.Circumstances
@@ -102,7 +103,9 @@ class Search:
             return Ended("recipes that train are chosen by Optuna: install pareflow[training]")
         from pareflow.search.study import Study
 
-        ended = yield from self._rounds(Study(techniques, self._finishes(), self.seed, self.file))
+        study = Study(techniques, self._finishes(), self.seed)
+        ended = yield from self._rounds(study)
+        study.write(self.file)
         mended = self._in_time(self._repairs())
         yield from self._tried("to give back the quality that training has lost", mended)
         again = self._by_other_seeds()
@@ -127,6 +130,7 @@ class Search:
             if not now:
                 following = tuple(training_space.trained_for(r, self._rungs()[0]) for r in asked)
                 return Ended(f"the budget of {self.minutes:g} minutes was used up", following)
+            study.write(self.file)
             reached = yield from self._halved(now)
             for recipe in now:
                 study.tell(recipe, reached.get(recipe.label, Trial(recipe)))
@@ -161,7 +165,7 @@ class Search:
     def _repairs(self) -> list[Recipe]:
         """Repairs of what is faster than all that passes, and loses too much; the fastest first."""
         leader, tried = best(self.known), {trial.recipe.label for trial in self.known}
-        lossy = [t for t in self.known if t.excess and better(t.cost, leader)]
+        lossy = [t for t in self.known if t.lost and better(t.cost, leader)]
         lossy.sort(key=lambda trial: trial.cost or 0)
         found = [repair for t in lossy[:FINISHES] for repair in space.repairs(t.recipe, self.here)]
         return [r for label, r in {r.label: r for r in found}.items() if label not in tried]
@@ -206,7 +210,10 @@ class Search:
         return self.effort.minutes(Recipe((step,), OnnxRuntime().step))
 
     def _promising(self, study: "Study", put_off: Sequence[Recipe]) -> list[Recipe]:
-        """What goes on from the best, what was put off, and others, as far as they could become faster."""
+        """What goes on from the best, what was put off, and others, as far as they could become faster.
+
+        A device's own rates bound nothing: costs are of this machine.
+        """
         effort, passes = self._effort_now(), self._rungs()
         each = effort.build_minutes + passes[-1] * effort.epoch_minutes * len(passes) / ETA
         count = max(2, min(ROUND, int(self.minutes / 2 / each)))
@@ -215,7 +222,7 @@ class Search:
         beside = [] if leader is None else study.beside(leader.recipe)
         others = study.ask(count - len(beside) - len(put_off))
         for recipe in (*beside, *put_off, *others):
-            bound = bounds.at_most(recipe, self.here.profile, self.families)
+            bound = bounds.at_most(recipe, self.known[0].recipe.backend, None, self.families)
             if bound is not None and not better(1 / bound, leader):
                 self._hopeless.append((recipe, bound))
             elif not self._too_slow(recipe):

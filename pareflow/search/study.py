@@ -4,17 +4,22 @@ Source: Ozaki et al., 2020, doi 10.1145/3377930.3389817 (multi-objective TPE); W
 arXiv:2211.14411 (its constraints).
 """
 
+import itertools
+import json
+import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend
 
 from pareflow.search.training_space import Settings, first, grid, step, trained_for
 from pareflow.search.trial import Trial
+from pareflow.store import writing
 from pareflow.variant import Recipe
 
 STARTS = 10
@@ -23,26 +28,36 @@ ATTEMPTS = 3
 """How often the sampler may suggest what was asked before, per recipe."""
 
 
+class Journal(BaseJournalBackend):
+    """A study's log in memory, a line of JSON each: two runs of one pipeline have each its own."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
+        return map(json.loads, self.lines[log_number_from:])
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        self.lines += map(json.dumps, logs)
+
+
 class Study:
     """Recipes to try: `ask` names some, `tell` says what became of them.
 
     A finish is a recipe without training that follows: how the network is quantized, and what runs it.
     All that it suggests follows from the seed and from what it was told, so that a run which is started
-    again, and is told the same from the store, asks the same. `file` is written anew for Optuna's dashboard.
+    again, and is told the same from the store, asks the same.
     """
 
-    def __init__(
-        self, families: Mapping[str, Settings], finishes: Sequence[Recipe], seed: int, file: Path
-    ) -> None:
+    def __init__(self, families: Mapping[str, Settings], finishes: Sequence[Recipe], seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.unlink(missing_ok=True)
         self._families = families
         self._finishes = {finish.label: finish for finish in finishes}
         self._seed = seed
         self._asked: dict[str, optuna.Trial] = {}
+        self._journal = Journal()
         self._study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(file))),
+            storage=JournalStorage(self._journal),
             study_name="search",
             directions=["minimize", "minimize"],
             sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTS),
@@ -86,11 +101,11 @@ class Study:
         if trial is None:
             return
         name = trial.params["technique"]
-        setting, values = next(iter(self._families[name].items()))
-        position = trial.params[f"{name}.{setting}"]
-        for beside in (position + 1, position - 1):
-            if 0 <= beside < len(values):
-                yield {**trial.params, f"{name}.{setting}": beside}
+        for setting, values in itertools.islice(self._families[name].items(), 1):
+            position = trial.params[f"{name}.{setting}"]
+            for beside in (position + 1, position - 1):
+                if 0 <= beside < len(values):
+                    yield {**trial.params, f"{name}.{setting}": beside}
 
     def _trial(self, parameters: Mapping[str, Any] | None) -> optuna.Trial:
         """The trial of these parameters, or of what the sampler suggests."""
@@ -126,6 +141,11 @@ class Study:
         told.set_constraint("excess", trial.excess)
         self._study.tell(told, (trial.cost, max(trial.excess, 0.0)))
 
+    def write(self, file: Path) -> None:
+        """All asked and told so far, as a file for Optuna's dashboard. Raises: StoreError."""
+        with writing(file.parent):
+            _replace(file, "".join(f"{line}\n" for line in self._journal.lines))
+
     def _suggested(self, trial: optuna.Trial) -> Recipe:
         """The recipe that a trial stands for; its parameters are positions in the lists of values."""
         name = trial.suggest_categorical("technique", list(self._families))
@@ -144,3 +164,16 @@ class Study:
 def _recipe(name: str, settings: Mapping[str, Any], finish: Recipe) -> Recipe:
     """A technique trained for one pass, and the finish after it."""
     return Recipe((step(name, settings, epochs=1), *finish.techniques), finish.backend)
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file that is there whole or as it was, whoever else writes it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    try:
+        with os.fdopen(handle, "w") as partial:
+            partial.write(text)
+        Path(name).chmod(0o644)
+        Path(name).replace(file)
+    finally:
+        Path(name).unlink(missing_ok=True)

@@ -4,7 +4,9 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pareflow.catalog import TECHNIQUES
+from pydantic import ValidationError
+
+from pareflow.catalog import TECHNIQUES, find
 from pareflow.model import (
     ArchitectureSearch,
     ChannelPruning,
@@ -32,13 +34,41 @@ TRIALS = 24
 
 
 def families(here: Circumstances) -> dict[str, Settings]:
-    """Per technique that trains and may make this network faster, its settings; or those that are allowed."""
+    """Per technique that trains and may make this network faster, its settings; or those that are allowed.
+
+    Raises: SpecError where an allowed technique does not take a combination of its values.
+    """
     if not here.trainable:
         return {}
     known = _built_in(here)
     if here.chosen is None:
         return known
-    return {name: {**known.get(name, {}), **values} for name, values in here.chosen.items()}
+    return {name: _with_chosen(name, known.get(name, {}), values) for name, values in here.chosen.items()}
+
+
+def _with_chosen(name: str, built_in: Settings, chosen: Settings) -> Settings:
+    """A technique's settings: the values that the user chose, and the built-in ones that go with all of them.
+
+    Raises: SpecError where not every combination is one that the technique takes.
+    """
+    given = list(grid(chosen))
+    beside = {
+        setting: tuple(value for value in values if all(_goes(name, one, setting, value) for one in given))
+        for setting, values in built_in.items()
+    }
+    found = {setting: values for setting, values in {**beside, **chosen}.items() if values}
+    for settings in grid(found):
+        step(name, settings, epochs=1)
+    return found
+
+
+def _goes(name: str, given: Mapping[str, Any], setting: str, value: Any) -> bool:
+    """Whether a built-in value goes with those that are given; what is not said yet does not count."""
+    try:
+        TECHNIQUES[name].from_settings({**given, setting: value})
+    except ValidationError as error:
+        return all(problem["type"] == "missing" for problem in error.errors())
+    return True
 
 
 def _built_in(here: Circumstances) -> dict[str, Settings]:
@@ -67,9 +97,12 @@ def _built_in(here: Circumstances) -> dict[str, Settings]:
 
 
 def step(name: str, settings: Mapping[str, Any], epochs: int) -> Step:
-    """The technique with these settings, trained for so many passes; every other setting said too."""
+    """The technique with these settings, trained for so many passes; every other setting said too.
+
+    Raises: SpecError where it takes no such settings.
+    """
     fixed = {"width": 1.0} if name == Distillation.name and "depth" in settings else {}
-    return TECHNIQUES[name].from_settings({**fixed, **settings, "epochs": epochs}).step
+    return find(TECHNIQUES, Step(name, {**fixed, **settings, "epochs": epochs}), "technique").step
 
 
 def probe(name: str, settings: Settings) -> Step:

@@ -15,13 +15,14 @@ class Trial:
 
     `cost` is the objective over the strong baseline's, both on this machine: 0.5 is twice as good. `excess`
     adds up by how much the SLA's limits are exceeded on the search split; 0 meets them all, as far as the
-    estimates say. `minutes` is what building it took, `reason` why it failed or was not tried, `stopped`
-    whether that was its limit of time.
+    estimates say. `lost` is what of it is quality. `minutes` is what building it took, `reason` why it failed
+    or was not tried, `stopped` whether that was its limit of time.
     """
 
     recipe: Recipe
     cost: float | None = None
     excess: float | None = None
+    lost: float | None = None
     minutes: float | None = None
     reason: str | None = None
     stopped: bool = False

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pareflow.measurement import Interval
 from pareflow.search.training_space import seedless
 from pareflow.stages.run import Row, Run
-from pareflow.stages.validation import search_drop
+from pareflow.stages.screening import rejected
 
 
 def explanation(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> str:
@@ -50,11 +50,10 @@ def _by_other_seeds(row: Row, screened: Sequence[Row]) -> str:
 
 
 def _not_judged(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> str:
-    """Of a row that was not chosen for the verdict: the quality that it lost already, or what was better."""
-    drop, allowed = search_drop(run, row, screened, run.spec.sla.confidence)
-    if drop is not None and drop.low is not None and drop.low > allowed:
-        bounds = f"{drop.estimate:.4f} ({_span(drop)})"
-        return f"It was not judged: on the search split it loses {bounds}, where {allowed:g} is allowed."
+    """Of a row that was not chosen for the verdict: which clauses it missed already, or what was better."""
+    missed = "; ".join(f"{check.clause}: {check.reason}" for check in rejected(run, row, screened))
+    if missed:
+        return f"It was not judged, since it missed clauses before: {missed}."
     if row.measurement is None:
         return "It was not judged: it was not timed."
     return f"It was not judged: {_beside(row, winner)}."

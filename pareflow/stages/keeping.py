@@ -15,6 +15,12 @@ KINDS: Mapping[str, str] = {
     "quality.json": "qualities",
     "measurements.json": "measurements",
     "planned.json": "measurements",
+    "served.json": "measurements",
+    "highest.json": "measurements",
+    "confined.json": "measurements",
+    "split.json": "measurements",
+    "seconds.json": "measurements",
+    "preflight.json": "preflights",
     "feeds.npz": "inputs to measure with",
     "answers.npz": "answers of originals",
     "facts.json": "profiles",
@@ -22,6 +28,7 @@ KINDS: Mapping[str, str] = {
     "operators.json": "profiles",
     "graph.json": "profiles",
     "ceilings.json": "profiles",
+    "profile.json": "profiles",
 }
 """By a file that an entry holds; what holds none of them is a network or an executable."""
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pareflow.compiler import OnnxRuntime
 from pareflow.hardware import graphics, probe
 from pareflow.search import bounds
 from pareflow.search.effort import EFFORT, LEVELS, Effort, level_of
@@ -56,14 +57,14 @@ def planned(
 ) -> dict[str, Any]:
     """One candidate. `at_most` is how many times faster a request could become; None where nothing tells."""
     variant = variant_of(row.recipe, run.facts.digest)
-    level = level_of(row.recipe)
+    level, strong = level_of(row.recipe), OnnxRuntime(threads=row.threads).step
     return {
         "recipe": row.label,
         "id": variant.id,
         "level": level,
         "effort": EFFORT[level],
         "minutes": None if effort is None else effort.minutes(row.recipe),
-        "at_most": bounds.at_most(row.recipe, run.spec.target.profile, families),
+        "at_most": bounds.at_most(row.recipe, strong, run.spec.target.profile, families),
         "unavailable": optimization.unrunnable(run, row.recipe),
         "made": run.store.find(variant.id) is not None,
     }

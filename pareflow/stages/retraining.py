@@ -9,7 +9,7 @@ from pareflow.stages.baseline import baseline
 from pareflow.stages.building import evaluate
 from pareflow.stages.promotion import packaged_row
 from pareflow.stages.run import Run
-from pareflow.stages.validation import original_of
+from pareflow.stages.screening import original_of
 
 
 def original_against(run: Run, package: Path) -> dict[str, Any]:

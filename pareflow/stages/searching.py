@@ -8,17 +8,17 @@ from typing import Any
 from pareflow.catalog import complete
 from pareflow.compiler import OnnxRuntime
 from pareflow.errors import InputError, TimedOutError, VariantError
-from pareflow.gate import Check, Evidence, judge
 from pareflow.search import Circumstances, Ended, Search, Trial, Wave, training_space
-from pareflow.search.effort import Effort
+from pareflow.search.effort import Effort, level_of
 from pareflow.search.halving import MOST_EPOCHS
 from pareflow.search.space import smallest, untrained
 from pareflow.search.trial import best
+from pareflow.sla import Objective
 from pareflow.stages import fitting
 from pareflow.stages.optimization import strong_baseline, unrunnable
 from pareflow.stages.room import check_room
 from pareflow.stages.run import Row, Run
-from pareflow.stages.validation import objective_value, original_of
+from pareflow.stages.screening import checks_of, cost_of, objective_value, original_of, over, share_of
 from pareflow.variant import Recipe
 
 
@@ -35,6 +35,9 @@ class Asked:
     listed: bool = False
 
 
+TIMES: tuple[Objective, ...] = ("latency_p50", "latency_p99", "throughput")
+"""The objectives that shares of the time bound."""
+
 Asking = Generator[Asked, Sequence[Row], Ended]
 """What to try; it is sent the rows as they became, of a preflight those that failed."""
 
@@ -46,7 +49,7 @@ def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
     small for the candidates.
     """
     check_objective(run, baselines)
-    check_room(run, first_rows(run, baselines, profile), original_of(baselines).size_mib or 0)
+    check_room(run, sure_rows(run, baselines, profile), original_of(baselines).size_mib or 0)
     wanted = run.spec.recipes()
     rows: list[Row] = []
     if wanted is not None:
@@ -114,6 +117,15 @@ def first_rows(run: Run, known: Sequence[Row] = (), profile: Mapping[str, Any] |
     return list(_new([*untrained(here), *trained], known))
 
 
+def sure_rows(run: Run, known: Sequence[Row], profile: Mapping[str, Any] | None) -> list[Row]:
+    """Of the first rows those that are made for sure: what can run here; of what the search trains, one."""
+    found = [row for row in first_rows(run, known, profile) if unrunnable(run, row.recipe) is None]
+    if run.spec.candidates is not None:
+        return found
+    plain = [row for row in found if level_of(row.recipe) != "architecture"]
+    return found[: len(plain) + 1]  # what trains comes last
+
+
 def circumstances(
     run: Run, profile: Mapping[str, Any] | None = None, *, trainable: bool = True
 ) -> Circumstances:
@@ -157,7 +169,7 @@ def search_of(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
         seed=run.facts.seed,
         file=run.output / "study.log",
         recipe_minutes=run.spec.budget.variant_minutes,
-        families=_shares(profile),
+        families=_shares(profile) if run.spec.objective in TIMES else {},
         known=[trial_of(run, strong, baselines)],
     )
 
@@ -193,7 +205,12 @@ def trial_of(run: Run, row: Row, baselines: Sequence[Row], recipe: Recipe | None
     trial = Trial(recipe or row.recipe, minutes=minutes, reason=reason, stopped=stopped)
     if row.status != "ok" or row.measurement is None:
         return trial
-    return Trial(trial.recipe, cost_of(run, row, baselines), excess_of(run, row, baselines), minutes)
+    trial = replace(trial, cost=cost_of(run, row, baselines))
+    excess = excess_of(run, row, baselines)
+    if excess is None:
+        return trial
+    lost = sum(much for clause, much in excess.items() if clause.startswith("quality."))
+    return replace(trial, excess=sum(excess.values()), lost=lost)
 
 
 @dataclass
@@ -215,7 +232,7 @@ class Contest:
         if self.run.spec.objective != "latency_p50" or self.leader is None or self.leader.cost is None:
             return None
         own = strong_baseline(row, self.baselines)
-        return _cost(self.run, own, self.baselines[0]) / self.leader.cost
+        return share_of(self.run, own, self.baselines[0]) / self.leader.cost
 
     def ran(self, row: Row) -> None:
         """A row as it was timed."""
@@ -223,49 +240,10 @@ class Contest:
         self.leader = best([found] if self.leader is None else [self.leader, found])
 
 
-def cost_of(run: Run, row: Row, baselines: Sequence[Row]) -> float:
-    """The objective as a share of the first strong baseline's; below 1 is better.
-
-    A median latency is compared with that of its own strong baseline: they were timed block by block.
+def excess_of(run: Run, row: Row, baselines: Sequence[Row]) -> dict[str, float] | None:
+    """Per clause of the SLA, by how much its estimate exceeds the limit: quality in its metric, all else as a
+    share. The clause of load is not among them. None where quality is not known.
     """
-    own = strong_baseline(row, baselines)
-    if run.spec.objective == "latency_p50" and row.speedup is not None:
-        return _cost(run, own, baselines[0]) / row.speedup.estimate
-    return _cost(run, row, baselines[0])
-
-
-def _cost(run: Run, row: Row, other: Row) -> float:
-    """The objective of one row as a share of another's, by their own measurements."""
-    ours, theirs = (objective_value(run.spec.objective, one) for one in (row, other))
-    return theirs / ours if ours < 0 else ours / theirs
-
-
-def excess_of(run: Run, row: Row, baselines: Sequence[Row]) -> float | None:
-    """By how much estimates exceed the SLA's limits, added up: quality in its metric, all else as a share.
-
-    The clause of load is not counted: candidates are not put under load. None where quality is not known.
-    """
-    sla = run.spec.sla
-    if sla.quality is not None and row.quality is None:
+    if run.spec.sla.quality is not None and row.quality is None:
         return None
-    evidence = Evidence(
-        variant=str(row.id),
-        objective=run.spec.objective,
-        quality=row.quality,
-        original=original_of(baselines).quality,
-        measurement=row.measurement,
-        baseline=None,  # harm is not a clause of the SLA, and the cost tells of it
-        fit=row.fit,
-    )
-    checks = [check for check in judge(sla, evidence).checks if check.clause in sla.clauses()]
-    return sum(map(_over, checks))
-
-
-def _over(check: Check) -> float:
-    """How far an estimate is on the wrong side of its limit; 0 on the right side, or where there is none."""
-    if check.estimate is None:
-        return 0.0
-    over = check.estimate - check.limit
-    if check.clause.endswith((".min", ".min_per_s")):
-        over = -over
-    return max(over, 0.0) if check.clause.startswith("quality.") else max(over / check.limit, 0.0)
+    return {check.clause: over(check) for check in checks_of(run, row, baselines)}

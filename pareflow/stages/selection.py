@@ -5,7 +5,7 @@ from typing import Any
 
 from pareflow.gate import drop_interval
 from pareflow.stages.run import Row
-from pareflow.stages.validation import original_of
+from pareflow.stages.screening import original_of
 
 
 def selection(rows: Sequence[Row], screened: Sequence[Row], chosen: Row | None) -> dict[str, Any] | None:

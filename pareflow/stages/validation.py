@@ -2,36 +2,41 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from pareflow.errors import PareflowError, VariantError
-from pareflow.gate import Evidence, drop_interval, judge_all
+from pareflow.gate import Check, Evidence, judge_all
 from pareflow.intervals import samples_needed, speedup
-from pareflow.measurement import Interval, Measurement
+from pareflow.measurement import Measurement
 from pareflow.measuring.arena import Protocol
-from pareflow.sla import Objective
 from pareflow.stages import fitting
 from pareflow.stages.building import evaluate
 from pareflow.stages.loading import under_load
 from pareflow.stages.optimization import failed, strong_baseline
 from pareflow.stages.run import Row, Run
+from pareflow.stages.screening import checks_of, cost_of, objective_value, original_of, over, rejected
 from pareflow.stages.timing import measure
 
 BLOCKS = 60
 LOOKS = 4
 """How often the gate may look: while a timing clause is inconclusive, it is looked at again with more."""
+TIMING = ("latency.", "load.", "throughput.")
 
 
 def finalists(run: Run, rows: Sequence[Row]) -> list[Row]:
-    """The baselines, and the best candidates by the objective whose quality is not already lost.
+    """The baselines, and the best candidates by the objective that miss no clause already, with confidence.
 
-    Where all of these may yet lose too much, the last place is for the best one that keeps the quality with
-    confidence on the search split too: else a run may end with nothing, since all that it judged were bets.
+    Where all of these may yet miss one, the last place is for the best one that keeps all with confidence on
+    the search split too: else a run may end with nothing, since all that it judged were bets. Where every row
+    misses some, baselines too, the best are judged all the same: the verdict says by how much.
     """
     timed = [row for row in rows if row.status == "ok" and row.measurement is not None]
     baselines = [row for row in timed if row.role != "candidate"]
-    hopeful = [row for row in timed if row.role == "candidate" and not _lost(run, row, baselines)]
-    ranked = sorted(hopeful, key=lambda row: objective_value(run.spec.objective, row))
+    candidates = [row for row in timed if row.role == "candidate"]
+    candidates.sort(key=lambda row: cost_of(run, row, baselines))
+    lost = {row.id for row in timed if rejected(run, row, baselines)}
+    hopeless = all(row.id in lost for row in timed)
+    ranked = [row for row in candidates if hopeless or row.id not in lost]
     chosen = ranked[: run.spec.finalists]
     safe = [row for row in ranked if _kept(run, row, baselines) and _gains(run, row, baselines)]
     if safe and len(chosen) > 1 and not {row.id for row in safe} & {row.id for row in chosen}:
@@ -117,55 +122,27 @@ def winner(run: Run, judged: Sequence[Row]) -> Row | None:
     return min(passed, key=lambda row: objective_value(run.spec.objective, row), default=None)
 
 
-def objective_value(objective: Objective, row: Row) -> float:
-    """What is minimised: the objective's estimate, negated where more is better."""
-    assert row.measurement is not None  # only timed rows are ranked
-    value = _OBJECTIVES[objective](row.measurement)
-    if value is None:
-        raise VariantError(f"`{objective}` must be measured to rank by it", "it is unknown", "Choose another")
-    return value
-
-
-_OBJECTIVES: dict[Objective, Callable[[Measurement], float | None]] = {
-    "latency_p50": lambda m: m.quantile_ms(0.50),
-    "latency_p99": lambda m: m.quantile_ms(0.99),
-    "throughput": lambda m: -m.throughput_per_s,
-    "size": lambda m: m.size_mib,
-    "peak_memory": lambda m: m.peak_memory_mib,
-}
-
-
-def _lost(run: Run, row: Row, baselines: Sequence[Row]) -> bool:
-    """Whether the search split shows already, with confidence, that too much quality is gone."""
-    drop, limit = search_drop(run, row, baselines, run.spec.sla.confidence)
-    return drop is not None and drop.low is not None and drop.low > limit
-
-
 def _kept(run: Run, row: Row, baselines: Sequence[Row]) -> bool:
-    """Whether the search split shows already, at the verdict's confidence, that enough quality is there.
-
-    A gain there is taken for none: candidates were chosen by this split, so that it flatters them.
-    """
+    """Whether the search split shows already, at the verdict's confidence, that no clause is a bet."""
     among = len(baselines) + run.spec.finalists
-    drop, limit = search_drop(run, row, baselines, 1 - (1 - run.spec.sla.confidence) / among)
-    return drop is not None and drop.high is not None and drop.high - min(drop.estimate, 0) <= limit
+    return all(map(_no_bet, checks_of(run, row, baselines, among)))
 
 
-def search_drop(
-    run: Run, row: Row, baselines: Sequence[Row], confidence: float
-) -> tuple[Interval | None, float]:
-    """What a row lost on the search split, and what it may lose; None where that is no clause."""
-    clause = run.spec.sla.quality
-    if clause is None or clause.max_drop is None:
-        return None, math.inf
-    drop = drop_interval(original_of(baselines).quality, row.quality, confidence)
-    return drop, clause.max_drop
+def _no_bet(check: Check) -> bool:
+    """Whether a clause is kept with confidence; of times, which more is measured of, by the estimate.
+
+    A gain of quality is taken for none: candidates were chosen by this split, so that it flatters them.
+    """
+    if check.clause.startswith(TIMING):
+        return over(check) == 0
+    if check.clause == "quality.max_drop" and check.estimate is not None and check.high is not None:
+        return check.high - min(check.estimate, 0) <= check.limit
+    return check.decision == "promote"
 
 
 def _gains(run: Run, row: Row, baselines: Sequence[Row]) -> bool:
     """Whether a row is better by the objective than every baseline."""
-    values = [objective_value(run.spec.objective, one) for one in (row, *baselines)]
-    return values[0] < min(values[1:])
+    return cost_of(run, row, baselines) < min(cost_of(run, one, baselines) for one in baselines)
 
 
 def _judged(run: Run, rows: Sequence[Row], measured: Mapping[str, Measurement], look: int) -> list[Row]:
@@ -203,11 +180,6 @@ def _evidence(run: Run, row: Row, rows: Sequence[Row], measured: Mapping[str, Me
     )
 
 
-def original_of(rows: Sequence[Row]) -> Row:
-    """The original; the strong baseline where the original came as an ONNX graph, which is its own export."""
-    return next((row for row in rows if row.role == "original"), rows[0])
-
-
 def _may_win(run: Run, row: Row, rows: Sequence[Row]) -> bool:
     """Whether more timing could make this row the winner: it is open, and better than what passes already."""
     if not _needs_time(row):
@@ -222,7 +194,6 @@ def _needs_time(row: Row) -> bool:
     if row.verdict is None:
         return False
     doubtful = [check for check in row.verdict.checks if check.decision == "inconclusive"]
-    timing = ("latency.", "load.", "throughput.", "do_no_harm")
     return row.verdict.decision == "inconclusive" and all(
-        check.clause.startswith(timing) and check.estimate is not None for check in doubtful
+        check.clause.startswith((*TIMING, "do_no_harm")) and check.estimate is not None for check in doubtful
     )

@@ -9,7 +9,7 @@ import pytest
 from pareflow.gate import Evidence, judge
 from pareflow.measurement import Measurement
 from pareflow.sla import SLA
-from pareflow.stages import optimization, validation
+from pareflow.stages import optimization, screening
 from pareflow.stages.run import Row
 from pareflow.variant import Recipe, Step
 
@@ -49,6 +49,6 @@ def test_every_number_of_a_verdict_comes_from_the_samples(
 
 
 def test_objective_ranks_by_what_was_measured(judged: Any) -> None:
-    timed = sorted(judged.finalists, key=lambda row: validation.objective_value("latency_p50", row))
+    timed = sorted(judged.finalists, key=lambda row: screening.objective_value("latency_p50", row))
     medians = [row.measurement.quantile_ms(0.5) for row in timed]
     assert medians == sorted(medians)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pareflow.measurement import Quality
+from pareflow.sla import SLA
 from pareflow.stages import validation
 from pareflow.stages.run import Row, Run
 
@@ -16,22 +17,29 @@ SAMPLES = 700
 @pytest.fixture
 def run(judged: Any) -> Run:
     """At most a point may be lost, and two candidates are judged."""
-    quality = {"metric": "accuracy", "max_drop": 0.01}
-    sla = type(judged.run.spec.sla).model_validate({"quality": quality})
-    changed = judged.run.spec.model_copy(update={"sla": sla, "finalists": 2, "objective": "latency_p50"})
-    found: Run = dataclasses.replace(judged.run, spec=changed)
-    return found
+    return promising(judged.run, quality={"metric": "accuracy", "max_drop": 0.01})
 
 
-def answering(row: Row, wrong: int, right_instead: int = 0, *, times: float = 1.0, name: str = "") -> Row:
+def promising(run: Run, **clauses: Any) -> Run:
+    sla = SLA.model_validate(clauses)
+    changed = run.spec.model_copy(update={"sla": sla, "finalists": 2, "objective": "latency_p50"})
+    return dataclasses.replace(run, spec=changed)
+
+
+def answering(
+    row: Row, wrong: int, right_instead: int = 0, *, times: float = 1.0, name: str = "", mib: float = 1.0
+) -> Row:
     """The row `times` as fast, wrong on the first samples, and right on some that the original misses."""
     assert row.measurement is not None
+    assert row.speedup is not None
     scores = [0] * wrong + [1] * (SAMPLES - 20 - wrong) + [1] * right_instead + [0] * (20 - right_instead)
     value = sum(scores) / SAMPLES
     quality = Quality(name, "accuracy", "search", "invented", value, SAMPLES, tuple(scores))
     blocks = tuple(tuple(ms / times for ms in block) for block in row.measurement.blocks_ms)
-    measurement = dataclasses.replace(row.measurement, blocks_ms=blocks)
-    return dataclasses.replace(row, id=name or row.id, quality=quality, measurement=measurement)
+    measurement = dataclasses.replace(row.measurement, blocks_ms=blocks, size_mib=mib)
+    speedup = dataclasses.replace(row.speedup, estimate=row.speedup.estimate * times)
+    named = dataclasses.replace(row, id=name or row.id, quality=quality)
+    return dataclasses.replace(named, measurement=measurement, speedup=speedup)
 
 
 def chosen(run: Run, judged: Any, candidates: Sequence[Row]) -> list[str]:
@@ -65,3 +73,48 @@ def test_the_best_ones_are_judged_where_one_of_them_is_no_bet(run: Run, judged: 
     safe = [answering(judged.candidate, 0, times=t, name=f"safe {t}") for t in (50.0, 20.0)]
     bet = answering(judged.candidate, 20, 20, times=60.0, name="bet 60.0")
     assert chosen(run, judged, [*safe, bet]) == ["bet 60.0", "safe 50.0"]
+
+
+@pytest.mark.parametrize(
+    "clauses", [{"size": {"max_mib": 2}}, {"quality": {"min": 0.9}}], ids=["size", "min"]
+)
+def test_what_misses_a_clause_already_takes_no_place(clauses: Any, judged: Any) -> None:
+    """Three are fast, and too large or wrong too often: the slower one that keeps the clause is judged."""
+    run, many = promising(judged.run, **clauses), 0 if "size" in clauses else 100
+    missing = [answering(judged.candidate, many, times=t, name=f"{t}", mib=8.0) for t in (40.0, 50.0, 60.0)]
+    keeping = answering(judged.candidate, 0, times=20.0, name="keeping", mib=1.3)
+    assert chosen(run, judged, [*missing, keeping]) == ["keeping"]
+
+
+def test_where_all_miss_a_clause_the_best_are_judged_all_the_same(judged: Any) -> None:
+    """The baselines too: nothing can win, and the verdict says by how much each misses."""
+    run = promising(judged.run, size={"max_mib": 0.5})
+    rows = [answering(judged.candidate, 0, times=t, name=f"{t}") for t in (20.0, 30.0, 40.0)]
+    assert chosen(run, judged, rows) == ["40.0", "30.0"]
+
+
+def test_a_time_that_few_samples_bound_makes_no_bet_of_what_keeps_its_quality(judged: Any) -> None:
+    """A p99 at the verdict's confidence takes more samples than the search does: its estimate keeps it."""
+    quality = {"metric": "accuracy", "max_drop": 0.01}
+    run = promising(judged.run, quality=quality, latency={"p99_ms": 10000})
+    bets = [answering(judged.candidate, 20, 20, times=t, name=f"bet {t}") for t in (50.0, 60.0)]
+    few = answering(judged.candidate, 0, times=20.0, name="few")
+    assert few.measurement is not None
+    blocks = tuple(block[:1] for block in few.measurement.blocks_ms)
+    few = dataclasses.replace(few, measurement=dataclasses.replace(few.measurement, blocks_ms=blocks))
+    assert chosen(run, judged, [*bets, few]) == ["bet 60.0", "few"]
+
+
+def test_finalists_are_ranked_beside_the_baseline_that_they_were_timed_with(run: Run, judged: Any) -> None:
+    """The machine was twice as slow while the better ones were timed: their medians are longer, not their
+    share of the baseline's."""
+    worse = answering(judged.candidate, 0, times=20.0, name="worse")
+    better = [answering(judged.candidate, 0, times=t, name=f"better {t}") for t in (22.0, 24.0)]
+    slowly = [dataclasses.replace(row, measurement=slowed(row)) for row in better]
+    assert chosen(run, judged, [worse, *slowly]) == ["better 24.0", "better 22.0"]
+
+
+def slowed(row: Row) -> Any:
+    assert row.measurement is not None
+    blocks = tuple(tuple(2 * ms for ms in block) for block in row.measurement.blocks_ms)
+    return dataclasses.replace(row.measurement, blocks_ms=blocks)

@@ -1,6 +1,7 @@
 """What registered models need of the store, and how it is told."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,12 @@ def test_contents_are_told_by_kind_by_need_and_by_who_runs(store: Store) -> None
     assert [(row["by"], row["entries"]) for row in told["needed"]] == [("models:/a/1", 3)]
     assert [row["what"] for row in told["running"]] == ["optimize a"]
     assert told["leftovers"] == 1
+
+
+def test_whatever_a_stage_writes_into_an_entry_has_a_kind(checkout: Path) -> None:
+    sources = (checkout / "pareflow" / "stages").glob("*.py")
+    written = {
+        name for source in sources for name in re.findall(r'into / "([\w.]+)"\)\.write', source.read_text())
+    }
+    assert len(written) > 10
+    assert written - {"golden.json"} <= keeping.KINDS.keys()  # of a package, which is told by its model.json

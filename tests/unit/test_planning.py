@@ -17,6 +17,7 @@ from pareflow.spec import read_profile
 from pareflow.stages import planning
 from pareflow.variant import Recipe, Step
 
+STRONG = Step("onnxruntime")
 DEVICES = Path(__file__).parents[2] / "configs" / "devices"
 
 
@@ -59,15 +60,25 @@ def test_a_bound_is_amdahls_with_the_devices_own_rates() -> None:
     """On a Pi bytes multiply 4 times as fast as floats; of half a request, 1/(0.5 + 0.5/4)."""
     pi = read_profile(DEVICES / "pi5.yaml")
     recipe = Recipe((Step("static_int8"),), Step("onnxruntime"))
-    assert bounds.at_most(recipe, pi, {}) == pytest.approx(4)
-    assert bounds.at_most(recipe, pi, {"quantization": 0.5}) == pytest.approx(1.6)
+    assert bounds.at_most(recipe, STRONG, pi, {}) == pytest.approx(4)
+    assert bounds.at_most(recipe, STRONG, pi, {"quantization": 0.5}) == pytest.approx(1.6)
     plain = Recipe((), Step("onnxruntime"))
-    assert bounds.at_most(plain, pi, {}) is None
-    assert bounds.at_most(plain, pi, {"compiler": 0.75}) == pytest.approx(4)
+    assert bounds.at_most(plain, STRONG, pi, {}) is None
+    assert bounds.at_most(plain, STRONG, pi, {"compiler": 0.75}) == pytest.approx(4)
     taught = Recipe((Step("distillation", {"student": "narrow"}), Step("static_int8")), Step("onnxruntime"))
-    assert bounds.at_most(taught, pi, {}) is None  # nobody knows what a student gains
-    assert bounds.at_most(taught, pi, {"distillation": 0.5}) == pytest.approx(2 * 4)
-    assert bounds.at_most(recipe, None, {}) is None  # no rates are told of this machine
+    assert bounds.at_most(taught, STRONG, pi, {}) is None  # nobody knows what a student gains
+    assert bounds.at_most(taught, STRONG, pi, {"distillation": 0.5}) == pytest.approx(2 * 4)
+    assert bounds.at_most(recipe, STRONG, None, {}) is None  # no rates are told of this machine
+
+
+@pytest.mark.parametrize("backend", [Step("openvino"), Step("onnxruntime", {"huge_pages": True})])
+def test_what_runs_otherwise_than_the_baseline_is_bounded_by_all_that_a_compiler_touches(
+    backend: Step,
+) -> None:
+    """Half of the time is products, which low rank shrinks; another runtime may be faster at all the rest."""
+    shares = {"low rank": 0.5, "compiler": 1.0}
+    assert bounds.at_most(Recipe((Step("low_rank"),), STRONG), STRONG, None, shares) == pytest.approx(2)
+    assert bounds.at_most(Recipe((Step("low_rank"),), backend), STRONG, None, shares) is None
 
 
 def test_a_finished_runs_profile_bounds_the_families(trained: Any) -> None:

@@ -1,17 +1,23 @@
 """The search: its space, its halving, its study; and whole searches of an invented landscape."""
 
 import dataclasses
+import errno
 import itertools
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from pareflow import spec as specs
 from pareflow.catalog import complete, members
+from pareflow.errors import SpecError, StoreError
 from pareflow.hardware import probe
 from pareflow.search import Circumstances, Ended, Search, Trial, Wave, halving, space, training_space
 from pareflow.search.effort import BUILD_MINUTES, Effort, epochs_of
@@ -68,6 +74,22 @@ def test_the_user_says_which_techniques_train_and_which_values_they_take() -> No
         "born_again": {},
     }
     assert training_space.families(dataclasses.replace(chosen, trainable=False)) == {}
+
+
+def test_built_in_values_that_do_not_go_with_the_users_are_left_out() -> None:
+    """Of embeddings nothing is multiplied: without `of: products` the budget is of parameters."""
+    chosen = dataclasses.replace(IMAGES, chosen={"low_rank": {"embeddings": (True,)}})
+    found = training_space.families(chosen)["low_rank"]
+    built_in = training_space.families(IMAGES)["low_rank"]
+    assert found == {**{k: v for k, v in built_in.items() if k != "of"}, "embeddings": (True,)}
+    assert next(iter(found)) == "share"
+
+
+def test_values_that_no_built_in_one_saves_are_bad_input() -> None:
+    """A whole network is no smaller one; of texts it is the depth that makes it so."""
+    chosen = dataclasses.replace(TEXTS, chosen={"distillation": {"depth": (1.0,)}})
+    with pytest.raises(SpecError, match="must be below 1 where no student is named"):
+        training_space.families(chosen)
 
 
 def test_layers_go_where_shortcuts_lead_around_them_and_heads_where_there_are_tokens() -> None:
@@ -186,8 +208,8 @@ def test_passes_of_all_steps_count_a_supernets_twice() -> None:
     assert epochs_of(PLAIN) == 0
 
 
-def test_the_study_begins_with_each_technique_and_each_student_and_asks_nothing_twice(tmp_path: Path) -> None:
-    study = Study(training_space.families(IMAGES), [PLAIN], 0, tmp_path / "study.log")
+def test_the_study_begins_with_each_technique_and_each_student_and_asks_nothing_twice() -> None:
+    study = Study(training_space.families(IMAGES), [PLAIN], 0)
     asked = study.ask(12)
     starts = [recipe.techniques[0] for recipe in asked[:5]]
     pruned, thin, half, quarter, searched = (step.name for step in starts)
@@ -197,11 +219,11 @@ def test_the_study_begins_with_each_technique_and_each_student_and_asks_nothing_
     assert len({recipe.label for recipe in asked}) == 12
 
 
-def test_the_study_goes_one_step_on_from_the_best(tmp_path: Path) -> None:
+def test_the_study_goes_one_step_on_from_the_best() -> None:
     """By hand: of shares 0.2 to 0.5 the best is 0.4, trained for longer since; next are 0.5 and 0.3."""
     shares = (0.2, 0.3, 0.4, 0.5)
     families = {"low_rank": {"share": shares, "learning_rate": (1e-3, 4e-3, 1e-2)}}
-    study = Study(families, [PLAIN], 0, tmp_path / "study.log")
+    study = Study(families, [PLAIN], 0)
     (first,) = study.ask(1)
     assert first.techniques[0].settings["share"] == 0.4
     found = study.beside(training_space.trained_for(first, 9))
@@ -211,9 +233,9 @@ def test_the_study_goes_one_step_on_from_the_best(tmp_path: Path) -> None:
     assert study.beside(PLAIN) == []  # what does not train has no neighbours
 
 
-def test_a_study_that_is_told_the_same_asks_the_same(tmp_path: Path) -> None:
+def test_a_study_that_is_told_the_same_asks_the_same() -> None:
     def asked() -> list[str]:
-        study = Study(training_space.families(TEXTS), [PLAIN], 3, tmp_path / "study.log")
+        study = Study(training_space.families(TEXTS), [PLAIN], 3)
         found = []
         for _ in range(4):
             for recipe in study.ask(5):
@@ -225,10 +247,39 @@ def test_a_study_that_is_told_the_same_asks_the_same(tmp_path: Path) -> None:
     assert asked() == asked()
 
 
-def test_a_space_that_is_used_up_gives_no_more(tmp_path: Path) -> None:
-    study = Study({"low_rank": {"share": (0.2, 0.3)}}, [PLAIN], 0, tmp_path / "study.log")
+def test_a_space_that_is_used_up_gives_no_more() -> None:
+    study = Study({"low_rank": {"share": (0.2, 0.3)}}, [PLAIN], 0)
     assert len(study.ask(9)) == 2
     assert study.ask(9) == []
+
+
+def test_a_technique_whose_settings_are_all_fixed_has_no_steps_beside_it() -> None:
+    study = Study({"qat_int8": {}}, [PLAIN], 0)
+    (only,) = study.ask(2)
+    assert study.beside(only) == []
+
+
+def test_two_studies_of_one_file_do_not_touch_each_other(tmp_path: Path) -> None:
+    """Two runs of one pipeline: the file is whole, and of the one that wrote it last."""
+    file = tmp_path / "run" / "study.log"
+    ours, theirs = (Study(training_space.families(IMAGES), [PLAIN], seed) for seed in (0, 1))
+    asked = [study.ask(count) for study, count in ((ours, 3), (theirs, 5))]
+    for study in (theirs, ours):
+        study.write(file)
+    ours.tell(asked[0][0], Trial(asked[0][0], 0.5, 0.0))
+    theirs.tell(asked[1][0], Trial(asked[1][0], 0.5, 0.0))
+    shown = optuna.load_study(study_name="search", storage=JournalStorage(JournalFileBackend(str(file))))
+    assert len(shown.trials) == 3
+    assert [path.name for path in file.parent.iterdir()] == ["study.log"]
+
+
+def test_a_full_disk_is_the_stores_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    with pytest.raises(StoreError, match="the disk is full"):
+        Study(training_space.families(IMAGES), [PLAIN], 0).write(tmp_path / "study.log")
 
 
 def landscape(recipe: Recipe) -> tuple[float, float]:
@@ -252,10 +303,11 @@ def landscape(recipe: Recipe) -> tuple[float, float]:
 
 def run(
     search: Search,
-    outcome: Callable[[Recipe], tuple[float, float] | str],
+    outcome: Callable[[Recipe], tuple[float, ...] | str],
     minutes: Callable[[Recipe], float] = lambda _: 0.1,
 ) -> tuple[list[Wave], Ended]:
-    """A whole search of a landscape; a text is what a recipe fails of."""
+    """A whole search of a landscape: cost, excess, and what of it is quality, where that is not all of it; a
+    text is what a recipe fails of."""
     waves, seen = search.waves(), list[Wave]()
     told: dict[str, Trial] | None = None
     try:
@@ -266,7 +318,7 @@ def run(
             told = {
                 r.label: Trial(r, reason=f, stopped=f == "TimedOutError")
                 if isinstance(f, str)
-                else Trial(r, *f, minutes=minutes(r))
+                else Trial(r, f[0], f[1], lost=f[-1], minutes=minutes(r))
                 for r, f in found
                 if not wave.preflight or isinstance(f, str)
             }
@@ -486,6 +538,14 @@ def test_lossy_but_fast_is_repaired(tmp_path: Path) -> None:
     assert {recipe.techniques[0].name for recipe in repairs.recipes} == {"static_int8", "mixed_int8"}
 
 
+def test_what_is_too_large_is_not_repaired_as_if_it_were_lossy(tmp_path: Path) -> None:
+    def outcome(recipe: Recipe) -> tuple[float, float, float]:
+        return (0.4, 0.2, 0.0) if [s.name for s in recipe.techniques] == ["static_int8"] else (0.9, 0.0, 0.0)
+
+    waves, _ = run(search(tmp_path, here=IMAGES), outcome)
+    assert not any("quality" in wave.words for wave in waves)
+
+
 def test_what_training_made_fast_and_lossy_is_repaired_too(tmp_path: Path) -> None:
     """A pruned network in int8 is fastest, and loses too much until it learns how it is rounded."""
 
@@ -562,9 +622,18 @@ def test_what_amdahl_lets_become_no_faster_than_the_best_is_left_out_and_named(t
     assert all(at_most == pytest.approx(2) for _, at_most in ended.hopeless)
 
 
-def test_recipes_that_are_complete_are_what_they_were(tmp_path: Path) -> None:
+def test_what_another_runtime_may_still_speed_up_is_not_left_out(tmp_path: Path) -> None:
+    """As above, but what is best runs by OpenVINO: of the whole, the baseline's profile bounds nothing."""
+    ours = search(tmp_path, families={"distillation": 0.5, "quantization": 0.0, "compiler": 1.0})
+    waves, ended = run(ours, lambda r: (0.4 if r.backend.name == "openvino" else 0.9, 0.0))
+    begun = {r.techniques[0].name for w in waves if w.words.startswith("trained") for r in w.recipes}
+    assert "distillation" in begun
+    assert all(recipe.backend.name != "openvino" for recipe, _ in ended.hopeless)
+
+
+def test_recipes_that_are_complete_are_what_they_were() -> None:
     """The stage completes recipes to name them; training more must not change what else they say."""
-    for recipe in Study(training_space.families(IMAGES), [PLAIN], 0, tmp_path / "s.log").ask(8):
+    for recipe in Study(training_space.families(IMAGES), [PLAIN], 0).ask(8):
         whole = complete(training_space.trained_for(recipe, 9))
         assert whole == complete(training_space.trained_for(complete(recipe), 9))
 

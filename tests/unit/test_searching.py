@@ -11,8 +11,9 @@ import pytest
 from pareflow.errors import EnvironmentUnfitError, InputError, TimedOutError
 from pareflow.gate import Verdict
 from pareflow.search import Ended
+from pareflow.search.effort import level_of
 from pareflow.sla import QualityClause, SizeClause
-from pareflow.stages import ablation, building, explaining, jobs, optimization, room, searching
+from pareflow.stages import ablation, building, explaining, jobs, optimization, room, screening, searching
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Step
 
@@ -78,6 +79,34 @@ def test_a_disk_too_small_for_the_first_candidates_is_found_before_any_is_made(
         next(searching.searching(searched(run), trained.rows, None))
 
 
+def test_room_is_asked_for_what_can_run_here_and_one_that_trains(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = searched(trained.run)
+    monkeypatch.setattr(
+        searching, "unrunnable", lambda _, recipe: "so" if recipe.backend.name == "openvino" else None
+    )
+    first, sure = searching.first_rows(run, trained.rows), searching.sure_rows(run, trained.rows, None)
+    assert {row.recipe.backend.name for row in first} == {"onnxruntime", "openvino"}
+    assert {row.recipe.backend.name for row in sure} == {"onnxruntime"}
+    levels = [[level_of(row.recipe) == "architecture" for row in rows] for rows in (first, sure)]
+    assert [sum(trains) for trains in levels] == [len(levels[0]) - levels[0].index(True), 1]
+    listed = searched(
+        run, candidates=([{"distillation": {"student": "narrow"}}, "onnxruntime"], ["openvino"])
+    )
+    assert [row.label for row in searching.sure_rows(listed, trained.rows, None)] == [
+        "distillation(student=narrow) → onnxruntime"
+    ]
+
+
+def test_shares_of_the_time_bound_nothing_but_times(trained: Any) -> None:
+    families = [{"family": "distillation", "share": 0.5}, {"family": "quantization", "share": 0.25}]
+    profile = {"graph": {"before": {}}, "advice": {"families": families}}
+    for objective, expected in (("throughput", {"distillation": 1.0, "quantization": 0.5}), ("size", {})):
+        run = searched(trained.run, objective=objective)
+        assert searching.search_of(run, trained.rows, profile).families == expected
+
+
 def test_the_search_goes_on_from_the_best_that_it_was_told(trained: Any) -> None:
     """Told that dynamic int8 alone is fast and as good, it asks for a student that is quantized like that."""
     run = searched(trained.run)
@@ -108,12 +137,13 @@ def test_a_trial_is_the_rows_share_of_the_baseline_and_what_it_exceeds(trained: 
         strong, role="candidate", speedup=dataclasses.replace(strong.speedup, estimate=2.0), build_s=30.0
     )
     found = searching.trial_of(run, row, trained.rows)
-    assert (found.cost, found.excess, found.minutes) == (0.5, 0.0, 0.5)
+    assert (found.cost, found.excess, found.lost, found.minutes) == (0.5, 0.0, 0.0, 0.5)
     size = SizeClause(max_mib=row.size_mib / 2)
     quality = QualityClause(min=row.quality.value + 0.01)
     sla = run.spec.sla.model_copy(update={"size": size, "quality": quality})
-    excess = searching.excess_of(searched(run, sla=sla), row, trained.rows)
-    assert excess == pytest.approx(1 + 0.01)
+    found = searching.trial_of(searched(run, sla=sla), row, trained.rows)
+    assert found.excess == pytest.approx(1 + 0.01)
+    assert found.lost == pytest.approx(0.01)
     stopped = optimization.failed(row, TimedOutError("it must end in 600 s", "it did not", "Give it more"))
     assert [searching.trial_of(run, one, trained.rows).stopped for one in (row, stopped)] == [False, True]
     unknown = dataclasses.replace(row, quality=None)
@@ -139,7 +169,7 @@ def test_a_cost_is_of_the_first_baseline_whatever_the_threads(trained: Any) -> N
     row = dataclasses.replace(
         two, role="candidate", speedup=dataclasses.replace(strong.speedup, estimate=1.5)
     )
-    assert searching.cost_of(run, row, [strong, two]) == pytest.approx(1 / 3)
+    assert screening.cost_of(run, row, [strong, two]) == pytest.approx(1 / 3)
     contest = searching.Contest(run, [strong, two])
     assert contest.needed(row) == pytest.approx(0.5)  # to be as good as the first
     contest.ran(row)
@@ -153,7 +183,7 @@ def test_throughput_is_a_cost_too_the_more_the_less(trained: Any) -> None:
     run, strong = searched(trained.run, objective="throughput"), trained.strong
     doubled = tuple(tuple(ms / 2 for ms in block) for block in strong.measurement.blocks_ms)
     row = dataclasses.replace(strong, measurement=dataclasses.replace(strong.measurement, blocks_ms=doubled))
-    assert searching.cost_of(run, row, trained.rows) == pytest.approx(0.5)
+    assert screening.cost_of(run, row, trained.rows) == pytest.approx(0.5)
     assert searching.Contest(run, trained.rows).needed(row) is None  # races are of median latencies
 
 
@@ -251,14 +281,14 @@ def test_a_winner_says_what_it_became_by_other_seeds(judged: Any) -> None:
     assert "seeds" not in explaining.explanation(judged.run, winner, [winner, others[-1]], winner)
 
 
-def test_a_row_that_lost_too_much_on_the_search_split_names_the_interval(judged: Any) -> None:
+def test_a_row_that_lost_too_much_on_the_search_split_names_the_clause_and_the_bound(judged: Any) -> None:
     *_, candidate = judged.finalists
     original = judged.baselines[-1].quality
     wrong = dataclasses.replace(original, scores=(0,) * len(original.scores), value=0.0)
     rows = [*judged.baselines, dataclasses.replace(candidate, verdict=None, quality=wrong)]
     said = explaining.explanation(judged.run, rows[-1], rows, rows[0])
-    assert said.startswith("It was not judged: on the search split it loses ")
-    assert said.endswith("where 0.2 is allowed.")
+    assert said.startswith("It was not judged, since it missed clauses before: quality.max_drop: ")
+    assert said.endswith(" is not at most 0.2, at 0.95 confidence.")
 
 
 def test_two_students_ask_the_teacher_once(workloads: Path, tmp_path: Path) -> None:

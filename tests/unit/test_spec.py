@@ -80,6 +80,12 @@ def problems_of(document: Any) -> list[str]:
     return caught.value.problems
 
 
+def test_values_of_the_space_count_together(tiny_document: Document) -> None:
+    """Four of eight: neither must do with the other's default."""
+    space = {"n_m_pruning": {"n": [4], "m": [8]}}
+    assert specs.parse({**tiny_document, "space": space}, "here").space
+
+
 def test_a_setting_of_the_space_needs_no_other_beside_it(tiny_document: Document) -> None:
     """An architecture search must be told its trials and epochs, too: the search does."""
     space = {"architecture_search": {"max_latency_share": [0.25, 0.5]}}
@@ -173,6 +179,11 @@ def test_every_problem_is_told_at_once(tiny_document: Document) -> None:
             {"space": {"channel_pruning": {"ratio": [0.5, 1.5]}}},
             ["space.channel_pruning: ratio: should be less than 1, but got 1.5"],
             id="space's values",
+        ),
+        pytest.param(
+            {"space": {"early_exit": {"exits": [2, 4], "taken": [3]}}},
+            ["space.early_exit: `taken <= exits` must hold, but got 3 of 2"],
+            id="space's values together",
         ),
         pytest.param({"space": {"low_rank": {"share": []}}}, ["space.low_rank.share: "], id="no value"),
     ],

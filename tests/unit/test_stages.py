@@ -17,7 +17,7 @@ from pareflow.measuring.arena import Protocol
 from pareflow.search import space, training_space
 from pareflow.search.effort import level_of
 from pareflow.sla import SLA, Objective, QualityClause
-from pareflow.stages import building, optimization, outcome, searching, validation
+from pareflow.stages import building, optimization, outcome, screening, searching, validation
 from pareflow.stages.baseline import SCREENING, baseline
 from pareflow.stages.clock import Meter
 from pareflow.stages.run import Row, Run
@@ -98,7 +98,12 @@ def test_finalists_are_the_baselines_and_the_best_candidates(
     def row(ms: float, scores: list[int], status: str = "ok") -> Row:
         quality = dataclasses.replace(judged.candidate.quality, scores=tuple(scores))
         made: Row = dataclasses.replace(
-            judged.candidate, id=str(ms), measurement=measured([ms]), quality=quality, status=status
+            judged.candidate,
+            id=str(ms),
+            measurement=measured([ms]),
+            speedup=dataclasses.replace(judged.candidate.speedup, estimate=1 / ms),
+            quality=quality,
+            status=status,
         )
         return made
 
@@ -130,7 +135,7 @@ def test_winner_is_the_best_of_those_that_passed(judged: Any) -> None:
 def test_objective_orders_the_rows(objective: Objective, measured: Callable[..., Measurement]) -> None:
     better = Row(Recipe((), Step("a")), measurement=measured([1.0, 2.0], size_mib=1.0, peak_memory_mib=10.0))
     worse = Row(Recipe((), Step("b")), measurement=measured([2.0, 4.0], size_mib=2.0, peak_memory_mib=20.0))
-    assert validation.objective_value(objective, better) < validation.objective_value(objective, worse)
+    assert screening.objective_value(objective, better) < screening.objective_value(objective, worse)
     assert gained(objective, better.measurement, worse.measurement) == 2.0
 
 
@@ -147,7 +152,7 @@ def test_objective_that_is_unknown_is_told(measured: Callable[..., Measurement])
     unknown = measured([1.0], peak_memory_mib=None)
     assert gained("peak_memory", unknown, measured([1.0])) is None
     with pytest.raises(VariantError, match="`peak_memory` must be measured"):
-        validation.objective_value("peak_memory", Row(Recipe((), Step("a")), measurement=unknown))
+        screening.objective_value("peak_memory", Row(Recipe((), Step("a")), measurement=unknown))
 
 
 def test_speedup_over_eager_is_against_the_same_threads(
