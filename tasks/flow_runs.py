@@ -128,6 +128,15 @@ def in_state(*types: str, flows: Sequence[str] = FLOWS) -> list[dict[str, Any]]:
     return found
 
 
+def states(run_id: str) -> list[dict[str, Any]]:
+    """Every state that a run was in, the first one first."""
+    with _server() as server:
+        found: list[dict[str, Any]] = _ask(
+            server, "GET", "/flow_run_states/", params={"flow_run_id": run_id}
+        ).json()
+    return found
+
+
 def heartbeats(run_id: str) -> list[dict[str, Any]]:
     """A run's last two heartbeats, newest first; fewer where it did not beat so often."""
     chosen = {

@@ -7,7 +7,7 @@ have been away.
 
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +27,9 @@ ATTEMPTS = 3
 SETTLED_S = 60.0
 """A crash is told twice, by whoever finds it and by the worker: a run resumed in between is lost."""
 RECENT_S = 24 * 3600.0
-"""Runs that crashed longer ago are left alone."""
+"""Runs whose first crash is longer ago are left alone."""
+_RESUMED = "pareflow reconcile: attempt"
+"""How the states begin that `resumed` gives."""
 BEATS = 4
 """So many heartbeats must be missing, of whatever interval."""
 SLOW_BEAT_S = 180.0
@@ -112,14 +114,29 @@ def resumed(look: Look) -> list[dict[str, Any]]:
     resumed = []
     for run in flow_runs.in_state("CRASHED", flows=RESUMED):
         settled = look.looks.unchanged_s("crash", run["id"], run["state"]["id"], look.now) >= SETTLED_S
-        crashed = datetime.fromisoformat(run["state"]["timestamp"]).timestamp()
-        if run["deployment_id"] is None or run["run_count"] >= ATTEMPTS or look.now - crashed > RECENT_S:
+        if not settled or run["deployment_id"] is None or _age_s(run["state"], look) > RECENT_S:
             continue
-        if settled:
-            flow_runs.resume(run["id"], f"pareflow reconcile: attempt {run['run_count'] + 1} of {ATTEMPTS}")
-            resumed.append({"flow_run": run["id"], "name": run["name"], "attempt": run["run_count"] + 1})
+        states = flow_runs.states(run["id"])
+        attempt = _attempts(run, states) + 1
+        if attempt <= ATTEMPTS and _since_first_crash_s(states, look) <= RECENT_S:
+            flow_runs.resume(run["id"], f"{_RESUMED} {attempt} of {ATTEMPTS}")
+            resumed.append({"flow_run": run["id"], "name": run["name"], "attempt": attempt})
     look.looks.forget("crash", look.now)
     return resumed
+
+
+def _attempts(run: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> int:
+    """How often a worker took up a run: the server counts those that came to Running, `states` tells ours."""
+    again = sum((state["message"] or "").startswith(_RESUMED) for state in states)
+    return max(int(run["run_count"]), 1 + again)
+
+
+def _since_first_crash_s(states: Sequence[Mapping[str, Any]], look: Look) -> float:
+    return max((_age_s(state, look) for state in states if state["type"] == "CRASHED"), default=0.0)
+
+
+def _age_s(state: Mapping[str, Any], look: Look) -> float:
+    return look.now - datetime.fromisoformat(state["timestamp"]).timestamp()
 
 
 def leaked_slots(look: Look) -> list[dict[str, Any]]:

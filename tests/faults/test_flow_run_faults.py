@@ -140,6 +140,20 @@ def test_a_run_that_its_worker_lost_is_resumed_once_settled_and_ends_well(
         assert flow_runs.follow(run_id)["type"] == "COMPLETED"
 
 
+def test_a_run_that_never_comes_to_running_is_taken_up_three_times(
+    server: str, look: Callable[[float], Look]
+) -> None:
+    """As where its image cannot be had. The server counts no run, and keeps its states."""
+    run_id = flow_runs.start("pipeline/on-demand", {"config": "absent.yaml"}).run_id
+    attempts = []
+    for minutes in range(0, 40, 5):
+        if run_id not in ids("CRASHED"):
+            flow_runs.crash(run_id, "no such image")
+        attempts += [one["attempt"] for one in resumed(look(60.0 * minutes)) if one["flow_run"] == run_id]
+    (run,) = [run for run in flow_runs.in_state("CRASHED") if run["id"] == run_id]
+    assert (attempts, run["run_count"]) == ([2, 3], 0)
+
+
 def ids(state: str) -> set[str]:
     """Our flow runs in a state."""
     return {run["id"] for run in flow_runs.in_state(state)}

@@ -1,0 +1,78 @@
+"""Which crashed runs are taken up again, and when that ends. Of a server that says what a test says."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import flow_runs
+from tasks.looks import Looks
+from tasks.reconciling import ATTEMPTS, RECENT_S, Look, resumed
+
+
+class Crashing:
+    """A run that crashes whenever it is taken up, `runs` says whether before or after it was Running."""
+
+    def __init__(self, runs: bool) -> None:
+        self.runs, self.run_count = runs, 0
+        self.now = datetime(2026, 5, 1, tzinfo=UTC).timestamp()
+        self.history: list[dict[str, Any]] = []
+        self.resume("run", "the first time, by its schedule")
+
+    def in_state(self, *_: str, **__: object) -> Iterator[dict[str, Any]]:
+        last = self.history[-1]
+        yield {
+            **{"id": "run", "name": "run", "deployment_id": "d"},
+            **{"run_count": self.run_count, "state": last},
+        }
+
+    def states(self, _: str) -> list[dict[str, Any]]:
+        return list(self.history)
+
+    def resume(self, _: str, message: str) -> None:
+        self.run_count += self.runs
+        for kind, told in (("SCHEDULED", message), ("PENDING", None), ("CRASHED", "it died")):
+            stamp = datetime.fromtimestamp(self.now, UTC).isoformat()
+            self.history.append(
+                {"id": f"{len(self.history)}", "type": kind, "message": told, "timestamp": stamp}
+            )
+
+    def attempts(self) -> int:
+        return sum(state["type"] == "PENDING" for state in self.history)
+
+
+def crashing(monkeypatch: pytest.MonkeyPatch, runs: bool) -> Crashing:
+    run = Crashing(runs)
+    for name in ("in_state", "states", "resume"):
+        monkeypatch.setattr(flow_runs, name, getattr(run, name), raising=False)
+    return run
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_run_that_always_crashes_is_taken_up_three_times(
+    runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it never comes to Running, as where its image cannot be had: the server then counts none."""
+    run, looks = crashing(monkeypatch, runs), Looks(tmp_path / "looks.db")
+    told = []
+    for _ in range(20):
+        told += [one["attempt"] for one in resumed(Look(looks, run.now, 120, 1))]
+        run.now += 300
+    assert run.attempts() == ATTEMPTS
+    assert told == [2, 3]
+
+
+def test_a_run_is_left_alone_a_day_after_its_first_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after its last one, which each attempt makes anew."""
+    run, looks = crashing(monkeypatch, runs=False), Looks(tmp_path / "looks.db")
+    assert resumed(Look(looks, run.now, 120, 1)) == []
+    run.now += RECENT_S - 600
+    assert len(resumed(Look(looks, run.now, 120, 1))) == 1  # and it crashes at once
+    resumed(Look(looks, run.now + 300, 120, 1))
+    run.now += 900
+    assert resumed(Look(looks, run.now, 120, 1)) == []
+    assert run.attempts() == 2
