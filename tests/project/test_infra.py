@@ -134,6 +134,15 @@ def test_compose_names_only_what_is_there(infra: Path, compose: dict[str, Any]) 
             assert there, f"{name}: {volume}"
 
 
+def test_nothing_waits_for_a_champion(compose: dict[str, Any]) -> None:
+    """A new host has none, and `up` gives up where a service ends that another waits for to be healthy."""
+    services = compose["services"]
+    waiting = [service.get("depends_on", {}) for service in services.values()]
+    assert [one["serving"]["condition"] for one in waiting if "serving" in one] == ["service_started"]
+    # Until serving answers, `monitor` ends with 4, and is started again; so does serving itself.
+    assert services["monitor"]["restart"] == services["serving"]["restart"] == "unless-stopped"
+
+
 def test_no_secret_stands_in_a_file(infra: Path, compose: dict[str, Any]) -> None:
     """In compose each is a variable that must be set; its example and the manifests hold none."""
     values = [
