@@ -36,7 +36,6 @@ log = logging.getLogger("pareflow.serving")
 
 BINARY = "application/octet-stream"
 VERSION = pareflow.__version__
-STREAM = "generate_stream"
 EXTENSIONS = ["binary_tensor_data"]
 CLIENT, REQUEST_ID = "x-client-id", "x-request-id"
 """By which a client is answered by one version while two are served; and by which a caller finds a kept

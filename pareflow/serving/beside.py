@@ -72,8 +72,13 @@ class Beside:
                 return
             before, self.standby = self.standby, None
             self._retire(before)
-        if release is not None:
-            self.standby = await self._opens("previous", {**hosted.releases, "": release})
+        if release is None:
+            return
+        made = await self._opens("previous", {**hosted.releases, "": release})
+        if self.standby is None:
+            self.standby = made
+        else:  # meanwhile another version took over, and the one before it stands here
+            self._retire(made)
 
     async def follow_challenger(self, hosted: Hosted) -> None:
         """Try what the source names, on the traffic that it names. Raises: as `keep_previous`."""
@@ -114,8 +119,7 @@ class Beside:
     async def _begin_trial(self, hosted: Hosted, found: "Challenge") -> None:
         """Load the challenger, unless it is, and give it its traffic."""
         releases, apart = {**hosted.releases, "": found.release}, not found.traffic.canary
-        before = self.trial
-        challenger = None if before is None else before.challenger
+        challenger = None if self.trial is None else self.trial.challenger
         if challenger is None or challenger.releases != releases or challenger.main.apart != apart:
             try:
                 challenger = await self._opens("challenger", releases, apart=apart)
@@ -124,6 +128,7 @@ class Beside:
                 self.refused = {"version": found.release.version, "reason": str(error)}
                 raise
         self.refused = None
+        before = self.trial  # as it is now: a challenger that was promoted meanwhile is nobody's here
         if before is not None:
             before.give_up()
             if before.challenger is not challenger:

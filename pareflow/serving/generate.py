@@ -6,10 +6,10 @@ Source: triton-inference-server/server, docs/protocol/extension_generate.md (pro
 
 import asyncio
 import logging
-import reprlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def parse(body: bytes, *, stream: bool = False) -> Asked:
         raise _refused("`text_input` must be a text", "there is none")
     parameters = document.get("parameters", {})
     if not isinstance(parameters, dict):
-        raise _refused("`parameters` must be an object", f"it is {reprlib.repr(parameters)}")
+        raise _refused("`parameters` must be an object", f"it is {brief(parameters)}")
     given = {
         name: value for name, value in document.items() if name not in ("text_input", "parameters", "id")
     }
@@ -146,7 +146,7 @@ def _option(name: str, value: Any) -> np.ndarray:
         )
     datatype, kinds = _KINDS[name]
     if type(value) not in kinds or abs(value) > LARGEST:
-        raise _refused(f"`{name}` must be a number, {datatype}", f"it is {reprlib.repr(value)}")
+        raise _refused(f"`{name}` must be a number, {datatype}", f"it is {brief(value)}")
     return np.array([value], protocol.DTYPES[datatype])
 
 

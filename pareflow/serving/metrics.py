@@ -1,7 +1,6 @@
 """What Prometheus is told of a server: requests, times, what waits, and what each policy counts."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -13,6 +12,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily
 
+from pareflow.runtime.endpoint import Figures
 from pareflow.serving.traffic import Traffic
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -73,7 +73,8 @@ class Metrics:
         )
         self._versions: dict[str, str] = {}
         self._challengers: dict[str, str] = {}
-        self.figures: Mapping[str, Any] = {}
+        self.figures: dict[str, Mapping[str, Figures]] = {}
+        """What the policies of each model count, by the model and the policy."""
         self._registry.register(_Policies(self))
         ProcessCollector(registry=self._registry)  # processor seconds and memory
 
@@ -82,7 +83,7 @@ class Metrics:
         self._answered.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def serves(self, name: str, version: str, figures: Mapping[str, Any], standing: str) -> None:
+    def serves(self, name: str, version: str, figures: Mapping[str, Figures], standing: str) -> None:
         """From now on this version answers; `figures` are its policies', `standing` where it was judged."""
         before = self._versions.get(name)
         if before not in (None, version):
@@ -91,7 +92,7 @@ class Metrics:
         self._versions[name] = version
         self._serving.labels(name, version).set(1)
         self._judged.labels(name, version).set(standing == "here")
-        self.figures = figures
+        self.figures[name] = figures
 
     def tries(self, name: str, traffic: Traffic | None) -> None:
         """From now on the challenger has this traffic, or none."""
@@ -115,7 +116,7 @@ class Metrics:
     def registry(self, reachable: bool) -> None:
         self._reachable.set(float(reachable))
 
-    def counts(self, name: str, what: str, figures: Callable[[], Mapping[str, float]]) -> None:
+    def counts(self, name: str, what: str, figures: Figures) -> None:
         """From now on tell these counts too, as `pareflow_NAME`, labelled by figure."""
         self._registry.register(_Counts(f"pareflow_{name}", what, figures))
 
@@ -125,25 +126,28 @@ class Metrics:
 
 
 class _Policies:
-    """What the policies of the present version count, read when asked."""
+    """What the policies of the present versions count, read when asked."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         family = CounterMetricFamily(
-            "pareflow_policy", "what a policy counts, since its version began", labels=["policy", "figure"]
+            "pareflow_policy",
+            "what a policy counts, since its version began",
+            labels=["model", "policy", "figure"],
         )
-        for policy, figures in self._metrics.figures.items():
-            for name, value in figures().items():
-                family.add_metric([policy, name], value)
+        for model, policies in self._metrics.figures.items():
+            for policy, figures in policies.items():
+                for name, value in figures().items():
+                    family.add_metric([model, policy, name], value)
         yield family
 
 
 class _Counts:
     """Counts that something else keeps, read when asked."""
 
-    def __init__(self, name: str, what: str, figures: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, name: str, what: str, figures: Figures) -> None:
         self._name, self._what, self._figures = name, what, figures
 
     def collect(self) -> Iterator[CounterMetricFamily]:

@@ -8,6 +8,7 @@ Source: open-inference/open-inference-protocol, inference_rest.md; Triton's exte
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from reprlib import repr as brief  # of a list that is a thousand deep, too
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "FP64": np.dtype("<f8"),
     "BYTES": np.dtype(object),
 }  # fmt: skip
+MOST_AXES = 64
+"""That numpy's arrays can have."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _KINDS = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float), "O": (str,)}
 """What JSON may hold for a type of each kind."""
@@ -77,7 +80,7 @@ def parse(body: bytes, header_length: str | None) -> Request:
     wanted = [_output(one) for one in _sequence(document, "outputs")]
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
-        raise _refused("`id` must be a text", f"it is {identity!r}")
+        raise _refused("`id` must be a text", f"it is {brief(identity)}")
     return Request(
         inputs=arrays,
         id=identity,
@@ -170,7 +173,7 @@ def _mapping(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _flag(parameters: Mapping[str, Any], key: str) -> bool | None:
     found = parameters.get(key)
     if found is not None and not isinstance(found, bool):
-        raise _refused(f"`{key}` must be true or false", f"it is {found!r}")
+        raise _refused(f"`{key}` must be true or false", f"it is {brief(found)}")
     return found
 
 
@@ -180,14 +183,14 @@ def timeout_s(parameters: Mapping[str, Any]) -> float | None:
     if found is None:
         return None
     if isinstance(found, bool) or not isinstance(found, int) or found <= 0:
-        raise _refused("`timeout` must be a whole number of microseconds above 0", f"it is {found!r}")
+        raise _refused("`timeout` must be a whole number of microseconds above 0", f"it is {brief(found)}")
     return found / 1e6
 
 
 def _output(document: Mapping[str, Any]) -> tuple[str, bool | None]:
     name = document.get("name")
     if not isinstance(name, str):
-        raise _refused("an output must have a `name`", f"it has {name!r}")
+        raise _refused("an output must have a `name`", f"it has {brief(name)}")
     return name, _flag(_mapping(document, "parameters"), "binary_data")
 
 
@@ -195,11 +198,15 @@ def _tensor(document: Mapping[str, Any], raw: memoryview) -> tuple[str, np.ndarr
     """Name, array, and how many of the raw bytes it took."""
     name, kind, shape = (document.get(key) for key in ("name", "datatype", "shape"))
     if not isinstance(name, str):
-        raise _refused("an input must have a `name`", f"it has {name!r}")
+        raise _refused("an input must have a `name`", f"it has {brief(name)}")
     if not isinstance(kind, str) or kind not in DTYPES:
-        raise _refused(f"the `datatype` of `{name}` must be one of {', '.join(DTYPES)}", f"it is {kind!r}")
+        raise _refused(
+            f"the `datatype` of `{name}` must be one of {', '.join(DTYPES)}", f"it is {brief(kind)}"
+        )
+    if isinstance(shape, list) and len(shape) > MOST_AXES:
+        raise _refused(f"`{name}` must have at most {MOST_AXES} axes", f"its shape has {len(shape)}")
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise _refused(f"the `shape` of `{name}` must be a list of whole numbers", f"it is {shape!r}")
+        raise _refused(f"the `shape` of `{name}` must be a list of whole numbers", f"it is {brief(shape)}")
     size = _mapping(document, "parameters").get("binary_data_size")
     if size is None:
         return name, _from_json(name, document.get("data"), DTYPES[kind], shape), 0
@@ -207,7 +214,7 @@ def _tensor(document: Mapping[str, Any], raw: memoryview) -> tuple[str, np.ndarr
         raise _refused(f"`{name}` must come as `data` or raw", "it comes as both")
     if type(size) is not int or not 0 <= size <= len(raw):
         raise _refused(
-            f"the `binary_data_size` of `{name}` must be what is there", f"{size!r} of {len(raw)} are"
+            f"the `binary_data_size` of `{name}` must be what is there", f"{brief(size)} of {len(raw)} are"
         )
     return name, _from_raw(name, raw[:size], DTYPES[kind], shape), size
 
@@ -224,34 +231,46 @@ def _from_json(name: str, data: Any, dtype: np.dtype[Any], shape: Sequence[int])
     kinds = _KINDS[dtype.kind]
     wrong = next((value for value in flat if type(value) not in kinds), None)
     if wrong is not None or (None in flat):
-        raise _refused(f"the values of `{name}` must be {datatype(dtype)}", f"one is {wrong!r}")
+        raise _refused(f"the values of `{name}` must be {datatype(dtype)}", f"one is {brief(wrong)}")
     try:
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told below
-            array = np.array(flat, dtype=dtype).reshape(shape)
+            array = np.array(flat, dtype=dtype)
     except (OverflowError, ValueError) as error:
         raise _refused(f"the values of `{name}` must be {datatype(dtype)}", str(error)) from None
-    return _finite(name, array)
+    return _finite(name, _shaped(name, array, shape))
 
 
 def _flat(data: Sequence[Any]) -> Iterator[Any]:
-    for value in data:
-        if isinstance(value, list):
-            yield from _flat(value)
-        else:
+    """The values of lists in lists, however deep, in their order."""
+    under_way = [iter(data)]
+    while under_way:
+        for value in under_way[-1]:
+            if isinstance(value, list):
+                under_way.append(iter(value))
+                break
             yield value
+        else:
+            under_way.pop()
+
+
+def _shaped(name: str, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Raises: InputError where no array can have the shape, such as (0, 2**70)."""
+    try:
+        return array.reshape(shape)
+    except (OverflowError, ValueError) as error:
+        raise _refused(f"the `shape` of `{name}` must be one that an array can have", str(error)) from None
 
 
 def _from_raw(name: str, raw: memoryview, dtype: np.dtype[Any], shape: Sequence[int]) -> np.ndarray:
     count = math.prod(shape)
     if dtype.kind == "O":
-        return np.array(_texts(name, raw, count), dtype=object).reshape(shape)
+        return _shaped(name, np.array(_texts(name, raw, count), dtype=object), shape)
     if len(raw) != count * dtype.itemsize:
         needed = count * dtype.itemsize
         raise _refused(f"`{name}` of shape {tuple(shape)} must have {needed} raw bytes", f"it has {len(raw)}")
     if dtype.kind == "b" and len(raw) and max(raw) > 1:
         raise _refused(f"the values of `{name}` must be BOOL, 0 or 1", f"one is {max(raw)}")
-    array = np.frombuffer(raw, dtype=dtype).reshape(shape)
-    return _finite(name, array)
+    return _finite(name, _shaped(name, np.frombuffer(raw, dtype=dtype), shape))
 
 
 def _texts(name: str, raw: memoryview, count: int) -> list[str]:

@@ -231,7 +231,12 @@ class RequestLog:
     def _sweep(self) -> None:
         """Remove what is too old, and the oldest of what is too much."""
         self._swept = time.monotonic()
-        self._count("removed_files", retain(self._folder, self._settings.keep_days, self._settings.keep_mib))
+        try:
+            removed = retain(self._folder, self._settings.keep_days, self._settings.keep_mib)
+        except Exception:  # the next time it may go well: requests must be kept until then
+            log.exception("old kept requests could not be removed from %s", self._folder)
+        else:
+            self._count("removed_files", removed)
 
 
 def name_of(at_s: float) -> str:
@@ -252,17 +257,22 @@ def files(folder: Path, after: str = "") -> list[Path]:
 
 
 def retain(folder: Path, keep_days: float, keep_mib: float) -> int:
-    """Remove files older than so many days, then the oldest until the rest fits; how many went."""
+    """Remove files older than so many days, then the oldest until the rest fits; how many went.
+
+    Other servers may write into the folder and remove from it meanwhile.
+    """
     room, removed = keep_mib * 2**20, 0
     for path in reversed(files(folder)):  # the newest first
-        stat = path.stat()
-        room -= stat.st_size
-        if room < 0 or stat.st_mtime < time.time() - keep_days * DAY_S:
-            path.unlink(missing_ok=True)
-            removed += 1
+        with suppress(FileNotFoundError):
+            stat = path.stat()
+            room -= stat.st_size
+            if room < 0 or stat.st_mtime < time.time() - keep_days * DAY_S:
+                path.unlink()
+                removed += 1
     for partial in folder.glob(f"*/.*{SUFFIX}"):  # of a server that was killed
-        if partial.stat().st_mtime < time.time() - _ABANDONED_S:
-            partial.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if partial.stat().st_mtime < time.time() - _ABANDONED_S:
+                partial.unlink()
     for shared in folder.glob("[0-9]*"):
         with suppress(OSError):  # it is not empty
             shared.rmdir()

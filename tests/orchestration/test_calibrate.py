@@ -102,7 +102,8 @@ def test_thresholds_are_kept_with_their_version_and_served(
         assert len(json.loads(answer.read())["predictions"]) == 1
     with urllib.request.urlopen(f"{server.url}/metrics") as answer:
         told = answer.read().decode().splitlines()
-    assert 'pareflow_policy_total{figure="answered_small",policy="confidence_cascade"} 1.0' in told
+    counted = 'figure="answered_small",model="images",policy="confidence_cascade"'
+    assert f"pareflow_policy_total{{{counted}}} 1.0" in told
     assert server.end()[0] == 0
 
 

@@ -67,6 +67,14 @@ def test_a_timeout_is_in_microseconds() -> None:
     assert parse(tensor(), parameters={"timeout": 2500}).timeout_s == 0.0025
 
 
+def deep(levels: int) -> list[Any]:
+    """Lists in lists, with a 7 in the innermost."""
+    found: list[Any] = [7]
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
 BAD: Mapping[str, tuple[Any, str]] = {
     "no name": (tensor(name=None), "must have a `name`"),
     "type": (tensor(datatype="FLOAT"), "must be one of BOOL, .*it is 'FLOAT'"),
@@ -84,6 +92,8 @@ BAD: Mapping[str, tuple[Any, str]] = {
     "negative": (tensor(datatype="UINT8", data=[1, 2, 3, 4, 5, -1]), "must be UINT8"),
     "number for a flag": (tensor(datatype="BOOL", data=[True, False, 1, 1, 1, 1]), "must be BOOL"),
     "infinite": (tensor(data=[1, 2, 3, 4, 5, 1e39]), "must be finite"),
+    "too many axes": (tensor(shape=[1] * 65, data=[1]), "at most 64 axes, but its shape has 65"),
+    "no array's shape": (tensor(shape=[0, 2**62, 4], data=[]), "`shape` of `x` must be one that an array"),
     "raw and data": (tensor(parameters={"binary_data_size": 0}), "as `data` or raw, but it comes as both"),
     "raw, not there": (tensor(**raw(24)), "24 of 0 are"),
     "raw size": (tensor(**raw("24")), "'24' of 0 are"),
@@ -105,6 +115,7 @@ def test_what_is_wrong_with_a_tensor_is_told(bad: Any, said: str) -> None:
         (b'{"inputs": 3}', None, "`inputs` must be a list of objects, but it is int"),
         (b'{"inputs": [3]}', None, "`inputs` must be a list of objects"),
         (b'{"inputs": []}', None, "at least one tensor"),
+        (b'{"inputs": [{"name": ' + b"[" * 1000 + b"]" * 1000 + b"}]}", None, "must have a `name`"),
         (b"{}", "x", "must be a number of bytes"),
         (b"{}", "3", "must be a number of bytes of the body"),
         (b"{}", "-1", "must be a number of bytes"),
@@ -130,6 +141,8 @@ def test_what_is_wrong_with_a_body_is_told(content: bytes, length: str | None, s
     ("kind", "shape", "content", "said"),
     [
         ("FP32", [2], b"\0" * 7, r"of shape \(2,\) must have 8 raw bytes, but it has 7"),
+        ("FP32", [0, 2**62, 4], b"", "must be one that an array can have"),
+        ("BYTES", [0, 2**63, 4], b"", "must be one that an array can have"),
         ("FP32", [1], np.array([np.nan], "<f4").tobytes(), "must be finite"),
         ("FP16", [1], np.array([np.inf], "<f2").tobytes(), "must be finite"),
         ("BOOL", [2], b"\x01\x02", "must be BOOL, 0 or 1, but one is 2"),
@@ -142,6 +155,11 @@ def test_what_is_wrong_with_a_body_is_told(content: bytes, length: str | None, s
 def test_what_is_wrong_with_raw_bytes_is_told(kind: str, shape: list[int], content: bytes, said: str) -> None:
     with pytest.raises(InputError, match=said):
         parse(tensor(datatype=kind, shape=shape, **raw(len(content))), raw=content)
+
+
+def test_values_may_lie_deep() -> None:
+    found = parse(tensor(shape=[2, 2], data=[*deep(900), [[8], 9], 10])).inputs["x"]
+    assert found.tolist() == [[7, 8], [9, 10]]
 
 
 def test_bytes_that_belong_to_no_tensor_are_told() -> None:

@@ -108,6 +108,43 @@ def test_a_disk_that_refuses_costs_the_file_and_nothing_else(tmp_path: Path) -> 
     assert (log.figures()["failed"], log.figures()["waiting_bytes"]) == (1, 0)
 
 
+def test_what_another_server_removes_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whole and one half written: there when they are listed, gone when they are looked at."""
+    there = place(tmp_path, "0000000000001-1-1.npz")
+    there.parent.mkdir()
+    there.write_bytes(bytes(1024))
+    os.utime(there, (0, 0))
+    gone = place(tmp_path, "0000000000002-1-1.npz")
+    partial = gone.with_name(f".{gone.name}")
+    monkeypatch.setattr(request_log, "files", lambda folder: [there, gone])
+    real = Path.glob
+    monkeypatch.setattr(
+        Path, "glob", lambda path, pattern: [partial] if "*/." in pattern else real(path, pattern)
+    )
+    assert retain(tmp_path, keep_days=7, keep_mib=1) == 1
+
+
+def test_requests_are_kept_though_old_ones_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> int:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(request_log, "retain", refused)
+    monkeypatch.setattr(request_log, "_SWEEP_S", 0.0)
+    log = log_of(tmp_path)
+    for number in range(2):
+        log.take(str(number), "m", "1", {"image": IMAGE}, {}, 100)
+        for _ in range(200):
+            if log.figures()["kept"] > number:
+                break
+            time.sleep(0.02)
+    log.close()
+    assert log.figures()["kept"] == 2
+
+
 def test_retention_removes_the_old_and_then_the_oldest(tmp_path: Path) -> None:
     """Five files of 1 KiB, the first of them nine days old: of the others as many stay as fit."""
     names = [f"{number}00000000000{number}-1-1.npz" for number in range(5)]

@@ -188,8 +188,17 @@ def test_metrics_count_requests_and_what_policies_count(serve: Serve) -> None:
     lines = served.client.get("/metrics").text.splitlines()
     assert 'pareflow_requests_total{route="infer",status="200"} 3.0' in lines
     assert 'pareflow_requests_total{route="infer",status="400"} 1.0' in lines
-    assert 'pareflow_policy_total{figure="hits",policy="exact_cache"} 2.0' in lines
-    assert 'pareflow_policy_total{figure="batches",policy="dynamic_batching"} 1.0' in lines
+    assert 'pareflow_policy_total{figure="hits",model="images",policy="exact_cache"} 2.0' in lines
+    assert 'pareflow_policy_total{figure="batches",model="images",policy="dynamic_batching"} 1.0' in lines
+
+
+def test_metrics_tell_the_policies_of_every_model() -> None:
+    metrics = Metrics()
+    for name, waiting in (("images", 4.0), ("texts", 9.0)):
+        metrics.serves(name, "1", {"batching": lambda found=waiting: {"waiting": found}}, "here")
+    lines = metrics.text().decode().splitlines()
+    assert 'pareflow_policy_total{figure="waiting",model="images",policy="batching"} 4.0' in lines
+    assert 'pareflow_policy_total{figure="waiting",model="texts",policy="batching"} 9.0' in lines
 
 
 def test_the_next_version_takes_over_between_two_requests(serve: Serve, two: tuple[Release, Release]) -> None:

@@ -177,6 +177,11 @@ def test_what_cannot_be_generated_is_refused(
     assert (answer.status_code, said in answer.json()["error"]) == (400, True), answer.text
 
 
+def test_an_option_of_lists_in_lists_is_refused() -> None:
+    with pytest.raises(InputError, match="`seed` must be a number"):
+        parse(b'{"text_input": "w1", "seed": ' + b"[" * 1000 + b"]" * 1000 + b"}")
+
+
 def test_a_model_without_a_tokenizer_takes_ids_alone(serve: Callable[..., TestClient]) -> None:
     client = serve("mute")
     assert len(tokens(client.post(INFER, json=ids(1, max_new_tokens=4)))) == 4

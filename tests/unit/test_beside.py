@@ -1,0 +1,115 @@
+"""What happens beside the version that answers while another one is being opened."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pareflow.serving.executable import Release
+from pareflow.serving.hosting import Hosted
+from pareflow.serving.metrics import Metrics
+from pareflow.serving.plan import ServingPlan
+from pareflow.serving.slot import Challenge, Slot
+from pareflow.serving.traffic import Traffic
+from tests.unit.conftest import Shelf
+
+IMAGE = {"images": np.zeros((1, 1, 8, 8), np.float32)}
+
+
+class Held:
+    """Opens for a slot, and notes what it lets go of; what is opened for `what` is given when it is let."""
+
+    def __init__(self, slot: Slot, what: str) -> None:
+        self.retired: list[Release] = []
+        self._let, self._begun = asyncio.Event(), asyncio.Event()
+        beside, opens, retire = slot.beside, slot.beside._opens, slot.beside._retire
+
+        async def held(asked: str, releases: Mapping[str, Release], *, apart: bool = False) -> Hosted:
+            made = await opens(asked, releases, apart=apart)
+            if asked == what:
+                self._begun.set()
+                await self._let.wait()
+            return made
+
+        def noted(hosted: Hosted) -> None:
+            self.retired.append(hosted.release)
+            retire(hosted)
+
+        beside._opens, beside._retire = held, noted
+
+    async def begun(self) -> None:
+        await self._begun.wait()
+
+    async def let(self, slot: Slot) -> None:
+        """And wait until all that was let go of is closed."""
+        self._let.set()
+        await slot.settled()
+        await asyncio.gather(*slot._retiring)
+
+
+@pytest.fixture
+def three(two: tuple[Release, Release]) -> tuple[Release, ...]:
+    return (*two, replace(two[0], version="3"))
+
+
+def canary(release: Release) -> Challenge:
+    return Challenge(release, Traffic(version=release.version, canary=0.5))
+
+
+async def look(slot: Slot, source: Shelf, **found: Any) -> None:
+    """What the source says from now on, heard of."""
+    for name, value in found.items():
+        setattr(source, name, value)
+    await slot.refresh()
+
+
+def test_a_challenger_that_is_promoted_while_the_next_is_opened_goes_on(three: tuple[Release, ...]) -> None:
+    """Its trial was over by then: it is not let go of with the trial."""
+    first, second, third = three
+    source = Shelf(first, tried=canary(second))
+
+    async def scenario() -> None:
+        slot = Slot(source, ServingPlan(), Metrics(), standby=False)
+        slot.start()
+        await slot.refresh()
+        await slot.settled()
+        held = Held(slot, "challenger")
+        await look(slot, source, tried=canary(third))
+        await held.begun()
+        await look(slot, source, release=second)
+        assert slot.hosted.release == second
+        await held.let(slot)
+        assert held.retired == []
+        await slot.hosted.answer(IMAGE)
+        assert slot.trial is not None
+        assert slot.trial.challenger.release == third
+        await slot.close()
+
+    asyncio.run(scenario())
+
+
+def test_who_answered_until_now_stands_ready_and_not_what_is_opened_for_it(
+    three: tuple[Release, ...],
+) -> None:
+    """The third version takes over while the first is opened as the one before the second."""
+    first, second, third = three
+    source = Shelf(second, before=first)
+
+    async def scenario() -> None:
+        slot = Slot(source, ServingPlan(), Metrics())
+        slot.start()
+        held = Held(slot, "previous")
+        await slot.refresh()
+        await held.begun()
+        champion = slot.hosted
+        await look(slot, source, release=third, before=second)
+        await held.let(slot)
+        assert slot.beside.standby is champion
+        assert held.retired == [first]
+        await champion.answer(IMAGE)
+        await slot.close()
+
+    asyncio.run(scenario())
