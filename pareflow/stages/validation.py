@@ -21,6 +21,7 @@ BLOCKS = 60
 LOOKS = 4
 """How often the gate may look: while a timing clause is inconclusive, it is looked at again with more."""
 TIMING = ("latency.", "load.", "throughput.")
+"""How the clauses begin that more samples could decide; quality is measured once."""
 
 
 def finalists(run: Run, rows: Sequence[Row]) -> list[Row]:

@@ -631,6 +631,16 @@ def test_what_another_runtime_may_still_speed_up_is_not_left_out(tmp_path: Path)
     assert all(recipe.backend.name != "openvino" for recipe, _ in ended.hopeless)
 
 
+def test_the_rates_of_the_device_bound_nothing_that_is_timed_here(tmp_path: Path) -> None:
+    """On a Pi bytes multiply 4 times as fast as floats; here int8 alone is 5 times as fast."""
+    pi = specs.read_profile(Path(__file__).parents[2] / "configs" / "devices" / "pi5.yaml")
+    here = dataclasses.replace(IMAGES, profile=pi)
+    ours = search(tmp_path, here, families={"pruning": 0.1, "low rank": 0.1, "distillation": 0.1})
+    int8 = {"static_int8", "dynamic_int8"}
+    _, ended = run(ours, lambda r: (0.2 if {s.name for s in r.techniques} & int8 else 0.9, 0.0))
+    assert all(recipe.techniques[1:] == () for recipe, _ in ended.hopeless)
+
+
 def test_recipes_that_are_complete_are_what_they_were() -> None:
     """The stage completes recipes to name them; training more must not change what else they say."""
     for recipe in Study(training_space.families(IMAGES), [PLAIN], 0).ask(8):
