@@ -22,23 +22,35 @@ def named() -> str | None:
 
 
 def remember(data_dir: Path, uri: str) -> None:
-    """Note that a version is registered there; call it under a lock, before there is one."""
-    if uri not in {embedded(data_dir), *_remembered(data_dir)}:
-        with (data_dir / FILE).open("a") as file:
-            file.write(f"{uri}\n")
+    """Note that a version is registered there; call it under a lock, before there is one.
+
+    It is noted without user and password, which an older version's file may still have.
+    """
+    path = data_dir / FILE
+    before = path.read_text() if path.exists() else ""
+    noted = [] if uri == embedded(data_dir) else [without_secrets(uri)]
+    after = "".join(f"{one}\n" for one in dict.fromkeys([*_remembered(data_dir), *noted]))
+    if after != before:
+        written = path.with_suffix(".new")
+        written.write_text(after)
+        written.replace(path)  # whoever reads it takes no lock
 
 
 def known(data_dir: Path) -> list[str]:
-    """Every registry to ask, each once."""
+    """Every registry to ask, each once: the environment's as it is named there, with its password."""
     own = [embedded(data_dir)] if (data_dir / "mlflow" / "mlflow.db").exists() else []
-    return list(dict.fromkeys([*own, *filter(None, [named()]), *_remembered(data_dir)]))
+    found: dict[str, str] = {}
+    for uri in (*own, *filter(None, [named()]), *_remembered(data_dir)):
+        found.setdefault(without_secrets(uri), uri)
+    return list(found.values())
 
 
 def without_secrets(uri: str) -> str:
     """An address as it may be written down: without user and password."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri)
+    return re.sub(r"(?<=://)[^/?#]*@", "", uri)
 
 
 def _remembered(data_dir: Path) -> list[str]:
+    """Without secrets, whatever the file holds."""
     path = data_dir / FILE
-    return path.read_text().splitlines() if path.exists() else []
+    return [without_secrets(uri) for uri in path.read_text().splitlines()] if path.exists() else []

@@ -254,6 +254,43 @@ def test_registries_are_the_embedded_one_the_named_one_and_those_used_before(
     assert registries.known(tmp_path) == [own, "http://named", "http://before"]
 
 
+PASSWORDS = (
+    "http://user:word@host:5000",
+    "https://user:w@rd@host",
+    "postgresql+psycopg://user:w@host/mlflow",
+)
+
+
+@pytest.mark.parametrize("uri", PASSWORDS)
+def test_a_registry_is_remembered_without_its_password_and_asked_with_it(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, in the form of the environment, which has the password."""
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for _ in range(2):
+        registries.remember(tmp_path, uri)
+    (line,) = (tmp_path / registries.FILE).read_text().splitlines()
+    assert line == registries.without_secrets(uri)
+    assert "user" not in line
+    assert line.partition("://")[2].startswith("host")
+    assert registries.known(tmp_path) == [uri]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert registries.known(tmp_path) == [line]
+
+
+def test_a_password_that_an_older_version_wrote_down_is_taken_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the next version is registered, wherever that is."""
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:new@host")
+    (tmp_path / registries.FILE).write_text("http://user:old@host\nhttp://before\nhttp://host\n")
+    assert registries.known(tmp_path) == ["http://user:new@host", "http://before"]
+    registries.remember(tmp_path, registries.embedded(tmp_path))
+    assert (tmp_path / registries.FILE).read_text() == "http://host\nhttp://before\n"
+
+
 def test_a_registry_that_cannot_be_asked_is_no_trouble_of_a_finished_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
