@@ -274,6 +274,43 @@ def test_a_worker_finds_the_flows_in_its_own_checkout(infra: Path, tmp_path: Pat
         assert (found / deployment["entrypoint"].partition(":")[0]).is_file()
 
 
+def secrets_of(container: dict[str, Any]) -> set[str]:
+    """The Secrets that a container takes its environment from; without one of them it does not start."""
+    told = [one["secretRef"] for one in container.get("envFrom", []) if "secretRef" in one]
+    assert not any(one.get("optional") for one in told)
+    return {one["name"] for one in told}
+
+
+def test_who_moves_aliases_on_kubernetes_meets_in_the_lock_database(
+    infra: Path, pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """A monitor, which rolls back, has a data folder of its own: a lock in it excludes nobody."""
+    _, template = pools["pareflow-kubernetes"]
+    (job,) = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
+    taking = {one["name"] for one in (job, *containers(infra)) if "pareflow-lock" in secrets_of(one)}
+    assert taking == {"prefect-job", "monitor"}  # and who only serves needs no password of the database
+
+
+def test_in_compose_who_moves_aliases_shares_a_data_folder(
+    compose: dict[str, Any], pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """And so the lock in it."""
+    for name in ("worker", "worker-cuda", "monitor"):
+        assert "data:/opt/pareflow/.pareflow" in compose["services"][name]["volumes"], name
+    docker, _ = pools["pareflow-docker"]
+    assert f"{compose['name']}_data:/opt/pareflow/.pareflow" in docker["defaults"]["volumes"]
+
+
+def test_every_secret_of_the_manifests_is_one_that_the_pages_have_made(
+    infra: Path, pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    _, template = pools["pareflow-kubernetes"]
+    (job,) = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
+    named = set().union(*(secrets_of(one) for one in (job, *containers(infra))))
+    for path in (infra / "kubernetes/base/kustomization.yaml", infra.parent / "docs/production.md"):
+        assert set(re.findall(r"create secret generic (\S+)", path.read_text())) == named, path
+
+
 def test_ray_nodes_are_pods_of_our_ray(infra: Path) -> None:
     """The operator's own schema is in no package; the pods in it are checked as pods."""
     cluster = yaml.safe_load((infra / "ray" / "cluster.yaml").read_text())["spec"]
