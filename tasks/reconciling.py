@@ -127,7 +127,7 @@ def resumed(look: Look) -> list[dict[str, Any]]:
 
 def _attempts(run: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> int:
     """How often a worker took up a run: the server counts those that came to Running, `states` tells ours."""
-    again = sum((state["message"] or "").startswith(_RESUMED) for state in states)
+    again = sum(str(state["message"]).startswith(_RESUMED) for state in states)
     return max(int(run["run_count"]), 1 + again)
 
 
