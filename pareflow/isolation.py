@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -43,6 +43,22 @@ class Limits:
     seconds: float = 600
     memory_mib: int | None = None
     threads: int | None = None
+
+
+_LIVE: set["Child"] = set()
+"""The children that have not ended."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C within ends every child at once, whatever thread waits for it: children lead sessions of their
+    own, which the terminal does not tell."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for child in tuple(_LIVE):
+            child.kill()
+        raise
 
 
 class Child:
@@ -81,6 +97,7 @@ class Child:
                 pass_fds=tuple(descriptors),
                 start_new_session=True,
             )
+        _LIVE.add(self)
         assert self._process.stdin is not None
         with suppress(BrokenPipeError), self._process.stdin as stdin:
             stdin.write(json.dumps(request).encode())
@@ -89,10 +106,15 @@ class Child:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        _LIVE.discard(self)
+        self.kill()
         self._process.wait()
         self._folder.cleanup()
+
+    def kill(self) -> None:
+        """End its process group."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def result(self, seconds: float | None = None) -> Any:
         """What the function returned, within `seconds` (default: the limit).

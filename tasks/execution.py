@@ -9,6 +9,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task
 
 from pareflow.hardware.needs import Machine, Needs, this_machine
+from pareflow.isolation import interruptible
 
 R = TypeVar("R")
 Call = tuple[Any, ...]
@@ -44,8 +45,9 @@ class Orchestrated:
         return task(*arguments)
 
     def each(self, task: "Task[..., R]", calls: Sequence[Call], needs: Sequence[Needs]) -> list[R]:
-        futures = [task.submit(*call) for call in calls]
-        return [future.result() for future in futures]
+        with interruptible():
+            futures = [task.submit(*call) for call in calls]
+            return [future.result() for future in futures]
 
 
 class Plain:
@@ -60,7 +62,7 @@ class Plain:
         return task.fn(*arguments)
 
     def each(self, task: "Task[..., R]", calls: Sequence[Call], needs: Sequence[Needs]) -> list[R]:
-        with ThreadPoolExecutor(max_workers=max(1, len(calls))) as pool:
+        with ThreadPoolExecutor(max_workers=max(1, len(calls))) as pool, interruptible():
             return list(pool.map(lambda call: task.fn(*call), calls))
 
 

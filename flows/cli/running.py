@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from flows.environment import set_environment
 from flows.tables import operating as operating_tables
 from flows.tables import running as tables
 from flows.tables import serving as serving_tables
+from pareflow.errors import TrackingError
 
 app = typer.Typer()
 
@@ -64,8 +65,13 @@ def optimize(
         store_url=store_url,
     )
     show(document, tables.outcome, as_json)
-    unkept = document["serving"]["kept"] is False
-    if document["winner"] is None or document["registered"] is None or unkept:
+    _end(document)
+
+
+def _end(outcome: Mapping[str, Any]) -> None:
+    """With 3 where nothing won, nothing was registered, or the server does not keep the SLA's load."""
+    unkept = outcome["serving"]["kept"] is False
+    if outcome["winner"] is None or outcome["registered"] is None or unkept:
         raise typer.Exit(NOTHING_MET)
 
 
@@ -83,6 +89,7 @@ def _optimize_deployed(
     """Start a deployment's run; exits as a run here would where it was waited for.
 
     `here` are options that are about a run in this process: the worker's environment decides about its own.
+    Raises: TrackingError where a run was waited for whose outcome is not to be found.
     """
     from flows import triggers
 
@@ -91,9 +98,15 @@ def _optimize_deployed(
         config, target, deployment, data_dir, wait=wait, remeasure=remeasure
     )
     show(document, triggers.started, as_json)
-    outcome = document["outcome"]
-    if outcome is not None and (outcome["winner"] is None or outcome["registered"] is None):
-        raise typer.Exit(NOTHING_MET)
+    if not wait:
+        return
+    if document["outcome"] is None:
+        raise TrackingError(
+            "command and worker must share an MLflow, which tells the outcome of a run",
+            f"this one knows no run {document['run_id']}",
+            "Set MLFLOW_TRACKING_URI here to what the worker has",
+        )
+    _end(document["outcome"])
 
 
 @app.command()

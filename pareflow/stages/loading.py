@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pareflow.errors import MissingExtraError, VariantError
 from pareflow.hardware.device import device_lock
+from pareflow.measuring import loadgen
 from pareflow.measuring.load import Load, Served, serve
 from pareflow.stages.jobs import feeds_key
 from pareflow.stages.optimization import strong_baseline
@@ -23,6 +24,12 @@ PRECISION = 1.1
 
 _INSTRUMENT = Path(__file__).parents[1] / "measuring"
 _FILES = ("contestant.py", "load.py", "loadgen.py", "loadgen_log.py", "stopwatch.py")
+
+
+def check_loadgen(run: Run) -> None:
+    """Raises: MissingExtraError where the SLA names a load, and LoadGen is not installed."""
+    if run.spec.sla.load is not None:
+        loadgen.imported()
 
 
 def under_load(run: Run, row: Row, *, queries: int, seed: int) -> Row:

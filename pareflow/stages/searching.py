@@ -15,6 +15,7 @@ from pareflow.search.space import smallest, untrained
 from pareflow.search.trial import best
 from pareflow.sla import Objective
 from pareflow.stages import fitting
+from pareflow.stages.loading import check_loadgen
 from pareflow.stages.optimization import strong_baseline, unrunnable
 from pareflow.stages.room import check_room
 from pareflow.stages.run import Row, Run
@@ -46,9 +47,10 @@ def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
     """The YAML's recipes; where it has none, the search's. Smaller ones yet where nothing fits the device.
 
     Raises: InputError where the objective is not measured here, EnvironmentUnfitError where the disk is too
-    small for the candidates.
+    small for the candidates, or a load cannot be measured.
     """
     check_objective(run, baselines)
+    check_loadgen(run)
     check_room(run, sure_rows(run, baselines, profile), original_of(baselines).size_mib or 0)
     wanted = run.spec.recipes()
     rows: list[Row] = []

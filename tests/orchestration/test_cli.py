@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from pareflow import spec
-from pareflow.errors import StoreError
+from pareflow.errors import StoreError, TrackingError
 from pareflow.intervals import paired_share_drop
 from pareflow.workload import load
 from tests.orchestration.conftest import CHECKOUT, Finished
@@ -261,3 +261,37 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
     assert process.returncode == 130, said
     assert "interrupted; the same command goes on from here" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [
+        pytest.param({"winner": "w", "registered": {}, "serving": {"kept": None}}, 0, id="met"),
+        pytest.param({"winner": "w", "registered": {}, "serving": {"kept": True}}, 0, id="load kept"),
+        pytest.param({"winner": "w", "registered": {}, "serving": {"kept": False}}, 3, id="load not kept"),
+        pytest.param({"winner": "w", "registered": None, "serving": {"kept": None}}, 3, id="not registered"),
+        pytest.param({"winner": None, "registered": None, "serving": {"kept": None}}, 3, id="no winner"),
+        pytest.param(None, 4, id="not recorded here"),
+    ],
+)
+def test_a_run_that_was_waited_for_ends_as_one_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outcome: dict[str, Any] | None, code: int
+) -> None:
+    """Whether it ran here, or a deployment's worker ran it."""
+    told = {"deployment": "pipeline/d", "run_id": "r", "state": "COMPLETED", "outcome": outcome}
+    monkeypatch.setattr("flows.triggers.optimize_deployed", lambda *_, **__: told)
+    monkeypatch.setattr("flows.commands.optimize", lambda *_, **__: outcome)
+    words = ["optimize", "a.yaml", "--data-dir", str(tmp_path), "--json"]
+    deployed = CliRunner().invoke(app, [*words, "--deployment", "d", "--wait"])
+    if outcome is None:
+        assert isinstance(deployed.exception, TrackingError)
+        assert deployed.exception.exit_code == code
+        return
+    assert deployed.exit_code == CliRunner().invoke(app, words).exit_code == code
+
+
+def test_a_run_that_is_not_waited_for_ends_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told = {"deployment": "pipeline/d", "run_id": "r", "state": None, "outcome": None}
+    monkeypatch.setattr("flows.triggers.optimize_deployed", lambda *_, **__: told)
+    words = ["optimize", "a.yaml", "--data-dir", str(tmp_path), "--deployment", "d"]
+    assert CliRunner().invoke(app, words).exit_code == 0

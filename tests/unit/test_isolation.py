@@ -153,6 +153,42 @@ def test_child_dies_with_its_parent(
     os.kill(grandchild, signal.SIGKILL)  # its own children are beyond the kernel's promise
 
 
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from prefect import task
+from pareflow.isolation import Limits, run_isolated
+from tasks.execution import Plain
+
+@task
+def build(begun):
+    run_isolated("isolated_functions:hang", {"begun": begun}, Limits(), Path(begun + ".log"))
+
+try:
+    Plain().each(build, [(begun,) for begun in sys.argv[1:]], [])
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_ctrl_c_while_variants_are_built_ends_all_their_processes(tmp_path: Path) -> None:
+    """Each hangs in a session of its own for ten minutes; threads wait for them."""
+    begun = [tmp_path / "one", tmp_path / "two"]
+    words = [sys.executable, "-c", INTERRUPTED, *map(str, begun)]
+    with subprocess.Popen(
+        words,
+        cwd=CHECKOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # else it ignores what we ignore
+    ) as process:
+        pids = [pid for file in begun for pid in started(file)]
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(timeout=120) == 130
+        finally:
+            process.kill()
+    assert [gone(pid) for pid in pids] == [True] * 4
+
+
 def test_descriptors_stay_open_in_the_child(log: Path, tmp_path: Path) -> None:
     with (tmp_path / "file").open("w+") as file:
         file.write("held")

@@ -1,15 +1,17 @@
 """Finalists under the SLA's load: real runs of LoadGen in the stages, on the tiny images."""
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pareflow.errors import MissingExtraError
 from pareflow.measuring.load import Load
 from pareflow.reporting import page
-from pareflow.stages import loading, optimization, outcome, validation
+from pareflow.stages import loading, optimization, outcome, searching, validation
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Step
 
@@ -80,6 +82,15 @@ def test_without_loadgen_the_load_is_not_measured_and_nothing_is_promoted(
     assert load_check(judged).reason == "not measured"
     assert "load was not measured: a load needs the extra `loadgen`" in str(judged.reason)
     assert validation.winner(run, [judged]) is None
+
+
+def test_without_loadgen_a_search_for_a_load_does_not_begin(
+    under: Callable[..., Run], trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
+    with pytest.raises(MissingExtraError, match="a load needs the extra `loadgen`"):
+        next(searching.searching(under(**EASY), trained.rows, None))
+    assert next(searching.searching(trained.run, trained.rows, None)).rows
 
 
 def test_without_a_load_in_the_sla_none_is_measured(judged: Any) -> None:
