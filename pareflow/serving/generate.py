@@ -6,7 +6,7 @@ Source: triton-inference-server/server, docs/protocol/extension_generate.md (pro
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from reprlib import repr as brief
@@ -93,10 +93,13 @@ class Spelling:
 
     def rest(self) -> str:
         """What is left at the end of a text: half a letter."""
-        before, whole = (self._tokenizer.decode(ids) for ids in (self._ids[: self._told], self._ids))
+        before: str = self._tokenizer.decode(self._ids[: self._told])
+        whole: str = self._tokenizer.decode(self._ids)
         if whole.startswith(before):
             return whole[len(before) :]
-        return self._tokenizer.decode(self._ids[self._told :])  # bad bytes may spoil the good before them
+        return str(
+            self._tokenizer.decode(self._ids[self._told :])
+        )  # bad bytes may spoil the good before them
 
 
 def spelled(tokenizer: "Tokenizer", prompt: Sequence[int], tokens: Iterable[int]) -> str:
@@ -120,7 +123,7 @@ def answer(name: str, version: str, text: str) -> dict[str, str]:
 
 async def events(
     name: str, version: str, first: str, others: AsyncGenerator[str, None]
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """A text's pieces as server-sent events. What goes wrong between two of them is the last: `error`."""
     try:
         async with aclosing(others):

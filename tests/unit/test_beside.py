@@ -20,16 +20,16 @@ IMAGE = {"images": np.zeros((1, 1, 8, 8), np.float32)}
 
 
 class Held:
-    """Opens for a slot, and notes what it lets go of; what is opened for `what` is given when it is let."""
+    """Opens for a slot, and notes what it lets go of; what is opened as this is given when it is let."""
 
-    def __init__(self, slot: Slot, what: str) -> None:
+    def __init__(self, slot: Slot, kind: str) -> None:
         self.retired: list[Release] = []
         self._let, self._begun = asyncio.Event(), asyncio.Event()
         beside, opens, retire = slot.beside, slot.beside._opens, slot.beside._retire
 
-        async def held(asked: str, releases: Mapping[str, Release], *, apart: bool = False) -> Hosted:
-            made = await opens(asked, releases, apart=apart)
-            if asked == what:
+        async def held(what: str, releases: Mapping[str, Release], *, apart: bool = False) -> Hosted:
+            made = await opens(what, releases, apart=apart)
+            if what == kind:
                 self._begun.set()
                 await self._let.wait()
             return made

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def test_metrics_count_requests_and_what_policies_count(serve: Serve) -> None:
 def test_metrics_tell_the_policies_of_every_model() -> None:
     metrics = Metrics()
     for name, waiting in (("images", 4.0), ("texts", 9.0)):
-        metrics.serves(name, "1", {"batching": lambda found=waiting: {"waiting": found}}, "here")
+        metrics.serves(name, "1", {"batching": partial(dict, waiting=waiting)}, "here")
     lines = metrics.text().decode().splitlines()
     assert 'pareflow_policy_total{figure="waiting",model="images",policy="batching"} 4.0' in lines
     assert 'pareflow_policy_total{figure="waiting",model="texts",policy="batching"} 9.0' in lines
