@@ -210,7 +210,8 @@ class Search:
         return self.effort.minutes(Recipe((step,), OnnxRuntime().step))
 
     def _promising(self, study: "Study", put_off: Sequence[Recipe]) -> list[Recipe]:
-        """What goes on from the best, what was put off, and others, as far as they could become faster.
+        """What goes on from the best, and from what loses too much; what was put off, and others; as far as
+        they could become faster.
 
         A device's own rates bound nothing: costs are of this machine.
         """
@@ -219,9 +220,10 @@ class Search:
         count = max(2, min(ROUND, int(self.minutes / 2 / each)))
         leader = best(self.known)
         found = []
-        beside = [] if leader is None else study.beside(leader.recipe)
-        others = study.ask(count - len(beside) - len(put_off))
-        for recipe in (*beside, *put_off, *others):
+        near = [] if leader is None else study.beside(leader.recipe)
+        near += self._milder(study, leader)
+        others = study.ask(count - len(near) - len(put_off))
+        for recipe in (*near, *put_off, *others):
             bound = bounds.at_most(recipe, self.known[0].recipe.backend, None, self.families)
             if bound is not None and not better(1 / bound, leader):
                 self._hopeless.append((recipe, bound))
@@ -230,6 +232,13 @@ class Search:
                 continue
             study.tell(recipe, Trial(recipe))
         return found
+
+    def _milder(self, study: "Study", leader: Trial | None) -> list[Recipe]:
+        """A step back from what would be better than the best and loses too much; what loses least first."""
+        lossy = [t for t in self.known if t.lost and better(t.cost, leader)]
+        lossy.sort(key=lambda trial: trial.lost or 0)
+        found = (recipe for trial in lossy for recipe in study.milder(trial.recipe))
+        return list(itertools.islice(found, FINISHES))
 
     def _too_slow(self, recipe: Recipe) -> bool:
         """Whether its technique was stopped by its limit of time, trained no longer than the first rung."""

@@ -17,7 +17,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 
-from pareflow.search.training_space import Settings, first, grid, step, trained_for
+from pareflow.search.training_space import Settings, first, grid, milder, step, trained_for
 from pareflow.search.trial import Trial
 from pareflow.store import writing
 from pareflow.variant import Recipe
@@ -74,10 +74,15 @@ class Study:
         For the best so far: the sampler needs ten trials before it sees that more could be. Nothing where
         the recipe is none of the study's, or both were asked before.
         """
-        found: list[Recipe] = []
-        for parameters in self._steps_from(near):
-            found += self._asked_for(self._trial(parameters))
-        return found
+        return self._new_of(self._steps_from(near))
+
+    def milder(self, near: Recipe) -> list[Recipe]:
+        """What takes one step less away than a recipe, where that was not asked before: for what loses too
+        much."""
+        return self._new_of(self._steps_from(near, less=True))
+
+    def _new_of(self, parameters: Iterable[Mapping[str, Any]]) -> list[Recipe]:
+        return [recipe for each in parameters for recipe in self._asked_for(self._trial(each))]
 
     def ask(self, count: int) -> list[Recipe]:
         """At most `count` recipes that were not asked before, of one pass over the training split each.
@@ -95,8 +100,9 @@ class Study:
                 found += self._asked_for(self._trial(parameters))
         return found
 
-    def _steps_from(self, near: Recipe) -> Iterator[dict[str, Any]]:
-        """The recipe's parameters, its technique's first setting one value up and one value down."""
+    def _steps_from(self, near: Recipe, *, less: bool = False) -> Iterator[dict[str, Any]]:
+        """The recipe's parameters, its technique's first setting one value up and one value down; or only
+        that of these which takes less away."""
         trial = self._asked.get(trained_for(near, 1).label)
         if trial is None:
             return
@@ -104,7 +110,8 @@ class Study:
         for setting, values in itertools.islice(self._families[name].items(), 1):
             position = trial.params[f"{name}.{setting}"]
             for beside in (position + 1, position - 1):
-                if 0 <= beside < len(values):
+                inside = 0 <= beside < len(values)
+                if inside and (not less or milder(setting, values[beside], values[position])):
                     yield {**trial.params, f"{name}.{setting}": beside}
 
     def _trial(self, parameters: Mapping[str, Any] | None) -> optuna.Trial:

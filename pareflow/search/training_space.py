@@ -118,6 +118,16 @@ def first(settings: Settings) -> Iterator[dict[str, Any]]:
         yield middle if student is None else {**middle, "student": student}
 
 
+def milder(setting: str, value: Any, than: Any) -> bool:
+    """Whether this value of a technique's first setting takes less away than another.
+
+    A ratio is of what goes; a share, a width, a depth is of what stays; students have no order.
+    """
+    if isinstance(value, str):
+        return False
+    return bool(value < than if setting == "ratio" else value > than)
+
+
 def grid(settings: Settings) -> Iterator[dict[str, Any]]:
     """Every combination: what an exhaustive search would try."""
     for values in itertools.product(*settings.values()):

@@ -31,7 +31,7 @@ from tasks import deployment as rollouts
 from tasks.execution import Plain
 from tasks.promotion import challenge, promote, roll_back
 from tasks.serving import source
-from tasks.tracking import CONFIG, CONTENT, TRAFFIC, Tracker
+from tasks.tracking import CONFIG, CONTENT, LEFT, TRAFFIC, Tracker
 from tests.orchestration.conftest import PATIENCE_SECONDS, PIPELINE, Judged
 from tests.orchestration.test_serve import Server
 
@@ -121,6 +121,7 @@ def story(
     (found,) = told
     found.mood.unlink(missing_ok=True)
     found.tracker.set_alias("images", "challenger", "2")
+    found.tracker.tag_version("images", "2", LEFT, None)
     yield found
     rollouts.withdraw(found.tracker, "images")
 
@@ -200,6 +201,12 @@ def test_shares_that_cannot_be_are_refused(story: Story, steps: Steps) -> None:
     with pytest.raises(InputError, match="growing shares"):
         story.deploy(steps, NOBODY)
     assert story.traffic() is None
+
+
+def test_what_was_rolled_back_from_is_not_rolled_out_again(story: Story) -> None:
+    story.tracker.tag_version("images", "2", LEFT, "Bob: customers call")
+    with pytest.raises(InputError, match=r"version 2 was rolled back from \(Bob: customers call\)"):
+        run_deployment("images", [NOBODY], story.data_dir, Plain(), QUICK, story.config)
 
 
 def test_a_server_that_does_not_answer_is_told_before_anything_begins(story: Story) -> None:
@@ -332,6 +339,22 @@ def test_whoever_watches_may_die(
         assert Traffic.model_validate_json(left).until == pytest.approx(time.time() + 60, abs=61)
         with rollouts.alone(story.tracker, "images"):  # the same command may begin again
             pass
+
+
+def test_a_rollout_asks_where_the_pipeline_wants_approval(
+    judged: Judged, pipeline_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Without a champion there is no traffic to try it on: the gate's word alone made it champion."""
+    tracker = Tracker.open(tmp_path)
+    shutil.copytree(judged.run.data_dir / "store", tmp_path / "store")
+    package = judged.package(judged.fp32)
+    version = str(tracker.register(judged.run, tracker.begin(judged.run), package, judged.fp32).version)
+    challenge(tracker, judged.run, version)
+    config = pipeline_file("approved", promotion="approval")
+    document = run_deployment("images", [], tmp_path, Plain(), QUICK, config)
+    assert (document["decision"], document["promotion"]["alias"]) == ("inconclusive", "challenger")
+    assert "awaiting approval" in document["reason"]
+    assert tracker.alias("images", "champion") is None
 
 
 @pytest.mark.slow

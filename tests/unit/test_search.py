@@ -233,6 +233,23 @@ def test_the_study_goes_one_step_on_from_the_best() -> None:
     assert study.beside(PLAIN) == []  # what does not train has no neighbours
 
 
+def test_a_step_back_takes_less_away() -> None:
+    """A ratio is of what goes, a share of what stays; of students nobody knows."""
+    families: dict[str, Any] = {
+        "channel_pruning": {"ratio": (0.25, 0.5, 0.75)},
+        "low_rank": {"share": (0.2, 0.3, 0.4)},
+        "distillation": {"student": ("half", "quarter")},
+    }
+    study = Study(families, [PLAIN], 0)
+    pruned, thin, half, quarter = study.ask(4)
+    (less,) = study.milder(training_space.trained_for(pruned, 9))
+    assert less.techniques[0].settings["ratio"] == 0.25
+    (less,) = study.milder(thin)
+    assert less.techniques[0].settings["share"] == 0.4
+    for none in (half, quarter, less, pruned, PLAIN):  # nothing beyond; it was asked; it does not train
+        assert study.milder(none) == []
+
+
 def test_a_study_that_is_told_the_same_asks_the_same() -> None:
     def asked() -> list[str]:
         study = Study(training_space.families(TEXTS), [PLAIN], 3)
@@ -362,6 +379,31 @@ def test_a_round_leaves_time_for_one_that_goes_on_from_its_best(tmp_path: Path) 
     assert leader.recipe.techniques[0].settings["ratio"] > 0.5
 
 
+def test_a_round_goes_back_from_what_loses_too_much(tmp_path: Path) -> None:
+    """Half of the channels are too many, and nothing that trains passes yet: fewer are tried next."""
+
+    def outcome(recipe: Recipe) -> tuple[float, float]:
+        settings = recipe.techniques[0].settings if recipe.techniques else {}
+        if "ratio" not in settings:
+            return (0.9, 0.0)
+        return (1 - settings["ratio"], max(0.0, settings["ratio"] - 0.4))
+
+    ours = search(tmp_path, IMAGES)
+    waves, _ = run(ours, outcome)
+    asked = [
+        step.settings["ratio"]
+        for wave in waves
+        if wave.words.startswith("trained")
+        for recipe in wave.recipes
+        for step in recipe.techniques
+        if "ratio" in step.settings
+    ]
+    assert list(dict.fromkeys(asked))[:2] == [0.5, 0.375]
+    leader = best(ours.known)
+    assert leader is not None
+    assert leader.recipe.techniques[0].settings["ratio"] == 0.375
+
+
 def test_a_search_goes_from_cheap_to_trained_and_finds_both_together(tmp_path: Path) -> None:
     ours = search(tmp_path)
     waves, ended = run(ours, landscape)
@@ -470,7 +512,7 @@ def test_what_was_stopped_by_its_limit_is_not_begun_again_with_other_settings(tm
         slow = settings.get("trials") == training_space.TRIALS or settings.get("student") == "half"
         return "TimedOutError" if slow else landscape(recipe)
 
-    waves, _ = run(search(tmp_path, IMAGES), outcome)
+    waves, _ = run(search(tmp_path, IMAGES, seed=1), outcome)
     rungs = [
         {(r.techniques[0].name, r.techniques[0].settings.get("student")) for r in wave.recipes}
         for wave in waves
