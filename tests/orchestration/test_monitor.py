@@ -94,7 +94,12 @@ def test_what_waits_is_told_once_and_asks_for_one_retraining(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     told = list[str]()
-    monkeypatch.setattr("tasks.monitoring.emit", lambda *_, retrain, **__: told.append(retrain) or True)
+
+    def emit(*_: Any, retrain: str, **__: Any) -> bool:
+        told.append(retrain)
+        return True
+
+    monkeypatch.setattr("tasks.monitoring.emit", emit)
     away = Tracker("http://127.0.0.1:9", None, tracker.locks)
     for retried in (False, True, True):
         act(away, name, breach("3"), None, retried=retried)
