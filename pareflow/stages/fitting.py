@@ -63,13 +63,7 @@ def confine(run: Run, row: Row) -> Row:
     inputs = feeds_key(run.facts.digest, run.spec.sla.batch_size)
     sources = [file_digest(_MEASURING / name) for name in ("confined.py", "contestant.py")]
     key = digest("confined", row.id, profile.memory_mib, inputs, run.environment.fingerprint, sources)
-    if run.remeasure:
-        run.store.evict(key)
-
-    def write(into: Path) -> None:
-        (into / "confined.json").write_text(json.dumps(_confined(run, row, inputs, profile.memory_mib)))
-
-    told = json.loads((run.store.ensure(key, write) / "confined.json").read_text())
+    told = run.kept(key, "confined.json", lambda: _confined(run, row, inputs, profile.memory_mib))
     return dataclasses.replace(row, fit=dataclasses.replace(row.fit, confined=told))
 
 

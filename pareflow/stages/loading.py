@@ -1,11 +1,11 @@
 """Under load: what finalists do at the rate that the SLA names, and how high a rate keeps its limit."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from pareflow.errors import MissingExtraError, VariantError
 from pareflow.hardware.device import device_lock
@@ -55,17 +55,13 @@ def measure(run: Run, row: Row, load: Load) -> Served:
 
     Raises: what the variant died of, MissingExtraError.
     """
-    key = loading_key(run, row, load)
-    if run.remeasure:
-        run.store.evict(key)
     inputs = Inputs(run.spec.sla.batch_size)
 
-    def write(into: Path) -> None:
+    def served() -> dict[str, Any]:
         with device_lock(run.spec.target.device, exclusive=True) as descriptor:
-            found = serve(contestant(run, row), load, **conditions(run, inputs, descriptor))
-        (into / "served.json").write_text(json.dumps(found.to_json()))
+            return serve(contestant(run, row), load, **conditions(run, inputs, descriptor)).to_json()
 
-    return Served.from_json(json.loads((run.store.ensure(key, write) / "served.json").read_text()))
+    return Served.from_json(run.kept(loading_key(run, row, load), "served.json", served))
 
 
 def loading_key(run: Run, row: Row, load: Load) -> str:
@@ -97,16 +93,10 @@ def highest_load(run: Run, row: Row) -> float | None:
     clause = run.spec.sla.load
     assert clause is not None  # there is nothing to hold otherwise
     start = Load("Server", clause.per_s, clause.p99_ms)
-    key = digest("highest load", loading_key(run, row, start), SEARCH_S, PRECISION)
-    if run.remeasure:
-        run.store.evict(key)
     if run.late(f"highest load of {row.id}"):
         return None
-
-    def write(into: Path) -> None:
-        (into / "highest.json").write_text(json.dumps(_searched(run, row, start)))
-
-    found: float | None = json.loads((run.store.ensure(key, write) / "highest.json").read_text())
+    key = digest("highest load", loading_key(run, row, start), SEARCH_S, PRECISION)
+    found: float | None = run.kept(key, "highest.json", lambda: _searched(run, row, start))
     return found
 
 

@@ -1,9 +1,10 @@
 """What every stage of one run shares: the pipeline, the machine, the store; and the records they pass on."""
 
 import dataclasses
+import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -168,6 +169,17 @@ class Run:
         """The run from its beginning: its budget whole, and everything measured again."""
         self.clock.forget()
         return dataclasses.replace(self, remeasure=True, spent=0.0)
+
+    def kept(self, key: str, file: str, make: Callable[[], Any]) -> Any:
+        """The JSON document that `make` gives, as `file` of a store entry; made where it is not there yet, or
+        is to be measured again."""
+        if self.remeasure:
+            self.store.evict(key)
+
+        def write(into: Path) -> None:
+            (into / file).write_text(json.dumps(make()))
+
+        return json.loads((self.store.ensure(key, write) / file).read_text())
 
     def job(self, name: str, arguments: Mapping[str, Any], log: str, **options: Any) -> Any:
         """Run one of `stages/jobs.py` in a process of its own, with the workload it is about."""

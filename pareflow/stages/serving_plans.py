@@ -3,7 +3,6 @@
 Both are served as `pareflow serve` does. Plans are candidates like all others; what none keeps is said.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -122,13 +121,7 @@ def _kept(run: Run, row: Row) -> Callable[[str, Mapping[str, Any], Callable[[], 
 
     def kept(what: str, conditions: Mapping[str, Any], make: Callable[[], Any]) -> Any:
         key = digest(what, row.id, run.environment.fingerprint, conditions, instrument)
-        if run.remeasure:
-            run.store.evict(key)
-
-        def write(into: Path) -> None:
-            (into / "planned.json").write_text(json.dumps(make()))
-
-        return json.loads((run.store.ensure(key, write) / "planned.json").read_text())
+        return run.kept(key, "planned.json", make)
 
     return kept
 

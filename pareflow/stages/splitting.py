@@ -104,13 +104,7 @@ def measure(run: Run, key: str, entry: Path, rows: list[dict[str, Any]]) -> list
     A half that fails makes its row one with a reason (law 7). Raises: VariantError of the whole network.
     """
     measured = digest("split", key, run.environment.fingerprint, document_of(TIMING), instrument())
-    if run.remeasure:
-        run.store.evict(measured)
-
-    def write(into: Path) -> None:
-        (into / "split.json").write_text(json.dumps(_timed(run, key, entry, len(rows))))
-
-    told = json.loads((run.store.ensure(measured, write) / "split.json").read_text())
+    told = run.kept(measured, "split.json", lambda: _timed(run, key, entry, len(rows)))
     return [_halves(row, number, told) for number, row in enumerate(rows)]
 
 

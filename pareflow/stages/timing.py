@@ -1,6 +1,5 @@
 """Time variants side by side, alone on the device, and keep every sample in the store."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +39,8 @@ def measure(
     """
     inputs = inputs or Inputs(run.spec.sla.batch_size)
     key = measuring_key(run, rows, protocol, inputs, race)
-    if run.remeasure:
-        run.store.evict(key)
 
-    def write(into: Path) -> None:
+    def timed() -> list[dict[str, Any]]:
         with (
             device_lock(run.spec.target.device, exclusive=True) as descriptor,
             Arena([contestant(run, row) for row in rows], **conditions(run, inputs, descriptor)) as arena,
@@ -53,9 +50,9 @@ def measure(
                 if isinstance(error, VariantError):
                     error.variant = variant
                 raise error
-        (into / "measurements.json").write_text(json.dumps([m.to_json() for m in measured.values()]))
+        return [one.to_json() for one in measured.values()]
 
-    documents = json.loads((run.store.ensure(key, write) / "measurements.json").read_text())
+    documents = run.kept(key, "measurements.json", timed)
     return {document["variant"]: Measurement.from_json(document) for document in documents}
 
 
