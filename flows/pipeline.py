@@ -128,8 +128,10 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
     given = execution.call(steps.contributions, run, winner, [*screened, *less])
 
     rows, before = [*table, *less], [*screened, *less]
-    document = outcome.document(run, rows, before, winner, profile, registered, swept, ended, given, serving)
-    document["no_profile"] = told if profile is None else None
+    why = told if profile is None else None
+    document = outcome.document(
+        run, rows, before, winner, profile, registered, swept, ended, given, serving, no_profile=why
+    )
     execution.call(steps.record_outcome, run, tracker, parent, document)
     return document
 

@@ -26,11 +26,13 @@ def document(
     ended: Ended | None = None,
     contributions: Sequence[Mapping[str, Any]] = (),
     serving: Mapping[str, Any] | None = None,
+    no_profile: str | None = None,
 ) -> dict[str, Any]:
     """The document of DESIGN.md section 6; row 0 is the strong baseline.
 
     `screened` holds the rows as they were before finalists were measured again; `ended` says why the search
-    did, `contributions` what each step of the winner gives, and `serving` what its plan keeps.
+    did, `contributions` what each step of the winner gives, `serving` what its plan keeps, and `no_profile`
+    why there is no profile.
     """
     shown = winner or _closest(rows)
     named = "" if run.target is None else f" --target {run.target}"
@@ -47,6 +49,7 @@ def document(
         "seed": run.facts.seed,
         "baseline": variant(rows[0]),
         "profile": None if profile is None else dict(profile),
+        "no_profile": no_profile,
         "variants": [variant(row) for row in rows],
         "explanations": [explanation(run, row, screened, winner) for row in rows],
         "winner": winner.id if winner else None,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from flows.pipeline import optimized
 from pareflow import catalog
 from pareflow.errors import (
     BusyMachineError,
@@ -20,8 +21,9 @@ from pareflow.errors import (
     VariantError,
 )
 from pareflow.measuring.breakdown import STAGES
-from pareflow.stages import instruments, profiling, searching
+from pareflow.stages import instruments, planning, profiling, searching
 from pareflow.stages.run import Run
+from tasks.execution import Plain
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +172,20 @@ def test_a_baseline_that_dies_of_its_profile_is_searched_without(
     assert len(asked) == 1 + asked_again
     search = searching.search_of(run, trained.rows, None)
     assert next(search.waves()).recipes
+
+
+def test_a_run_without_a_profile_goes_to_its_end_and_its_report_says_why(
+    trained: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(profiling, "profile", killed)
+    data_dir = shutil.copytree(trained.run.data_dir, tmp_path / "data")
+    run = dataclasses.replace(trained.run, data_dir=data_dir)
+    document = optimized(run, None, "", Plain())
+    assert document["profile"] is None
+    assert document["no_profile"].endswith("it died of SIGKILL")
+    assert document["winner"] is not None
+    assert "Not known: it could not be profiled" in Path(document["report"]).read_text()
+    assert planning.plan(run)["candidates"]
 
 
 def asking_for_event_files(run: Run) -> Run:
