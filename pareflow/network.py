@@ -33,6 +33,8 @@ FILES: dict[Form, str] = {
 WAYS = "torch → onnx → openvino, and torch or onnx → exported"
 OPSET = 17
 """The legacy exporter's newest, and the graph that ONNX Runtime fuses best (measured, docs/log.md)."""
+LARGE_BYTES = 2**30
+"""Of an ONNX graph's weights: more lie in a file beside it, since a protobuf holds 2 GiB."""
 
 
 def form_of(folder: Path) -> Form:
@@ -52,8 +54,10 @@ def save(network: Any, form: Form, folder: Path) -> None:
     elif form == "onnx":
         import onnx
 
-        large = sum(len(weight.raw_data) for weight in network.graph.initializer) > 2**30
+        large = sum(len(weight.raw_data) for weight in network.graph.initializer) > LARGE_BYTES
         onnx.save_model(network, path, save_as_external_data=large, location="model.onnx.data")
+        if large:  # which took the weights out of the graph in memory
+            onnx.load_external_data_for_model(network, str(folder))
     else:
         import openvino
 

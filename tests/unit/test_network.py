@@ -119,6 +119,21 @@ def test_simplified_graph_is_held_to_its_source(
         Simplification().apply(network.load("onnx", forms("images")["onnx"]), load_tiny("images"))
 
 
+def test_large_graph_keeps_its_weights(
+    tmp_path: Path, forms: Forms, load_tiny: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are saved beside it, also in the folders of checks that are gone when it is stored."""
+    pytest.importorskip("onnxslim")
+    monkeypatch.setattr(network, "LARGE_BYTES", 2**10)
+    folder, workload = forms("images")["onnx"], load_tiny("images")
+    slim = Simplification().apply(network.load("onnx", folder), workload)
+    network.save(slim, "onnx", tmp_path)
+    assert (tmp_path / "model.onnx.data").stat().st_size > 2**10
+    feeds = workload.example(3)
+    expected = network.runner(folder)(feeds)["output"]
+    assert network.runner(tmp_path)(feeds)["output"] == pytest.approx(expected, abs=1e-5)
+
+
 def test_workload_may_export_by_itself(
     tmp_path: Path, forms: Forms, load_tiny: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
