@@ -26,9 +26,10 @@ from pareflow.model import Bf16, Binary, Fp8, Int4, MixedInt8, NncfInt4, NncfInt
 from pareflow.model.quantization.binary_weight import BinaryWeight
 from pareflow.model.quantization.gemm import gemm_as_matmul
 from pareflow.model.quantization.int32_bias import biases_as_int32
+from pareflow.model.training import Batch
 from pareflow.network import Form
 from pareflow.variant import Step
-from pareflow.workload import Arrays, LoadedWorkload, Samples, Split
+from pareflow.workload import SPLITS, Arrays, LoadedWorkload, Samples, Split, Splits
 
 Load = Callable[[str], LoadedWorkload]
 Forms = Callable[[str], Mapping[Form, Path]]
@@ -382,6 +383,18 @@ def test_mixed_int8_reverts_the_layer_that_loses_answers_and_no_other(
     assert fused(mixed, tmp_path)["QGemm"] == 0
 
 
+def test_mixed_int8_reverts_one_layer_where_nodes_have_no_names(
+    forms: Forms, load_tiny: Load, tmp_path: Path
+) -> None:
+    workload = load_tiny("images")
+    graph = outlier(forms, workload, tmp_path)
+    for node in graph.graph.node:
+        node.name = "unnamed_0" if node.op_type == "Relu" else ""
+    mixed = MixedInt8(per_channel=False, max_drop=0.02).apply(graph, workload)
+    assert fused(mixed, tmp_path)["QLinearConv"] == 1
+    assert right(mixed, workload) >= right(graph, workload) - 0.02
+
+
 def test_mixed_int8_is_static_int8_where_that_is_good_enough(forms: Forms, load_tiny: Load) -> None:
     graph, workload = graph_of(forms, "images"), load_tiny("images")
     assert MixedInt8(max_drop=1).apply(graph, workload) == StaticInt8().apply(graph, workload)
@@ -462,6 +475,89 @@ def test_trained_int8_needs_labels_layers_and_a_traceable_network(forms: Forms, 
         QatInt8().apply(nn.Flatten(), workload)
     with pytest.raises(UnsuitableError, match=r"`torch.export` must be able to trace.*it raised"):
         QatInt8().apply(DependsOnData(), workload)
+
+
+def regression(workload: LoadedWorkload, outputs: int) -> LoadedWorkload:
+    """The workload with its classes as numbers, given in one column (`outputs=2`) or none (1)."""
+    shape = (-1, 1)[:outputs]
+    parts = [getattr(workload.splits, name) for name in SPLITS]
+    return replace(
+        workload, splits=Splits(*(Split(p.samples, f32(p.labels()).reshape(shape)) for p in parts))
+    )
+
+
+class Ends(nn.Module):
+    """The tiny network with other outputs."""
+
+    def __init__(self, end: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.body, self.end = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), end
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return self.end(self.body(images))
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_trained_int8_of_a_regression_learns_numbers(axes: int, load_tiny: Load) -> None:
+    """From answers of 2 to targets of 0 and 1: 3/4 · (3 - 2)² and 1/4 · ((3 - 0)² + (3 - 1)²) / 2."""
+    workload = regression(load_tiny("images"), axes)
+    rows = np.asarray([workload.split("train").labels().ravel().tolist().index(value) for value in (0, 1)])
+    part = workload.split("train").take(rows)
+    inputs = {"images": torch.from_numpy(workload.definition.preprocess(part.samples)["images"])}
+    shape = (2, 1)[:axes]
+    loss = QatInt8(alpha=0.25)._loss(Ends(lambda out: torch.full((len(out), 1)[:axes], 2.0)), workload)
+    batch = Batch("train", rows, inputs, torch.from_numpy(part.labels()))
+    student = Ends(lambda _: torch.full(shape, 3.0))
+    assert float(loss(student, batch)) == pytest.approx(0.75 + 0.25 * 13 / 2)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_trained_int8_of_a_regression_stays_near_the_float_network(axes: int, load_tiny: Load) -> None:
+    workload = regression(load_tiny("images"), axes)
+    torch.manual_seed(0)
+    module = Ends((lambda out: out[:, :1]) if axes == 2 else (lambda out: out[:, 0])).eval()
+    made = QatInt8(epochs=1, alpha=0).apply(module, workload)
+    inputs = workload.definition.preprocess(workload.split("search").samples)
+    theirs = network.run_torch(module, inputs)["output"]
+    assert run(made, inputs) == pytest.approx(theirs, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("end", "found"),
+    [
+        (lambda out: out[:, :1], r"an output of shape \(3, 1\)"),
+        (lambda out: out[:, 0], r"an output of shape \(3,\)"),
+        (lambda out: (out, out), "2 outputs"),
+    ],
+    ids=["column", "number", "two"],
+)
+def test_trained_int8_refuses_outputs_that_teach_nothing(end: Any, found: str, load_tiny: Load) -> None:
+    with pytest.raises(UnsuitableError, match=found):
+        QatInt8(epochs=1).apply(Ends(end).eval(), load_tiny("images"))
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_trained_int8_quantizes_convolutions_of_named_padding(
+    padding: str, dimensions: int, load_tiny: Load, tmp_path: Path
+) -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            kind = nn.Conv2d if dimensions == 2 else nn.Conv1d
+            self.conv = kind(1, 4, 3, padding=padding)
+            self.head = nn.LazyLinear(4)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            found = images if dimensions == 2 else images.flatten(2)
+            logits: torch.Tensor = self.head(self.conv(found).relu().flatten(1))
+            return logits
+
+    workload = load_tiny("images")
+    module = Padded()
+    network.run_torch(module, workload.example(1))
+    made = QatInt8(epochs=1).apply(module.eval(), workload)
+    assert fused(made, tmp_path)["QLinearConv"] == 1
 
 
 class DependsOnData(nn.Module):

@@ -21,7 +21,8 @@ from torchao.quantization.pt2e.quantizer import (
 
 _KEY = "quantization_annotation"
 aten = torch.ops.aten
-CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default)
+CONVOLUTIONS = (aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding)
+"""Those called `padding` are told "same" or "valid"."""
 LINEAR = aten.linear.default
 _EMBEDDING = aten.embedding.default
 _RELUS = (aten.relu.default, aten.relu_.default)

@@ -4,6 +4,7 @@ import copy
 import inspect
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,7 +33,8 @@ class QatInt8(ResponseTechnique):
 
     ONNX Runtime runs the convolutions and linear layers by the same integer kernels as static_int8's.
     It learns from the float network's answers more than from labels, which would let it drift from what was
-    judged. Source: Jacob et al., 2018, arXiv:1712.05877, section 3; torchao's PT2E; Mishra and Marr, 2018,
+    judged: from its logits, or, where targets are floats, from its numbers by their squared error.
+    Source: Jacob et al., 2018, arXiv:1712.05877, section 3; torchao's PT2E; Mishra and Marr, 2018,
     arXiv:1711.05852, section 3 (the teacher). Departure: batch norms are folded into the convolutions before
     training, not while it simulates (1712.05877, section 3.2), and dropout is off.
     """
@@ -55,21 +57,34 @@ class QatInt8(ResponseTechnique):
     def apply(self, network: "nn.Module", workload: LoadedWorkload) -> "onnx.ModelProto":
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-        from pareflow.model.distillation.teacher import Teacher
-
         self.check_labels(workload)
-        teacher = Teacher(network, workload)
-
-        def loss(student: "nn.Module", batch: Batch) -> "torch.Tensor":
-            logits, _ = teacher(batch)
-            return self.response_loss(student(*batch.inputs.values()), logits, batch, workload)
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torchao and the exporter say about themselves
             prepared = _prepared(network, workload)
             _calibrate(prepared, workload, self.batch_size)
-            fit(prepared, workload, self, loss=loss, stage=self.name)
+            fit(prepared, workload, self, loss=self._loss(network, workload), stage=self.name)
             return _exported(convert_pt2e(prepared), workload)
+
+    def _loss(
+        self, network: "nn.Module", workload: LoadedWorkload
+    ) -> "Callable[[nn.Module, Batch], torch.Tensor]":
+        """Of labels and the float network's answers, mixed."""
+        from torch.nn.functional import mse_loss
+
+        from pareflow.model.distillation.teacher import Teacher
+
+        teacher = Teacher(network, workload)
+
+        def of_classes(student: "nn.Module", batch: Batch) -> "torch.Tensor":
+            return self.response_loss(student(*batch.inputs.values()), teacher(batch)[0], batch, workload)
+
+        def of_numbers(student: "nn.Module", batch: Batch) -> "torch.Tensor":
+            outputs = student(*batch.inputs.values())
+            assert batch.targets is not None  # they are floats
+            to_targets = workload.definition.loss(outputs, batch.targets)
+            return (1 - self.alpha) * mse_loss(outputs, teacher(batch)[0]) + self.alpha * to_targets
+
+        return of_numbers if _gives_numbers(workload) else of_classes
 
 
 def _prepared(network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
@@ -97,10 +112,31 @@ def _prepared(network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
             f"`{type(network).__name__}` holds none",
             "Drop the candidate: there is nothing to quantize",
         )
+    _check_answers(traced(*_example(workload)), workload)
     prepared: nn.Module = prepare_pt2e(traced, Int8Placement())
     for switch in ("train", "eval"):
         delattr(prepared, switch)  # torchao's raise; the graph is that of evaluation in both modes
     return prepared
+
+
+def _gives_numbers(workload: LoadedWorkload) -> bool:
+    """Whether it is a regression."""
+    targets = workload.split("train").targets
+    return targets is not None and targets.dtype.kind == "f"
+
+
+def _check_answers(outputs: Any, workload: LoadedWorkload) -> None:
+    """Raises: UnsuitableError where there is nothing to learn from in them."""
+    import torch
+
+    shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else None
+    if shape is None or not (_gives_numbers(workload) or (len(shape) > 1 and shape[-1] > 1)):
+        found = f"{len(outputs)} outputs" if shape is None else f"an output of shape {shape}"
+        raise UnsuitableError(
+            "the network must give one tensor: logits of two classes at least, or numbers where targets are",
+            f"for three samples it gives {found}",
+            "Use static_int8, which does not train, or give `data()` floats as targets",
+        )
 
 
 def _calibrate(prepared: "nn.Module", workload: LoadedWorkload, batch_size: int) -> None:

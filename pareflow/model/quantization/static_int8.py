@@ -1,5 +1,6 @@
 """Integers of eight bits, the activations' scales found beforehand on calibration data."""
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +68,8 @@ class Calibrated:
         plain, self._path = folder / "plain.onnx", folder / "prepared.onnx"
         onnx.save_model(network, plain)
         quant_pre_process(plain, self._path, skip_symbolic_shape=True)
-        self.prepared = onnx.load_model(self._path)
+        self.prepared = _named(onnx.load_model(self._path))
+        onnx.save_model(self.prepared, self._path)
         self._feeds = feeds(workload, settings.samples, [node.name for node in network.graph.input])
         check_varied(self.prepared, self._feeds)
         self._settings, self._folder = settings, folder
@@ -92,6 +94,15 @@ class Calibrated:
             calibration_cache_path=self._folder / "ranges.json",
         )
         return onnx.load_model(self._folder / "quantized.onnx")
+
+
+def _named(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """The model with a name for each node, since layers are left out by name; in place."""
+    taken = {node.name for node in model.graph.node}
+    free = (name for name in map("unnamed_{}".format, itertools.count()) if name not in taken)
+    for node in model.graph.node:
+        node.name = node.name or next(free)
+    return model
 
 
 class Reader:
