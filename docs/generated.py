@@ -137,7 +137,8 @@ def metrics() -> Iterator[str]:
         if path.stem != "__init__":
             tree = ast.parse(path.read_text())
             said = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Assign)]
-            marks = [text for text in said if re.match(r"(SHARE_CORRECT|HIGHER_IS_BETTER|AGAINST) =", text)]
+            known = r"(SHARE_CORRECT|HIGHER_IS_BETTER|RANGE|AGAINST) ="
+            marks = [text for text in said if re.match(known, text)]
             yield f"\n## `{path.stem}`\n\n{prose(ast.get_docstring(tree))}\n"
             if marks:
                 yield ", ".join(f"`{text}`" for text in marks) + ".\n"

@@ -353,12 +353,14 @@ def drop_interval(original: Quality | None, candidate: Quality | None, confidenc
         lost, won = int(((before == 1) & (after == 0)).sum()), int(((before == 0) & (after == 1)).sum())
         return intervals.paired_share_drop(lost, won, len(before), confidence)
     sign = 1 if original.higher_is_better else -1
+    limits = original.value_range
     return intervals.bca_interval(
         sign * (original.value - candidate.value),
         sign * np.subtract(original.replicates, candidate.replicates),
         sign * np.subtract(original.jackknife, candidate.jackknife),
         original.samples,
         confidence,
+        None if limits is None else (limits[0] - limits[1], limits[1] - limits[0]),
     )
 
 
@@ -395,7 +397,12 @@ def value_interval(quality: Quality, confidence: float) -> Interval:
     if quality.scores is not None:
         return intervals.share_interval(sum(quality.scores), len(quality.scores), confidence)
     return intervals.bca_interval(
-        quality.value, quality.replicates, quality.jackknife, quality.samples, confidence
+        quality.value,
+        quality.replicates,
+        quality.jackknife,
+        quality.samples,
+        confidence,
+        quality.value_range,
     )
 
 

@@ -102,18 +102,27 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
 
 
 def bca_interval(
-    estimate: float, replicates: Samples, jackknife: Samples, samples: int, confidence: float = CONFIDENCE
+    estimate: float,
+    replicates: Samples,
+    jackknife: Samples,
+    samples: int,
+    confidence: float = CONFIDENCE,
+    within: tuple[float, float] | None = None,
 ) -> Interval:
-    """The bias-corrected, accelerated bootstrap interval of any statistic.
+    """The bias-corrected, accelerated bootstrap interval of any statistic, never narrower than `unseen`.
 
-    `replicates` is the statistic on bootstrap resamples, `jackknife` with each sample (or group) left out.
-    Where all replicates are equal, so are both bounds; where any is no number, there are none.
+    `replicates` is the statistic on bootstrap resamples, `jackknife` with each sample (or group) left out;
+    `within` is the least and the most it can be. Where any replicate is no number, there are no bounds; nor
+    where hardly any differ (`_alike`), nothing bounds the statistic, and the samples are fewer than bound a
+    p99: what was not drawn could then be anything.
     Source: Efron, 1987, Journal of the American Statistical Association 82:171, sections 2 and 6.
     """
     from scipy import stats
 
     drawn, left_out = np.asarray(replicates, dtype=float), np.asarray(jackknife, dtype=float)
-    if not (len(drawn) and np.isfinite(drawn).all() and np.isfinite(left_out).all()):
+    known = len(drawn) and np.isfinite(drawn).all() and np.isfinite(left_out).all()
+    few = within is None and samples < samples_needed(0.99, confidence)
+    if not known or (few and _alike(drawn, confidence)):
         return Interval(estimate, None, None, samples, confidence)
     below = float(np.mean(drawn < estimate) + np.mean(drawn == estimate) / 2)
     below = min(max(below, 0.5 / len(drawn)), 1 - 0.5 / len(drawn))
@@ -126,7 +135,29 @@ def bca_interval(
         shifted = bias + float(stats.norm.ppf(level))
         return float(np.quantile(drawn, stats.norm.cdf(bias + shifted / (1 - acceleration * shifted))))
 
-    return Interval(estimate, bound(1 - confidence), bound(confidence), samples, confidence)
+    low, high = bound(1 - confidence), bound(confidence)
+    if within is not None:
+        share = unseen(samples, confidence)
+        low = min(low, estimate - share * (estimate - within[0]))
+        high = max(high, estimate + share * (within[1] - estimate))
+    return Interval(estimate, low, high, samples, confidence)
+
+
+def unseen(samples: int, confidence: float = CONFIDENCE) -> float:
+    """The largest share of inputs of which it is no surprise that none was drawn: about 3 / n at 95 %.
+
+    Source: Clopper and Pearson, 1934, Biometrika 26:404, with no event seen; "the rule of three".
+    """
+    return float(1 - (1 - confidence) ** (1 / samples))
+
+
+def _alike(drawn: np.ndarray, confidence: float) -> bool:
+    """Whether so many replicates share the least or the largest value that a bound falls on it.
+
+    At 95 % that is where no more than three samples make all the difference: 1/e^3 of resamples hold none.
+    """
+    edges = [float(np.mean(drawn == edge)) for edge in (drawn.min(), drawn.max())]
+    return max(edges) > 1 - confidence
 
 
 def pooled_quantile_interval(blocks: Blocks, quantile: float, confidence: float = CONFIDENCE) -> Interval:

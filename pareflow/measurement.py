@@ -169,7 +169,8 @@ class Quality:
     `scores` holds one 0 or 1 per sample where the metric is their mean, so that two variants can be paired;
     else it is None, `replicates` holds the metric on bootstrap resamples that are the same for all variants
     (same seed), and `jackknife` the metric with each sample, or each group of samples, left out: both are
-    paired too. `slices` are parts of the split, such as one per class.
+    paired too. `value_range` is the least and the most that the metric can be, None where it has no such
+    limits. `slices` are parts of the split, such as one per class.
     """
 
     variant: str
@@ -182,6 +183,7 @@ class Quality:
     replicates: tuple[float, ...] = ()
     jackknife: tuple[float, ...] = ()
     higher_is_better: bool = True
+    value_range: tuple[float, float] | None = None
     slices: "Mapping[str, Quality]" = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -190,13 +192,14 @@ class Quality:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Quality":
-        scores = document["scores"]
+        scores, limits = document["scores"], document.get("value_range")
         return cls(
             **{
                 **document,
                 "scores": None if scores is None else tuple(scores),
                 "replicates": tuple(document["replicates"]),
                 "jackknife": tuple(document["jackknife"]),
+                "value_range": None if limits is None else (limits[0], limits[1]),
                 "slices": {name: cls.from_json(part) for name, part in document["slices"].items()},
             }
         )

@@ -1,6 +1,7 @@
 """How good a variant's predictions are: the workload's metric, through `evaluate`, on one split."""
 
 import ast
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -83,6 +84,7 @@ def evaluate_quality(
         split=split,
         split_digest=digest(split, workload.data_digest),
         higher_is_better=metric.higher_is_better,
+        value_range=metric.value_range,
     )
     return named(**whole, slices={name: named(**part) for name, part in slices.items()})
 
@@ -135,12 +137,19 @@ def by_class(targets: np.ndarray | None) -> dict[str, np.ndarray]:
 
 
 def _scores(predictions: np.ndarray, targets: np.ndarray) -> tuple[int, ...]:
-    """1 where a prediction equals its target. Raises: WorkloadError where their shapes differ."""
+    """1 where a prediction equals its target. Raises: WorkloadError where their shapes differ, or are not
+    one value per sample: what is counted are samples, and values of one sample are not independent."""
     if predictions.shape != targets.shape:
         raise WorkloadError(
             "`postprocess` must give predictions of the targets' shape",
             f"it gave shape {predictions.shape} for targets of shape {targets.shape}",
             "Mend the workload",
+        )
+    if predictions.ndim != 1:
+        raise WorkloadError(
+            "a share of correct predictions needs one prediction per sample",
+            f"`postprocess` gave shape {predictions.shape}",
+            "Take a metric of your own, which sees all values of a sample, or make each value a sample",
         )
     return tuple((predictions == targets).astype(int).tolist())
 
@@ -169,8 +178,9 @@ class Metric:
 
     What it says of itself in capitals is read from its source, since importing it takes seconds:
     `SHARE_CORRECT = True` where it is the share of predictions that equal their reference, so that two
-    models can be paired by sample; `HIGHER_IS_BETTER = False` for errors; `AGAINST = "predictions"` or
-    `"outputs"` where it compares with those of the original, and needs no targets.
+    models can be paired by sample; `HIGHER_IS_BETTER = False` for errors; `RANGE = (0, 1)` where it has a
+    least and a most; `AGAINST = "predictions"` or `"outputs"` where it compares with those of the original,
+    and needs no targets.
     """
 
     def __init__(self, path: Path) -> None:
@@ -179,6 +189,7 @@ class Metric:
         self.share_correct: bool = said.get("SHARE_CORRECT", False)
         self.higher_is_better: bool = said.get("HIGHER_IS_BETTER", True)
         self.against: str | None = said.get("AGAINST")
+        self.value_range: tuple[float, float] | None = _range(path, said.get("RANGE"))
         self._path = path
 
     @functools.cached_property
@@ -199,6 +210,12 @@ class Metric:
         if not np.isfinite(value):
             raise MetricError(
                 f"the metric `{self.name}` must be finite", f"it is {value}", "Check the targets"
+            )
+        if self.value_range is not None and not self.value_range[0] <= value <= self.value_range[1]:
+            raise MetricError(
+                f"the metric `{self.name}` must lie in its RANGE, {self.value_range}",
+                f"it is {value}",
+                "Mend RANGE in its module",
             )
         if self.share_correct and abs(value - float(np.mean(predictions == targets))) > 1e-9:
             raise MetricError(
@@ -238,11 +255,24 @@ def _constants(path: Path) -> dict[str, Any]:
     """The module's assignments of plain values to names in capitals."""
     found = {}
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            name = ast.unparse(node.targets[0])
-            if name.isupper():
-                found[name] = node.value.value
+        if isinstance(node, ast.Assign) and (name := ast.unparse(node.targets[0])).isupper():
+            with contextlib.suppress(ValueError):  # computed: nothing that it says of itself
+                found[name] = ast.literal_eval(node.value)
     return found
+
+
+def _range(path: Path, said: Any) -> tuple[float, float] | None:
+    """What a module gives as RANGE. Raises: MetricError unless it is two rising numbers."""
+    match said:
+        case None:
+            return None
+        case (int() | float() as least, int() | float() as most) if least < most:
+            return float(least), float(most)
+    raise MetricError(
+        "a metric's RANGE must be the least and the most it can be, such as (0, 1)",
+        f"{path.name} says {said!r}",
+        "Mend it, or remove it where there are no such limits",
+    )
 
 
 def _evaluate() -> Any:

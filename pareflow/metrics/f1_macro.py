@@ -4,6 +4,8 @@ import datasets
 import evaluate
 from sklearn.metrics import f1_score
 
+RANGE = (0, 1)
+
 
 class F1Macro(evaluate.Metric):  # type: ignore[misc]
     """`{"f1_macro": mean}`, 0 to 1."""

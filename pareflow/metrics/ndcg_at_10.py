@@ -4,6 +4,8 @@ import datasets
 import evaluate
 from sklearn.metrics import ndcg_score
 
+RANGE = (0, 1)
+
 
 class NdcgAt10(evaluate.Metric):  # type: ignore[misc]
     """`{"ndcg_at_10": mean gain, 0 to 1}`."""

@@ -5,6 +5,7 @@ import evaluate
 import numpy as np
 
 AGAINST = "outputs"
+RANGE = (-1, 1)
 
 
 class OutputCosine(evaluate.Metric):  # type: ignore[misc]

@@ -4,6 +4,8 @@ import datasets
 import evaluate
 from scipy.stats import spearmanr
 
+RANGE = (-1, 1)
+
 
 class Spearman(evaluate.Metric):  # type: ignore[misc]
     """`{"spearman": correlation, -1 to 1}`."""

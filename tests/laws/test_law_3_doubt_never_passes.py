@@ -74,6 +74,19 @@ def test_quality_that_is_no_number_is_not_a_pass(good: Evidence, part: str) -> N
     assert judge(EVERYTHING, replace(good, original=original, quality=broken)).decision != "promote"
 
 
+@given(st.integers(1, 2000), st.sampled_from([(0.0, 1.0), None]))
+def test_metric_that_never_varied_passes_only_on_enough_samples(
+    good: Evidence, samples: int, limits: tuple[float, float] | None
+) -> None:
+    """A bootstrap of samples that are all right, and of none that is lost, has no width at any n."""
+    sla = SLA.model_validate({"quality": {"max_drop": 0.01, "min": 0.99}})
+    assert good.original is not None
+    alike: dict[str, Any] = {"scores": None, "replicates": (1.0,) * 100, "jackknife": (1.0,) * 10}
+    perfect = replace(good.original, **alike, samples=samples, value_range=limits)
+    verdict = judge(sla, replace(good, original=perfect, quality=perfect))
+    assert verdict.decision == ("promote" if samples >= 299 else "inconclusive")
+
+
 @given(st.integers(1, 2000), st.integers(0, 200))
 def test_drop_passes_only_if_its_upper_bound_does(
     good: Evidence, scored: Callable[..., Quality], same: int, lost: int

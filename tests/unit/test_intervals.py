@@ -200,9 +200,37 @@ def test_bca_is_scipys() -> None:
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), rel=0.01)
 
 
-def test_bca_of_what_never_varies_is_a_point() -> None:
-    found = bca_interval(0.5, [0.5] * 100, [0.5] * 10, 10)
-    assert (found.low, found.estimate, found.high) == (0.5, 0.5, 0.5)
+@pytest.mark.parametrize(("samples", "low"), [(20, 0.8609), (3000, 0.9990)])
+def test_bca_of_what_never_varies_leaves_room_for_what_was_not_drawn(samples: int, low: float) -> None:
+    """0.05^(1/20) = 0.8609: were fewer inputs all right, twenty drawn would show it 95 times of 100."""
+    found = bca_interval(1.0, [1.0] * 100, [1.0] * 10, samples, within=(0, 1))
+    assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), 1.0)
+
+
+@pytest.mark.parametrize(("lost", "trusted"), [(0, False), (1, False), (30, True)])
+@pytest.mark.parametrize("samples", [200, 299])
+def test_bca_of_what_has_no_range_needs_samples_that_differ_or_many(
+    lost: int, trusted: bool, samples: int
+) -> None:
+    """An error of 0 or 1: of 1 in 200 a third of the resamples hold none."""
+    rows = np.arange(samples) < lost
+    draws = np.random.default_rng(0).integers(samples, size=(1000, samples))
+    jackknife = [float(np.delete(rows, i).mean()) for i in range(samples)]
+    found = bca_interval(float(rows.mean()), rows[draws].mean(axis=1), jackknife, samples)
+    assert (found.high is not None) == (found.low is not None) == (trusted or samples == 299)
+
+
+def test_bca_of_ranged_metric_covers_rare_losses() -> None:
+    """One input in 100 loses all, and 100 are drawn: the plain bootstrap says [0, 0] in 37 of 100 runs."""
+    generator, held = np.random.default_rng(5), []
+    draws = generator.integers(100, size=(500, 100))
+    for _ in range(300):
+        rows = generator.random(100) < 0.01
+        jackknife = (rows.sum() - rows) / 99
+        found = bca_interval(float(rows.mean()), rows[draws].mean(axis=1), jackknife, 100, within=(-1, 1))
+        assert found.high is not None
+        held.append(found.high >= 0.01)
+    assert np.mean(held) >= 0.95 - 0.025
 
 
 def test_resamples_of_whole_blocks_are_all_their_combinations() -> None:

@@ -10,7 +10,7 @@ import pytest
 from pareflow.errors import BadOutputError, MetricError, WorkloadError
 from pareflow.measurement import Ran
 from pareflow.measuring import quality
-from pareflow.measuring.quality import Metric, evaluate_quality, find_metric, predict
+from pareflow.measuring.quality import Metric, _scores, evaluate_quality, find_metric, predict
 from pareflow.workload import Arrays, LoadedWorkload, Split, Workload
 
 METRICS = Path(__file__).parents[2] / "pareflow" / "metrics"
@@ -243,6 +243,34 @@ def test_metric_is_ours_or_a_module_beside_the_workload(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("")
     assert find_metric("accuracy", tmp_path) == METRICS / "accuracy.py"
     assert find_metric("own.py", tmp_path) == tmp_path / "own.py"
+
+
+@pytest.mark.parametrize("said", ["1", "(1, 0)", "('low', 'high')"])
+def test_range_that_is_none_is_told(tmp_path: Path, said: str) -> None:
+    (tmp_path / "odd.py").write_text(f"RANGE = {said}\n")
+    with pytest.raises(MetricError, match=r"such as \(0, 1\), but odd\.py says"):
+        Metric(tmp_path / "odd.py")
+
+
+def test_value_outside_the_range_that_a_metric_claims_is_told(tmp_path: Path) -> None:
+    (tmp_path / "boast.py").write_text("RANGE = (-1, 1)\n" + MODULE.replace("BODY", '{"boast": 2.0}'))
+    with pytest.raises(MetricError, match=r"must lie in its RANGE, \(-1.0, 1.0\), but it is 2.0"):
+        Metric(tmp_path / "boast.py").value(PREDICTIONS, TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [("f1_macro", (0, 1)), ("spearman", (-1, 1)), ("mae", None), ("output_cosine", (-1, 1))],
+)
+def test_metric_says_how_far_it_goes(name: str, limits: tuple[float, float] | None) -> None:
+    assert Metric(METRICS / f"{name}.py").value_range == limits
+
+
+def test_share_correct_of_several_predictions_per_sample_is_refused_at_once() -> None:
+    """As of a class per token: its scores would not be independent, nor one per sample."""
+    tokens = np.zeros((4, 3), dtype=np.int64)
+    with pytest.raises(WorkloadError, match=r"one prediction per sample, but .* gave shape \(4, 3\)"):
+        _scores(tokens, tokens)
 
 
 @pytest.mark.parametrize("name", ["acuracy", "own", "__init__", "absent.py"])
