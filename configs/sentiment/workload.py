@@ -78,14 +78,14 @@ class Sentiment(Workload):
         return {word: number for number, word in enumerate(known, start=UNKNOWN + 1)}
 
     def network(self) -> "nn.Module":
+        import torch
+
+        torch.manual_seed(self.seed)
         return self._network(self.width, self.filters)
 
     def _network(self, width: int, filters: int) -> "nn.Module":
-        import torch
-
         from .network import TextCNN
 
-        torch.manual_seed(self.seed)
         return TextCNN(len(self.vocabulary) + UNKNOWN + 1, width, filters)
 
     def students(self) -> "dict[str, Callable[[], nn.Module]]":

@@ -1,6 +1,7 @@
 """Distillation: losses by hand, students that shrink and learn, a teacher that is asked once."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -243,6 +244,15 @@ def test_blocks_are_dropped_evenly_and_those_that_change_the_shape_stay(load_tin
     assert all(torch.equal(a.conv.weight, b.conv.weight) for a, b in zip(made.blocks, kept, strict=True))  # type: ignore[union-attr,arg-type]
 
 
+def test_blocks_that_have_names_keep_them(load_tiny: Load) -> None:
+    """As in torchvision's transformers."""
+    module = Blocks(4, 4, 4, 4)
+    module.blocks = nn.Sequential(OrderedDict((f"layer_{i}", Block(4, 4)) for i in range(4)))
+    assert list(drop_blocks(module, load_tiny("images"), 0.5).blocks._modules) == ["layer_0", "layer_2"]  # type: ignore[union-attr]
+    early: Any = with_exits(module, load_tiny("images"), 1).networks[0]
+    assert list(early.blocks._modules) == ["layer_0", "layer_1"]
+
+
 def test_depth_that_drops_no_block_names_those_that_do(load_tiny: Load) -> None:
     with pytest.raises(
         UnsuitableError, match=r"1 of 2 like `blocks\.0` do, and `depth` keeps 2.*from 0\.50 to"
@@ -346,7 +356,7 @@ def test_network_born_again_learns_anew(load_tiny: Load) -> None:
 
 
 def test_network_of_other_layers_is_not_born_again(load_tiny: Load) -> None:
-    with pytest.raises(UnsuitableError, match=r"they differ in `features\.0\.weight`"):
+    with pytest.raises(UnsuitableError, match=r"`stem\.weight` is \(4,.* here and None there"):
         BornAgain().apply(Blocks(4, 4), load_tiny("images"))
 
 
@@ -365,6 +375,22 @@ def test_exits_share_what_comes_before_and_nothing_behind(load_tiny: Load) -> No
     assert shapes == [((3, 4), (3, 8, 4, 4))] * 4
     assert isinstance(third.blocks[2].bridge, nn.Conv2d)  # as large as the last already
     assert [layer.groups for layer in first.blocks[0].bridge if isinstance(layer, nn.Conv2d)] == [4, 1, 8, 1]
+
+
+def test_exits_leave_the_whole_network_as_long_as_it_was(load_tiny: Load) -> None:
+    """Llama runs as many blocks as its config says, which the blocks hold too."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from pareflow.huggingface.network import Classifier
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 4}
+    llama = LlamaForSequenceClassification(LlamaConfig(vocab_size=7, pad_token_id=0, **sizes))
+    whole, workload = Classifier(llama, ["input_ids", "attention_mask"]).eval(), load_tiny("encoder")
+    before = network.run_torch(whole, workload.example(3))["output"]
+    found: Any = with_exits(whole, workload, 1)
+    assert np.array_equal(network.run_torch(found.networks[-1], workload.example(3))["output"], before)
+    assert [net.model.config.num_hidden_layers for net in found.networks] == [2, 4]
 
 
 @pytest.mark.parametrize("taken", [1, 2])

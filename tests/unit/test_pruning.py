@@ -1,9 +1,11 @@
 """Pruning: what goes is what is worth least, what stays still answers, and what cannot be pruned is named."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -199,7 +201,8 @@ def test_interrupted_pruning_goes_on_to_the_same_network(
     load_tiny: Load, tmp_path: Path, technique: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stops at the tenth step, of 7 per epoch, with a checkpoint after each."""
-    module, workload = made(load_tiny, "images")
+    first, workload = made(load_tiny, "images")
+    module = workload.definition.train(first, workload.split("train"))
     whole = technique.apply(module, workload)
     monkeypatch.setattr(training, "CHECKPOINT_S", 0)
     checkpointed = replace(workload, scratch=tmp_path)
@@ -235,6 +238,43 @@ def test_layer_that_would_lose_every_weight_is_named() -> None:
 def test_network_without_matrix_products_is_refused() -> None:
     with pytest.raises(UnsuitableError, match="`PReLU` has none"):
         UnstructuredPruning(epochs=0).apply(nn.PReLU(), random_rows(2))
+
+
+class Tied(nn.Module):
+    """Token ids and their mask to a logit per token of the vocabulary, by the embedding's own weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 16)
+        self.wide, self.narrow = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 7, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        states = (self.embedding(ids) * mask.unsqueeze(-1)).mean(1)
+        logits: torch.Tensor = self.head(states + self.narrow(torch.relu(self.wide(states))))
+        return logits
+
+
+@pytest.mark.parametrize(
+    "technique",
+    [
+        UnstructuredPruning(epochs=0),
+        NMPruning(epochs=0),
+        LotteryTicket(rounds=1, epochs=1, rewind_epochs=0),
+        ChannelPruning(epochs=0, widths="all"),
+    ],
+    ids=lambda technique: str(technique.name),
+)
+def test_weights_that_layers_share_stay_shared_and_dense(load_tiny: Load, technique: Any) -> None:
+    torch.manual_seed(1)  # the workload's own is 0
+    module, workload = Tied(), load_tiny("texts")
+    definition = type("Mine", (type(workload.definition),), {"network": lambda self: Tied()})()
+    pruned = technique.apply(module, replace(workload, definition=definition))
+    assert pruned.head.weight is pruned.embedding.weight
+    assert pruned.head.weight.shape == (7, 16)
+    assert zeros(pruned, "head.weight") == 0
+    assert zeros(pruned, "wide.weight") or pruned.wide.out_features == 16
 
 
 def test_pattern_that_matches_no_layer_is_refused(load_tiny: Load) -> None:
@@ -315,7 +355,8 @@ def test_each_round_takes_the_same_share_of_what_remains() -> None:
 
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_ticket_ends_at_its_sparsity_and_learns(load_tiny: Load, rounds: int) -> None:
-    module, workload = made(load_tiny, "images")
+    first, workload = made(load_tiny, "images")
+    module = workload.definition.train(first, workload.split("train"))
     ticket = LotteryTicket(rounds=rounds, sparsity=0.9, epochs=6, learning_rate=1e-2).apply(module, workload)
     assert zeros(ticket, "features.0.weight", "head.weight") == round(0.9 * (72 + 2048))
     found = answers(ticket, workload, 40).argmax(1)
@@ -551,14 +592,16 @@ class Step(nn.Module):
 
 
 @pytest.mark.parametrize("importance", ["loss", *IMPORTANCES])
-@pytest.mark.parametrize("listed", [nn.Sequential, list])
+@pytest.mark.parametrize("listed", ["sequential", "named", "list"])
 def test_blocks_worth_nothing_go_and_the_answers_stay(importance: Any, listed: Any) -> None:
     torch.manual_seed(0)
     steps = [Step(3) for _ in range(4)]
+    named = OrderedDict(zip("abcd", steps, strict=True))
     for idle in (steps[0], steps[2]):
         idle.linear.weight.data.zero_()
         idle.linear.bias.data.zero_()
-    module = nn.Sequential(*steps) if listed is nn.Sequential else Chain(steps)
+    makers = {"sequential": lambda: nn.Sequential(*steps), "named": lambda: nn.Sequential(named)}
+    module = makers.get(listed, lambda: Chain(steps))()
     workload = random_rows(3, outputs=3)
     if importance == "loss":  # the other two are what the targets ask for
         workload = rows(workload.splits.train.samples, answers(module, workload, 8))
@@ -566,6 +609,7 @@ def test_blocks_worth_nothing_go_and_the_answers_stay(importance: Any, listed: A
     left = [m for m in pruned.modules() if isinstance(m, Step)]
     assert [torch.equal(m.linear.weight, steps[i].linear.weight) for m, i in zip(left, (1, 3), strict=True)]
     np.testing.assert_allclose(answers(pruned, workload), answers(module, workload), atol=1e-6)
+    assert listed != "named" or list(pruned._modules) == ["b", "d"]
 
 
 class Chain(nn.Module):
@@ -593,6 +637,27 @@ def test_network_that_counts_its_blocks_is_refused(importance: Any) -> None:
     module = Counted([Step(3) for _ in range(3)])
     with pytest.raises(UnsuitableError, match=r"`Counted` must run .* raises IndexError"):
         LayerPruning(importance=importance, epochs=0).apply(module, random_rows(3, outputs=3))
+
+
+class Towers(nn.Module):
+    """Two lists of steps, each in a tower that has a config with their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = (Chain([Step(3) for _ in range(2)]) for _ in range(2))
+        for tower in (self.left, self.right):
+            tower.config = SimpleNamespace(num_hidden_layers=2)  # type: ignore[assignment]
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        left: torch.Tensor = self.left(states)
+        return left + self.right(states)
+
+
+def test_config_counts_the_blocks_that_are_left() -> None:
+    """And that of another list, which had as many, still says how many it has."""
+    pruned: Any = LayerPruning(ratio=0.25, epochs=0).apply(Towers(), random_rows(3, outputs=3))
+    counts = [(len(tower.steps), tower.config.num_hidden_layers) for tower in (pruned.left, pruned.right)]
+    assert sorted(counts) == [(1, 1), (2, 2)]
 
 
 def test_last_block_of_its_class_stays(load_tiny: Load) -> None:

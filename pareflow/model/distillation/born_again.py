@@ -4,9 +4,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from pareflow.errors import UnsuitableError
 from pareflow.model.distillation.response import ResponseTechnique
-from pareflow.model.shapes import first_difference
+from pareflow.model.shapes import untrained
 from pareflow.model.training import Batch, fit
 from pareflow.network import Form
 from pareflow.workload import LoadedWorkload
@@ -41,25 +40,9 @@ class BornAgain(ResponseTechnique):
     def _next(self, parent: "nn.Module", workload: LoadedWorkload, generation: int) -> "nn.Module":
         from pareflow.model.distillation.teacher import Teacher
 
-        child, teacher = _newborn(parent, workload, self.seed_of(workload)), Teacher(parent, workload)
+        child, teacher = untrained(workload, parent, self.seed_of(workload)), Teacher(parent, workload)
 
         def loss(module: "nn.Module", batch: Batch) -> "torch.Tensor":
             return self.response_loss(module(*batch.inputs.values()), teacher(batch)[0], batch, workload)
 
         return fit(child, workload, self, loss=loss, stage=f"generation-{generation + 1}")
-
-
-def _newborn(parent: "nn.Module", workload: LoadedWorkload, seed: int) -> "nn.Module":
-    """The workload's untrained network. Raises: UnsuitableError where the parent has other weights by now."""
-    import torch
-
-    torch.manual_seed(seed)
-    child = workload.definition.network()
-    assert isinstance(child, torch.nn.Module)  # the form is torch
-    if differing := first_difference(child, parent):
-        raise UnsuitableError(
-            "a network that is born again must have the layers that the workload's `network()` has",
-            f"they differ in `{differing[0]}`",
-            "Put `born_again` before what changes layers, or use `distillation`",
-        )
-    return child

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from pareflow.errors import UnsuitableError
 from pareflow.model.pruning.masks import (
     attach_masks,
     choose_masks,
@@ -16,7 +15,7 @@ from pareflow.model.pruning.masks import (
     zero_masked,
 )
 from pareflow.model.pruning.saliency import saliencies
-from pareflow.model.shapes import first_difference
+from pareflow.model.shapes import untrained
 from pareflow.model.training import TrainedTechnique, fit, task_loss
 from pareflow.network import Form
 from pareflow.workload import LoadedWorkload
@@ -72,15 +71,8 @@ class LotteryTicket(TrainedTechnique):
         return choose_masks(scores, dict.fromkeys(layers, sparsity), "global")
 
     def _start(self, network: "nn.Module", workload: LoadedWorkload) -> "dict[str, torch.Tensor]":
-        """The weights to rewind to. Raises: UnsuitableError where the network is not the workload's own."""
-        first = workload.definition.network()
-        if differing := first_difference(network, first):
-            name, here, there = differing
-            raise UnsuitableError(
-                "a lottery ticket's weights must be those of the workload's `network()`",
-                f"`{name}` is {here} here and {there} there",
-                "Let `lottery_ticket` be the first step of the recipe",
-            )
+        """The weights to rewind to. Raises: UnsuitableError where the workload's `network()` is no start."""
+        first = untrained(workload, network, self.seed_of(workload))
         loss = task_loss(workload)
         started = fit(first, workload, self, loss=loss, stage="rewind", epochs=self.rewind_epochs)
         return started.state_dict()
