@@ -86,14 +86,16 @@ class Splits:
         """About these shares for each purpose, all others for training; for data that grow.
 
         A sample's own digest says where it belongs, so that it stays there whatever joins it: no champion of
-        before is judged on what it was trained on. Equal samples stay together.
+        before is judged on what it was trained on. Equal samples stay together. Each part is in the order of
+        these digests, so that its first samples are as mixed as all, also of data sorted by class or time.
         """
-        drawn = [
-            int(hashlib.sha256(f"{seed} {d}".encode()).hexdigest()[:13], 16) for d in data.sample_digests()
-        ]
+        drawn = np.array(
+            [int(hashlib.sha256(f"{seed} {d}".encode()).hexdigest()[:13], 16) for d in data.sample_digests()]
+        )
         edges = np.cumsum([verdict, search, calibration])
-        part = np.searchsorted(edges, np.array(drawn) / 16**13, side="right")
-        parts = [data.take(np.flatnonzero(part == number)) for number in range(4)]
+        order = np.argsort(drawn, kind="stable")
+        part = np.searchsorted(edges, drawn[order] / 16**13, side="right")
+        parts = [data.take(order[part == number]) for number in range(4)]
         return cls(verdict=parts[0], search=parts[1], calibration=parts[2], train=parts[3])
 
     def first(self, count: int) -> "Splits":

@@ -83,6 +83,19 @@ def test_what_joins_moves_no_sample_that_was_cut_by_content(
     assert {x: later[x] for x in once} == once
 
 
+def test_cut_by_content_mixes_sorted_data_and_is_the_same_in_any_order() -> None:
+    """Of 1,000 samples of each of two classes, one after the other, 20 are 1 in 2¹⁹ to be of one class."""
+    values = np.arange(2000)
+    ordered, shuffled = (
+        Splits.by_content(Split(v, v // 1000), calibration=0.2, search=0.2, verdict=0.2, seed=3)
+        for v in (values, np.random.default_rng(0).permutation(values))
+    )
+    for name in SPLITS:
+        part = getattr(ordered, name)
+        assert set(part.targets[:20]) == {0, 1}
+        assert np.array_equal(part.samples, getattr(shuffled, name).samples)
+
+
 def test_cut_by_content_gives_about_the_shares_that_were_asked_for() -> None:
     """Of 10,000 samples, shares of 0.4, 0.1, 0.2 and 0.3: within five standard deviations, 50 at most."""
     cut = Splits.by_content(numbers(*range(10_000)), calibration=0.1, search=0.2, verdict=0.3, seed=7)
