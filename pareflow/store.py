@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -171,7 +172,9 @@ class Store:
 
     @contextmanager
     def _making(self, key: str) -> Iterator[Path]:
-        folder = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=self.root / "making"))
+        """A new folder for the entry, as open as the umask leaves it: `mkdtemp` would keep others out."""
+        folder = self.root / "making" / f"{key}.{uuid.uuid4().hex}"
+        folder.mkdir()
         try:
             yield folder
         finally:

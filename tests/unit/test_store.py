@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,18 @@ def test_copy_of_an_entry_is_an_entry_with_a_manifest_of_its_own(store: Store) -
     assert store.find("second") == second
     (second / "sub" / "file").write_text("abd")
     assert store.find("second") is None
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o002, 0o775), (0o077, 0o700)])
+def test_entry_is_as_open_to_others_as_the_umask_leaves_it(store: Store, umask: int, mode: int) -> None:
+    """Another user's run reads it, and so does the image's user where it is exported."""
+    before = os.umask(umask)
+    try:
+        entry = store.ensure("key", writer())
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (entry, entry / "sub")] == [mode, mode]
+    assert stat.S_IMODE((entry / "sub" / "file").stat().st_mode) == mode & 0o666
 
 
 def test_entry_of_another_store_is_brought_once(store: Store, tmp_path: Path) -> None:
