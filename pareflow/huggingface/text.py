@@ -14,6 +14,25 @@ FILES = ("tokenizer.json", "tokenizer_config.json")
 _UNLIMITED = 10**6
 """transformers writes 10**30 as the `model_max_length` of a tokenizer that knows no limit."""
 
+_POSITIONS_AFTER_PADDING = frozenset(
+    {
+        "camembert",
+        "data2vec-text",
+        "esm",
+        "ibert",
+        "longformer",
+        "luke",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    }
+)
+"""Model types whose tokens are counted from `pad_token_id` + 1 on, so that they take fewer than they have
+positions. Source: transformers, `create_position_ids_from_input_ids` in their modules."""
+
 
 class TextEncoder:
     """What a checkpoint's tokenizer makes of texts: (batch, sequence) int64 arrays.
@@ -75,8 +94,13 @@ def _tokenizer(folder: Path) -> Any:
 def longest(folder: Path) -> int:
     """How many tokens the checkpoint in a folder takes; 512 where it does not say."""
     config, settings = _read(folder / "config.json"), _read(folder / "tokenizer_config.json")
-    limits = (settings.get("model_max_length"), config.get("max_position_embeddings"), 512)
-    return next(int(limit) for limit in limits if limit and limit < _UNLIMITED)
+    positions = config.get("max_position_embeddings")
+    limits = (settings.get("model_max_length"), positions, 512)
+    said = next(int(limit) for limit in limits if limit and limit < _UNLIMITED)
+    if config.get("model_type") in _POSITIONS_AFTER_PADDING and positions:
+        padding = config.get("pad_token_id")
+        said = min(said, positions - 1 - (1 if padding is None else padding))
+    return said
 
 
 def _content(token: Any) -> str | None:

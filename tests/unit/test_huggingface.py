@@ -26,6 +26,7 @@ from pareflow import network
 from pareflow.errors import WorkloadError
 from pareflow.huggingface import HuggingFace, checkpoint, labelled
 from pareflow.huggingface.image import ImageEncoder
+from pareflow.huggingface.text import longest
 from pareflow.stages.exporting import export
 from pareflow.variant import Step
 from pareflow.workload import Split, Workload, define, load
@@ -289,6 +290,36 @@ def test_texts_are_cut_at_max_length_or_at_what_the_checkpoint_takes(bert: Path,
     long = ["cat " * 50]
     assert defined(bert, texts, max_length=4).preprocess(long)["input_ids"].tolist() == [[CLS, CAT, CAT, SEP]]
     assert defined(bert, texts).preprocess(long)["input_ids"].shape == (1, 12)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "xlm-roberta", "camembert", "mpnet"])
+@pytest.mark.parametrize("stated", [None, 12, 10])
+def test_the_longest_text_has_a_position_for_each_token(
+    model_type: str, stated: int | None, tmp_path: Path
+) -> None:
+    """RoBERTa's positions start behind that of the padding: of 12 it takes 10 tokens, and fails at 11."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=12,
+        pad_token_id=1,
+    )
+    config.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": stated or 10**30}))
+    most = longest(tmp_path)
+    assert most == (stated or 12 if model_type == "bert" else 10)
+    network = AutoModelForSequenceClassification.from_config(config).eval()
+    network(torch.full((1, most), 5))
+    if stated != 10:
+        with pytest.raises((IndexError, RuntimeError)):
+            network(torch.full((1, most + 1), 5))
 
 
 def test_token_types_are_left_out_where_the_model_takes_none(bert: Path, texts: Path) -> None:
