@@ -116,9 +116,9 @@ def drop_blocks(network: nn.Module, workload: LoadedWorkload, share: float) -> n
 def remove(network: nn.Module, names: Sequence[str]) -> None:
     """Take these children out of their lists."""
     for name in reversed(names):
-        container, _, position = name.rpartition(".")
-        index = list(network.get_submodule(container)._modules).index(position)
-        Block(container, index).drop(network)
+        container, _, key = name.rpartition(".")
+        index = list(network.get_submodule(container)._modules).index(key)
+        Block(container, index, key).drop(network)
 
 
 def bridge(given: torch.Size, wanted: torch.Size, between: str) -> nn.Module:

@@ -30,19 +30,33 @@ class Block:
 
     container: str
     index: int
+    key: str
+    """Its name in the list: its index, unless the list's maker named its modules."""
 
     @property
     def name(self) -> str:
-        return f"{self.container}.{self.index}".lstrip(".")
+        return f"{self.container}.{self.key}".lstrip(".")
 
     def drop(self, network: "nn.Module") -> None:
         """Take it out, in place; a transformers config that counts the list's blocks says so."""
+        from torch import nn
+
         container: Any = network.get_submodule(self.container)
-        for module in network.modules():
-            config: Any = getattr(module, "config", None)
+        for owner in self._owners(network):
+            config: Any = getattr(owner, "config", None)
             if getattr(config, "num_hidden_layers", None) == len(container):
                 config.num_hidden_layers = len(container) - 1
-        del container[self.index]
+        if isinstance(container, nn.Sequential):
+            del container._modules[self.key]  # `del container[…]` would number the others anew
+        else:
+            del container[self.index]
+
+    def _owners(self, network: "nn.Module") -> "list[nn.Module]":
+        """The modules that the list lies in, and itself: others may be part of another network too."""
+        parents = [network]
+        for key in filter(None, self.container.split(".")):
+            parents.append(parents[-1].get_submodule(key))
+        return parents
 
 
 class LayerPruning(TrainedTechnique):
@@ -105,7 +119,7 @@ def blocks(network: "nn.Module", workload: LoadedWorkload) -> list[Block]:
     from torch import nn
 
     found = [
-        Block(name, index)
+        Block(name, index, list(container._modules)[index])
         for name, container in network.named_modules()
         if isinstance(container, (nn.ModuleList, nn.Sequential))
         for index in _repeated(container)
