@@ -189,6 +189,29 @@ def test_gemm_is_a_product_and_a_sum() -> None:
     assert run(graph, {"x": f32([[1, 1]])}).tolist() == [[13, 27, 41]]
 
 
+def held_by_a_branch(nodes: Sequence[onnx.NodeProto], **constants: Any) -> onnx.ModelProto:
+    """Two outputs `y` of these nodes; also `b`, a constant, and `z`, which only a branch makes of `w`."""
+    graph = model(nodes, 2, yes=np.asarray(True), **constants)
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["w"], ["w_given"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("w_given", TensorProto.FLOAT, [2, 1])],
+    )
+    graph.graph.node.append(helper.make_node("If", ["yes"], ["z"], then_branch=branch, else_branch=branch))
+    for name, sizes in (("z", [2, 1]), ("b", [2])):
+        graph.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes))
+    return graph
+
+
+def test_weights_that_a_branch_or_an_output_reads_stay() -> None:
+    gemm = helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)
+    graph = held_by_a_branch([gemm], w=f32([[1], [2]]), b=f32([10, 20]), unread=f32([0]))
+    gemm_as_matmul(graph)
+    assert run(graph, {"x": f32([[1]])}).tolist() == [[11, 22]]
+    assert "unread" not in kinds(graph)
+
+
 # fp8
 
 
@@ -441,6 +464,21 @@ def test_bias_is_an_integer_of_the_product_s_scale() -> None:
     assert stored["y_bias_int32"] == [20, -1]
     assert "b" not in stored
     assert run(graph, {"x": f32([[1]])}) == pytest.approx(f32([[1.5, 1.975]]), abs=1e-6)
+
+
+def test_bias_that_is_an_output_too_stays() -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "sx", "zx"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "sx", "zx"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["wq", "sw", "zw"], ["wd"], axis=0),
+        helper.make_node("Gemm", ["xd", "wd", "b"], ["y"], transB=1),
+    ]
+    scales = {"sx": f32(0.1), "zx": np.zeros((), np.uint8), "sw": f32([0.25, 0.25]), "zw": i8([0, 0])}
+    weights = {"wq": i8([[4], [8]]), "b": f32([0.5, -0.5]), "w": f32([[1], [2]])}
+    graph = held_by_a_branch(nodes, **weights, **scales)
+    biases_as_int32(graph)
+    assert {"b", "w", "y_bias_int32"} <= set(kinds(graph))
+    assert run(graph, {"x": f32([[1]])}) == pytest.approx(f32([[1.5, 1.5]]), abs=1e-6)
 
 
 @pytest.mark.parametrize(

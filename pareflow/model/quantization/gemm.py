@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pareflow.model.quantization.unread import drop_unread
+
 if TYPE_CHECKING:
     import onnx
 
@@ -14,9 +16,7 @@ def gemm_as_matmul(model: "onnx.ModelProto") -> None:
     for gemm in [node for node in model.graph.node if node.op_type == "Gemm" and _plain(node)]:
         if gemm.input[1] in constants:
             _replace(model.graph, gemm, constants[gemm.input[1]])
-    read = {name for node in model.graph.node for name in node.input}
-    for initializer in [i for i in model.graph.initializer if i.name not in read]:
-        model.graph.initializer.remove(initializer)
+    drop_unread(model.graph)
 
 
 def _replace(graph: "onnx.GraphProto", gemm: "onnx.NodeProto", stored: "onnx.TensorProto") -> None:

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pareflow.model.quantization.unread import drop_unread
+
 if TYPE_CHECKING:
     import onnx
 
@@ -37,6 +39,4 @@ def biases_as_int32(model: "onnx.ModelProto") -> None:
         dequantize = helper.make_node("DequantizeLinear", list(stored), [name], axis=0)
         graph.node.insert(list(graph.node).index(node), dequantize)
         node.input[2] = name
-    read = {name for node in graph.node for name in node.input}
-    for initializer in [i for i in graph.initializer if i.name not in read]:
-        graph.initializer.remove(initializer)
+    drop_unread(graph)
