@@ -1,6 +1,5 @@
 """Layers as matrices, their singular values seen through their inputs, and two thin layers instead of one."""
 
-from collections import Counter
 from contextlib import ExitStack
 
 import numpy as np
@@ -9,6 +8,7 @@ from torch import nn
 from torch.nn.functional import pad, unfold
 
 from pareflow.errors import UnsuitableError
+from pareflow.model.tied import tied_layers
 from pareflow.workload import LoadedWorkload
 
 RIDGE = 1e-2
@@ -20,16 +20,16 @@ _READ_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 def layers(network: nn.Module, *, embeddings: bool) -> dict[str, Layer]:
-    """By name, the layers that can be split: dense, with a weight that no other layer shares."""
+    """By name, the layers that can be split: dense, with weights of their own."""
     kinds = (nn.Linear, nn.Conv2d, *([nn.Embedding] if embeddings else []))
-    holders = Counter(id(module.weight) for module in network.modules() if type(module) in kinds)
+    shared = tied_layers(network)
     return {
         name: module
         for name, module in network.named_modules()
         if type(module) in kinds
         and name
         and getattr(module, "groups", 1) == 1
-        and holders[id(module.weight)] == 1
+        and module not in shared
         and not isinstance(network.get_submodule(name.rpartition(".")[0]), _READ_WEIGHTS)
     }
 
@@ -92,6 +92,16 @@ def watch(
     return {name: inputs for name, inputs in seen.items() if inputs.rows}
 
 
+class Factors(nn.Sequential):
+    """Two layers in the place of one."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The last one's: networks ask a layer for its weight's type and device."""
+        weight: torch.Tensor = self[-1].weight
+        return weight
+
+
 class Split:
     """The singular value decomposition of a layer's matrix, or of the matrix times its inputs' deviation.
 
@@ -127,7 +137,7 @@ class Split:
         scale = self._values[:rank].sqrt()
         return self._left[:, :rank] * scale, scale[:, None] * self._right[:rank]
 
-    def layers(self, rank: int) -> nn.Sequential:
+    def layers(self, rank: int) -> Factors:
         """Two layers that do what the one did, as well as this rank can."""
         outer, inner = self.factors(rank)
         first, second = _pair(self._layer, rank)
@@ -135,7 +145,7 @@ class Split:
         second.weight.data.copy_(outer.view_as(second.weight))
         if second.bias is not None:
             second.bias.data.copy_(self._bias(outer @ inner))
-        return nn.Sequential(first, second).to(self._layer.weight.dtype).train(self._layer.training)
+        return Factors(first, second).to(self._layer.weight.dtype).train(self._layer.training)
 
     def _bias(self, product: torch.Tensor) -> torch.Tensor:
         """The layer's own, and what the product of the factors lacks on average."""

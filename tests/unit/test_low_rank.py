@@ -227,6 +227,32 @@ def test_layers_that_others_rely_on_are_left_alone(load_tiny: Load) -> None:
     assert made.again is made.first
 
 
+def test_classifier_that_is_its_embedding_is_left_alone() -> None:
+    module = nn.Sequential(nn.Embedding(64, 64), nn.Linear(64, 64, bias=False))
+    module[1].weight = module[0].weight
+    assert factorization.layers(module, embeddings=False) == {}
+
+
+class AsksForTheType(nn.Module):
+    """As transformers' vision networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(1, 32, 4, stride=4), nn.Linear(128, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        patches = self.patches(images.to(self.patches.weight.dtype))
+        logits: torch.Tensor = self.head(patches.flatten(1).to(self.head.weight.device))
+        return logits
+
+
+def test_split_layers_say_their_type_and_device(load_tiny: Load) -> None:
+    workload = load_tiny("images")
+    made: Any = LowRank(epochs=0).apply(AsksForTheType(), workload)
+    assert len(made.patches) == len(made.head) == 2
+    assert network.run_torch(made, workload.example(3))["output"].shape == (3, 4)
+
+
 def test_network_without_such_layers_is_unsuitable(load_tiny: Load) -> None:
     workload = load_tiny("images")
     with pytest.raises(UnsuitableError, match="none of the network's 0 is such"):

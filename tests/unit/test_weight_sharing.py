@@ -249,6 +249,18 @@ def test_exported_graph_holds_the_few_weights_and_the_runtime_draws_the_others(
     assert (tmp_path / "model.onnx").stat().st_size < 34_816 * 4 / 5
 
 
+def test_hashed_weights_are_read_by_the_layers_around_them(load_tiny: Load) -> None:
+    """The fast path of torch's transformers, taken without gradients, computes with `linear1.weight`."""
+    layer = nn.TransformerEncoderLayer(8, 2, 32, batch_first=True)
+    module = nn.Sequential(nn.Flatten(1, 2), layer, nn.Flatten(), nn.Linear(64, 4)).eval()
+    hashed = HashedSharing(epochs=0).apply(module, load_tiny("images"))
+    images = torch.from_numpy(load_tiny("images").example(3)["images"])
+    assert hashed.get_submodule("1.linear1").weight.shape == (32, 8)
+    with torch.no_grad():
+        fast = hashed(images)
+    assert torch.allclose(fast, hashed(images), atol=1e-5)
+
+
 def test_network_without_large_layers_is_refused(load_tiny: Load) -> None:
     small = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
     with pytest.raises(UnsuitableError, match="must have at least 128 weights, but `Sequential` has none"):

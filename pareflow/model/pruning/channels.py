@@ -16,6 +16,7 @@ from pareflow.model.pruning.dependencies import (
 )
 from pareflow.model.pruning.masks import all_but_smallest
 from pareflow.model.pruning.saliency import PruningTechnique, Share, cubic, repair, saliencies, shares
+from pareflow.model.tied import tied_layers
 from pareflow.workload import LoadedWorkload
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ class ChannelPruning(PruningTechnique):
     """Make layers narrower by the channels that are worth least: smaller tensors, fewer products.
 
     Channels that depend on each other go together, and are scored together. The network's outputs, widths in
-    groups, and attention's heads (`head_pruning`) stay. Kept widths are multiples of `round_to`, to the
-    nearest, and never below it; a width that is no greater stays.
+    groups, those of layers that share a weight, and attention's heads (`head_pruning`) stay. Kept widths are
+    multiples of `round_to`, to the nearest, and never below it; a width that is no greater stays.
     Source: Fang et al., 2023, arXiv:2301.12900, sections 3.2 and 3.3, by torch-pruning; scores: Li et al.,
     2017, arXiv:1608.08710, section 3 (magnitude, here squared), Molchanov et al., 2019, arXiv:1906.10771,
     section 3.1 (taylor); steps: Zhu and Gupta, 2017, arXiv:1710.01878, section 3. Departure: with a global
@@ -68,13 +69,19 @@ class ChannelPruning(PruningTechnique):
     def _candidates(self, graph: Any, network: "nn.Module") -> list[Width]:
         """The widths that may shrink. Raises: UnsuitableError where there are none."""
         heads = {layer for attention in attentions(network) for layer in attention.layers}
-        free = [w for w in find_widths(graph, network) if not w.ends and not heads & {*w.layers}]
+        shared = tied_layers(network)
+        free = [
+            width
+            for width in find_widths(graph, network)
+            if not width.ends and not heads & {*width.layers} and not _within(width) & shared
+        ]
         found = [w for w in free if self.widths == "all" or len(w.layers) == 1]
         if not found:
             tied = ", ".join(f"`{w.name}`" for w in free) or "none"
             raise UnsuitableError(
                 f"some width must be free to shrink (`widths: {self.widths}`)",
-                f"outputs and heads aside, `{type(network).__name__}` has these, tied by shortcuts: {tied}",
+                f"outputs, heads and shared weights aside, `{type(network).__name__}` has these, "
+                f"tied by shortcuts: {tied}",
                 "Take `widths: all`" if free else "Leave this technique out",
             )
         return found
@@ -128,3 +135,8 @@ class ChannelPruning(PruningTechnique):
                 f"at ratio {self.ratio:g} all stay as they are: {sizes}",
                 "Raise `ratio`, or lower `round_to`",
             )
+
+
+def _within(width: Width) -> "set[nn.Module]":
+    """All that would lose channels: what gives them, what takes them, and what lies between."""
+    return {dependency.target.module for dependency, _ in width.group}

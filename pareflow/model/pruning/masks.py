@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pareflow.errors import UnsuitableError
+from pareflow.model.tied import tied_layers
 
 if TYPE_CHECKING:
     import torch
@@ -19,16 +20,20 @@ Scope = Literal["global", "layer"]
 
 
 def prunable(network: "nn.Module") -> dict[str, "nn.Module"]:
-    """The layers with matrix products, by name. Raises: UnsuitableError where there are none."""
+    """The layers with matrix products and weights of their own, by name.
+
+    Raises: UnsuitableError where there are none.
+    """
     from torch import nn
     from torch.nn.modules.conv import _ConvNd
 
+    shared = tied_layers(network)
     found: dict[str, nn.Module] = {
-        n: m for n, m in network.named_modules() if isinstance(m, (nn.Linear, _ConvNd))
+        n: m for n, m in network.named_modules() if isinstance(m, (nn.Linear, _ConvNd)) and m not in shared
     }
     if not found:
         raise UnsuitableError(
-            "a network must have linear or convolutional layers for this",
+            "a network must have linear or convolutional layers for this, with weights of their own",
             f"`{type(network).__name__}` has none",
             "Leave this technique out",
         )

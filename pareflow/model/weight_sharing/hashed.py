@@ -73,44 +73,49 @@ class HashedWeight(nn.Module):
         return (self.real.index_select(0, places) * signs).reshape(self.shape)
 
 
-class HashedLinear(nn.Module):
+class HashedLayer(nn.Module):
+    """A layer with hashed weights, and its bias if it has one."""
+
+    def __init__(self, layer: nn.Module, hashed: HashedWeight) -> None:
+        super().__init__()
+        self.hashed, self.bias = hashed, getattr(layer, "bias", None)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """All weights, of the shape that the layer had: networks read them."""
+        weight: torch.Tensor = self.hashed()
+        return weight
+
+
+class HashedLinear(HashedLayer):
     """A linear layer with hashed weights."""
 
-    def __init__(self, layer: nn.Linear, hashed: HashedWeight) -> None:
-        super().__init__()
-        self.hashed, self.bias = hashed, layer.bias
-
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return functional.linear(inputs, self.hashed(), self.bias)
+        return functional.linear(inputs, self.weight, self.bias)
 
 
-class HashedConv2d(nn.Module):
+class HashedConv2d(HashedLayer):
     """A convolution with hashed weights."""
 
     def __init__(self, layer: nn.Conv2d, hashed: HashedWeight) -> None:
-        super().__init__()
-        self.hashed, self.bias = hashed, layer.bias
+        super().__init__(layer, hashed)
         self.stride, self.padding = layer.stride, layer.padding
         self.dilation, self.groups = layer.dilation, layer.groups
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return functional.conv2d(
-            images, self.hashed(), self.bias, self.stride, self.padding, self.dilation, self.groups
+            images, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
         )
 
 
-class HashedEmbedding(nn.Module):
+class HashedEmbedding(HashedLayer):
     """An embedding with hashed weights."""
 
-    def __init__(self, layer: nn.Embedding, hashed: HashedWeight) -> None:
-        super().__init__()
-        self.hashed = hashed
-
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return functional.embedding(ids, self.hashed())
+        return functional.embedding(ids, self.weight)
 
 
-KINDS: dict[type[nn.Module], type[nn.Module]] = {
+KINDS: dict[type[nn.Module], type[HashedLayer]] = {
     nn.Linear: HashedLinear,
     nn.Conv2d: HashedConv2d,
     nn.Embedding: HashedEmbedding,
