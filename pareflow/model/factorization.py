@@ -98,8 +98,7 @@ class Factors(nn.Sequential):
     @property
     def weight(self) -> torch.Tensor:
         """The last one's: networks ask a layer for its weight's type and device."""
-        weight: torch.Tensor = self[-1].weight
-        return weight
+        return self[-1].get_parameter("weight")
 
 
 class Split:

@@ -596,7 +596,7 @@ class Step(nn.Module):
 def test_blocks_worth_nothing_go_and_the_answers_stay(importance: Any, listed: Any) -> None:
     torch.manual_seed(0)
     steps = [Step(3) for _ in range(4)]
-    named = OrderedDict(zip("abcd", steps, strict=True))
+    named = OrderedDict[str, nn.Module](zip("abcd", steps, strict=True))
     for idle in (steps[0], steps[2]):
         idle.linear.weight.data.zero_()
         idle.linear.bias.data.zero_()
@@ -649,8 +649,8 @@ class Towers(nn.Module):
             tower.config = SimpleNamespace(num_hidden_layers=2)  # type: ignore[assignment]
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        left: torch.Tensor = self.left(states)
-        return left + self.right(states)
+        both: torch.Tensor = self.left(states) + self.right(states)
+        return both
 
 
 def test_config_counts_the_blocks_that_are_left() -> None:
