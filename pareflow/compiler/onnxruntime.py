@@ -124,6 +124,7 @@ class OnnxRuntime(CudaProvider, Paged, Backend):
                 options,
                 providers=self.providers(),
                 disabled_optimizers=switched_off(self.without),
+                enable_fallback=0,  # a failure of the device would become the processor's answer
             )
         if PROVIDERS[self.device] not in session.get_providers():
             raise EnvironmentUnfitError(

@@ -13,7 +13,7 @@ from pareflow import network
 from pareflow.compiler.backend import Backend
 from pareflow.compiler.onnxruntime import precision_of
 from pareflow.compiler.onnxruntime_session import OnnxRuntimeSession
-from pareflow.errors import UnsuitableError
+from pareflow.errors import EnvironmentUnfitError, UnsuitableError
 from pareflow.hardware import accelerators
 from pareflow.measurement import Ran
 
@@ -130,13 +130,17 @@ class TensorRt(Backend):
         }
 
     def _session(self, artifact: Path, axes: Mapping[str, str]) -> Any:
-        """A session, by which engines are built where the artifact has none."""
+        """A session, by which engines are built where the artifact has none.
+
+        Without its libraries ONNX Runtime lists the provider all the same, and goes on with another.
+        Raises: EnvironmentUnfitError where TensorRT is not the first that runs.
+        """
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             artifact / network.FILES["onnx"],
             options,
             providers=[
@@ -144,7 +148,15 @@ class TensorRt(Backend):
                 "CUDAExecutionProvider",
                 "CPUExecutionProvider",
             ],
+            enable_fallback=0,
         )
+        if session.get_providers()[0] != PROVIDER:
+            raise EnvironmentUnfitError(
+                f"`tensorrt` must run on ONNX Runtime's {PROVIDER}",
+                f"it could not be loaded, and {', '.join(session.get_providers())} would run",
+                "Install the TensorRT (libnvinfer) and CUDA that this onnxruntime was built for",
+            )
+        return session
 
     def _computed(self) -> str:
         """TensorRT multiplies fp32 as TF32 where it can, and ONNX Runtime has no switch for that."""
@@ -154,7 +166,7 @@ class TensorRt(Backend):
 
 
 class TensorRtSession(OnnxRuntimeSession):
-    """As ONNX Runtime's; that TensorRT is the first provider is read back."""
+    """As ONNX Runtime's; which provider is the first is read back."""
 
     def ran(self) -> Ran:
         import onnxruntime

@@ -7,14 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
 
-from pareflow.compiler import TensorRt
+from pareflow.compiler import OnnxRuntime, TensorRt
 from pareflow.compiler.tensorrt import PROVIDER
-from pareflow.errors import UnsuitableError
+from pareflow.errors import EnvironmentUnfitError, UnsuitableError
 from pareflow.hardware import accelerators
 from pareflow.hardware.accelerators import Capability, Device
 from pareflow.network import FILES, Form
+from pareflow.workload import LoadedWorkload
 
 Forms = Callable[[str], Mapping[Form, Path]]
 
@@ -23,9 +26,11 @@ class Recorded:
     """An `InferenceSession` that answers zeros; it notes with what it was made, and leaves an engine."""
 
     made: list["Recorded"]
+    lacks: str | None = None
+    """A provider whose libraries are not there: onnxruntime lists it, and leaves it out of the session."""
 
-    def __init__(self, graph: Path, options: Any, providers: list[Any]) -> None:
-        self.graph, self.options, self.providers = graph, options, providers
+    def __init__(self, graph: Path, options: Any, providers: list[Any], enable_fallback: int) -> None:
+        self.graph, self.options, self.providers, self.falls_back = graph, options, providers, enable_fallback
         (Path(self.asked["trt_engine_cache_path"]) / "subgraph.engine").write_bytes(b"engine")
         self.made.append(self)
 
@@ -36,7 +41,8 @@ class Recorded:
         return dict(options)
 
     def get_providers(self) -> list[str]:
-        return [provider if isinstance(provider, str) else provider[0] for provider in self.providers]
+        asked = [provider if isinstance(provider, str) else provider[0] for provider in self.providers]
+        return [name for name in asked if name != self.lacks]
 
     def get_inputs(self) -> list[Any]:
         return [SimpleNamespace(name="images", type="tensor(float)", shape=["batch", 1, 8, 8])]
@@ -104,6 +110,7 @@ def test_the_engine_is_built_when_it_is_compiled_and_found_when_it_is_loaded(
     backend.compile(graph, tmp_path)
     (compiled,) = made
     assert compiled.graph == tmp_path / FILES["onnx"]
+    assert not compiled.falls_back
     assert compiled.get_providers() == [PROVIDER, "CUDAExecutionProvider", "CPUExecutionProvider"]
     assert compiled.asked == {
         "trt_fp16_enable": "True",
@@ -127,6 +134,51 @@ def test_the_engine_is_built_when_it_is_compiled_and_found_when_it_is_loaded(
     assert (ran.runtime, ran.precision, ran.device, ran.threads) == (PROVIDER, "float16", "cuda:0", 2)
     assert ran.notes.startswith("compiled in ")
     assert session.run({"images": np.zeros((3, 1, 8, 8), np.float32)})["output"].shape == (3, 4)
+
+
+def test_what_would_run_on_another_provider_is_no_tensorrt(
+    made: list[Recorded], monkeypatch: pytest.MonkeyPatch, graph: Path, tmp_path: Path
+) -> None:
+    """As with onnxruntime-gpu where libnvinfer is not installed. Not measured: no such device was at hand."""
+    monkeypatch.setattr(Recorded, "lacks", PROVIDER)
+    with pytest.raises(
+        EnvironmentUnfitError, match=r"but .*CUDAExecutionProvider, CPUExecutionProvider would run"
+    ):
+        TensorRt(precision="float16").compile(graph, tmp_path)
+
+
+@pytest.mark.skipif(PROVIDER in onnxruntime.get_available_providers(), reason="the provider is there")
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_is_not_there_is_no_reason_for_another(graph: Path, tmp_path: Path) -> None:
+    """The real onnxruntime, which goes on with the processor."""
+    with pytest.raises(EnvironmentUnfitError, match="CPUExecutionProvider would run"):
+        TensorRt().compile(graph, tmp_path)
+
+
+def test_a_device_that_fails_in_a_request_is_not_replaced_by_the_processor(
+    graph: Path, tmp_path: Path, load_tiny: Callable[[str], LoadedWorkload]
+) -> None:
+    """`InferenceSession.run` would make the session anew on the processor, and answer."""
+    backend = OnnxRuntime()
+    backend.compile(graph, tmp_path)
+    session = backend.load(tmp_path)
+    failing = Failing(session._session._sess)
+    session._session._sess = failing
+    with pytest.raises(EPFail, match="out of memory"):
+        session.run(load_tiny("images").example(1))
+
+
+class Failing:
+    """A native session whose device fails."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run(self, *given: object) -> None:
+        raise EPFail("the device is out of memory")
 
 
 def test_fp32_is_told_as_tf32_where_tensor_cores_take_it(
