@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from pareflow import graph_file, graph_surgery
+from pareflow import graph_file, graph_surgery, ports
 from pareflow.errors import InputError, WorkloadError
 from pareflow.ports import Ports
 from pareflow.variant import Step
@@ -27,6 +28,7 @@ class OnnxFile(Workload):
 
     name: ClassVar[str] = "onnx"
     serving_requires: ClassVar[tuple[str, ...]] = ()
+    made_of: ClassVar[tuple[ModuleType, ...]] = (graph_file, graph_surgery, ports)
 
     model: str = Field(description="the original: an ONNX file")
     arrays: str = Field(description="a .npz file with the data")

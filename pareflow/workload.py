@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -149,6 +150,8 @@ class Workload(Member, ABC):
     """A metric of `pareflow/metrics/`, or the path of an `evaluate` module beside the workload."""
     serving_requires: ClassVar[tuple[str, ...]] = ()
     """The distributions that pre- and postprocessing import, beside numpy."""
+    made_of: ClassVar[tuple[ModuleType, ...] | None] = None
+    """What a class is made of beside its own module, where that is less than its folder's `code_files`."""
 
     seed: int = Field(default=0, ge=0, description="of training and of every random choice")
     _folder: Path = PrivateAttr(default=Path())
@@ -350,12 +353,53 @@ def load(reference: Mapping[str, Any], folder: Path) -> LoadedWorkload:
     return LoadedWorkload(workload, name, data_digest, splits)
 
 
+def code_files(folder: Path) -> dict[str, Path]:
+    """The Python files that a workload in `folder` may import relatively, by their paths from there.
+
+    Those beside it, and in folders with Python files at every level; not what is hidden, nor an environment.
+    """
+    return {path.relative_to(folder).as_posix(): path for path in _code_below(folder, frozenset())}
+
+
+def _code_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    inside = above | {folder.resolve()}
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except PermissionError:
+        return  # nothing can be imported from there, either
+    files = [e for e in found if e.name.endswith(".py") and not e.name.startswith(".") and e.is_file()]
+    if above and (not files or any(entry.name == "pyvenv.cfg" for entry in found)):
+        return
+    yield from (folder / entry.name for entry in files)
+    for entry in found:
+        importable = entry.name.isidentifier() and entry.name != "__pycache__"
+        if (
+            importable and entry.is_dir() and (folder / entry.name).resolve() not in inside
+        ):  # else it is a loop
+            yield from _code_below(folder / entry.name, inside)
+
+
+def _digests(files: Mapping[str, Path]) -> set[tuple[str, str]]:
+    return {(name, file_digest(path)) for name, path in files.items()}
+
+
 def _code_digest(workload: Workload) -> str:
-    """A digest of the code beside each class that the workload is made of, this module excepted."""
-    modules = {cls.__module__ for cls in type(workload).__mro__ if issubclass(cls, Workload)} - {__name__}
-    sources = (Path(str(sys.modules[name].__file__)) for name in modules)
-    files = {file for source in sources for file in source.parent.glob("*.py")}
-    return digest(sorted((file.name, file_digest(file)) for file in files))
+    """A digest of the code of each class that the workload is made of, this module excepted."""
+    classes = [cls for cls in type(workload).__mro__ if issubclass(cls, Workload) and cls is not Workload]
+    return digest(sorted(set[tuple[str, str]]().union(*(_digests(_code_of(cls)) for cls in classes))))
+
+
+def _code_of(cls: type[Workload]) -> dict[str, Path]:
+    file = _file_of(sys.modules[cls.__module__])
+    made_of: tuple[ModuleType, ...] | None = vars(cls).get("made_of")  # not what a base says of itself
+    if made_of is None:
+        return code_files(file.parent)
+    return {path.name: path for path in (file, *map(_file_of, made_of))}
+
+
+def _file_of(module: ModuleType) -> Path:
+    return Path(str(module.__file__))
 
 
 def _module(path: Path) -> ModuleType:
@@ -367,7 +411,7 @@ def _module(path: Path) -> ModuleType:
         raise WorkloadError(
             "the workload file must exist", f"there is no {path}", "Mend `workload:` in the pipeline YAML"
         )
-    code = digest([(p.name, file_digest(p)) for p in sorted(path.parent.glob("*.py"))])
+    code = digest(sorted(_digests(code_files(path.parent))))
     package_name = f"pareflow_workload_{code[:16]}"
     name = f"{package_name}.{path.stem}"
     if name in sys.modules:

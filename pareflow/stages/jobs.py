@@ -30,7 +30,7 @@ from pareflow.serving import halves
 from pareflow.serving.model import as_json, write_manifest
 from pareflow.store import MANIFEST, Store
 from pareflow.variant import Recipe, Step, Variant, digest
-from pareflow.workload import SPLITS, LoadedWorkload, SplitName, load
+from pareflow.workload import SPLITS, LoadedWorkload, SplitName, code_files, load
 
 GOLDEN = 8
 """Samples that a package must repeat its answers to wherever it is opened."""
@@ -248,6 +248,7 @@ def evaluate(
     backend: Mapping[str, Any],
     split: SplitName,
     metric: str,
+    batch_size: int,
     key: str,
 ) -> None:
     """A variant's quality on the search split, or, for finalists, on the verdict split.
@@ -262,15 +263,16 @@ def evaluate(
     assert isinstance(member, Backend)
 
     def write(into: Path) -> None:
-        compared = _original_answers(opened, split, metric, store)
-        found = evaluate_quality(member.load(artifact), opened, split, variant, metric, compared)
+        compared = _original_answers(opened, split, metric, store, batch_size)
+        session = member.load(artifact)
+        found = evaluate_quality(session, opened, split, variant, metric, compared, batch_size)
         (into / "quality.json").write_text(json.dumps(found.to_json()))
 
     store.ensure(key, write)
 
 
 def _original_answers(
-    workload: LoadedWorkload, split: SplitName, metric: str, store: Store
+    workload: LoadedWorkload, split: SplitName, metric: str, store: Store, batch_size: int
 ) -> Answers | None:
     """What the original answers, where the metric compares with it."""
     if Metric(find_metric(metric, workload.definition.folder)).against is None:
@@ -280,10 +282,11 @@ def _original_answers(
     source = folder
 
     def write(into: Path) -> None:
-        found = predict(network.runner(source), workload, split)
+        found = predict(network.runner(source), workload, split, batch_size)
         np.savez(into / "answers.npz", predictions=found.predictions, outputs=found.outputs)
 
-    with np.load(store.ensure(digest("answers", workload.digest, split), write) / "answers.npz") as stored:
+    key = digest("answers", workload.digest, split, batch_size)
+    with np.load(store.ensure(key, write) / "answers.npz") as stored:
         return Answers(stored["predictions"], stored["outputs"])
 
 
@@ -377,8 +380,9 @@ def package(
         packed = workload.definition.pack(into / "workload")
         if packed.name == "file":
             path = Path(folder) / packed.settings["path"]
-            for source in path.parent.glob("*.py"):
-                shutil.copy2(source, into / "workload")
+            for name, source in code_files(path.parent).items():
+                (into / "workload" / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, into / "workload" / name)
             packed = Step("file", {**packed.settings, "path": path.name})
         golden = _golden(workload, backend, artifact)
         (into / "golden.json").write_text(json.dumps(golden))

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from pareflow.errors import InputError
 from pareflow.serving import pickled
 from pareflow.serving.model import PackagedModel, verified, write_manifest
+from pareflow.stages.registration import opened
 from pareflow.variant import Step
 
 UNPICKLING = {
@@ -85,6 +87,21 @@ def test_a_package_of_a_plain_runtime_holds_no_pickle(packaged: Callable[..., Pa
     files = [path for path in packaged("images").rglob("*") if path.is_file()]
     assert len(files) > 3
     assert [path for path in files if list(pickled._pickles(path))] == []
+
+
+def test_a_package_keeps_code_in_folders_and_opens_by_itself(
+    own_workloads: Path, make_package: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Also a torch module, whose pickle names what that code defines."""
+    (own_workloads / "models").mkdir()
+    (own_workloads / "networks.py").rename(own_workloads / "models" / "networks.py")
+    code = own_workloads / "images.py"
+    code.write_text(code.read_text().replace("from .networks", "from .models.networks"))
+    step = Step("torch_eager", {"threads": 1})
+    package = make_package({"file": {"path": "images.py"}}, own_workloads, tmp_path / "store", step, "below")
+    assert (package / "workload" / "models" / "networks.py").is_file()
+    shutil.rmtree(own_workloads)
+    opened(package, tmp_path / "check.log")
 
 
 def test_nothing_else_unpickles(checkout: Path) -> None:

@@ -1,6 +1,8 @@
 """What a user brings: splits, feeds, and a file that defines it all."""
 
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pareflow.errors import MissingExtraError, SpecError, SplitError, WorkloadError
+from pareflow.onnx_file import OnnxFile
 from pareflow.variant import Step
-from pareflow.workload import SPLITS, LoadedWorkload, Split, Splits, define, load
+from pareflow.workload import (
+    SPLITS,
+    LoadedWorkload,
+    Split,
+    Splits,
+    _code_digest,
+    _code_of,
+    code_files,
+    define,
+    load,
+)
 
 Load = Callable[[str], LoadedWorkload]
 SOURCE = """
@@ -182,6 +195,73 @@ def test_code_beside_the_workload_names_it_too(tmp_path: Path) -> None:
     before = load(file(), folder).digest
     (folder / "layers.py").write_text("WIDTH = 3\n")
     assert load(file(), folder).digest != before
+
+
+def with_package(folder: Path, code: str = "WIDTH = 3\n") -> Path:
+    """A workload that imports `models/nets/net.py`."""
+    source = SOURCE.replace("class Mine", "from .models.nets.net import WIDTH\n\nclass Mine")
+    written(folder, source=source)
+    (folder / "models" / "nets").mkdir(parents=True)
+    (folder / "models" / "__init__.py").touch()
+    (folder / "models" / "nets" / "net.py").write_text(code)
+    return folder
+
+
+def test_code_below_the_workload_names_it_too(tmp_path: Path) -> None:
+    first, same = (load(file(), with_package(tmp_path / name)) for name in "ab")
+    other = load(file(), with_package(tmp_path / "c", "WIDTH = 40\n"))
+    assert first.digest == same.digest != other.digest
+    modules = [sys.modules[type(w.definition).__module__] for w in (first, other)]
+    assert [module.WIDTH for module in modules] == [3, 40]
+
+
+def test_code_is_what_can_be_imported_and_no_environment_beside_it(tmp_path: Path) -> None:
+    folder = with_package(tmp_path / "w")
+    for path in (
+        ".hidden/a.py",
+        ".hidden.py",
+        "__pycache__/a.py",
+        "my-notes/a.py",
+        "venv/a.py",
+        "venv/lib/a.py",
+        "data/part/a.py",
+        "models/text.txt",
+    ):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).touch()
+    (folder / "venv" / "pyvenv.cfg").touch()
+    (folder / "models" / "loop").symlink_to(folder, target_is_directory=True)
+    (folder / "linked").symlink_to(folder / "models" / "nets", target_is_directory=True)
+    assert list(code_files(folder)) == [
+        "workload.py",
+        "linked/net.py",
+        "models/__init__.py",
+        "models/nets/net.py",
+    ]
+
+
+def test_onnx_workload_is_named_by_its_own_code_and_not_all_of_pareflow() -> None:
+    """What it imports of pareflow, and what that imports, but for what every workload is told by."""
+    common = {"errors", "ports", "variant", "workload"}
+    named = {module.__name__.rpartition(".")[2] for module in OnnxFile.made_of}
+    for module in (sys.modules[OnnxFile.__module__], *OnnxFile.made_of):
+        imports = re.findall(
+            r"^from pareflow(?:\.(\w+))? import (.+)$", Path(str(module.__file__)).read_text(), re.M
+        )
+        for within, names in imports:
+            assert {within} <= common if within else {*names.split(", ")} <= named
+    assert named == {"graph_file", "graph_surgery", "ports"}
+    assert set(_code_of(OnnxFile)) == {"onnx_file.py", *(f"{name}.py" for name in named)}
+
+
+def test_workload_of_ones_own_is_named_by_its_own_folder_whatever_it_derives_from(tmp_path: Path) -> None:
+    source = "from pareflow.onnx_file import OnnxFile\n\nclass Mine(OnnxFile): ...\n"
+    folder = written(tmp_path / "w", source=source)
+    definition = define(file(model="a.onnx", arrays="a.npz"), folder)
+    before = _code_digest(definition)
+    assert set(_code_of(type(definition))) == {"workload.py"}
+    (folder / "more.py").touch()
+    assert _code_digest(definition) != before
 
 
 def test_two_workloads_of_one_folder_are_two(tmp_path: Path) -> None:
