@@ -58,6 +58,11 @@ class Member(BaseModel):
         """Why these settings are pointless on this machine, or None."""
         return None
 
+    @property
+    def mixes_samples(self) -> bool:
+        """Whether an answer depends on the rest of its batch, as where one scale is taken of all of it."""
+        return False
+
     def gpus(self) -> int:
         """How many GPUs it computes on while it is built or runs."""
         return int(getattr(self, "device", "cpu") == "cuda")

@@ -27,6 +27,7 @@ _KINDS = {
     b"\x1f\x8b": ("compressed with gzip", "Unpack it"),
     b"vers": ("a pointer of Git LFS", "Fetch it: `git lfs pull`"),
 }
+_SCALED_AS_IT_COMES = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
 _QUANTIZED = {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}
 
 
@@ -168,6 +169,14 @@ def quantized(graph: "onnx.GraphProto") -> "onnx.NodeProto | None":
     """
     weights = {weight.name for weight in graph.initializer}
     return next((node for node in nodes(graph) if _computes_quantized(node, weights)), None)
+
+
+def mixes_samples(path: Path) -> bool:
+    """Whether a graph takes a scale of a whole tensor as it comes, so that answers depend on the batch."""
+    import onnx
+
+    graph = onnx.load_model(path, load_external_data=False).graph
+    return any(node.op_type in _SCALED_AS_IT_COMES for node in nodes(graph))
 
 
 def _computes_quantized(node: "onnx.NodeProto", weights: set[str]) -> bool:

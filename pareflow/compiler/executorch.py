@@ -28,3 +28,7 @@ class ExecuTorch(WorkerBackend):
         "scales from calibration samples",
     )
     batch_size: int = Field(default=1, ge=1, description="samples that the executable takes at once")
+
+    @property
+    def mixes_samples(self) -> bool:
+        return self.precision == "dynamic_int8"  # of what XNNPACK does not take

@@ -21,7 +21,8 @@ from pareflow.workload import Arrays, LoadedWorkload, SplitName
 
 REPLICATES = 1000
 JACKKNIFE_GROUPS = 100
-_BATCH = 64
+BATCH = 64
+"""Samples that are answered together, where an answer does not depend on those beside it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def evaluate_quality(
     variant: str,
     metric_name: str,
     original: Answers | None = None,
+    batch_size: int = BATCH,
 ) -> Quality:
     """The metric over a whole split, and over each slice of it.
 
@@ -61,7 +63,7 @@ def evaluate_quality(
     Raises: BadOutputError, MetricError, WorkloadError.
     """
     metric = Metric(find_metric(metric_name, workload.definition.folder))
-    found = predict(session.run, workload, split)
+    found = predict(session.run, workload, split, batch_size)
     predictions, references = found.predictions, workload.split(split).targets
     if metric.against is not None:
         assert original is not None  # the job that evaluates a fidelity asked the original first
@@ -154,10 +156,12 @@ def _scores(predictions: np.ndarray, targets: np.ndarray) -> tuple[int, ...]:
     return tuple((predictions == targets).astype(int).tolist())
 
 
-def predict(run: Callable[[Arrays], Arrays], workload: LoadedWorkload, split: SplitName) -> Answers:
+def predict(
+    run: Callable[[Arrays], Arrays], workload: LoadedWorkload, split: SplitName, batch_size: int = BATCH
+) -> Answers:
     """What is answered to every sample of the split. Raises: BadOutputError, WorkloadError."""
     predictions, outputs = [], []
-    for feeds in workload.feeds(split, _BATCH):
+    for feeds in workload.feeds(split, batch_size):
         answers = run(feeds)
         check_outputs(answers, samples=len(next(iter(feeds.values()))))
         predictions.append(workload.definition.postprocess(answers))

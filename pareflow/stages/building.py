@@ -1,16 +1,19 @@
 """Make one variant and evaluate its quality: each in a process of its own, each once."""
 
 import dataclasses
+import functools
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+from pareflow import graph_file, network
 from pareflow.catalog import members
 from pareflow.hardware.device import device_lock
 from pareflow.hardware.needs import Needs
 from pareflow.measurement import Quality
-from pareflow.measuring.quality import find_metric
+from pareflow.measuring.quality import BATCH, find_metric
+from pareflow.remote_store import opened
 from pareflow.stages.jobs import artifact_size_mib, original
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Variant, digest, file_digest
@@ -105,7 +108,22 @@ def _evaluation(run: Run, row: Row, split: SplitName) -> dict[str, Any]:
         "backend": row.recipe.backend.to_json(),
         "split": split,
         "metric": run.metric,
+        "batch_size": run.spec.sla.batch_size if _mixes_samples(run, row.recipe) else BATCH,
     }
     instrument = [file_digest(_INSTRUMENT), file_digest(find_metric(run.metric, run.folder))]
     key = digest("quality", asked, run.facts.data_digest, run.environment.fingerprint, instrument)
     return {**asked, "key": key}
+
+
+def _mixes_samples(run: Run, recipe: Recipe) -> bool:
+    """Whether a variant's answers depend on their batch: then they are evaluated in the SLA's batches."""
+    given = _original_mixes_samples(run.store.root, original(run.facts.digest).id)
+    return given or any(member.mixes_samples for member in members(recipe))
+
+
+@functools.cache
+def _original_mixes_samples(root: Path, variant: str) -> bool:
+    """As an ONNX file may that was given quantized."""
+    trained = opened(root).find(variant)
+    graph = None if trained is None else trained / network.FILES["onnx"]
+    return graph is not None and graph.exists() and graph_file.mixes_samples(graph)

@@ -76,6 +76,7 @@ def test_evaluating_job_opens_what_it_evaluates_and_no_more(
         backend={"onnxruntime": {}},
         split=split,
         metric="accuracy",
+        batch_size=64,
         key="a key of this test",
     )
     assert seen["name"] == split

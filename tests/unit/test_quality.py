@@ -119,6 +119,20 @@ def test_quality_holds_a_score_per_sample(load_tiny: Callable[[str], LoadedWorkl
     assert (found.variant, found.metric, found.split) == ("v", "accuracy", "search")
 
 
+@pytest.mark.parametrize(("batch_size", "asked"), [(1, {1}), (30, {30, 10}), (64, {64, 36})])
+def test_quality_is_asked_in_batches_of_one_size(
+    load_tiny: Callable[[str], LoadedWorkload], batch_size: int, asked: set[int]
+) -> None:
+    seen, session = set(), Answers()
+
+    def run(feeds: Arrays) -> Arrays:
+        seen.add(len(feeds["images"]))
+        return session.run(feeds)
+
+    predict(run, load_tiny("images"), "search", batch_size)
+    assert seen == asked
+
+
 def test_quality_is_told_apart_by_class(load_tiny: Callable[[str], LoadedWorkload]) -> None:
     """It always answers 2: right on every sample of that class, and on none of the others."""
     found = evaluate_quality(Answers(), load_tiny("images"), "search", "v", "accuracy")

@@ -12,6 +12,7 @@ from pareflow import spec as specs
 from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.errors import VariantError
 from pareflow.gate import Evidence, gain
+from pareflow.graph_file import mixes_samples
 from pareflow.measurement import Interval, Measurement
 from pareflow.measuring.arena import Protocol
 from pareflow.search import space, training_space
@@ -245,6 +246,29 @@ def test_baseline_is_measured_once(trained: Any) -> None:
     assert sorted(path.name for path in (trained.run.store.root / "entries").iterdir()) == entries
 
 
+@pytest.mark.parametrize(
+    ("steps", "batch_size"), [((), 64), ((Step("static_int8"),), 64), ((Step("dynamic_int8"),), 3)]
+)
+def test_what_takes_scales_of_a_whole_batch_is_evaluated_in_the_slas_batches(
+    trained: Any, steps: tuple[Step, ...], batch_size: int
+) -> None:
+    sla = SLA.model_validate({"latency": {"p99_ms": 5, "batch_size": 3}})
+    run = dataclasses.replace(trained.run, spec=trained.run.spec.model_copy(update={"sla": sla}))
+    row = building.make(run, Row(Recipe(steps, Step("onnxruntime"))))
+    asked = building._evaluation(run, row, "search")
+    assert asked["batch_size"] == batch_size
+    assert run.store.find(asked["key"]) is not None
+    graph = run.store.root / "entries" / str(row.id) / "model.onnx"
+    assert mixes_samples(graph) == (batch_size == 3)
+
+
+def test_original_that_was_given_with_such_scales_is_evaluated_so_with_all_its_variants(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "_original_mixes_samples", lambda root, variant: True)
+    assert building._evaluation(trained.run, trained.strong, "search")["batch_size"] == 1
+
+
 def test_fidelity_is_taken_from_the_originals_answers_kept_once(trained: Any) -> None:
     """The plain export predicts what the original does; the answers are in the store for the next variant."""
     quality = QualityClause(metric="agreement", max_drop=0.01)
@@ -253,7 +277,7 @@ def test_fidelity_is_taken_from_the_originals_answers_kept_once(trained: Any) ->
     found = building.evaluate(run, trained.strong, "search").quality
     assert found is not None
     assert (found.metric, found.value, found.higher_is_better) == ("agreement", 1.0, True)
-    answers = run.store.find(digest("answers", run.facts.digest, "search"))
+    answers = run.store.find(digest("answers", run.facts.digest, "search", 64))
     assert answers is not None
     with np.load(answers / "answers.npz") as stored:
         assert stored["predictions"].shape == (100,)

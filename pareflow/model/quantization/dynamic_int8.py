@@ -19,7 +19,8 @@ class DynamicInt8(Technique):
     """Store the weights of matrix products in int8 and quantize activations as they come.
 
     Right for transformers; on convolutional networks it is many times slower than fp32 (ConvInteger has no
-    fast kernel), which is measured and shown like any other result.
+    fast kernel), which is measured and shown like any other result. One scale holds for the whole batch, so
+    that an answer depends on the samples beside it: quality is evaluated in batches of the SLA's size.
     Source: Jacob et al., 2018, arXiv:1712.05877, section 2; ONNX Runtime's `quantize_dynamic`.
     """
 
@@ -31,6 +32,10 @@ class DynamicInt8(Technique):
     reduce_range: bool = Field(
         default=False, description="weights in 7 bits, where the processor adds products of bytes in 16 bits"
     )
+
+    @property
+    def mixes_samples(self) -> bool:
+        return True
 
     def apply(self, network: "onnx.ModelProto", workload: LoadedWorkload) -> "onnx.ModelProto":
         import onnx
