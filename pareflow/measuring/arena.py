@@ -1,10 +1,11 @@
 """The arena: contestants in processes of their own, pinned, timed in interleaved blocks.
 
 All contestants of an arena are loaded and warm before the first block; then each block times every one of
-them once, so that drift of the machine hits all alike and ratios are paired by block. The order is shuffled
-for every other block, and reversed for the next: whoever comes first is no faster for it. After some blocks
-all load their executables anew, since where a load lies in memory makes it lastingly faster or slower. Only
-one runs at a time, the others wait on a pipe; the caller holds the device lock.
+them once, on the same inputs, so that drift of the machine hits all alike and ratios are paired by block.
+Where in the inputs a block begins is drawn. The order is shuffled for every other block, and reversed for
+the next: whoever comes first is no faster for it. After some blocks all load their executables anew, since
+where a load lies in memory makes it lastingly faster or slower. Only one runs at a time, the others wait on
+a pipe; the caller holds the device lock.
 """
 
 import json
@@ -49,7 +50,8 @@ class Contestant:
 class Protocol:
     """How the arena measures; part of a measurement's key.
 
-    Each block lasts about `block_ms` per contestant: as many requests as fit, between `least` and `most`.
+    Each block lasts about `block_ms` per contestant: as many requests as fit, between `least` and `most`;
+    where inputs differ in shape, as many for all as fit for the slowest.
     Warm-up runs until the median of a block is within 5 % of the one before it, at most 10 blocks; after each
     reload it is one block.
     """
@@ -111,10 +113,10 @@ class Arena:
         Raises: BusyMachineError where the machine does not become quiet enough.
         """
         noise = await_quiet(self._patience_s)
-        counts = {variant: self._warm(variant, protocol) for variant in list(self._running)}
+        counts = self._counts(protocol)
         for running in self._running.values():
             running.forget()  # what warming up took is not the requests' own
-        shuffler = random.Random(protocol.seed)
+        drawn = random.Random(protocol.seed)
         blocks: dict[str, list[tuple[float, ...]]] = {variant: [] for variant in self._running}
         order: list[str] = []
         for block in range(protocol.blocks):
@@ -122,10 +124,10 @@ class Arena:
                 if race is not None and race.lost(blocks, protocol.blocks_per_load):
                     break
                 self._reload(counts)
-            order = order[::-1] if block % 2 else shuffler.sample(list(blocks), len(blocks))
+            order = order[::-1] if block % 2 else drawn.sample(list(blocks), len(blocks))
+            start = drawn.randrange(2**31)
             for variant in filter(self._running.__contains__, order):
-                times = self._block(variant, counts[variant])
-                blocks[variant].append(times)
+                blocks[variant].append(self._block(variant, counts[variant], start))
         return {
             variant: running.measurement(
                 tuple(blocks[variant]),
@@ -139,6 +141,17 @@ class Arena:
 
     def _noise(self, noise: Noise, running: "_Running") -> str:
         return noise.words(running.contestant.threads, len(probe.cores()))
+
+    def _counts(self, protocol: Protocol) -> dict[str, int]:
+        """Warm up; the number of requests of a block, by contestant.
+
+        Where inputs differ in shape it is the same for all, so that medians are of the same inputs.
+        """
+        warm = {variant: self._warm(variant, protocol) for variant in list(self._running)}
+        counts = {variant: warm[variant] for variant in self._running}
+        if any(running.shapes > 1 for running in self._running.values()):
+            return dict.fromkeys(counts, min(counts.values()))
+        return counts
 
     def _warm(self, variant: str, protocol: Protocol) -> int:
         """Run until steady; the number of requests that fill a block."""
@@ -164,10 +177,10 @@ class Arena:
             except PareflowError as error:
                 self._drop(variant, error)
 
-    def _block(self, variant: str, count: int) -> tuple[float, ...]:
+    def _block(self, variant: str, count: int, start: int = 0) -> tuple[float, ...]:
         """The ms of `count` requests; nothing, and the contestant dropped, where it fails."""
         try:
-            return self._running[variant].time(count)
+            return self._running[variant].time(count, start)
         except PareflowError as error:
             self._drop(variant, error)
             return ()
@@ -245,6 +258,11 @@ class _Running:
         on_device = self._report["ran"]["device"].lower().startswith("cuda")
         self._joules = device_joules() if on_device else processor_joules()
 
+    @property
+    def shapes(self) -> int:
+        """How many sets of shapes its inputs have."""
+        return int(self._report["shapes"])
+
     def reload(self) -> None:
         """Load the executable anew, elsewhere in memory. Raises: what it died of."""
         self._tell("reload")
@@ -254,10 +272,10 @@ class _Running:
         """Count processor time and energy from here on."""
         self._requests, self._cpu_ms, self._energy_j = 0, 0.0, 0.0
 
-    def time(self, count: int) -> tuple[float, ...]:
-        """The ms of `count` requests. Raises: what it died of."""
+    def time(self, count: int, start: int = 0) -> tuple[float, ...]:
+        """The ms of `count` requests, from batch `start` on and round. Raises: what it died of."""
         before = self._joules() if self._joules else 0.0
-        self._tell(str(count))
+        self._tell(f"{count} {start}")
         answer = self._read()
         self._peak_memory_mib = answer["peak_memory_mib"]
         self._device_memory_mib = answer["device_memory_mib"]

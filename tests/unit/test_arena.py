@@ -3,6 +3,9 @@
 import itertools
 import json
 import os
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +16,15 @@ import psutil
 import pytest
 
 from pareflow import network
-from pareflow.compiler import OnnxRuntime, TorchEager
+from pareflow.compiler import OnnxRuntime, OpenVino, TorchEager, openvino
+from pareflow.compiler.openvino import OpenVinoSession
 from pareflow.errors import BusyMachineError, CrashedError, PareflowError, StepFailedError, TimedOutError
 from pareflow.hardware import noise, probe
 from pareflow.hardware.noise import Noise
 from pareflow.isolation import Child, Limits
+from pareflow.measurement import Ran
 from pareflow.measuring import arena as arenas
+from pareflow.measuring import contestant as serving
 from pareflow.measuring.arena import Arena, Contestant, Protocol, write_feeds
 from pareflow.measuring.race import LEAST_LOADS, Race
 from pareflow.network import Form
@@ -68,7 +74,7 @@ def test_contestants_take_turns_and_never_run_together(enter: Callable[..., Aren
         measured = arena.measure(QUICK)
         assert arena.failures == {}
     requests = [line.split() for line in book.read_text().splitlines()]
-    assert before_timing == 4  # the first request, and the one whose answer is checked
+    assert before_timing == 4  # each: the first request, and one of every shape
     intervals = sorted((int(began), int(ended)) for _, began, ended in requests)
     assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(intervals))
     turns = [(label, len(list(group))) for label, group in itertools.groupby(label for label, *_ in requests)]
@@ -228,7 +234,7 @@ def test_contestant_answers_until_its_orders_end(
     with Child(serve, arguments, Limits(seconds=120), tmp_path / "log", (orders, theirs)) as child:
         os.close(orders)
         os.close(theirs)
-        os.write(ours, b"3\n1\n")
+        os.write(ours, b"3 0\n1 5\n")
         os.close(ours)
         with os.fdopen(answers) as lines:
             report, *timings = [json.loads(line) for line in lines]
@@ -244,7 +250,7 @@ def test_protocol_fills_a_block_within_its_bounds() -> None:
         def __init__(self, ms: float) -> None:
             self.ms, self.counts = ms, list[int]()
 
-        def _block(self, variant: str, count: int) -> tuple[float, ...]:
+        def _block(self, variant: str, count: int, start: int = 0) -> tuple[float, ...]:
             self.counts.append(count)
             return (self.ms,) * count
 
@@ -253,6 +259,85 @@ def test_protocol_fills_a_block_within_its_bounds() -> None:
         protocol = Protocol(block_ms=30, least=5, most=50)
         assert arena._warm("any", protocol) == expected
         assert arena.counts == [5, expected]
+
+
+def texts(lengths: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    """Batches of one text each."""
+    return [{"ids": np.full((1, length), number)} for number, length in enumerate(lengths)]
+
+
+def numbers(values: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    """Batches of one shape, each of a number."""
+    return [{"ids": np.full((1, 1), value)} for value in values]
+
+
+class Paced:
+    """A session whose requests take as long as their input says, times `pace`; a clock reads it off.
+
+    The first `slow` requests take longer, as those of something that warms up.
+    """
+
+    def __init__(self, pace: float, slow: int) -> None:
+        self.pace, self.slow = pace, slow
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> float:
+        self.slow -= 1
+        ids = feeds["ids"]
+        return self.pace * float(ids.shape[1] + ids[0, 0] / 8) * (1 + 0.1 * max(self.slow, 0))
+
+
+class InThread:
+    """A contestant's process, as a thread of this one."""
+
+    def __init__(
+        self,
+        function: str,
+        arguments: Mapping[str, Any],
+        limits: Limits,
+        log: Path,
+        descriptors: Sequence[int],
+    ) -> None:
+        own = {name: os.dup(arguments[name]) for name in ("commands", "answers")}
+        self._thread = threading.Thread(target=serving.serve, kwargs={**arguments, **own})
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.join()
+
+
+@pytest.mark.parametrize("batches", [numbers(range(32)), texts(range(3, 35))], ids=["values", "lengths"])
+def test_a_block_holds_the_same_inputs_for_all(
+    batches: list[dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of half the pace of another, that warms up for longer, is twice as fast block by block."""
+    paces = {"slow": Paced(2.0, slow=0), "fast": Paced(1.0, slow=30)}
+
+    def load(artifact: Path, *_: Any) -> tuple[Paced, dict[str, Any]]:
+        shapes = len(serving.of_each_shape(batches))
+        ran = {"runtime": "none", "version": "0", "precision": "float32", "device": "CPU", "threads": 1}
+        return paces[artifact.name], {"load_s": 0.0, "first_request_ms": 0.0, "shapes": shapes, "ran": ran}
+
+    monkeypatch.setattr(serving, "load", load)
+    monkeypatch.setattr(serving, "stopwatch", lambda device: lambda call: call())
+    monkeypatch.setattr(arenas, "Child", InThread)
+    monkeypatch.setattr(arenas, "await_quiet", lambda patience_s: Noise(1.0, 1.0, 0.0, 0.0))
+    write_feeds(batches, tmp_path / "feeds.npz")
+    arena = Arena(
+        [Contestant(name, tmp_path / name, Step("onnxruntime"), size_mib=1) for name in paces],
+        feeds=tmp_path / "feeds.npz",
+        batch_size=1,
+        environment="here",
+        workload=(ROGUE, tmp_path),
+        limits=Limits(seconds=60),
+        logs=tmp_path,
+    )
+    with arena:
+        found = arena.measure(Protocol(blocks=12, blocks_per_load=6, block_ms=300))
+    pairs = list(zip(found["slow"].blocks_ms, found["fast"].blocks_ms, strict=True))
+    assert all(slow[0] == 2 * fast[0] for slow, fast in pairs)
+    assert len({fast[0] for _, fast in pairs}) > 6  # where blocks begin is drawn
+    if len(serving.of_each_shape(batches)) > 1:
+        assert all(slow == tuple(2 * ms for ms in fast) for slow, fast in pairs)
 
 
 def test_feeds_come_back_as_they_were(tmp_path: Path) -> None:
@@ -265,6 +350,49 @@ def test_feeds_come_back_as_they_were(tmp_path: Path) -> None:
     found = read_feeds(tmp_path / "feeds.npz")
     assert [list(batch) for batch in found] == [["ids", "mask"]] * 12
     assert all(np.array_equal(one["ids"], other["ids"]) for one, other in zip(batches, found, strict=True))
+
+
+def test_what_is_loaded_has_met_every_shape_and_no_other(
+    forms: Forms, load_tiny: Load, workloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With static shapes a model is compiled for each: not within a timed request, and none for nothing."""
+    backend, compiled = OpenVino(static_shapes=True), list[Any]()
+    backend.compile(forms("texts")["openvino"], tmp_path)
+    monkeypatch.setattr(
+        openvino, "OpenVinoSession", lambda *given: compiled.append(given) or OpenVinoSession(*given)
+    )
+    batches = [load_tiny("texts").example(samples) for samples in (1, 3, 1)]
+    session, report = serving.load(tmp_path, backend.step, ROGUE, workloads, batches)
+    assert (len(compiled), report["shapes"]) == (2, 2)
+    serving.timed(session, batches, "CPU")
+    assert len(compiled) == 2
+
+
+def test_workers_memory_and_processor_time_count_as_the_contestants_own() -> None:
+    class Waits:
+        """Answers when the worker has computed for a while."""
+
+        def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            until = worker.cpu_times().user + 0.1
+            while worker.cpu_times().user < until:
+                time.sleep(0.01)
+            return dict(feeds)
+
+        def ran(self) -> Ran:
+            return Ran("none", "0", "float32", "CPU", 1)
+
+    alone = serving.peak_memory_mib()
+    held = "held = bytearray(range(256)) * 2**18; print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", held], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        worker, ours = psutil.Process(process.pid), time.process_time()
+        together = serving.peak_memory_mib()
+        told = serving.timed(Waits(), [{}], "CPU")
+        ours = time.process_time() - ours
+        process.kill()
+    assert together > alone + 64
+    assert told["cpu_ms"] >= 1000 * ours + 50
 
 
 @pytest.mark.parametrize(("needed", "blocks"), [(1000.0, 2 * LEAST_LOADS), (0.001, 10)], ids=["lost", "open"])
