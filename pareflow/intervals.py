@@ -201,10 +201,13 @@ def quantile_speedup(
 def quantile_ratio(
     baseline: Blocks, candidate: Blocks, quantile: float, confidence: float = CONFIDENCE
 ) -> Interval:
-    """How many times smaller a quantile of all samples is, by bootstrap over blocks."""
+    """How many times smaller a quantile of all samples is, by bootstrap over blocks.
+
+    It is as wide as the one of fewer blocks asks for.
+    """
     before, after = (float(np.quantile(_pooled(blocks), quantile)) for blocks in (baseline, candidate))
     ratios = resampled_quantiles(baseline, quantile) / resampled_quantiles(candidate, quantile)
-    return _bootstrap(before / after, ratios, candidate, confidence)
+    return _bootstrap(before / after, ratios, min(baseline, candidate, key=len), confidence)
 
 
 def resampled_quantiles(blocks: Blocks, quantile: float) -> np.ndarray:

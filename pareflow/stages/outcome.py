@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pareflow.catalog import complete
-from pareflow.intervals import quantile_interval
+from pareflow.intervals import pooled_quantile_interval
 from pareflow.measurement import Interval, Measurement
 from pareflow.search import Ended
 from pareflow.stages.explaining import explanation
@@ -135,7 +135,7 @@ def _measured(measurement: Measurement | None) -> dict[str, Any]:
             "samples",
         )
         return dict.fromkeys(unknown)
-    p50 = quantile_interval(measurement.samples_ms, 0.5)
+    p50 = pooled_quantile_interval(measurement.loads_ms, 0.5)
     return {
         "latency_ms": {
             "p50": p50.estimate,

@@ -11,8 +11,8 @@ from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.errors import InputError, PareflowError, VariantError
 from pareflow.hardware.budget import does_not_run, least_slower
 from pareflow.hardware.device import device_lock
-from pareflow.intervals import quantile_interval
-from pareflow.measurement import Interval, Measurement
+from pareflow.intervals import pooled_quantile_interval
+from pareflow.measurement import CONFIDENCE, Interval, Measurement
 from pareflow.measuring.arena import Arena, Contestant, Protocol
 from pareflow.runtime.placement import Halves, Link, Placement, choose, placed
 from pareflow.serving import halves
@@ -142,16 +142,21 @@ def _halves(row: dict[str, Any], number: int, told: dict[str, Any]) -> Halves:
     if _WHOLE in told["failures"]:
         found = told["failures"][_WHOLE]
         raise VariantError("the whole network must be timed", found, "It is what every split is held to")
-    p50: dict[str, Interval] = {}
-    for name, document in told["measurements"].items():
-        p50[name] = quantile_interval(Measurement.from_json(document).samples_ms, 0.5)
-    p50[_TWIN] = p50[_WHOLE]
+    confidence = 1 - (1 - CONFIDENCE) / len(told["measurements"])
+
+    def p50(name: str) -> Interval | None:
+        """All halves' bounds hold together (Bonferroni): the best of many cuts is chosen by them."""
+        document = told["measurements"].get(_WHOLE if name == _TWIN else name)
+        if document is None:
+            return None
+        return pooled_quantile_interval(Measurement.from_json(document).loads_ms, 0.5, confidence)
+
     names = [f"{number:02}/{side}" for side in ("device", "server")]
     failed = [
         f"{name.partition('/')[2]}: {told['failures'][name]}" for name in names if name in told["failures"]
     ]
     reason = "; ".join(failed) or None
-    device, server = (p50.get(name) for name in names)
+    device, server = map(p50, names)
     fields = {**row, "crossing": tuple(row["crossing"])}
     return Halves(**fields, device=device, server=server, reason=reason)
 

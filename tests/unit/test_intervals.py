@@ -14,6 +14,7 @@ from pareflow.intervals import (
     paired_share_drop,
     pooled_quantile_interval,
     quantile_interval,
+    quantile_ratio,
     quantile_speedup,
     resampled_quantiles,
     samples_needed,
@@ -267,3 +268,13 @@ def test_quantile_speedup_pairs_blocks(measured: Build) -> None:
     candidate = measured(*[[1.0] * 30, [10.0] * 30] * 6)
     found = quantile_speedup(baseline, candidate, 0.99)
     assert (found.estimate, found.low, found.high) == (2.0, 2.0, 2.0)
+
+
+def test_ratio_is_as_wide_as_the_side_of_fewer_blocks_asks_for() -> None:
+    generator = np.random.default_rng(3)
+    few, many = ([generator.normal(10, 1, 40) for _ in range(count)] for count in (4, 60))
+    one, other = quantile_ratio(few, many, 0.5), quantile_ratio(many, few, 0.5)
+    widths = [np.log(found.high / found.low) for found in (one, other) if found.high and found.low]
+    assert len(widths) == 2
+    assert widths[0] == pytest.approx(widths[1], rel=0.15)
+    assert one.samples == other.samples == 160

@@ -118,6 +118,22 @@ def test_a_half_that_dies_is_a_row_with_its_reason(measured: Any) -> None:
         splitting._halves(row, 2, told(measurement, **{"00/device": "CrashedError: it must end"}))
 
 
+def test_an_interval_of_a_half_holds_loads_that_differ_and_is_wider_for_more_cuts(measured: Any) -> None:
+    """Within a load all is equal: its median alone would be known to a point."""
+    loads = [[load] * 100 for load in (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8)]
+    row = {"layer": "Relu a", "crossing": ["a"], "up_bytes": 1.0, "down_bytes": 1.0}
+    few = told(measured(*loads))
+    more = {f"{number:02}/device": measured(*loads).to_json() for number in range(3, 40)}
+    many = {**few, "measurements": {**few["measurements"], **more}}
+    narrow, wide = (splitting._halves(row, 2, given).device for given in (few, many))
+    assert narrow is not None and wide is not None  # noqa: PT018 (for the types)
+    assert narrow.low is not None and narrow.high is not None  # noqa: PT018
+    assert wide.low is not None and wide.high is not None  # noqa: PT018
+    assert narrow.low <= 1.3 < 1.5 <= narrow.high
+    assert wide.low < narrow.low
+    assert wide.confidence == pytest.approx(1 - 0.05 / 40)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [

@@ -223,6 +223,12 @@ def test_outcome_is_one_json_document(judged: Any) -> None:
     assert document["environment"]["fingerprint"] == judged.run.environment.fingerprint
 
 
+def test_shown_interval_of_the_median_holds_loads_that_differ(measured: Callable[..., Measurement]) -> None:
+    """Within a load all is equal: its median alone would be known to a point."""
+    found = outcome._measured(measured(*([load] * 100 for load in (1.0, 1.1, 1.2, 1.3, 1.4))))["latency_ms"]
+    assert found["low"] <= 1.1 < found["p50"] == 1.2 < 1.3 <= found["high"]
+
+
 def test_outcome_without_a_winner_says_what_the_closest_missed(judged: Any) -> None:
     sla = {"size": {"max_mib": 1e-6}}
     spec = judged.run.spec.model_copy(update={"sla": SLA.model_validate(sla)})
