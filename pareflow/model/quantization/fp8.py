@@ -7,6 +7,7 @@ import numpy as np
 from pareflow.hardware import accelerators
 from pareflow.model.quantization.calibration import PRODUCTS, Samples, check_varied, feeds, layers
 from pareflow.model.quantization.floats import check_floats
+from pareflow.model.quantization.unread import drop_unread
 from pareflow.model.technique import Technique
 from pareflow.network import Form
 from pareflow.workload import LoadedWorkload
@@ -64,6 +65,7 @@ class Fp8(Technique):
                         changed.graph, name, constants.get(name), largest.get(name, 0), node
                     )
                 node.input[place] = rounded[name]
+        drop_unread(changed.graph)
         _relu_as_max(changed.graph)
         return changed
 
@@ -105,6 +107,4 @@ def _round(
     position = list(graph.node).index(before)
     for offset, node in enumerate(nodes):
         graph.node.insert(position + offset, node)
-    if weight is not None:
-        graph.initializer.remove(weight)
     return f"{name}_rounded"
