@@ -85,7 +85,8 @@ def test_start_that_comes_trained_is_refused(trains: bool, load_tiny: Load, form
         train = base.train if trains else Workload.train
 
         def network(self) -> nn.Module:
-            return nn.Module.eval(network.load("torch", forms("images")["torch"]))
+            loaded: nn.Module = network.load("torch", forms("images")["torch"])
+            return loaded
 
     if not trains:
         trained.head.weight.data[0] = 0
