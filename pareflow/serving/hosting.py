@@ -116,12 +116,14 @@ class Hosted:
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """The outputs for the network's inputs, or the predictions for raw samples and all outputs besides.
 
+        The network gets its inputs in its own order: a torch module takes them by position.
         Raises: InputError where a name, type or rank is not the model's; what the policies raise.
         """
         if feeds.keys() == {SAMPLES} and self._processing is not None:
             predictions, outputs = await self.predict(self._as_samples(feeds[SAMPLES]))
             return {PREDICTIONS: predictions, **outputs}
         self._check(feeds)
+        feeds = {tensor.name: feeds[tensor.name] for tensor in self.main.inputs if tensor.name in feeds}
         try:
             return await self.endpoint.answer(feeds)
         except PareflowError:

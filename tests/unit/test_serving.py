@@ -72,6 +72,20 @@ def test_a_model_of_texts_takes_texts(serve: Serve, packaged: Packaged) -> None:
     assert asked.json() == {"predictions": expected}
 
 
+def test_inputs_may_come_in_any_order(serve: Serve, packaged: Packaged) -> None:
+    """A torch module takes its inputs by position."""
+    served = serve(FolderSource(packaged("texts", Step("torch_eager"))))
+    values = {"ids": [1, 1, 2] + 9 * [0], "mask": 3 * [1] + 9 * [0]}
+    inputs = [
+        {"name": name, "datatype": "INT64", "shape": [1, 12], "data": data} for name, data in values.items()
+    ]
+    answers = [
+        served.client.post("/v2/models/texts/infer", json={"inputs": given}).json()["outputs"]
+        for given in (inputs, inputs[::-1])
+    ]
+    assert answers[0] == answers[1]
+
+
 def test_raw_answers_say_where_they_begin(serve: Serve) -> None:
     served = serve()
     answer = served.infer(parameters={"binary_data_output": True})
