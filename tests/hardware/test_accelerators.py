@@ -132,6 +132,16 @@ def test_fp32_on_the_cuda_provider_is_fp32_unless_asked() -> None:
     assert OnnxRuntime(device="cuda").provider_options()["use_tf32"] == "0"
 
 
+@pytest.mark.parametrize(("machine", "computed"), [("x86_64", "float32"), ("aarch64", "float16")])
+def test_the_cpu_provider_says_that_it_widens_fp16_on_x86(
+    machine: str, computed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    precision, notes = OnnxRuntime().computed("float16")
+    assert precision == computed
+    assert bool(notes) == (computed == "float32")
+
+
 @pytest.mark.parametrize(
     ("backend", "graph", "computed"),
     [

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 class Fp16(Technique):
-    """Store and compute in half precision; inputs and outputs stay fp32.
+    """Store in half precision, and compute in it where the runtime does; inputs and outputs stay fp32.
 
-    Half the size. On processors without fp16 arithmetic the runtime casts back and forth: no faster.
+    Half the size. ONNX Runtime computes it in fp32 on x86-64 processors: no faster there.
     Source: Micikevicius et al., 2018, arXiv:1710.03740; ONNX Runtime's float16 converter.
     """
 
