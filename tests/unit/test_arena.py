@@ -357,10 +357,13 @@ def test_what_is_loaded_has_met_every_shape_and_no_other(
 ) -> None:
     """With static shapes a model is compiled for each: not within a timed request, and none for nothing."""
     backend, compiled = OpenVino(static_shapes=True), list[Any]()
+
+    def counted(*given: Any) -> OpenVinoSession:
+        compiled.append(given)
+        return OpenVinoSession(*given)
+
     backend.compile(forms("texts")["openvino"], tmp_path)
-    monkeypatch.setattr(
-        openvino, "OpenVinoSession", lambda *given: compiled.append(given) or OpenVinoSession(*given)
-    )
+    monkeypatch.setattr(openvino, "OpenVinoSession", counted)
     batches = [load_tiny("texts").example(samples) for samples in (1, 3, 1)]
     session, report = serving.load(tmp_path, backend.step, ROGUE, workloads, batches)
     assert (len(compiled), report["shapes"]) == (2, 2)
