@@ -234,18 +234,18 @@ def test_fp8_keeps_the_relu_that_onnx_runtime_would_drop(load_tiny: Load) -> Non
     ]
     graph = model(nodes, 1, w=f32([[1]]))
     rows = f32([[-4], [4]])
-    narrow = Fp8().apply(graph, given(rows, load_tiny))
+    narrow = Fp8().apply(graph, holding(rows, load_tiny))
     assert run(narrow, {"x": rows}).tolist() == [[0], [4]]
 
 
 def test_fp8_keeps_a_weight_that_another_node_reads(load_tiny: Load) -> None:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Add", ["h", "w"], ["y"])]
     rows = f32([[-4], [4]])
-    narrow = Fp8().apply(model(nodes, 1, w=f32([[1]])), given(rows, load_tiny))
+    narrow = Fp8().apply(model(nodes, 1, w=f32([[1]])), holding(rows, load_tiny))
     assert run(narrow, {"x": rows}).tolist() == [[-3], [5]]
 
 
-def given(rows: np.ndarray, load_tiny: Load) -> LoadedWorkload:
+def holding(rows: np.ndarray, load_tiny: Load) -> LoadedWorkload:
     """The workload `images`, whose samples are these rows."""
     definition = load_tiny("images").definition
     base = type(definition)
