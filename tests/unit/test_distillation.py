@@ -1,5 +1,6 @@
 """Distillation: losses by hand, students that shrink and learn, a teacher that is asked once."""
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import nn
 
 from pareflow import network
 from pareflow.errors import InputError, UnsuitableError, WorkloadError
-from pareflow.model.distillation import losses
+from pareflow.model.distillation import born_again, losses
 from pareflow.model.distillation.blocks import bridge, drop_blocks, find_blocks
 from pareflow.model.distillation.born_again import BornAgain
 from pareflow.model.distillation.distillation import Distillation
@@ -353,6 +354,22 @@ def test_network_born_again_learns_anew(load_tiny: Load) -> None:
     child = BornAgain(generations=2, epochs=3, learning_rate=1e-2, batch_size=32).apply(parent, workload)
     assert accuracy(child, workload) > 0.8
     assert not torch.equal(child.head.weight, parent.head.weight)  # type: ignore[union-attr,arg-type]
+
+
+def test_each_generation_begins_elsewhere(load_tiny: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None from the weights that its parent, or the workload's own network, began with."""
+    workload = load_tiny("images")
+    begun = [workload.definition.network()]
+
+    def at_once(child: nn.Module, *_: Any, **__: Any) -> nn.Module:
+        begun.append(child)
+        return child
+
+    monkeypatch.setattr(born_again, "fit", at_once)
+    BornAgain(generations=2).apply(begun[0], workload)
+    for one, other in itertools.combinations(begun, 2):
+        pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+        assert not all(torch.equal(*pair) for pair in pairs)
 
 
 def test_network_of_other_layers_is_not_born_again(load_tiny: Load) -> None:

@@ -40,7 +40,8 @@ class BornAgain(ResponseTechnique):
     def _next(self, parent: "nn.Module", workload: LoadedWorkload, generation: int) -> "nn.Module":
         from pareflow.model.distillation.teacher import Teacher
 
-        child, teacher = untrained(workload, parent, self.seed_of(workload)), Teacher(parent, workload)
+        seed = self.seed_of(workload) + 1 + generation  # another than its parent's
+        child, teacher = untrained(workload, parent, seed), Teacher(parent, workload)
 
         def loss(module: "nn.Module", batch: Batch) -> "torch.Tensor":
             return self.response_loss(module(*batch.inputs.values()), teacher(batch)[0], batch, workload)
