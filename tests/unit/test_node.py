@@ -73,7 +73,7 @@ def test_the_flow_asks_the_clock_and_not_the_node(
     (again,) = side_by_side(over, Plain(), "make", [row])
     assert (made.id, again.id) == ("made", "made")
     assert trained.run.clock.known(f"make {row.label}") is not None
-    assert not node.here(trained.run).clock.file.exists()
+    assert node.here(trained.run).clock.known(f"make {row.label}") is None
 
 
 def test_a_node_without_the_pipeline_is_named(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
