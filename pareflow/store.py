@@ -265,6 +265,20 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def replace(path: Path, text: str) -> None:
+    """Write a file that is there whole or as it was, whoever else writes it; its folder is there."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(handle)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
 _FREE = "Free some space (`pareflow collect` shrinks the store), then run the same command again"
 
 

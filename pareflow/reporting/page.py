@@ -1,7 +1,5 @@
 """The report of a run: one HTML page that needs nothing but itself, drawn from the run's JSON document."""
 
-import os
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -13,6 +11,7 @@ from markupsafe import Markup
 from pareflow.errors import StoreError
 from pareflow.reporting import checks, formats, pareto_plot, plots
 from pareflow.reporting.view import view
+from pareflow.store import replace
 
 FOLDER = Path(__file__).parent
 
@@ -30,26 +29,13 @@ def write(document: Mapping[str, Any], path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, render(document))
+        replace(path, render(document))
     except OSError as error:
         raise StoreError(
             f"the report {path} must be writable",
             f"{error.strerror or error}",
             "Free some space or name another place",
         ) from error
-
-
-def _replace(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(handle)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 @cache

@@ -6,9 +6,7 @@ arXiv:2211.14411 (its constraints).
 
 import itertools
 import json
-import os
 import random
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from optuna.storages.journal import BaseJournalBackend
 
 from pareflow.search.training_space import Settings, first, grid, milder, step, trained_for
 from pareflow.search.trial import Trial
-from pareflow.store import writing
+from pareflow.store import replace, writing
 from pareflow.variant import Recipe
 
 STARTS = 10
@@ -151,7 +149,8 @@ class Study:
     def write(self, file: Path) -> None:
         """All asked and told so far, as a file for Optuna's dashboard. Raises: StoreError."""
         with writing(file.parent):
-            _replace(file, "".join(f"{line}\n" for line in self._journal.lines))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace(file, "".join(f"{line}\n" for line in self._journal.lines))
 
     def _suggested(self, trial: optuna.Trial) -> Recipe:
         """The recipe that a trial stands for; its parameters are positions in the lists of values."""
@@ -171,16 +170,3 @@ class Study:
 def _recipe(name: str, settings: Mapping[str, Any], finish: Recipe) -> Recipe:
     """A technique trained for one pass, and the finish after it."""
     return Recipe((step(name, settings, epochs=1), *finish.techniques), finish.backend)
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file that is there whole or as it was, whoever else writes it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with os.fdopen(handle, "w") as partial:
-            partial.write(text)
-        Path(name).chmod(0o644)
-        Path(name).replace(file)
-    finally:
-        Path(name).unlink(missing_ok=True)
