@@ -20,10 +20,11 @@ from pareflow.runtime.decoding import heard_by
 from pareflow.runtime.decoding.prefixes import PrefixCache
 from pareflow.runtime.endpoint import answered_within
 from pareflow.workload import Arrays
+from tests.llamas import CONTEXT, llama, see_the_last_token_alone
 
 transformers = pytest.importorskip("transformers")
 
-VOCABULARY, CONTEXT = 32, 128
+VOCABULARY = 32
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,32 +36,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def llama(vocabulary: int = VOCABULARY, seed: int = 0, **settings: Any) -> Any:
-    """Weights so large that the likeliest token is not always the same."""
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.6,
-        **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **settings},
-    )
-    return transformers.LlamaForCausalLM(config).eval()
-
-
 def saying(shares: np.ndarray) -> Any:
     """A model whose next token has these shares, whatever came before."""
     model = llama(len(shares))
+    see_the_last_token_alone(model)
     with torch.no_grad():
-        for layer in model.model.layers:  # nothing is added to what a token is embedded as
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
         model.model.embed_tokens.weight.copy_(torch.eye(1, 16).expand(len(shares), 16))
-        model.lm_head.weight.zero_()
         model.lm_head.weight[:, 0] = torch.tensor(np.log(shares)) / 4  # the norm makes 4 of 1 among 16
     return model
 
@@ -76,12 +57,12 @@ def like(model: Any, noise: float) -> Any:
 
 @pytest.fixture(scope="module")
 def target() -> Any:
-    return llama()
+    return llama(VOCABULARY)
 
 
 @pytest.fixture(scope="module")
 def drafts(target: Any) -> dict[str, Any]:
-    return {"near": like(target, 0.02), "far": llama(seed=9)}
+    return {"near": like(target, 0.02), "far": llama(VOCABULARY, seed=9)}
 
 
 @pytest.fixture
@@ -267,7 +248,7 @@ def test_the_defaults_of_a_checkpoint_change_nothing(
 def test_what_prompts_begin_alike_with_is_computed_once(
     made: Callable[..., Generation],
 ) -> None:
-    model = llama()
+    model = llama(VOCABULARY)
     sizes, generation = passes(model), made(model)
     first = prompts(1, 20)[0]
     second = np.concatenate([first[:15], (first[15:] + 1) % VOCABULARY])
@@ -284,7 +265,7 @@ def test_a_conversation_goes_on_from_its_answers(
     made: Callable[..., Generation],
 ) -> None:
     """What it went on from is kept no longer: it is part of the longer text."""
-    model = llama()
+    model = llama(VOCABULARY)
     sizes, generation = passes(model), made(model)
     text = prompts(1, 10)[0].tolist()
     for _ in range(3):
@@ -356,8 +337,8 @@ class Costs:
 
 def counted(made: Callable[..., Generation], draft_cost: float, noise: float, rows: int, **more: Any) -> Any:
     """Seconds for each token of so many rows of 120, and how many tokens were drafted."""
-    target = llama()
-    draft, costs = like(target, noise) if noise else llama(seed=9), Costs(draft_cost)
+    target = llama(VOCABULARY)
+    draft, costs = like(target, noise) if noise else llama(VOCABULARY, seed=9), Costs(draft_cost)
     generation = made(target, {"it": draft}, costs, draft="it", prefix_mib=0, **more)
     target.register_forward_pre_hook(costs.target, with_kwargs=True)
     draft.register_forward_pre_hook(costs.draft)
@@ -503,7 +484,7 @@ def test_decoding_ends_at_the_deadline(
 def test_who_is_gone_is_not_decoded_for(
     made: Callable[..., Generation],
 ) -> None:
-    model = llama()
+    model = llama(VOCABULARY)
     sizes, generation = passes(model), made(model)
 
     async def scenario() -> None:

@@ -461,8 +461,8 @@ def test_mixed_int8_needs_answers_that_are_right_or_wrong(forms: Forms, load_tin
 # int8, trained
 
 
-def test_bias_is_an_integer_of_the_product_s_scale() -> None:
-    """Scales 0.1 and 0.25 make 0.025: a bias of 0.5 is 20 of them, one of -0.03 rounds to -1."""
+def product_of_integers() -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    """`y`, the product of `x` and `wq` in int8 with the float bias `b`, and the scales: 0.1 and 0.25."""
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "sx", "zx"], ["xq"]),
         helper.make_node("DequantizeLinear", ["xq", "sx", "zx"], ["xd"]),
@@ -470,6 +470,12 @@ def test_bias_is_an_integer_of_the_product_s_scale() -> None:
         helper.make_node("Gemm", ["xd", "wd", "b"], ["y"], transB=1),
     ]
     scales = {"sx": f32(0.1), "zx": np.zeros((), np.uint8), "sw": f32([0.25, 0.25]), "zw": i8([0, 0])}
+    return nodes, scales
+
+
+def test_bias_is_an_integer_of_the_product_s_scale() -> None:
+    """Scales 0.1 and 0.25 make 0.025: a bias of 0.5 is 20 of them, one of -0.03 rounds to -1."""
+    nodes, scales = product_of_integers()
     graph = model(nodes, 2, wq=i8([[4], [8]]), b=f32([0.5, -0.03]), **scales)
     biases_as_int32(graph)
     stored = {w.name: numpy_helper.to_array(w).tolist() for w in graph.graph.initializer}
@@ -479,13 +485,7 @@ def test_bias_is_an_integer_of_the_product_s_scale() -> None:
 
 
 def test_bias_that_is_an_output_too_stays() -> None:
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "sx", "zx"], ["xq"]),
-        helper.make_node("DequantizeLinear", ["xq", "sx", "zx"], ["xd"]),
-        helper.make_node("DequantizeLinear", ["wq", "sw", "zw"], ["wd"], axis=0),
-        helper.make_node("Gemm", ["xd", "wd", "b"], ["y"], transB=1),
-    ]
-    scales = {"sx": f32(0.1), "zx": np.zeros((), np.uint8), "sw": f32([0.25, 0.25]), "zw": i8([0, 0])}
+    nodes, scales = product_of_integers()
     weights = {"wq": i8([[4], [8]]), "b": f32([0.5, -0.5]), "w": f32([[1], [2]])}
     graph = held_by_a_branch(nodes, **weights, **scales)
     biases_as_int32(graph)

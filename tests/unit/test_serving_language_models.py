@@ -29,6 +29,7 @@ from pareflow.serving.model import write_manifest
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.settings import Settings
 from pareflow.serving.slot import FolderSource, Slot
+from tests.llamas import llama, see_the_last_token_alone
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -46,21 +47,7 @@ def one_thread() -> Iterator[None]:
 
 def checkpoint(folder: Path, seed: int = 0, *, tokens: bool = True, vocabulary: int = 32) -> Path:
     """A tiny Llama of random weights, and a tokenizer of 32 words, as `save_pretrained` writes them."""
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.6,
-        bos_token_id=1,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    llama(vocabulary, seed, bos_token_id=1).save_pretrained(folder)
     if tokens:
         words = {word: i for i, word in enumerate(WORDS)}
         tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
@@ -220,11 +207,8 @@ def test_a_stream_gives_the_same_text_word_by_word(
 def say_by_turns(first: int, second: int, folder: Path) -> None:
     """Change a checkpoint so that each of two tokens follows the other."""
     network = language_model.loaded(folder)
+    see_the_last_token_alone(network)
     with torch.no_grad():
-        for layer in network.model.layers:  # nothing is added to what a token is embedded as
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-        network.lm_head.weight.zero_()
         for place, (one, other) in enumerate(((first, second), (second, first))):
             network.model.embed_tokens.weight[one] = torch.eye(16)[place]
             network.lm_head.weight[other] = torch.eye(16)[place]
