@@ -1,4 +1,4 @@
-"""The promotion protocol: challenger, then champion, under one lock, judged against the present champion.
+"""The promotion protocol: challenger, then champion, judged against the present champion, under locks.
 
 Under a lock: re-read the champion, verify the challenger's artifact as the registry gives it back, judge
 against that champion. Under a second one, which is held for a moment, so that a rollback never waits for a
