@@ -56,23 +56,26 @@ def test_untrained_network_is_its_seeds(by_itself: bool, load_tiny: Load, forms:
 
 
 @pytest.mark.parametrize(
-    "technique",
+    ("technique", "seed"),
     [
-        BornAgain(epochs=1, learning_rate=1e-12, seed=3),
-        LotteryTicket(rounds=1, epochs=1, sparsity=1e-6, learning_rate=1e-12, seed=3),
+        pytest.param(BornAgain(epochs=1, learning_rate=1e-12, seed=3), 4, id="born_again, after its parent"),
+        pytest.param(
+            LotteryTicket(rounds=1, epochs=1, sparsity=1e-6, learning_rate=1e-12, seed=3),
+            3,
+            id="lottery_ticket",
+        ),
     ],
-    ids=lambda technique: str(technique.name),
 )
 @pytest.mark.parametrize("by_itself", [True, False], ids=["seeds itself", "seeds nothing"])
 def test_what_is_trained_anew_begins_from_its_own_seed(
-    technique: Any, by_itself: bool, load_tiny: Load, forms: Forms
+    technique: Any, seed: int, by_itself: bool, load_tiny: Load, forms: Forms
 ) -> None:
     """At a rate that moves nothing."""
     workload = load_tiny("images") if by_itself else drawn(load_tiny("images"))
     trained = network.load("torch", forms("images")["torch"])
     torch.manual_seed(8)
     ended = technique.apply(trained, workload)
-    assert torch.allclose(head(ended), head(untrained(workload, trained, 3)), atol=1e-6)
+    assert torch.allclose(head(ended), head(untrained(workload, trained, seed)), atol=1e-6)
 
 
 @pytest.mark.parametrize("trains", [True, False], ids=["has its weights", "does not train"])
