@@ -2,10 +2,10 @@
 
 A crash, a hang or too much memory in whatever native library costs that process and no more (law 7). The
 child leads a process group, which is killed as a whole, and dies with its parent. Arguments and result are
-JSON. `python -m pareflow.isolation` is the child's side.
+JSON. `python -m pareflow.isolation` is the child's side, or `answer` in a process of a nursery.
 """
 
-import ctypes
+import atexit
 import errno
 import importlib
 import json
@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,8 +33,7 @@ from pareflow.errors import (
     TimedOutError,
 )
 from pareflow.hardware.probe import disk_is_full
-
-_PR_SET_PDEATHSIG = 1
+from pareflow.nursery import Forked, Nursery, die_with
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,12 @@ class Limits:
 
 _LIVE: set["Child"] = set()
 """The children that have not ended."""
+
+_NURSERIES: dict[tuple[frozenset[tuple[str, str]], tuple[str, ...]], Nursery] = {}
+"""By the environment in which it began, and what it has imported."""
+
+_BEGINNING = threading.Lock()
+"""Held by who looks for a nursery."""
 
 
 @contextmanager
@@ -65,7 +71,8 @@ class Child:
     """A function that runs in a process of its own. Use as a context: its process group ends with it.
 
     `log` gets all that the child and its native libraries print. `descriptors` stay open in the child, so
-    that a device lock is held until the last of the two ends.
+    that a device lock is held until the last of the two ends. `imported` names modules that it may find
+    imported: it is forked from a nursery then.
     """
 
     def __init__(
@@ -75,6 +82,7 @@ class Child:
         limits: Limits,
         log: Path,
         descriptors: Sequence[int] = (),
+        imported: Sequence[str] = (),
     ) -> None:
         self.function, self.limits, self.log = function, limits, log
         self._folder = tempfile.TemporaryDirectory(prefix="pareflow-")
@@ -84,23 +92,15 @@ class Child:
             "arguments": dict(arguments),
             "answer": str(self._answer),
             "memory_mib": limits.memory_mib,
-            "parent": os.getpid(),
         }
+        asked = Path(self._folder.name) / "request.json"
+        asked.write_text(json.dumps(request))
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pareflow.isolation"],  # -P: no module from the current folder
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env=_environment(limits.threads),
-                pass_fds=tuple(descriptors),
-                start_new_session=True,
-            )
+        environment = _environment(limits.threads)
+        with asked.open("rb") as stdin, log.open("wb") as output:
+            files = stdin.fileno(), output.fileno()
+            self._process = _begun(environment, *files, descriptors, tuple(imported))
         _LIVE.add(self)
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError), self._process.stdin as stdin:
-            stdin.write(json.dumps(request).encode())
 
     def __enter__(self) -> Self:
         return self
@@ -143,13 +143,53 @@ def run_isolated(
     limits: Limits,
     log: Path,
     descriptors: Sequence[int] = (),
+    imported: Sequence[str] = (),
 ) -> Any:
-    """What `module:function` returns for these keyword arguments, computed in a child process.
+    """What `module:function` returns for these keyword arguments, computed in a `Child`.
 
     Raises: as `Child.result`.
     """
-    with Child(function, arguments, limits, log, descriptors) as child:
+    with Child(function, arguments, limits, log, descriptors, imported) as child:
         return child.result()
+
+
+def _begun(
+    environment: Mapping[str, str],
+    stdin: int,
+    output: int,
+    descriptors: Sequence[int],
+    imported: tuple[str, ...],
+) -> "subprocess.Popen[bytes] | Forked":
+    """A process that answers: of a nursery, where something may be imported before; else a new one."""
+    if imported and sys.platform == "linux":
+        with _BEGINNING, suppress(OSError):  # a nursery that has died costs its time, and no more
+            return _nursery(environment, imported).fork(stdin, output, descriptors)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "pareflow.isolation", str(os.getpid())],  # -P: not the current folder's
+        stdin=stdin,
+        stdout=output,
+        stderr=output,
+        env=environment,
+        pass_fds=tuple(descriptors),
+        start_new_session=True,
+    )
+
+
+def _nursery(environment: Mapping[str, str], imported: tuple[str, ...]) -> Nursery:
+    """The one that began in this environment. Others end as soon as they are not needed."""
+    wanted = frozenset(environment.items()), imported
+    for key, one in tuple(_NURSERIES.items()):
+        if not one.busy and (key != wanted or not one.alive):
+            _NURSERIES.pop(key).close()
+    if wanted not in _NURSERIES:
+        _NURSERIES[wanted] = Nursery("pareflow.isolation:answer", imported, environment)
+    return _NURSERIES[wanted]
+
+
+@atexit.register
+def _close() -> None:
+    for one in _NURSERIES.values():
+        one.close()
 
 
 def _death(what: str, returncode: int, limits: Limits, log: Path, answers: Path) -> PareflowError:
@@ -201,17 +241,6 @@ def _environment(threads: int | None) -> dict[str, str]:
     return environment
 
 
-def _confine(parent: int, memory_mib: int | None) -> None:
-    """In the child, before any heavy import: die with the parent, and bound the memory."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            sys.exit("the parent died before this child began")
-    if memory_mib is not None:
-        size = memory_mib * 2**20
-        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
-
-
 def _revived(error: Mapping[str, Any]) -> PareflowError:
     if error["class"] == "SpecError":
         return errors.SpecError(*error["parts"])
@@ -242,9 +271,17 @@ def _described(function: str, error: BaseException, limits: Limits) -> dict[str,
 
 
 def main() -> None:
+    """The child, as a new process."""
+    die_with(int(sys.argv[1]))
+    answer()
+
+
+def answer() -> None:
     """The child: read a request from stdin, call the function, write the answer."""
     request = json.load(sys.stdin)
-    _confine(request["parent"], request["memory_mib"])
+    if request["memory_mib"] is not None:
+        size = request["memory_mib"] * 2**20
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
     module, _, name = request["function"].partition(":")
     try:
         result = getattr(importlib.import_module(module), name)(**request["arguments"])

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     Loss = Callable[[nn.Module, "Batch"], torch.Tensor]
 
-CHECKPOINT_S = 60
-"""Seconds between two checkpoints within an epoch; each epoch ends with one."""
+CHECKPOINT_S, CHECKPOINT_TIMES = 5.0, 50
+"""Two checkpoints within an epoch are so many seconds apart, and so many times what the former took, at the
+least; each epoch ends with one."""
 
 WARM_UP = 0.1
 """Share of the steps in which the rate rises."""
@@ -143,15 +144,17 @@ class _Fit:
 
     def run(self) -> "nn.Module":
         self._resume()
-        saved = time.monotonic()
+        saved, took = time.monotonic(), 0.0
         while self._progress.step < self._steps:
             self._one_step()
             ended = self._progress.step % self._per_epoch == 0
             if ended:
                 self._end_epoch()
-            if ended or time.monotonic() - saved > CHECKPOINT_S:
+            began = time.monotonic()
+            if ended or began - saved > max(CHECKPOINT_S, CHECKPOINT_TIMES * took):
                 self._checkpoint()
                 saved = time.monotonic()
+                took = saved - began
         module: nn.Module = self._accelerator.unwrap_model(self._module)
         if self._keep == "best" and self._progress.best is not None:
             module.load_state_dict(self._progress.best)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,10 @@ Status = Literal["ok", "failed", "unavailable", "pruned"]
 Role = Literal["baseline", "original", "candidate", "ablation"]
 """An ablation is the winner without one of its steps: what the step gives is seen beside it."""
 TRAINING_HOURS = 12
+
+IMPORTED = ("pareflow.stages.jobs", "accelerate", "onnx", "onnxscript", "torch")
+"""What jobs find imported: nothing here starts a thread that a fork would lose. Variants are timed elsewhere,
+in new processes (`measuring/arena.py`)."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,9 @@ class Run:
                     "metric": _stated_metric(spec),
                     "lengths": spec.sweep.lengths if spec.sweep else (),
                 },
-                Limits(seconds=3600 * TRAINING_HOURS),
+                Limits(3600 * TRAINING_HOURS, threads=max(spec.target.usable_threads)),
                 data_dir / "logs" / f"{spec.name}-workload.log",
+                imported=IMPORTED,
             )
         lists = {name: tuple(document[name]) for name in ("serving_requires", "students")}
         facts = WorkloadFacts(**{**document, **lists})
@@ -181,14 +186,28 @@ class Run:
 
         return json.loads((self.store.ensure(key, write) / file).read_text())
 
-    def job(self, name: str, arguments: Mapping[str, Any], log: str, **options: Any) -> Any:
-        """Run one of `stages/jobs.py` in a process of its own, with the workload it is about."""
+    def job(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        log: str,
+        *,
+        limits: Limits | None = None,
+        descriptors: Sequence[int] = (),
+    ) -> Any:
+        """Run one of `stages/jobs.py` in a process of its own, with the workload it is about.
+
+        It finds the heavy imports done, unless it has `limits` of its own: what takes hours needs no haste.
+        """
         shared = {"reference": self.spec.workload, "folder": str(self.folder), "root": str(self.store.root)}
-        limits = options.pop("limits", self.limits)
-        path = self.data_dir / "logs" / f"{log}.log"
         with writing(self.data_dir):
             return run_isolated(
-                f"pareflow.stages.jobs:{name}", {**shared, **arguments}, limits, path, **options
+                f"pareflow.stages.jobs:{name}",
+                {**shared, **arguments},
+                limits or self.limits,
+                self.data_dir / "logs" / f"{log}.log",
+                descriptors,
+                imported=() if limits else IMPORTED,
             )
 
 

@@ -1,4 +1,4 @@
-"""What `test_isolation.py` runs in child processes."""
+"""What `test_isolation.py` and `test_nursery.py` run in child processes."""
 
 import ctypes
 import os
@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from pareflow.errors import SpecError, StepFailedError, TransientError
 
@@ -70,3 +72,21 @@ def answer_with_a_set() -> set[int]:
 def read_descriptor(descriptor: int) -> str:
     os.lseek(descriptor, 0, os.SEEK_SET)
     return os.read(descriptor, 100).decode()
+
+
+def has_imported(name: str) -> bool:
+    return name in sys.modules
+
+
+def ancestors() -> list[int]:
+    """The ids of the parent, and of its parent."""
+    return [parent.pid for parent in psutil.Process().parents()[:2]]
+
+
+def multiply(size: int, threads: int) -> dict[str, Any]:
+    """Whether a product of ones is what it must be, computed by torch on so many threads."""
+    import torch
+
+    torch.set_num_threads(threads)
+    product = torch.ones(size, size) @ torch.ones(size, size)
+    return {"right": bool((product == size).all()), "threads": torch.get_num_threads()}

@@ -5,11 +5,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from pareflow.errors import (
@@ -22,9 +21,11 @@ from pareflow.errors import (
     TransientError,
 )
 from pareflow.isolation import Child, Limits, run_isolated
+from tests.processes import gone
 
 MODULE = "isolated_functions"
 CHECKOUT = Path(__file__).parents[2]
+IMPORTED = ("mailbox", "there_is_no_such_module")
 
 
 @pytest.fixture(autouse=True)
@@ -37,38 +38,42 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "logs" / "child.log"
 
 
-def call(log: Path, function: str, limits: Limits = Limits(seconds=60), **arguments: Any) -> Any:  # noqa: B008
-    return run_isolated(f"{MODULE}:{function}", arguments, limits, log)
+Call = Callable[..., Any]
 
 
-def gone(pid: int) -> bool:
-    """Whether a process has ended; waits a little, for signals take effect in their own time."""
-    for _ in range(200):
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.05)
-    return False
+@pytest.fixture(params=[(), IMPORTED], ids=["new", "forked"])
+def imported(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """What the process finds imported: nothing, or what a nursery has."""
+    found: tuple[str, ...] = request.param
+    return found
 
 
-def test_result_comes_back_from_a_process_that_leads_its_group(log: Path) -> None:
-    found = call(log, "double", x=[1, 2])
+@pytest.fixture
+def call(log: Path, imported: tuple[str, ...]) -> Call:
+    """What one of `isolated_functions.py` returns, from a process of either kind."""
+
+    def called(function: str, limits: Limits = Limits(seconds=60), **arguments: Any) -> Any:  # noqa: B008
+        return run_isolated(f"{MODULE}:{function}", arguments, limits, log, imported=imported)
+
+    return called
+
+
+def test_result_comes_back_from_a_process_that_leads_its_group(call: Call) -> None:
+    found = call("double", x=[1, 2])
     assert found["doubled"] == [2, 4]
     assert found["pid"] == found["group"] != os.getpid()
 
 
-def test_log_holds_what_python_and_native_code_print(log: Path) -> None:
-    assert call(log, "talk") is None
+def test_log_holds_what_python_and_native_code_print(call: Call, log: Path) -> None:
+    assert call("talk") is None
     assert sorted(log.read_text().splitlines()) == ["a warning", "from Python", "from a native library"]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_native_thread_pools_are_bounded(log: Path, threads: int) -> None:
+def test_native_thread_pools_are_bounded(call: Call, threads: int) -> None:
     names = ["OMP_NUM_THREADS", "MKL_NUM_THREADS"]
     limits = Limits(threads=threads)
-    assert call(log, "environment", limits, names=names) == dict.fromkeys(names, str(threads))
+    assert call("environment", limits, names=names) == dict.fromkeys(names, str(threads))
 
 
 @pytest.mark.parametrize(
@@ -84,37 +89,37 @@ def test_native_thread_pools_are_bounded(log: Path, threads: int) -> None:
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
 def test_error_of_the_child_is_raised_here(
-    log: Path, kind: str, expected: type[PareflowError], said: str
+    call: Call, log: Path, kind: str, expected: type[PareflowError], said: str
 ) -> None:
     with pytest.raises(PareflowError) as caught:
-        call(log, "fail", kind=kind)
+        call("fail", kind=kind)
     assert type(caught.value) is expected
     assert said in str(caught.value)
     assert "Traceback" in log.read_text()
 
 
-def test_segfault_is_told_with_the_end_of_the_log(log: Path) -> None:
+def test_segfault_is_told_with_the_end_of_the_log(call: Call, log: Path) -> None:
     with pytest.raises(CrashedError, match="it died of SIGSEGV") as caught:
-        call(log, "segfault")
+        call("segfault")
     assert "about to read address 0" in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [0, 3])
-def test_exit_without_an_answer_is_a_crash(log: Path, status: int) -> None:
+def test_exit_without_an_answer_is_a_crash(call: Call, status: int) -> None:
     with pytest.raises(CrashedError, match=f"it exited with status {status}.*is empty"):
-        call(log, "leave", status=status)
+        call("leave", status=status)
 
 
-def test_answer_that_is_no_json_is_a_crash_with_its_reason(log: Path) -> None:
+def test_answer_that_is_no_json_is_a_crash_with_its_reason(call: Call) -> None:
     with pytest.raises(CrashedError, match="set is not JSON serializable"):
-        call(log, "answer_with_a_set")
+        call("answer_with_a_set")
 
 
-def test_memory_limit_holds_and_is_named(log: Path) -> None:
+def test_memory_limit_holds_and_is_named(call: Call) -> None:
     limits = Limits(memory_mib=300)
-    assert call(log, "hoard", limits, mib=100) == 100 * 2**20
+    assert call("hoard", limits, mib=100) == 100 * 2**20
     with pytest.raises(OutOfMemoryError, match=r"must fit into 300 MiB, .*budget\.memory_mib"):
-        call(log, "hoard", limits, mib=400)
+        call("hoard", limits, mib=400)
 
 
 def started(begun: Path) -> list[int]:
@@ -123,8 +128,11 @@ def started(begun: Path) -> list[int]:
     return [int(pid) for pid in begun.read_text().split()]
 
 
-def test_hang_ends_at_the_limit_with_all_its_processes(log: Path, tmp_path: Path) -> None:
-    with Child(f"{MODULE}:hang", {"begun": str(tmp_path / "begun")}, Limits(seconds=60), log) as child:
+def test_hang_ends_at_the_limit_with_all_its_processes(
+    log: Path, imported: tuple[str, ...], tmp_path: Path
+) -> None:
+    arguments = {"begun": str(tmp_path / "begun")}
+    with Child(f"{MODULE}:hang", arguments, Limits(seconds=60), log, imported=imported) as child:
         pids = started(tmp_path / "begun")
         with pytest.raises(TimedOutError, match=r"must finish in 0\.1 s"):
             child.result(seconds=0.1)
@@ -132,11 +140,12 @@ def test_hang_ends_at_the_limit_with_all_its_processes(log: Path, tmp_path: Path
 
 
 @pytest.fixture
-def parent(log: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def parent(log: Path, imported: tuple[str, ...], tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that waits for a child which hangs."""
     code = (
         "import sys; from pathlib import Path; from pareflow.isolation import Limits, run_isolated\n"
-        f"run_isolated('{MODULE}:hang', {{'begun': sys.argv[1]}}, Limits(), Path(sys.argv[2]))"
+        f"arguments, imported = {{'begun': sys.argv[1]}}, {imported}\n"
+        f"run_isolated('{MODULE}:hang', arguments, Limits(), Path(sys.argv[2]), imported=imported)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "begun"), str(log)]) as process:
         yield process
@@ -201,9 +210,9 @@ def test_descriptors_stay_open_in_the_child(log: Path, tmp_path: Path) -> None:
 
 
 def test_current_folder_is_not_searched_for_modules(
-    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A user's `random.py` beside the pipeline must not stand in for the standard library's."""
     (tmp_path / "json.py").write_text("raise RuntimeError('the wrong json')")
     monkeypatch.chdir(tmp_path)
-    assert call(log, "double", x=[1])["doubled"] == [2]
+    assert call("double", x=[1])["doubled"] == [2]

@@ -205,6 +205,7 @@ def test_interrupted_pruning_goes_on_to_the_same_network(
     module = workload.definition.train(first, workload.split("train"))
     whole = technique.apply(module, workload)
     monkeypatch.setattr(training, "CHECKPOINT_S", 0)
+    monkeypatch.setattr(training, "CHECKPOINT_TIMES", 0)
     checkpointed = replace(workload, scratch=tmp_path)
     steps = iter(range(10))
 

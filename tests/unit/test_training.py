@@ -8,14 +8,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from pareflow.errors import TrainingDivergedError, WorkloadError
+from pareflow.model import training
 from pareflow.model.training import Batch, TrainedTechnique, fit, task_loss
 from pareflow.network import Form
 from pareflow.workload import SPLITS, LoadedWorkload, Split, Splits
@@ -102,7 +104,7 @@ class Trained(training.TrainedTechnique):
     def apply(self, network, workload):
         return training.fit(network, workload, self, loss=training.task_loss(workload), after_step=die)
 
-training.CHECKPOINT_S = 0
+training.CHECKPOINT_S = training.CHECKPOINT_TIMES = 0
 Trained(epochs=3, batch_size=64).apply(workload.definition.network(), workload)
 """
 
@@ -125,6 +127,25 @@ def test_killed_training_goes_on_from_its_checkpoint_to_the_same_weights(
     )
     assert len(left) == 21 - 16
     assert same(trained, settings.apply(fresh(workload), workload))
+
+
+@pytest.mark.parametrize(("times", "kept"), [(0, 7), (10**9, 2)], ids=["free", "dear"])
+def test_checkpoints_are_as_frequent_as_they_are_cheap(
+    load_tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, kept: int
+) -> None:
+    """One epoch of 7 steps: where they cost much, the first and that of the epoch's end are all."""
+    workload, saved = replace(load_tiny("images"), scratch=tmp_path), list[str]()
+    monkeypatch.setattr(training, "CHECKPOINT_S", 0)
+    monkeypatch.setattr(training, "CHECKPOINT_TIMES", times)
+    save = Accelerator.save_state
+
+    def counted(accelerator: Accelerator, folder: str, **options: Any) -> str:
+        saved.append(folder)
+        return str(save(accelerator, folder, **options))
+
+    monkeypatch.setattr(Accelerator, "save_state", counted)
+    fit(fresh(workload), workload, Trained(epochs=1, batch_size=64), loss=task_loss(workload))
+    assert len(saved) == kept
 
 
 def test_training_that_diverges_is_stopped_and_its_checkpoint_kept(load_tiny: Load, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -20,6 +19,7 @@ import pytest
 from pareflow.compiler.worker import Worker
 from pareflow.compiler.workers import wire
 from pareflow.errors import CrashedError, OutOfMemoryError, StepFailedError, UnsuitableError
+from tests.processes import gone
 
 PYTHON = Path(sys.executable)
 FEEDS = {"images": np.arange(6, dtype=np.float32).reshape(2, 3), "words": np.asarray(["a", "bc"])}
@@ -40,15 +40,6 @@ time.sleep(600)
 @pytest.fixture
 def echo() -> Worker:
     return Worker("echo", PYTHON)
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended; waits a little, for it takes its own time."""
-    for _ in range(200):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_it_gives_back_what_it_is_sent(echo: Worker) -> None:
