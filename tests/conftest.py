@@ -40,6 +40,21 @@ RAN = Ran("onnxruntime", "1.0", "float32", "CPU", 1)
 ONNXRUNTIME = Step("onnxruntime", {"threads": 1})
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    _forget_the_name_of_the_test()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call() -> None:
+    _forget_the_name_of_the_test()
+
+
+def _forget_the_name_of_the_test() -> None:
+    """Which pytest writes into the environment: a nursery serves one environment (`pareflow/nursery.py`)."""
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _locks_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests wait for no other user of the machine, and hold up none."""

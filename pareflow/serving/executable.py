@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,8 +22,9 @@ from pareflow.session import Session
 from pareflow.variant import digest
 from pareflow.workload import Arrays
 
-WARM_UP = 20
-"""Requests that are timed before the first one is answered."""
+WARM_UP, WARM_UP_S = 20, 0.05
+"""At most so many requests are timed before the first one is answered, and three at least: no more once they
+took so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +143,17 @@ class Executable:
         brief = 1000 * seconds(lambda: self.model.session.run(feeds)) < plan.inline_ms
         self._brief = brief and not self.apart  # and the event loop waits for no other process
         several = plan.sessions or max(1, len(probe.cores()) // self.ran.threads)
-        count = 1 if self._brief or self.apart else several
-        sessions = [self.model.session, *(self.model.load_session() for _ in range(count - 1))]
+        self.sessions = 1 if self._brief or self.apart else several
         largest = max((getattr(policy, "max_batch_size", 1) for policy in plan.chosen()), default=1)
-        self.sessions = len(sessions)
-        for session in sessions:
+
+        def warm(number: int) -> Session:
+            session = self.model.load_session() if number else self.model.session
             _warm_up(session, feeds, largest)
+            return session
+
+        abreast = len(probe.cores()) if self.ran.device == "cpu" else 1  # a GPU captures one graph at a time
+        with ThreadPoolExecutor(abreast) as pool:
+            sessions = list(pool.map(warm, range(self.sessions)))
         return SessionPool(sessions, inline=self._brief)
 
 
@@ -158,8 +165,8 @@ def described(model: PackagedModel) -> tuple[tuple[Tensor, ...], tuple[Tensor, .
 
 def seconds(work: Callable[[], object]) -> float:
     """The median of some runs, of which the first may compile something."""
-    times = []
-    for _ in range(WARM_UP):
+    times = list[float]()
+    while len(times) < 3 or (len(times) < WARM_UP and sum(times) < WARM_UP_S):
         began = time.perf_counter()
         work()
         times.append(time.perf_counter() - began)

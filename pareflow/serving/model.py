@@ -64,8 +64,8 @@ class PackagedModel:
     def check_golden(self) -> None:
         """Raises: BadOutputError unless the golden samples give their golden outputs and predictions."""
         golden = self.golden()
-        samples = golden["samples"]
-        for name, outputs in self.outputs(samples).items():
+        answered = self.outputs(golden["samples"])
+        for name, outputs in answered.items():
             expected = np.asarray(golden["outputs"][name])
             error = float(np.abs(outputs - expected).max() / max(float(np.abs(expected).max()), 1e-6))
             if not error <= TOLERANCE:
@@ -74,7 +74,7 @@ class PackagedModel:
                     f"`{name}` differs by {error:g} of the largest",
                     "It runs differently here: judge it again in this environment",
                 )
-        pairs = enumerate(zip(golden["predictions"], self.predict(samples).tolist(), strict=True))
+        pairs = enumerate(zip(golden["predictions"], self.postprocess(answered).tolist(), strict=True))
         for position, (expected, found) in pairs:
             if found != expected:
                 raise BadOutputError(
