@@ -8,6 +8,8 @@ import os
 import re
 from pathlib import Path
 
+from pareflow import store
+
 FILE = "registries.txt"
 
 
@@ -31,9 +33,7 @@ def remember(data_dir: Path, uri: str) -> None:
     noted = [] if uri == embedded(data_dir) else [without_secrets(uri)]
     after = "".join(f"{one}\n" for one in dict.fromkeys([*_remembered(data_dir), *noted]))
     if after != before:
-        written = path.with_suffix(".new")
-        written.write_text(after)
-        written.replace(path)  # whoever reads it takes no lock
+        store.replace(path, after)  # whoever reads it takes no lock
 
 
 def known(data_dir: Path) -> list[str]:

@@ -7,6 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from pareflow import store
 from pareflow.errors import InputError
 from pareflow.serving.executable import Release
 from pareflow.serving.model import verified
@@ -159,9 +160,7 @@ class RegistrySource:
             "judged": judged,
         }
         if known.get(self._uri) != told:
-            written = path.with_suffix(".new")
-            written.write_text(json.dumps({**known, self._uri: told}, indent=1))
-            written.replace(path)
+            store.replace(path, json.dumps({**known, self._uri: told}, indent=1))
 
 
 def _named(uri: str) -> tuple[str, str | None]:

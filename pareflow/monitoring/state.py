@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pareflow import store
 from pareflow.errors import StoreError
 from pareflow.monitoring.evidence import Evidence
 from pareflow.monitoring.rules import RuleName
@@ -64,9 +65,7 @@ class State:
     def write(self, path: Path) -> None:
         document = {**asdict(self), "rules": {name: state.to_json() for name, state in self.rules.items()}}
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".new")
-        partial.write_text(json.dumps(document, indent=1))
-        partial.replace(path)
+        store.replace(path, json.dumps(document, indent=1))
 
     @classmethod
     def read(cls, path: Path) -> "State":

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pareflow import store
 from pareflow.errors import StepFailedError, TimedOutError
 from pareflow.isolation import Child, Limits
 from pareflow.measuring.load import Load
@@ -52,14 +53,8 @@ def listen(folder: str, plan: Mapping[str, Any], told: str) -> None:
         ServingPlan.model_validate(plan),
         Settings(port=0, poll_s=None),
         lambda tier: FolderSource(Path(tier)),
-        partial(_tell, Path(told)),
+        partial(store.replace, Path(told)),
     )
-
-
-def _tell(path: Path, address: str) -> None:
-    partial_file = path.with_suffix(".partial")
-    partial_file.write_text(address)
-    partial_file.rename(path)
 
 
 @contextmanager
