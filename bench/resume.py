@@ -1,6 +1,7 @@
 """A run killed at random points: the same winner as a run that was not, and how much was done twice.
 
 `kill -9` hits the command, again and again, at moments drawn by a seed; the same command goes on each time.
+The run is of digits, within ten minutes.
 Work is seconds of steps: those of a run that is left alone, and those that a kill took from steps in flight,
 since the step began or since its last checkpoint, from which it goes on.
 """
@@ -14,12 +15,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from claims import Claim, main
 
 CONFIG = Path(__file__).parents[1] / "configs" / "digits" / "pipeline.yaml"
+MINUTES = 10
 KILLS = 20
 STARTUP_S = 12.0
 """A kill comes at the earliest so long after the command was started: before, it only reads."""
@@ -56,15 +60,18 @@ class Steps:
 def measure(quick: bool) -> Sequence[Claim]:
     """The whole run first; then one that is killed; `quick` kills it twice."""
     kills = 2 if quick else KILLS
-    with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as broken:
+    minutes = 2.5 if quick else MINUTES
+    with tempfile.TemporaryDirectory() as scratch:
+        pipeline = _pipeline(Path(scratch), minutes)
+        whole, broken = (_command(pipeline, Path(scratch) / name) for name in ("whole", "broken"))
         began = time.monotonic()
-        expected, work = _finished(Path(whole))
+        expected, work = _finished(whole)
         seconds = time.monotonic() - began
         chance, lost = random.Random(0), 0.0
         for _ in range(kills):
-            lost += _killed(Path(broken), STARTUP_S + chance.uniform(0, 2 * seconds / kills))
-        found, _ = _finished(Path(broken))
-        again, _ = _finished(Path(broken))
+            lost += _killed(broken, STARTUP_S + chance.uniform(0, 2 * seconds / kills))
+        found, _ = _finished(broken)
+        again, _ = _finished(broken)
     same = float(found["winner"] == again["winner"])
     note = f"{_recipe(found)}; a run of its own chose {_recipe(expected)}"
     return [
@@ -89,16 +96,33 @@ def _work(what: str, lost: float, work: float, note: str, kills: int) -> Claim:
     return Claim(f"killed and resumed: {what}", WORK, done, "× the work", kills, "at most", note=told)
 
 
-def _command(data_dir: Path) -> list[str]:
-    options = ["--data-dir", str(data_dir), "--no-orchestrator", "--json"]
-    return [sys.executable, "-m", "flows.cli", "optimize", str(CONFIG), *options]
+def _pipeline(folder: Path, minutes: float) -> Path:
+    """The digits' pipeline with another budget."""
+    described = yaml.safe_load(CONFIG.read_text())
+    described |= {"workload": str(CONFIG.with_name("workload.py")), "budget": {"minutes": minutes}}
+    path = folder / CONFIG.name
+    path.write_text(yaml.safe_dump(described))
+    return path
 
 
-def _finished(data_dir: Path) -> tuple[dict[str, Any], float]:
+@dataclass(frozen=True)
+class Command:
+    """The same command on one data folder."""
+
+    words: tuple[str, ...]
+    data_dir: Path
+
+
+def _command(pipeline: Path, data_dir: Path) -> Command:
+    options = ("--data-dir", str(data_dir), "--no-orchestrator", "--json")
+    return Command((sys.executable, "-m", "flows.cli", "optimize", str(pipeline), *options), data_dir)
+
+
+def _finished(command: Command) -> tuple[dict[str, Any], float]:
     """The document of a run that is left alone, and the seconds of its steps."""
-    steps = Steps(data_dir)
+    steps = Steps(command.data_dir)
     with tempfile.TemporaryFile("w+") as answer:
-        process = subprocess.Popen(_command(data_dir), stdout=answer, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command.words, stdout=answer, stderr=subprocess.DEVNULL)
         while process.poll() is None:
             steps.look()
             time.sleep(LOOK_S)
@@ -108,10 +132,10 @@ def _finished(data_dir: Path) -> tuple[dict[str, Any], float]:
         return json.load(answer), steps.finished_s
 
 
-def _killed(data_dir: Path, after_s: float) -> float:
+def _killed(command: Command, after_s: float) -> float:
     """Seconds of steps to be done again where the command is killed so late; 0 where it had ended before."""
-    process = subprocess.Popen(_command(data_dir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    steps, deadline = Steps(data_dir), time.monotonic() + after_s
+    process = subprocess.Popen(command.words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    steps, deadline = Steps(command.data_dir), time.monotonic() + after_s
     while process.poll() is None and time.monotonic() < deadline:
         steps.look()
         time.sleep(LOOK_S)

@@ -45,6 +45,8 @@ class Limits:
     threads: int | None = None
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 _LIVE: set["Child"] = set()
 """The children that have not ended."""
 
@@ -93,14 +95,36 @@ class Child:
             "answer": str(self._answer),
             "memory_mib": limits.memory_mib,
         }
-        asked = Path(self._folder.name) / "request.json"
-        asked.write_text(json.dumps(request))
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = _environment(limits.threads)
-        with asked.open("rb") as stdin, log.open("wb") as output:
-            files = stdin.fileno(), output.fileno()
-            self._process = _begun(environment, *files, descriptors, tuple(imported))
+        try:
+            self._process = self._begun(json.dumps(request), tuple(imported), descriptors)
+        except OSError as error:
+            self._folder.cleanup()
+            if error.errno in _FULL:
+                raise _no_room(function, str(error.filename or self._folder.name)) from error
+            raise
         _LIVE.add(self)
+
+    def _begun(
+        self, request: str, imported: tuple[str, ...], descriptors: Sequence[int]
+    ) -> "subprocess.Popen[bytes] | Forked":
+        """A process that answers: of a nursery, where something may be imported before; else a new one."""
+        path, environment = Path(self._folder.name) / "request.json", _environment(self.limits.threads)
+        path.write_text(request)
+        with path.open("rb") as stdin, self.log.open("wb") as output:
+            if imported and sys.platform == "linux":
+                with _BEGINNING, suppress(OSError):  # a nursery that has died costs its time, and no more
+                    born = _nursery(environment, imported)
+                    return born.fork(stdin.fileno(), output.fileno(), descriptors)
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "pareflow.isolation", str(os.getpid())],  # -P: no local module
+                stdin=stdin,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                pass_fds=tuple(descriptors),
+                start_new_session=True,
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -151,28 +175,6 @@ def run_isolated(
     """
     with Child(function, arguments, limits, log, descriptors, imported) as child:
         return child.result()
-
-
-def _begun(
-    environment: Mapping[str, str],
-    stdin: int,
-    output: int,
-    descriptors: Sequence[int],
-    imported: tuple[str, ...],
-) -> "subprocess.Popen[bytes] | Forked":
-    """A process that answers: of a nursery, where something may be imported before; else a new one."""
-    if imported and sys.platform == "linux":
-        with _BEGINNING, suppress(OSError):  # a nursery that has died costs its time, and no more
-            return _nursery(environment, imported).fork(stdin, output, descriptors)
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "pareflow.isolation", str(os.getpid())],  # -P: not the current folder's
-        stdin=stdin,
-        stdout=output,
-        stderr=output,
-        env=environment,
-        pass_fds=tuple(descriptors),
-        start_new_session=True,
-    )
 
 
 def _nursery(environment: Mapping[str, str], imported: tuple[str, ...]) -> Nursery:
@@ -255,7 +257,7 @@ def _described(function: str, error: BaseException, limits: Limits) -> dict[str,
     """
     if not isinstance(error, PareflowError) and _tells_of_memory(f"{type(error).__name__}: {error}"):
         error = _out_of_memory(function, limits)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in _FULL:
         error = _no_room(function, str(error.filename or tempfile.gettempdir()))
     if isinstance(error, errors.SpecError):
         return {"class": "SpecError", "parts": [error.source, error.problems]}
