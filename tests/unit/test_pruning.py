@@ -159,7 +159,7 @@ def test_scope_says_who_is_ranked_with_whom() -> None:
     assert alone["b"].tolist() == [False, False, True, True]
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     sparsity=st.floats(0.01, 0.9), scope=st.sampled_from(["global", "layer"]), steps=st.sampled_from([1, 2])
 )
