@@ -32,6 +32,7 @@ from pareflow.errors import (
     StoreError,
     TimedOutError,
 )
+from pareflow.hardware.device import INTERRUPTED
 from pareflow.hardware.probe import disk_is_full
 from pareflow.nursery import Forked, Nursery, die_with
 
@@ -59,11 +60,13 @@ _BEGINNING = threading.Lock()
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C within ends every child at once, whatever thread waits for it: children lead sessions of their
-    own, which the terminal does not tell."""
+    """Ctrl-C within ends every child at once, whatever thread waits for it, and each that begins after it:
+    children lead sessions of their own, which the terminal does not tell."""
+    INTERRUPTED.clear()
     try:
         yield
     except KeyboardInterrupt:
+        INTERRUPTED.set()
         for child in tuple(_LIVE):
             child.kill()
         raise
@@ -74,7 +77,7 @@ class Child:
 
     `log` gets all that the child and its native libraries print. `descriptors` stay open in the child, so
     that a device lock is held until the last of the two ends. `imported` names modules that it may find
-    imported: it is forked from a nursery then.
+    imported: it is forked from a nursery then. Raises: StoreError where there is no room for its arguments.
     """
 
     def __init__(
@@ -104,6 +107,8 @@ class Child:
                 raise _no_room(function, str(error.filename or self._folder.name)) from error
             raise
         _LIVE.add(self)
+        if INTERRUPTED.is_set():
+            self.kill()
 
     def _begun(
         self, request: str, imported: tuple[str, ...], descriptors: Sequence[int]
@@ -171,7 +176,7 @@ def run_isolated(
 ) -> Any:
     """What `module:function` returns for these keyword arguments, computed in a `Child`.
 
-    Raises: as `Child.result`.
+    Raises: as `Child` and its `result`.
     """
     with Child(function, arguments, limits, log, descriptors, imported) as child:
         return child.result()

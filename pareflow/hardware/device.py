@@ -8,11 +8,18 @@ keeps the device locked even if its parent is killed.
 import fcntl
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pareflow.errors import BusyMachineError, EnvironmentUnfitError
+
+INTERRUPTED = threading.Event()
+"""Set while this process ends its work: no device is waited for, and what is begun is ended."""
+
+LOOK_S = 0.02
 
 
 def lock_folder() -> Path:
@@ -25,22 +32,30 @@ def lock_folder() -> Path:
 def device_lock(device: str, *, exclusive: bool, wait: bool = True) -> Iterator[int]:
     """Hold `device` alone to time on it, or shared to build on it. Gives the descriptor to pass on.
 
-    Waits for it, or, with `wait=False`, raises: BusyMachineError.
+    Waits for it until it is interrupted, or, with `wait=False`, not at all. Raises: BusyMachineError.
     """
     descriptor = _opened(lock_folder(), f"{device}.lock")
     try:
-        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-        try:
-            fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyMachineError(
-                f"the device `{device}` must be free",
-                "another process builds or times on it",
-                "Run the command again when that has ended",
-            ) from error
+        while not _had(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH):
+            if not wait or INTERRUPTED.is_set():
+                raise BusyMachineError(
+                    f"the device `{device}` must be free",
+                    "another process builds or times on it",
+                    "Run the command again when that has ended",
+                )
+            time.sleep(LOOK_S)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _had(descriptor: int, kind: int) -> bool:
+    """Whether the lock could be had at once."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _opened(folder: Path, name: str) -> int:

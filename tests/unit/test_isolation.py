@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,36 +166,47 @@ INTERRUPTED = """
 import sys
 from pathlib import Path
 from prefect import task
+from pareflow.hardware.device import device_lock
 from pareflow.isolation import Limits, run_isolated
 from tasks.execution import Plain
 
 @task
 def build(begun):
-    run_isolated("isolated_functions:hang", {"begun": begun}, Limits(), Path(begun + ".log"))
+    with device_lock("cpu", exclusive=sys.argv[1] == "1"):
+        run_isolated("isolated_functions:hang", {"begun": begun}, Limits(), Path(begun + ".log"))
 
 try:
-    Plain().each(build, [(begun,) for begun in sys.argv[1:]], [])
+    Plain().each(build, [(begun,) for begun in sys.argv[2:]], [])
 except KeyboardInterrupt:
     sys.exit(130)
 """
 
 
-def test_ctrl_c_while_variants_are_built_ends_all_their_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [2, 1], ids=["side by side", "one waits for the device"])
+def test_ctrl_c_while_variants_are_built_ends_all_their_processes(tmp_path: Path, at_once: int) -> None:
     """Each hangs in a session of its own for ten minutes; threads wait for them."""
     begun = [tmp_path / "one", tmp_path / "two"]
-    words = [sys.executable, "-c", INTERRUPTED, *map(str, begun)]
+    words = [sys.executable, "-c", INTERRUPTED, str(at_once), *map(str, begun)]
     with subprocess.Popen(
         words,
         cwd=CHECKOUT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # else it ignores what we ignore
     ) as process:
-        pids = [pid for file in begun for pid in started(file)]
+        pids = [pid for file in _begun(begun, at_once) for pid in started(file)]
         process.send_signal(signal.SIGINT)
         try:
             assert process.wait(timeout=120) == 130
         finally:
             process.kill()
-    assert [gone(pid) for pid in pids] == [True] * 4
+    assert [gone(pid) for pid in pids] == [True] * 2 * at_once
+    assert len(_begun(begun, 0)) == at_once
+
+
+def _begun(files: Sequence[Path], least: int) -> list[Path]:
+    """Those that have begun, at least so many."""
+    while len(found := [file for file in files if file.exists()]) < least:
+        time.sleep(0.05)
+    return found
 
 
 def test_descriptors_stay_open_in_the_child(log: Path, tmp_path: Path) -> None:
