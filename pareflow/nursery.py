@@ -25,6 +25,8 @@ _PR_SET_PDEATHSIG = 1
 _NUMBER = struct.Struct("i")
 """What a process tells of itself: its id, then how it ended, as `subprocess.Popen.returncode` says it."""
 _MOST_DESCRIPTORS = 16
+IDLE_S = 300.0
+"""A nursery that is asked for nothing so long, and has no process at work, ends: whoever asks then makes another."""
 
 
 def die_with(parent: int) -> None:
@@ -48,7 +50,16 @@ class Nursery:
         self._asking, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pareflow.nursery", str(theirs.fileno()), entry, *modules],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "pareflow.nursery",
+                    str(theirs.fileno()),
+                    str(IDLE_S),
+                    entry,
+                    *modules,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # what imports say is said again by a process with a log
@@ -104,9 +115,7 @@ class Forked:
     def wait(self, timeout: float | None = None) -> int:
         """How it ended: its status, or the negative of the signal. Raises: subprocess.TimeoutExpired."""
         if self._returncode is None:
-            watched = select.poll()
-            watched.register(self._told, select.POLLIN)
-            if not watched.poll(None if timeout is None else timeout * 1000):
+            if not _readable(self._told, timeout):
                 assert timeout is not None
                 raise subprocess.TimeoutExpired("a nursery's process", timeout)
             code = self._read()
@@ -122,8 +131,8 @@ class Forked:
 
 
 def main() -> None:
-    """The nursery: import, then fork whenever it is asked to, until its parent ends."""
-    descriptor, entry, *modules = sys.argv[1:]
+    """The nursery: import, then fork whenever it is asked to, until its parent ends or nobody asks."""
+    descriptor, idle_s, entry, *modules = sys.argv[1:]
     module, _, function = entry.partition(":")
     for name in (module, *modules):
         with suppress(ImportError):
@@ -133,6 +142,9 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who keep a process are not waited for
     asked, nursery = socket.socket(fileno=int(descriptor)), os.getpid()
     while True:
+        while not _readable(asked.fileno(), float(idle_s)):
+            if not _has_children():
+                return
         message, descriptors, _, _ = socket.recv_fds(asked, 1, _MOST_DESCRIPTORS)
         if not message:
             return
@@ -143,6 +155,21 @@ def main() -> None:
             _leave()
         for each in descriptors:
             os.close(each)
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _readable(descriptor: int, seconds: float | None) -> bool:
+    """Whether something is there to read, or the other side has ended, within so many seconds."""
+    watched = select.poll()
+    watched.register(descriptor, select.POLLIN)
+    return bool(watched.poll(None if seconds is None else seconds * 1000))
 
 
 def _keep(nursery: int, descriptors: Sequence[int]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from pareflow import nursery
 from pareflow.errors import CrashedError, TimedOutError
 from pareflow.isolation import Child, Limits, run_isolated
 from tests.processes import gone
@@ -84,8 +85,8 @@ def test_nursery_killed_while_its_process_works_is_a_crash_and_leaves_nothing(tm
     with Child("isolated_functions:hang", arguments, Limits(60), log, imported=IMPORTED) as child:
         while not begun.exists():
             time.sleep(0.05)
-        (nursery,), pids = nurseries(), [int(pid) for pid in begun.read_text().split()]
-        nursery.kill()
+        (only,), pids = nurseries(), [int(pid) for pid in begun.read_text().split()]
+        only.kill()
         with pytest.raises(CrashedError, match="it died of SIGKILL"):
             child.result()
     assert [gone(pid) for pid in pids] == [True, True]
@@ -124,3 +125,18 @@ def test_lock_that_is_passed_on_is_held_as_long_as_the_process(tmp_path: Path) -
 def test_torch_computes_on_several_threads_after_a_fork(tmp_path: Path) -> None:
     found = call(tmp_path, "multiply", ("torch",), size=512, threads=2)
     assert found == {"right": True, "threads": 2}
+
+
+def test_nursery_that_nobody_asks_ends_once_its_processes_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nursery, "IDLE_S", 0.3)
+    begun, log = tmp_path / "begun", tmp_path / "hang.log"
+    with Child("isolated_functions:hang", {"begun": str(begun)}, Limits(60), log, imported=IMPORTED):
+        while not begun.exists():
+            time.sleep(0.05)
+        (first,) = nurseries()
+        time.sleep(1)
+        assert not psutil.wait_procs([first], timeout=0)[0]
+    assert gone(first.pid)
+    assert nursery_of(call(tmp_path, "ancestors")) != first.pid
