@@ -26,7 +26,7 @@ _NUMBER = struct.Struct("i")
 """What a process tells of itself: its id, then how it ended, as `subprocess.Popen.returncode` says it."""
 _MOST_DESCRIPTORS = 16
 IDLE_S = 300.0
-"""A nursery that is asked for nothing so long, and has no process at work, ends: whoever asks then makes another."""
+"""A nursery that is asked for nothing so long, and has no process at work, ends: who asks then makes another."""
 
 
 def die_with(parent: int) -> None:
@@ -49,17 +49,9 @@ class Nursery:
         """How many of its processes have not been waited for."""
         self._asking, theirs = socket.socketpair()
         with theirs:
+            told = [str(theirs.fileno()), str(IDLE_S), entry, *modules]
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "pareflow.nursery",
-                    str(theirs.fileno()),
-                    str(IDLE_S),
-                    entry,
-                    *modules,
-                ],
+                [sys.executable, "-P", "-m", "pareflow.nursery", *told],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # what imports say is said again by a process with a log
@@ -102,15 +94,14 @@ class Forked:
     """A nursery's process: as much of `subprocess.Popen` as is needed. Raises: OSError, stillborn."""
 
     def __init__(self, nursery: Nursery, told: int) -> None:
-        self._nursery, self._told, self._returncode = nursery, told, None
+        self._nursery, self._told = nursery, told
+        self._returncode: int | None = None
         pid = self._read()
         if pid is None:
             os.close(told)
             raise ChildProcessError("the nursery has died")
         self.pid = pid
         nursery.count(+1)
-
-    _returncode: int | None
 
     def wait(self, timeout: float | None = None) -> int:
         """How it ended: its status, or the negative of the signal. Raises: subprocess.TimeoutExpired."""
