@@ -26,7 +26,8 @@ _NUMBER = struct.Struct("i")
 """What a process tells of itself: its id, then how it ended, as `subprocess.Popen.returncode` says it."""
 _MOST_DESCRIPTORS = 16
 IDLE_S = 300.0
-"""A nursery that is asked for nothing so long, and has no process at work, ends: who asks then makes another."""
+"""A nursery that is asked for nothing so long, and has no process at work, ends; who asks then makes another
+one."""
 
 
 def die_with(parent: int) -> None:
