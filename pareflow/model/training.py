@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Loss = Callable[[nn.Module, "Batch"], torch.Tensor]
 
-CHECKPOINT_S, CHECKPOINT_TIMES = 5.0, 50
+CHECKPOINT_S, CHECKPOINT_TIMES = 2.0, 50
 """Two checkpoints within an epoch are so many seconds apart, and so many times what the former took, at the
 least; each epoch ends with one."""
 
