@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pareflow.catalog import members
 from pareflow.gate import Verdict
 from pareflow.hardware.budget import Fit
+from pareflow.hardware.device import INTERRUPTED
 from pareflow.isolation import Limits, run_isolated
 from pareflow.measurement import Environment, Interval, Measurement, Quality
 from pareflow.measuring.environment import environment
@@ -80,6 +81,7 @@ class Run:
 
         Proves that the store can be written and that the workload gives data. Raises: PareflowError.
         """
+        INTERRUPTED.clear()  # of a run before it, in the same process
         Store(data_dir / "store")
         with writing(data_dir):
             document = run_isolated(

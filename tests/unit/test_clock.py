@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from flows.pipeline import side_by_side, tried
 from pareflow.errors import CrashedError, TimedOutError
+from pareflow.hardware.device import INTERRUPTED
+from pareflow.isolation import interruptible
 from pareflow.measurement import Measurement
 from pareflow.stages import building, optimization
 from pareflow.stages.clock import Clock, Meter
@@ -165,3 +167,11 @@ def test_what_was_decided_before_costs_nothing_again(
     now += 60
     assert second.left("make b") == pytest.approx(minutes - 4)
     assert opened().minutes_left == pytest.approx(minutes - 4)
+
+
+def test_a_run_begins_though_one_in_this_process_was_interrupted(trained: Trained) -> None:
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        raise KeyboardInterrupt
+    run = Run.open(trained.run.spec, trained.run.config, trained.run.data_dir)
+    assert run.id == trained.run.id
+    assert not INTERRUPTED.is_set()
