@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pareflow.errors import PareflowError, StoreError
+from pareflow.hardware.device import try_lock
 from pareflow.hardware.probe import disk_is_full
 from pareflow.variant import file_digest
 
@@ -122,12 +123,7 @@ class Store:
     def lock_if_free(self, key: str) -> Iterator[bool]:
         """Whether nobody held the key; then it is held until the end."""
         with (self.root / "locks" / key).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+            yield try_lock(file.fileno(), fcntl.LOCK_EX)
 
     @contextmanager
     def collections_wait(self) -> Iterator[None]:

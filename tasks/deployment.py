@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 
 from pareflow.errors import InputError, TransientError
 from pareflow.gate import Verdict
+from pareflow.hardware.device import try_lock
 from pareflow.serving.traffic import Traffic
 from pareflow.stages.deployment import Seen, Tolerance, judge_live, merged
 from tasks.tracking import TRAFFIC, Tracker
@@ -72,12 +73,10 @@ def alone(tracker: Tracker, name: str) -> Iterator[None]:
     """Be the only one of this data folder that rolls the model out. Raises: InputError."""
     tracker.locks.mkdir(parents=True, exist_ok=True)
     with (tracker.locks / f"deployment-{name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not try_lock(file.fileno(), fcntl.LOCK_EX):
             raise InputError(
                 f"{name} must be rolled out once at a time", "another command does it", "Wait for that one"
-            ) from error
+            )
         yield
 
 

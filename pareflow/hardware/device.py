@@ -20,6 +20,7 @@ INTERRUPTED = threading.Event()
 """Set while this process ends its work: no device is waited for, and what is begun is ended."""
 
 LOOK_S = 0.02
+"""How often who waits for a device looks whether it is free."""
 
 
 def lock_folder() -> Path:
@@ -36,7 +37,7 @@ def device_lock(device: str, *, exclusive: bool, wait: bool = True) -> Iterator[
     """
     descriptor = _opened(lock_folder(), f"{device}.lock")
     try:
-        while not _had(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH):
+        while not try_lock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH):
             if not wait or INTERRUPTED.is_set():
                 raise BusyMachineError(
                     f"the device `{device}` must be free",
@@ -49,8 +50,8 @@ def device_lock(device: str, *, exclusive: bool, wait: bool = True) -> Iterator[
         os.close(descriptor)
 
 
-def _had(descriptor: int, kind: int) -> bool:
-    """Whether the lock could be had at once."""
+def try_lock(descriptor: int, kind: int) -> bool:
+    """Whether a `flock` of this kind could be had at once."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
