@@ -63,7 +63,7 @@ def measure(quick: bool) -> Sequence[Claim]:
     minutes = 2.5 if quick else MINUTES
     with tempfile.TemporaryDirectory() as scratch:
         pipeline = _pipeline(Path(scratch), minutes)
-        whole, broken = (_command(pipeline, Path(scratch) / name) for name in ("whole", "broken"))
+        whole, broken = (Command(pipeline, Path(scratch) / name) for name in ("whole", "broken"))
         began = time.monotonic()
         expected, work = _finished(whole)
         seconds = time.monotonic() - began
@@ -109,13 +109,13 @@ def _pipeline(folder: Path, minutes: float) -> Path:
 class Command:
     """The same command on one data folder."""
 
-    words: tuple[str, ...]
+    pipeline: Path
     data_dir: Path
 
-
-def _command(pipeline: Path, data_dir: Path) -> Command:
-    options = ("--data-dir", str(data_dir), "--no-orchestrator", "--json")
-    return Command((sys.executable, "-m", "flows.cli", "optimize", str(pipeline), *options), data_dir)
+    @property
+    def words(self) -> list[str]:
+        options = ["--data-dir", str(self.data_dir), "--no-orchestrator", "--json"]
+        return [sys.executable, "-m", "flows.cli", "optimize", str(self.pipeline), *options]
 
 
 def _finished(command: Command) -> tuple[dict[str, Any], float]:
