@@ -1,8 +1,16 @@
-"""Whether processes have ended."""
+"""Whether processes have begun, and have ended."""
 
 import time
+from pathlib import Path
 
 import psutil
+
+
+def started(begun: Path) -> list[int]:
+    """The ids that a process wrote into a file when it had begun; waits for them."""
+    while not begun.exists():
+        time.sleep(0.05)
+    return [int(pid) for pid in begun.read_text().split()]
 
 
 def gone(pid: int) -> bool:

@@ -20,8 +20,9 @@ from pareflow.errors import (
     TimedOutError,
     TransientError,
 )
-from pareflow.isolation import Child, Limits, run_isolated
-from tests.processes import gone
+from pareflow.hardware.device import INTERRUPTED
+from pareflow.isolation import Child, Limits, interruptible, run_isolated
+from tests.processes import gone, started
 
 MODULE = "isolated_functions"
 CHECKOUT = Path(__file__).parents[2]
@@ -122,12 +123,6 @@ def test_memory_limit_holds_and_is_named(call: Call) -> None:
         call("hoard", limits, mib=400)
 
 
-def started(begun: Path) -> list[int]:
-    while not begun.exists():
-        time.sleep(0.05)
-    return [int(pid) for pid in begun.read_text().split()]
-
-
 def test_hang_ends_at_the_limit_with_all_its_processes(
     log: Path, imported: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -162,7 +157,7 @@ def test_child_dies_with_its_parent(
     os.kill(grandchild, signal.SIGKILL)  # its own children are beyond the kernel's promise
 
 
-INTERRUPTED = """
+BUILDS = """
 import sys
 from pathlib import Path
 from prefect import task
@@ -186,7 +181,7 @@ except KeyboardInterrupt:
 def test_ctrl_c_while_variants_are_built_ends_all_their_processes(tmp_path: Path, at_once: int) -> None:
     """Each hangs in a session of its own for ten minutes; threads wait for them."""
     begun = [tmp_path / "one", tmp_path / "two"]
-    words = [sys.executable, "-c", INTERRUPTED, str(at_once), *map(str, begun)]
+    words = [sys.executable, "-c", BUILDS, str(at_once), *map(str, begun)]
     with subprocess.Popen(
         words,
         cwd=CHECKOUT,
@@ -200,6 +195,20 @@ def test_ctrl_c_while_variants_are_built_ends_all_their_processes(tmp_path: Path
             process.kill()
     assert [gone(pid) for pid in pids] == [True] * 2 * at_once
     assert len(_begun(begun, 0)) == at_once
+
+
+def test_what_begins_after_an_interruption_ends_at_once(
+    log: Path, imported: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Until another run begins (`test_clock.py`)."""
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        raise KeyboardInterrupt
+    arguments = {"begun": str(tmp_path / "begun")}
+    try:
+        with pytest.raises(CrashedError, match="it died of SIGKILL"):
+            run_isolated(f"{MODULE}:hang", arguments, Limits(seconds=20), log, imported=imported)
+    finally:
+        INTERRUPTED.clear()
 
 
 def _begun(files: Sequence[Path], least: int) -> list[Path]:

@@ -15,7 +15,7 @@ import pytest
 from pareflow import nursery
 from pareflow.errors import CrashedError, TimedOutError
 from pareflow.isolation import Child, Limits, run_isolated
-from tests.processes import gone
+from tests.processes import gone, started
 
 CHECKOUT = Path(__file__).parents[2]
 IMPORTED = ("mailbox",)
@@ -23,7 +23,6 @@ IMPORTED = ("mailbox",)
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One environment for a test, and another than that of the test before."""
     monkeypatch.setenv("PYTHONPATH", f"{CHECKOUT}:{Path(__file__).parent}")
 
 
@@ -83,9 +82,7 @@ def test_nursery_killed_while_its_process_works_is_a_crash_and_leaves_nothing(tm
     begun, log = tmp_path / "begun", tmp_path / "hang.log"
     arguments = {"begun": str(begun)}
     with Child("isolated_functions:hang", arguments, Limits(60), log, imported=IMPORTED) as child:
-        while not begun.exists():
-            time.sleep(0.05)
-        (only,), pids = nurseries(), [int(pid) for pid in begun.read_text().split()]
+        pids, (only,) = started(begun), nurseries()
         only.kill()
         with pytest.raises(CrashedError, match="it died of SIGKILL"):
             child.result()
@@ -114,8 +111,7 @@ def test_lock_that_is_passed_on_is_held_as_long_as_the_process(tmp_path: Path) -
         fcntl.flock(held, fcntl.LOCK_EX)
         arguments, descriptors = {"begun": str(begun)}, (held.fileno(),)
         with Child("isolated_functions:hang", arguments, Limits(60), log, descriptors, IMPORTED):
-            while not begun.exists():
-                time.sleep(0.05)
+            started(begun)
             held.close()
             with pytest.raises(BlockingIOError):
                 fcntl.flock(asked, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -133,8 +129,7 @@ def test_nursery_that_nobody_asks_ends_once_its_processes_have(
     monkeypatch.setattr(nursery, "IDLE_S", 0.3)
     begun, log = tmp_path / "begun", tmp_path / "hang.log"
     with Child("isolated_functions:hang", {"begun": str(begun)}, Limits(60), log, imported=IMPORTED):
-        while not begun.exists():
-            time.sleep(0.05)
+        started(begun)
         (first,) = nurseries()
         time.sleep(1)
         assert not psutil.wait_procs([first], timeout=0)[0]
