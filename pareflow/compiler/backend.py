@@ -31,6 +31,13 @@ class Backend(Member, ABC):
         """
         return True
 
+    @property
+    def prepares_shapes(self) -> bool:
+        """Whether the first request of a shape may take far longer than those after it: something is compiled
+        for it, or tried out. A server asks every size of batch first where it does.
+        """
+        return True
+
     @classmethod
     def devices(cls) -> Mapping[str, str]:
         """The devices that the runtime lists here, with their full names; empty where it lists none."""

@@ -55,6 +55,11 @@ class OnnxRuntime(CudaProvider, Paged, Backend):
             raise ValueError("one of `saved` and `packed` must be false: a packed graph is optimized at load")
         return self
 
+    @property
+    def prepares_shapes(self) -> bool:
+        """On CUDA: the algorithms of convolutions are tried out for each, and graphs captured."""
+        return self.device != "cpu"
+
     def unfit(self) -> str | None:
         import onnxruntime
 

@@ -145,10 +145,12 @@ class Executable:
         several = plan.sessions or max(1, len(probe.cores()) // self.ran.threads)
         self.sessions = 1 if self._brief or self.apart else several
         largest = max((getattr(policy, "max_batch_size", 1) for policy in plan.chosen()), default=1)
+        sizes = range(1, largest + 1) if self.model.backend.prepares_shapes else {1, largest}
 
         def warm(number: int) -> Session:
             session = self.model.load_session() if number else self.model.session
-            _warm_up(session, feeds, largest)
+            for size in sizes:
+                session.run({name: np.repeat(array, size, axis=0) for name, array in feeds.items()})
             return session
 
         abreast = len(probe.cores()) if self.ran.device == "cpu" else 1  # a GPU captures one graph at a time
@@ -171,12 +173,6 @@ def seconds(work: Callable[[], object]) -> float:
         work()
         times.append(time.perf_counter() - began)
     return statistics.median(times)
-
-
-def _warm_up(session: Session, feeds: Arrays, largest: int) -> None:
-    """Every size of batch once: some runtimes compile for each."""
-    for size in range(1, largest + 1):
-        session.run({name: np.repeat(array, size, axis=0) for name, array in feeds.items()})
 
 
 def _batches(model: PackagedModel) -> list[Arrays]:

@@ -38,12 +38,17 @@ class PackagedModel:
         self._workload: Workload = define(self.document["workload"], folder / "workload")
         self.session: Session = self.load_session()
 
-    def load_session(self) -> Session:
-        """Another session of the same executable: each answers one request at a time."""
+    @property
+    def backend(self) -> Backend:
+        """What runs its network, with its settings."""
         backend = find(BACKENDS, Step.from_json(self.document["backend"]), "backend")
         assert isinstance(backend, Backend)
+        return backend
+
+    def load_session(self) -> Session:
+        """Another session of the same executable: each answers one request at a time."""
         pickled.check(self._folder / "artifact")
-        return backend.load(self._folder / "artifact")
+        return self.backend.load(self._folder / "artifact")
 
     def predict(self, samples: Any) -> np.ndarray:
         """One prediction per sample. Takes arrays, lists of texts, and tables of one column."""

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import pytest
 from pareflow import network
 from pareflow.catalog import BACKENDS
 from pareflow.compiler import Backend
-from pareflow.errors import PareflowError, UnsuitableError
+from pareflow.errors import UnsuitableError
 from pareflow.model import Technique
 from pareflow.network import Form
 from pareflow.variant import file_digest
@@ -23,8 +23,10 @@ from pareflow.workload import Arrays, LoadedWorkload
 
 Load = Callable[[str], LoadedWorkload]
 Forms = Callable[[str], Mapping[Form, Path]]
-Suited = Callable[[Technique, str], str]
+Make = Callable[[Technique, str], "Made"]
 Timed = Callable[[Technique, str], LoadedWorkload]
+Digests = dict[str, str]
+"""Of each file of a folder."""
 
 pytestmark = [
     pytest.mark.parametrize("given", ["images", "texts"]),
@@ -54,50 +56,65 @@ def timed(load_tiny: Load, tmp_path_factory: pytest.TempPathFactory) -> Timed:
     return workload
 
 
-@pytest.fixture(scope="session")
-def suited(forms: Forms, timed: Timed) -> Suited:
-    """The name of the network that a technique is held to: the given one, or, where it refuses that one for
-    what it lacks, the `encoder`, which has more parts, or, where its settings are for images, the images'.
-    The last of them must do."""
-    found: dict[str, str] = {}
+@dataclass(frozen=True)
+class Made:
+    """What a technique made of a tiny network: once, for all tests that only look at it."""
 
-    def find(technique: Technique, given: str) -> str:
+    name: str
+    """The network's workload."""
+    folder: Path
+    before: Digests
+    """Of the network that it was given: its files, and what saving it gave."""
+    after: Digests
+    """The same, once the technique had been applied."""
+
+
+@pytest.fixture(scope="session")
+def make(forms: Forms, timed: Timed, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Apply a technique, once, to the given network, or, where it refuses that one for what it lacks, to the
+    `encoder`, which has more parts, or, where its settings are for images, to the images'. One must do."""
+    found: dict[str, Made] = {}
+
+    def made(technique: Technique, given: str) -> Made:
         key = key_of(technique, given)
         if key not in found:
             names = list(dict.fromkeys((given, "encoder", "images")))
-            found[key] = next(name for name in names if suits(technique, name, last=name == names[-1]))
+            found[key] = next(filter(None, (attempt(technique, name, names[-1]) for name in names)))
         return found[key]
 
-    def suits(technique: Technique, name: str, *, last: bool) -> bool:
-        try:
-            technique.apply(network.load(technique.form, forms(name)[technique.form]), timed(technique, name))
-        except UnsuitableError:
-            if last:
-                raise
-            return False
-        return True
+    def attempt(technique: Technique, name: str, last: str) -> Made | None:
+        folder = forms(name)[technique.form]
+        source = network.load(technique.form, folder)
 
-    return find
+        def state() -> Digests:
+            saved = tmp_path_factory.mktemp("source")
+            network.save(source, technique.form, saved)
+            return {**digests(folder), **{f"saved {key}": value for key, value in digests(saved).items()}}
+
+        before = state()
+        try:
+            changed = technique.apply(source, timed(technique, name))
+        except UnsuitableError:
+            if name == last:
+                raise
+            return None
+        into = tmp_path_factory.mktemp("made")
+        network.save(changed, technique.gives, into)
+        return Made(name, into, before, state())
+
+    return made
 
 
 @pytest.fixture
-def name(technique: Technique, given: str, suited: Suited) -> str:
-    """The tiny network that this test is about."""
-    found = suited(technique, given)
-    if found == "images" != given:
+def made(technique: Technique, given: str, make: Make) -> Made:
+    """What this test is about."""
+    found = make(technique, given)
+    if found.name == "images" != given:
         pytest.skip("settings for images alone: the images' row holds them")
     return found
 
 
-def applied(technique: Technique, name: str, forms: Forms, timed: Timed, into: Path) -> Path:
-    """A folder with what the technique makes of the tiny network."""
-    into.mkdir(exist_ok=True)
-    source = network.load(technique.form, forms(name)[technique.form])
-    network.save(technique.apply(source, timed(technique, name)), technique.gives, into)
-    return into
-
-
-def digests(folder: Path) -> dict[str, str]:
+def digests(folder: Path) -> Digests:
     return {path.name: file_digest(path) for path in sorted(folder.iterdir())}
 
 
@@ -112,65 +129,46 @@ def outputs(folder: Path, feeds: Arrays, into: Path) -> Arrays:
 
 
 def test_shape_is_kept_and_answers_are_finite(
-    technique: Technique, name: str, forms: Forms, load_tiny: Load, timed: Timed, tmp_path: Path
+    made: Made, forms: Forms, load_tiny: Load, tmp_path: Path
 ) -> None:
-    made = applied(technique, name, forms, timed, tmp_path / "made")
-    feeds = load_tiny(name).example(7)
-    before = network.run_torch(network.load("torch", forms(name)["torch"]), feeds)
-    after = outputs(made, feeds, tmp_path / "compiled")
+    feeds = load_tiny(made.name).example(7)
+    before = network.run_torch(network.load("torch", forms(made.name)["torch"]), feeds)
+    after = outputs(made.folder, feeds, tmp_path / "compiled")
     assert {key: array.shape for key, array in after.items()} == {
         key: array.shape for key, array in before.items()
     }
     network.check_outputs(after, samples=7)
 
 
-def test_input_is_untouched(
-    technique: Technique, name: str, forms: Forms, timed: Timed, tmp_path: Path
-) -> None:
+def test_input_is_untouched(made: Made) -> None:
     """Neither the file it was read from nor the network in memory."""
-    folder = forms(name)[technique.form]
-    on_disk = digests(folder)
-    loaded = network.load(technique.form, folder)
-    for moment in ("before", "after"):
-        (tmp_path / moment).mkdir()
-        network.save(loaded, technique.form, tmp_path / moment)
-        if moment == "before":
-            technique.apply(loaded, timed(technique, name))
-    assert digests(tmp_path / "before") == digests(tmp_path / "after")
-    assert digests(folder) == on_disk
+    assert made.before == made.after
 
 
 def test_same_seed_gives_the_same_bytes_in_any_process(
-    technique: Technique, name: str, forms: Forms, timed: Timed, tmp_path: Path, elsewhere: "Elsewhere"
+    technique: Technique, made: Made, forms: Forms, timed: Timed, tmp_path: Path, elsewhere: "Elsewhere"
 ) -> None:
-    here = digests(applied(technique, name, forms, timed, tmp_path / "here"))
-    again = digests(applied(technique, name, forms, timed, tmp_path / "again"))
-    assert here == again
-    assert elsewhere(technique, name) == here
+    source = network.load(technique.form, forms(made.name)[technique.form])
+    network.save(technique.apply(source, timed(technique, made.name)), technique.gives, tmp_path)
+    assert digests(tmp_path) == digests(made.folder)
+    assert elsewhere(technique, made.name) == digests(made.folder)
 
 
 def test_result_survives_saving_and_loading(
-    technique: Technique, name: str, forms: Forms, load_tiny: Load, timed: Timed, tmp_path: Path
+    technique: Technique, made: Made, load_tiny: Load, tmp_path: Path
 ) -> None:
-    made = applied(technique, name, forms, timed, tmp_path / "made")
     (tmp_path / "again").mkdir()
-    network.save(network.load(technique.gives, made), technique.gives, tmp_path / "again")
-    feeds = load_tiny(name).example(5)
-    first = outputs(made, feeds, tmp_path / "one")
+    network.save(network.load(technique.gives, made.folder), technique.gives, tmp_path / "again")
+    feeds = load_tiny(made.name).example(5)
+    first = outputs(made.folder, feeds, tmp_path / "one")
     second = outputs(tmp_path / "again", feeds, tmp_path / "two")
     assert all(np.array_equal(first[key], second[key]) for key in first)
 
 
-def test_verdict_split_is_not_needed(
-    technique: Technique, name: str, forms: Forms, load_tiny: Load, tmp_path: Path
-) -> None:
-    """It may look at train, calibration and search; asked for the verdict, the workload refuses."""
-    workload = load_tiny(name)
-    assert workload.opened == {"train", "calibration", "search"}
-    try:
-        technique.apply(network.load(technique.form, forms(name)[technique.form]), workload)
-    except PareflowError as error:
-        assert "verdict split" not in str(error)  # noqa: PT017 (it may refuse, but not for this)
+def test_verdict_split_is_not_needed(made: Made, load_tiny: Load) -> None:
+    """It was made of train, calibration and search: a workload that is asked for the verdict refuses."""
+    assert made.folder.exists()
+    assert load_tiny(made.name).opened == {"train", "calibration", "search"}
 
 
 Elsewhere = Callable[[Technique, str], dict[str, str]]
@@ -203,7 +201,7 @@ def elsewhere(
     workloads: Path,
     checkout: Path,
     forms: Forms,
-    suited: Suited,
+    make: Make,
     timed: Timed,
 ) -> Elsewhere:
     """The digests of what every collected technique makes, in a process with other hashes, another clock."""
@@ -212,7 +210,7 @@ def elsewhere(
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         if "technique" in parameters and "given" in parameters and item.get_closest_marker("skip") is None:
             technique = parameters["technique"]
-            name = suited(technique, parameters["given"])
+            name = make(technique, parameters["given"]).name
             folder = str(forms(name)[technique.form])
             scratch = str(timed(technique, name).scratch) if technique.measures else None
             asked[key_of(technique, name)] = (technique.step.to_json(), name, folder, scratch)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from pareflow import spec as specs
 from pareflow.stages import building, registration, validation
@@ -116,10 +117,20 @@ def finished(
     pipeline_file: Callable[..., Path],
     pareflow_command: Callable[..., "subprocess.CompletedProcess[str]"],
     tmp_path_factory: pytest.TempPathFactory,
+    worker_id: str,
 ) -> Finished:
-    """The tiny pipeline, optimized under Prefect's embedded server; not to be changed."""
-    config, data_dir = pipeline_file(), tmp_path_factory.mktemp("finished") / "data"
-    return Finished(config, data_dir, pareflow_command("optimize", config, "--data-dir", data_dir, "--json"))
+    """The tiny pipeline, optimized under Prefect's embedded server, by the first of pytest's processes that
+    needs it; not to be changed."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared if worker_id == "master" else shared.parent
+    told = shared / "finished.json"
+    with FileLock(shared / "finished.lock"):
+        if not told.exists():
+            config, data_dir = pipeline_file(), shared / "finished"
+            done = pareflow_command("optimize", config, "--data-dir", data_dir, "--json")
+            told.write_text(json.dumps([str(config), done.returncode, done.stdout, done.stderr]))
+    config, *done = json.loads(told.read_text())
+    return Finished(Path(config), shared / "finished", subprocess.CompletedProcess([], *done))
 
 
 @pytest.fixture

@@ -18,12 +18,15 @@ import pytest
 
 from pareflow.errors import InputError, TransientError
 from pareflow.serving import protocol, request_log
-from pareflow.serving.executable import Release
+from pareflow.serving.executable import Executable, Release
 from pareflow.serving.metrics import Metrics
+from pareflow.serving.model import PackagedModel
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.request_log import RequestLogSettings
 from pareflow.serving.slot import FolderSource, Slot
+from pareflow.session import Session
 from pareflow.variant import Step
+from pareflow.workload import Arrays
 from tests.unit.conftest import INFER, Packaged, Serve, Shelf
 
 
@@ -94,6 +97,31 @@ def test_raw_answers_say_where_they_begin(serve: Serve) -> None:
     values = np.frombuffer(answer.content[head:], "<f4")
     assert output["parameters"] == {"binary_data_size": values.nbytes}
     assert np.allclose(values, np.asarray(served.golden["outputs"]["output"][:2]).ravel(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("backend", "every_size"), [("onnxruntime", False), ("openvino", True)])
+def test_what_is_compiled_for_each_size_of_batch_is_before_the_first_request(
+    packaged: Packaged, monkeypatch: pytest.MonkeyPatch, backend: str, every_size: bool
+) -> None:
+    sizes, load = set[int](), PackagedModel.load_session
+
+    def load_session(model: PackagedModel) -> Session:
+        session = load(model)
+        run = session.run
+
+        def counted(feeds: Mapping[str, np.ndarray]) -> Arrays:
+            sizes.add(len(feeds["images"]))
+            return run(feeds)
+
+        monkeypatch.setattr(session, "run", counted)
+        return session
+
+    monkeypatch.setattr(PackagedModel, "load_session", load_session)
+    policies = ({"dynamic_batching": {"max_batch_size": 7}},)
+    release = Release("images", "1", packaged("images", Step(backend)))
+    Executable(release, ServingPlan(policies=policies)).close()
+    golden = {1, len(json.loads((release.package / "golden.json").read_text())["samples"])}
+    assert sizes - golden == (set(range(1, 8)) if every_size else {7}) - golden
 
 
 def test_metadata_says_what_the_model_takes(serve: Serve) -> None:
