@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from pareflow import store
 from pareflow.errors import InputError
@@ -15,6 +16,7 @@ from pareflow.serving.plan import ServingPlan
 from pareflow.serving.slot import Challenge, FolderSource, Source
 from pareflow.serving.standing import here
 from pareflow.serving.traffic import read as read_traffic
+from tasks.locking import flocked
 from tasks.tracking import CONTENT, TRAFFIC, Model, Tracker, Version, verdict_tag_of
 
 LAST = "last.json"
@@ -123,9 +125,8 @@ class RegistrySource:
         return Release(self.name, str(version.version), kept, plan, judged)
 
     def last(self) -> Release | None:
-        try:
-            told = json.loads((self._folder / LAST).read_text())[self._uri]
-        except (OSError, KeyError):
+        told = self._told().get(self._uri)
+        if told is None:
             return None
         plan = None if told["plan"] is None else ServingPlan(**told["plan"])
         judged = told.get("judged", {}).get(here()[:12])  # the folder may have come from another machine
@@ -135,8 +136,9 @@ class RegistrySource:
         """Download beside the place, verify, and move there whole. Raises: InputError."""
         from pareflow.stages.registration import content_digest
 
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+        with flocked(self._folder, "copies"), tempfile.TemporaryDirectory(dir=self._folder) as scratch:
+            if _whole(kept):
+                return  # another server fetched it meanwhile
             package = tracker.download(self.name, version, Path(scratch))
             if content_digest(package) != content:
                 raise InputError(
@@ -149,8 +151,6 @@ class RegistrySource:
             (Path(scratch) / "whole").replace(kept)
 
     def _remember(self, release: Release) -> None:
-        path = self._folder / LAST
-        known = json.loads(path.read_text()) if path.exists() else {}
         plan = None if release.plan is None else release.plan.model_dump(mode="json", exclude_defaults=True)
         judged = {} if release.judged is None else {here()[:12]: release.judged}
         told = {
@@ -159,8 +159,15 @@ class RegistrySource:
             "plan": plan,
             "judged": judged,
         }
-        if known.get(self._uri) != told:
-            store.replace(path, json.dumps({**known, self._uri: told}, indent=1))
+        if self._told().get(self._uri) != told:
+            with flocked(self._folder, "copies"):  # other servers of this folder note theirs in the same file
+                store.replace(self._folder / LAST, json.dumps({**self._told(), self._uri: told}, indent=1))
+
+    def _told(self) -> dict[str, Any]:
+        """What each of these servers served last, by the URI that it follows."""
+        path = self._folder / LAST
+        told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return told
 
 
 def _named(uri: str) -> tuple[str, str | None]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from pareflow.serving.executable import Release
 from pareflow.serving.plan import ServingPlan
 from pareflow.stages.run import Row
 from tasks.promotion import promote, roll_back
-from tasks.serving import register_plan
+from tasks.serving import RegistrySource, register_plan
 from tasks.tracking import Tracker
 from tests.orchestration.conftest import CHECKOUT, Judged
 
@@ -275,6 +277,20 @@ def test_without_the_registry_the_last_good_copy_is_served(
     status, written = again.end()
     assert status == 0
     assert "serving version 1 of images, the last that came whole" in written
+
+
+def test_servers_of_one_folder_keep_what_each_of_them_served(
+    register: Register, judged: Judged, tmp_path: Path
+) -> None:
+    """Two names of one version, asked for at one moment, again and again."""
+    version = register(judged.fp32)
+    names = (CHAMPION, f"models:/images/{version}")
+    for turn in range(4):
+        sources = [RegistrySource(name, tmp_path) for name in names]
+        with ThreadPoolExecutor(len(names)) as pool:
+            found = list(pool.map(RegistrySource.current, sources))
+        assert [source.last() for source in sources] == found, f"in turn {turn}"
+        shutil.rmtree(tmp_path / "served")
 
 
 def test_a_copy_that_was_damaged_is_fetched_again(
