@@ -27,7 +27,7 @@ def load_check(row: Row) -> Any:
 def test_load_that_is_kept_promotes_and_the_highest_is_in_the_document(
     under: Callable[..., Run], trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "SEARCH_S", 12.0)
+    monkeypatch.setattr(loading, "SEARCH_S", 5.0)
     run = under(**EASY)
     judged = validation.validate(run, trained.rows[:1])
     winner = validation.winner(run, judged)
