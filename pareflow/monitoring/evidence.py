@@ -23,6 +23,7 @@ from pareflow.measurement import CONFIDENCE, Interval
 
 WEEK_S = 604_800.0
 BETS = 8
+_LEAST, _MOST = 1e-300, 1 - 1e-16
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +114,9 @@ def always_valid_share(successes: float, n: int, confidence: float = CONFIDENCE)
         likelihood = special.xlogy(successes, share) + special.xlog1py(n - successes, -share)
         return -float(likelihood) - bound
 
-    low = 0.0 if successes == 0 else optimize.brentq(over, 1e-300, estimate)
-    high = 1.0 if successes == n else optimize.brentq(over, estimate, 1 - 1e-16)
+    # Where so little was seen that the last share on a side is not refuted, the interval is open there.
+    low = 0.0 if over(_LEAST) <= 0 else optimize.brentq(over, _LEAST, estimate)
+    high = 1.0 if over(_MOST) <= 0 else optimize.brentq(over, estimate, _MOST)
     return Interval(estimate, float(low), float(high), n, confidence)
 
 

@@ -79,6 +79,13 @@ def test_a_server_that_was_started_again_counts_from_there(begun: Reading) -> No
     assert (window.requests, window.failed, window.seconds) == (30, 3, 15)
 
 
+def test_a_server_that_was_started_again_and_counts_more_is_known_by_what_fell(begun: Reading) -> None:
+    """A thousand answers and 50 failures before, 2000 and 20 after it: none is counted below nothing."""
+    before = after(begun, good=1000, failed=50)
+    window = between(before, after(begun, good=2000, failed=20))
+    assert (window.requests, window.failed, window.answered) == (2000, 20, 2000)
+
+
 def test_quantiles_lie_in_their_bucket_in_proportion() -> None:
     """Ten requests under 10 ms, ten to 20: the median is the bound, p75 the middle of the second."""
     window = Window(1, 20, 0, {0.01: 10, 0.02: 20, float("inf"): 20})

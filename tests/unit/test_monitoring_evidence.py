@@ -112,6 +112,23 @@ def test_an_always_valid_interval_is_around_its_estimate(hits: int, count: int) 
     assert 0 <= found.low <= found.estimate <= found.high <= 1
 
 
+@given(st.integers(1, 10**6), st.floats(0, 1))
+def test_an_always_valid_interval_of_a_sum_of_shares_is_around_its_estimate(count: int, share: float) -> None:
+    """Requests of many rows, of which few disagree, add up to any number."""
+    found = always_valid_share(share * count, count)
+    assert found.low is not None
+    assert found.high is not None
+    assert 0 <= found.low <= found.estimate <= found.high <= 1
+
+
+def test_so_little_that_no_share_is_too_small_leaves_the_interval_open() -> None:
+    """One row of 256 disagreed, of ten requests; and the same the other way round."""
+    few, nearly_all = always_valid_share(1 / 256, 10), always_valid_share(10 - 1e-3, 10)
+    assert few.low == 0
+    assert few.high == pytest.approx(always_valid_share(0, 10).high, abs=0.01)
+    assert (nearly_all.high, nearly_all.estimate) == (1, pytest.approx(0.9999))
+
+
 def test_an_always_valid_interval_by_hand() -> None:
     """None of ten: 1/(11 (1 - p)^10) = 20 at p = 1 - (1/220)^(1/10)."""
     assert always_valid_share(0, 10).high == pytest.approx(1 - (1 / 220) ** 0.1)
