@@ -1,7 +1,6 @@
 """How good a variant's predictions are: the workload's metric, through `evaluate`, on one split."""
 
 import ast
-import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +20,8 @@ from pareflow.workload import Arrays, LoadedWorkload, SplitName
 
 REPLICATES = 1000
 JACKKNIFE_GROUPS = 100
+SAYS = {"SHARE_CORRECT", "HIGHER_IS_BETTER", "RANGE", "AGAINST"}
+"""What a metric's module may say of itself."""
 BATCH = 64
 """Samples that are answered together, where an answer does not depend on those beside it."""
 
@@ -256,12 +257,21 @@ class Metric:
 
 
 def _constants(path: Path) -> dict[str, Any]:
-    """The module's assignments of plain values to names in capitals."""
+    """What the module says of itself. Raises: MetricError where that is not a plain value."""
     found = {}
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and (name := ast.unparse(node.targets[0])).isupper():
-            with contextlib.suppress(ValueError):  # computed: nothing that it says of itself
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        for name in SAYS.intersection(map(ast.unparse, targets)):
+            try:
                 found[name] = ast.literal_eval(node.value)
+            except ValueError as error:
+                raise MetricError(
+                    "what a metric says of itself must be a plain value: it is read from its source",
+                    f"{path.name} says `{ast.unparse(node)}`",
+                    "Write the value itself, such as `RANGE = (0, 1)`",
+                ) from error
     return found
 
 

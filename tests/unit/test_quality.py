@@ -266,6 +266,24 @@ def test_range_that_is_none_is_told(tmp_path: Path, said: str) -> None:
         Metric(tmp_path / "odd.py")
 
 
+@pytest.mark.parametrize("kind", ["", ": Any"], ids=["plain", "annotated"])
+def test_what_a_metric_says_of_itself_is_read(tmp_path: Path, kind: str) -> None:
+    said = {"SHARE_CORRECT": True, "HIGHER_IS_BETTER": False, "RANGE": (-1, 1), "AGAINST": "outputs"}
+    (tmp_path / "own.py").write_text("".join(f"{name}{kind} = {value!r}\n" for name, value in said.items()))
+    metric = Metric(tmp_path / "own.py")
+    assert (metric.share_correct, metric.higher_is_better) == (True, False)
+    assert (metric.value_range, metric.against) == ((-1.0, 1.0), "outputs")
+
+
+@pytest.mark.parametrize("said", ["RANGE = (0, math.pi)", "HIGHER_IS_BETTER: bool = not True"])
+def test_what_a_metric_computes_of_itself_is_refused(tmp_path: Path, said: str) -> None:
+    """Left out, an error would count as the higher the better."""
+    (tmp_path / "odd.py").write_text(f"import math\nLIMIT = math.pi\n{said}\n")
+    with pytest.raises(MetricError, match="must be a plain value") as caught:
+        Metric(tmp_path / "odd.py")
+    assert f"odd.py says `{said}`" in str(caught.value)
+
+
 def test_value_outside_the_range_that_a_metric_claims_is_told(tmp_path: Path) -> None:
     (tmp_path / "boast.py").write_text("RANGE = (-1, 1)\n" + MODULE.replace("BODY", '{"boast": 2.0}'))
     with pytest.raises(MetricError, match=r"must lie in its RANGE, \(-1.0, 1.0\), but it is 2.0"):
