@@ -466,6 +466,34 @@ def test_widths_say_whether_shortcuts_shrink(load_tiny: Load, widths: Any) -> No
     assert [block.query.weight.shape for block in pruned.blocks] == [(16, states)] * 2
 
 
+class Attending(nn.Module):
+    """torch's own attention, once alone and once with a shortcut around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Linear(4, 16)
+        self.alone = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(16, 4, dim_feedforward=32, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        states = self.embedding(rows.reshape(len(rows), 3, 4))
+        found: torch.Tensor = self.head(self.layer(self.alone(states, states, states)[0]).mean(1))
+        return found
+
+
+@pytest.mark.parametrize("widths", ["inner", "all"])
+def test_heads_of_torchs_own_attention_stay_whole(widths: Any) -> None:
+    """Cut by worth, what is left of them would be dealt out anew: channels of one head among all four."""
+    module = Attending()
+    pruned: Any = ChannelPruning(widths=widths, epochs=0).apply(module, random_rows(12))
+    assert pruned.layer.linear1.out_features == 16  # it narrows what is free
+    for former, attention in ((module.alone, pruned.alone), (module.layer.self_attn, pruned.layer.self_attn)):
+        assert torch.equal(attention.in_proj_weight, former.in_proj_weight)
+        assert torch.equal(attention.out_proj.weight, former.out_proj.weight)
+
+
 def test_ratio_per_layer(load_tiny: Load) -> None:
     module, workload = made(load_tiny, "encoder")
     technique = ChannelPruning(layers={"blocks.0.*": 0.0, "blocks.1.wide": 0.75}, epochs=0)

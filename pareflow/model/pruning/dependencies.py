@@ -76,7 +76,8 @@ def _understood(network: "nn.Module") -> Iterator[None]:
 def find_widths(graph: Any, network: "nn.Module") -> list[Width]:
     """Every width of a linear or convolutional layer, those that are tied as one.
 
-    Left out are widths that come in groups (grouped convolutions, group norms): their channels are not free.
+    Left out are widths that come in groups (grouped convolutions, group norms, the heads of torch's own
+    attention): their channels are not free.
     Raises: UnsuitableError.
     """
     import torch_pruning
@@ -114,8 +115,12 @@ def _depthwise(layer: Any) -> bool:
 
 
 def _comes_in_groups(graph: Any, group: Any) -> bool:
+    from torch import nn
+
     for dep, _ in group:
         pruner, module = graph.get_pruner_of_module(dep.target.module), dep.target.module
+        if isinstance(module, nn.MultiheadAttention) and module.num_heads > 1:
+            return True  # torch-pruning counts no heads, and would cut channels whichever head they are of
         if pruner is None or (hasattr(module, "out_channels") and _depthwise(module)):
             continue
         out = graph.is_out_channel_pruning_fn(dep.handler)
