@@ -189,13 +189,13 @@ class Workload(Member, ABC):
         """What training makes small, as techniques that train see it: a scalar.
 
         `outputs` is what the network's `forward` gives. The default: cross-entropy of logits of shape
-        (samples, classes) where targets are integers, else mean squared error.
+        (samples, classes) where targets are integers or true and false, else mean squared error.
         """
         from torch.nn.functional import cross_entropy, mse_loss
 
         if targets.is_floating_point():
             return mse_loss(outputs.reshape(targets.shape), targets.to(outputs.dtype))
-        return cross_entropy(outputs, targets)
+        return cross_entropy(outputs, targets.long())
 
     def augment(self, inputs: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
         """A training batch changed at random by torch's own generator; the default leaves it as it is."""

@@ -161,6 +161,20 @@ def test_training_that_diverges_is_stopped_and_its_checkpoint_kept(load_tiny: Lo
     assert any((tmp_path / "fit").iterdir())
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int16, np.uint8, np.bool_])
+def test_labels_of_every_width_are_class_numbers(load_tiny: Load, dtype: type[np.generic]) -> None:
+    """As they come out of other libraries; torch's cross-entropy takes int64 and uint8 alone."""
+    workload = load_tiny("images")
+    parts = [getattr(workload.splits, name) for name in SPLITS]
+
+    def trained(dtype: type[np.generic]) -> nn.Module:
+        labelled = (Split(part.samples, (part.labels() % 2).astype(dtype)) for part in parts)
+        technique = Trained(epochs=1, batch_size=128)
+        return technique.apply(fresh(workload), replace(workload, splits=Splits(*labelled)))
+
+    assert same(trained(dtype), trained(np.int64))
+
+
 def test_labels_are_asked_for_where_the_loss_needs_them(load_tiny: Load) -> None:
     workload = load_tiny("images")
     parts = (Split(getattr(workload.splits, name).samples) for name in SPLITS)
