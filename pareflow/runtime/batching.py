@@ -107,10 +107,19 @@ class _Line:
         )
         self._waiting.append(request)
         self._samples += count
+        loop = asyncio.get_running_loop()
         if not self._called:  # when all that has arrived by now has been read
             self._called = True
-            asyncio.get_running_loop().call_soon(self._next)
-        return await request.answer
+            loop.call_soon(self._next)
+        over = limit and loop.call_later(limit - request.arrived, self._time_is_over, request)
+        try:
+            return await request.answer
+        except asyncio.CancelledError:
+            self._leave(request)
+            raise
+        finally:
+            if over:
+                over.cancel()
 
     def figures(self) -> Mapping[str, float]:
         return {
@@ -175,13 +184,30 @@ class _Line:
             request = self._waiting.popleft()
             self._samples -= request.count
             if not request.answer.done():
-                self._late += 1
-                error = DeadlineError(
-                    "a request must be answered before its deadline",
-                    f"it waited for {(now - request.arrived) * 1000:.1f} ms",
-                    retry_after_s=self._wait_s(request.count),
-                )
-                request.answer.set_exception(error)
+                self._tell_late(request)
+
+    def _time_is_over(self, request: _Waiting) -> None:
+        """Whatever the sessions do, who still waits in line is told; who is in a batch gets its answer."""
+        if self._leave(request) and not request.answer.done():
+            self._tell_late(request)
+
+    def _leave(self, request: _Waiting) -> bool:
+        """Take it out of the line; whether it was in it, and not in a batch."""
+        if request not in self._waiting:
+            return False
+        self._waiting.remove(request)
+        self._samples -= request.count
+        return True
+
+    def _tell_late(self, request: _Waiting) -> None:
+        """Refuse what is in line no more."""
+        self._late += 1
+        error = DeadlineError(
+            "a request must be answered before its deadline",
+            f"it waited for {(time.monotonic() - request.arrived) * 1000:.1f} ms",
+            retry_after_s=self._wait_s(request.count),
+        )
+        request.answer.set_exception(error)
 
     def _held_back(self) -> bool:
         """Whether the line is too short for a batch and may still wait; then it is looked at again in time.
@@ -256,11 +282,16 @@ class _Line:
             if not batch[0].answer.done():
                 batch[0].answer.set_exception(error)
             return
+        now = time.monotonic()
         for request in reversed(batch):
-            if not request.answer.done():
-                request.kind = object()  # with no other again
-                self._waiting.appendleft(request)
-                self._samples += request.count
+            if request.answer.done():
+                continue
+            if request.deadline < now:
+                self._tell_late(request)
+                continue
+            request.kind = object()  # with no other again
+            self._waiting.appendleft(request)
+            self._samples += request.count
 
 
 def _count(feeds: Mapping[str, np.ndarray]) -> int:

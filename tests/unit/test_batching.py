@@ -238,6 +238,73 @@ def test_a_request_whose_time_is_over_in_line_is_not_computed() -> None:
     run(scenario)
 
 
+def test_a_deadline_bounds_the_wait_while_all_sessions_hang() -> None:
+    """Whoever is in line is told, and leaves room for another; whoever is in the batch waits for it."""
+
+    async def scenario() -> None:
+        below = Doubling()
+        endpoint = DynamicBatching(max_waiting=1).wrap(below.endpoint)
+        figures = endpoint.figures["dynamic_batching"]
+        with answered_within(0.02):
+            first = asyncio.ensure_future(endpoint.answer(rows(0)))
+            await settle()
+            with pytest.raises(DeadlineError, match="it waited for"):
+                await endpoint.answer(rows(1))
+        assert (figures()["waiting"], figures()["late"]) == (0, 1)
+        another = asyncio.ensure_future(endpoint.answer(rows(2)))
+        await settle()
+        below.let(2)
+        assert float((await first)["y"][0, 0]) == 0
+        assert float((await another)["y"][0, 0]) == 4
+        assert [batch[0, 0] for batch in below.batches] == [0, 2]
+
+    run(scenario)
+
+
+def test_who_gave_up_takes_no_place_in_the_line() -> None:
+    """While the only session hangs; and nobody else's answer goes with him."""
+
+    async def scenario() -> None:
+        below = Doubling()
+        endpoint = DynamicBatching(max_waiting=2).wrap(below.endpoint)
+        first, gone, kept = await line(endpoint.answer, rows(1), rows(2, 2), rows(3))
+        await settle()
+        gone.cancel()
+        await settle()
+        assert endpoint.figures["dynamic_batching"]()["waiting"] == 1
+        another = asyncio.ensure_future(endpoint.answer(rows(4)))
+        await settle()
+        below.let(9)
+        answers = await asyncio.gather(first, kept, another)
+        assert [float(one["y"][0, 0]) for one in answers] == [2, 6, 8]
+        assert below.sizes == [1, 2]
+
+    run(scenario)
+
+
+def test_what_a_failed_batch_leaves_behind_is_computed_again_within_its_time_alone() -> None:
+    """A batch hangs beyond the deadline of one, then fails: that one is told, the other is computed."""
+
+    async def scenario() -> None:
+        below = Doubling()
+        answer = DynamicBatching(max_batch_size=3).wrap(below.endpoint).answer
+        good, bad = asyncio.ensure_future(answer(rows(1))), asyncio.ensure_future(answer(rows(-1)))
+        with answered_within(0.02):
+            late = asyncio.ensure_future(answer(rows(2)))
+        await asyncio.sleep(0.05)
+        below.let(1)  # the batch; then what is left hangs again
+        await settle()
+        with pytest.raises(DeadlineError):
+            await asyncio.wait_for(late, 5)
+        below.let(9)
+        assert float((await good)["y"][0, 0]) == 2
+        with pytest.raises(BadOutputError):
+            await bad
+        assert below.sizes == [3, 1, 1]
+
+    run(scenario)
+
+
 def test_a_batch_worth_waiting_for_is_waited_for_and_no_longer_than_allowed() -> None:
     async def scenario() -> None:
         below = Doubling()
