@@ -12,6 +12,8 @@ ANSWERING = ("infer", "invocations")
 """The routes that compute; the others are asked by probes and people."""
 FAILED = ("429", "500", "502", "503", "504")
 """Statuses that say the server did not do its part; what else begins with 4 is the caller's."""
+GONE = "499"
+"""The caller gave up: neither a failure nor an answer, so that only the time counts that it waited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Window:
 
     seconds: float
     requests: int
+    """Those that were answered, or failed; whose callers gave up are in `buckets` alone."""
     failed: int
     buckets: Mapping[float, int] = field(default_factory=dict)
     cpu_share: float | None = None
@@ -163,4 +166,5 @@ def between(before: Reading, after: Reading) -> Window:
     if before.cpu_s is not None and after.cpu_s is not None and after.cpu_s >= before.cpu_s:
         cpu = (after.cpu_s - before.cpu_s) / seconds
     failed = sum(count for status, count in statuses.items() if status in FAILED)
-    return Window(seconds, int(sum(statuses.values())), int(failed), buckets, cpu)
+    requests = sum(count for status, count in statuses.items() if status != GONE)
+    return Window(seconds, int(requests), int(failed), buckets, cpu)

@@ -139,7 +139,7 @@ class App:
             try:
                 response = await answer(request)
             except ClientDisconnect:
-                return Response(status_code=499)  # nobody reads it
+                response = Response(status_code=499)  # nobody reads it; how long was waited counts
             except PareflowError as error:
                 response = refusals.response(error)
             except Exception:

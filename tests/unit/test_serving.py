@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from pareflow.errors import InputError, TransientError
+from pareflow.monitoring import exposition
 from pareflow.serving import protocol, request_log
 from pareflow.serving.executable import Executable, Release
 from pareflow.serving.metrics import Metrics
@@ -233,6 +234,33 @@ def test_metrics_count_requests_and_what_policies_count(serve: Serve) -> None:
     assert 'pareflow_requests_total{route="infer",status="400"} 1.0' in lines
     assert 'pareflow_policy_total{figure="hits",model="images",policy="exact_cache"} 2.0' in lines
     assert 'pareflow_policy_total{figure="batches",model="images",policy="dynamic_batching"} 1.0' in lines
+
+
+def test_who_gave_up_is_counted_and_timed_and_neither_a_success_nor_a_failure(serve: Serve) -> None:
+    """A client that goes while its request waits for others to come."""
+    waiting = {"min_batch_size": 2, "max_wait_ms": 60_000}
+    served = serve(plan={"inline_ms": 0, "policies": [{"dynamic_batching": waiting}]})
+    client = served.client
+    before = exposition.parse(client.get("/metrics").text, at_s=0)
+    body = json.dumps({"inputs": [served.input(1)]}).encode()
+    told = [{"type": "http.request", "body": body}, {"type": "http.disconnect"}]
+
+    async def scenario() -> None:
+        async def receive() -> Any:
+            return told.pop(0)
+
+        async def send(_: Any) -> None:
+            pass
+
+        scope = {"type": "http", "method": "POST", "path": INFER, "headers": [], "query_string": b""}
+        await client.app(scope, receive, send)
+
+    assert client.portal is not None
+    client.portal.call(scenario)
+    reading = exposition.parse(client.get("/metrics").text, at_s=1)
+    assert reading.statuses == {"499": 1}
+    window = exposition.between(before, reading)
+    assert (window.requests, window.failed, window.answered) == (0, 0, 1)
 
 
 def test_metrics_tell_the_policies_of_every_model() -> None:
