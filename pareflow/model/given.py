@@ -20,7 +20,8 @@ class Given(Technique):
     """Put one of the workload's `given()` networks in the original's place.
 
     Where it takes or gives integers and the original floats, as whole-integer networks from TensorFlow Lite
-    do, a QuantizeLinear with the network's own scale goes in front, and a DequantizeLinear behind.
+    do, a QuantizeLinear with the network's own scale goes in front, and a DequantizeLinear behind. It may take
+    scales of a whole batch as it comes, so that its quality is evaluated in batches of the SLA's size.
     Source: whoever made the network; the scales' meaning: Jacob et al., 2018, arXiv:1712.05877, section 2.1.
     """
 
@@ -29,6 +30,10 @@ class Given(Technique):
     requires: ClassVar[tuple[str, ...]] = ("onnx",)
 
     network: str = Field(min_length=1, description="its name in `given()`", examples=["simple"])
+
+    @property
+    def mixes_samples(self) -> bool:
+        return True
 
     def apply(self, network: "onnx.ModelProto", workload: LoadedWorkload) -> "onnx.ModelProto":
         import onnx
