@@ -111,14 +111,16 @@ class _Line:
         if not self._called:  # when all that has arrived by now has been read
             self._called = True
             loop.call_soon(self._next)
-        over = limit and loop.call_later(limit - request.arrived, self._time_is_over, request)
+        over: asyncio.TimerHandle | None = None
+        if limit is not None:
+            over = loop.call_later(limit - request.arrived, self._time_is_over, request)
         try:
             return await request.answer
         except asyncio.CancelledError:
             self._leave(request)
             raise
         finally:
-            if over:
+            if over is not None:
                 over.cancel()
 
     def figures(self) -> Mapping[str, float]:
