@@ -92,15 +92,38 @@ def test_one_bad_row_fails_its_own_request_alone() -> None:
 
 
 def test_what_fills_rows_up_changes_no_key_where_a_mask_says_so() -> None:
+    """Once answers of two widths have one shape."""
+
     async def scenario(mask: str | None) -> list[list[float]]:
         below = Summing()
         endpoint = EmbeddingCache(mask=mask).wrap(below.endpoint)
+        for filled in (1, 2):
+            await endpoint.answer(batch(9, filled=filled))
         for filled in (0, 3):
             assert sums(await endpoint.answer(batch(1, 2, filled=filled))) == [2, 4]
-        return below.batches
+        return below.batches[2:]
 
     assert run(lambda: scenario("mask")) == [[1, 2]]
     assert run(lambda: scenario(None)) == [[1, 2], [1, 2]]
+
+
+def test_an_answer_that_is_as_long_as_its_input_is_as_long_as_it_was_asked_for() -> None:
+    """Each row alone, filled up otherwise than when it was kept; equal widths are found again."""
+
+    async def scenario() -> None:
+        computed = []
+
+        async def doubled(feeds: Mapping[str, np.ndarray]) -> Arrays:
+            computed.append(feeds["ids"].shape)
+            return {"y": feeds["ids"] * 2}
+
+        endpoint = EmbeddingCache(mask="mask").wrap(Endpoint(doubled, "doubled"))
+        for filled in (2, 0, 1, 2, 0):
+            answer = await endpoint.answer(batch(5, width=1, filled=filled))
+            assert answer["y"].tolist() == [[10] + filled * [0]]
+        assert computed == [(1, 3), (1, 1), (1, 2)]
+
+    run(scenario)
 
 
 def test_a_row_is_not_another_of_which_it_is_the_beginning() -> None:

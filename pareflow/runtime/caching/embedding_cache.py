@@ -23,6 +23,9 @@ class EmbeddingCache(KeyedCache):
     It may stand before whatever computes samples independently of each other and takes any batch size: the
     encoder of a two-stage model, a tier that embeds for a semantic cache, or a whole network. It is wrong
     before dynamic int8, whose scales are of the whole batch.
+
+    With a `mask` a row that was filled up otherwise is the same row, once answers of two widths were seen to
+    have one shape; until then, and where outputs are as long as their inputs, it is another one.
     """
 
     name: ClassVar[str] = "embedding_cache"
@@ -36,19 +39,44 @@ class EmbeddingCache(KeyedCache):
         return f"{self.name} {self.mask}"
 
     def _asking(self, below: Endpoint, space: bytes, lookups: Lookups) -> Handler:
+        shapes = _Shapes()
+
         async def ask(feeds: Mapping[str, np.ndarray]) -> Arrays:
             began = time.perf_counter()
             if self.mask is not None and self.mask not in feeds:
                 raise SpecError(self.label, [f"mask: must be an input ({', '.join(feeds)})"])
-            keys = row_keys(space, feeds, self.mask)
+            width = () if self.mask is None else feeds[self.mask].shape[1:]
+            keys = row_keys(space if shapes.same else space + repr(width).encode(), feeds, self.mask)
 
             async def compute(rows: list[int]) -> list[Arrays]:
-                return parted(await below.answer(taken(feeds, rows)), len(rows), self.name)
+                outputs = await below.answer(taken(feeds, rows))
+                shapes.saw(width, outputs)
+                return parted(outputs, len(rows), self.name)
 
             if not keys:
                 return await below.answer(feeds)
             answer = joined(await lookups.answers(keys, compute, began))
-            # rows of several lengths, kept from batches that were filled up otherwise, make no batch
+            # rows whose answers have several shapes make no batch
             return await below.answer(feeds) if answer is None else answer
 
         return ask
+
+
+class _Shapes:
+    """Whether answers have the same shape whatever the width of their inputs, as far as was seen."""
+
+    def __init__(self) -> None:
+        self._first: tuple[object, object] | None = None
+        self._differ = self._several = False
+
+    @property
+    def same(self) -> bool:
+        return self._several and not self._differ
+
+    def saw(self, width: object, outputs: Mapping[str, np.ndarray]) -> None:
+        """One more batch, computed at this width."""
+        shape = {name: array.shape[1:] for name, array in outputs.items()}
+        if self._first is None:
+            self._first = width, shape
+        self._several = self._several or width != self._first[0]
+        self._differ = self._differ or shape != self._first[1]
