@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from pareflow.errors import BadOutputError, SpecError
 from pareflow.runtime import SemanticCache
 from pareflow.runtime.caching.index import ExactIndex, Index, UsearchIndex
+from pareflow.runtime.caching.near_answers import NearAnswers
 from pareflow.runtime.caching.sameness import same
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.workload import Arrays
@@ -233,6 +235,23 @@ def test_answers_are_forgotten_after_their_time_and_by_a_flush() -> None:
         assert len(below.batches) == 3
 
     run(scenario, seconds=60)
+
+
+def test_what_is_outdated_goes_at_once_and_what_is_younger_stays() -> None:
+    """More of them than calls may be nested."""
+    kept = NearAnswers(ExactIndex, 2**30, ttl_s=1)
+    directions = np.random.default_rng(0).standard_normal((2001, 8)).astype(np.float32)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    for vector in directions[:2000]:
+        kept.keep(vector, {"y": np.zeros(1)}, None)
+    time.sleep(1.1)
+    kept.keep(directions[2000], {"y": np.ones(1)}, None)
+    near = kept.nearest(directions[:2])
+    assert [one and one.answer["y"].tolist() for one in near] == [[1], [1]]
+    assert len(kept) == 1
+    time.sleep(1.1)
+    assert kept.nearest(directions[:2]) == [None, None]
+    assert len(kept) == 0
 
 
 @given(st.lists(st.floats(0, 359), min_size=1, max_size=30), st.integers(0, 6))

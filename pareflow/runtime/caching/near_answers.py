@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
 
-from pareflow.runtime.caching.index import Index
+from pareflow.runtime.caching.index import Index, Near
 from pareflow.runtime.caching.session import copied
 from pareflow.runtime.caching.stores.memory import entry_bytes
 from pareflow.workload import Arrays
@@ -28,7 +29,6 @@ class NearAnswer(NamedTuple):
 class _Kept:
     answer: Arrays
     size: int
-    expires: float
 
 
 class NearAnswers:
@@ -44,6 +44,7 @@ class NearAnswers:
         from cachetools import LRUCache
 
         self._kept: LRUCache[int, _Kept] = LRUCache(self._max_bytes, getsizeof=lambda kept: kept.size)
+        self._expires: dict[int, float] = {}  # the first to expire comes first
         self._index: Index | None = None
 
     @property
@@ -55,14 +56,16 @@ class NearAnswers:
 
     def nearest(self, vectors: np.ndarray) -> list[NearAnswer | None]:
         """For each vector; None where nothing is kept."""
-        near = [] if self._index is None else self._index.nearest(vectors)
-        outdated = {one.slot for one in near if self._kept[one.slot].expires < time.monotonic()}
-        if outdated:
-            for slot in outdated:
+        near, now = self._found(vectors), time.monotonic()
+        if any(self._expires[one.slot] < now for one in near):
+            for slot in [*takewhile(lambda slot: self._expires[slot] < now, self._expires)]:
                 self._remove(slot)
-            return self.nearest(vectors)
+            near = self._found(vectors)
         found = [NearAnswer(one.similarity, one.margin, self._kept[one.slot].answer) for one in near]
         return [*found] if found else [None] * len(vectors)
+
+    def _found(self, vectors: np.ndarray) -> list[Near]:
+        return [] if self._index is None else self._index.nearest(vectors)
 
     def keep(self, vector: np.ndarray, answer: Arrays, kind: int | None) -> None:
         """Keep a copy. `kind` is equal for answers that do for each other; without one there are none."""
@@ -75,12 +78,16 @@ class NearAnswers:
             if near.similarity >= NEARLY_ONE:
                 self._remove(near.slot)
         while self._kept.currsize + size > self._max_bytes:
-            self._index.remove(self._kept.popitem()[0])
+            self._forget(self._kept.popitem()[0])
         slot, self._next_slot = self._next_slot, self._next_slot + 1
-        self._kept[slot] = _Kept(copied(answer), size, time.monotonic() + self._ttl_s)
+        self._kept[slot], self._expires[slot] = _Kept(copied(answer), size), time.monotonic() + self._ttl_s
         self._index.add(slot, vector, slot if kind is None else kind)
 
     def _remove(self, slot: int) -> None:
-        assert self._index is not None  # there was something in it
         del self._kept[slot]
+        self._forget(slot)
+
+    def _forget(self, slot: int) -> None:
+        assert self._index is not None  # there was something in it
+        del self._expires[slot]
         self._index.remove(slot)
