@@ -198,7 +198,7 @@ def _registered(data_dir: Path) -> list[bytes]:
     from sklearn.linear_model import LogisticRegression
 
     from tasks.tracking import CONFIG as WHERE
-    from tasks.tracking import CONTENT, Tracker
+    from tasks.tracking import CONTENT, FORMAT, FORMAT_TAG, Tracker
 
     images, targets = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
@@ -215,7 +215,8 @@ def _registered(data_dir: Path) -> list[bytes]:
         placed.parent.mkdir(parents=True)
         shutil.copytree(package, placed)
         config = str(data_dir / "pipeline-1" / "pipeline.yaml")
-        tags = {CONTENT: content_digest(placed), WHERE: config}
+        content = content_digest(placed, FORMAT)
+        tags = {CONTENT: content, FORMAT_TAG: str(FORMAT), WHERE: config}
         tracker.client.create_model_version(NAME, placed.parents[1].as_uri(), tags=tags)
     tracker.set_alias(NAME, "champion", "1")
     return [_body(image) for image in images[:256]]

@@ -81,7 +81,7 @@ def endurance(quick: bool) -> Iterator[Claim]:
 
 def registered(folder: Path, name: str) -> Callable[[str, str], None]:
     """Two versions of one package in a registry of their own, the first champion; what moves an alias."""
-    from tasks.tracking import CONTENT, Tracker
+    from tasks.tracking import CONTENT, FORMAT, FORMAT_TAG, Tracker
 
     tracker = Tracker.open(folder)
     source = folder / "model" / "data" / "package"
@@ -89,7 +89,7 @@ def registered(folder: Path, name: str) -> Callable[[str, str], None]:
     shutil.copytree(package(name), source)
     tracker.client.create_registered_model(name)
     for _ in range(2):
-        tags = {CONTENT: content_digest(package(name))}
+        tags = {CONTENT: content_digest(package(name), FORMAT), FORMAT_TAG: str(FORMAT)}
         tracker.client.create_model_version(name, (folder / "model").as_uri(), tags=tags)
     tracker.set_alias(name, "champion", "1")
     return lambda alias, version: tracker.set_alias(name, alias, version)

@@ -7,21 +7,23 @@ environments and stay behind: the copy arrives as a challenger, and becomes cham
 """
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pareflow.errors import InputError, TrackingError
-from pareflow.stages.registration import content_digest, opened
+from pareflow.stages.registration import opened
 from tasks import audit
 from tasks.promotion import Promotion, as_registered, number
 from tasks.registries import without_secrets
-from tasks.tracking import CONFIG, CONTENT, DATA, RUN, VARIANT, WORKLOAD, Tracker
+from tasks.tracking import CONFIG, CONTENT, DATA, FORMAT_TAG, RUN, VARIANT, WORKLOAD, Tracker, content_of
 
 ORIGIN = "pareflow.origin"
 """Where a copy came from: the registry's address and the version there."""
 LINEAGE = (
-    CONTENT, VARIANT, WORKLOAD, CONFIG, RUN, DATA, "pareflow.recipe", "pareflow.seed", "pareflow.environment",
+    CONTENT, FORMAT_TAG, VARIANT, WORKLOAD, CONFIG, RUN, DATA,
+    "pareflow.recipe", "pareflow.seed", "pareflow.environment",
 )  # fmt: skip
 
 
@@ -43,7 +45,7 @@ def copy(
     with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
         package = as_registered(tracker, name, number_here, Path(ours))
         there = str(destination.add(name, package, tags).version)
-        _check(destination, name, there, tags[CONTENT], Path(theirs), data_dir / "logs")
+        _check(destination, name, there, tags, Path(theirs), data_dir / "logs")
     address = f"{without_secrets(to)} models:/{name}/{there}"
     why = reason or f"copied from version {number_here}"
     move = audit.Move(name, "copied", number_here, by or audit.who(), why, before=origin, after=address)
@@ -67,13 +69,15 @@ def _arriving(move: audit.Move, there: str, challenger: str | None) -> audit.Mov
     return audit.Move(move.model, "copied", there, move.by, reason, before=challenger, after=there)
 
 
-def _check(tracker: Tracker, name: str, version: str, content: str, into: Path, logs: Path) -> None:
+def _check(
+    tracker: Tracker, name: str, version: str, tags: Mapping[str, str], into: Path, logs: Path
+) -> None:
     """READY proves nothing: the copy as it comes back is the same, opens, and repeats its golden outputs."""
     package = tracker.download(name, version, into)
-    if content_digest(package) != content:
+    if content_of(package, tags) != tags[CONTENT]:
         raise TrackingError(
             f"the copy must come back from {without_secrets(tracker.uri)} as it was sent",
             f"version {version} of {name} there gives another digest",
             f"Delete version {version} there, mend its artifact store, and copy again",
         )
-    opened(package, logs / f"copy-{content[:12]}.log")
+    opened(package, logs / f"copy-{tags[CONTENT][:12]}.log")

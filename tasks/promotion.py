@@ -27,7 +27,7 @@ from pareflow.stages.rejudging import rejudge
 from pareflow.stages.run import Row, Run
 from tasks import audit
 from tasks.locking import StillHeld
-from tasks.tracking import BREACH, CONTENT, LEFT, TRAFFIC, Tracker, verdict_of
+from tasks.tracking import BREACH, CONTENT, LEFT, TRAFFIC, Tracker, content_of, verdict_of
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,8 @@ def as_registered(tracker: Tracker, name: str, version: str, into: Path) -> Path
     """The version's package, its digests checked. Raises: InputError where it is not what was packaged, or
     not what was registered."""
     package = tracker.download(name, version, into)
-    if registration.content_digest(package) != tracker.version(name, version).tags.get(CONTENT):
+    tags = tracker.version(name, version).tags
+    if content_of(package, tags) != tags.get(CONTENT):
         raise InputError(
             f"version {version} of {name} must be what was registered",
             "its files give another digest",

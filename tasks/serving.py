@@ -17,7 +17,7 @@ from pareflow.serving.slot import Challenge, FolderSource, Source
 from pareflow.serving.standing import here
 from pareflow.serving.traffic import read as read_traffic
 from tasks.locking import flocked
-from tasks.tracking import CONTENT, TRAFFIC, Model, Tracker, Version, verdict_tag_of
+from tasks.tracking import CONTENT, TRAFFIC, Model, Tracker, Version, content_of, verdict_tag_of
 
 LAST = "last.json"
 TAGS_S = 5.0
@@ -117,7 +117,7 @@ class RegistrySource:
             )
         kept = self._folder / content[:32]
         if kept not in self._verified.values() and not _whole(kept):
-            self._fetch(self._open(), str(version.version), content, kept)
+            self._fetch(self._open(), version, kept)
         self._verified[role] = kept  # whoever opens it verifies it again: here it is asked every second
         tuned = version.tags.get(plan_tag())
         plan = None if tuned is None else ServingPlan.model_validate_json(tuned)
@@ -132,17 +132,15 @@ class RegistrySource:
         judged = told.get("judged", {}).get(here()[:12])  # the folder may have come from another machine
         return Release(self.name, told["version"], self._folder / told["package"], plan, judged)
 
-    def _fetch(self, tracker: Tracker, version: str, content: str, kept: Path) -> None:
+    def _fetch(self, tracker: Tracker, version: Version, kept: Path) -> None:
         """Download beside the place, verify, and move there whole. Raises: InputError."""
-        from pareflow.stages.registration import content_digest
-
         with flocked(self._folder, "copies"), tempfile.TemporaryDirectory(dir=self._folder) as scratch:
             if _whole(kept):
                 return  # another server fetched it meanwhile
-            package = tracker.download(self.name, version, Path(scratch))
-            if content_digest(package) != content:
+            package = tracker.download(self.name, str(version.version), Path(scratch))
+            if content_of(package, version.tags) != version.tags[CONTENT]:
                 raise InputError(
-                    f"version {version} of {self.name} must be what was registered",
+                    f"version {version.version} of {self.name} must be what was registered",
                     "its files give another digest",
                     "Register it again, or roll back",
                 )

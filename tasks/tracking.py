@@ -55,8 +55,8 @@ Version: TypeAlias = ModelVersion
 Model: TypeAlias = RegisteredModel
 """Of the registry, for modules that must not import mlflow."""
 FORMAT_TAG = "pareflow.format"
-FORMAT = 1
-"""Of the tags of registered versions. Versions from before the tag are of format 1 too."""
+FORMAT = 2
+"""Of the tags of registered versions. Versions from before the tag are of format 1."""
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """No such model, version or alias; and a number that is none."""
 _BUSY = ("REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")
@@ -243,7 +243,7 @@ class Tracker:
 
     def register(self, run: Run, parent: str, package: Path, winner: Row) -> ModelVersion:
         """The version of this content in the registry, found or made, with its lineage as tags."""
-        name, content = run.spec.name, content_digest(package)
+        name, content = run.spec.name, content_digest(package, FORMAT)
         assert winner.verdict is not None  # only judged rows win
         tags = {
             CONTENT: content,
@@ -455,6 +455,11 @@ class Tracker:
             save_pyfunc(package, model)
             self.client.log_artifacts(parent, str(model), path)
         return f"{self.client.get_run(parent).info.artifact_uri}/{path}"
+
+
+def content_of(package: Path, tags: Mapping[str, str]) -> str:
+    """What the tag `CONTENT` of a version with these tags must be, if this is its package."""
+    return content_digest(package, int(tags.get(FORMAT_TAG, 1)))
 
 
 def _all_pages(search: Callable[..., PagedList[Any]], max_results: int) -> list[Any]:

@@ -61,10 +61,16 @@ def requirements(run: Run, winner: Row) -> list[str]:
     return [f"{name}=={installed_version(name)}" for name in dict.fromkeys(names)]
 
 
-def content_digest(package: Path) -> str:
-    """Names a package by what it runs, whatever its verdict says: equal models have equal digests."""
-    files: dict[str, str] = model.verified(package)["files"]
-    return digest({name: sha256 for name, sha256 in files.items() if name != "golden.json"})
+def content_digest(package: Path, form: int) -> str:
+    """Names a package by what it runs, whatever its verdict says: equal models have equal digests.
+
+    `form` is the format of the registered version's tags: in format 1 the files alone name it.
+    """
+    document = model.verified(package)
+    files = {name: sha256 for name, sha256 in document["files"].items() if name != "golden.json"}
+    if form == 1:
+        return digest(files)
+    return digest(files, [document.get(name) for name in ("backend", "workload", "samples")])
 
 
 def golden(package: Path) -> dict[str, Any]:

@@ -9,10 +9,13 @@ import pytest
 
 from pareflow import spec as specs
 from pareflow.errors import InputError, TrackingError
+from pareflow.serving.model import verified
 from pareflow.stages.run import Row
+from pareflow.variant import digest
 from tasks import audit
 from tasks.copying import ORIGIN, copy
 from tasks.promotion import challenge, number, promote, promote_challenger
+from tasks.serving import RegistrySource
 from tasks.tracking import CONTENT, Tracker, verdict_tag
 from tests.orchestration.conftest import Judged
 
@@ -127,6 +130,22 @@ def test_a_copy_goes_to_a_server_whose_name_and_password_are_written_nowhere(
     assert f"http://127.0.0.1:{free_port} models:/images/" in written
     assert "secret" not in written
     assert promote_challenger(production, judged.run)["alias"] == "champion"
+
+
+def test_a_version_that_was_registered_by_its_files_alone_is_served_and_copied(
+    development: Tracker, production: Tracker, packaged: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As they were before the tag `pareflow.format` said 2."""
+    placed = shutil.copytree(packaged("images"), tmp_path / "old" / "data" / "package")
+    named_by = {name: sha256 for name, sha256 in verified(placed)["files"].items() if name != "golden.json"}
+    development.client.create_registered_model("images")
+    source, tags = (tmp_path / "old").as_uri(), {CONTENT: digest(named_by)}
+    development.client.create_model_version("images", source, tags=tags)
+    development.set_alias("images", "champion", "1")
+    assert RegistrySource("models:/images@champion", tmp_path / "development").current().version == "1"
+    there = production.version("images", copied(development, production, tmp_path))
+    assert there.tags[CONTENT] == tags[CONTENT]
+    assert RegistrySource("models:/images/1", tmp_path / "production").current().version == "1"
 
 
 def test_a_damaged_version_is_not_copied(

@@ -31,7 +31,7 @@ from tasks import deployment as rollouts
 from tasks.execution import Plain
 from tasks.promotion import challenge, promote, roll_back
 from tasks.serving import source
-from tasks.tracking import CONFIG, CONTENT, LEFT, TRAFFIC, Tracker
+from tasks.tracking import CONFIG, CONTENT, FORMAT, FORMAT_TAG, LEFT, TRAFFIC, Tracker
 from tests.orchestration.conftest import PATIENCE_SECONDS, PIPELINE, Judged
 from tests.orchestration.test_serve import Server
 
@@ -62,7 +62,8 @@ class Story:
         """The number of a new version with this package."""
         model = Path(tempfile.mkdtemp(dir=self.data_dir))
         shutil.copytree(package, model / "data" / "package")
-        tags = {CONTENT: content_digest(package), CONFIG: str(self.config)}
+        content = content_digest(package, FORMAT)
+        tags = {CONTENT: content, FORMAT_TAG: str(FORMAT), CONFIG: str(self.config)}
         version = self.tracker.client.create_model_version("images", model.as_uri(), tags=tags)
         return str(version.version)
 

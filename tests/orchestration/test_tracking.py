@@ -1,6 +1,7 @@
 """The record in MLflow: found again and not doubled, begun by many at once, and told when it is not there."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,9 +12,14 @@ from pathlib import Path
 import pytest
 
 from pareflow.errors import TransientError
+from pareflow.serving.model import PackagedModel
+from pareflow.stages.registration import content_digest
 from tasks import tracking
 from tasks.collecting import registered
-from tasks.tracking import CONTENT, KEY, Tracker
+from tasks.copying import copy
+from tasks.promotion import as_registered
+from tasks.serving import RegistrySource
+from tasks.tracking import CONTENT, FORMAT, FORMAT_TAG, KEY, Tracker
 from tests.orchestration.conftest import CHECKOUT, PATIENCE_SECONDS, Judged
 
 BEGIN = """
@@ -109,6 +115,31 @@ def test_other_content_is_another_version_and_leaves_the_first_alone(
     for number, row in (("1", judged.int8), ("2", judged.fp32)):
         package = tracker.download("images", number, tmp_path / number)
         assert json.loads((package / "model.json").read_text())["variant"] == row.id
+
+
+def test_the_same_files_run_by_other_settings_are_another_version(
+    tracker: Tracker, packaged: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Settings stand in `model.json` alone; each version is promoted, served and copied with its own."""
+    for threads in (1, 2, 1):
+        package = shutil.copytree(packaged("images"), tmp_path / "package", dirs_exist_ok=True)
+        document = json.loads((package / "model.json").read_text())
+        (package / "model.json").write_text(
+            json.dumps({**document, "backend": {"onnxruntime": {"threads": threads}}})
+        )
+        tags = {CONTENT: content_digest(package, FORMAT), FORMAT_TAG: str(FORMAT)}
+        tracker.add("images", package, tags)
+    assert sorted(str(version.version) for version in tracker.versions("images")) == ["1", "2"]
+    production = Tracker.at(Tracker.open(tmp_path / "production").uri, tmp_path)
+    for number, threads in (("1", 1), ("2", 2)):
+        served = RegistrySource(f"models:/images/{number}", tmp_path).current()
+        copied = copy(tracker, f"models:/images/{number}", production.uri, tmp_path)["version"]
+        packages = [
+            served.package,
+            as_registered(tracker, "images", number, tmp_path / f"here-{number}"),
+            as_registered(production, "images", copied, tmp_path / f"there-{number}"),
+        ]
+        assert [PackagedModel(package).session.ran().threads for package in packages] == [threads] * 3
 
 
 @pytest.mark.slow
