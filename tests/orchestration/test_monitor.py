@@ -19,7 +19,7 @@ from pareflow.serving.model import PackagedModel, as_json, write_manifest
 from pareflow.stages.registration import content_digest
 from tasks.monitoring import Record, act
 from tasks.promotion import promote
-from tasks.tracking import BREACH, CONFIG, CONTENT, Tracker
+from tasks.tracking import BREACH, CONFIG, CONTENT, FORMAT, FORMAT_TAG, Tracker
 from tests.orchestration.conftest import Judged
 from tests.orchestration.test_serve import Server, ask
 
@@ -162,7 +162,8 @@ def wrong_champion(judged: Judged, tmp_path: Path) -> Tracker:
     folder = tmp_path / "second" / "data" / "package"
     folder.parent.mkdir(parents=True)
     tags = {
-        CONTENT: content_digest(otherwise(judged.package(judged.fp32), folder)),
+        CONTENT: content_digest(otherwise(judged.package(judged.fp32), folder), FORMAT),
+        FORMAT_TAG: str(FORMAT),
         CONFIG: first.tags[CONFIG],
     }
     tracker.client.create_model_version("images", (tmp_path / "second").as_uri(), tags=tags)
