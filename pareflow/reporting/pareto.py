@@ -28,11 +28,19 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the SLA allows: at most this p50 latency, at least this quality; None where it says nothing."""
+    """What the SLA allows: at most this p50 latency, at least this quality; None where it says nothing.
+
+    At most this quality where that is an error, and not `higher_is_better`.
+    """
 
     latency_ms: float | None = None
     quality: float | None = None
-    floor: float | None = None  # what lies below is drawn at the lower edge, so as not to crowd the rest
+    worst: float | None = None  # what is worse is drawn at the edge, so as not to crowd the rest
+    higher_is_better: bool = True
+
+    def better(self, quality: float, than: float) -> bool:
+        """Whether a quality is better than another."""
+        return quality > than if self.higher_is_better else quality < than
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,7 @@ class Axes:
     y: Scale
     width: float
     height: float
+    higher_is_better: bool
 
     @property
     def right(self) -> float:
@@ -53,18 +62,22 @@ class Axes:
         return self.height - BOTTOM
 
     def place(self, point: Point) -> tuple[float, float]:
-        """Where its mark stands; a quality below the range is held at the lower edge."""
-        return self.x(point.latency_ms), min(self.y(point.quality), self.bottom - REACH)
+        """Where its mark stands; a quality that is worse than the range is held at the edge."""
+        y = self.y(point.quality)
+        held = min(y, self.bottom - REACH) if self.higher_is_better else max(y, TOP + REACH)
+        return self.x(point.latency_ms), held
 
-    def below(self, point: Point) -> bool:
-        return point.quality < self.y.low
+    def beyond(self, point: Point) -> bool:
+        """Whether its quality is worse than the range."""
+        return point.quality < self.y.low if self.higher_is_better else point.quality > self.y.high
 
 
-def front(points: Iterable[Point]) -> list[Point]:
+def front(points: Iterable[Point], limits: Limits) -> list[Point]:
     """The points that no other beats in both latency and quality, from the fastest to the best."""
     best: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.latency_ms, -point.quality)):
-        if not best or point.quality > best[-1].quality:
+    sign = -1 if limits.higher_is_better else 1
+    for point in sorted(points, key=lambda point: (point.latency_ms, sign * point.quality)):
+        if not best or limits.better(point.quality, than=best[-1].quality):
             best.append(point)
     return best
 
@@ -73,15 +86,23 @@ def axes_for(points: Sequence[Point], limits: Limits, width: float, height: floa
     """Axes that show all points with their whiskers, and the limits if these are not far away."""
     ends = [end for p in points for end in (p.low, p.high, p.latency_ms) if end is not None]
     latencies = [*ends, *_near(limits.latency_ms, min(ends) / 4, max(ends) * 4)]
-    floor = -math.inf if limits.floor is None else limits.floor
-    qualities = [p.quality for p in points if p.quality >= floor] or [p.quality for p in points]
-    qualities += _near(limits.quality, floor, math.inf)
+    low, high = _shown(limits)
+    qualities = [p.quality for p in points if low <= p.quality <= high] or [p.quality for p in points]
+    qualities += _near(limits.quality, low, high)
     return Axes(
         covering(latencies, LEFT, width - RIGHT, may_log=True),
         covering(qualities, height - BOTTOM, TOP, margin=0.1),
         width,
         height,
+        limits.higher_is_better,
     )
+
+
+def _shown(limits: Limits) -> tuple[float, float]:
+    """Between which qualities points shape the axis."""
+    if limits.worst is None:
+        return -math.inf, math.inf
+    return (limits.worst, math.inf) if limits.higher_is_better else (-math.inf, limits.worst)
 
 
 def _near(value: float | None, low: float, high: float) -> list[float]:

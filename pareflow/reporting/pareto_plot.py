@@ -24,7 +24,7 @@ def pareto_plot(points: Sequence[Point], limits: Limits, metric: str, width: flo
     axes = axes_for(points, limits, width, height)
     box = f"0 0 {width:g} {height:g}"
     title = f"{metric} against p50 latency of {len(points)} variants; the same numbers are in the table"
-    parts = [*_grid(axes, metric), *_limits(axes, points, limits, metric), _front_line(axes, points)]
+    parts = [*_grid(axes, metric), *_limits(axes, points, limits, metric), _front_line(axes, points, limits)]
     parts += [_whisker(axes, point) for point in points]
     parts += [_mark(axes, point) for point in points]
     parts += _labels(axes, points, limits, metric)
@@ -51,7 +51,8 @@ def _grid(axes: Axes, metric: str) -> Iterator[Markup]:
         f"p50 latency, ms{scale}: further left is faster", axes.right, axes.height - 10, "axis", "end"
     )
     turned = f"translate(13 {TOP:g}) rotate(-90)"
-    yield element("text", f"{metric}: higher is better", class_="axis", text_anchor="end", transform=turned)
+    side = "higher" if axes.higher_is_better else "lower"
+    yield element("text", f"{metric}: {side} is better", class_="axis", text_anchor="end", transform=turned)
 
 
 def _limits(axes: Axes, points: Sequence[Point], limits: Limits, metric: str) -> Iterator[Markup]:
@@ -79,7 +80,8 @@ def _latency_limit(axes: Axes, limit: float) -> Iterator[Markup]:
 
 def _quality_limit(axes: Axes, points: Sequence[Point], limit: float, text: str) -> Iterator[Markup]:
     y, wide = axes.y(limit), axes.right - LEFT
-    yield element("rect", class_="outside", x=LEFT, y=y, width=wide, height=axes.bottom - y)
+    top, bottom = (y, axes.bottom) if axes.higher_is_better else (TOP, y)
+    yield element("rect", class_="outside", x=LEFT, y=top, width=wide, height=bottom - top)
     yield element("line", class_="limit", x1=LEFT, x2=axes.right, y1=y, y2=y)
     box = _beside_line(axes, points, y, text)
     yield _text(text, box.left, box.bottom - 4, "limit-label", "start")
@@ -89,7 +91,7 @@ def _quality_name(axes: Axes, limits: Limits, metric: str) -> str | None:
     """What the level line of the quality limit is called; None if there is no such line in the plot."""
     if limits.quality is None or not axes.y.low <= limits.quality <= axes.y.high:
         return None
-    return f"SLA: {metric} ≥ {formats.quality(limits.quality)}"
+    return f"SLA: {metric} {'≥' if axes.higher_is_better else '≤'} {formats.quality(limits.quality)}"
 
 
 def _beside_line(axes: Axes, points: Sequence[Point], y: float, text: str) -> Box:
@@ -101,9 +103,9 @@ def _beside_line(axes: Axes, points: Sequence[Point], y: float, text: str) -> Bo
     return next((box for box in places if not any(map(box.meets, marks))), places[0])
 
 
-def _front_line(axes: Axes, points: Sequence[Point]) -> Markup:
+def _front_line(axes: Axes, points: Sequence[Point], limits: Limits) -> Markup:
     """Steps, not slopes: between two variants there is nothing that could be had."""
-    corners = [axes.place(point) for point in front(points)]
+    corners = [axes.place(point) for point in front(points, limits)]
     path = [f"M{corners[0][0]:.2f} {corners[0][1]:.2f}"]
     path += [f"H{x:.2f} V{y:.2f}" for x, y in corners[1:]]
     return element("path", class_="front", d=" ".join([*path, f"H{axes.right:.2f}"]))
@@ -121,7 +123,7 @@ def _whisker(axes: Axes, point: Point) -> Markup:
 
 def _mark(axes: Axes, point: Point) -> Markup:
     x, y = axes.place(point)
-    shape = _below(x, y) if axes.below(point) else _shape(point.kind, point.judged, x, y)
+    shape = _beyond(axes, x, y) if axes.beyond(point) else _shape(point.kind, point.judged, x, y)
     target = element("circle", cx=x, cy=y, r=12, class_="target")  # fingers are wider than marks
     title = element("title", point.tip)
     row = f"#variant-{point.row}"
@@ -133,10 +135,11 @@ def _shape(kind: Kind, judged: bool, x: float, y: float) -> Markup:
     return element("path", class_=style, d=SHAPES[kind], transform=f"translate({x:.2f} {y:.2f})")
 
 
-def _below(x: float, y: float) -> Markup:
-    """An arrow at the lower edge: this one lies further down."""
+def _beyond(axes: Axes, x: float, y: float) -> Markup:
+    """An arrow at the edge: this one lies further out."""
     where = f"translate({x:.2f} {y:.2f})"
-    return element("path", class_="shape below", d="M-6 -4 L6 -4 L0 6 Z", transform=where)
+    outline = "M-6 -4 L6 -4 L0 6 Z" if axes.higher_is_better else "M-6 4 L6 4 L0 -6 Z"
+    return element("path", class_="shape beyond", d=outline, transform=where)
 
 
 def _labels(axes: Axes, points: Sequence[Point], limits: Limits, metric: str) -> Iterator[Markup]:
@@ -159,7 +162,7 @@ def _covered(axes: Axes, points: Sequence[Point]) -> list[Box]:
 def _label(axes: Axes, point: Point) -> Label:
     named = point.kind in ("winner", "original") or (point.kind == "baseline" and point.row == 0)
     text = f"{point.kind} ({point.row})" if named else str(point.row)
-    if axes.below(point):
+    if axes.beyond(point):
         text = f"{text}: {formats.quality(point.quality)}"
     return Label(text, f"label {point.kind}", *axes.place(point), needed=named)
 

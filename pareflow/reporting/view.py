@@ -11,7 +11,7 @@ from pareflow.reporting.precision import precisions
 
 # One plot for each width of screen, and not one that is scaled: text stays readable.
 SIZES = {"wide": (1180.0, 440.0), "middle": (720.0, 420.0), "narrow": (360.0, 400.0)}
-SHOWN_DROPS = 6  # what lost more than so many times the allowed drop is an arrow at the lower edge
+SHOWN_DROPS = 6  # what lost more than so many times the allowed drop is an arrow at the edge
 
 
 def view(document: Record) -> dict[str, Any]:
@@ -45,9 +45,17 @@ def _plot(document: Record) -> dict[str, Any]:
 
 
 def _metric(document: Record) -> str:
+    return next((found["metric"] for found in _qualities(document) if found.get("metric")), "quality")
+
+
+def _higher_is_better(document: Record) -> bool:
+    """Which way the metric goes; documents from before it was written down are read as they were."""
+    return next((found.get("higher_is_better", True) for found in _qualities(document)), True)
+
+
+def _qualities(document: Record) -> list[Record]:
     rows = [wording.baseline_of(document), *(document.get("variants") or [])]
-    names = ((row.get("quality") or {}).get("metric") for row in rows)
-    return next((name for name in names if name), "quality")
+    return [row["quality"] for row in rows if row.get("quality")]
 
 
 def _limits(document: Record) -> pareto.Limits:
@@ -55,12 +63,17 @@ def _limits(document: Record) -> pareto.Limits:
     sla = document.get("sla") or {}
     quality, p50 = sla.get("quality") or {}, (sla.get("latency") or {}).get("p50_ms")
     drop, start = quality.get("max_drop"), _original_quality(document)
-    least = [quality["min"]] if formats.known(quality.get("min")) else []
-    floor = None
+    higher_is_better = _higher_is_better(document)
+    stated = quality.get("min" if higher_is_better else "max")
+    bounds, worst = [stated] if formats.known(stated) else [], None
     if formats.known(drop) and formats.known(start):
-        least.append(start - drop)
-        floor = start - SHOWN_DROPS * drop
-    return pareto.Limits(p50 if formats.known(p50) else None, max(least, default=None), floor)
+        lost = drop if higher_is_better else -drop
+        bounds.append(start - lost)
+        worst = start - SHOWN_DROPS * lost
+    strictest = max if higher_is_better else min
+    return pareto.Limits(
+        p50 if formats.known(p50) else None, strictest(bounds, default=None), worst, higher_is_better
+    )
 
 
 def _original_quality(document: Record) -> Any:

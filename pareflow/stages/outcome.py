@@ -7,7 +7,7 @@ from typing import Any
 
 from pareflow.catalog import complete
 from pareflow.intervals import pooled_quantile_interval
-from pareflow.measurement import Interval, Measurement
+from pareflow.measurement import Interval, Measurement, Quality
 from pareflow.search import Ended
 from pareflow.stages.explaining import explanation
 from pareflow.stages.run import Row, Run
@@ -95,7 +95,6 @@ def target(run: Run, rows: Sequence[Row]) -> dict[str, Any] | None:
 
 def variant(row: Row) -> dict[str, Any]:
     """One row of the table; what is unknown is None."""
-    quality = row.quality
     return {
         "id": row.id,
         "recipe": row.label,
@@ -105,7 +104,7 @@ def variant(row: Row) -> dict[str, Any]:
         "reason": row.reason,
         "threads": row.threads,
         "finalist": row.verdict is not None,
-        "quality": quality and {"metric": quality.metric, "value": quality.value, "split": quality.split},
+        "quality": _quality(row.quality),
         **_measured(row.measurement),
         "size_mib": row.size_mib,
         "load": _load(row.served),
@@ -114,6 +113,17 @@ def variant(row: Row) -> dict[str, Any]:
         "speedup_over_eager": _interval(row.speedup_over_eager),
         "fit": row.fit.to_json() if row.fit else None,
         "verdict": row.verdict.to_json() if row.verdict else None,
+    }
+
+
+def _quality(quality: Quality | None) -> dict[str, Any] | None:
+    if quality is None:
+        return None
+    return {
+        "metric": quality.metric,
+        "value": quality.value,
+        "split": quality.split,
+        "higher_is_better": quality.higher_is_better,
     }
 
 

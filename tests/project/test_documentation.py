@@ -163,3 +163,5 @@ def test_page_on_forms_holds_the_keys_of_the_document(trained: Any) -> None:
     document = outcome.document(trained.run, trained.rows, trained.rows, None, None, None)
     assert keys_of("optimize") == list(document)
     assert keys_of("A variant") == list(document["variants"][0])
+    quality = ", ".join(document["variants"][0]["quality"])
+    assert f"| `quality` | `{{{quality}}}`" in (CHECKOUT / "docs/reference/json.md").read_text()

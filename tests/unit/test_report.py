@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from pareflow.errors import StoreError
-from pareflow.reporting import formats, page, wording
+from pareflow.reporting import formats, page, view, wording
 from pareflow.reporting.checks import closest, excess, outcome
 from pareflow.reporting.labels import Box, Label, arrange
-from pareflow.reporting.pareto import Limits, Point, axes_for, front
+from pareflow.reporting.pareto import TOP, Limits, Point, axes_for, front
 from pareflow.reporting.pareto_plot import pareto_plot
 from pareflow.reporting.plots import interval_bar, span_bar
 from pareflow.reporting.precision import precisions
@@ -537,7 +537,8 @@ def test_one_value_alone_stands_in_the_middle(value: float) -> None:
 def test_the_front_holds_what_nothing_beats() -> None:
     a, b, c, d = point(0, 1, 0.90), point(1, 2, 0.92), point(2, 3, 0.91), point(3, 2, 0.90)
 
-    assert front([c, d, b, a]) == [a, b]
+    assert front([c, d, b, a], Limits()) == [a, b]
+    assert front([c, d, b, a], Limits(higher_is_better=False)) == [a]
 
 
 def test_marks_front_and_limits_stand_where_they_were_computed_by_hand() -> None:
@@ -565,14 +566,63 @@ def test_a_whisker_has_a_cap_only_where_the_bound_is_known() -> None:
 
 def test_what_lies_far_below_does_not_crowd_the_rest() -> None:
     points = [point(0, 1, 0.98), point(1, 2, 0.97), point(2, 3, 0.10)]
-    limits = Limits(quality=0.96, floor=0.86)
+    limits = Limits(quality=0.96, worst=0.86)
 
     axes = axes_for(points, limits, 400, 300)
 
     assert axes.y.low > 0.95
-    assert axes.below(points[2])
+    assert axes.beyond(points[2])
     assert axes.place(points[2])[1] < axes.bottom
     assert "2: 0.1000" in pareto_plot(points, limits, "accuracy", 400, 300)
+
+
+def test_an_error_far_above_does_not_crowd_the_rest() -> None:
+    points = [point(0, 1, 0.02), point(1, 2, 0.03), point(2, 3, 0.90)]
+    limits = Limits(quality=0.04, worst=0.14, higher_is_better=False)
+
+    axes = axes_for(points, limits, 400, 300)
+
+    assert axes.y.high < 0.05
+    assert [axes.beyond(p) for p in points] == [False, False, True]
+    assert axes.place(points[2])[1] > TOP
+    assert "2: 0.9000" in pareto_plot(points, limits, "mae", 400, 300)
+
+
+def test_of_an_error_front_and_limit_are_on_the_other_side() -> None:
+    # The same axes as above: the front falls from the fastest to the best, and the shade is above the limit.
+    points = [point(0, 1, 0.92), point(1, 2, 0.90), point(2, 3, 0.91)]
+    limits = Limits(quality=0.91, higher_is_better=False)
+
+    drawn = pareto_plot(points, limits, "mae", 272, 276)
+
+    assert 'class="front" d="M68.71 42.67 H158.00 V209.33 H258.00"' in drawn
+    assert '<rect class="outside" x="58" y="26" width="200" height="100"' in drawn
+    assert "mae: lower is better" in drawn
+    assert "SLA: mae ≤ 0.9100" in drawn
+
+
+@pytest.mark.parametrize(
+    ("clause", "allowed"),
+    [
+        pytest.param({"max": 0.5}, 0.5, id="what is stated"),
+        pytest.param({"max_drop": 0.1}, 0.3, id="what may be lost"),
+        pytest.param({"max": 0.5, "max_drop": 0.1}, 0.3, id="the stricter of both"),
+        pytest.param({"min": 0.9}, None, id="a least that an error does not need"),
+    ],
+)
+def test_limit_of_an_error_is_the_most_it_may_be(
+    document: dict[str, Any], clause: dict[str, float], allowed: float | None
+) -> None:
+    document["sla"] = {"quality": {"metric": "mae", **clause}}
+    for row in (document["baseline"], *document["variants"]):
+        if row["quality"]:
+            row["quality"] = {"metric": "mae", "value": 0.2, "split": "verdict", "higher_is_better": False}
+
+    limits = view._limits(document)
+
+    assert not limits.higher_is_better
+    assert limits.quality == (None if allowed is None else pytest.approx(allowed))
+    assert "mae: lower is better" in page.render(document)
 
 
 def test_a_limit_far_outside_is_named_at_the_edge() -> None:

@@ -283,6 +283,14 @@ def test_original_that_was_given_with_such_scales_is_evaluated_so_with_all_its_v
     assert building._evaluation(trained.run, trained.strong, "search")["batch_size"] == 1
 
 
+def test_document_says_which_way_a_metric_goes(trained: Any) -> None:
+    """What the report needs to tell a limit on an error from one on an accuracy."""
+    assert outcome.variant(trained.strong)["quality"]["higher_is_better"]
+    quality = dataclasses.replace(trained.strong.quality, metric="mae", higher_is_better=False)
+    row = dataclasses.replace(trained.strong, quality=quality)
+    assert not outcome.variant(row)["quality"]["higher_is_better"]
+
+
 def test_fidelity_is_taken_from_the_originals_answers_kept_once(trained: Any) -> None:
     """The plain export predicts what the original does; the answers are in the store for the next variant."""
     quality = QualityClause(metric="agreement", max_drop=0.01)
