@@ -8,11 +8,17 @@ from pareflow.runtime.endpoint import Endpoint
 
 
 class Policy(Member, ABC):
-    """A way to serve requests, with its settings. One file per policy; any can stand before any."""
+    """A way to serve requests, with its settings. One file per policy.
+
+    Any can stand before any, but for keyed caches: they keep what is below them under one name, and stand
+    behind what `approximates`.
+    """
 
     family: ClassVar[dict[str, type[Member]]] = POLICIES
     chooses: ClassVar[bool] = False
     """Whether it asks one of the tiers or another, rather than what is below it alone."""
+    approximates: ClassVar[bool] = False
+    """Whether it may answer otherwise than what is below it, and by the same name."""
     regroups: ClassVar[bool] = False
     """Whether samples of one request may be computed apart, by which rounding may differ."""
 

@@ -35,6 +35,7 @@ class DeadlineRouting(Policy):
     name: ClassVar[str] = "deadline_routing"
     requires: ClassVar[tuple[str, ...]] = ("numpy",)
     chooses: ClassVar[bool] = True
+    approximates: ClassVar[bool] = True
 
     tiers: tuple[str, ...] = Field(default=(), description="names, cheapest first; none: all there are")
     caution: float = Field(default=1.2, ge=1, description="what predicted times are multiplied by")

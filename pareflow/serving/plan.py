@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pareflow.catalog import POLICIES, find
 from pareflow.errors import SpecError
+from pareflow.runtime.caching.cache import KeyedCache
 from pareflow.runtime.decoding import Decoding
 from pareflow.runtime.pipelining import Pipelining
 from pareflow.runtime.policy import Policy
@@ -50,6 +51,18 @@ class ServingPlan(BaseModel):
             raise ValueError("; ".join(error.problems)) from error
         except (ValueError, AttributeError):
             raise ValueError("each of `policies` must be one `name: {settings}`") from None
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_what_is_exact(self) -> Self:
+        policies = self.chosen()
+        for place, cache in enumerate(policies):
+            below = next((policy for policy in policies[place + 1 :] if policy.approximates), None)
+            if isinstance(cache, KeyedCache) and below is not None:
+                raise ValueError(
+                    f"`{cache.name}` must stand behind `{below.name}`, but it stands before it, and would keep "
+                    f"approximations as the full model's answers. Name `{below.name}` first"
+                )
         return self
 
     def chosen(self) -> tuple[Policy, ...]:

@@ -431,11 +431,29 @@ def test_what_tiers_keep_goes_with_their_version(
         ({"policies": [{"dynamic_batching": {"max_batch_size": 0}}]}, "max_batch_size"),
         ({"policies": [{"a": {}, "b": {}}]}, "one `name: {settings}`"),
         ({"sessions": 0}, "sessions"),
+        (
+            {"policies": [{"exact_cache": {}}, {"dynamic_batching": {}}, {"deadline_routing": {}}]},
+            "`exact_cache` must stand behind `deadline_routing`",
+        ),
+        (
+            {"policies": [{"embedding_cache": {}}, {"semantic_cache": {}}]},
+            "Name `semantic_cache` first",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(wrong: Mapping[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ServingPlan(**wrong)
+
+
+def test_a_cache_may_stand_before_what_keeps_to_one_answer_and_behind_what_approximates() -> None:
+    exact, semantic = {"exact_cache": {}}, {"semantic_cache": {}}
+    for policies in (
+        (semantic, exact),
+        ({"deadline_routing": {}}, exact),
+        (exact, {"confidence_cascade": {}}),
+    ):
+        assert len(ServingPlan(policies=policies).chosen()) == 2
 
 
 def test_tiers_are_other_variants_of_the_model(packaged: Packaged) -> None:

@@ -46,6 +46,7 @@ class SemanticCache(Cache):
     name: ClassVar[str] = "semantic_cache"
     regroups: ClassVar[bool] = True
     chooses: ClassVar[bool] = True
+    approximates: ClassVar[bool] = True
 
     encoder: str | None = Field(
         default=None, description="the tier that embeds; without it the floating inputs are the embedding"
