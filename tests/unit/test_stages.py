@@ -270,7 +270,8 @@ def test_what_takes_scales_of_a_whole_batch_is_evaluated_in_the_slas_batches(
 
 def test_network_that_was_given_may_have_such_scales_and_is_evaluated_so(trained: Any) -> None:
     """As another tool quantized it; whether it did is in its file, and no setting says it."""
-    row = building.make(trained.run, Row(Recipe((Step("given", {"network": "simple"}),), Step("onnxruntime"))))
+    recipe = Recipe((Step("given", {"network": "simple"}),), Step("onnxruntime"))
+    row = building.make(trained.run, Row(recipe))
     asked = building._evaluation(trained.run, row, "search")
     assert asked["batch_size"] == trained.run.spec.sla.batch_size == 1
     assert trained.run.store.find(asked["key"]) is not None
