@@ -1,6 +1,8 @@
 """The gate's error rates and power: simulated, and with real processes beside an idle and a loaded core."""
 
 import functools
+import itertools
+import math
 import subprocess
 import sys
 import tempfile
@@ -13,12 +15,15 @@ from claims import Claim, main
 from pipeline_run import DATA_DIR
 from scipy import stats
 
-from pareflow import spec
+from pareflow import gate, spec
 from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.gate import Decision, Evidence, judge
 from pareflow.hardware.device import device_lock
+from pareflow.intervals import pooled_quantile_interval, samples_needed
 from pareflow.measurement import Measurement, Quality, Ran
+from pareflow.measuring import load
 from pareflow.measuring.arena import Arena, Contestant, Protocol
+from pareflow.measuring.load import in_line
 from pareflow.sla import SLA, Objective
 from pareflow.stages import baseline, building
 from pareflow.stages.jobs import feeds_key
@@ -40,6 +45,7 @@ def measure(quick: bool) -> Sequence[Claim]:
     return [
         *simulated_alike(simulated),
         *quality_error_and_power(simulated),
+        *lines(simulated),
         *real_alike(real),
         *real_slowdown(real, loaded=False),
         *real_slowdown(real, loaded=True),
@@ -127,6 +133,34 @@ def quality_decisions(times: int, *, lost: float, won: float, max_drop: float) -
 def scored(right: np.ndarray) -> Quality:
     scores = tuple(right.astype(int).tolist())
     return Quality("v", "accuracy", "verdict", "same", float(right.mean()), len(scores), scores)
+
+
+def lines(times: int) -> list[Claim]:
+    """Requests that come at random to one session, whose true p99 is the limit: rarely promoted."""
+    generator, claims = np.random.default_rng(0), []
+    services = {
+        "that always takes as long": np.ones,
+        "of exponential times": functools.partial(generator.exponential, 1.0),
+    }
+    for (said, service), busy in itertools.product(services.items(), (0.3, 0.5, 0.8)):
+        limit = float(np.quantile(waited(generator, service(2_000_000), busy), 0.99))
+        queries = in_line(math.ceil(1.2 * samples_needed(0.99)), busy)
+        runs = (waited(generator, service(queries), busy) for _ in range(times // 2))
+        found = [
+            pooled_quantile_interval(np.array_split(run, load.BLOCKS), 0.99, in_line=True) for run in runs
+        ]
+        decisions = [gate.decided(one, limit, upper=True) for one in found]
+        name = f"load.p99_ms at its limit, a session busy {busy:.0%} {said}: promoted"
+        claims.append(share(name, 0.05, decisions, "promote", "at most"))
+    return claims
+
+
+def waited(generator: np.random.Generator, service: np.ndarray, busy: float) -> np.ndarray:
+    """Latencies of one session in the order of arrival, in units of its mean service (Lindley, 1952)."""
+    free = generator.exponential(1 / busy, len(service))
+    steps = np.concatenate([[0], np.cumsum(service[:-1] - free[1:])])
+    latencies: np.ndarray = steps - np.minimum.accumulate(steps) + service
+    return latencies
 
 
 def real_alike(times: int) -> list[Claim]:

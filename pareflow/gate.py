@@ -178,7 +178,7 @@ def _measured(clause: str, evidence: Evidence, confidence: float) -> Interval | 
         served = evidence.served
         if served is None or not _timed(served):
             return None
-        return intervals.pooled_quantile_interval(served.loads_ms, 0.99, confidence)
+        return intervals.pooled_quantile_interval(served.loads_ms, 0.99, confidence, in_line=True)
     if measurement is None or not _timed(measurement):
         return None
     match clause:

@@ -5,6 +5,7 @@ counts. Numbers from here are of "the LoadGen Server scenario", say; they are no
 Source: Reddi et al., 2020, arXiv:1911.02549, section IV (the scenarios).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from pareflow.measuring.arena import Contestant
 
 Scenario = Literal["SingleStream", "MultiStream", "Server", "Offline"]
 BLOCKS = 12
-"""Parts of a run, one after the other: requests of one part resemble each other, as those of a queue do."""
+"""Parts of a run, one after the other: a machine that drifts makes those of one part alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,19 @@ class Load:
     def duration_s(self) -> float:
         """How long requests keep arriving in a Server run; the least that any other takes."""
         return max(self.seconds, self.queries / self.per_s if self.per_s else 0)
+
+
+def in_line(independent: int, busy: float) -> int:
+    """How many queries of a Server run tell about as much as so many independent ones.
+
+    A line that computes `busy` of the time forgets slowly: (1 + busy) / (1 - busy)² latencies are worth one
+    where all take equally long (by simulation, `bench/gate.py`), and half as many again are asked, since
+    they do not. What is busy above nine tenths is asked as often as there; a line that only grows tells soon.
+    """
+    if busy >= 1:
+        return independent
+    busy = min(busy, 0.9)
+    return math.ceil(1.5 * independent * (1 + busy) / (1 - busy) ** 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 from pareflow.errors import MissingExtraError, VariantError
 from pareflow.hardware.device import device_lock
 from pareflow.measuring import loadgen
-from pareflow.measuring.load import Load, Served, serve
+from pareflow.measuring.load import Load, Served, in_line, serve
 from pareflow.stages.jobs import feeds_key
 from pareflow.stages.optimization import strong_baseline
 from pareflow.stages.run import Row, Run
@@ -32,16 +32,21 @@ def check_loadgen(run: Run) -> None:
         loadgen.imported()
 
 
-def under_load(run: Run, row: Row, *, queries: int, seed: int) -> Row:
-    """The row with so many more latencies under the SLA's load, where it names one.
+def under_load(run: Run, row: Row, *, independent: int, seed: int) -> Row:
+    """The row with more latencies under the SLA's load, where it names one: worth so many `independent` ones,
+    or as many as come in the minutes of one variant.
 
     Without LoadGen they stay unknown, and the row says why (law 3). Raises: what the variant died of.
     """
     clause = run.spec.sla.load
     if clause is None:
         return row
+    assert row.measurement is not None  # what is a finalist was timed
+    most = int(clause.per_s * run.spec.budget.variant_minutes * 60)
+    queries = in_line(independent, clause.per_s * row.measurement.quantile_ms(0.5) / 1000)
+    load = Load("Server", clause.per_s, clause.p99_ms, max(independent, min(queries, most)), seed=seed)
     try:
-        more = measure(run, row, Load("Server", clause.per_s, clause.p99_ms, queries, seed=seed)).measurement
+        more = measure(run, row, load).measurement
     except MissingExtraError as error:
         return replace(row, reason=f"the load was not measured: {error.must}, but {error.found}")
     except VariantError as error:

@@ -1,6 +1,7 @@
 """Judge a winner against the model that serves now, measured side by side in this environment."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from pareflow.gate import Evidence, Verdict, judge
@@ -28,9 +29,11 @@ def against_champion(run: Run, winner: Row, package: Path, *, retrained: bool = 
         winner = evaluate(run, winner, "verdict")
     champion = evaluate(run, champion, "verdict")
     protocol = final(run, 1, 1)
-    if winner.served is None:
-        winner = under_load(run, winner, queries=protocol.blocks * protocol.least, seed=protocol.seed)
     measured = measure(run, [champion, winner], protocol)
+    if winner.served is None:
+        timed = replace(winner, measurement=measured[str(winner.id)])
+        independent = protocol.blocks * protocol.least
+        winner = under_load(run, timed, independent=independent, seed=protocol.seed)
     evidence = Evidence(
         variant=str(winner.id),
         objective=run.spec.objective,

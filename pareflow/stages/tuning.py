@@ -23,7 +23,7 @@ from pareflow.hardware.noise import await_quiet
 from pareflow.intervals import pooled_quantile_interval, samples_needed
 from pareflow.isolation import Limits, run_isolated
 from pareflow.measurement import CONFIDENCE
-from pareflow.measuring.load import BLOCKS, Load
+from pareflow.measuring.load import BLOCKS, Load, in_line
 from pareflow.serving.model import network
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.server import check_extra
@@ -58,10 +58,13 @@ class Promise:
         """The confidence of one plan's interval: the error is shared by the plans, and spent over looks."""
         return 1 - (1 - self.confidence) / MEASURED / (look * (look + 1))
 
-    def load(self, look: int) -> Load:
-        """What is asked at a look; as much as at all before it, and at the first enough to bound p99."""
-        least = max(self.queries, math.ceil(1.2 * samples_needed(0.99, self.at_look(1))))
-        queries = least * 2 ** max(look - 2, 0)
+    def load(self, look: int, busy: float) -> Load:
+        """What is asked at a look; as much as at all before it, and at the first enough to bound p99.
+
+        `busy` is the share of time that the sessions compute.
+        """
+        independent = math.ceil(1.2 * samples_needed(0.99, self.at_look(1)))
+        queries = max(self.queries, in_line(independent, busy)) * 2 ** max(look - 2, 0)
         return Load("Server", self.per_s, self.p99_ms, queries, seed=self.seed + look - 1)
 
 
@@ -173,12 +176,13 @@ def _served(
         for position, tried in enumerate(served):
             if look > 1 and tried.decision != "inconclusive":
                 continue
-            minutes = promise.load(look).duration_s / 60
+            load = promise.load(look, promise.per_s * service_s / tried.plan.sessions)
+            minutes = load.duration_s / 60
             if (look, position) != (1, 0) and ground.late(f"look {look} at plan {position}", minutes):
                 if look == 1:
                     served[position] = replace(tried, reason="too little of the budget was left")
                 continue
-            served[position] = _looked_at(ground, promise, tried, look, requests, service_s)
+            served[position] = _looked_at(ground, promise, tried, look, load, requests, service_s)
         if any(tried.decision == "promote" for tried in served):
             break
     return served
@@ -189,11 +193,12 @@ def _looked_at(
     promise: Promise,
     tried: Tried,
     look: int,
+    load: Load,
     requests: Callable[[], Any],
     service_s: float,
 ) -> Tried:
     """The plan after (another) run of LoadGen through the server; one that fails is a failed row (law 7)."""
-    load, plan = promise.load(look), tried.plan.model_dump(mode="json")
+    plan = tried.plan.model_dump(mode="json")
     asked = {"plan": plan, "load": asdict(load), "samples": promise.samples}
     limits = Limits(ground.limits.seconds + 2 * load.duration_s)  # a run lasts as long as it must
 
@@ -216,7 +221,7 @@ def _looked_at(
         return replace(tried, decision="failed", reason=reason)
     more = (tuple(map(float, block)) for block in np.array_split(found["ms"], BLOCKS))
     blocks = (*tried.blocks_ms, *more)
-    p99 = pooled_quantile_interval(blocks, 0.99, promise.at_look(look))
+    p99 = pooled_quantile_interval(blocks, 0.99, promise.at_look(look), in_line=True)
     check, valid = judge_served(p99, promise.p99_ms), bool(found["said"]["valid"])
     return replace(
         tried, blocks_ms=blocks, valid=valid, check=check, decision=check.decision, reason=check.reason

@@ -87,9 +87,11 @@ def _under_load(run: Run, rows: Sequence[Row], protocol: Protocol) -> list[Row]:
     found = []
     for row in rows:
         try:
-            queries = protocol.blocks * protocol.least
+            independent = protocol.blocks * protocol.least
             found.append(
-                under_load(run, row, queries=queries, seed=protocol.seed) if row.status == "ok" else row
+                under_load(run, row, independent=independent, seed=protocol.seed)
+                if row.status == "ok"
+                else row
             )
         except VariantError as error:
             found.append(_dropped(row, error))

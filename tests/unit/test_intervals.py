@@ -11,6 +11,7 @@ from scipy.special import xlogy
 
 from pareflow.intervals import (
     bca_interval,
+    neighbours_alike,
     paired_share_drop,
     pooled_quantile_interval,
     quantile_interval,
@@ -55,6 +56,33 @@ def test_quantile_interval_covers_as_often_as_it_says() -> None:
     )
     assert (held >= 0.95 - 0.015).all()
     assert (held <= 0.995).all()
+
+
+def line(generator: np.random.Generator, requests: int, busy: float) -> np.ndarray:
+    """Latencies of requests that come at random to a line that serves each in one unit of time (Lindley)."""
+    free = generator.exponential(1 / busy, requests)
+    steps = np.concatenate([[0], np.cumsum(1 - free[1:])])
+    return steps - np.minimum.accumulate(steps) + 1
+
+
+def test_neighbours_by_hand() -> None:
+    """Two of 20 latencies are above the 90th percentile: worth one where they come together, else two."""
+    calm = [1.0] * 9
+    assert neighbours_alike([*calm, 8, 9, *calm]) == 2
+    assert neighbours_alike([8, *calm, *calm, 9]) == 1
+    assert neighbours_alike([1.0] * 20) == neighbours_alike([]) == 1
+
+
+@pytest.mark.parametrize(("busy", "requests"), [(0.3, 1432), (0.5, 3240), (0.7, 10200)])
+def test_p99_of_a_line_is_bounded_as_often_as_it_says(busy: float, requests: int) -> None:
+    """Simulated: as many requests as a run takes. Each alone, half and more of the bounds would be wrong."""
+    generator = np.random.default_rng(0)
+    truth = float(np.quantile(line(generator, 1_000_000, busy), 0.99))
+    runs = [np.array_split(line(generator, requests, busy), 12) for _ in range(60)]
+    found = [pooled_quantile_interval(run, 0.99, in_line=True) for run in runs]
+    assert np.mean([one.high is not None and one.high < truth for one in found]) <= 0.05
+    assert np.mean([one.high is None for one in found]) <= 0.2  # else it would be true and of no use
+    assert np.mean([one.low is not None and one.low > truth for one in found]) <= 0.05
 
 
 @given(st.lists(st.floats(0.001, 1e6), min_size=1, max_size=400), st.floats(0.01, 0.99))
