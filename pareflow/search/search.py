@@ -243,7 +243,7 @@ class Search:
     def _too_slow(self, recipe: Recipe) -> bool:
         """Whether its technique was stopped by its limit of time, trained no longer than the first rung."""
         first = training_space.trained_for(recipe, self._rungs()[0])
-        stopped = (t.recipe for t in self.known if t.stopped)
+        stopped = (t.recipe for t in self.known if t.stopped and t.recipe.techniques)
         return any(
             _work(before) == _work(first) and epochs_of(before) <= epochs_of(first) for before in stopped
         )
