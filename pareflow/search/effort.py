@@ -1,14 +1,15 @@
 """What a recipe takes: its level, and the minutes that building and timing it are expected to need."""
 
+import itertools
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pareflow.catalog import TECHNIQUES
 from pareflow.model.training import TrainedTechnique
 from pareflow.search.trial import Trial
-from pareflow.variant import Recipe
+from pareflow.variant import Recipe, Step
 
 Level = Literal["hardware", "compiler", "runtime", "model", "architecture"]
 LEVELS: tuple[Level, ...] = ("hardware", "compiler", "runtime", "model", "architecture")
@@ -64,12 +65,22 @@ def _builds(recipe: Recipe) -> float:
     return 1 + SUBNET * sum(int(step.settings.get("trials", 0)) for step in recipe.techniques)
 
 
+def _alike(one: Iterable[Step], other: Iterable[Step]) -> int:
+    """How many steps two recipes begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """Minutes per pass over the training split, as estimated first, and as what was built corrects it."""
+    """Minutes per pass over the training split, as estimated first, and as what was built corrects it.
+
+    `built` is what was built, in that order: what a recipe begins with as they do is not done again.
+    """
 
     epoch_minutes: float
     build_minutes: float = BUILD_MINUTES
+    built: tuple[Recipe, ...] = ()
 
     @classmethod
     def of(cls, samples: int, ms_per_sample: float) -> "Effort":
@@ -78,11 +89,16 @@ class Effort:
 
     def minutes(self, recipe: Recipe) -> float:
         """What a recipe is expected to take until it is built and evaluated."""
-        return _builds(recipe) * self.build_minutes + epochs_of(recipe) * self.epoch_minutes
+        new = self._new(recipe)
+        return _builds(new) * self.build_minutes + epochs_of(new) * self.epoch_minutes
 
     def corrected(self, trials: Iterable[Trial]) -> "Effort":
         """What was seen in place of estimates: medians of what was not trained, and of what was longest."""
-        seen = [(epochs_of(t.recipe), _builds(t.recipe), t.minutes) for t in trials if t.minutes is not None]
+        trials = list(trials)
+        made = (t.recipe for t in trials if t.minutes is not None or t.cost is not None)
+        found = replace(self, built=(*self.built, *made))
+        timed = ((found._new(t.recipe), t.minutes) for t in trials if t.minutes is not None)
+        seen = [(epochs_of(new), _builds(new), minutes) for new, minutes in timed]
         plain = [minutes for epochs, _, minutes in seen if not epochs]
         build = statistics.median(plain) if plain else self.build_minutes
         longest = max((epochs for epochs, *_ in seen), default=0)
@@ -91,4 +107,15 @@ class Effort:
             for epochs, builds, minutes in seen
             if epochs == longest > 0
         ]
-        return Effort(statistics.median(trained) if trained else self.epoch_minutes, build)
+        return replace(
+            found,
+            epoch_minutes=statistics.median(trained) if trained else self.epoch_minutes,
+            build_minutes=build,
+        )
+
+    def _new(self, recipe: Recipe) -> Recipe:
+        """What had to be done of a recipe when it was built, or has to be: the techniques that follow the
+        longest beginning that one built before it has too."""
+        before = itertools.takewhile(lambda one: one != recipe, self.built)
+        done = max((_alike(one.techniques, recipe.techniques) for one in before), default=0)
+        return Recipe(recipe.techniques[done:], recipe.backend)

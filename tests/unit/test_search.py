@@ -193,6 +193,19 @@ def test_effort_is_three_answers_per_sample_and_pass_and_learns_from_what_was_se
     assert found.epoch_minutes == pytest.approx(0.2)
 
 
+def test_what_a_built_recipe_begins_with_is_not_done_again() -> None:
+    """27 passes in 3 minutes, 0.3 of them the build; then int8 of it in 0.3, and QAT's 2 passes in 0.5."""
+    student = Recipe((Step("distillation", {"student": "half", "epochs": 27}),), PLAIN.backend)
+    int8, qat = (Recipe((*student.techniques, Step(n)), PLAIN.backend) for n in ("static_int8", "qat_int8"))
+    seen = [dataclasses.replace(trial(1.0), minutes=0.3), Trial(student, minutes=3.0)]
+    first = Effort(1.0).corrected(seen)
+    assert first.minutes(int8) == pytest.approx(0.3)
+    assert first.minutes(qat) == pytest.approx(0.5)
+    assert first.minutes(training_space.trained_for(int8, 26)) == pytest.approx(0.3 + 26 * 0.1)
+    seen += [Trial(int8, minutes=0.3), Trial(qat, minutes=0.5)]
+    assert Effort(1.0).corrected(seen).epoch_minutes == pytest.approx(0.1)
+
+
 def test_a_subnet_takes_its_share_of_what_a_build_was_seen_to_take() -> None:
     """10 subnets of 0.4 builds each: 5 builds of 0.3 minutes in all, and twice 2 passes of 0.1."""
     search = training_space.step("architecture_search", {"max_latency_share": 0.5, "trials": 10}, 2)
@@ -524,6 +537,14 @@ def test_what_was_stopped_by_its_limit_is_not_begun_again_with_other_settings(tm
     assert ("distillation", "quarter") in set.union(*rungs[1:])
 
 
+def test_a_search_goes_on_though_a_runtime_was_stopped_by_its_limit(tmp_path: Path) -> None:
+    def outcome(recipe: Recipe) -> tuple[float, float] | str:
+        return landscape(recipe) if recipe.techniques else "TimedOutError"
+
+    waves, _ = run(search(tmp_path, IMAGES), outcome)
+    assert any(wave.words.startswith("trained for") for wave in waves)
+
+
 def is_student(recipe: Recipe) -> bool:
     return any(step.name == "distillation" for step in recipe.techniques)
 
@@ -578,6 +599,20 @@ def test_lossy_but_fast_is_repaired(tmp_path: Path) -> None:
     waves, _ = run(search(tmp_path, here=dataclasses.replace(IMAGES, trainable=False)), outcome)
     (repairs,) = [wave for wave in waves if wave.words == "to give back the quality that was lost"]
     assert {recipe.techniques[0].name for recipe in repairs.recipes} == {"static_int8", "mixed_int8"}
+
+
+def test_a_repair_needs_the_time_of_what_it_does_anew(tmp_path: Path) -> None:
+    """Its student was trained for 27 passes of 0.1 minutes: half a minute suffices for each repair."""
+    lossy = Recipe((*trained(27).techniques, Step("static_int8")), PLAIN.backend)
+    known = [
+        Trial(PLAIN, 1.0, 0.0),
+        Trial(trained(27), 0.8, 0.0, minutes=2.8),
+        Trial(lossy, 0.4, 0.1, 0.1, 0.1),
+    ]
+    ours = search(tmp_path, IMAGES, known=known, minutes_left=lambda: 0.5)
+    repairs = ours._repairs()
+    assert {r.techniques[-1].name for r in repairs} == {"static_int8", "mixed_int8", "qat_int8"}
+    assert ours._in_time(repairs[-1:]) == repairs[-1:]
 
 
 def test_what_is_too_large_is_not_repaired_as_if_it_were_lossy(tmp_path: Path) -> None:
