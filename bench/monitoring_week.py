@@ -14,8 +14,8 @@ import numpy as np
 from pareflow.monitoring import rules
 from pareflow.monitoring.evidence import WEEK_S
 from pareflow.monitoring.exposition import Reading, between
-from pareflow.monitoring.state import State
-from pareflow.monitoring.watch import Breach, Watch
+from pareflow.monitoring.state import Breach, State
+from pareflow.monitoring.watch import Watch
 from pareflow.workload import Arrays
 
 CONFIG = Path(__file__).parents[1] / "configs" / "monitoring" / "rules.yaml"

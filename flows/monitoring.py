@@ -10,10 +10,8 @@ set_environment()  # before prefect is imported
 
 from prefect import flow  # noqa: E402
 
-from pareflow.collection import holding  # noqa: E402
 from pareflow.errors import InputError  # noqa: E402
 from pareflow.monitoring import exposition, rules  # noqa: E402
-from pareflow.store import Store  # noqa: E402
 from tasks.tracking import CONFIG, Tracker  # noqa: E402
 from tasks.watching import Asked, Session, Told  # noqa: E402
 
@@ -56,8 +54,7 @@ def monitor(asked: Asked, told: Told) -> dict[str, Any]:
     tracker = Tracker.open(asked.data_dir)
     config = asked.config or _pipeline(tracker, asked.name, reading.version)
     chosen = _rules(asked.rules, config)
-    with holding(Store(asked.data_dir / "store"), f"monitor {asked.name}"):
-        return Session(asked, tracker, chosen, config, told).follow(reading)
+    return Session(asked, tracker, chosen, config, told).follow(reading)
 
 
 def _pipeline(tracker: Tracker, name: str, version: str) -> Path | None:

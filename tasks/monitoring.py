@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pareflow.errors import InputError, TrackingError, TransientError
-from pareflow.monitoring.watch import Breach
+from pareflow.monitoring.state import Breach
 from tasks.events import emit
 from tasks.promotion import roll_back
 from tasks.tracking import BREACH, Tracker

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pareflow import spec
+from pareflow.collection import holding
 from pareflow.errors import InputError, TrackingError, TransientError, VariantError
 from pareflow.monitoring import exposition, labels
 from pareflow.monitoring.exposition import Reading
 from pareflow.monitoring.rules import Rules
-from pareflow.monitoring.state import State
-from pareflow.monitoring.watch import Breach, Watch
+from pareflow.monitoring.state import Breach, State
+from pareflow.monitoring.watch import Watch
 from pareflow.stages import monitoring as stage
 from pareflow.stages.run import Run
 from tasks.monitoring import Record, act
@@ -120,7 +121,8 @@ class Monitored:
         self._recorded = time.monotonic()
         self._comparer: stage.Comparer | None = None
         self._again = 0.0
-        self._waiting: list[Breach] = []
+        self._knows = False
+        self._held = stack.enter_context(ExitStack())
         self.figures: dict[str, float] = {}
         if session.rules.needs_requests:
             self._run = session.opened()
@@ -147,16 +149,17 @@ class Monitored:
         broken = {f"{name}.breached": float(state.of(name).breached) for name in self._session.rules.named()}
         self._record.add({**self.figures, **broken}, state.looks)
 
-    def _due(self) -> list[Breach]:
+    def _due(self) -> tuple[Breach, ...]:
         """Those whose rollback waits for the registry, once that answers again."""
-        if not self._waiting:
-            return []
+        waiting = self.watch.state.waiting
+        if not waiting:
+            return ()
         try:
             self._session.tracker.alias(self._session.asked.name, "champion")
         except (TransientError, TrackingError):
-            return []
-        due, self._waiting = self._waiting, []
-        return due
+            return ()
+        self.watch.state = replace(self.watch.state, waiting=())
+        return waiting
 
     def _follow(self, breach: Breach, *, retried: bool = False) -> None:
         session = self._session
@@ -164,7 +167,8 @@ class Monitored:
         name = session.asked.name
         document = act(session.tracker, name, breach, config, retried=retried)
         if document["again"]:
-            self._waiting.append(breach)
+            state = self.watch.state
+            self.watch.state = replace(state, waiting=(*state.waiting, breach))
             if retried:
                 return
         session.breaches.append(document)
@@ -172,8 +176,9 @@ class Monitored:
         self._record.breach(document, self.watch.state.looks)
 
     def _compare(self) -> None:
-        """Start the process that answers kept requests again."""
+        """Start the process that answers kept requests again. What it reads is held until it has."""
         asked = self._session.asked
+        self._held.enter_context(holding(self._run.store, f"monitor {asked.name}"))
         package = source(f"models:/{asked.name}/{self._version}", asked.data_dir).current().package
         comparing = stage.compared(
             self._session.rules,
@@ -184,7 +189,7 @@ class Monitored:
             (asked.name, self._version),
             asked.data_dir / "logs" / f"monitoring-{asked.name}.log",
         )
-        self._comparer = self._stack.enter_context(comparing)
+        self._comparer, self._knows = self._stack.enter_context(comparing), False
 
     def _compared(self, at_s: float) -> list[Breach]:
         """What is new of kept requests and labels. Where the process died another begins, after a while."""
@@ -194,21 +199,24 @@ class Monitored:
                     return []
                 self._compare()
             assert self._comparer is not None
-            if not self.watch.compares_already and not self._knows(self._comparer):
+            self._knows = self._knows or self._learns(self._comparer)
+            if not self._knows:
                 return []
             rows, last = self._comparer.news(self.watch.state.compared)
             self.watch.state = replace(self.watch.state, compared=last)
             return [*self.watch.compares(rows, at_s), *self._labelled(self._comparer.folder)]
         except (VariantError, TransientError, TrackingError) as error:
             self._session.told(f"kept requests are not compared for {AGAIN_S:g} s: {error}")
+            self._held.close()
             self._comparer, self._again = None, time.monotonic() + AGAIN_S
             return []
 
-    def _knows(self, comparer: stage.Comparer) -> bool:
-        """Give the watch its reference, once it is there. Raises: InputError."""
+    def _learns(self, comparer: stage.Comparer) -> bool:
+        """Give the watch its reference, once it is there: all is read by then. Raises: InputError."""
         reference = comparer.reference()
         if reference is None:
             return False
+        self._held.close()
         if self._session.asked.labels is not None and not labels.are_kinds(reference["served"]):
             raise InputError(
                 "labels can be joined where each prediction is one of some kinds",

@@ -9,7 +9,27 @@ from typing import Any
 from pareflow import store
 from pareflow.errors import StoreError
 from pareflow.monitoring.evidence import Evidence
-from pareflow.monitoring.rules import RuleName
+from pareflow.monitoring.rules import Action, RuleName
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """A rule that is broken, by which version, and what is to follow."""
+
+    rule: RuleName
+    version: str
+    estimate: float
+    """In the window that was the last straw."""
+    limit: float
+    reason: str
+    then: tuple[Action, ...]
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Breach":
+        return cls(**{**document, "then": tuple(document["then"])})
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +68,8 @@ class State:
     labels: int = 0
     """Rows of the labels that were joined or waited for in vain."""
     looks: int = 0
+    waiting: tuple[Breach, ...] = ()
+    """Those whose rollback waits until the registry answers again."""
 
     def of(self, rule: RuleName) -> RuleState:
         return self.rules.get(rule, RuleState())
@@ -56,11 +78,11 @@ class State:
         return replace(self, rules={**self.rules, rule: state})
 
     def for_version(self, version: str) -> "State":
-        """The same where it serves this version already; else with every rule fresh."""
+        """The same where it serves this version already; else with every rule fresh, and nothing waits."""
         if version == self.version:
             return self
         fresh = {name: state.fresh() for name, state in self.rules.items()}
-        return replace(self, version=version, rules=fresh, compared="")
+        return replace(self, version=version, rules=fresh, compared="", waiting=())
 
     def write(self, path: Path) -> None:
         document = {**asdict(self), "rules": {name: state.to_json() for name, state in self.rules.items()}}
@@ -73,7 +95,8 @@ class State:
         try:
             document = json.loads(path.read_text())
             rules = {name: RuleState.from_json(state) for name, state in document["rules"].items()}
-            return cls(**{**document, "rules": rules})
+            waiting = tuple(Breach.from_json(breach) for breach in document.get("waiting", ()))
+            return cls(**{**document, "rules": rules, "waiting": waiting})
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, KeyError, TypeError) as error:

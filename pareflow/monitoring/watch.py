@@ -3,8 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,30 +13,14 @@ from pareflow.monitoring.comparing import COUNT, FEATURE
 from pareflow.monitoring.evidence import WEEK_S, Hypothesis, always_valid_share
 from pareflow.monitoring.exposition import Reading, Window, between
 from pareflow.monitoring.labels import Joined
-from pareflow.monitoring.rules import Action, Drift, RuleName, Rules
-from pareflow.monitoring.state import State
+from pareflow.monitoring.rules import Drift, RuleName, Rules
+from pareflow.monitoring.state import Breach, State
 from pareflow.workload import Arrays
 
 AGREEING = 2
 """Windows in a row that must have drifted."""
 LABELS_AT_ONCE = 50
 """Labels come in heaps: so many are one window."""
-
-
-@dataclass(frozen=True, slots=True)
-class Breach:
-    """A rule that is broken, by which version, and what is to follow."""
-
-    rule: RuleName
-    version: str
-    estimate: float
-    """In the window that was the last straw."""
-    limit: float
-    reason: str
-    then: tuple[Action, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Watch:
@@ -54,11 +37,6 @@ class Watch:
         self._live: dict[RuleName, list[Arrays]] = {}
         self._since_s: dict[RuleName, float] = {}
         self._count: dict[RuleName, int] = {}
-
-    @property
-    def compares_already(self) -> bool:
-        """Whether it knows what live requests are compared with."""
-        return bool(self._reference)
 
     def compare_with(self, reference: Arrays, max_drop: float | None) -> None:
         """From now on take live requests beside the compared calibration data; `max_drop` is the SLA's.

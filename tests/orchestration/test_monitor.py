@@ -7,6 +7,9 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,20 @@ import onnx
 import pytest
 from onnx import helper
 
-from pareflow.monitoring.watch import Breach
+from flows.monitoring import monitor
+from pareflow.collection import Holder, holders
+from pareflow.monitoring.comparing import REFERENCE
+from pareflow.monitoring.exposition import Reading
+from pareflow.monitoring.rules import Rules
+from pareflow.monitoring.state import Breach, State
+from pareflow.serving.metrics import Metrics
 from pareflow.serving.model import PackagedModel, as_json, write_manifest
 from pareflow.stages.registration import content_digest
+from pareflow.store import Store
 from tasks.monitoring import Record, act
 from tasks.promotion import promote
 from tasks.tracking import BREACH, CONFIG, CONTENT, FORMAT, FORMAT_TAG, Tracker
+from tasks.watching import Asked, Monitored, Session
 from tests.orchestration.conftest import Judged
 from tests.orchestration.test_serve import Server, ask
 
@@ -105,6 +116,93 @@ def test_what_waits_is_told_once_and_asks_for_one_retraining(
         act(away, name, breach("3"), None, retried=retried)
     act(tracker, name, breach("3"), None, retried=True)
     assert told == ["yes", "no"]
+
+
+def test_what_waits_is_followed_by_the_next_monitor(
+    tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It broke a rule while the registry was away, and the monitor was killed before that came back."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    watched = Rules.model_validate({"every_s": 5, "errors": {"then": ["rollback"]}})
+    asked = Asked(name, "http://127.0.0.1:9", tmp_path)
+    away = Session(asked, Tracker("http://127.0.0.1:9", None, tracker.locks), watched, None, print)
+    reading = Reading(0.0, name, "3", {"200": 0.0, "500": 0.0}, {}, 0.0, {}, None, None, None)
+    with ExitStack() as stack:
+        served = Monitored(away, reading, stack, State("3"))
+        while not away.breaches:
+            failed = reading.statuses["500"] + 100
+            reading = replace(reading, at_s=reading.at_s + 5, statuses={"200": 0.0, "500": failed})
+            served.look(reading)
+    assert champion(tracker, name) == "3"
+    again = Session(asked, tracker, watched, None, print)
+    with ExitStack() as stack:
+        Monitored(again, reading, stack, State.read(again.state_path).for_version("3")).look(None)
+    assert champion(tracker, name) == "2"
+    assert [one["rolled_back_to"] for one in again.breaches] == ["2"]
+    assert State.read(again.state_path).waiting == ()
+
+
+def test_a_monitor_of_errors_holds_up_no_collection(tmp_path: Path) -> None:
+    """Whoever holds the store while it looks is seen by the server that it asks."""
+    metrics, store, seen = Metrics(), Store(tmp_path / "store"), list[list[Holder]]()
+    metrics.serves("images", "local", {}, "here")
+
+    class Told(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(holders(store))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(metrics.text())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("every_s: 0.1\nerrors: {}\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Told) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asked = Asked("images", f"http://127.0.0.1:{server.server_port}", tmp_path, rules=rules, seconds=1)
+        assert monitor(asked, print)["looks"] > 1
+        server.shutdown()
+    assert len(seen) > 1
+    assert not any(seen)
+
+
+def test_a_monitor_holds_the_store_until_its_comparing_process_has_read(
+    judged: Judged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no longer, though it runs for months; the next comparing process needs them again."""
+    monkeypatch.setattr("tasks.watching.AGAIN_S", 0.0)
+    shutil.copytree(judged.run.data_dir / "store", tmp_path / "store")
+    tracker, store = Tracker.open(tmp_path), Store(tmp_path / "store")
+    tracker.register(judged.run, tracker.begin(judged.run), judged.package(judged.fp32), judged.fp32)
+    watched = Rules.model_validate({"variant_drift": {"max_disagreement": 0.1}})
+    asked = Asked("images", "http://127.0.0.1:9", tmp_path)
+    session = Session(asked, tracker, watched, judged.run.config, print)
+    reading = Reading(0.0, "images", "1", {}, {}, 0.0, {}, None, None, None)
+
+    def holds() -> list[str]:
+        return [holder.what for holder in holders(store)]
+
+    with ExitStack() as stack:
+        served = Monitored(session, reading, stack, State("1"))
+        assert holds() == []
+        for _ in range(2):
+            served.look(None)
+            assert holds() == ["monitor images"]
+            until = time.monotonic() + 120
+            while holds():
+                assert time.monotonic() < until
+                time.sleep(0.1)
+                served.look(None)
+            assert (tmp_path / "monitoring" / "images" / "1" / REFERENCE).exists()
+            assert served._comparer is not None
+            served._comparer._child.kill()
+            while served._comparer is not None:
+                served.look(None)
+        served.look(None)
+        assert holds() == ["monitor images"]
+    assert holds() == []
 
 
 def test_rows_and_breaches_are_kept_in_mlflow(

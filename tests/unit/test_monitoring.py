@@ -1,5 +1,6 @@
 """Rules of monitoring over windows: figures, breaches, hysteresis, drift, labels, what is remembered."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from pareflow.errors import InputError, SpecError, StoreError, TransientError
 from pareflow.monitoring import drift, exposition, labels, rules
 from pareflow.monitoring.exposition import Reading, Window, between
 from pareflow.monitoring.rules import Rules
-from pareflow.monitoring.state import State
-from pareflow.monitoring.watch import Breach, Watch
+from pareflow.monitoring.state import Breach, State
+from pareflow.monitoring.watch import Watch
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.traffic import Traffic
 from pareflow.workload import Arrays
@@ -351,6 +352,19 @@ def test_what_is_remembered_comes_back(tmp_path: Path, begun: Reading) -> None:
     path.write_text("{")
     with pytest.raises(StoreError, match="state of a monitor"):
         State.read(path)
+
+
+def test_what_waits_for_the_registry_is_remembered_for_its_version(tmp_path: Path) -> None:
+    """A file from before it was kept says that nothing waits."""
+    path = tmp_path / "m.json"
+    waiting = State("1", waiting=(Breach("errors", "1", 0.5, 0.01, "half of them", ("rollback",)),))
+    waiting.write(path)
+    assert State.read(path) == waiting
+    assert (waiting.for_version("1"), waiting.for_version("2").waiting) == (waiting, ())
+    document = json.loads(path.read_text())
+    del document["waiting"]
+    path.write_text(json.dumps(document))
+    assert State.read(path) == State("1")
 
 
 def test_a_monitor_that_is_started_again_goes_on(tmp_path: Path, begun: Reading) -> None:
