@@ -60,8 +60,8 @@ class ServingPlan(BaseModel):
             below = next((policy for policy in policies[place + 1 :] if policy.approximates), None)
             if isinstance(cache, KeyedCache) and below is not None:
                 raise ValueError(
-                    f"`{cache.name}` must stand behind `{below.name}`, but it stands before it, and would keep "
-                    f"approximations as the full model's answers. Name `{below.name}` first"
+                    f"`{cache.name}` must stand behind `{below.name}`, but it stands before it, and would "
+                    f"keep approximations as the full model's answers. Name `{below.name}` first"
                 )
         return self
 
