@@ -192,7 +192,7 @@ class App:
         slot = self._only()
         question = _Question(request, None, _key(request, None, body), (len(samples),))
         outputs, hosted = await _answered(question, slot.hosted, slot.trial, lambda by: by.predicted(samples))
-        response = refusals.as_json({"predictions": outputs[PREDICTIONS]})
+        response = refusals.as_json({"predictions": outputs[PREDICTIONS].tolist()})
         identity = request.headers.get(REQUEST_ID)
         response.headers.update(self._kept(hosted, identity, {SAMPLES: samples}, outputs, len(body)))
         return response

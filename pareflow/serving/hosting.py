@@ -149,7 +149,7 @@ class Hosted:
         try:
             count = len(samples)
             return await self._pipeline.run("preprocess", count, lambda: processing.preprocess(samples))
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
+        except (TypeError, ValueError, OverflowError, LookupError, AttributeError) as error:
             raise InputError(
                 f"samples must be what {self.release.name} takes: {self.sample_kind}",
                 f"its preprocessing says {type(error).__name__}: {error}",

@@ -59,7 +59,10 @@ class PackagedModel:
         return self.session.run(self.preprocess(samples))
 
     def preprocess(self, samples: Any) -> Arrays:
-        """What the network takes for these samples, which come as `predict` takes them."""
+        """What the network takes for these samples, which come as `predict` takes them.
+
+        Raises: InputError where they are whole numbers, and the given ones are none that their type holds.
+        """
         return self._workload.preprocess(self._raw(samples))
 
     def postprocess(self, outputs: Arrays) -> np.ndarray:
@@ -102,8 +105,28 @@ class PackagedModel:
         if kind.startswith("["):  # records: one value per input
             records = np.dtype(ast.literal_eval(kind))
             rows = [tuple(sample[name] for name in records.names or ()) for sample in samples]
-            return np.array(rows, dtype=records)
-        return np.asarray(samples, dtype=kind)
+            array = np.array(rows, dtype=records)
+            for name in records.names or ():
+                _check_whole([sample[name] for sample in samples], array[name])
+            return array
+        with np.errstate(invalid="ignore"):  # what is no number is told below
+            array = np.asarray(samples, dtype=kind)
+        _check_whole(samples, array)
+        return array
+
+
+def _check_whole(given: Any, held: np.ndarray) -> None:
+    """Raises: InputError where a type of whole numbers holds other ones than were given."""
+    numbers = np.asarray(given)
+    if held.dtype.kind not in "biu" or numbers.dtype == held.dtype or numbers.dtype.kind in "SU":
+        return
+    lost = numbers[numbers != held]
+    if lost.size:
+        raise InputError(
+            f"samples must be numbers that {held.dtype} holds",
+            f"one is {lost.flat[0]}",
+            "Send them as the model's data have them, neither scaled nor shifted",
+        )
 
 
 def as_json(samples: Samples) -> list[Any]:

@@ -175,6 +175,9 @@ def test_records_of_several_inputs_survive_a_package(loaded: Load, files: Path) 
     again = package._raw(sent)
     for name, array in given.definition.preprocess(samples).items():
         np.testing.assert_array_equal(given.definition.preprocess(again)[name], array)
+    sent[-1]["z"] = 0.5
+    with pytest.raises(InputError, match=r"numbers that int64 holds, but one is 0\.5"):
+        package._raw(sent)
 
 
 def test_damaged_original_is_bad_input_and_a_damaged_variant_a_failed_row(files: Path) -> None:

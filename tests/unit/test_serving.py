@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -74,6 +74,54 @@ def test_a_model_of_texts_takes_texts(serve: Serve, packaged: Packaged) -> None:
     table = "text\n" + "\n".join(f'"{text}"' for text in samples)
     asked = served.client.post("/invocations", content=table, headers={"content-type": "text/csv"})
     assert asked.json() == {"predictions": expected}
+
+
+@pytest.fixture
+def whole(make_package: Callable[..., Path], workloads: Path, tmp_path: Path) -> Callable[[str], Release]:
+    """A model of whole pixels, which predicts names or scores."""
+
+    def made(answers: str) -> Release:
+        workload = {"file": {"path": "whole_images.py", "settings": {"answers": answers}}}
+        backend = Step("onnxruntime")
+        return Release("images", "1", make_package(workload, workloads, tmp_path / "store", backend, answers))
+
+    return made
+
+
+@pytest.mark.parametrize("answers", ["names", "scores"])
+def test_predictions_of_every_kind_are_told(
+    serve: Serve, whole: Callable[[str], Release], answers: str
+) -> None:
+    """Texts, and numbers that do not lie one after the other."""
+    release = whole(answers)
+    golden = json.loads((release.package / "golden.json").read_text())
+    answer = serve(Shelf(release)).client.post("/invocations", json={"inputs": golden["samples"]})
+    assert answer.json() == {"predictions": golden["predictions"]}
+
+
+def test_samples_that_the_models_kind_of_number_cannot_hold_are_refused(
+    serve: Serve, whole: Callable[[str], Release]
+) -> None:
+    """Pixels are whole numbers from 0 to 255; of whatever type they come, they must not become others."""
+    client = serve(Shelf(whole("names"))).client
+    pixels = np.zeros((1, 8, 8))
+
+    def asked(pixel: float, datatype: str | None = None) -> Any:
+        pixels[0, 0, 0] = pixel
+        kind = float if datatype is None or datatype.startswith("FP") else int
+        if datatype is None:
+            return client.post("/invocations", json={"inputs": pixels.tolist()})
+        tensor = {"name": "samples", "datatype": datatype, "shape": [1, 8, 8]}
+        return client.post(INFER, json={"inputs": [{**tensor, "data": pixels.astype(kind).ravel().tolist()}]})
+
+    for pixel, datatype in ((300, "INT64"), (-1, "INT8"), (0.5, "FP32"), (0.5, None), (300, None)):
+        answer = asked(pixel, datatype)
+        assert (answer.status_code, "uint8" in answer.json()["error"]) == (400, True)
+    whole_pixels = pixels.astype(int)
+    whole_pixels[0, 0, 0] = 300
+    assert client.post("/invocations", json={"inputs": whole_pixels.tolist()}).status_code == 400
+    for datatype in ("UINT8", "INT64", "FP32", None):
+        assert asked(255, datatype).status_code == 200
 
 
 def test_inputs_may_come_in_any_order(serve: Serve, packaged: Packaged) -> None:
