@@ -393,7 +393,7 @@ def worst_slice_drop(
 
 
 def value_interval(quality: Quality, confidence: float) -> Interval:
-    """The metric itself: Wilson's score interval for a share, else the BCa bootstrap."""
+    """The metric itself: the exact interval for a share, else the BCa bootstrap."""
     if quality.scores is not None:
         return intervals.share_interval(sum(quality.scores), len(quality.scores), confidence)
     return intervals.bca_interval(

@@ -73,18 +73,28 @@ def samples_needed(quantile: float, confidence: float = CONFIDENCE) -> int:
 
 
 def share_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
-    """Wilson's score interval for a share."""
+    """The exact interval for a share: no bound is wrong more often than stated, however few samples.
+
+    Source: Clopper and Pearson, 1934, Biometrika 26:404.
+    """
+    low, high = 1 - _most(n - successes, n, confidence), _most(successes, n, confidence)
+    return Interval(successes / n, low, high, n, confidence)
+
+
+def _most(successes: int, n: int, confidence: float) -> float:
+    """The largest share of which so few successes are no surprise."""
     from scipy import stats
 
-    bounds = stats.binomtest(successes, n).proportion_ci(2 * confidence - 1, method="wilson")
-    return Interval(successes / n, float(bounds.low), float(bounds.high), n, confidence)
+    return 1.0 if successes == n else float(stats.beta.ppf(confidence, successes + 1, n - successes))
 
 
 def paired_share_drop(lost: int, won: int, n: int, confidence: float = CONFIDENCE) -> Interval:
     """The score interval for the difference of two paired shares.
 
     `lost` pairs were right before and wrong after, `won` the other way round, of `n` pairs. A difference d
-    is inside where |z(d)| is at most the normal quantile; z's variance is taken under d.
+    is inside where |z(d)| is at most the normal quantile; z's variance is taken under d. Where nothing was
+    won, the bound is no nearer than the exact one of the share lost: few differ there, and the score's would
+    be wrong in up to 7 % where 5 are stated. Mirrored where nothing was lost.
     Source: Tango, 1998, Statistics in Medicine 17:891, equations 8 to 12.
     """
     from scipy import stats
@@ -99,13 +109,13 @@ def paired_share_drop(lost: int, won: int, n: int, confidence: float = CONFIDENC
         variance = n * (2 * share + d * (1 - d))
         return (lost - won - n * d) / math.sqrt(variance) if variance > 0 else 0.0
 
-    return Interval(
-        estimate,
-        _root(lambda d: score(d) - z, -1.0, estimate),
-        _root(lambda d: score(d) + z, estimate, 1.0),
-        n,
-        confidence,
-    )
+    low = _root(lambda d: score(d) - z, -1.0, estimate)
+    high = _root(lambda d: score(d) + z, estimate, 1.0)
+    if won == 0:
+        high = max(high, _most(lost, n, confidence))
+    if lost == 0:
+        low = min(low, -_most(won, n, confidence))
+    return Interval(estimate, low, high, n, confidence)
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:

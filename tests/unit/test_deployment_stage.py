@@ -32,12 +32,12 @@ def decisions(found: Seen, *, look: int = 1, timed: bool = False, **tolerance: A
 
 
 def test_a_share_without_any_failure_passes_from_so_many_requests_on() -> None:
-    """The first look is at 0.975: Wilson's bound is z²/(n+z²), 0.0127 of 300 and 0.0095 of 400."""
+    """The first look is at 0.975: The exact bound is 1 - 0.025^(1/n), 0.0122 of 300 and 0.0092 of 400."""
     few, enough = seen(asked=300), seen(asked=400)
     assert decisions(few)["live.failures"] == "inconclusive"
     assert decisions(enough)["live.failures"] == "promote"
     (check, *_) = judge_live(few, TOLERANCE, "2", look=1, timed=False).checks
-    assert check.high == pytest.approx(3.8415 / 303.8415, rel=1e-3)
+    assert check.high == pytest.approx(1 - 0.025 ** (1 / 300), rel=1e-3)
     assert check.more_samples
 
 

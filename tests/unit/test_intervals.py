@@ -152,10 +152,17 @@ def test_speedup_refuses_blocks_that_have_no_partner(measured: Build) -> None:
         speedup(measured([1], [1]), measured([1]))
 
 
-def test_share_has_wilsons_interval() -> None:
-    """90 of 100 at 95 % on each side, z = 1.6448536: centre 0.8894629, half width 0.0498184."""
-    found = share_interval(90, 100)
-    assert (found.estimate, found.low, found.high) == pytest.approx((0.9, 0.8396445, 0.9392813), abs=1e-7)
+@pytest.mark.parametrize(("count", "n"), [(90, 100), (0, 20), (20, 20), (1, 7)])
+def test_share_ends_where_what_was_seen_would_be_a_surprise(count: int, n: int) -> None:
+    """As many or more have 5 % at the lower bound, as many or fewer at the upper one."""
+    found = share_interval(count, n)
+    assert found.estimate == count / n
+    assert found.low is not None and found.high is not None  # noqa: PT018
+    if count:
+        assert stats.binom.sf(count - 1, n, found.low) == pytest.approx(0.05)
+    if count < n:
+        assert stats.binom.cdf(count, n, found.high) == pytest.approx(0.05)
+    assert (found.low == 0, found.high == 1) == (count == 0, count == n)
 
 
 def test_samples_needed_are_the_fewest_whose_maximum_bounds_the_quantile() -> None:
@@ -164,7 +171,7 @@ def test_samples_needed_are_the_fewest_whose_maximum_bounds_the_quantile() -> No
     assert quantile_interval(range(298), 0.99).high is None
 
 
-@pytest.mark.parametrize(("lost", "won"), [(9, 1), (1, 9), (30, 22), (5, 0)])
+@pytest.mark.parametrize(("lost", "won"), [(9, 1), (1, 9), (30, 22)])
 def test_paired_drop_ends_where_the_score_is_the_normal_quantile(lost: int, won: int) -> None:
     """The share of won pairs under a difference d is found by maximising the likelihood numerically."""
     n = 100
@@ -185,10 +192,39 @@ def test_paired_drop_ends_where_the_score_is_the_normal_quantile(lost: int, won:
     )
 
 
-def test_paired_drop_of_equal_predictions_is_the_closed_form() -> None:
-    """Nothing lost or won: z² / (n + z²), for 700 pairs and z = 1.6448536 0.0038502."""
-    found = paired_share_drop(0, 0, 700)
-    assert (found.estimate, found.low, found.high) == pytest.approx((0, -0.0038502, 0.0038502), abs=1e-7)
+@pytest.mark.parametrize(
+    ("confidence", "bound"),
+    [
+        pytest.param(0.95, 0.0042705, id="the exact one, 1 - 0.05^(1/n)"),
+        pytest.param(0.995, 0.0093894, id="the score's, z² / (n + z²), where that is wider"),
+    ],
+)
+def test_paired_drop_of_equal_predictions_is_the_closed_form(confidence: float, bound: float) -> None:
+    """Nothing lost or won of 700 pairs; z is 1.6448536 or 2.5758293."""
+    found = paired_share_drop(0, 0, 700, confidence)
+    assert (found.estimate, found.low, found.high) == pytest.approx((0, -bound, bound), abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("limit", "n"), [(0.05, 52), (0.05, 59), (0.02, 133), (0.02, 149), (0.01, 268), (0.01, 450)]
+)
+def test_what_loses_the_limit_and_wins_nothing_passes_no_oftener_than_stated(limit: float, n: int) -> None:
+    """Summed exactly over how many of n are lost: as of a model that is right only where the original is."""
+    passed = 0.0
+    for lost in range(n):
+        high = paired_share_drop(lost, 0, n).high
+        assert high is not None
+        if high > limit:
+            break
+        passed += float(stats.binom.pmf(lost, n, limit))
+    assert passed <= 0.05
+
+
+@pytest.mark.parametrize(("limit", "n"), [(0.05, 59), (0.02, 149), (0.01, 299), (0.005, 598)])
+def test_a_loss_of_nothing_takes_so_many_samples_to_show(limit: float, n: int) -> None:
+    """The table in docs/explanation/statistics.md."""
+    bounds = [paired_share_drop(0, 0, samples).high for samples in (n - 1, n)]
+    assert [bound is not None and bound <= limit for bound in bounds] == [False, True]
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 300), st.floats(0.6, 0.999))

@@ -108,7 +108,7 @@ def test_throughput_of_one_load_has_no_bounds(measured: Build) -> None:
     assert found.estimate == pytest.approx(500)
 
 
-def test_value_of_a_share_is_wilsons_and_of_another_metric_bca(scored: Score) -> None:
+def test_value_of_a_share_is_exact_and_of_another_metric_bca(scored: Score) -> None:
     assert value_interval(scored([1] * 90 + [0] * 10), 0.95) == share_interval(90, 100, 0.95)
     other = value_interval(bootstrapped(scored, 0.1, [i / 100 for i in range(21)]), 0.95)
     assert (other.low, other.high) == pytest.approx((0.01, 0.19))
