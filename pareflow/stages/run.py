@@ -99,8 +99,7 @@ class Run:
         lists = {name: tuple(document[name]) for name in ("serving_requires", "students")}
         facts = WorkloadFacts(**{**document, **lists})
         run = cls(spec, config, data_dir, environment(), facts, remeasure, target)
-        least = run.clock.least()
-        return run if least is None else dataclasses.replace(run, spent=spec.budget.minutes - least)
+        return dataclasses.replace(run, spent=run._told)
 
     @property
     def id(self) -> str:
@@ -148,15 +147,25 @@ class Run:
         return self.spec.budget.minutes - self.spent - self.meter.minutes
 
     def left(self, asked: str) -> float:
-        """The minutes left when this was first asked, which is kept. Raises: StoreError."""
+        """The minutes left when this was first asked, which is kept. Raises: StoreError.
+
+        Until this process decides something anew, it only asks again, and that is free.
+        """
         left = self.minutes_left
         if left == math.inf:
             return left
         if (known := self.clock.known(asked)) is not None:
-            self.meter.restart()
+            if self._told <= self.spent:
+                self.meter.restart()
             return known
         with writing(self.data_dir):
             return self.clock.first(asked, left)
+
+    @property
+    def _told(self) -> float:
+        """The most minutes of the budget that any answer says were used."""
+        least = self.clock.least()
+        return 0.0 if least is None else self.spec.budget.minutes - least
 
     def late(self, asked: str) -> bool:
         """Whether the budget was used up when this was first asked."""

@@ -169,6 +169,27 @@ def test_what_was_decided_before_costs_nothing_again(
     assert opened().minutes_left == pytest.approx(minutes - 4)
 
 
+def test_what_is_asked_again_gives_no_time_back(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, 10 minutes: `a` after 3, `b` after 9; a kill; 5 of asking again; `c` after half of one."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    spec = trained.with_budget(minutes=10).spec
+    first = Run.open(spec, trained.run.config, trained.run.data_dir)
+    now += 3 * 60
+    assert first.left("a") == pytest.approx(7)
+    now += 6 * 60
+    assert first.left("b") == pytest.approx(1)
+    now += 12
+    assert [first.left(asked) for asked in "ab"] == pytest.approx([7, 1])
+    assert first.minutes_left == pytest.approx(0.8)
+    second = Run.open(spec, trained.run.config, trained.run.data_dir)
+    now += 5 * 60
+    assert [second.left(asked) for asked in "ab"] == pytest.approx([7, 1])
+    now += 30
+    assert [second.left(asked) for asked in "cabc"] == pytest.approx([0.5, 7, 1, 0.5])
+    assert second.minutes_left == pytest.approx(0.5)
+
+
 def test_a_run_begins_though_one_in_this_process_was_interrupted(trained: Trained) -> None:
     with pytest.raises(KeyboardInterrupt), interruptible():
         raise KeyboardInterrupt
