@@ -46,11 +46,7 @@ def monitor(asked: Asked, told: Told) -> dict[str, Any]:
 
     Raises: InputError where the rules, the server or the version cannot be monitored; TransientError.
     """
-    reading = exposition.read(asked.url, asked.api_key)
-    if reading.model != asked.name:
-        raise InputError(
-            f"the server must serve {asked.name}", f"{asked.url} serves {reading.model}", "Mend --url"
-        )
+    reading = exposition.read(asked.url, asked.name, asked.api_key)
     tracker = Tracker.open(asked.data_dir)
     config = asked.config or _pipeline(tracker, asked.name, reading.version)
     chosen = _rules(asked.rules, config)

@@ -100,7 +100,7 @@ class Session:
             time.sleep(max(0.0, due - time.monotonic()))
             self.looks += 1
             try:
-                reading = exposition.read(self.asked.url, self.asked.api_key)
+                reading = exposition.read(self.asked.url, self.asked.name, self.asked.api_key)
                 self._trouble = ""
                 yield reading
             except TransientError as error:

@@ -81,13 +81,16 @@ class Window:
         return None
 
 
-def read(url: str, api_key: str | None = None, timeout_s: float = 5) -> Reading:
-    """What the server at `url` tells. Raises: TransientError where it does not answer, InputError."""
+def read(url: str, name: str, api_key: str | None = None, timeout_s: float = 5) -> Reading:
+    """What the server at `url` tells of the model of this name.
+
+    Raises: TransientError where it does not answer, InputError where it does not serve it.
+    """
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     request = urllib.request.Request(f"{url.rstrip('/')}/metrics", headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            return parse(answer.read().decode(), time.monotonic())
+            return parse(answer.read().decode(), name, time.monotonic())
     except urllib.error.HTTPError as error:
         must, remedy = "a monitored server must tell its metrics", "Give one of its keys in PAREFLOW_API_KEYS"
         kind = InputError if error.code in (401, 403, 404) else TransientError
@@ -100,8 +103,11 @@ def read(url: str, api_key: str | None = None, timeout_s: float = 5) -> Reading:
         ) from error
 
 
-def parse(text: str, at_s: float) -> Reading:
-    """A reading out of Prometheus' text format. Raises: InputError where it is no pareflow server's."""
+def parse(text: str, name: str, at_s: float) -> Reading:
+    """A reading of this model out of Prometheus' text format; what is the whole server's is among it.
+
+    Raises: InputError where it is no pareflow server's, or one of other models.
+    """
     from prometheus_client.parser import text_string_to_metric_families
 
     statuses: dict[str, float] = {}
@@ -113,6 +119,10 @@ def parse(text: str, at_s: float) -> Reading:
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels, value = sample.labels, sample.value
+            if sample.name == "pareflow_model_info" and value == 1:
+                served[labels["model"]] = labels["version"]
+            if labels.get("model", name) != name:
+                continue  # another model's
             answers = labels.get("route") in ANSWERING
             match sample.name:
                 case "pareflow_requests_total" if answers:
@@ -122,14 +132,12 @@ def parse(text: str, at_s: float) -> Reading:
                     buckets[bound] = buckets.get(bound, 0) + value
                 case "pareflow_request_seconds_sum" if answers:
                     plain[sample.name] = plain.get(sample.name, 0) + value
-                case "pareflow_policy_total" if labels["model"] == served.get("model"):  # it was told before
+                case "pareflow_policy_total":
                     figures[f"{labels['policy']}.{labels['figure']}"] = value
                 case "pareflow_request_log_total":
                     figures[f"request_log.{labels['figure']}"] = value
                 case "pareflow_challenger_share" if labels["kind"] == "canary":
                     canary = max(canary, value)
-                case "pareflow_model_info" if value == 1:
-                    served = served or dict(labels)
                 case _:
                     if not labels:
                         plain[sample.name] = value
@@ -138,11 +146,13 @@ def parse(text: str, at_s: float) -> Reading:
         raise InputError(
             must, "its metrics name no `pareflow_model_info`", "Name the URL of `pareflow serve`"
         )
+    if name not in served:
+        raise InputError(f"the server must serve {name}", f"it serves {', '.join(served)}", "Mend --url")
     memory, reachable = plain.get("process_resident_memory_bytes"), plain.get("pareflow_registry_reachable")
     return Reading(
         at_s,
-        served["model"],
-        served["version"],
+        name,
+        served[name],
         statuses,
         buckets,
         plain.get("pareflow_request_seconds_sum", 0.0),

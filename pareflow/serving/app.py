@@ -145,10 +145,18 @@ class App:
             except Exception:
                 log.exception("a request to %s failed", request.url.path)
                 response = refusals.as_json(refusals.FAILED, 500)
-            self._metrics.answered(route, response.status_code, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            self._metrics.answered(self._counted_for(route, request), route, response.status_code, seconds)
             return response
 
         return answered
+
+    def _counted_for(self, route: str, request: Request) -> str:
+        """The model that a request is counted for; empty where it names none that is served here."""
+        if route == "invocations" and len(self._slots) == 1:
+            return next(iter(self._slots))
+        name: str = request.path_params.get("model", "")
+        return name if name in self._slots else ""
 
     async def _infer(self, request: Request) -> Response:
         self._hosted(request)  # a wrong name is told before the body is read

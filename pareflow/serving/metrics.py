@@ -26,12 +26,12 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._answered = Counter(
-            "pareflow_requests", "answered requests", ["route", "status"], registry=self._registry
+            "pareflow_requests", "answered requests", ["model", "route", "status"], registry=self._registry
         )
         self._seconds = Histogram(
             "pareflow_request_seconds",
             "from the whole request to the whole answer",
-            ["route"],
+            ["model", "route"],
             buckets=BUCKETS_S,
             registry=self._registry,
         )
@@ -78,10 +78,10 @@ class Metrics:
         self._registry.register(_Policies(self))
         ProcessCollector(registry=self._registry)  # processor seconds and memory
 
-    def answered(self, route: str, status: int, seconds: float) -> None:
-        """Count one request."""
-        self._answered.labels(route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+    def answered(self, model: str, route: str, status: int, seconds: float) -> None:
+        """Count one request; `model` is one that is served, or empty where it names none."""
+        self._answered.labels(model, route, str(status)).inc()
+        self._seconds.labels(model, route).observe(seconds)
 
     def serves(self, name: str, version: str, figures: Mapping[str, Figures], standing: str) -> None:
         """From now on this version answers; `figures` are its policies', `standing` where it was judged."""

@@ -1,12 +1,14 @@
 """Rules of monitoring over windows: figures, breaches, hysteresis, drift, labels, what is remembered."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from pareflow.errors import InputError, SpecError, StoreError, TransientError
 from pareflow.monitoring import drift, exposition, labels, rules
@@ -14,7 +16,10 @@ from pareflow.monitoring.exposition import Reading, Window, between
 from pareflow.monitoring.rules import Rules
 from pareflow.monitoring.state import Breach, State
 from pareflow.monitoring.watch import Watch
+from pareflow.serving.app import App
 from pareflow.serving.metrics import Metrics
+from pareflow.serving.settings import Settings
+from pareflow.serving.slot import FolderSource, Slot
 from pareflow.serving.traffic import Traffic
 from pareflow.workload import Arrays
 
@@ -53,9 +58,9 @@ def test_what_a_real_server_tells_is_read() -> None:
     metrics.serves("images", "3", {"batching": lambda: {"waiting": 4.0}}, "here")
     metrics.serves("texts", "1", {"batching": lambda: {"waiting": 9.0}}, "here")
     metrics.registry(reachable=True)
-    for route, status, seconds in (("infer", 200, 0.003), ("invocations", 503, 0.3), ("live", 200, 0.0001)):
-        metrics.answered(route, status, seconds)
-    reading = exposition.parse(metrics.text().decode(), at_s=7)
+    for route, status, seconds in (("infer", 200, 0.003), ("invocations", 503, 0.3), ("ready", 200, 0.0001)):
+        metrics.answered("images", route, status, seconds)
+    reading = exposition.parse(metrics.text().decode(), "images", at_s=7)
     assert (reading.model, reading.version, reading.registry_reachable) == ("images", "3", True)
     assert reading.statuses == {"200": 1, "503": 1}
     assert (reading.buckets[0.005], reading.buckets[float("inf")]) == (1, 2)
@@ -66,11 +71,50 @@ def test_what_a_real_server_tells_is_read() -> None:
     assert reading.cpu_s is not None
 
 
+def test_of_a_server_of_several_models_one_is_read(packaged: Callable[..., Path]) -> None:
+    """Two requests to one and three to the other, which fail; whom nobody serves makes no series."""
+    metrics = Metrics()
+    slots = [Slot(FolderSource(packaged(name)), None, metrics) for name in ("images", "texts")]
+    image = {"name": "images", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": [0.5] * 64}
+    with TestClient(App(slots, Settings(poll_s=None), metrics).asgi()) as client:
+        for _ in range(2):
+            assert client.post("/v2/models/images/infer", json={"inputs": [image]}).status_code == 200
+        for _ in range(3):
+            assert client.post("/v2/models/texts/infer", json={"inputs": [image]}).status_code == 400
+        assert client.post("/v2/models/anything/infer", json={"inputs": [image]}).status_code == 404
+        assert client.post("/invocations", json={"inputs": [0]}).status_code == 404
+        text = client.get("/metrics").text
+    images, texts = (exposition.parse(text, name, at_s=0) for name in ("images", "texts"))
+    assert (images.statuses, texts.statuses) == ({"200": 2}, {"400": 3})
+    assert (images.buckets[float("inf")], texts.buckets[float("inf")]) == (2, 3)
+    assert (images.version, texts.version) == tuple(slot.hosted.release.version for slot in slots)
+    assert "anything" not in text
+
+
+def test_of_a_server_of_one_model_all_invocations_are_its(packaged: Callable[..., Path]) -> None:
+    metrics = Metrics()
+    slot = Slot(FolderSource(packaged("images")), None, metrics)
+    with TestClient(App([slot], Settings(poll_s=None), metrics).asgi()) as client:
+        assert client.post("/invocations", json={"inputs": [[[0.5] * 8] * 8]}).status_code == 200
+        reading = exposition.parse(client.get("/metrics").text, "images", at_s=0)
+    assert reading.statuses == {"200": 1}
+
+
 def test_what_is_no_server_of_ours_is_told() -> None:
     with pytest.raises(InputError, match="pareflow_model_info"):
-        exposition.parse("up 1\n", 0)
+        exposition.parse("up 1\n", "images", 0)
+    with pytest.raises(InputError, match="it serves images, texts"):
+        exposition.parse(served("images", "texts").text().decode(), "words", 0)
     with pytest.raises(TransientError, match="must answer"):
-        exposition.read("http://127.0.0.1:9")
+        exposition.read("http://127.0.0.1:9", "images")
+
+
+def served(*names: str) -> Metrics:
+    """The metrics of a server of these models."""
+    metrics = Metrics()
+    for name in names:
+        metrics.serves(name, "3", {}, "here")
+    return metrics
 
 
 def test_a_server_that_was_started_again_counts_from_there(begun: Reading) -> None:
@@ -147,12 +191,12 @@ def test_times_say_nothing_of_a_version_while_a_challenger_answers_some(begun: R
 
 
 def test_the_share_of_a_challenger_is_read() -> None:
-    metrics = Metrics()
-    metrics.serves("images", "3", {}, "here")
+    metrics = served("images", "texts")
     metrics.tries("images", Traffic(version="4", shadow=0.5, canary=0.25))
-    assert exposition.parse(metrics.text().decode(), at_s=0).canary == 0.25
+    assert exposition.parse(metrics.text().decode(), "images", at_s=0).canary == 0.25
+    assert exposition.parse(metrics.text().decode(), "texts", at_s=0).canary == 0
     metrics.tries("images", None)
-    assert exposition.parse(metrics.text().decode(), at_s=0).canary == 0
+    assert exposition.parse(metrics.text().decode(), "images", at_s=0).canary == 0
 
 
 def test_another_version_is_judged_anew(begun: Reading) -> None:

@@ -278,8 +278,8 @@ def test_metrics_count_requests_and_what_policies_count(serve: Serve) -> None:
         served.infer()
     served.client.post(INFER, content=b"{")
     lines = served.client.get("/metrics").text.splitlines()
-    assert 'pareflow_requests_total{route="infer",status="200"} 3.0' in lines
-    assert 'pareflow_requests_total{route="infer",status="400"} 1.0' in lines
+    assert 'pareflow_requests_total{model="images",route="infer",status="200"} 3.0' in lines
+    assert 'pareflow_requests_total{model="images",route="infer",status="400"} 1.0' in lines
     assert 'pareflow_policy_total{figure="hits",model="images",policy="exact_cache"} 2.0' in lines
     assert 'pareflow_policy_total{figure="batches",model="images",policy="dynamic_batching"} 1.0' in lines
 
@@ -289,7 +289,7 @@ def test_who_gave_up_is_counted_and_timed_and_neither_a_success_nor_a_failure(se
     waiting = {"min_batch_size": 2, "max_wait_ms": 60_000}
     served = serve(plan={"inline_ms": 0, "policies": [{"dynamic_batching": waiting}]})
     client = served.client
-    before = exposition.parse(client.get("/metrics").text, at_s=0)
+    before = exposition.parse(client.get("/metrics").text, "images", at_s=0)
     body = json.dumps({"inputs": [served.input(1)]}).encode()
     told = [{"type": "http.request", "body": body}, {"type": "http.disconnect"}]
 
@@ -305,7 +305,7 @@ def test_who_gave_up_is_counted_and_timed_and_neither_a_success_nor_a_failure(se
 
     assert client.portal is not None
     client.portal.call(scenario)
-    reading = exposition.parse(client.get("/metrics").text, at_s=1)
+    reading = exposition.parse(client.get("/metrics").text, "images", at_s=1)
     assert reading.statuses == {"499": 1}
     window = exposition.between(before, reading)
     assert (window.requests, window.failed, window.answered) == (0, 0, 1)
