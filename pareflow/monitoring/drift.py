@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from pareflow.runtime.rows import unfilled
 from pareflow.workload import Arrays
 
 KINDS = 32
@@ -83,7 +84,8 @@ def features(inputs: Arrays, most: int) -> Arrays:
     """What is watched of the network's inputs, one value per row each.
 
     Of each input the mean, spread, least and largest value of a row, its length where rows may differ, and
-    evenly spaced single values, `most` in all.
+    evenly spaced single values, `most` in all. The zeros at the end of a row of whole numbers (token ids,
+    masks) count as filling, which is as long as its neighbours in a request made it: they are cut off.
     """
     found: Arrays = {}
     each = max(1, most // max(1, len(inputs)))
@@ -91,12 +93,13 @@ def features(inputs: Arrays, most: int) -> Arrays:
         if array.dtype.kind not in "biuf" or not array.size:
             continue
         rows = array.reshape(len(array), -1).astype(np.float64)
+        cut = [unfilled(row) for row in rows] if array.dtype.kind in "biu" and array.ndim > 1 else list(rows)
         found |= {
-            f"{name}.mean": rows.mean(axis=1),
-            f"{name}.spread": rows.std(axis=1),
-            f"{name}.least": rows.min(axis=1),
-            f"{name}.largest": rows.max(axis=1),
-            f"{name}.length": np.full(len(rows), float(rows.shape[1])),
+            f"{name}.mean": np.array([row.mean() for row in cut]),
+            f"{name}.spread": np.array([row.std() for row in cut]),
+            f"{name}.least": np.array([row.min() for row in cut]),
+            f"{name}.largest": np.array([row.max() for row in cut]),
+            f"{name}.length": np.array([float(len(row)) for row in cut]),
         }
         for position in np.unique(np.linspace(0, rows.shape[1] - 1, each).astype(int)):
             found[f"{name}[{position}]"] = rows[:, position]

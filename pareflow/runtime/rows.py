@@ -25,6 +25,12 @@ def taken(feeds: Mapping[str, np.ndarray], rows: Sequence[int] | np.ndarray) -> 
     return {name: array[rows] if has_rows(array, count) else array for name, array in feeds.items()}
 
 
+def unfilled(row: np.ndarray) -> np.ndarray:
+    """What of a row, shape (n,), lies before the zeros at its end; of zeros alone the first."""
+    kept = np.flatnonzero(row)
+    return row[: kept[-1] + 1 if len(kept) else 1]
+
+
 def check_rows(outputs: Mapping[str, np.ndarray], count: int, to: str, remedy: str) -> None:
     """Raises: UnsuitableError where an output has not a row for each of so many samples."""
     for name, array in outputs.items():

@@ -77,6 +77,32 @@ def test_a_version_agrees_with_itself(comparison: Comparison, answered: Callable
     } <= features
 
 
+def test_texts_that_come_together_are_no_drift(packaged: Callable[..., Path]) -> None:
+    """The calibration data's, four in a request and filled up to its longest, rather than each alone."""
+    package = packaged("texts", Step("torch_eager"))  # of any length
+    document = json.loads((package / "model.json").read_text())
+    comparison = Comparison(str(package), str(package / "artifact"), document["backend"], WATCHED)
+    chance = np.random.default_rng(0)
+    alone = [_tokens([chance.integers(1, 7, size=size)]) for size in chance.integers(3, 13, size=80)]
+    together = [
+        _tokens([row["ids"][0] for row in alone[start : start + 4]]) for start in range(0, len(alone), 4)
+    ]
+    reference = comparison.reference(alone)
+    told = {"predictions": np.zeros(4, np.int64)}
+    live = comparison.live(Exchange("a", "texts", "1", 0.0, one, told, {}) for one in together)
+    names = [name for name in reference if name.startswith("feature.ids") and name in live]
+    assert {"feature.ids.mean", "feature.ids.spread", "feature.ids.length"} <= set(names)
+    for name in names:
+        np.testing.assert_array_equal(live[name], reference[name])
+
+
+def _tokens(rows: list[np.ndarray]) -> Arrays:
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for place, row in zip(ids, rows, strict=True):
+        place[: len(row)] = row
+    return {"ids": ids, "mask": (ids > 0).astype(np.int64)}
+
+
 def test_other_predictions_than_the_originals_disagree(
     comparison: Comparison, answered: Callable[..., Exchange]
 ) -> None:
