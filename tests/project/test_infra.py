@@ -428,7 +428,7 @@ def test_alerts_fire_when_they_should_and_not_before(infra: Path) -> None:
 def test_expressions_of_the_dashboards_are_promql(infra: Path, tmp_path: Path) -> None:
     """As rules, since promtool reads those."""
     rules = [
-        {"record": f"panel:{position}", "expr": expression.replace("$instance", ".*")}
+        {"record": f"panel:{position}", "expr": re.sub(r"\$(instance|model)", ".*", expression)}
         for path in sorted((infra / "grafana" / "dashboards").glob("*.json"))
         for position, expression in enumerate(expressions(json.loads(path.read_text())))
     ]
