@@ -28,7 +28,7 @@ _KINDS = {
     b"vers": ("a pointer of Git LFS", "Fetch it: `git lfs pull`"),
 }
 _SCALED_AS_IT_COMES = {"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
-_QUANTIZED = {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}
+_MAKERS = {"QuantizeLinear", "DynamicQuantizeLinear"}
 
 
 def read(path: Path) -> "onnx.ModelProto":
@@ -171,6 +171,16 @@ def quantized(graph: "onnx.GraphProto") -> "onnx.NodeProto | None":
     return next((node for node in nodes(graph) if _computes_quantized(node, weights)), None)
 
 
+def only_rounds(path: Path) -> bool:
+    """Whether no operator of a quantized graph takes integers: they are made, and unpacked before each."""
+    import onnx
+
+    every = list(nodes(onnx.load_model(path, load_external_data=False).graph))
+    made = {node.output[0] for node in every if node.op_type in _MAKERS}
+    others = [node for node in every if node.op_type not in ("QuantizeLinear", "DequantizeLinear")]
+    return not any(_takes_integers(node) or made & {*node.input} for node in others)
+
+
 def mixes_samples(path: Path) -> bool:
     """Whether a graph takes a scale of a whole tensor as it comes, so that answers depend on the batch."""
     import onnx
@@ -182,7 +192,11 @@ def mixes_samples(path: Path) -> bool:
 def _computes_quantized(node: "onnx.NodeProto", weights: set[str]) -> bool:
     if node.op_type == "DequantizeLinear":
         return node.input[0] not in weights
-    return node.op_type in _QUANTIZED or node.op_type.startswith("QLinear")
+    return node.op_type in _MAKERS or _takes_integers(node)
+
+
+def _takes_integers(node: "onnx.NodeProto") -> bool:
+    return node.op_type in ("MatMulInteger", "ConvInteger") or node.op_type.startswith("QLinear")
 
 
 def called(node: "onnx.NodeProto") -> str:

@@ -10,7 +10,7 @@ from pareflow import graph_file, network
 from pareflow.compiler import packed_onnx
 from pareflow.compiler.backend import Backend
 from pareflow.compiler.graph_passes import Pass, switched_off
-from pareflow.compiler.onnxruntime_cuda import PROVIDERS, CudaProvider
+from pareflow.compiler.onnxruntime_cuda import PROVIDERS, ROUNDED, CudaProvider
 from pareflow.compiler.onnxruntime_session import BoundSession, FixedSession, OnnxRuntimeSession
 from pareflow.compiler.paged import Paged
 from pareflow.errors import EnvironmentUnfitError
@@ -78,7 +78,13 @@ class OnnxRuntime(CudaProvider, Paged, Backend):
         else:
             for file in source.glob("model.onnx*"):
                 os.link(file, into / file.name)
-        (into / "precision").write_text(precision_of(graph))
+        (into / "precision").write_text(self._precision(graph))
+
+    def _precision(self, graph: Path) -> str:
+        """That of the graph, or `ROUNDED` where this level leaves its Q/DQ pairs around float operators."""
+        precision = precision_of(graph)
+        left = self.graph_level in ("none", "basic") and graph_file.only_rounds(graph)
+        return ROUNDED if precision == "int8" and left else precision
 
     def load(self, artifact: Path) -> "OnnxRuntimeSession":
         import onnxruntime

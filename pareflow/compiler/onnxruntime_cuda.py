@@ -11,6 +11,8 @@ from pareflow.errors import UnsuitableError
 from pareflow.hardware import accelerators
 
 _X86_64 = ("x86_64", "AMD64")
+ROUNDED = "rounded"
+"""The precision of a graph that is rounded to int8 and whose operators take floats all the same."""
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -68,11 +70,16 @@ class CudaProvider(BaseModel):
         Source: ONNX Runtime, "Quantize ONNX models", Quantization on GPU: int8 needs TensorRT.
         """
         if self.device == "cpu":
+            if precision == ROUNDED:
+                return "float32", (
+                    "rounded to int8, computed in fp32: Q/DQ pairs become integer operators from "
+                    "`graph_level: extended` on"
+                )
             if precision == "float16" and platform.machine() in _X86_64:
                 return "float32", "an fp16 graph; the CPU provider computes it in fp32"
             return precision, ""
         fp32 = "tf32" if self.tf32 else "float32"
-        if precision == "int8":
+        if precision in ("int8", ROUNDED):
             return fp32, "rounded to int8, computed in fp32: the CUDA provider has no int8 products"
         return (fp32 if precision == "float32" else precision), ""
 

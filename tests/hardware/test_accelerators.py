@@ -146,15 +146,17 @@ def test_the_cpu_provider_says_that_it_widens_fp16_on_x86(
     ("backend", "graph", "computed"),
     [
         (OnnxRuntime(), "int8", "int8"),
+        (OnnxRuntime(), "rounded", "float32"),
         (OnnxRuntime(device="cuda"), "int8", "float32"),
+        (OnnxRuntime(device="cuda"), "rounded", "float32"),
         (OnnxRuntime(device="cuda"), "float16", "float16"),
         (OnnxRuntime(device="cuda", tf32=True), "float32", "tf32"),
     ],
 )
-def test_the_cuda_provider_says_what_it_computes_in(backend: OnnxRuntime, graph: str, computed: str) -> None:
+def test_a_provider_says_what_it_computes_in(backend: OnnxRuntime, graph: str, computed: str) -> None:
     precision, notes = backend.computed(graph)
     assert precision == computed
-    assert bool(notes) == (backend.device == "cuda" and graph == "int8")
+    assert bool(notes) == (graph in ("int8", "rounded") and computed == "float32")
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -19,6 +20,7 @@ from torch.nn import functional
 from pareflow import network, workload
 from pareflow.compiler import Backend, OnnxRuntime, OpenVino
 from pareflow.compiler.backend import Session
+from pareflow.compiler.onnxruntime import GraphLevel
 from pareflow.errors import ExportError, UnsuitableError
 from pareflow.model import DynamicInt8, Fp8, Int4, MixedInt8, NncfInt4, NncfInt8, StaticInt8
 from pareflow.workload import Arrays, LoadedWorkload
@@ -368,6 +370,35 @@ def test_quantized_files_run_in_int8(
     feeds = loaded.example(5)
     np.testing.assert_allclose(session.run(feeds)["y"], by_torch(feeds["x"]), atol=0.1)
     assert session.ran().precision == "int8"
+
+
+def operators_that_ran(backend: OnnxRuntime, compiled: Path, into: Path) -> set[str]:
+    """Of the graph as ONNX Runtime runs it, once it has optimized what was compiled."""
+    options = backend._options()
+    if backend.saved:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.optimized_model_filepath = str(into / "ran.onnx")
+    backend._session(compiled / "model.onnx", options)
+    return {node.op_type for node in onnx.load_model(into / "ran.onnx").graph.node}
+
+
+@pytest.mark.parametrize("kind", [QuantFormat.QDQ, QuantFormat.QOperator], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("saved", [False, True], ids=["", "saved"])
+@pytest.mark.parametrize("level", get_args(GraphLevel))
+def test_quantized_files_say_int8_where_integers_are_computed_with(
+    kind: QuantFormat, saved: bool, level: GraphLevel, tmp_path: Path
+) -> None:
+    """Pairs that only round are told from integer operators by the graph that ran."""
+    onnx.save_model(quantized(kind, tmp_path, "Conv"), tmp_path / "model.onnx")
+    backend = OnnxRuntime(graph_level=level, saved=saved)
+    compiled = tmp_path / "compiled"
+    compiled.mkdir()
+    backend.compile(tmp_path, compiled)
+    ran = backend.load(compiled).ran()
+    integers = "QLinearConv" in operators_that_ran(backend, compiled, tmp_path)
+    assert ran.precision == ("int8" if integers else "float32")
+    assert ("computed in fp32" in ran.notes) is not integers
+    assert integers is (kind == QuantFormat.QOperator or level not in ("none", "basic"))
 
 
 @pytest.mark.parametrize("kind", [QuantFormat.QDQ, QuantFormat.QOperator], ids=lambda kind: kind.name)
