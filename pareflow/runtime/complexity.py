@@ -10,6 +10,8 @@ from pareflow.variant import digest
 
 LENGTHS: tuple[float, ...] = tuple(-float(length) for length in range(1, 1025))
 """Thresholds of the rule, the strictest first: the shorter an input, the simpler."""
+_FEATURES = 2
+"""Raised where the same score sees other `features`: a threshold that was calibrated before is refused."""
 
 
 def shortness(array: np.ndarray) -> np.ndarray:
@@ -39,19 +41,34 @@ class SimplicityScore(BaseModel):
 def features(array: np.ndarray, buckets: int) -> np.ndarray:
     """Per row length, mean, deviation, roughness, and tokens counted in buckets, (batch, 4 + buckets).
 
-    Roughness is the mean step between neighbours along the last axis. Tokens are counted by their remainder.
+    Roughness is the mean step between neighbours along the last axis. Tokens are counted by their remainder;
+    the zeros at their end are filling, as long as the others of a batch make it, and belong to no row.
     Source for the buckets: Weinberger et al., 2009, arXiv:0902.2206 (feature hashing), without signs.
     """
     rows = array.reshape(len(array), -1).astype(np.float64)
-    steps = np.abs(np.diff(array.astype(np.float64), axis=-1)).reshape(len(array), -1)
-    plain = [-shortness(array), rows.mean(axis=1), rows.std(axis=1)]
-    roughness = steps.mean(axis=1) if steps.size else np.zeros(len(array))
-    counts = np.zeros((len(array), buckets))
     if buckets:
-        present = rows != 0
-        owner = np.nonzero(present)[0]
-        np.add.at(counts, (owner, rows[present].astype(np.int64) % buckets), 1.0)
-    return np.column_stack([*plain, roughness, counts])
+        return np.column_stack([-shortness(array), *_of_tokens(rows), _counts(rows, buckets)])
+    steps = np.abs(np.diff(array.astype(np.float64), axis=-1)).reshape(len(array), -1)
+    roughness = steps.mean(axis=1) if steps.size else np.zeros(len(array))
+    return np.column_stack([-shortness(array), rows.mean(axis=1), rows.std(axis=1), roughness])
+
+
+def _of_tokens(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, deviation and roughness without the zeros at the end, from sums that zeros leave as they are."""
+    places = np.arange(1, rows.shape[1] + 1)
+    lengths = (places * (rows != 0)).max(axis=1, initial=1)
+    total, squares = rows.sum(axis=1), (rows**2).sum(axis=1)
+    deviation = np.sqrt(np.maximum(lengths * squares - total**2, 0)) / lengths
+    steps = np.abs(np.diff(rows)) * (places[1:] <= lengths[:, None])
+    return total / lengths, deviation, steps.sum(axis=1) / np.maximum(lengths - 1, 1)
+
+
+def _counts(rows: np.ndarray, buckets: int) -> np.ndarray:
+    """Tokens in each bucket, (batch, buckets)."""
+    counts, present = np.zeros((len(rows), buckets)), rows != 0
+    owner = np.nonzero(present)[0]
+    np.add.at(counts, (owner, rows[present].astype(np.int64) % buckets), 1.0)
+    return counts
 
 
 def train_score(
@@ -87,7 +104,7 @@ def name_of(scores: Mapping[str, SimplicityScore]) -> str:
     """What a calibration calls these scores of tiers: `shortness` is the rule, which needs none."""
     if not scores:
         return "shortness"
-    return f"learned {digest({name: score.model_dump(mode='json') for name, score in scores.items()})}"
+    return f"learned {digest(_FEATURES, {name: one.model_dump(mode='json') for name, one in scores.items()})}"
 
 
 def simplicity(feeds: Mapping[str, np.ndarray], name: str, score: SimplicityScore | None) -> np.ndarray:

@@ -20,13 +20,16 @@ class ComplexityRouting(Policy):
     By a rule, the number of its tokens, or by a learned score per tier; each row is computed once. The
     threshold is calibrated as that of `confidence_cascade` is, with the score in place of the confidence;
     without a calibration the full model answers everything. Where a tier fails, the full model answers.
+    Tokens must be filled up with 0: a row's score is its own, however long its neighbours are.
     """
 
     name: ClassVar[str] = "complexity_routing"
     requires: ClassVar[tuple[str, ...]] = ("numpy",)
     chooses: ClassVar[bool] = True
 
-    input: str = Field(default="", description="the input that is looked at: token ids, a mask, an image")
+    input: str = Field(
+        default="", description="the input that is looked at: tokens or a mask, filled up with 0; an image"
+    )
     scores: dict[str, SimplicityScore] = Field(
         default={}, description="the learned score of each tier, by name; without one the rule"
     )

@@ -230,9 +230,25 @@ def test_what_is_kept_of_a_cascade_is_not_the_full_models() -> None:
 
 
 def test_features_by_hand() -> None:
-    """Ids 3 4 0: two entries, mean 7/3, steps 1 and 4; in two buckets one even and one odd token."""
-    found = features(np.array([[3, 4, 0]]), 2)[0]
-    assert found == pytest.approx([2, 7 / 3, np.std([3, 4, 0]), 2.5, 1, 1])
+    """Values 3 4 0: two entries, mean 7/3, steps 1 and 4. As tokens, of which the last is filling: mean 3.5,
+    one step of 1, in two buckets one even and one odd."""
+    values = np.array([[3, 4, 0]])
+    assert features(values, 0)[0] == pytest.approx([2, 7 / 3, np.std([3, 4, 0]), 2.5])
+    assert features(values, 2)[0] == pytest.approx([2, 3.5, 0.5, 1, 1, 1])
+
+
+def test_a_row_of_tokens_is_scored_as_if_it_were_alone() -> None:
+    """Whatever fills it up beside longer ones; and so it is routed, by a mean that is at least 3."""
+    chance = np.random.default_rng(0)
+    rows = [np.zeros(1), *(chance.integers(0, 50_000, size) for size in chance.integers(1, 300, 50))]
+    together = np.stack([np.pad(row, (0, 300 - len(row))) for row in rows])
+    alone = np.concatenate([features(row[None], 8) for row in rows])
+    np.testing.assert_array_equal(features(together, 8), alone)
+    scores = {"tiny": SimplicityScore(buckets=1, weights=(0, 1, 0, 0, 0), intercept=-3)}
+    policy = ComplexityRouting(
+        input="x", scores=scores, calibration=record(0.5, "tiny", score=name_of(scores))
+    )
+    assert ask(policy, Tiers().endpoint, [(4, 0), (2, 3)]).tolist() == [TINY + 4, FULL + 2]
 
 
 def test_short_requests_go_to_the_tier_each_row_once() -> None:
