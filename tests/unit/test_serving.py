@@ -495,12 +495,12 @@ def test_a_plan_that_cannot_be_is_refused(wrong: Mapping[str, Any], said: str) -
 
 
 def test_a_cache_may_stand_before_what_keeps_to_one_answer_and_behind_what_approximates() -> None:
-    exact, semantic = {"exact_cache": {}}, {"semantic_cache": {}}
-    for policies in (
-        (semantic, exact),
-        ({"deadline_routing": {}}, exact),
-        (exact, {"confidence_cascade": {}}),
+    for order in (
+        ("semantic_cache", "exact_cache"),
+        ("deadline_routing", "embedding_cache"),
+        ("exact_cache", "confidence_cascade"),
     ):
+        policies = tuple({name: {}} for name in order)
         assert len(ServingPlan(policies=policies).chosen()) == 2
 
 
