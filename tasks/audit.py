@@ -96,14 +96,24 @@ def history(tracker: Tracker, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def cut_off(tracker: Tracker, name: str, champion: str) -> str | None:
-    """From which version the last rollback led to this champion, where it did not end; None where it did."""
+def way_back(tracker: Tracker, name: str, champion: str) -> tuple[str, str | None]:
+    """From which version to which a rollback leads, where `previous` points at the champion, too.
+
+    A rollback that was cut off is ended. Where a promotion was, it leads to whom the champion had followed.
+    Else there is no way: None.
+    """
     moves = [row for row in history(tracker, name) if row["action"] in ("promoted", "rolled_back")]
-    last = moves[-1] if moves else {}
-    if (last.get("action"), last.get("after")) != ("rolled_back", champion) or last["state"] == "done":
-        return None
-    before: str | None = last["before"]
-    return before
+    last = moves[-1] if moves else {"state": "done"}
+    if last["state"] == "done":
+        return champion, None
+    if (last["action"], last["after"]) == ("rolled_back", champion):
+        return last["before"], champion
+    if (last["action"], last["before"]) == ("rolled_back", champion):
+        return champion, last["after"]
+    if last["before"] == champion:
+        followed = [row["before"] for row in moves if (row["state"], row["after"]) == ("done", champion)]
+        return champion, followed[-1] if followed else None
+    return champion, None
 
 
 def who() -> str:

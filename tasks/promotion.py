@@ -158,19 +158,21 @@ def roll_back(
 ) -> dict[str, Any]:
     """Point `champion` at `previous`, and the other way round; no challenger keeps any traffic.
 
-    With `leaving` only where that version is champion, and the previous one broke no rule itself. One that
-    was cut off in the middle is ended. Raises: InputError if there is no previous one.
+    With `leaving` only where that version is champion, and the previous one broke no rule itself. Of a move
+    that was cut off in the middle the record says where the way back leads.
+    Raises: InputError if there is no previous one.
     """
     with tracker.switching(name) as still_held:
         champion, previous = number(tracker, name, "champion"), number(tracker, name, "previous")
+        same = champion is not None and champion == previous
+        if champion is not None and same:
+            champion, previous = audit.way_back(tracker, name, champion)
         if leaving is not None:
             _check_leaving(tracker, name, leaving, champion, previous)
-        if champion is not None and champion == previous:
-            champion = audit.cut_off(tracker, name, champion)
         if champion is None or previous is None:
             raise InputError(
                 f"the model {name} must have a champion and a previous one",
-                "the registry lacks one of them" if previous is None else "both are the same version",
+                "both are the same version" if same else "the registry lacks one of them",
                 "See `pareflow list versions`",
             )
         told = f"rolled back from version {champion}"

@@ -131,6 +131,57 @@ def test_a_rollback_that_was_cut_off_is_ended_by_the_same_command(
     assert [row["state"] for row in audit.history(tracker, MODEL)][-2:] == ["failed", "done"]
 
 
+def cutting_before_champion(real: Callable[..., None]) -> Callable[..., None]:
+    """`Tracker.set_alias` that ends where `champion` would move."""
+
+    def cutting(self: Tracker, name: str, alias: str, version: str) -> None:
+        if alias == "champion":
+            raise KeyboardInterrupt
+        real(self, name, alias, version)
+
+    return cutting
+
+
+def cut_off_between_the_aliases(tracker: Tracker, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A promotion that ends when `previous` has moved and `champion` has not."""
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "set_alias", cutting_before_champion(Tracker.set_alias))
+        with pytest.raises(KeyboardInterrupt):
+            promoted(tracker, bout(tracker, version))
+
+
+@pytest.mark.parametrize("by_a_monitor", [False, True])
+def test_a_promotion_that_was_cut_off_between_its_aliases_leaves_the_way_back(
+    tracker: Tracker, two: tuple[str, str], monkeypatch: pytest.MonkeyPatch, by_a_monitor: bool
+) -> None:
+    """`previous` is the champion by then: whom that followed is on record. Twice, as a retry may be cut off too."""
+    first, second = two
+    third = enter(tracker, 3)
+    for _ in range(2):
+        cut_off_between_the_aliases(tracker, third, monkeypatch)
+    assert places(tracker) == (second, second)
+    if by_a_monitor:
+        tracker.tag_version(MODEL, second, BREACH, "errors: half of them")
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "set_alias", cutting_before_champion(Tracker.set_alias))
+        with pytest.raises(KeyboardInterrupt):
+            roll_back(tracker, MODEL)
+    assert places(tracker) == (second, second)
+    assert roll_back(tracker, MODEL, leaving=second if by_a_monitor else None)["version"] == first
+    assert places(tracker) == (first, second)
+
+
+def test_the_first_champion_has_no_way_back_though_the_next_was_cut_off(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (enter(tracker, score) for score in (1, 2))
+    promoted(tracker, bout(tracker, first))
+    cut_off_between_the_aliases(tracker, second, monkeypatch)
+    assert places(tracker) == (first, first)
+    with pytest.raises(InputError, match="both are the same version"):
+        roll_back(tracker, MODEL)
+
+
 def test_one_version_in_both_places_is_no_way_back(tracker: Tracker, two: tuple[str, str]) -> None:
     _, second = two
     tracker.set_alias(MODEL, "previous", second)
