@@ -20,8 +20,8 @@ class Given(Technique):
     """Put one of the workload's `given()` networks in the original's place.
 
     Where it takes or gives integers and the original floats, as whole-integer networks from TensorFlow Lite
-    do, a QuantizeLinear with the network's own scale goes in front, and a DequantizeLinear behind. It may take
-    scales of a whole batch as it comes, so that its quality is evaluated in batches of the SLA's size.
+    do, a QuantizeLinear with the network's own scale goes in front, and a DequantizeLinear behind.
+    It may take scales of a whole batch as it comes: quality is evaluated in batches of the SLA's size.
     Source: whoever made the network; the scales' meaning: Jacob et al., 2018, arXiv:1712.05877, section 2.1.
     """
 
