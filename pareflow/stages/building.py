@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pareflow.hardware.needs import Needs
 from pareflow.measurement import Quality
 from pareflow.measuring.quality import BATCH, find_metric
 from pareflow.remote_store import opened
+from pareflow.stages import attempts
 from pareflow.stages.jobs import artifact_size_mib, original
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Variant, digest, file_digest
@@ -42,13 +42,14 @@ def make(run: Run, row: Row) -> Row:
         for member in members(row.recipe):
             member.prepare()
         arguments = {"recipe": row.recipe.to_json(), "evaluation": evaluation}
-        with device_lock(run.spec.target.device, exclusive=False):
-            began = time.monotonic()
+        with (
+            device_lock(run.spec.target.device, exclusive=False),
+            attempts.timed(run, row.recipe, variant.id),
+        ):
             run.job("make", arguments, f"make-{variant.id[:12]}")
-            _keep_seconds(run, variant.id, time.monotonic() - began)
     artifact = run.store.find(variant.id)
     assert artifact is not None  # it was there, or the job has just made it
-    size_mib, build_s = artifact_size_mib(artifact), _seconds(run, variant.id)
+    size_mib, build_s = artifact_size_mib(artifact), attempts.seconds(run, variant.id)
     return evaluate(run, dataclasses.replace(named, size_mib=size_mib, build_s=build_s), "search")
 
 
@@ -72,21 +73,6 @@ def preflight(run: Run, row: Row) -> None:
             member.prepare()
         with device_lock(run.spec.target.device, exclusive=False):
             run.job("preflight", {"recipe": row.recipe.to_json(), "key": key}, f"preflight-{key[:12]}")
-
-
-def _keep_seconds(run: Run, variant: str, seconds: float) -> None:
-    """Keep what building took: a run that finds the variant ready plans by it too."""
-
-    def write(into: Path) -> None:
-        (into / "seconds.json").write_text(json.dumps(round(seconds, 3)))
-
-    run.store.ensure(digest("build seconds", variant), write)
-
-
-def _seconds(run: Run, variant: str) -> float | None:
-    """What building took; None where it was not kept."""
-    entry = run.store.find(digest("build seconds", variant))
-    return None if entry is None else float(json.loads((entry / "seconds.json").read_text()))
 
 
 def evaluate(run: Run, row: Row, split: SplitName) -> Row:

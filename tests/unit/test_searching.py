@@ -2,18 +2,32 @@
 
 import dataclasses
 import shutil
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pareflow.errors import EnvironmentUnfitError, InputError, TimedOutError
+from pareflow import isolation
+from pareflow.catalog import members
+from pareflow.errors import CrashedError, EnvironmentUnfitError, InputError, TimedOutError
 from pareflow.gate import Verdict
 from pareflow.search import Ended
 from pareflow.search.effort import level_of
 from pareflow.sla import QualityClause, SizeClause
-from pareflow.stages import ablation, building, explaining, jobs, optimization, room, screening, searching
+from pareflow.stages import (
+    ablation,
+    attempts,
+    building,
+    explaining,
+    jobs,
+    optimization,
+    room,
+    screening,
+    searching,
+)
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Step
 
@@ -205,6 +219,53 @@ def test_what_building_took_is_known_to_a_run_that_finds_it_ready(trained: Any) 
     first = building.make(trained.run, row)
     assert first.build_s
     assert building.make(trained.run, row).build_s == first.build_s
+
+
+def test_what_building_took_counts_what_a_kill_left(trained: Any) -> None:
+    run = trained.run
+    recipe = Recipe((Step("distillation", {"student": "narrow", "epochs": 100}),), PLAIN)
+
+    def kill_amid_training() -> None:
+        while not list((run.store.root / "unfinished").glob("*/fit")):
+            time.sleep(0.01)
+        time.sleep(0.5)
+        for child in tuple(isolation._LIVE):
+            child.kill()
+
+    killer = threading.Thread(target=kill_amid_training)
+    killer.start()
+    with pytest.raises(CrashedError):
+        building.make(run, Row(recipe))
+    killer.join()
+    began = time.monotonic()
+    made = building.make(run, Row(recipe))
+    assert made.build_s > time.monotonic() - began
+    assert building.make(run, Row(recipe)).build_s == made.build_s
+
+
+@pytest.mark.parametrize(("left", "expected"), [(True, 110.0), (False, 10.0)], ids=["something", "nothing"])
+def test_an_attempt_counts_if_something_of_it_is_left(
+    left: bool, expected: float, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: 100 s until a kill, then 10."""
+    run, recipe, now = trained.run, Recipe((Step("fp16"),), Step("onnxruntime", {"threads": 3})), 1000.0
+    step = members(recipe)[0]
+    first = jobs.original(run.facts.digest).then(step.step, step.code_version())
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def killed() -> None:
+        nonlocal now
+        with attempts.timed(run, recipe, "name"):
+            if left:
+                run.store.scratch(first.id).mkdir(parents=True)
+            now += 100
+            raise CrashedError("it must end by itself", "it died", "Look")
+
+    with pytest.raises(CrashedError):
+        killed()
+    with attempts.timed(run, recipe, "name"):
+        now += 10
+    assert attempts.seconds(run, "name") == expected
 
 
 def test_the_winner_is_measured_without_each_of_its_steps(trained: Any) -> None:
