@@ -9,6 +9,8 @@ from typing import Any
 
 from pareflow.errors import MissingExtraError, VariantError
 from pareflow.hardware.device import device_lock
+from pareflow.intervals import neighbours_alike
+from pareflow.measurement import Measurement
 from pareflow.measuring import loadgen
 from pareflow.measuring.load import Load, Served, in_line, serve
 from pareflow.stages.jobs import feeds_key
@@ -19,6 +21,8 @@ from pareflow.variant import digest, file_digest
 
 SEARCH_S = 60.0
 """How long the search for the highest load may take per variant."""
+PARTS = 3
+"""Runs at most of one look, which go on while latencies are worth fewer than were asked for."""
 PRECISION = 1.1
 """It ends where the lowest rate that fails is at most so many times the highest that holds."""
 
@@ -42,17 +46,27 @@ def under_load(run: Run, row: Row, *, independent: int, seed: int) -> Row:
     if clause is None:
         return row
     assert row.measurement is not None  # what is a finalist was timed
-    most = int(clause.per_s * run.spec.budget.variant_minutes * 60)
+    left = max(independent, int(clause.per_s * run.spec.budget.variant_minutes * 60))
     queries = in_line(independent, clause.per_s * row.measurement.quantile_ms(0.5) / 1000)
-    load = Load("Server", clause.per_s, clause.p99_ms, max(independent, min(queries, most)), seed=seed)
+    found: Measurement | None = None
     try:
-        more = measure(run, row, load).measurement
+        for part in range(PARTS):
+            load = Load("Server", clause.per_s, clause.p99_ms, min(queries, left), seed=PARTS * seed + part)
+            more = measure(run, row, load)
+            found = more.measurement if found is None else found.extended(more.measurement)
+            left -= load.queries
+            alike = neighbours_alike(found.samples_ms)
+            missing = independent - len(found.samples_ms) / alike
+            queries = math.ceil(missing * alike)
+            if missing <= 0 or left < queries or more.said.trouble:
+                break
     except MissingExtraError as error:
         return replace(row, reason=f"the load was not measured: {error.must}, but {error.found}")
     except VariantError as error:
         error.variant = row.id
         raise
-    return replace(row, served=more if row.served is None else row.served.extended(more))
+    assert found is not None  # there is one part at least
+    return replace(row, served=found if row.served is None else row.served.extended(found))
 
 
 def measure(run: Run, row: Row, load: Load) -> Served:
