@@ -62,6 +62,7 @@ def run_reconcile(rules: Path | None, data_dir: Path, window_s: float = WINDOW_S
     document = {
         "dead_owners": dead,
         "dead_flow_runs": each(reconciling.dead_flow_runs, look, alive) if judged else None,
+        "never_began": each(reconciling.never_began, look) if judged else None,
         "resumed": each(reconciling.resumed, look) if judged else None,
         "freed_slots": each(reconciling.leaked_slots, look) if judged else None,
         "pending": each(reconciling.pending_challengers, tracker, look.now),

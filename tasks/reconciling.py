@@ -32,6 +32,8 @@ _RESUMED = "pareflow reconcile: attempt"
 """How the states begin that `resumed` gives."""
 BEATS = 4
 """So many heartbeats must be missing, of whatever interval."""
+PENDING_S = 1800.0
+"""So long after a worker took it, a run that has not begun never will: a pod's is watched for 600 s."""
 SLOW_BEAT_S = 180.0
 """Between the heartbeats of a process without our environment."""
 
@@ -107,6 +109,17 @@ def _interval_s(beats: list[dict[str, Any]]) -> float:
         return SLOW_BEAT_S
     last, before = (datetime.fromisoformat(beat["occurred"]) for beat in beats[:2])
     return (last - before).total_seconds()
+
+
+def never_began(look: Look) -> list[dict[str, Any]]:
+    """Runs that were marked as crashed now: a worker took them and died before they began."""
+    lost = []
+    for run in flow_runs.in_state("PENDING"):
+        if look.looks.unchanged_s("pending", run["id"], run["state"]["id"], look.now) >= PENDING_S:
+            flow_runs.crash(run["id"], "pareflow reconcile: it never began")
+            lost.append({"flow_run": run["id"], "name": run["name"]})
+    look.looks.forget("pending", look.now)
+    return lost
 
 
 def resumed(look: Look) -> list[dict[str, Any]]:

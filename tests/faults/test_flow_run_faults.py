@@ -14,7 +14,7 @@ import pytest
 from flows.local_server import local_server
 from tasks import flow_runs
 from tasks.looks import Looks
-from tasks.reconciling import Look, dead_flow_runs, leaked_slots, resumed
+from tasks.reconciling import Look, dead_flow_runs, leaked_slots, never_began, resumed
 from tests import servers
 from tests.orchestration.test_deployments import PIPELINE, WORKLOAD
 
@@ -152,6 +152,21 @@ def test_a_run_that_never_comes_to_running_is_taken_up_three_times(
         attempts += [one["attempt"] for one in resumed(look(60.0 * minutes)) if one["flow_run"] == run_id]
     (run,) = [run for run in flow_runs.in_state("CRASHED") if run["id"] == run_id]
     assert (attempts, run["run_count"]) == ([2, 3], 0)
+
+
+def test_a_run_whose_worker_died_before_it_began_is_taken_up_again(
+    server: str, look: Callable[[float], Look]
+) -> None:
+    """As where a power cut comes between taking it and its first process: it stays Pending for ever."""
+    run_id = flow_runs.start("pipeline/on-demand", {"config": "absent.yaml"}).run_id
+    flow_runs._set_state(run_id, {"type": "PENDING", "name": "Pending"}, force=False)
+    assert never_began(look(0)) == []
+    assert never_began(look(1700)) == []
+    assert [one["flow_run"] for one in never_began(look(1800))] == [run_id]
+    assert run_id in ids("CRASHED")
+    resumed(look(1800))
+    assert run_id in [one["flow_run"] for one in resumed(look(1900))]
+    assert run_id in ids("SCHEDULED")
 
 
 def ids(state: str) -> set[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from tasks import flow_runs
 from tasks.looks import Looks
-from tasks.reconciling import ATTEMPTS, RECENT_S, Look, resumed
+from tasks.reconciling import ATTEMPTS, PENDING_S, RECENT_S, Look, never_began, resumed
 
 
 class Crashing:
@@ -76,3 +76,38 @@ def test_a_run_is_left_alone_a_day_after_its_first_crash(
     run.now += 900
     assert resumed(Look(looks, run.now, 120, 1)) == []
     assert run.attempts() == 2
+
+
+class Waiting(Crashing):
+    """A run whose worker died before it began: it stays as it is, until somebody says that it crashed."""
+
+    def in_state(self, *types: str, **_: object) -> Iterator[dict[str, Any]]:
+        if self.history[-1]["type"] in types:
+            yield from super().in_state()
+
+    def resume(self, _: str, message: str) -> None:
+        self.become("SCHEDULED", message)
+        self.become("PENDING", None)
+
+    def crash(self, _: str, message: str) -> None:
+        self.become("CRASHED", message)
+
+    def become(self, kind: str, told: str | None) -> None:
+        stamp = datetime.fromtimestamp(self.now, UTC).isoformat()
+        self.history.append({"id": f"{len(self.history)}", "type": kind, "message": told, "timestamp": stamp})
+
+
+def test_a_run_that_never_began_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not while a node may still be on its way; and each time anew, since another worker has it then."""
+    run, looks = Waiting(runs=False), Looks(tmp_path / "looks.db")
+    for name in ("in_state", "states", "resume", "crash"):
+        monkeypatch.setattr(flow_runs, name, getattr(run, name))
+    began, lost, again = run.now, list[float](), list[float]()
+    while run.now < began + 2 * PENDING_S + 1000:
+        look = Look(looks, run.now, 120, 1)
+        lost += [run.now - began for _ in never_began(look)]
+        again += [run.now - began for _ in resumed(look)]
+        run.now += 300
+    assert lost == [PENDING_S, 2 * PENDING_S + 600]
+    assert again == [PENDING_S + 300, 2 * PENDING_S + 900]
+    assert run.history[2]["message"] == "pareflow reconcile: it never began"
