@@ -154,7 +154,7 @@ def cut_off_between_the_aliases(tracker: Tracker, version: str, monkeypatch: pyt
 def test_a_promotion_that_was_cut_off_between_its_aliases_leaves_the_way_back(
     tracker: Tracker, two: tuple[str, str], monkeypatch: pytest.MonkeyPatch, by_a_monitor: bool
 ) -> None:
-    """`previous` is the champion by then: whom that followed is on record. Twice, as a retry may be cut off too."""
+    """`previous` is the champion by then: whom that followed is on record. Twice, as a retry may be too."""
     first, second = two
     third = enter(tracker, 3)
     for _ in range(2):
