@@ -3,23 +3,34 @@
 import shutil
 from collections.abc import Sequence
 
+from pareflow.catalog import BACKENDS
 from pareflow.errors import EnvironmentUnfitError
 from pareflow.stages.building import variant_of
 from pareflow.stages.run import Row, Run
+from pareflow.stages.screening import original_of
+from pareflow.variant import digest
 
 COPIES = 2
-"""What a candidate leaves in the store, in sizes of the original: the changed network, and its executable."""
+"""What a network leaves in the store, in sizes of the original: the changed network, and its executable."""
 
 
-def needed_mib(run: Run, rows: Sequence[Row], original_mib: float) -> float:
-    """What making the rows is expected to write; those that are made already take no more."""
-    ids = {variant_of(row.recipe, run.facts.digest).id for row in rows}
-    return COPIES * original_mib * sum(not run.store.holds(key) for key in ids)
+def needed_mib(run: Run, baselines: Sequence[Row], rows: Sequence[Row]) -> float:
+    """What making the rows is expected to write. Settings of a runtime take no more: the files of a network
+    in one form are there once."""
+    held = (row for row in rows if run.store.holds(variant_of(row.recipe, run.facts.digest).id))
+    new = set(map(_files, rows)) - set(map(_files, (*baselines, *held)))
+    return COPIES * (original_of(baselines).size_mib or 0) * len(new)
 
 
-def check_room(run: Run, rows: Sequence[Row], original_mib: float) -> None:
+def _files(row: Row) -> str:
+    """Names the files that a row needs: its changed network, in the form that its backend takes."""
+    steps = [step.to_json() for step in row.recipe.techniques]
+    return digest(steps, BACKENDS[row.recipe.backend.name].form)
+
+
+def check_room(run: Run, baselines: Sequence[Row], rows: Sequence[Row]) -> None:
     """Raises: EnvironmentUnfitError where the store's disk cannot take what making the rows writes."""
-    wanted, free = needed_mib(run, rows, original_mib), shutil.disk_usage(run.store.root).free / 2**20
+    wanted, free = needed_mib(run, baselines, rows), shutil.disk_usage(run.store.root).free / 2**20
     if wanted > free:
         raise EnvironmentUnfitError(
             f"the disk of {run.store.root} must have room for the first {len(rows)} candidates",

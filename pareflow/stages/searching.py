@@ -51,7 +51,7 @@ def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
     """
     check_objective(run, baselines)
     check_loadgen(run)
-    check_room(run, sure_rows(run, baselines, profile), original_of(baselines).size_mib or 0)
+    check_room(run, baselines, sure_rows(run, baselines, profile))
     wanted = run.spec.recipes()
     rows: list[Row] = []
     if wanted is not None:
