@@ -500,7 +500,7 @@ def test_a_cache_may_stand_before_what_keeps_to_one_answer_and_behind_what_appro
         ("deadline_routing", "embedding_cache"),
         ("exact_cache", "confidence_cascade"),
     ):
-        policies = tuple({name: {}} for name in order)
+        policies: Any = tuple({name: {}} for name in order)
         assert len(ServingPlan(policies=policies).chosen()) == 2
 
 
