@@ -407,10 +407,31 @@ def test_a_run_on_kubernetes_is_a_valid_job_that_asks_for_its_gpus(
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert pod["containers"][0]["image"] == "pareflow:worker"
     assert pod["securityContext"]["runAsNonRoot"]
+    for container in (*pod["initContainers"], *pod["containers"]):  # in all, else nothing is pinned
+        limits, requests = container["resources"]["limits"], container["resources"]["requests"]
+        assert {name: limits[name] for name in ("cpu", "memory")} == requests
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     # Prefect's own template puts these two of the job's into its pod, where Kubernetes ignores them.
     del pod["parallelism"], pod["completions"]
     kubernetes_validate.validate(job, KUBERNETES, strict=True)
+
+
+def test_a_run_on_kubernetes_may_lock_in_a_folder_that_the_kubelet_made(
+    pools: dict[str, tuple[dict[str, Any], dict[str, Any]]], tmp_path: Path
+) -> None:
+    """It is root's, and nobody else's to write: whoever is root opens it, before a run begins."""
+    pool, template = pools["pareflow-kubernetes"]
+    pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    (volume,) = [one["name"] for one in pod["volumes"] if "hostPath" in one]
+    (opening,) = pod["initContainers"]
+    for container in (opening, *pod["containers"]):
+        (mount,) = [one for one in container["volumeMounts"] if one["name"] == volume]
+        assert mount["mountPath"] == pool["defaults"]["env"]["PAREFLOW_LOCK_DIR"]
+    may = opening["securityContext"]
+    assert (may["runAsUser"], may["runAsNonRoot"], may["allowPrivilegeEscalation"]) == (0, False, False)
+    assert may["capabilities"] == {"drop": ["ALL"], "add": ["FOWNER"]}
+    run(*(tmp_path if word == mount["mountPath"] else word for word in opening["command"]))
+    assert tmp_path.stat().st_mode & 0o7777 == 0o1777
 
 
 def test_prometheus_reads_its_configuration_and_its_rules(infra: Path) -> None:
