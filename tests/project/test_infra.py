@@ -1,11 +1,15 @@
 """What can be known of `infra/` without an engine: schemas, references, and that no secret is in it."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +249,38 @@ def test_pods_run_as_no_root_with_limits(infra: Path) -> None:
         for container in pod["containers"]:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert "memory" in container["resources"]["limits"]
+
+
+def test_a_monitor_that_ends_does_not_take_its_server_out_of_the_service(infra: Path, tmp_path: Path) -> None:
+    """Where a container of a pod has ended the pod is not ready: within it all begins again, until told.
+
+    Its command, where `pareflow` ends twice with 4 and then runs, and no sleep takes any time.
+    """
+    (monitor,) = [container for container in containers(infra) if container["name"] == "monitor"]
+    told = tmp_path / "told"
+    (tmp_path / "pareflow").write_text(
+        f'#!/bin/sh\necho "$@" >> {told}\n[ $(wc -l < {told}) -lt 3 ] && exit 4\nexec /bin/sleep 1000\n'
+    )
+    (tmp_path / "sleep").write_text("#!/bin/sh\n")
+    for name in ("pareflow", "sleep"):
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    command = [shutil.which(monitor["command"][0], path=path), *monitor["command"][1:]]
+    with subprocess.Popen(command, env={"PATH": path}, start_new_session=True) as process:
+        try:
+            until = time.monotonic() + 30
+            while not (told.exists() and len(told.read_text().splitlines()) == 3):
+                assert process.poll() is None
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            process.terminate()
+            assert process.wait(timeout=30) == 0
+            with pytest.raises(ProcessLookupError):  # what it had begun ends with it
+                os.killpg(process.pid, 0)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert set(told.read_text().splitlines()) == {"monitor digits --rules /rules/rules.yaml --data-dir /data"}
 
 
 def test_the_worker_watches_the_namespace_that_its_role_is_for(infra: Path) -> None:
