@@ -138,9 +138,9 @@ def scored(right: np.ndarray) -> Quality:
 def lines(times: int) -> list[Claim]:
     """Requests that come at random to one session, whose true p99 is the limit: rarely promoted."""
     generator, claims = np.random.default_rng(0), []
-    services = {
+    services: dict[str, Callable[[int], np.ndarray]] = {
         "that always takes as long": np.ones,
-        "of exponential times": functools.partial(generator.exponential, 1.0),
+        "of exponential times": lambda count: generator.exponential(1.0, count),
     }
     for (said, service), busy in itertools.product(services.items(), (0.3, 0.5, 0.8)):
         limit = float(np.quantile(waited(generator, service(2_000_000), busy), 0.99))

@@ -176,7 +176,7 @@ def _served(
         for position, tried in enumerate(served):
             if look > 1 and tried.decision != "inconclusive":
                 continue
-            load = promise.load(look, promise.per_s * service_s / tried.plan.sessions)
+            load = promise.load(look, promise.per_s * service_s / (tried.plan.sessions or 1))
             minutes = load.duration_s / 60
             if (look, position) != (1, 0) and ground.late(f"look {look} at plan {position}", minutes):
                 if look == 1:
