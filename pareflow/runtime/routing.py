@@ -90,10 +90,13 @@ class _Lane:
 
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """Raises: DeadlineError where its turn comes too late, and what the variant raises."""
-        token, count = object(), row_count(feeds, otherwise=1)
+        token, count, limit = object(), row_count(feeds, otherwise=1), deadline()
         self._waiting[token] = count
         try:
-            await self._free.acquire()
+            async with asyncio.timeout(None if limit is None else limit - time.monotonic()):
+                await self._free.acquire()
+        except TimeoutError:
+            raise self._too_late(count, "its turn had not come by then") from None
         finally:
             del self._waiting[token]
         self._running[token] = (count, time.monotonic())
@@ -106,17 +109,18 @@ class _Lane:
     async def _served(self, feeds: Mapping[str, np.ndarray], count: int) -> Arrays:
         began, limit = time.monotonic(), deadline()
         if limit is not None and began > limit:
-            self.late += 1
-            raise DeadlineError(
-                "a request must be answered before its deadline",
-                f"its turn came {(began - limit) * 1000:.1f} ms after it",
-                retry_after_s=self.predicted_s(count),
-            )
+            raise self._too_late(count, f"its turn came {(began - limit) * 1000:.1f} ms after it")
         answers = await self._endpoint.answer(feeds)
         self.seen = time.monotonic()
         self._time.observe(count, self.seen - began)
         self.late += int(limit is not None and self.seen > limit)
         return answers
+
+    def _too_late(self, count: int, found: str) -> DeadlineError:
+        self.late += 1
+        return DeadlineError(
+            "a request must be answered before its deadline", found, retry_after_s=self.predicted_s(count)
+        )
 
 
 class _Router:

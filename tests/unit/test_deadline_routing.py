@@ -110,6 +110,25 @@ def test_those_in_line_count() -> None:
     run(scenario)
 
 
+def test_behind_what_hangs_nobody_waits_longer_than_he_has() -> None:
+    """Both are sent to it before anybody knows that it hangs: the second is told at his deadline."""
+
+    async def scenario() -> None:
+        full = Variant("full", None)
+        endpoint = routed(full, Variant("tiny"), probe_every_s=FOREVER_S)
+        lane = lanes(endpoint)[0]
+        first = asyncio.ensure_future(lane.answer(ONE))
+        await asyncio.sleep(0)
+        with answered_within(0.05), pytest.raises(DeadlineError, match="had not come by then"):
+            await asyncio.wait_for(lane.answer(ONE), 30)
+        assert figures(endpoint)["late_full"] == 1
+        full.let.set()
+        await first
+        assert (await lane.answer(ONE))["by"][0] == "full"  # its place in the line is free again
+
+    run(scenario)
+
+
 def test_a_variant_that_hangs_is_not_waited_for() -> None:
     """It took no time before; the longer it is overdue, the longer the others expect it to take."""
 
