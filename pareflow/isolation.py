@@ -32,7 +32,7 @@ from pareflow.errors import (
     StoreError,
     TimedOutError,
 )
-from pareflow.hardware.device import INTERRUPTED
+from pareflow.hardware.device import INTERRUPTED, lock_folder
 from pareflow.hardware.probe import disk_is_full
 from pareflow.nursery import Forked, Nursery, die_with
 
@@ -77,7 +77,8 @@ class Child:
 
     `log` gets all that the child and its native libraries print. `descriptors` stay open in the child, so
     that a device lock is held until the last of the two ends. `imported` names modules that it may find
-    imported: it is forked from a nursery then. Raises: StoreError where there is no room for its arguments.
+    imported: it is forked from a nursery then. Its temporary files go when it ends.
+    Raises: StoreError where there is no room for its arguments.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Child:
         imported: Sequence[str] = (),
     ) -> None:
         self.function, self.limits, self.log = function, limits, log
-        self._folder = tempfile.TemporaryDirectory(prefix="pareflow-")
+        self._folder = tempfile.TemporaryDirectory(prefix="pareflow-", ignore_cleanup_errors=True)
         self._answer = Path(self._folder.name) / "answer.json"
         request = {
             "function": function,
@@ -286,6 +287,7 @@ def main() -> None:
 def answer() -> None:
     """The child: read a request from stdin, call the function, write the answer."""
     request = json.load(sys.stdin)
+    _keep_temporary_files_in(Path(request["answer"]).parent)
     if request["memory_mib"] is not None:
         size = request["memory_mib"] * 2**20
         resource.setrlimit(resource.RLIMIT_DATA, (size, size))
@@ -301,6 +303,16 @@ def answer() -> None:
     partial = Path(request["answer"] + ".partial")
     partial.write_text(json.dumps(document))
     partial.rename(request["answer"])
+
+
+def _keep_temporary_files_in(folder: Path) -> None:
+    """Temporary files of this process and of those it begins go there: the parent removes the folder, however
+    this process ends. What others find again stays where it was: device locks, and kernels of torch.compile.
+    """
+    os.environ.setdefault("PAREFLOW_LOCK_DIR", str(lock_folder()))
+    kernels = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels))
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import psutil
 
 from pareflow.errors import SpecError, StepFailedError, TransientError
+from pareflow.hardware.device import lock_folder
 
 
 class OwnError(StepFailedError):
@@ -46,6 +49,19 @@ def fail(kind: str) -> None:
 def segfault() -> None:
     print("about to read address 0", flush=True)
     ctypes.string_at(0)
+
+
+def litter(told: str) -> None:
+    """Leave a temporary folder, and one of a process of its own; write their paths, then die."""
+    make = "import tempfile; print(tempfile.mkdtemp())"
+    theirs = subprocess.run([sys.executable, "-c", make], capture_output=True, text=True, check=True).stdout
+    Path(told).write_text(f"{tempfile.mkdtemp()}\n{theirs}")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lasting_folders() -> list[str]:
+    """Where device locks lie, and torch.compile's kernels."""
+    return [str(lock_folder()), os.environ["TORCHINDUCTOR_CACHE_DIR"]]
 
 
 def leave(status: int) -> None:

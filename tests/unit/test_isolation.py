@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from pareflow.errors import (
     TimedOutError,
     TransientError,
 )
-from pareflow.hardware.device import INTERRUPTED
+from pareflow.hardware.device import INTERRUPTED, lock_folder
 from pareflow.isolation import Child, Limits, interruptible, run_isolated
 from tests.processes import gone, started
 
@@ -103,6 +104,27 @@ def test_segfault_is_told_with_the_end_of_the_log(call: Call, log: Path) -> None
     with pytest.raises(CrashedError, match="it died of SIGSEGV") as caught:
         call("segfault")
     assert "about to read address 0" in str(caught.value)
+
+
+def test_temporary_files_of_the_killed_go_with_them(call: Call, tmp_path: Path) -> None:
+    with pytest.raises(CrashedError):
+        call("litter", told=str(tmp_path / "told"))
+    ours, theirs = (tmp_path / "told").read_text().split()
+    assert not Path(ours).exists()
+    assert not Path(theirs).exists()
+
+
+def test_locks_and_compiled_kernels_stay_where_others_find_them(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PAREFLOW_LOCK_DIR")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    locks, kernels = call("lasting_folders")
+    assert locks == str(lock_folder())
+    assert [locks, kernels] == call("lasting_folders")
+    assert Path(kernels).parent == Path(tempfile.gettempdir())
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
+    assert call("lasting_folders")[1] == "/elsewhere"
 
 
 @pytest.mark.parametrize("status", [0, 3])
