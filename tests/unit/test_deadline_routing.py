@@ -110,25 +110,6 @@ def test_those_in_line_count() -> None:
     run(scenario)
 
 
-def test_behind_what_hangs_nobody_waits_longer_than_he_has() -> None:
-    """Both are sent to it before anybody knows that it hangs: the second is told at his deadline."""
-
-    async def scenario() -> None:
-        full = Variant("full", None)
-        endpoint = routed(full, Variant("tiny"), probe_every_s=FOREVER_S)
-        lane = lanes(endpoint)[0]
-        first = asyncio.ensure_future(lane.answer(ONE))
-        await asyncio.sleep(0)
-        with answered_within(0.05), pytest.raises(DeadlineError, match="had not come by then"):
-            await asyncio.wait_for(lane.answer(ONE), 30)
-        assert figures(endpoint)["late_full"] == 1
-        full.let.set()
-        await first
-        assert (await lane.answer(ONE))["by"][0] == "full"  # its place in the line is free again
-
-    run(scenario)
-
-
 def test_a_variant_that_hangs_is_not_waited_for() -> None:
     """It took no time before; the longer it is overdue, the longer the others expect it to take."""
 
@@ -159,18 +140,20 @@ def test_a_variant_that_hangs_from_the_first_is_not_waited_for() -> None:
     run(scenario)
 
 
-def test_whoever_reaches_his_turn_too_late_is_not_computed() -> None:
+def test_whoever_waits_behind_what_hangs_is_told_at_his_deadline() -> None:
+    """He is not computed, and his place in the line is free again."""
+
     async def scenario() -> None:
         full = Variant("full", None)
         endpoint = routed(full, probe_every_s=FOREVER_S)
         first = asyncio.ensure_future(by(endpoint))
-        late = asyncio.ensure_future(by(endpoint, 0.05))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0)
+        with pytest.raises(DeadlineError, match="its turn had not come by then"):
+            await asyncio.wait_for(by(endpoint, 0.05), 30)
         full.let.set()
         assert await first == "full"
-        with pytest.raises(DeadlineError, match="its turn came"):
-            await late
         assert (full.asked, figures(endpoint)["late_full"]) == (1, 1)
+        assert await by(endpoint) == "full"
 
     run(scenario)
 
