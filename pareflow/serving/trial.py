@@ -7,7 +7,8 @@ answers with what cannot be an answer, the champion does. Copies are made after 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -77,18 +78,29 @@ class Trial:
         trouble: Trouble | None = None
         if self.traffic.draws("canary", key):
             began = time.perf_counter()
-            answer = await self._tried(champion, rows, ask, self._patience_s())
+            with self._given_up(self.challenger, began):
+                answer = await self._tried(champion, rows, ask, self._patience_s())
             if not isinstance(answer, Trouble):
                 self._timed(self.challenger, began)
                 self._count("asked")
                 return answer, self.challenger
             trouble = answer
         began = time.perf_counter()
-        outputs = await ask(champion)
+        with self._given_up(champion, began):
+            outputs = await ask(champion)
         self._timed(champion, began)
         if trouble is not None:  # a request that the champion refuses, too, is no fault of the challenger's
             self._wrong(trouble)
         return outputs, champion
+
+    @contextmanager
+    def _given_up(self, by: Hosted, began: float) -> Iterator[None]:
+        """Where nobody waits any more it took so long at least: else whoever is slow would look quick."""
+        try:
+            yield
+        except ClientDisconnect:
+            self._timed(by, began)
+            raise
 
     async def _tried(self, champion: Hosted, rows: int, ask: Ask, patience_s: float) -> "Arrays | Trouble":
         """The challenger's answer, or why there is none that could be given on.

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from starlette.requests import ClientDisconnect
 
 from pareflow.serving.executable import Release
 from pareflow.serving.hosting import Hosted
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.plan import ServingPlan
+from pareflow.serving.record import BLOCK
 from pareflow.serving.slot import Challenge, Slot
 from pareflow.serving.traffic import Traffic
 from pareflow.variant import Step
@@ -325,6 +327,31 @@ def test_copies_are_left_out_while_requests_wait(
 
     served.client.portal.call(scenario)
     assert counts(served, skipped=1)["compared"] == 0
+
+
+@pytest.mark.parametrize("canary", [0, 1])
+def test_who_gave_up_has_waited_so_long_at_least(
+    trial: Callable[..., Served], two: tuple[Release, Release], canary: float
+) -> None:
+    """For the champion, and for the challenger: one whose clients do not wait for it would look quick."""
+    served = trial(two[1], shadow=1, canary=1)
+    hosted, tried = served.slot.hosted, served.slot.trial
+    assert tried is not None
+    assert served.client.portal is not None
+
+    async def answer(by: Hosted) -> Arrays:
+        if by is (tried.challenger if canary else hosted):
+            raise ClientDisconnect
+        raise ValueError("a challenger that fails at once")
+
+    async def scenario() -> None:
+        for number in range(BLOCK):
+            with pytest.raises(ClientDisconnect):
+                await tried.answered(hosted, b"%d" % number, 1, answer, answer)
+
+    served.client.portal.call(scenario)
+    waited = tried.record._open[canary]
+    assert len(waited) == BLOCK
 
 
 def test_what_stands_beside_has_gone_when_it_should_no_more(
