@@ -9,8 +9,10 @@ The package is a folder of plain files, made by `stages/registration.py`:
 """
 
 import ast
+import functools
 import json
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,9 +84,11 @@ class PackagedModel:
                     f"`{name}` differs by {error:g} of the largest",
                     "It runs differently here: judge it again in this environment",
                 )
-        pairs = enumerate(zip(golden["predictions"], self.postprocess(answered).tolist(), strict=True))
+        predictions = self.postprocess(answered)
+        alike = _near(golden["predictions"]) if predictions.dtype.kind == "f" else operator.eq
+        pairs = enumerate(zip(golden["predictions"], predictions.tolist(), strict=True))
         for position, (expected, found) in pairs:
-            if found != expected:
+            if not alike(found, expected):
                 raise BadOutputError(
                     "a packaged model must repeat its golden predictions",
                     f"for sample {position} it answers {found}, not {expected}",
@@ -113,6 +117,13 @@ class PackagedModel:
             array = np.asarray(samples, dtype=kind)
         _check_whole(samples, array)
         return array
+
+
+def _near(predictions: list[Any]) -> Callable[[Any, Any], bool]:
+    """Whether two predictions that are no labels are equal as far as outputs must be."""
+    values = np.abs(np.asarray(predictions, dtype=float))
+    largest = float(values[np.isfinite(values)].max(initial=0.0))
+    return functools.partial(np.allclose, rtol=TOLERANCE, atol=TOLERANCE * largest, equal_nan=True)
 
 
 def _check_whole(given: Any, held: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """The offline bundle: it runs on the runtime alone, says what is damaged, and is the same bytes each time."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,9 @@ import pytest
 
 from pareflow.compiler import CoreMl
 from pareflow.compiler.environment import WorkerEnvironment
-from pareflow.errors import EnvironmentUnfitError, InputError, WorkloadError
+from pareflow.errors import BadOutputError, EnvironmentUnfitError, InputError, WorkloadError
 from pareflow.serving import alone, bundle, distributions, runner
-from pareflow.serving.model import verified, write_manifest
+from pareflow.serving.model import PackagedModel, verified, write_manifest
 from pareflow.stages.exporting import export
 from pareflow.stages.registration import golden
 from pareflow.variant import Step
@@ -174,6 +176,25 @@ def test_golden_answers_that_are_not_repeated_are_told(own: Path, part: str, sai
     done = run(own, "--self-test")
     assert done.returncode == 1
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(("off", "within"), [(1.004, True), (math.nan, False), (1.1, False)])
+def test_predictions_that_are_numbers_are_repeated_as_outputs_are(
+    off: float, within: bool, workloads: Path, make_package: Packaged, tmp_path: Path
+) -> None:
+    """Another processor may round them otherwise; one that is not a number must be so there too."""
+    scores = {"file": {"path": "whole_images.py", "settings": {"answers": "scores"}}}
+    backend = Step("onnxruntime", {"threads": 1})
+    made = make_package(scores, workloads, tmp_path / "store", backend, "scores")
+    package = shutil.copytree(made, tmp_path / "package")
+    document, answers = verified(package), golden(package)
+    largest = max(answers["predictions"], key=lambda row: abs(row[0]))
+    largest[0] *= off
+    (package / "golden.json").write_text(json.dumps(answers))
+    resealed(package, document)
+    told = nullcontext() if within else pytest.raises(BadOutputError, match="repeat its golden predictions")
+    with told:
+        PackagedModel(package).check_golden()
 
 
 def test_what_is_not_installed_is_told(own: Path) -> None:
