@@ -3,7 +3,8 @@
 import shutil
 from collections.abc import Sequence
 
-from pareflow.catalog import BACKENDS
+from pareflow.catalog import BACKENDS, find
+from pareflow.compiler.backend import Backend
 from pareflow.errors import EnvironmentUnfitError
 from pareflow.stages.building import variant_of
 from pareflow.stages.run import Row, Run
@@ -24,8 +25,9 @@ def needed_mib(run: Run, baselines: Sequence[Row], rows: Sequence[Row]) -> float
 
 def _files(row: Row) -> str:
     """Names the files that a row needs: its changed network, in the form that its backend takes."""
-    steps = [step.to_json() for step in row.recipe.techniques]
-    return digest(steps, BACKENDS[row.recipe.backend.name].form)
+    backend = find(BACKENDS, row.recipe.backend, "backend")
+    assert isinstance(backend, Backend)
+    return digest([step.to_json() for step in row.recipe.techniques], backend.form)
 
 
 def check_room(run: Run, baselines: Sequence[Row], rows: Sequence[Row]) -> None:
