@@ -7,6 +7,7 @@ JSON. `python -m pareflow.isolation` is the child's side, or `answer` in a proce
 
 import atexit
 import errno
+import getpass
 import importlib
 import json
 import os
@@ -310,9 +311,17 @@ def _keep_temporary_files_in(folder: Path) -> None:
     this process ends. What others find again stays where it was: device locks, and kernels of torch.compile.
     """
     os.environ.setdefault("PAREFLOW_LOCK_DIR", str(lock_folder()))
-    kernels = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_kernels()))
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+
+def _kernels() -> Path:
+    """Where torch.compile keeps kernels if nobody says where."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = f"uid_{os.getuid()}"
+    return Path(tempfile.gettempdir()) / f"torchinductor_{user}"
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from pareflow.errors import (
     CrashedError,
@@ -122,7 +122,7 @@ def test_locks_and_compiled_kernels_stay_where_others_find_them(
     locks, kernels = call("lasting_folders")
     assert locks == str(lock_folder())
     assert [locks, kernels] == call("lasting_folders")
-    assert Path(kernels).parent == Path(tempfile.gettempdir())
+    assert kernels == default_cache_dir()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
     assert call("lasting_folders")[1] == "/elsewhere"
 
