@@ -18,8 +18,6 @@ from pareflow.variant import digest, file_digest
 
 START_MINUTES = 0.1
 """A server is started with a plan, warmed up, and ended."""
-HALF = 0.5
-"""How busy sessions are taken to be until the service is timed."""
 _CORE = Path(__file__).parents[1]
 
 
@@ -33,11 +31,12 @@ NO_LOAD = skipped("the SLA states no load")
 
 
 def planned(run: Run) -> dict[str, float] | None:
-    """The load that plans are tuned for, and about how many minutes that takes where no look is repeated."""
+    """The load that plans are tuned for, and about how many minutes that takes where no look is repeated, of
+    sessions that are seldom busy: how busy they are is not known before they are timed."""
     promise = _promise(run)
     if promise is None or _not_tuned(run) is not None:
         return None
-    each = START_MINUTES + promise.load(1, HALF).duration_s / 60
+    each = START_MINUTES + promise.load(1, busy=0).duration_s / 60
     return {"per_s": promise.per_s, "p99_ms": promise.p99_ms, "minutes": 2 * MEASURED * each}
 
 
