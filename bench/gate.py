@@ -23,7 +23,7 @@ from pareflow.intervals import pooled_quantile_interval, samples_needed
 from pareflow.measurement import Measurement, Quality, Ran
 from pareflow.measuring import load
 from pareflow.measuring.arena import Arena, Contestant, Protocol
-from pareflow.measuring.load import in_line
+from pareflow.measuring.load import queries_worth
 from pareflow.sla import SLA, Objective
 from pareflow.stages import baseline, building
 from pareflow.stages.jobs import feeds_key
@@ -144,7 +144,7 @@ def lines(times: int) -> list[Claim]:
     }
     for (said, service), busy in itertools.product(services.items(), (0.3, 0.5, 0.8)):
         limit = float(np.quantile(waited(generator, service(2_000_000), busy), 0.99))
-        queries = in_line(math.ceil(1.2 * samples_needed(0.99)), busy)
+        queries = queries_worth(math.ceil(1.2 * samples_needed(0.99)), busy)
         runs = (waited(generator, service(queries), busy) for _ in range(times // 2))
         found = [
             pooled_quantile_interval(np.array_split(run, load.BLOCKS), 0.99, in_line=True) for run in runs

@@ -139,12 +139,13 @@ def bca_interval(
     confidence: float = CONFIDENCE,
     within: tuple[float, float] | None = None,
 ) -> Interval:
-    """The bias-corrected, accelerated bootstrap interval of any statistic, never narrower than `unseen`.
+    """The bias-corrected, accelerated bootstrap interval of any statistic.
 
     `replicates` is the statistic on bootstrap resamples, `jackknife` with each sample (or group) left out;
-    `within` is the least and the most it can be. Where any replicate is no number, there are no bounds; nor
-    where hardly any differ (`_alike`), nothing bounds the statistic, and the samples are fewer than bound a
-    p99: what was not drawn could then be anything.
+    `within` is the least and the most it can be: each bound is at least as far out as inputs that were not
+    drawn could move it, of which there may be about 3 / n at 95 % ("the rule of three"). Where any replicate
+    is no number, there are no bounds; nor where hardly any differ (`_alike`), nothing bounds the statistic,
+    and the samples are fewer than bound a p99: what was not drawn could then be anything.
     Source: Efron, 1987, Journal of the American Statistical Association 82:171, sections 2 and 6.
     """
     from scipy import stats
@@ -167,18 +168,10 @@ def bca_interval(
 
     low, high = bound(1 - confidence), bound(confidence)
     if within is not None:
-        share = unseen(samples, confidence)
+        share = _most(0, samples, confidence)
         low = min(low, estimate - share * (estimate - within[0]))
         high = max(high, estimate + share * (within[1] - estimate))
     return Interval(estimate, low, high, samples, confidence)
-
-
-def unseen(samples: int, confidence: float = CONFIDENCE) -> float:
-    """The largest share of inputs of which it is no surprise that none was drawn: about 3 / n at 95 %.
-
-    Source: Clopper and Pearson, 1934, Biometrika 26:404, with no event seen; "the rule of three".
-    """
-    return float(1 - (1 - confidence) ** (1 / samples))
 
 
 def _alike(drawn: np.ndarray, confidence: float) -> bool:

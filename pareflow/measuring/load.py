@@ -58,7 +58,7 @@ class Load:
         return max(self.seconds, self.queries / self.per_s if self.per_s else 0)
 
 
-def in_line(independent: int, busy: float) -> int:
+def queries_worth(independent: int, busy: float) -> int:
     """How many queries of a Server run tell about as much as so many independent ones.
 
     A line that computes `busy` of the time forgets slowly: (1 + busy) / (1 - busy)² latencies are worth one

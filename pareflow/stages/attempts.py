@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pareflow.catalog import members
-from pareflow.stages.jobs import original
+from pareflow.stages.jobs import links
 from pareflow.stages.run import Run
 from pareflow.store import replace
 from pareflow.variant import Recipe, digest
@@ -60,11 +59,8 @@ def _keep(run: Run, variant: str, seconds: float) -> None:
 
 def _begun(run: Run, recipe: Recipe) -> list[str]:
     """The links of a recipe that are made, or that have left what their maker would go on from."""
-    links, variant = list[str](), original(run.facts.digest)
-    for member in members(recipe):
-        variant = variant.then(member.step, member.code_version())
-        links.append(variant.id)
-    return [link for link in links if run.store.holds(link) or run.store.scratch(link).exists()]
+    ids = [link.id for link in links(recipe, run.facts.digest)[1:]]
+    return [link for link in ids if run.store.holds(link) or run.store.scratch(link).exists()]
 
 
 def _former(note: Path, begun: list[str]) -> tuple[list[str], float]:

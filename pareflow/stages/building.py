@@ -14,7 +14,7 @@ from pareflow.measurement import Quality
 from pareflow.measuring.quality import BATCH, find_metric
 from pareflow.remote_store import opened
 from pareflow.stages import attempts
-from pareflow.stages.jobs import artifact_size_mib, original
+from pareflow.stages.jobs import artifact_size_mib, links, original
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Variant, digest, file_digest
 from pareflow.workload import SplitName
@@ -24,10 +24,7 @@ _INSTRUMENT = Path(__file__).parents[1] / "measuring" / "quality.py"
 
 def variant_of(recipe: Recipe, workload_digest: str) -> Variant:
     """The variant that a recipe makes of the original, by its lineage alone: nothing is made."""
-    variant = original(workload_digest)
-    for member in members(recipe):
-        variant = variant.then(member.step, member.code_version())
-    return variant
+    return links(recipe, workload_digest)[-1]
 
 
 def make(run: Run, row: Row) -> Row:

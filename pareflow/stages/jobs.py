@@ -14,7 +14,7 @@ import numpy as np
 
 import pareflow  # noqa: F401  (fills the catalog)
 from pareflow import network
-from pareflow.catalog import BACKENDS, TECHNIQUES, find
+from pareflow.catalog import BACKENDS, TECHNIQUES, find, members
 from pareflow.compiler.backend import Backend
 from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.errors import EnvironmentUnfitError, TransientError, WorkloadError
@@ -427,6 +427,14 @@ def _loaded(reference: Mapping[str, Any], folder: str, root: str) -> tuple[Loade
 def original(workload_digest: str) -> Variant:
     """The variant that a workload with this digest trains."""
     return Variant.original(workload_digest, Step("original"))
+
+
+def links(recipe: Recipe, workload_digest: str) -> list[Variant]:
+    """The original, and what a recipe makes of it step by step, by lineage alone: nothing is made."""
+    variants = [original(workload_digest)]
+    for member in members(recipe):
+        variants.append(variants[-1].then(member.step, member.code_version()))
+    return variants
 
 
 def feeds_key(workload_digest: str, batch_size: int, length: int | None = None) -> str:

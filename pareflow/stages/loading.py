@@ -12,7 +12,9 @@ from pareflow.hardware.device import device_lock
 from pareflow.intervals import neighbours_alike
 from pareflow.measurement import Measurement
 from pareflow.measuring import loadgen
-from pareflow.measuring.load import Load, Served, in_line, serve
+from pareflow.measuring.arena import Protocol
+from pareflow.measuring.load import Load, Served, queries_worth, serve
+from pareflow.sla import LoadClause
 from pareflow.stages.jobs import feeds_key
 from pareflow.stages.optimization import strong_baseline
 from pareflow.stages.run import Row, Run
@@ -36,37 +38,43 @@ def check_loadgen(run: Run) -> None:
         loadgen.imported()
 
 
-def under_load(run: Run, row: Row, *, independent: int, seed: int) -> Row:
-    """The row with more latencies under the SLA's load, where it names one: worth so many `independent` ones,
-    or as many as come in the minutes of one variant.
+def under_load(run: Run, row: Row, protocol: Protocol) -> Row:
+    """The row with more latencies under the SLA's load, where it names one: worth as many as the protocol
+    takes, or as many as come in the minutes of one variant.
 
     Without LoadGen they stay unknown, and the row says why (law 3). Raises: what the variant died of.
     """
     clause = run.spec.sla.load
     if clause is None:
         return row
-    assert row.measurement is not None  # what is a finalist was timed
-    left = max(independent, int(clause.per_s * run.spec.budget.variant_minutes * 60))
-    queries = in_line(independent, clause.per_s * row.measurement.quantile_ms(0.5) / 1000)
-    found: Measurement | None = None
     try:
-        for part in range(PARTS):
-            load = Load("Server", clause.per_s, clause.p99_ms, min(queries, left), seed=PARTS * seed + part)
-            more = measure(run, row, load)
-            found = more.measurement if found is None else found.extended(more.measurement)
-            left -= load.queries
-            alike = neighbours_alike(found.samples_ms)
-            missing = independent - len(found.samples_ms) / alike
-            queries = math.ceil(missing * alike)
-            if missing <= 0 or left < queries or more.said.trouble:
-                break
+        found = _in_parts(run, row, clause, protocol.blocks * protocol.least, protocol.seed)
     except MissingExtraError as error:
         return replace(row, reason=f"the load was not measured: {error.must}, but {error.found}")
     except VariantError as error:
         error.variant = row.id
         raise
-    assert found is not None  # there is one part at least
     return replace(row, served=found if row.served is None else row.served.extended(found))
+
+
+def _in_parts(run: Run, row: Row, clause: LoadClause, independent: int, seed: int) -> Measurement:
+    """Latencies of runs one after the other, until they are worth so many independent ones."""
+    assert row.measurement is not None  # what is a finalist was timed
+    left = max(independent, int(clause.per_s * run.spec.budget.variant_minutes * 60))
+    queries = queries_worth(independent, clause.per_s * row.measurement.quantile_ms(0.5) / 1000)
+    found: Measurement | None = None
+    for part in range(PARTS):
+        load = Load("Server", clause.per_s, clause.p99_ms, min(queries, left), seed=PARTS * seed + part)
+        more = measure(run, row, load)
+        found = more.measurement if found is None else found.extended(more.measurement)
+        left -= load.queries
+        alike = neighbours_alike(found.samples_ms)
+        missing = independent - len(found.samples_ms) / alike
+        queries = math.ceil(missing * alike)
+        if missing <= 0 or left < queries or more.said.trouble:
+            break
+    assert found is not None  # there is one part at least
+    return found
 
 
 def measure(run: Run, row: Row, load: Load) -> Served:

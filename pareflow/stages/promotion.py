@@ -31,9 +31,7 @@ def against_champion(run: Run, winner: Row, package: Path, *, retrained: bool = 
     protocol = final(run, 1, 1)
     measured = measure(run, [champion, winner], protocol)
     if winner.served is None:
-        timed = replace(winner, measurement=measured[str(winner.id)])
-        independent = protocol.blocks * protocol.least
-        winner = under_load(run, timed, independent=independent, seed=protocol.seed)
+        winner = under_load(run, replace(winner, measurement=measured[str(winner.id)]), protocol)
     evidence = Evidence(
         variant=str(winner.id),
         objective=run.spec.objective,

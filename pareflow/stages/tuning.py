@@ -23,7 +23,7 @@ from pareflow.hardware.noise import await_quiet
 from pareflow.intervals import pooled_quantile_interval, samples_needed
 from pareflow.isolation import Limits, run_isolated
 from pareflow.measurement import CONFIDENCE
-from pareflow.measuring.load import BLOCKS, Load, in_line
+from pareflow.measuring.load import BLOCKS, Load, queries_worth
 from pareflow.serving.model import network
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.server import check_extra
@@ -64,7 +64,7 @@ class Promise:
         `busy` is the share of time that the sessions compute.
         """
         independent = math.ceil(1.2 * samples_needed(0.99, self.at_look(1)))
-        queries = max(self.queries, in_line(independent, busy)) * 2 ** max(look - 2, 0)
+        queries = max(self.queries, queries_worth(independent, busy)) * 2 ** max(look - 2, 0)
         return Load("Server", self.per_s, self.p99_ms, queries, seed=self.seed + look - 1)
 
 

@@ -87,12 +87,7 @@ def _under_load(run: Run, rows: Sequence[Row], protocol: Protocol) -> list[Row]:
     found = []
     for row in rows:
         try:
-            independent = protocol.blocks * protocol.least
-            found.append(
-                under_load(run, row, independent=independent, seed=protocol.seed)
-                if row.status == "ok"
-                else row
-            )
+            found.append(under_load(run, row, protocol) if row.status == "ok" else row)
         except VariantError as error:
             found.append(_dropped(row, error))
     return found
