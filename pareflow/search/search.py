@@ -234,7 +234,7 @@ class Search:
         return found
 
     def _milder(self, study: "Study", leader: Trial | None) -> list[Recipe]:
-        """A step back from what would be better than the best and loses too much; what loses least first."""
+        """Steps back from what would be better than the best and loses too much: what loses least first."""
         lossy = [t for t in self.known if t.lost and better(t.cost, leader)]
         lossy.sort(key=lambda trial: trial.lost or 0)
         found = (recipe for trial in lossy for recipe in study.milder(trial.recipe))

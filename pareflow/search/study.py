@@ -75,9 +75,9 @@ class Study:
         return self._new_of(self._steps_from(near))
 
     def milder(self, near: Recipe) -> list[Recipe]:
-        """What takes one step less away than a recipe, where that was not asked before: for what loses too
-        much."""
-        return self._new_of(self._steps_from(near, less=True))
+        """What takes one step less away than a recipe, and the recipe trained one step more gently: of these
+        what was not asked before; for what loses too much."""
+        return self._new_of(self._steps_from(near, back=True))
 
     def _new_of(self, parameters: Iterable[Mapping[str, Any]]) -> list[Recipe]:
         return [recipe for each in parameters for recipe in self._asked_for(self._trial(each))]
@@ -98,18 +98,19 @@ class Study:
                 found += self._asked_for(self._trial(parameters))
         return found
 
-    def _steps_from(self, near: Recipe, *, less: bool = False) -> Iterator[dict[str, Any]]:
-        """The recipe's parameters, its technique's first setting one value up and one value down; or only
-        that of these which takes less away."""
+    def _steps_from(self, near: Recipe, *, back: bool = False) -> Iterator[dict[str, Any]]:
+        """The recipe's parameters, its technique's first setting one value up and one value down; or, back,
+        those of any setting that are milder: the first setting's first."""
         trial = self._asked.get(trained_for(near, 1).label)
         if trial is None:
             return
         name = trial.params["technique"]
-        for setting, values in itertools.islice(self._families[name].items(), 1):
+        settings = self._families[name]
+        for setting, values in itertools.islice(settings.items(), len(settings) if back else 1):
             position = trial.params[f"{name}.{setting}"]
             for beside in (position + 1, position - 1):
                 inside = 0 <= beside < len(values)
-                if inside and (not less or milder(setting, values[beside], values[position])):
+                if inside and (not back or milder(setting, values[beside], values[position])):
                     yield {**trial.params, f"{name}.{setting}": beside}
 
     def _trial(self, parameters: Mapping[str, Any] | None) -> optuna.Trial:

@@ -118,14 +118,17 @@ def first(settings: Settings) -> Iterator[dict[str, Any]]:
         yield middle if student is None else {**middle, "student": student}
 
 
-def milder(setting: str, value: Any, than: Any) -> bool:
-    """Whether this value of a technique's first setting takes less away than another.
+LOSES_MORE = ("ratio", "sparsity", "compression", "learning_rate")
+"""Settings of which a larger value may lose more: they are of what goes; and a rate that is too high forgets
+what was learned before."""
+LOSES_LESS = ("share", "width", "depth", "rank", "max_latency_share", "clusters", "groups")
+"""Settings of which a larger value may lose less: they are of what stays."""
 
-    A ratio is of what goes; a share, a width, a depth is of what stays; students have no order.
-    """
-    if isinstance(value, str):
-        return False
-    return bool(value < than if setting == "ratio" else value > than)
+
+def milder(setting: str, value: Any, than: Any) -> bool:
+    """Whether a network may lose less with this value of a setting than with another; of others, as of
+    students, nobody knows."""
+    return bool((setting in LOSES_MORE and value < than) or (setting in LOSES_LESS and value > than))
 
 
 def grid(settings: Settings) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ import dataclasses
 import errno
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from pareflow import spec as specs
-from pareflow.catalog import complete, members
+from pareflow.catalog import TECHNIQUES, complete, members
 from pareflow.errors import SpecError, StoreError
 from pareflow.hardware import probe
+from pareflow.model.training import TrainedTechnique
 from pareflow.search import Circumstances, Ended, Search, Trial, Wave, halving, space, training_space
 from pareflow.search.effort import BUILD_MINUTES, Effort, epochs_of
 from pareflow.search.search import PATIENCE
@@ -251,16 +252,45 @@ def test_a_step_back_takes_less_away() -> None:
     families: dict[str, Any] = {
         "channel_pruning": {"ratio": (0.25, 0.5, 0.75)},
         "low_rank": {"share": (0.2, 0.3, 0.4)},
+        "unstructured_pruning": {"sparsity": (0.5, 0.7, 0.9)},
         "distillation": {"student": ("half", "quarter")},
     }
     study = Study(families, [PLAIN], 0)
-    pruned, thin, half, quarter = study.ask(4)
+    pruned, thin, sparse, half, quarter = study.ask(5)
+    (less,) = study.milder(sparse)
+    assert less.techniques[0].settings["sparsity"] == 0.5
     (less,) = study.milder(training_space.trained_for(pruned, 9))
     assert less.techniques[0].settings["ratio"] == 0.25
     (less,) = study.milder(thin)
     assert less.techniques[0].settings["share"] == 0.4
     for none in (half, quarter, less, pruned, PLAIN):  # nothing beyond; it was asked; it does not train
         assert study.milder(none) == []
+
+
+def test_a_step_back_trains_more_gently_too() -> None:
+    """A network that forgot too much may have been trained at too high a rate: the same is asked at a lower
+    one, beside what takes less away; of who is pruned together, nobody knows which loses less."""
+    settings = {"ratio": (0.25, 0.5), "scope": ("global", "layer"), "learning_rate": (1e-4, 3e-4, 1e-3)}
+    study = Study({"channel_pruning": settings}, [PLAIN], 0)
+    (half,) = study.ask(1)
+
+    def told(recipes: Sequence[Recipe]) -> list[tuple[float, float]]:
+        of = [recipe.techniques[0].settings for recipe in recipes]
+        assert {each["scope"] for each in of} <= {"layer"}  # its middle
+        return [(each["ratio"], each["learning_rate"]) for each in of]
+
+    assert told([half]) == [(0.5, 3e-4)]
+    back = study.milder(half)
+    assert told(back) == [(0.25, 3e-4), (0.5, 1e-4)]
+    assert told(study.milder(back[0])) == [(0.25, 1e-4)]
+    assert study.milder(back[1]) == []  # its only step back was asked just now
+    assert study.beside(half) == []  # in both directions of what is taken away alone
+
+
+def test_what_may_lose_less_is_said_of_settings_that_there_are() -> None:
+    trained = [technique for technique in TECHNIQUES.values() if issubclass(technique, TrainedTechnique)]
+    known = {setting for technique in trained for setting in technique.model_fields}
+    assert {*training_space.LOSES_MORE, *training_space.LOSES_LESS} <= known
 
 
 def test_a_study_that_is_told_the_same_asks_the_same() -> None:
@@ -465,8 +495,13 @@ def test_what_was_asked_before_the_time_was_up_is_told_and_what_would_be_next(tm
 
 
 def test_what_would_not_be_done_in_time_is_not_begun(tmp_path: Path) -> None:
-    """An architecture search takes 24 subnets of 3.6 s, a minute and a half: more than is left."""
-    waves, ended = run(search(tmp_path, minutes_left=lambda: 1.0), landscape)
+    """An architecture search takes 24 subnets of 3.6 s, a minute and a half: more than is left. Where nothing
+    loses too much, no round goes back, and each technique has its turn."""
+
+    def lossless(recipe: Recipe) -> tuple[float, float]:
+        return landscape(recipe)[0], 0.0
+
+    waves, ended = run(search(tmp_path, minutes_left=lambda: 1.0), lossless)
     begun = {r.techniques[0].name for w in waves if w.words.startswith("trained") for r in w.recipes}
     assert "distillation" in begun
     assert "architecture_search" not in begun
