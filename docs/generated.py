@@ -57,7 +57,8 @@ def exit_codes() -> Iterator[str]:
         0: "done; of `optimize`: a variant met the SLA and was registered",
         PareflowError.exit_code: "an error of a kind that has no code of its own",
         errors.InputError.exit_code: "bad input; the message says what to mend",
-        options.NOTHING_MET: "finished; the answer is no: nothing met the SLA, or the verdict does not hold",
+        options.NOTHING_MET: "finished; the answer is no: nothing met the SLA, a verdict does not "
+        "hold, or the champion stays where it is",
         options.UNFIT: "the environment is not fit: a missing extra, a busy machine, no disk, no server",
         options.INTERRUPTED: "interrupted; the same command goes on from there",
     }

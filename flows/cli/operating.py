@@ -69,6 +69,8 @@ def promote(
 
     document = moves.move(target, approve, reject, to, config, data_dir, by, reason)
     show(document, tables.promotion, as_json)
+    if not reject and to is None and document["alias"] != "champion":
+        raise typer.Exit(NOTHING_MET)
 
 
 @app.command()

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
+from flows.cli.options import NOTHING_MET
 from flows.progress import Silent, shown
 from pareflow.collection import Collected, collect
 from pareflow.errors import InputError, TransientError
@@ -161,7 +162,7 @@ def test_check_works_after_a_collection(emptied: Path) -> None:
 @pytest.mark.slow
 def test_promote_works_after_a_collection(emptied: Path, two_versions: Path) -> None:
     done = said("promote", two_versions, "--data-dir", emptied, "--json")
-    assert done.exit_code == 0, (done.output, done.exception)
+    assert done.exit_code == NOTHING_MET, (done.output, done.exception)
     assert "version 1 stays champion" in json.loads(done.stdout)["reason"]
 
 
