@@ -27,6 +27,8 @@ Action = Literal[
     "rolled_back",
 ]  # fmt: skip
 """What happened. Its own name ends the event's: `pareflow.model.promoted`."""
+MOVES: tuple[Action, ...] = ("promoted", "rolled_back")
+"""What changes who is champion."""
 _TAG = "pareflow.audit."
 _LONGEST = 4000
 _STATES = {"FINISHED": "done", "FAILED": "failed", "KILLED": "failed"}
@@ -96,24 +98,42 @@ def history(tracker: Tracker, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def way_back(tracker: Tracker, name: str, champion: str) -> tuple[str, str | None]:
-    """From which version to which a rollback leads, where `previous` points at the champion, too.
+def way_back(tracker: Tracker, name: str, champion: str, previous: str | None) -> tuple[str, str | None]:
+    """From which version to which a rollback leads: from `champion` to `previous`.
 
-    A rollback that was cut off is ended. Where a promotion was, it leads to whom the champion had followed.
-    Else there is no way: None.
+    A rollback that was cut off is ended, wherever that was. Where a promotion was, and both aliases are one
+    version, it leads to whom the champion had followed. Else there is no way: None.
     """
-    moves = [row for row in history(tracker, name) if row["action"] in ("promoted", "rolled_back")]
-    last = moves[-1] if moves else {"state": "done"}
-    if last["state"] == "done":
-        return champion, None
-    if (last["action"], last["after"]) == ("rolled_back", champion):
-        return last["before"], champion
-    if (last["action"], last["before"]) == ("rolled_back", champion):
-        return champion, last["after"]
-    if last["before"] == champion:
+    last = _last_move(tracker, name)
+    cut_off = last is not None and last["state"] != "done"
+    if last and cut_off and last["action"] == "rolled_back" and champion in (last["before"], last["after"]):
+        return last["before"], last["after"]
+    if champion != previous:
+        return champion, previous
+    if last and cut_off and last["before"] == champion:
+        moves = [row for row in history(tracker, name) if row["action"] in MOVES]
         followed = [row["before"] for row in moves if (row["state"], row["after"]) == ("done", champion)]
         return champion, followed[-1] if followed else None
     return champion, None
+
+
+def _last_move(tracker: Tracker, name: str) -> dict[str, Any] | None:
+    """The last one that was to change the champion; no more of the history is read, which may be long."""
+    with tracker.reached() as client:
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return None
+        found = [
+            _row(run)
+            for action in MOVES
+            for run in client.search_runs(
+                [experiment.experiment_id],
+                f"tags.`{_TAG}model` = '{name}' AND tags.`{_TAG}action` = '{action}'",
+                order_by=["attributes.start_time DESC"],
+                max_results=1,
+            )
+        ]
+    return max(found, key=lambda row: str(row["at"]), default=None)
 
 
 def who() -> str:

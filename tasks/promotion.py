@@ -158,15 +158,18 @@ def roll_back(
 ) -> dict[str, Any]:
     """Point `champion` at `previous`, and the other way round; no challenger keeps any traffic.
 
-    With `leaving` only where that version is champion, and the previous one broke no rule itself. Of a move
-    that was cut off in the middle the record says where the way back leads.
+    With `leaving` only where that version is champion, and the previous one broke no rule itself. A rollback
+    that was cut off is ended: asked again it does not go back. Where it leads then the record says.
     Raises: InputError if there is no previous one.
     """
     with tracker.switching(name) as still_held:
         champion, previous = number(tracker, name, "champion"), number(tracker, name, "previous")
         same = champion is not None and champion == previous
-        if champion is not None and same:
-            champion, previous = audit.way_back(tracker, name, champion)
+        if champion is not None:
+            leads = audit.way_back(tracker, name, champion, previous)
+            champion, previous = (
+                leads if leaving in (None, leads[0]) else (champion, None if same else previous)
+            )
         if leaving is not None:
             _check_leaving(tracker, name, leaving, champion, previous)
         if champion is None or previous is None:

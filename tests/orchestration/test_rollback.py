@@ -5,8 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
-from pareflow.errors import InputError
+from pareflow.errors import InputError, TransientError
 from tasks import audit
 from tasks.approval import file
 from tasks.promotion import Bout, Judgement, Promotion, number, roll_back, settle
@@ -100,46 +103,104 @@ def test_a_monitor_goes_back_from_the_version_it_saw_alone(tracker: Tracker, two
     assert places(tracker) == (second, first)
 
 
-@pytest.mark.parametrize("cut", ["previous", LEFT])
-def test_a_rollback_that_was_cut_off_is_ended_by_the_same_command(
-    tracker: Tracker, two: tuple[str, str], monkeypatch: pytest.MonkeyPatch, cut: str
-) -> None:
-    """After `champion` has moved; or before it has."""
-    first, second = two
-    tracker.tag_model(MODEL, TRAFFIC, "{}")
+def cutting(real: Callable[..., None], cut: tuple[str | None, ...]) -> Callable[..., None]:
+    """A method of `Tracker` that ends where it is given what `cut` says."""
 
-    def cutting(real: Callable[..., None]) -> Callable[..., None]:
-        def write(self: Tracker, name: str, *given: str) -> None:
-            if cut in given:
-                raise KeyboardInterrupt
-            real(self, name, *given)
+    def write(self: Tracker, name: str, *given: str | None) -> None:
+        if given[-len(cut) :] == cut:
+            raise KeyboardInterrupt
+        real(self, name, *given)
 
-        return write
+    return write
 
-    with monkeypatch.context() as patched:
-        for method in ("set_alias", "tag_version"):
-            patched.setattr(Tracker, method, cutting(getattr(Tracker, method)))
-        with pytest.raises(KeyboardInterrupt):
-            roll_back(tracker, MODEL)
-    assert places(tracker) == ((first, first) if cut == "previous" else (second, first))
-    assert roll_back(tracker, MODEL)["version"] == first
-    assert places(tracker) == (first, second)
-    assert LEFT in tracker.version(MODEL, second).tags
+
+def is_rolled_back(tracker: Tracker, champion: str, previous: str) -> None:
+    assert places(tracker) == (champion, previous)
+    assert LEFT in tracker.version(MODEL, previous).tags
+    assert LEFT not in tracker.version(MODEL, champion).tags
     model = tracker.model(MODEL)
     assert model is not None
     assert TRAFFIC not in model.tags
     assert [row["state"] for row in audit.history(tracker, MODEL)][-2:] == ["failed", "done"]
 
 
+@pytest.mark.parametrize(
+    ("cut", "then"),
+    [
+        ((TRAFFIC, None), ("2", "1")),
+        (("champion", "1"), ("2", "1")),
+        (("previous", "2"), ("1", "1")),
+        (("1", LEFT, None), ("1", "2")),
+    ],
+    ids=["before all", "before champion", "before previous", "after both"],
+)
+@pytest.mark.parametrize("by_a_monitor", [False, True])
+def test_a_rollback_that_was_cut_off_is_ended_by_the_same_command(
+    tracker: Tracker,
+    two: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    cut: tuple[str | None, ...],
+    then: tuple[str, str],
+    by_a_monitor: bool,
+) -> None:
+    first, second = two
+    assert two == ("1", "2")
+    tracker.tag_model(MODEL, TRAFFIC, "{}")
+    leaving = second if by_a_monitor else None
+    with monkeypatch.context() as patched:
+        for method in ("set_alias", "tag_version", "tag_model"):
+            patched.setattr(Tracker, method, cutting(getattr(Tracker, method), cut))
+        with pytest.raises(KeyboardInterrupt):
+            roll_back(tracker, MODEL, leaving=leaving)
+    assert places(tracker) == then
+    assert roll_back(tracker, MODEL, leaving=leaving)["version"] == first
+    is_rolled_back(tracker, first, second)
+
+
+def test_a_rollback_whose_record_could_not_be_ended_is_not_taken_back_by_the_same_command(
+    tracker: Tracker, two: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow goes away after all has moved; and only what is asked after that goes forward again."""
+    first, second = two
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "set_terminated", gone)
+        with pytest.raises(TransientError):
+            roll_back(tracker, MODEL)
+    assert places(tracker) == (first, second)
+    assert roll_back(tracker, MODEL)["version"] == first
+    assert places(tracker) == (first, second)
+    assert roll_back(tracker, MODEL)["version"] == second
+
+
+def gone(*_: object, **__: object) -> None:
+    raise MlflowException("gone", error_code=TEMPORARILY_UNAVAILABLE)
+
+
+def test_a_monitor_leaves_the_version_that_an_unended_rollback_had_brought_back(
+    tracker: Tracker, two: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saw the first one break a rule: to that no unended move may lead it back."""
+    first, second = two
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "tag_version", cutting(Tracker.tag_version, (first, LEFT, None)))
+        with pytest.raises(KeyboardInterrupt):
+            roll_back(tracker, MODEL)
+    assert places(tracker) == (first, second)
+    assert roll_back(tracker, MODEL, leaving=first)["version"] == second
+    tracker.set_alias(MODEL, "previous", second)
+    with pytest.raises(InputError, match="no previous version"):
+        roll_back(tracker, MODEL, leaving=second)
+
+
 def cutting_before_champion(real: Callable[..., None]) -> Callable[..., None]:
     """`Tracker.set_alias` that ends where `champion` would move."""
 
-    def cutting(self: Tracker, name: str, alias: str, version: str) -> None:
+    def write(self: Tracker, name: str, alias: str, version: str) -> None:
         if alias == "champion":
             raise KeyboardInterrupt
         real(self, name, alias, version)
 
-    return cutting
+    return write
 
 
 def cut_off_between_the_aliases(tracker: Tracker, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
