@@ -208,6 +208,35 @@ def test_more_samples_are_bought_only_for_what_may_still_win(
     assert asked == [60, 60, 120, 240][:looks]
 
 
+def test_harm_is_what_is_no_better_than_the_best_baseline_on_any_number_of_threads(
+    trained: Any, measured: Callable[..., Measurement]
+) -> None:
+    """On two threads this network is slower: who makes that good there gains nothing. The speedup is quoted
+    against the plain export on as many threads, and is no reason to be promoted."""
+    one, two, eager = trained.rows[0], dataclasses.replace(trained.rows[0], id="two"), trained.rows[1]
+    two = dataclasses.replace(two, recipe=Recipe((), OnnxRuntime(threads=2).step))
+    made_good = dataclasses.replace(two, id="made good", role="candidate")
+    faster = dataclasses.replace(made_good, id="faster")
+    took = {one.id: 1.0, two.id: 1.3, eager.id: 3.0, made_good.id: 1.0, faster.id: 0.5}
+    blocks = {key: [[ms + (n % 3) / 100] * 10 for n in range(60)] for key, ms in took.items()}
+    blocks[made_good.id] = [[1.0 + (n % 5 - 1) / 100] * 10 for n in range(60)]  # a bit quicker, a bit slower
+    arena = {key: measured(*found, variant=key) for key, found in blocks.items()}
+    rows = [dataclasses.replace(row, quality=one.quality) for row in (one, two, eager, made_good, faster)]
+    spec = trained.run.spec.model_copy(update={"sla": SLA.model_validate({"latency": {"p50_ms": 10}})})
+    run = dataclasses.replace(trained.run, spec=spec)
+    judged = {row.id: row for row in validation._judged(run, rows, arena, 1)}
+    assert judged[made_good.id].speedup.estimate == pytest.approx(1.3, rel=0.01)
+    said = {key: row.verdict.decision for key, row in judged.items()}
+    assert said == {
+        one.id: "promote",
+        two.id: "reject",
+        eager.id: "reject",
+        made_good.id: "inconclusive",
+        faster.id: "promote",
+    }
+    assert validation.winner(run, [row for row in judged.values() if row.id != faster.id]).id == one.id
+
+
 def test_outcome_is_one_json_document(judged: Any) -> None:
     winner = validation.winner(judged.run, judged.finalists)
     assert winner is not None
