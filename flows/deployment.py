@@ -93,7 +93,9 @@ def run_deployment(
         traffics = steps.traffic(rollout.version)
         rollouts.servers_answer(rollout)
         described, path = pipelines.described(tracker, name, rollout.version, config)
-        tolerance = Tolerance(_disagreement(steps, described), slowdown=steps.slowdown)
+        run = Run.open(described, path, data_dir)
+        allowed = next(x for x in (steps.disagreement, run.share_lost, DISAGREEMENT) if x is not None)
+        tolerance = Tolerance(allowed, slowdown=steps.slowdown)
         done = list[Step]()
         try:
             for traffic in traffics:
@@ -132,14 +134,6 @@ def _promoted(
         row = packaged_row(run, tracker.download(name, version, Path(into)))
         promote = approval.ask if described.promotion == "approval" else promotion.promote
         return asdict(promote(tracker, run, version, row))
-
-
-def _disagreement(steps: Steps, described: spec.PipelineSpec) -> float:
-    if steps.disagreement is not None:
-        return steps.disagreement
-    quality = described.sla.quality
-    drop = None if quality is None else quality.max_drop
-    return drop if drop is not None and drop < 1 else DISAGREEMENT  # one of an error may be anything
 
 
 def _ended(rollout: Rollout, done: Sequence[Step], moved: dict[str, Any] | None) -> dict[str, Any]:

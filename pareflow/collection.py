@@ -151,7 +151,7 @@ def _key(making: Path) -> str:
 
 def _item(path: Path) -> Item:
     files = {}
-    for file in path.rglob("*"):
+    for file in _within(path):
         with suppress(FileNotFoundError):  # somebody else has just removed it
             status = file.lstat()
             if not file.is_dir():
@@ -164,10 +164,17 @@ def _used_ns(path: Path) -> int:
     with suppress(OSError):
         return (path / MANIFEST).stat().st_mtime_ns
     times = [0]
-    for file in (path, *path.rglob("*")):
+    for file in (path, *_within(path)):
         with suppress(FileNotFoundError):
             times.append(file.stat().st_mtime_ns)
     return max(times)
+
+
+def _within(path: Path) -> Iterator[Path]:
+    """All that is in a folder; a folder in it that goes meanwhile is passed over (`Path.rglob` raises)."""
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            yield Path(folder, name)
 
 
 def _holder(path: Path) -> Holder | None:

@@ -61,12 +61,15 @@ _BEGINNING = threading.Lock()
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C within ends every child at once, whatever thread waits for it, and each that begins after it:
-    children lead sessions of their own, which the terminal does not tell."""
+    """Ctrl-C within, or whatever else is no error (Prefect makes such of SIGTERM), ends every child at once,
+    whatever thread waits for it, and each that begins after it: children lead sessions of their own, which
+    the terminal does not tell."""
     INTERRUPTED.clear()
     try:
         yield
-    except KeyboardInterrupt:
+    except Exception:
+        raise
+    except BaseException:
         INTERRUPTED.set()
         for child in tuple(_LIVE):
             child.kill()

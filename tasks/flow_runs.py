@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -26,10 +27,11 @@ _PAGE = 200
 
 @dataclass(frozen=True)
 class Started:
-    """A flow run of a deployment; `new` is false where its key had one already."""
+    """A flow run of a deployment; `new` is false where its key had one already, made `at_ms` since 1970."""
 
     run_id: str
     new: bool
+    at_ms: float
 
 
 def server_named() -> bool:
@@ -88,7 +90,9 @@ def start(
                 error.response.text[:500],
                 "Its schema says what it takes",
             ) from error
-        return Started(answer.json()["id"], answer.status_code == httpx.codes.CREATED)
+        run = answer.json()
+        at_ms = 1000 * datetime.fromisoformat(run["created"]).timestamp()
+        return Started(run["id"], answer.status_code == httpx.codes.CREATED, at_ms)
 
 
 def follow(run_id: str, every_s: float = 1.0) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from tasks.rules import Rules
 from tasks.tracking import Tracker
 
 _DAY_MS = 24 * 3600 * 1000
+SKEW_MS = 60_000
+"""By which the clocks of two servers may differ."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ def handle(tracker: Tracker, rules: Rules, name: str, number: str) -> Handled:
     """The run of the rule that names a version, started unless it was. The registry is asked, not the sender.
 
     However often and from wherever it is called for a version, one run is started: its key is `name:version`.
+    A run that is older than the version was of a namesake: a model that was deleted, and registered anew.
     Raises: InputError where the rule's pipeline cannot be run; TransientError, TrackingError.
     """
     version = registry.registered(tracker, name, number)
@@ -45,6 +48,9 @@ def handle(tracker: Tracker, rules: Rules, name: str, number: str) -> Handled:
     spec.read(rule.config, rule.target)  # no run is started that could only fail
     tags = [f"models:/{name}/{number}"]
     started = flow_runs.start(rule.deployment, rule.parameters, version.key, tags)
+    if started.at_ms < version.created_ms - SKEW_MS:
+        key = f"{version.key}:{version.created_ms}"
+        started = flow_runs.start(rule.deployment, rule.parameters, key, tags)
     return Handled(name, number, f"{rule.deployment} for {rule.config}", started.run_id, started.new)
 
 

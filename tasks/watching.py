@@ -9,7 +9,7 @@ from typing import Any
 
 from pareflow import spec
 from pareflow.collection import holding
-from pareflow.errors import InputError, TrackingError, TransientError, VariantError
+from pareflow.errors import InputError, StoreError, TrackingError, TransientError, VariantError
 from pareflow.monitoring import exposition, labels
 from pareflow.monitoring.exposition import Reading
 from pareflow.monitoring.rules import Rules
@@ -55,6 +55,7 @@ class Session:
     breaches: list[dict[str, Any]] = field(default_factory=list)
     looks: int = 0
     _trouble: str = ""
+    _unkept: str = ""
     _run: Run | None = None
 
     def follow(self, reading: Reading) -> dict[str, Any]:
@@ -92,6 +93,17 @@ class Session:
         self._run = self._run or Run.open(spec.read(self.config), self.config, self.asked.data_dir)
         return self._run
 
+    def keep(self, state: State) -> None:
+        """Write down what is known of the rules. Where the disk takes nothing, which is told once, what is in
+        memory decides: a version that breaks its rules is left all the same."""
+        try:
+            state.write(self.state_path)
+            self._unkept = ""
+        except OSError as error:
+            if str(error) != self._unkept:
+                self.told(f"what is known of the rules is not kept: {error}")
+            self._unkept = str(error)
+
     def _readings(self, until: float | None) -> Iterator[Reading | None]:
         """One reading every so often; None where the server does not answer, which is told once."""
         due = time.monotonic()
@@ -114,7 +126,7 @@ class Monitored:
     """One served version. Raises: InputError where a rule needs what is not at hand."""
 
     def __init__(self, session: Session, reading: Reading, stack: ExitStack, state: State) -> None:
-        self._session, self._version, self._stack = session, reading.version, stack
+        self._session, self._version = session, reading.version
         self.watch = Watch(session.rules, state)
         self.watch.reads(reading)
         self._record = Record(session.tracker, session.asked.name, reading.version)
@@ -122,7 +134,7 @@ class Monitored:
         self._comparer: stage.Comparer | None = None
         self._again = 0.0
         self._knows = False
-        self._held = stack.enter_context(ExitStack())
+        self._held, self._comparing = (stack.enter_context(ExitStack()) for _ in range(2))
         self.figures: dict[str, float] = {}
         if session.rules.needs_requests:
             self._run = session.opened()
@@ -137,7 +149,7 @@ class Monitored:
             self._follow(breach, retried=True)
         for breach in found:
             self._follow(breach)
-        self.watch.state.write(self._session.state_path)
+        self._session.keep(self.watch.state)
         if time.monotonic() - self._recorded >= self._session.rules.record_s:
             self.record()
 
@@ -189,7 +201,7 @@ class Monitored:
             (asked.name, self._version),
             asked.data_dir / "logs" / f"monitoring-{asked.name}.log",
         )
-        self._comparer, self._knows = self._stack.enter_context(comparing), False
+        self._comparer, self._knows = self._comparing.enter_context(comparing), False
 
     def _compared(self, at_s: float) -> list[Breach]:
         """What is new of kept requests and labels. Where the process died another begins, after a while."""
@@ -205,9 +217,10 @@ class Monitored:
             rows, last = self._comparer.news(self.watch.state.compared)
             self.watch.state = replace(self.watch.state, compared=last)
             return [*self.watch.compares(rows, at_s), *self._labelled(self._comparer.folder)]
-        except (VariantError, TransientError, TrackingError) as error:
+        except (VariantError, TransientError, TrackingError, StoreError) as error:
             self._session.told(f"kept requests are not compared for {AGAIN_S:g} s: {error}")
             self._held.close()
+            self._comparing.close()
             self._comparer, self._again = None, time.monotonic() + AGAIN_S
             return []
 
@@ -223,8 +236,7 @@ class Monitored:
                 f"predictions of {self._session.asked.name} are {reference['served'].dtype}",
                 "Leave --labels out",
             )
-        quality = self._run.spec.sla.quality
-        self.watch.compare_with(reference, None if quality is None else quality.max_drop)
+        self.watch.compare_with(reference, self._run.share_lost)
         return True
 
     def _labelled(self, folder: Path) -> list[Breach]:

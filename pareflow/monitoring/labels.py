@@ -1,10 +1,12 @@
 """Labels that come late: a CSV with the columns `request_id` and `label`, and `row` where requests have many.
 
-Rows are added to it at its end. What was read is counted, and not read again. What was answered waits for
-them in a table, in SQLite, of the original's and of the served prediction of each row.
+Rows are added to it at its end, and one is whole when its line has ended. What was read is counted, and not
+read again. What was answered waits for them in a table, in SQLite, of the original's and of the served
+prediction of each row.
 """
 
 import csv
+import io
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -97,15 +99,19 @@ def read(path: Path, after: int) -> list[tuple[Key, str]]:
     """The labels behind so many rows. Raises: InputError."""
     try:
         with path.open(newline="") as file:
-            table = csv.DictReader(file)
-            if not {"request_id", "label"} <= set(table.fieldnames or ()):
-                raise InputError(
-                    "labels must have the columns `request_id` and `label`",
-                    f"{path} has {', '.join(table.fieldnames or ()) or 'none'}",
-                    "Name them in its first line",
-                )
-            rows = list(table)[after:]
-            return [((row["request_id"], int(row.get("row") or 0)), row["label"]) for row in rows]
+            text = file.read()
+        table = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+        if not {"request_id", "label"} <= set(table.fieldnames or ()):
+            raise InputError(
+                "labels must have the columns `request_id` and `label`",
+                f"{path} has {', '.join(table.fieldnames or ()) or 'none'}",
+                "Name them in its first line",
+            )
+        rows = list(table)
+        for number, row in enumerate(rows, 1):
+            if row["request_id"] is None or row["label"] is None:
+                raise ValueError(f"its row {number} lacks a column")
+        return [((row["request_id"], int(row.get("row") or 0)), row["label"]) for row in rows[after:]]
     except (OSError, ValueError, csv.Error) as error:
         raise InputError("labels must be a CSV that can be read", f"{path}: {error}", "Mend it") from error
 

@@ -19,6 +19,8 @@ RuleName = Literal[
     "quality_drop",
 ]
 Share = Annotated[float, Field(gt=0, lt=1)]
+LONGEST_MS = 50_000.0
+"""The last bound of the server's histogram: beyond it nothing is told apart."""
 
 
 class _Part(BaseModel):
@@ -40,8 +42,8 @@ class Errors(_Rule):
 class Latency(_Rule):
     """What half, and what 99 of a hundred requests may take in the server, its line included."""
 
-    p50_ms: Annotated[float, Field(gt=0)] | None = None
-    p99_ms: Annotated[float, Field(gt=0)] | None = None
+    p50_ms: Annotated[float, Field(gt=0, le=LONGEST_MS)] | None = None
+    p99_ms: Annotated[float, Field(gt=0, le=LONGEST_MS)] | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -58,7 +60,7 @@ class VariantDrift(_Rule):
 
     max_disagreement: Share | None = Field(
         default=None,
-        description="left out, the SLA's `quality.max_drop`, which it bounds",
+        description="left out, the SLA's `quality.max_drop`, where its metric is the share that is right",
     )
     tolerance: float = Field(default=0.05, ge=0)
 

@@ -39,7 +39,8 @@ class Watch:
         self._count: dict[RuleName, int] = {}
 
     def compare_with(self, reference: Arrays, max_drop: float | None) -> None:
-        """From now on take live requests beside the compared calibration data; `max_drop` is the SLA's.
+        """From now on take live requests beside the compared calibration data; `max_drop` is the SLA's, where
+        that is a share of the predictions.
 
         Raises: InputError where `variant_drift` has no limit.
         """
@@ -52,7 +53,7 @@ class Watch:
         if math.isnan(self._allowed):
             raise InputError(
                 "`variant_drift` needs a limit above 0",
-                "neither `max_disagreement` nor the SLA's `quality.max_drop` gives one",
+                "neither `max_disagreement` nor the SLA's `quality.max_drop`, of a share, gives one",
                 "Give `max_disagreement`",
             )
 

@@ -17,7 +17,7 @@ from pareflow.serving.traffic import Traffic
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _TRIED = ("model", "version", "what")
-BUCKETS_S = tuple(x * 10.0**e for e in (-4, -3, -2, -1, 0) for x in (1, 2, 5))
+BUCKETS_S = tuple(x * 10.0**e for e in (-4, -3, -2, -1, 0, 1) for x in (1, 2, 5))
 
 
 class Metrics:

@@ -16,6 +16,7 @@ from pareflow.hardware.device import INTERRUPTED
 from pareflow.isolation import Limits, run_isolated
 from pareflow.measurement import Environment, Interval, Measurement, Quality
 from pareflow.measuring.environment import environment
+from pareflow.measuring.quality import Metric, find_metric
 from pareflow.remote_store import opened
 from pareflow.spec import PipelineSpec
 from pareflow.stages.clock import Clock, Meter
@@ -126,6 +127,15 @@ class Run:
     @property
     def metric(self) -> str:
         return _stated_metric(self.spec) or self.facts.metric
+
+    @property
+    def share_lost(self) -> float | None:
+        """The SLA's `max_drop`, where its metric is the share of right predictions: of other metrics it says
+        nothing of how many predictions may differ."""
+        quality = self.spec.sla.quality
+        if quality is None or not Metric(find_metric(self.metric, self.folder)).share_correct:
+            return None
+        return quality.max_drop
 
     @property
     def threads(self) -> tuple[int, ...]:

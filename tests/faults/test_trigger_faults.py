@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 
 from flows.local_server import local_server
 from flows.reconcile import run_reconcile
-from tasks import flow_runs
+from tasks import flow_runs, triggering
 from tasks.deliveries import DELIVERY, SIGNATURE, TIMESTAMP, sign
 from tasks.listener import PATH
 from tests import servers
@@ -184,6 +184,25 @@ def test_a_delivery_while_prefect_is_away_is_handled_when_it_comes_again(
     with servers.listener(stack.rules, data_dir, stack.port):
         assert stack.send("orig-away", version, name, stamp=stamp)[1]["new"]
     stack.run_of(f"orig-away:{version}")
+
+
+def test_a_model_that_is_registered_anew_has_a_run_of_its_own(
+    stack: Stack, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers begin at 1 again: the run of that key was its namesake's, which is deleted."""
+    monkeypatch.setattr(triggering, "SKEW_MS", 0)
+
+    def started() -> list[str]:
+        told = run_reconcile(stack.rules, data_dir)["started"]
+        return [one["version"] for one in told if one["name"] == "orig-anew"]
+
+    assert stack.register("orig-anew") == "1"
+    assert started() == ["1"]
+    stack.client.delete_registered_model("orig-anew")
+    assert started() == []
+    assert stack.register("orig-anew") == "1"
+    assert [started(), started()] == [["1"], []]
+    assert len(stack.runs("orig-anew:1")) == 1
 
 
 def test_what_nobody_heard_of_is_found_by_reconcile(stack: Stack, data_dir: Path) -> None:

@@ -1,5 +1,6 @@
 """Breaches acted on in a real registry; `pareflow monitor` beside a real server, from breach to rollback."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -142,6 +143,29 @@ def test_what_waits_is_followed_by_the_next_monitor(
     assert State.read(again.state_path).waiting == ()
 
 
+def test_a_full_disk_keeps_no_monitor_from_going_back(
+    tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has seen is in memory, and decides; that it is not kept is said once."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pareflow.store.replace", full)
+    told = list[str]()
+    watched = Rules.model_validate({"every_s": 5, "errors": {"then": ["rollback"]}})
+    session = Session(Asked(name, "http://127.0.0.1:9", tmp_path), tracker, watched, None, told.append)
+    reading = Reading(0.0, name, "3", {"200": 0.0, "500": 0.0}, {}, 0.0, {}, None, None, None)
+    with ExitStack() as stack:
+        served = Monitored(session, reading, stack, State("3"))
+        while not session.breaches:
+            failed = reading.statuses["500"] + 100
+            reading = replace(reading, at_s=reading.at_s + 5, statuses={"200": 0.0, "500": failed})
+            served.look(reading)
+    assert champion(tracker, name) == "2"
+    assert [words for words in told if "No space left" in words] == told[:1]
+
+
 def test_a_monitor_of_errors_holds_up_no_collection(tmp_path: Path) -> None:
     """Whoever holds the store while it looks is seen by the server that it asks."""
     metrics, store, seen = Metrics(), Store(tmp_path / "store"), list[list[Holder]]()
@@ -197,9 +221,11 @@ def test_a_monitor_holds_the_store_until_its_comparing_process_has_read(
                 served.look(None)
             assert (tmp_path / "monitoring" / "images" / "1" / REFERENCE).exists()
             assert served._comparer is not None
-            served._comparer._child.kill()
+            child = served._comparer._child
+            child.kill()
             while served._comparer is not None:
                 served.look(None)
+            assert not Path(child._folder.name).exists()  # nothing of it is left, as often as it dies
         served.look(None)
         assert holds() == ["monitor images"]
     assert holds() == []

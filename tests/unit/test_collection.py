@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pareflow import collection
 from pareflow.collection import Collected, collect, holders, holding, items, leftovers, size
 from pareflow.store import MANIFEST, Store
 
@@ -55,6 +56,17 @@ def test_least_recently_used_goes_first_and_only_down_to_the_limit(store: Store)
     assert collect(store, 6 * 1024) == Collected(removed=2, freed=4 * 1024, left=6 * 1024)
     assert left(store) == ["k4", "k2"]
     assert list((store.root / "making").iterdir()) == []
+
+
+def test_a_folder_that_goes_while_it_is_looked_through_is_passed_over(tmp_path: Path) -> None:
+    """A checkpoint is renamed every two seconds; whoever looks at the store looks at what is left."""
+    for name in ("going", "staying"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    looked = collection._within(tmp_path)
+    assert {next(looked).name, next(looked).name} == {"going", "staying"}
+    shutil.rmtree(tmp_path / "going")
+    assert list(looked) == [tmp_path / "staying" / "file"]
 
 
 def test_finding_an_entry_saves_it_from_going_first(store: Store) -> None:

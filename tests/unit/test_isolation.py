@@ -219,18 +219,29 @@ def test_ctrl_c_while_variants_are_built_ends_all_their_processes(tmp_path: Path
     assert len(_begun(begun, 0)) == at_once
 
 
+class Terminated(BaseException):
+    """What an orchestrator makes of SIGTERM: no error, as its own is none."""
+
+
+@pytest.mark.parametrize("ended_by", [KeyboardInterrupt, Terminated])
 def test_what_begins_after_an_interruption_ends_at_once(
-    log: Path, imported: tuple[str, ...], tmp_path: Path
+    log: Path, imported: tuple[str, ...], tmp_path: Path, ended_by: type[BaseException]
 ) -> None:
     """Until another run begins (`test_clock.py`)."""
-    with pytest.raises(KeyboardInterrupt), interruptible():
-        raise KeyboardInterrupt
+    with pytest.raises(ended_by), interruptible():
+        raise ended_by
     arguments = {"begun": str(tmp_path / "begun")}
     try:
         with pytest.raises(CrashedError, match="it died of SIGKILL"):
             run_isolated(f"{MODULE}:hang", arguments, Limits(seconds=20), log, imported=imported)
     finally:
         INTERRUPTED.clear()
+
+
+def test_an_error_ends_no_other_child(log: Path, imported: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="of one"), interruptible():
+        raise ValueError("of one")
+    assert run_isolated(f"{MODULE}:double", {"x": [2]}, Limits(), log, imported=imported)
 
 
 def _begun(files: Sequence[Path], least: int) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from pareflow.errors import InputError, SpecError, StoreError, TransientError
@@ -17,7 +18,7 @@ from pareflow.monitoring.rules import Rules
 from pareflow.monitoring.state import Breach, State
 from pareflow.monitoring.watch import Watch
 from pareflow.serving.app import App
-from pareflow.serving.metrics import Metrics
+from pareflow.serving.metrics import BUCKETS_S, Metrics
 from pareflow.serving.settings import Settings
 from pareflow.serving.slot import FolderSource, Slot
 from pareflow.serving.traffic import Traffic
@@ -352,6 +353,26 @@ def test_labels_are_joined_by_request_and_row_and_read_once(tmp_path: Path) -> N
     table.write_text("request,label\n")
     with pytest.raises(InputError, match="request_id"):
         labels.read(table, 0)
+    table.write_text("request_id,label\na,1\nb\n")
+    with pytest.raises(InputError, match="its row 2 lacks a column"):
+        labels.read(table, 0)
+
+
+def test_a_label_counts_when_its_line_is_whole(tmp_path: Path) -> None:
+    """Who writes many at once has written half a line when somebody looks: 3 of 37 is another label."""
+    table, whole = tmp_path / "labels.csv", "request_id,label\na,12\nb,37\n"
+    for cut in range(len(whole)):
+        table.write_text(whole[:cut])
+        if "\n" in whole[:cut]:
+            assert labels.read(table, 0) == [(("a", 0), "12")][: whole[:cut].count("\n") - 1]
+    table.write_text(whole)
+    assert labels.read(table, 1) == [(("b", 0), "37")]
+
+
+def test_no_limit_lies_beyond_what_the_server_tells_apart() -> None:
+    assert 1000 * max(BUCKETS_S) == rules.LONGEST_MS
+    with pytest.raises(ValidationError, match="less than or equal to 50000"):
+        rules.Rules.model_validate({"latency": {"p99_ms": 50_001}})
 
 
 def test_answers_wait_so_many_days_and_the_last_file_is_known(tmp_path: Path) -> None:

@@ -208,6 +208,15 @@ def test_more_samples_are_bought_only_for_what_may_still_win(
     assert asked == [60, 60, 120, 240][:looks]
 
 
+@pytest.mark.parametrize(("metric", "share"), [("accuracy", 0.02), ("f1_macro", None), ("rmse", None)])
+def test_what_may_be_lost_is_a_share_of_predictions_by_some_metrics_alone(
+    trained: Any, metric: str, share: float | None
+) -> None:
+    sla = SLA.model_validate({"quality": {"metric": metric, "max_drop": 0.02}})
+    run = dataclasses.replace(trained.run, spec=trained.run.spec.model_copy(update={"sla": sla}))
+    assert run.share_lost == share
+
+
 def test_harm_is_what_is_no_better_than_the_best_baseline_on_any_number_of_threads(
     trained: Any, measured: Callable[..., Measurement]
 ) -> None:
