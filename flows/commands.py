@@ -95,7 +95,7 @@ def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, An
     found, path = pipeline_of(tracker, version.name, str(version.version), config)
     described = _here(found)
     with holding(Store(data_dir / "store"), f"check {uri}"), tempfile.TemporaryDirectory() as folder:
-        run = Run.open(described, path, data_dir, remeasure=True).unhurried
+        run = Run.open(described, path, data_dir).aside()
         package = tracker.download(version.name, str(version.version), Path(folder))
         judged = rejudge(run, package)
     tracker.record_verdict(run, version, judged["now"]["decision"] if judged["now"] else "reject")

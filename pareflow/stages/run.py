@@ -67,6 +67,8 @@ class Run:
     """Minutes of the budget that were used before: by the same run, until it was killed or had ended."""
     meter: Meter = field(default_factory=Meter, compare=False)
     """What this process is charged for: all that is new. What a kill took, and asking again, is free."""
+    apart: bool = False
+    """Whether what is measured is kept under keys of its own, which the run itself never asks for."""
 
     @classmethod
     def open(
@@ -75,7 +77,6 @@ class Run:
         config: Path,
         data_dir: Path,
         *,
-        remeasure: bool = False,
         target: Path | None = None,
     ) -> "Run":
         """The run of `spec`, which was read from `config`.
@@ -99,7 +100,7 @@ class Run:
             )
         lists = {name: tuple(document[name]) for name in ("serving_requires", "students")}
         facts = WorkloadFacts(**{**document, **lists})
-        run = cls(spec, config, data_dir, environment(), facts, remeasure, target)
+        run = cls(spec, config, data_dir, environment(), facts, target=target)
         return dataclasses.replace(run, spent=run._told)
 
     @property
@@ -191,6 +192,11 @@ class Run:
         """The run without a budget, which asks no clock: for what is found out of a winner beside the run."""
         return dataclasses.replace(self, meter=Meter(math.inf))
 
+    def aside(self) -> "Run":
+        """The run for a question that is asked beside it: all is measured again, without a budget, and the
+        run's own measurements stay: asked again, it goes on by these."""
+        return dataclasses.replace(self.unhurried, remeasure=True, apart=True)
+
     def anew(self) -> "Run":
         """The run from its beginning: its budget whole, and everything measured again."""
         self.clock.forget()
@@ -199,6 +205,7 @@ class Run:
     def kept(self, key: str, file: str, make: Callable[[], Any]) -> Any:
         """The JSON document that `make` gives, as `file` of a store entry; made where it is not there yet, or
         is to be measured again."""
+        key = digest("apart", key) if self.apart else key
         if self.remeasure:
             self.store.evict(key)
 

@@ -16,7 +16,9 @@ from pareflow.measurement import Environment, Measurement
 from pareflow.measuring.environment import environment
 from pareflow.sla import SLA
 from pareflow.stages import registration
+from pareflow.stages.baseline import SCREENING
 from pareflow.stages.rejudging import rejudge
+from pareflow.stages.timing import measuring_key
 
 ANY = SLA.model_validate({"size": {"max_mib": 10}})
 
@@ -67,7 +69,10 @@ def test_a_registered_verdict_is_judged_again_where_the_environment_differs(
     document = json.loads((package / "model.json").read_text())
     document["environment"]["processor"] = "another"
     (package / "model.json").write_text(json.dumps(document))
-    found = rejudge(run, package)
+    own = run.store.root / "entries" / measuring_key(run, judged.baselines, SCREENING) / "measurements.json"
+    before = own.read_bytes()
+    found = rejudge(run.aside(), package)
+    assert own.read_bytes() == before  # by which the run goes on where it is asked again
     assert found["environment_changes"] == {
         "processor": {"then": "another", "now": run.environment.processor}
     }

@@ -138,7 +138,7 @@ def test_a_run_that_goes_on_has_what_was_left_of_its_budget(trained: Trained, tm
     second = Run.open(first.spec, first.config, first.data_dir)
     assert second.spent == pytest.approx(10)
     assert second.minutes_left == pytest.approx(minutes - 10, abs=1)
-    measured_again = Run.open(first.spec, first.config, first.data_dir, remeasure=True)
+    measured_again = Run.open(first.spec, first.config, first.data_dir).aside()
     assert measured_again.spent == pytest.approx(10)
     again = second.anew()
     assert (again.remeasure, again.spent) == (True, 0)
