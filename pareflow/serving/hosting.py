@@ -123,7 +123,22 @@ class Hosted:
             predictions, outputs = await self.predict(self._as_samples(feeds[SAMPLES]))
             return {PREDICTIONS: predictions, **outputs}
         self._check(feeds)
-        feeds = {tensor.name: feeds[tensor.name] for tensor in self.main.inputs if tensor.name in feeds}
+        return await self._outputs(
+            {tensor.name: feeds[tensor.name] for tensor in self.main.inputs if tensor.name in feeds}
+        )
+
+    async def predict(self, samples: Any) -> tuple[np.ndarray, Arrays]:
+        """One prediction per raw sample, and the outputs that they come from. Raises: InputError."""
+        processing = self._processing
+        if processing is None:
+            raise self._refused("it holds raw samples")
+        with self._pipeline.request():
+            feeds = await self._preprocessed(processing, samples)
+            outputs = await self._outputs(feeds)
+            return await self._postprocessed(processing, outputs), outputs
+
+    async def _outputs(self, feeds: Arrays) -> Arrays:
+        """What the network gives. Raises: InputError where it cannot take their sizes; as the policies do."""
         try:
             return await self.endpoint.answer(feeds)
         except PareflowError:
@@ -133,16 +148,6 @@ class Hosted:
             if unusual is None:
                 raise
             raise self._refused(unusual) from error
-
-    async def predict(self, samples: Any) -> tuple[np.ndarray, Arrays]:
-        """One prediction per raw sample, and the outputs that they come from. Raises: InputError."""
-        processing = self._processing
-        if processing is None:
-            raise self._refused("it holds raw samples")
-        with self._pipeline.request():
-            feeds = await self._preprocessed(processing, samples)
-            outputs = await self.endpoint.answer(feeds)
-            return await self._postprocessed(processing, outputs), outputs
 
     async def _preprocessed(self, processing: PackagedModel, samples: Any) -> Arrays:
         """Raises: InputError."""
@@ -281,13 +286,14 @@ class Hosted:
             raise self._refused("it holds no sample")
 
     def _unusual(self, feeds: Mapping[str, np.ndarray]) -> str | None:
-        """An input of another size than those that the runtime was seen to take, in words."""
+        """An input of another size or rank than those that the runtime was seen to take, in words."""
         for tensor in self.main.inputs:
             if tensor.name not in feeds:
                 continue
-            sizes = zip(tensor.shape, feeds[tensor.name].shape, strict=True)
-            if any(usual not in (-1, size) for usual, size in sizes):
-                return f"`{tensor.name}` has shape {feeds[tensor.name].shape}"
+            shape = feeds[tensor.name].shape
+            pairs = zip(tensor.shape, shape, strict=False)
+            if len(tensor.shape) != len(shape) or any(usual not in (-1, size) for usual, size in pairs):
+                return f"`{tensor.name}` has shape {shape}"
         return None
 
     def _refused(self, found: str) -> InputError:

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from starlette.testclient import TestClient
 
 from pareflow.errors import InputError, TransientError
 from pareflow.monitoring import exposition
@@ -77,6 +80,31 @@ def test_a_model_of_texts_takes_texts(serve: Serve, packaged: Packaged) -> None:
 
 
 @pytest.fixture
+def linear(make_package: Callable[..., Path], own_workloads: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A linear network of somebody's own, and what it calls its images of any size and its four scores."""
+
+    def made(image: str = "x", scores: str = "y") -> Path:
+        chance = np.random.default_rng(0)
+        kind, weights = TensorProto.FLOAT, chance.standard_normal((64, 4), np.float32)
+        nodes = [
+            helper.make_node("Flatten", [image], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weights"], [scores]),
+        ]
+        inputs = [helper.make_tensor_value_info(image, kind, ["batch", 1, "height", "width"])]
+        outputs = [helper.make_tensor_value_info(scores, kind, ["batch", 4])]
+        constants = [numpy_helper.from_array(weights, "weights")]
+        graph = helper.make_graph(nodes, "linear", inputs, outputs, constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save_model(model, own_workloads / "linear.onnx")
+        images = chance.standard_normal((400, 1, 8, 8), np.float32)
+        np.savez(own_workloads / "linear.npz", samples=images, targets=np.arange(400) % 4)
+        reference = {"onnx": {"model": "linear.onnx", "arrays": "linear.npz"}}
+        return make_package(reference, own_workloads, tmp_path / "store", Step("onnxruntime"), "linear")
+
+    return made
+
+
+@pytest.fixture
 def whole(make_package: Callable[..., Path], workloads: Path, tmp_path: Path) -> Callable[[str], Release]:
     """A model of whole pixels, which predicts names or scores."""
 
@@ -122,6 +150,35 @@ def test_samples_that_the_models_kind_of_number_cannot_hold_are_refused(
     assert client.post("/invocations", json={"inputs": whole_pixels.tolist()}).status_code == 400
     for datatype in ("UINT8", "INT64", "FP32", None):
         assert asked(255, datatype).status_code == 200
+
+
+def asked_for(client: TestClient, route: str, name: str, array: np.ndarray) -> Any:
+    """The answer to an array, given as `name` where the route names what it is given."""
+    if route == "/invocations":
+        return client.post(route, json={"inputs": array.tolist()})
+    tensor = {"name": name, "datatype": "FP32", "shape": list(array.shape), "data": array.ravel().tolist()}
+    return client.post(route, json={"inputs": [tensor]})
+
+
+@pytest.mark.parametrize(("route", "name"), [(INFER, "x"), (INFER, "samples"), ("/invocations", "samples")])
+def test_another_size_is_the_callers_mistake_by_every_route(
+    serve: Serve, linear: Callable[..., Path], route: str, name: str
+) -> None:
+    """What counts against the version is what it does wrong itself."""
+    client = serve(Shelf(Release("images", "1", linear()))).client
+    answer = asked_for(client, route, name, np.zeros((1, 1, 9, 9), np.float32))
+    assert (answer.status_code, "`x` has shape (1, 1, 9, 9)" in answer.json()["error"]) == (400, True)
+    assert exposition.parse(client.get("/metrics").text, "images", 0.0).statuses == {"400": 1}
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3), (1, 3, 8, 8)], ids=["sizes", "rank"])
+@pytest.mark.parametrize("route", [INFER, "/invocations"])
+def test_samples_that_become_inputs_of_another_size_or_rank_are_the_callers_mistake(
+    serve: Serve, packaged: Packaged, route: str, shape: tuple[int, ...]
+) -> None:
+    served = serve(FolderSource(packaged("images", Step("torch_eager"))))
+    answer = asked_for(served.client, route, "samples", np.zeros(shape, np.float32))
+    assert (answer.status_code, "`images` has shape" in answer.json()["error"]) == (400, True)
 
 
 def test_inputs_may_come_in_any_order(serve: Serve, packaged: Packaged) -> None:
