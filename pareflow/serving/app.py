@@ -350,6 +350,8 @@ async def _answered(
             return await work(by)
 
     async def ask(by: Hosted) -> Arrays:
+        if by is hosted:  # which counts this request already
+            return await _unless_gone(question.request, by, work(by))
         async with by.asked():
             return await _unless_gone(question.request, by, work(by))
 

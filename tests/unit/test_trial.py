@@ -12,15 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
+from pareflow.serving.app import _answered, _Question
 from pareflow.serving.executable import Release
 from pareflow.serving.hosting import Hosted
 from pareflow.serving.metrics import Metrics
+from pareflow.serving.opening import opened
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.record import BLOCK
 from pareflow.serving.slot import Challenge, Slot
 from pareflow.serving.traffic import Traffic
+from pareflow.serving.trial import Trial
 from pareflow.variant import Step
 from pareflow.workload import Arrays
 from tests.unit.conftest import INFER, Packaged, Serve, Served, Shelf
@@ -327,6 +330,40 @@ def test_copies_are_left_out_while_requests_wait(
 
     served.client.portal.call(scenario)
     assert counts(served, skipped=1)["compared"] == 0
+
+
+def test_requests_for_which_there_are_sessions_make_no_copy_wait(two: tuple[Release, Release]) -> None:
+    """Each counts once: two clients on two sessions want no more than there is."""
+    plan = ServingPlan(sessions=2, inline_ms=0)
+    champion, challenger = (opened({"": release}, plan) for release in two)
+    rounds, clients = 2, 2
+
+    async def stays() -> Any:
+        await asyncio.Event().wait()
+
+    async def scenario() -> Trial:
+        trial = Trial(challenger.started(), champion.started(), Traffic(version="2", shadow=1), Metrics())
+        together = asyncio.Barrier(clients)
+
+        async def work(by: Hosted) -> Arrays:
+            if by is champion:
+                await together.wait()  # both are there as either ends
+            return await by.answer({"images": np.zeros((1, 1, 8, 8), np.float32)})
+
+        async def client(name: str) -> None:
+            for _ in range(rounds):
+                question = _Question(Request({"type": "http"}, stays), None, name.encode(), (1,))
+                await _answered(question, champion, trial, work)
+
+        await asyncio.gather(*(client(str(number)) for number in range(clients)))
+        while trial._copies:
+            await asyncio.gather(*trial._copies)
+        return trial
+
+    counts = asyncio.run(scenario()).record.counts
+    assert (counts["skipped"], counts["compared"]) == (0, rounds * clients)
+    for hosted in (champion, challenger):
+        hosted.close()
 
 
 @pytest.mark.parametrize("canary", [False, True])
