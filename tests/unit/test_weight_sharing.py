@@ -262,6 +262,52 @@ def test_hashed_weights_are_read_by_the_layers_around_them(load_tiny: Load) -> N
     assert torch.allclose(fast, hashed(images), atol=1e-5)
 
 
+class Bag(nn.Module):
+    """Images of the tiny workload as 64 ids from 0 to 19, of which those that are 0 fill up."""
+
+    def __init__(self, padding_idx: int | None, max_norm: float | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(20, 16, padding_idx, max_norm)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        ids = (images.flatten(1).abs() * 8).long().clamp(max=19)
+        logits: torch.Tensor = self.head(self.embedding(ids).sum(1))
+        return logits
+
+
+@pytest.mark.parametrize("row", [0, 7, 19])
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_row_that_fills_up_stays_as_it_was(load_tiny: Load, row: int, value: float, tmp_path: Path) -> None:
+    """It is zero unless its owner wrote another into it; training does not change it, nor do the others."""
+    workload, module = load_tiny("images"), Bag(padding_idx=row)
+    module.embedding.weight.data[row] = value
+    hashed = HashedSharing(epochs=1).apply(module, workload)
+    table = hashed.get_submodule("embedding")
+    assert table(torch.tensor([[row]])).unique().tolist() == [value]
+    others = HashedSharing(epochs=1).apply(Bag(padding_idx=None), workload).get_submodule("embedding")
+    assert table.weight.shape == others.weight.shape
+    network.export_onnx(hashed, workload, tmp_path / "model.onnx")
+    network.check_export(hashed, tmp_path / "model.onnx", workload)
+    network.save(hashed, "torch", tmp_path)
+    again = network.load("torch", tmp_path)
+    assert np.array_equal(answers(again, workload), answers(hashed, workload))
+
+
+def test_answers_do_not_depend_on_how_far_a_batch_is_padded(load_tiny: Load) -> None:
+    hashed = HashedSharing(epochs=1).apply(Bag(padding_idx=0), load_tiny("images")).get_submodule("embedding")
+    alone = torch.tensor([[3, 5, 8]])
+    padded = torch.nn.functional.pad(alone, (0, 20))
+    assert torch.allclose(hashed(alone).sum(1), hashed(padded).sum(1), atol=1e-6)
+
+
+def test_embedding_with_a_highest_norm_is_left_as_it_is(load_tiny: Load) -> None:
+    """Its vectors are scaled when they are looked up, and written back."""
+    with pytest.raises(UnsuitableError, match="`Bag` has none"):
+        HashedSharing().apply(Bag(padding_idx=None, max_norm=1.0), load_tiny("images"))
+
+
 def test_network_without_large_layers_is_refused(load_tiny: Load) -> None:
     small = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
     with pytest.raises(UnsuitableError, match="must have at least 128 weights, but `Sequential` has none"):
