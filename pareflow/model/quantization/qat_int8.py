@@ -154,14 +154,13 @@ def _exported(converted: "nn.Module", workload: LoadedWorkload) -> "onnx.ModelPr
     import onnx
     import torch
 
-    outputs = [name for name in workload.definition.dynamic_axes() if name not in _axes(workload)]
     program = torch.onnx.export(
         converted,
         _example(workload),
         dynamo=True,
         dynamic_shapes=_by_argument(converted, [*_axes(workload).values()]),
         input_names=list(_axes(workload)),
-        output_names=outputs or ["output"],
+        output_names=["output"],  # as `run_torch` calls one tensor
         opset_version=OPSET,
         verbose=False,
     )
