@@ -21,7 +21,7 @@ from pareflow.compiler.backend import Backend
 from pareflow.errors import PareflowError
 from pareflow.measuring.contestant import read_feeds
 from pareflow.monitoring import drift
-from pareflow.monitoring.labels import Answers
+from pareflow.monitoring.labels import Answers, same_label
 from pareflow.serving import request_log
 from pareflow.serving.hosting import PREDICTIONS, SAMPLES
 from pareflow.serving.model import PackagedModel
@@ -35,6 +35,8 @@ BACK_S = 600.0
 """What was kept so long before the process began is compared too, and nothing older: now is what counts."""
 _FORGET_S = 3600.0
 FEATURE = "feature."
+TEXTS = "OSU"
+"""Kinds of numpy types that hold texts."""
 COUNT = "left_out"
 """How many requests could not be answered again."""
 
@@ -113,11 +115,22 @@ class Comparison:
 
     def _agree(self, served: np.ndarray, original: np.ndarray) -> np.ndarray:
         """Row by row, shape (n,)."""
-        if original.dtype.kind != "f":
-            same = np.asarray(served.astype(original.dtype) == original)
-        else:
+        if original.dtype.kind == "f" and served.dtype.kind not in TEXTS:
             same = np.abs(served - original) <= float(self._watched["tolerance"]) * self._spread
+        else:
+            same = _same_labels(served, original)
         return np.asarray(same.reshape(len(original), -1).all(axis=1))
+
+
+def _same_labels(served: np.ndarray, original: np.ndarray) -> np.ndarray:
+    """Value by value. Neither is cast to the other's type, which would cut a longer text, or a fraction."""
+    texts = [array.dtype.kind in TEXTS for array in (served, original)]
+    if not any(texts):
+        return np.asarray(served == original)
+    served, original = served.astype(str), original.astype(str)
+    if all(texts):
+        return np.asarray(served == original)
+    return np.asarray(np.vectorize(same_label, otypes=[bool])(served, original))
 
 
 def follow(

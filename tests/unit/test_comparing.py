@@ -103,6 +103,34 @@ def _tokens(rows: list[np.ndarray]) -> Arrays:
     return {"ids": ids, "mask": (ids > 0).astype(np.int64)}
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "agree"),
+    [
+        ("card_payment", "card_payment_fee", False),
+        ("fee", "fee", True),
+        ("07", "7", False),
+        ("1", 1, True),
+        ("1.0", 1, True),
+        ("1", 1.0, True),
+        ("seven", 7, False),
+        ("seven", 7.0, False),
+        (1.0, 1, True),
+        (True, 1, True),
+        (True, 2, False),
+        (b"fee", "fee", True),
+    ],
+)
+@pytest.mark.parametrize("other_way_round", [False, True])
+def test_predictions_agree_where_they_are_the_same_label_whatever_type_holds_it(
+    comparison: Comparison, one: Any, other: Any, agree: bool, other_way_round: bool
+) -> None:
+    """A longer text is not cut to the length of a shorter one."""
+    served, original = np.array([one, one]), np.array([other, other])
+    if other_way_round:
+        served, original = original, served
+    assert comparison._agree(served, original).tolist() == [agree, agree]
+
+
 def test_other_predictions_than_the_originals_disagree(
     comparison: Comparison, answered: Callable[..., Exchange]
 ) -> None:
