@@ -1,6 +1,7 @@
 """A served model: what answers now, with its policies in place, its processing before and after."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -134,8 +135,11 @@ class Hosted:
             raise self._refused("it holds raw samples")
         with self._pipeline.request():
             feeds = await self._preprocessed(processing, samples)
+            began = time.perf_counter()
             outputs = await self._outputs(feeds)
-            return await self._postprocessed(processing, outputs), outputs
+            predictions = await self._postprocessed(processing, outputs)
+            self._pipeline.learn_rest(time.perf_counter() - began)
+            return predictions, outputs
 
     async def _outputs(self, feeds: Arrays) -> Arrays:
         """What the network gives. Raises: InputError where it cannot take their sizes; as the policies do."""

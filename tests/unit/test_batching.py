@@ -339,7 +339,7 @@ def test_what_a_failed_batch_leaves_behind_waits_for_nobody() -> None:
 
 
 def test_who_waits_for_others_keeps_no_full_batch_waiting_and_goes_first_when_it_is_due() -> None:
-    """The first is of another shape: two behind it are a batch; when its time comes, it is before the next."""
+    """The first is of another shape: two behind it are a batch. When its time comes, it goes next."""
 
     async def scenario() -> None:
         below = Doubling()
