@@ -84,7 +84,11 @@ def deploy(
     minutes: Annotated[float, typer.Option(min=0.01, help="how long a step may take to be decided")] = 15,
     max_disagreement: Annotated[
         float | None,
-        typer.Option(help="share of other answers that is tolerated; default: the SLA's max_drop"),
+        typer.Option(
+            min=0,
+            max=0.999999,
+            help="share of other answers that is tolerated; default: the SLA's max_drop",
+        ),
     ] = None,
     max_slowdown: Annotated[
         float, typer.Option(min=1, help="live times over the champion's, of median and 99th percentile")

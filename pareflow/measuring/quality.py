@@ -209,6 +209,11 @@ class Metric:
         except Exception as error:
             raise MetricError(
                 f"the metric `{self.name}` must be defined on the predictions",
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """The least and the most that it can be, where that is known: of a share it is."""
+        return (0.0, 1.0) if self.share_correct else self.value_range
+
                 f"it raised {type(error).__name__}: {error}",
                 "Check what `postprocess` gives, and the metric's module",
             ) from error

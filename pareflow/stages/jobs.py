@@ -53,7 +53,7 @@ def describe(
 ) -> dict[str, Any]:
     """What `WorkloadFacts` holds; checks the splits, and that the metric and the lengths exist."""
     workload = load(reference, Path(folder))
-    find_metric(metric or workload.definition.metric, Path(folder))
+    named = Metric(find_metric(metric or workload.definition.metric, Path(folder)))
     for length in lengths:
         workload.definition.at_length(length)
     with _users_code("`preprocess()` must give named arrays"):
@@ -66,6 +66,7 @@ def describe(
         "sizes": {name: len(getattr(workload.splits, name)) for name in SPLITS},
         "metric": workload.definition.metric,
         "seed": workload.definition.seed,
+        "scale": named.scale,
         "serving_requires": list(workload.definition.serving_requires),
         "tokens": tokens,
         "students": sorted(workload.definition.students()),

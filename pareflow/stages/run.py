@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pareflow.catalog import members
+from pareflow.errors import SpecError
 from pareflow.gate import Verdict
 from pareflow.hardware.budget import Fit
 from pareflow.hardware.device import INTERRUPTED
@@ -46,6 +47,8 @@ class WorkloadFacts:
     """Whether it takes integers, as networks over tokens do: the built-in list treats it as a transformer."""
     students: tuple[str, ...] = ()
     """The smaller networks that it offers to be taught."""
+    scale: tuple[float, float] | None = None
+    """The least and the most that the run's metric can be, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ class Run:
         lists = {name: tuple(document[name]) for name in ("serving_requires", "students")}
         facts = WorkloadFacts(**{**document, **lists})
         run = cls(spec, config, data_dir, environment(), facts, remeasure, target)
+        if problems := run._limits_off_the_scale():
+            raise SpecError(str(config), problems)
         return dataclasses.replace(run, spent=run._told)
 
     @property
@@ -126,6 +131,11 @@ class Run:
     @property
     def metric(self) -> str:
         return _stated_metric(self.spec) or self.facts.metric
+
+    def _limits_off_the_scale(self) -> list[str]:
+        """What the SLA says of the metric that could not be missed, or not be met."""
+        clause, scale = self.spec.sla.quality, self.facts.scale
+        return [] if clause is None or scale is None else clause.problems(self.metric, scale)
 
     @property
     def threads(self) -> tuple[int, ...]:

@@ -120,6 +120,14 @@ def test_metric_that_does_not_exist_is_told_before_training(workloads: Path, tmp
     assert list((Store(tmp_path / "store").root / "entries").iterdir()) == []
 
 
+def test_percentage_for_a_share_is_told_before_training(workloads: Path, tmp_path: Path) -> None:
+    """A drop of 1 would let every loss pass; and the metric is the workload's own."""
+    with pytest.raises(SpecError) as caught:
+        opened(workloads, tmp_path, sla={"quality": {"max_drop": 1}})
+    check(caught.value, Case("percentage", SpecError, "images.yaml must be valid", "1 problem"))
+    assert "sla.quality.max_drop: " in str(caught.value)
+
+
 def test_unknown_key_is_told_with_what_was_meant(workloads: Path) -> None:
     document = {**specs.read(workloads / "images.yaml").to_json(), "sal": {}}
     case = Case("key", SpecError, "must be valid", "1 problem")

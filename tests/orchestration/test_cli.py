@@ -290,6 +290,12 @@ def test_a_run_that_was_waited_for_ends_as_one_here(
     assert deployed.exit_code == CliRunner().invoke(app, words).exit_code == code
 
 
+def test_a_tolerated_share_of_other_answers_is_no_percentage(tmp_path: Path) -> None:
+    words = ["deploy", "digits", "--max-disagreement", "5", "--data-dir", str(tmp_path)]
+    told = CliRunner().invoke(app, words)
+    assert (told.exit_code, list(tmp_path.iterdir())) == (2, [])
+
+
 def test_a_run_that_is_not_waited_for_ends_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     told = {"deployment": "pipeline/d", "run_id": "r", "state": None, "outcome": None}
     monkeypatch.setattr("flows.triggers.optimize_deployed", lambda *_, **__: told)
