@@ -52,6 +52,9 @@ class Comparison:
         watched: Mapping[str, Any],
     ) -> None:
         self._model = PackagedModel(Path(package))
+        golden = self._model.golden()
+        self._inputs = self._model.preprocess(golden["samples"][:1]).keys()
+        self._outputs = golden["outputs"].keys()
         loaded = find(BACKENDS, Step.from_json(backend), "backend")
         assert isinstance(loaded, Backend)
         self._original = loaded.load(Path(original))
@@ -74,8 +77,9 @@ class Comparison:
         rows, left_out = [], 0
         for one in exchanges:
             try:
-                feeds = self._feeds(one.inputs)
-                served = one.outputs.get(PREDICTIONS)
+                raw = self._holds_samples(one)
+                feeds = self._model.preprocess(one.inputs[SAMPLES]) if raw else one.inputs
+                served = one.outputs.get(PREDICTIONS) if raw else None
                 if served is None:
                     served = self._model.postprocess(one.outputs)
                 rows.append(self._rows(one.id, feeds, np.asarray(served), self._original.run(feeds)))
@@ -86,14 +90,20 @@ class Comparison:
                 )
         return joined([*rows, {COUNT: np.array(left_out)}])
 
-    def _feeds(self, inputs: Arrays) -> Arrays:
-        if inputs.keys() == {SAMPLES}:
-            return self._model.preprocess(inputs[SAMPLES])
-        return inputs
+    def _holds_samples(self, one: request_log.Exchange) -> bool:
+        """Whether it was asked with raw samples, rather than with what the network takes.
+
+        Of a network with an input of that name it is told by the answer.
+        """
+        if one.inputs.keys() != {SAMPLES}:
+            return False
+        return SAMPLES not in self._inputs or PREDICTIONS in one.outputs.keys() - self._outputs
 
     def _rows(self, identity: str, feeds: Arrays, served: np.ndarray, outputs: Arrays) -> Arrays:
         original = self._model.postprocess(outputs)
         count = len(original)
+        if len(served) != count:
+            raise ValueError(f"{len(served)} predictions for {count} samples")
         return {
             "id": np.full(count, identity),
             "row": np.arange(count),

@@ -28,9 +28,24 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SAMPLES, PREDICTIONS = "samples", "predictions"
-"""The input that holds raw samples, rather than what the network takes; and the output that answers it."""
+"""The input that holds raw samples, rather than what the network takes; and the output that answers it.
+
+A network may use these names itself. Its own input goes before raw samples: `/invocations` takes those. Its
+own output is hidden by the predictions in answers to raw samples, and nowhere else.
+"""
 Standing = Literal["here", "elsewhere", "unknown"]
 """Where the gate promoted a version: in this environment, in another one, or nowhere that is known."""
+
+
+class Predicted(Arrays):
+    """An answer to raw samples: the predictions, and the outputs that they come from, by name.
+
+    It is told from an answer to tensors by its type, whatever the network calls its outputs.
+    """
+
+    def __init__(self, predictions: np.ndarray, outputs: Arrays) -> None:
+        super().__init__({PREDICTIONS: predictions} | outputs)
+        self[PREDICTIONS] = predictions
 
 
 class Hosted:
@@ -47,6 +62,8 @@ class Hosted:
             _check_alike(main, name, tier)
         self._check_calibrations()
         self._processing = main.processing
+        own = {tensor.name for tensor in main.inputs}
+        self._takes_samples = self._processing is not None and SAMPLES not in own
         self._pipeline = Pipeline(plan.pipelining)
         if self._processing is not None:
             _measure(self._pipeline, self._processing)
@@ -120,9 +137,8 @@ class Hosted:
         The network gets its inputs in its own order: a torch module takes them by position.
         Raises: InputError where a name, type or rank is not the model's; what the policies raise.
         """
-        if feeds.keys() == {SAMPLES} and self._processing is not None:
-            predictions, outputs = await self.predict(self._as_samples(feeds[SAMPLES]))
-            return {PREDICTIONS: predictions, **outputs}
+        if self._takes_samples and feeds.keys() == {SAMPLES}:
+            return await self.predicted(self._as_samples(feeds[SAMPLES]))
         self._check(feeds)
         return await self._outputs(
             {tensor.name: feeds[tensor.name] for tensor in self.main.inputs if tensor.name in feeds}
@@ -218,15 +234,13 @@ class Hosted:
         return tokenizer
 
     async def predicted(self, samples: Any) -> Arrays:
-        """The outputs for raw samples, and the predictions. Raises: InputError."""
-        predictions, outputs = await self.predict(samples)
-        return {**outputs, PREDICTIONS: predictions}
+        """The predictions for raw samples, and the outputs. Raises: InputError."""
+        return Predicted(*await self.predict(samples))
 
     async def predictions(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """One prediction per row of the network's outputs; of those that `answer` gave, the same again."""
-        found = outputs.get(PREDICTIONS)
-        if found is not None:
-            return found
+        if isinstance(outputs, Predicted):
+            return outputs[PREDICTIONS]
         if self._processing is None:
             raise self._refused("it holds raw samples")
         return await self._postprocessed(self._processing, dict(outputs))
@@ -302,7 +316,7 @@ class Hosted:
 
     def _refused(self, found: str) -> InputError:
         takes = ", ".join(_takes(tensor) for tensor in self.main.inputs)
-        samples = "" if self._processing is None else f", or `{SAMPLES}` alone"
+        samples = f", or `{SAMPLES}` alone" if self._takes_samples else ""
         return InputError(
             f"a request to {self.release.name} must hold {takes}{samples}",
             found,

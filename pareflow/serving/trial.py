@@ -18,7 +18,7 @@ from pareflow.errors import OverloadedError
 from pareflow.runtime.endpoint import answered_within, deadline
 from pareflow.serving import protocol
 from pareflow.serving.executable import Tensor
-from pareflow.serving.hosting import Hosted
+from pareflow.serving.hosting import PREDICTIONS, Hosted, Predicted
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.model import TOLERANCE
 from pareflow.serving.record import Record
@@ -196,6 +196,8 @@ class Trouble(NamedTuple):
 def unsound(outputs: Arrays, rows: int, expected: Sequence[Tensor]) -> str:
     """Why these cannot be the outputs for so many rows, in words; empty where they can."""
     for tensor in expected:
+        if tensor.name == PREDICTIONS and isinstance(outputs, Predicted):
+            continue  # predictions stand there instead
         array = outputs.get(tensor.name)
         if array is None:
             return f"there is no output `{tensor.name}`"

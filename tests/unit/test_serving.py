@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 from starlette.testclient import TestClient
 
 from pareflow.errors import InputError, TransientError
@@ -31,7 +29,7 @@ from pareflow.serving.slot import FolderSource, Slot
 from pareflow.session import Session
 from pareflow.variant import Step
 from pareflow.workload import Arrays
-from tests.unit.conftest import INFER, Packaged, Serve, Shelf
+from tests.unit.conftest import INFER, LINEAR_WEIGHTS, Linear, Packaged, Serve, Shelf
 
 
 def test_outputs_are_the_golden_ones(serve: Serve) -> None:
@@ -77,31 +75,6 @@ def test_a_model_of_texts_takes_texts(serve: Serve, packaged: Packaged) -> None:
     table = "text\n" + "\n".join(f'"{text}"' for text in samples)
     asked = served.client.post("/invocations", content=table, headers={"content-type": "text/csv"})
     assert asked.json() == {"predictions": expected}
-
-
-@pytest.fixture
-def linear(make_package: Callable[..., Path], own_workloads: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A linear network of somebody's own, and what it calls its images of any size and its four scores."""
-
-    def made(image: str = "x", scores: str = "y") -> Path:
-        chance = np.random.default_rng(0)
-        kind, weights = TensorProto.FLOAT, chance.standard_normal((64, 4), np.float32)
-        nodes = [
-            helper.make_node("Flatten", [image], ["flat"]),
-            helper.make_node("MatMul", ["flat", "weights"], [scores]),
-        ]
-        inputs = [helper.make_tensor_value_info(image, kind, ["batch", 1, "height", "width"])]
-        outputs = [helper.make_tensor_value_info(scores, kind, ["batch", 4])]
-        constants = [numpy_helper.from_array(weights, "weights")]
-        graph = helper.make_graph(nodes, "linear", inputs, outputs, constants)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        onnx.save_model(model, own_workloads / "linear.onnx")
-        images = chance.standard_normal((400, 1, 8, 8), np.float32)
-        np.savez(own_workloads / "linear.npz", samples=images, targets=np.arange(400) % 4)
-        reference = {"onnx": {"model": "linear.onnx", "arrays": "linear.npz"}}
-        return make_package(reference, own_workloads, tmp_path / "store", Step("onnxruntime"), "linear")
-
-    return made
 
 
 @pytest.fixture
@@ -162,7 +135,7 @@ def asked_for(client: TestClient, route: str, name: str, array: np.ndarray) -> A
 
 @pytest.mark.parametrize(("route", "name"), [(INFER, "x"), (INFER, "samples"), ("/invocations", "samples")])
 def test_another_size_is_the_callers_mistake_by_every_route(
-    serve: Serve, linear: Callable[..., Path], route: str, name: str
+    serve: Serve, linear: Linear, route: str, name: str
 ) -> None:
     """What counts against the version is what it does wrong itself."""
     client = serve(Shelf(Release("images", "1", linear()))).client
@@ -179,6 +152,47 @@ def test_samples_that_become_inputs_of_another_size_or_rank_are_the_callers_mist
     served = serve(FolderSource(packaged("images", Step("torch_eager"))))
     answer = asked_for(served.client, route, "samples", np.zeros(shape, np.float32))
     assert (answer.status_code, "`images` has shape" in answer.json()["error"]) == (400, True)
+
+
+def test_predictions_are_predictions_though_the_network_calls_its_output_so(
+    serve: Serve, linear: Linear
+) -> None:
+    """Raw samples give them by both routes; tensors give what the network says, and their predictions."""
+    served = serve(Shelf(Release("images", "1", linear(scores="predictions"))))
+    client, portal = served.client, served.client.portal
+    assert portal is not None
+    images = np.random.default_rng(1).standard_normal((3, 1, 8, 8), np.float32)
+    scores = LINEAR_WEIGHTS.T @ images.reshape(3, 64, 1)
+    expected = scores[:, :, 0].argmax(axis=1).tolist()
+    (output,) = asked_for(client, INFER, "samples", images).json()["outputs"]
+    assert (output["name"], output["data"]) == ("predictions", expected)
+    assert asked_for(client, "/invocations", "", images).json() == {"predictions": expected}
+    (output,) = asked_for(client, INFER, "x", images).json()["outputs"]
+    np.testing.assert_allclose(output["data"], scores.ravel(), rtol=1e-4, atol=1e-4)
+
+    async def predictions() -> list[int]:
+        hosted = served.slot.hosted
+        answers = [await hosted.answer({name: images}) for name in ("x", "samples")]
+        return [(await hosted.predictions(one)).tolist() for one in answers]
+
+    assert portal.call(predictions) == [expected, expected]
+
+
+def test_an_input_that_the_network_calls_samples_is_the_networks(serve: Serve, linear: Linear) -> None:
+    """As its metadata says; raw ones go to `/invocations`, and a refusal promises nothing else."""
+    served = serve(Shelf(Release("images", "1", linear("samples", scale=0.5, zero_point=0.25))))
+    client = served.client
+    raw = np.random.default_rng(1).standard_normal((3, 1, 8, 8), np.float32)
+    scores = raw.reshape(3, 64) @ LINEAR_WEIGHTS
+    assert client.get("/v2/models/images").json()["inputs"][0]["name"] == "samples"
+    (output,) = asked_for(client, INFER, "samples", raw).json()["outputs"]
+    assert output["name"] == "y"
+    np.testing.assert_allclose(output["data"], scores.ravel(), rtol=1e-4, atol=1e-4)
+    processed = 0.5 * (raw.reshape(3, 64) - 0.25) @ LINEAR_WEIGHTS
+    expected = processed.argmax(axis=1).tolist()
+    assert expected != scores.argmax(axis=1).tolist()
+    assert asked_for(client, "/invocations", "", raw).json() == {"predictions": expected}
+    assert "alone" not in asked_for(client, INFER, "images", raw).json()["error"]
 
 
 def test_inputs_may_come_in_any_order(serve: Serve, packaged: Packaged) -> None:

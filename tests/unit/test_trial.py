@@ -26,7 +26,7 @@ from pareflow.serving.traffic import Traffic
 from pareflow.serving.trial import Trial
 from pareflow.variant import Step
 from pareflow.workload import Arrays
-from tests.unit.conftest import INFER, Packaged, Serve, Served, Shelf
+from tests.unit.conftest import INFER, Linear, Packaged, Serve, Served, Shelf
 
 MANY = 60
 
@@ -141,6 +141,26 @@ def test_raw_samples_are_tried_too(trial: Callable[..., Served], two: tuple[Rele
     answer = served.client.post("/invocations", json={"inputs": served.golden["samples"]})
     assert answer.json() == {"predictions": served.golden["predictions"]}
     assert counts(served, compared=1)["agreed"] == 1
+
+
+@pytest.mark.parametrize("name", ["x", "samples", None])
+def test_an_output_that_is_called_predictions_is_tried_as_any_other(
+    serve: Serve, linear: Linear, name: str | None
+) -> None:
+    """Given tensors the network's own, and given raw samples, by either route, what it predicts."""
+    release = Release("images", "1", linear(scores="predictions"))
+    source = Shelf(release, tried=challenge(replace(release, version="2"), shadow=1, canary=1))
+    served = serve(source)
+    served.refresh()
+    images = np.full((2, 1, 8, 8), 0.5)
+    if name is None:
+        answer = served.client.post("/invocations", json={"inputs": images.tolist()})
+    else:
+        tensor = {"name": name, "datatype": "FP32", "shape": images.shape, "data": images.ravel().tolist()}
+        answer = served.client.post(INFER, json={"inputs": [tensor]})
+    assert answer.status_code == 200
+    found = counts(served, asked=1, compared=1)
+    assert (found["agreed"], found["unsound"]) == (1, 0)
 
 
 @pytest.mark.parametrize(
