@@ -63,8 +63,20 @@ def evaluate_quality(
     `original` is what the original answered there: what metrics of fidelity compare with, and no other.
     Raises: BadOutputError, MetricError, WorkloadError.
     """
-    metric = Metric(find_metric(metric_name, workload.definition.folder))
     found = predict(session.run, workload, split, batch_size)
+    return quality_of(found, workload, split, variant, metric_name, original)
+
+
+def quality_of(
+    found: Answers,
+    workload: LoadedWorkload,
+    split: SplitName,
+    variant: str,
+    metric_name: str,
+    original: Answers | None = None,
+) -> Quality:
+    """The same of what a variant has answered to the split. Raises: MetricError, WorkloadError."""
+    metric = Metric(find_metric(metric_name, workload.definition.folder))
     predictions, references = found.predictions, workload.split(split).targets
     if metric.against is not None:
         assert original is not None  # the job that evaluates a fidelity asked the original first
@@ -197,6 +209,11 @@ class Metric:
         self.value_range: tuple[float, float] | None = _range(path, said.get("RANGE"))
         self._path = path
 
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """The least and the most that it can be, where that is known: of a share it is."""
+        return (0.0, 1.0) if self.share_correct else self.value_range
+
     @functools.cached_property
     def _module(self) -> Any:
         return _evaluate().load(str(self._path), keep_in_memory=True)
@@ -209,11 +226,6 @@ class Metric:
         except Exception as error:
             raise MetricError(
                 f"the metric `{self.name}` must be defined on the predictions",
-    @property
-    def scale(self) -> tuple[float, float] | None:
-        """The least and the most that it can be, where that is known: of a share it is."""
-        return (0.0, 1.0) if self.share_correct else self.value_range
-
                 f"it raised {type(error).__name__}: {error}",
                 "Check what `postprocess` gives, and the metric's module",
             ) from error
