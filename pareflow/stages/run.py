@@ -253,6 +253,8 @@ class Row:
     highest_load_per_s: float | None = None
     fit: Fit | None = None
     """How it fits the device of the target's profile, where there is one."""
+    processing: str | None = None
+    """The pre- and postprocessing that it was packaged with, in the store; None where it is the run's own."""
 
     @property
     def threads(self) -> int:
