@@ -608,9 +608,10 @@ def test_trained_int8_of_a_regression_stays_near_the_float_network(axes: int, lo
     [
         (lambda out: out[:, :1], r"an output of shape \(3, 1\)"),
         (lambda out: out[:, 0], r"an output of shape \(3,\)"),
+        (lambda out: out.sum(), r"an output of shape \(\)"),
         (lambda out: (out, out), "2 outputs"),
     ],
-    ids=["column", "number", "two"],
+    ids=["column", "number", "one number for all", "two"],
 )
 def test_trained_int8_refuses_outputs_that_teach_nothing(end: Any, found: str, load_tiny: Load) -> None:
     with pytest.raises(UnsuitableError, match=found):
