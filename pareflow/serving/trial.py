@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from starlette.requests import ClientDisconnect
 
-from pareflow.errors import OverloadedError
+from pareflow.errors import DeadlineError, OverloadedError
 from pareflow.runtime.endpoint import answered_within, deadline
 from pareflow.serving import protocol
 from pareflow.serving.executable import Tensor
@@ -100,6 +100,11 @@ class Trial:
             yield
         except ClientDisconnect:
             self._timed(by, began)
+            raise
+        except DeadlineError:
+            until = deadline()
+            if until is not None and time.monotonic() >= until:  # else it was refused as it came
+                self._timed(by, began)
             raise
 
     async def _tried(self, champion: Hosted, rows: int, ask: Ask, patience_s: float) -> "Arrays | Trouble":

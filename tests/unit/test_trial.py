@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
+from pareflow.errors import DeadlineError
+from pareflow.runtime.endpoint import answered_within
 from pareflow.serving.app import _answered, _Question
 from pareflow.serving.executable import Release
 from pareflow.serving.hosting import Hosted
@@ -411,6 +413,30 @@ def test_who_gave_up_has_waited_so_long_at_least(
     served.client.portal.call(scenario)
     waited = tried.record._open[canary]
     assert len(waited) == BLOCK
+
+
+def test_who_was_told_at_his_deadline_has_waited_so_long_at_least(
+    trial: Callable[..., Served], two: tuple[Release, Release]
+) -> None:
+    """For the champion; who was refused as he came has not waited for anybody."""
+    served = trial(two[1], canary=1)
+    hosted, tried = served.slot.hosted, served.slot.trial
+    assert tried is not None
+    assert served.client.portal is not None
+
+    async def answer(by: Hosted) -> Arrays:
+        if by is hosted:
+            raise DeadlineError("it must be in time", "it is not")
+        raise ValueError("a challenger that fails at once")
+
+    async def scenario() -> None:
+        for seconds in (0, 1000):
+            for number in range(BLOCK):
+                with answered_within(seconds), pytest.raises(DeadlineError):
+                    await tried.answered(hosted, b"%d" % number, 1, answer, answer)
+            assert len(tried.record._open[False]) == BLOCK
+
+    served.client.portal.call(scenario)
 
 
 def test_what_stands_beside_has_gone_when_it_should_no_more(
