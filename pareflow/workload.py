@@ -429,6 +429,12 @@ def _module(path: Path) -> ModuleType:
         raise WorkloadError(
             "the workload file must exist", f"there is no {path}", "Mend `workload:` in the pipeline YAML"
         )
+    if path.suffix != ".py":
+        plain = f"Write `workload: {{onnx: {{model: {path.name}, arrays: DATA.npz}}}}` for a plain ONNX graph"
+        mend = "Mend `workload:` in the pipeline YAML"
+        raise WorkloadError(
+            "a workload file must be Python", f"it is {path}", plain if path.suffix == ".onnx" else mend
+        )
     code = digest(sorted(_digests(code_files(path.parent))))
     package_name = f"pareflow_workload_{code[:16]}"
     name = f"{package_name}.{path.stem}"
