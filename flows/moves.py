@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from flows.naming import model_name, pipeline_file
 from flows.progress import Lines, shown
 from pareflow import spec
 from pareflow.collection import holding
@@ -70,12 +71,14 @@ def promote(
     from tasks.promotion import challenger_of, promote_challenger
     from tasks.tracking import Tracker
 
-    if _is_path(target):
-        found, path = spec.read(Path(target)), Path(target)
+    path = pipeline_file(target)
+    if path is not None:
+        found = spec.read(path)
         tracker = Tracker.open(data_dir)
     else:
+        name = model_name(target)
         tracker = Tracker.open(data_dir)
-        found, path = described(tracker, target, challenger_of(tracker, target), config)
+        found, path = described(tracker, name, challenger_of(tracker, name), config)
     if found.promotion == "approval":
         raise InputError(
             f"{found.name} must be approved to be promoted: its pipeline says `promotion: approval`",
@@ -88,7 +91,7 @@ def promote(
 
 
 def decide(
-    name: str,
+    target: str,
     decision: Literal["approve", "reject"],
     by: str | None,
     reason: str,
@@ -102,7 +105,8 @@ def decide(
     if not by or not reason:
         missing = "--by" if not by else "--reason"
         raise InputError("a decision must say who decided, and why", f"{missing} is missing", "Add it")
-    return run_promotion(name, decision, by, reason, config, data_dir, Plain())
+    name, path = model_name(target), config or pipeline_file(target)
+    return run_promotion(name, decision, by, reason, path, data_dir, Plain())
 
 
 def copy(target: str, to: str, data_dir: Path, by: str | None, reason: str) -> dict[str, Any]:
@@ -110,31 +114,28 @@ def copy(target: str, to: str, data_dir: Path, by: str | None, reason: str) -> d
     from tasks import copying
     from tasks.tracking import Tracker
 
-    uri = target if target.startswith("models:") else f"models:/{target}@champion"
+    uri = target if target.startswith("models:") else f"models:/{model_name(target)}@champion"
     return copying.copy(Tracker.open(data_dir), uri, to, data_dir, by=by, reason=reason)
 
 
-def rollback(name: str, data_dir: Path, by: str | None, reason: str) -> dict[str, Any]:
+def rollback(target: str, data_dir: Path, by: str | None, reason: str) -> dict[str, Any]:
     """The previous champion made champion again."""
     from tasks.promotion import roll_back
     from tasks.tracking import Tracker
 
+    name = model_name(target)
     return roll_back(Tracker.open(data_dir), name, by=by, reason=reason)
 
 
-def history(name: str | None, data_dir: Path) -> list[dict[str, Any]]:
+def history(target: str | None, data_dir: Path) -> list[dict[str, Any]]:
     """Every move of a model, the first one first. Raises: InputError where none is named."""
     from tasks import audit
     from tasks.tracking import Tracker
 
-    if name is None:
+    if target is None:
         raise InputError("`pareflow list audit` must name a model", "none was named", "Name one")
+    name = model_name(target)
     return audit.history(Tracker.open(data_dir), name)
-
-
-def _is_path(target: str) -> bool:
-    """Whether it names a file: the name of a model has neither dots nor slashes."""
-    return "." in target or "/" in target
 
 
 def _retrain_by_prefect(config: Path, data_dir: Path) -> dict[str, Any]:

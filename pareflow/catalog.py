@@ -97,11 +97,18 @@ def _sources(path: Path, module: str) -> set[Path]:
     while open_ends:
         source = open_ends.pop()
         found.add(source)
-        imports = [n.module for n in ast.walk(ast.parse(source.read_text())) if isinstance(n, ast.ImportFrom)]
-        inside = [name.removeprefix(f"{level}.") for name in imports if name and name.startswith(f"{level}.")]
+        imports = _imported(source.read_text())
+        inside = [name.removeprefix(f"{level}.") for name in imports if name.startswith(f"{level}.")]
         files = [root / f"{name.replace('.', '/')}.py" for name in inside]
         open_ends += [file for file in files if file.exists() and file not in found]
     return found
+
+
+def _imported(source: str) -> list[str]:
+    """What a source imports from: each module, and each name in it, which may be a module too."""
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    names = [f"{node.module}.{alias.name}" for node in found for alias in node.names]
+    return [str(node.module) for node in found] + names
 
 
 BUILDS = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime")}

@@ -16,7 +16,7 @@ import numpy as np
 
 from pareflow import comparison, exported, graph_file
 from pareflow.catalog import installed_version
-from pareflow.errors import BadOutputError, ExportError
+from pareflow.errors import BadOutputError, ExportError, WorkloadError
 from pareflow.ports import Port, Ports
 from pareflow.variant import digest
 from pareflow.workload import Arrays, LoadedWorkload
@@ -201,20 +201,22 @@ def export(network: Any, workload: LoadedWorkload, path: Path) -> None:
 
 
 def export_onnx(network: Any, workload: LoadedWorkload, path: Path) -> None:
-    """Export a torch module with a dynamic batch. Raises: ExportError, with the exporter's own words."""
+    """Export a torch module with a dynamic batch, its outputs called as `run_torch` calls them.
+
+    Raises: ExportError, with the exporter's own words; WorkloadError.
+    """
     import torch
 
     feeds = workload.example(batch_size=2)
-    axes = {name: {0: "batch"} for name in feeds} | workload.definition.dynamic_axes()
-    outputs = [name for name in axes if name not in feeds] or ["output"]
-    axes |= {name: axes.get(name, {0: "batch"}) for name in outputs}
+    outputs = _output_names(network.eval(), feeds)
+    axes = _varying_axes(workload, [*feeds, *outputs])
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # the exporter's deprecation and tracing notes; the check below decides
         try:
             torch.onnx.export(
-                network.eval(),
+                network,
                 tuple(torch.from_numpy(array) for array in feeds.values()),
                 str(path),
                 input_names=list(feeds),
@@ -229,6 +231,31 @@ def export_onnx(network: Any, workload: LoadedWorkload, path: Path) -> None:
                 f"torch.onnx.export raised {type(error).__name__}: {str(error).strip().splitlines()[0]}",
                 "Rewrite the operation it names, or give the workload an `export` method",
             ) from error
+
+
+def _output_names(network: Any, feeds: Arrays) -> list[str]:
+    """What torch calls the outputs. Raises: ExportError where `forward` raises."""
+    try:
+        return list(run_torch(network, feeds))
+    except Exception as error:
+        raise ExportError(
+            "the original must become an ONNX graph",
+            f"its `forward` raised {type(error).__name__}: {comparison.first_line(error)}",
+            "Mend it: it takes what `preprocess()` gives, in that order, and gives tensors",
+        ) from error
+
+
+def _varying_axes(workload: LoadedWorkload, names: list[str]) -> dict[str, dict[int, str]]:
+    """Per input and output, the axes that vary. Raises: WorkloadError for an axis of none of them."""
+    given = workload.definition.dynamic_axes()
+    stray = [name for name in given if name not in names]
+    if stray:
+        raise WorkloadError(
+            "`dynamic_axes()` must name inputs and outputs of the network",
+            f"it names `{'`, `'.join(stray)}`, and there are `{'`, `'.join(names)}`",
+            "Name those, or let `forward` give a dictionary, whose keys are the names",
+        )
+    return {name: given.get(name, {0: "batch"}) for name in names}
 
 
 def form_of_network(network: Any) -> Form:

@@ -106,17 +106,23 @@ def piecewise(run: Run, feeds: Arrays, batch_size: int) -> Arrays:
     A last short piece is filled up by repetition. (`compiler/workers/program.py` has the same for its side
     of the pipe, where there is no pareflow.)
     """
-    count = min((len(array) for array in feeds.values()), default=batch_size)
+    count = _count(feeds, batch_size)
     if count == batch_size:
         return run(feeds)
-    answers = [run(piece) for piece in _pieces(feeds, count, batch_size)]
+    answers = [run(piece) for piece in pieces(feeds, batch_size)]
     return {name: np.concatenate([answer[name] for answer in answers])[:count] for name in answers[0]}
 
 
-def _pieces(feeds: Arrays, count: int, batch_size: int) -> Iterator[Arrays]:
+def pieces(feeds: Mapping[str, np.ndarray], batch_size: int) -> Iterator[Arrays]:
+    """A batch of any size in batches of `batch_size`: a last short one is filled up by repetition."""
+    count = _count(feeds, batch_size)
     for start in range(0, count, batch_size):
         rows = np.minimum(np.arange(start, start + batch_size), count - 1)
         yield {name: array[rows] for name, array in feeds.items()}
+
+
+def _count(feeds: Mapping[str, np.ndarray], default: int) -> int:
+    return min((len(array) for array in feeds.values()), default=default)
 
 
 def _sizes(shape: Sequence[int | None]) -> str:

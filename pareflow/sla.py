@@ -47,6 +47,26 @@ class QualityClause(_Clause):
     min: Limit | None = None
     max: Limit | None = None
 
+    def problems(self, metric: str, scale: tuple[float, float]) -> list[str]:
+        """What no variant could miss, or none could meet, where the metric lies between two values.
+
+        A percentage that was written for a share, most often: a `max_drop` of 1 lets all of it be lost.
+        """
+        least, most = scale
+        bounds = {
+            "max_drop": (0.0, most - least),
+            "worst_slice_max_drop": (0.0, most - least),
+            "min": (least, most),
+            "max": (least, most),
+        }
+        found = []
+        for name, (low, high) in bounds.items():
+            limit = getattr(self, name)
+            if limit is not None and not (limit == 0 or low < limit < high):
+                words = f"must lie between {low:g} and {high:g} for `{metric}`, but got {limit:g}"
+                found.append(f"sla.quality.{name}: {words}; 0.01 is one point in a hundred")
+        return found
+
 
 class LatencyClause(_Clause):
     """How fast one request of `batch_size` samples must be answered, one at a time.

@@ -18,6 +18,8 @@ from pareflow.sla import SLA, Objective
 from pareflow.variant import Recipe
 
 _Model = TypeVar("_Model", bound=BaseModel)
+NAME = r"^[a-z0-9][a-z0-9_-]*$"
+"""Of a pipeline, and so of its model."""
 
 
 class _Part(BaseModel):
@@ -114,7 +116,7 @@ def _as_target(value: Any) -> Any:
 class PipelineSpec(_Part):
     """One pipeline: what to optimize, for what, and within what."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="names the experiment and the model")
+    name: str = Field(pattern=NAME, description="names the experiment and the model")
     workload: Annotated[
         dict[str, Any],
         BeforeValidator(_as_reference),

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pareflow.errors import UnsuitableError
+
 
 def digest(*parts: Any) -> str:
     """The sha256 of JSON-like values, in hex: equal for equal content, whatever the order of keys."""
@@ -24,6 +28,32 @@ def file_digest(path: Path) -> str:
     """The sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_PLAIN = {str, bytes, bool, int, float, complex, type(None)}
+"""Whose repr tells all of them, and the same in every process."""
+
+
+def content(value: Any) -> str:
+    """What numpy keeps as objects, as a text: equal for equal types and values, and in every process.
+
+    It takes texts, numbers, bytes, None, arrays, and lists and tuples of them. A numpy scalar is as Python's.
+    Raises: UnsuitableError where there is anything else, whose repr may be its address.
+    """
+    if isinstance(value, np.ndarray | np.datetime64 | np.timedelta64) and not value.dtype.hasobject:
+        return f"{value.dtype.str} {value.shape} {value.tobytes().hex()}"
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        inside = ", ".join(map(content, value))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside})"
+    if type(value) not in _PLAIN:
+        raise UnsuitableError(
+            "objects in arrays must be texts, numbers, bytes, None, or arrays, lists and tuples of them",
+            f"there is one of type `{type(value).__name__}`",
+            "Make it a text or a number",
+        )
+    return repr(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import Field, PrivateAttr, ValidationError
 
 from pareflow.catalog import WORKLOADS, Member, find, problem
-from pareflow.errors import PareflowError, SplitError, WorkloadError
-from pareflow.variant import Step, digest, file_digest
+from pareflow.errors import PareflowError, SplitError, UnsuitableError, WorkloadError
+from pareflow.variant import Step, content, digest, file_digest
 
 if TYPE_CHECKING:
     import onnx
@@ -59,7 +59,7 @@ class Split:
         return self.targets
 
     def sample_digests(self) -> list[str]:
-        """One digest per sample, of its content: equal samples have equal digests."""
+        """One digest per sample, of its content: equal samples have equal digests. Raises: WorkloadError."""
         return [_sample_digest(sample) for sample in self.samples]
 
 
@@ -106,7 +106,11 @@ class Splits:
         return Splits(train, calibration, search, self.verdict)
 
     def check(self) -> str:
-        """The digest of all data. Raises: SplitError where a split is empty or two share a sample."""
+        """The digest of all data.
+
+        Raises: SplitError where a split is empty or two share a sample; WorkloadError where an object in one
+        has no content of its own.
+        """
         seen: dict[str, SplitName] = {}
         summary = hashlib.sha256()
         for name in SPLITS:
@@ -134,8 +138,22 @@ class Splits:
 
 
 def _sample_digest(sample: Any) -> str:
-    content = sample.encode() if isinstance(sample, str) else np.ascontiguousarray(sample).tobytes()
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(sample.encode() if isinstance(sample, str) else _bytes(sample)).hexdigest()
+
+
+def _bytes(sample: Any) -> bytes:
+    """An array's bytes; where they would be addresses, those of what lies there. Raises: WorkloadError."""
+    array = np.ascontiguousarray(sample)
+    if not array.dtype.hasobject:
+        return array.tobytes()
+    try:
+        return content(array).encode()
+    except UnsuitableError as error:
+        raise WorkloadError(
+            f"samples and targets of dtype {array.dtype} must be told apart by their content: {error.must}",
+            error.found,
+            f"{error.remedy} in `data()`",
+        ) from error
 
 
 class Workload(Member, ABC):
@@ -410,6 +428,12 @@ def _module(path: Path) -> ModuleType:
     if not path.is_file():
         raise WorkloadError(
             "the workload file must exist", f"there is no {path}", "Mend `workload:` in the pipeline YAML"
+        )
+    if path.suffix != ".py":
+        plain = f"Write `workload: {{onnx: {{model: {path.name}, arrays: DATA.npz}}}}` for a plain ONNX graph"
+        mend = "Mend `workload:` in the pipeline YAML"
+        raise WorkloadError(
+            "a workload file must be Python", f"it is {path}", plain if path.suffix == ".onnx" else mend
         )
     code = digest(sorted(_digests(code_files(path.parent))))
     package_name = f"pareflow_workload_{code[:16]}"

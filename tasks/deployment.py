@@ -4,6 +4,7 @@ Traffic is given for a while and renewed: where whoever watches it dies, servers
 """
 
 import fcntl
+import http.client
 import json
 import time
 import urllib.error
@@ -29,6 +30,8 @@ LEASE_S = 120.0
 FIRST_LOOK = 400
 """Requests to the challenger before it is judged for the first time; then whenever they have doubled."""
 ANSWER_S = 10.0
+PASSING = (429, 500, 502, 503, 504)
+"""Statuses of a server that restarts, or of an ingress that has none behind it: they pass."""
 SILENT = 3
 """Looks in a row at a server of a canary that does not answer: the challenger may have ended its process."""
 _POLICY: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
@@ -92,23 +95,40 @@ def withdraw(tracker: Tracker, name: str) -> None:
 
 
 def ask(rollout: Rollout, url: str) -> dict[str, Any]:
-    """What a server says of the model. Raises: TransientError; InputError where it says no."""
+    """What a server says of the model.
+
+    Raises: TransientError where it does not, or a proxy answers for it; InputError where it says no.
+    """
     headers = {} if rollout.key is None else {"Authorization": f"Bearer {rollout.key}"}
     request = urllib.request.Request(f"{url.rstrip('/')}/v2/models/{rollout.name}/trial", headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
-            document: dict[str, Any] = json.loads(answer.read())
+            document = json.loads(answer.read())
     except urllib.error.HTTPError as error:
+        if error.code in PASSING:
+            raise _silent(url, f"it says {error.code}") from error
         raise InputError(
             f"{url} must tell of {rollout.name}",
-            f"it says {error.code}: {error.read()[:200].decode(errors='replace')}",
+            f"it says {error.code}: {_words(error)}",
             "Name a server of this model with --url, its key in PAREFLOW_API_KEYS",
         ) from error
-    except (OSError, ValueError) as error:
-        raise TransientError(
-            f"the server at {url} must answer", f"it does not ({error})", "Start it, or name it with --url"
-        ) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _silent(url, f"it does not ({type(error).__name__}: {error})") from error
+    if not (isinstance(document, dict) and document.keys() >= {"champion", "refused", "trial"}):
+        raise _silent(url, "what it says is not of a pareflow server")
     return document
+
+
+def _silent(url: str, found: str) -> TransientError:
+    return TransientError(f"the server at {url} must answer", found, "Start it, or name it with --url")
+
+
+def _words(error: urllib.error.HTTPError) -> str:
+    """What a refusal says, as far as it comes."""
+    try:
+        return error.read(200).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return error.reason
 
 
 @task(task_run_name="{rollout.name}: shadow {traffic.shadow}, canary {traffic.canary}", **_POLICY)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pareflow.errors import TrackingError, TransientError
+from pareflow.errors import InputError, TrackingError, TransientError
 
 if TYPE_CHECKING:
     import asyncpg
@@ -53,7 +53,13 @@ def exclusive(folder: Path, name: str) -> Iterator[StillHeld]:
 
 @contextmanager
 def flocked(folder: Path, name: str) -> Iterator[None]:
-    """Hold one named lock of this folder alone."""
+    """Hold one named lock of this folder alone. Raises: InputError for a name that is none of a model's."""
+    if "/" in name:
+        raise InputError(
+            "what is locked must have a name without slashes",
+            f"got `{name}`",
+            "Name a model as `pareflow list versions` does",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -25,6 +25,7 @@ from flows.tables import running as running_tables
 from flows.triggers import RULES
 
 app = typer.Typer()
+MODEL = "a pipeline YAML, or the name of its registered model"
 By = Annotated[str | None, typer.Option("--by", help="who, for the record; default: this user")]
 Reason = Annotated[str, typer.Option("--reason", help="why, for the record")]
 
@@ -49,7 +50,7 @@ def retrain(
 
 @app.command()
 def promote(
-    target: Annotated[str, typer.Argument(help="a pipeline YAML, or the name of a registered model")],
+    target: Annotated[str, typer.Argument(help=MODEL)],
     approve: Annotated[bool, typer.Option("--approve", help="approve the challenger that waits")] = False,
     reject: Annotated[bool, typer.Option("--reject", help="decline it")] = False,
     by: By = None,
@@ -75,7 +76,7 @@ def promote(
 
 @app.command()
 def deploy(
-    name: Annotated[str, typer.Argument(help="the registered model, whose challenger is tried")],
+    target: Annotated[str, typer.Argument(help=f"{MODEL}, whose challenger is tried")],
     url: Annotated[list[str] | None, typer.Option(help="a server of it; again for each of several")] = None,
     shadow: Annotated[float, typer.Option(help="share of the requests that both versions answer")] = 0.5,
     canary: Annotated[
@@ -84,7 +85,11 @@ def deploy(
     minutes: Annotated[float, typer.Option(min=0.01, help="how long a step may take to be decided")] = 15,
     max_disagreement: Annotated[
         float | None,
-        typer.Option(help="share of other answers that is tolerated; default: the SLA's max_drop"),
+        typer.Option(
+            min=0,
+            max=0.999999,
+            help="share of other answers that is tolerated; default: the SLA's max_drop",
+        ),
     ] = None,
     max_slowdown: Annotated[
         float, typer.Option(min=1, help="live times over the champion's, of median and 99th percentile")
@@ -98,10 +103,10 @@ def deploy(
 ) -> None:
     """Try the challenger on live traffic: shadow, growing shares; then promote it to all, or take it back."""
     set_environment()
-    from flows import rollout
+    from flows import naming, rollout
 
     document = rollout.deploy(
-        name,
+        naming.model_name(target),
         url or ["http://127.0.0.1:8000"],
         data_dir,
         Console(stderr=True),
@@ -112,7 +117,7 @@ def deploy(
             "disagreement": max_disagreement,
             "slowdown": max_slowdown,
         },
-        config=config,
+        config=config or naming.pipeline_file(target),
         orchestrated=orchestrator,
     )
     show(document, tables.rolled_out, as_json)
@@ -122,7 +127,7 @@ def deploy(
 
 @app.command()
 def rollback(
-    name: Annotated[str, typer.Argument(help="the registered model")],
+    target: Annotated[str, typer.Argument(help=MODEL)],
     by: By = None,
     reason: Reason = "",
     data_dir: DataDir = DATA,
@@ -132,7 +137,7 @@ def rollback(
     set_environment()
     from flows import moves
 
-    show(moves.rollback(name, data_dir, by, reason), tables.promotion, as_json)
+    show(moves.rollback(target, data_dir, by, reason), tables.promotion, as_json)
 
 
 @app.command()
@@ -189,7 +194,7 @@ def reconcile(
 
 @app.command()
 def monitor(
-    name: Annotated[str, typer.Argument(help="the registered model that a server serves")],
+    target: Annotated[str, typer.Argument(help=f"{MODEL}, which a server serves")],
     url: Annotated[str, typer.Option(help="of `pareflow serve`")] = "http://127.0.0.1:8000",
     rules: Annotated[
         Path | None, typer.Option(help="a YAML; else monitoring.yaml beside the pipeline's")
@@ -209,11 +214,12 @@ def monitor(
 ) -> None:
     """Watch a served model, record it in MLflow, and act on breaches: event, rollback, retraining."""
     set_environment()
-    from flows import monitoring
+    from flows import monitoring, naming
     from tasks.watching import Asked
 
     console = Console(stderr=True)
-    asked = Asked(name, url, data_dir, rules, config, requests, labels, seconds, monitoring.api_key())
+    name, path = naming.model_name(target), config or naming.pipeline_file(target)
+    asked = Asked(name, url, data_dir, rules, path, requests, labels, seconds, monitoring.api_key())
     document = monitoring.monitor(
         asked, lambda told: console.print(told, markup=False, highlight=False, soft_wrap=True)
     )

@@ -193,7 +193,7 @@ class HuggingFace(Workload):
 
     def postprocess(self, outputs: Arrays) -> np.ndarray:
         """The class with the highest logit, shape (n,); its name is in `classes`."""
-        logits = next(iter(outputs.values()))  # `output` in torch, `logits` in the exported graph
+        logits = next(iter(outputs.values()))  # `output` in torch, `logits` in optimum's graph
         predictions: np.ndarray = logits.argmax(axis=1)
         return predictions
 
@@ -203,7 +203,7 @@ class HuggingFace(Workload):
     def dynamic_axes(self) -> dict[str, dict[int, str]]:
         """The batch; for texts that are not padded to one length, the sequence too."""
         varying = {0: "batch", 1: "sequence"} if self.text_column and not self.pad_to_length else {0: "batch"}
-        return {name: varying for name in self.encoder.names} | {"logits": {0: "batch"}}
+        return dict.fromkeys(self.encoder.names, varying)
 
     def pack(self, folder: Path) -> Step:
         """Copy the files that `encoder` and `classes` read; neither torch nor transformers is needed then."""

@@ -34,12 +34,18 @@ from pareflow.workload import Arrays
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """What enters the arena: a compiled artifact and the backend that loads it."""
+    """What enters the arena: a compiled artifact and the backend that loads it.
+
+    `feeds` and `workload` are its own, where it is fed otherwise than the others: the same samples, made into
+    inputs by what it was packaged with.
+    """
 
     variant: str
     artifact: Path
     backend: Step
     size_mib: float
+    feeds: Path | None = None
+    workload: tuple[Mapping[str, Any], Path] | None = None
 
     @property
     def threads(self) -> int:
@@ -192,9 +198,9 @@ class Arena:
             dropped.__exit__()  # now: one that hangs would disturb the others
 
     def _start(self, contestant: Contestant) -> "_Running":
-        return _Running(
-            contestant, self._feeds, self._workload, self._limits, self._logs, tuple(self._descriptors)
-        )
+        feeds = contestant.feeds or self._feeds
+        workload = contestant.workload or self._workload
+        return _Running(contestant, feeds, workload, self._limits, self._logs, tuple(self._descriptors))
 
 
 class _Running:

@@ -63,8 +63,20 @@ def evaluate_quality(
     `original` is what the original answered there: what metrics of fidelity compare with, and no other.
     Raises: BadOutputError, MetricError, WorkloadError.
     """
-    metric = Metric(find_metric(metric_name, workload.definition.folder))
     found = predict(session.run, workload, split, batch_size)
+    return quality_of(found, workload, split, variant, metric_name, original)
+
+
+def quality_of(
+    found: Answers,
+    workload: LoadedWorkload,
+    split: SplitName,
+    variant: str,
+    metric_name: str,
+    original: Answers | None = None,
+) -> Quality:
+    """The same of what a variant has answered to the split. Raises: MetricError, WorkloadError."""
+    metric = Metric(find_metric(metric_name, workload.definition.folder))
     predictions, references = found.predictions, workload.split(split).targets
     if metric.against is not None:
         assert original is not None  # the job that evaluates a fidelity asked the original first
@@ -196,6 +208,11 @@ class Metric:
         self.against: str | None = said.get("AGAINST")
         self.value_range: tuple[float, float] | None = _range(path, said.get("RANGE"))
         self._path = path
+
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """The least and the most that it can be, where that is known: of a share it is."""
+        return (0.0, 1.0) if self.share_correct else self.value_range
 
     @functools.cached_property
     def _module(self) -> Any:

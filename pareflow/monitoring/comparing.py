@@ -21,7 +21,7 @@ from pareflow.compiler.backend import Backend
 from pareflow.errors import PareflowError
 from pareflow.measuring.contestant import read_feeds
 from pareflow.monitoring import drift
-from pareflow.monitoring.labels import Answers
+from pareflow.monitoring.labels import Answers, same_label
 from pareflow.serving import request_log
 from pareflow.serving.hosting import PREDICTIONS, SAMPLES
 from pareflow.serving.model import PackagedModel
@@ -35,6 +35,8 @@ BACK_S = 600.0
 """What was kept so long before the process began is compared too, and nothing older: now is what counts."""
 _FORGET_S = 3600.0
 FEATURE = "feature."
+TEXTS = "OSU"
+"""Kinds of numpy types that hold texts."""
 COUNT = "left_out"
 """How many requests could not be answered again."""
 
@@ -50,6 +52,9 @@ class Comparison:
         watched: Mapping[str, Any],
     ) -> None:
         self._model = PackagedModel(Path(package))
+        golden = self._model.golden()
+        self._inputs = self._model.preprocess(golden["samples"][:1]).keys()
+        self._outputs = golden["outputs"].keys()
         loaded = find(BACKENDS, Step.from_json(backend), "backend")
         assert isinstance(loaded, Backend)
         self._original = loaded.load(Path(original))
@@ -72,8 +77,9 @@ class Comparison:
         rows, left_out = [], 0
         for one in exchanges:
             try:
-                feeds = self._feeds(one.inputs)
-                served = one.outputs.get(PREDICTIONS)
+                raw = self._holds_samples(one)
+                feeds = self._model.preprocess(one.inputs[SAMPLES]) if raw else one.inputs
+                served = one.outputs.get(PREDICTIONS) if raw else None
                 if served is None:
                     served = self._model.postprocess(one.outputs)
                 rows.append(self._rows(one.id, feeds, np.asarray(served), self._original.run(feeds)))
@@ -84,14 +90,20 @@ class Comparison:
                 )
         return joined([*rows, {COUNT: np.array(left_out)}])
 
-    def _feeds(self, inputs: Arrays) -> Arrays:
-        if inputs.keys() == {SAMPLES}:
-            return self._model.preprocess(inputs[SAMPLES])
-        return inputs
+    def _holds_samples(self, one: request_log.Exchange) -> bool:
+        """Whether it was asked with raw samples, rather than with what the network takes.
+
+        Of a network with an input of that name it is told by the answer.
+        """
+        if one.inputs.keys() != {SAMPLES}:
+            return False
+        return SAMPLES not in self._inputs or PREDICTIONS in one.outputs.keys() - self._outputs
 
     def _rows(self, identity: str, feeds: Arrays, served: np.ndarray, outputs: Arrays) -> Arrays:
         original = self._model.postprocess(outputs)
         count = len(original)
+        if len(served) != count:
+            raise ValueError(f"{len(served)} predictions for {count} samples")
         return {
             "id": np.full(count, identity),
             "row": np.arange(count),
@@ -113,11 +125,22 @@ class Comparison:
 
     def _agree(self, served: np.ndarray, original: np.ndarray) -> np.ndarray:
         """Row by row, shape (n,)."""
-        if original.dtype.kind != "f":
-            same = np.asarray(served.astype(original.dtype) == original)
-        else:
+        if original.dtype.kind == "f" and served.dtype.kind not in TEXTS:
             same = np.abs(served - original) <= float(self._watched["tolerance"]) * self._spread
+        else:
+            same = _same_labels(served, original)
         return np.asarray(same.reshape(len(original), -1).all(axis=1))
+
+
+def _same_labels(served: np.ndarray, original: np.ndarray) -> np.ndarray:
+    """Value by value. Neither is cast to the other's type, which would cut a longer text, or a fraction."""
+    texts = [array.dtype.kind in TEXTS for array in (served, original)]
+    if not any(texts):
+        return np.asarray(served == original)
+    served, original = served.astype(str), original.astype(str)
+    if all(texts):
+        return np.asarray(served == original)
+    return np.asarray(np.vectorize(same_label, otypes=[bool])(served, original))
 
 
 def follow(

@@ -1,5 +1,6 @@
 """A server's `/metrics`, read: what it counted since its start, and what happened between two readings."""
 
+import http.client
 import time
 import urllib.error
 import urllib.request
@@ -8,8 +9,9 @@ from dataclasses import dataclass, field
 
 from pareflow.errors import InputError, TransientError
 
-ANSWERING = ("infer", "invocations")
-"""The routes that compute; the others are asked by probes and people."""
+ANSWERING = ("infer", "invocations", "generate", "generate_stream")
+"""The routes that compute; the others are asked by probes and people. A stream's time is that to its first
+piece, or to its refusal."""
 FAILED = ("429", "500", "502", "503", "504")
 """Statuses that say the server did not do its part; what else begins with 4 is the caller's."""
 GONE = "499"
@@ -84,21 +86,24 @@ class Window:
 def read(url: str, name: str, api_key: str | None = None, timeout_s: float = 5) -> Reading:
     """What the server at `url` tells of the model of this name.
 
-    Raises: TransientError where it does not answer, InputError where it does not serve it.
+    Raises: TransientError where it does not answer whole, InputError where it does not serve it.
     """
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     request = urllib.request.Request(f"{url.rstrip('/')}/metrics", headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            return parse(answer.read().decode(), name, time.monotonic())
+            text = answer.read().decode()
+            if not text.endswith("\n"):  # its last number would be another one
+                raise ValueError("its reply is cut")
+            return parse(text, name, time.monotonic())
     except urllib.error.HTTPError as error:
         must, remedy = "a monitored server must tell its metrics", "Give one of its keys in PAREFLOW_API_KEYS"
         kind = InputError if error.code in (401, 403, 404) else TransientError
         raise kind(must, f"{url}/metrics answers {error.code}", remedy) from error
-    except OSError as error:
+    except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
         raise TransientError(
-            "a monitored server must answer",
-            f"{url}/metrics does not ({error})",
+            "a monitored server must answer with its metrics",
+            f"{url}/metrics does not ({type(error).__name__}: {error})",
             "Start it with `pareflow serve`",
         ) from error
 

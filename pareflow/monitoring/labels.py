@@ -80,7 +80,9 @@ class Answers:
         with self._open() as table:
             answers = [(label, table.execute(asked, key).fetchone()) for key, label in labels]
         found = [(label, *answer) for label, answer in answers if answer is not None]
-        pairs = [(_equal(label, original), _equal(label, served)) for label, original, served in found]
+        pairs = [
+            (same_label(label, original), same_label(label, served)) for label, original, served in found
+        ]
         both = np.array(pairs, dtype=bool).reshape(-1, 2)
         return Joined(both[:, 0], both[:, 1], len(labels) - len(found))
 
@@ -116,8 +118,8 @@ def read(path: Path, after: int) -> list[tuple[Key, str]]:
         raise InputError("labels must be a CSV that can be read", f"{path}: {error}", "Mend it") from error
 
 
-def _equal(label: str, prediction: str) -> bool:
-    """As texts, or as numbers where both are: a spreadsheet writes 7 as 7.0."""
+def same_label(label: str, prediction: str) -> bool:
+    """Whether they are equal as texts, or as numbers where both are: a spreadsheet writes 7 as 7.0."""
     try:
         return label == prediction or float(label) == float(prediction)
     except ValueError:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Self
@@ -30,7 +30,8 @@ class DynamicBatching(Policy):
     is computed alone.
 
     Only requests of equal shapes and types, but for the first axis, go together; `pad_axis` fills shorter
-    ones up. One that cannot be answered before its deadline is refused when it comes, not when it is late.
+    ones up. Who waits for others of its kind, while a batch of another one is full, is overtaken. One that
+    cannot be answered before its deadline is refused when it comes, not when it is late.
     """
 
     name: ClassVar[str] = "dynamic_batching"
@@ -75,6 +76,8 @@ class _Waiting:
     arrived: float
     deadline: float
     answer: asyncio.Future[Arrays]
+    alone: bool = False
+    """It was in a batch that failed: nobody is computed with it, nor waited for."""
 
 
 class _Line:
@@ -171,9 +174,10 @@ class _Line:
         self._called = False
         while self._busy < self._below.concurrency and self._waiting:
             self._drop_late()
-            if not self._waiting or self._held_back():
+            kind = self._due()
+            if kind is None:
                 return
-            batch = self._taken()
+            batch = self._taken(kind)
             self._busy += 1
             task = asyncio.create_task(self._compute(batch))
             self._tasks.add(task)  # the loop itself keeps only weak references
@@ -211,37 +215,47 @@ class _Line:
         )
         request.answer.set_exception(error)
 
-    def _held_back(self) -> bool:
-        """Whether the line is too short for a batch and may still wait; then it is looked at again in time.
+    def _due(self) -> object | None:
+        """The kind of the first request that need not wait for others; None where all may still wait.
 
-        Nobody waits for more than half of what the deadline leaves, so that there is time to compute.
+        Then they are looked at again in time. Nobody waits for more than half of what the deadline leaves,
+        so that there is time to compute.
         """
-        first, least = self._waiting[0], self._policy.min_batch_size
+        least = self._policy.min_batch_size
         if least == 1:
-            return False
-        samples = sum(request.count for request in self._waiting if request.kind == first.kind)
-        if samples >= least:
-            return False
-        most_s = min(self._policy.max_wait_ms / 1000, (first.deadline - first.arrived) / 2)
-        left = first.arrived + most_s - time.monotonic()
-        if left <= 0:
-            return False
+            return self._waiting[0].kind if self._waiting else None
+        waiting = [request for request in self._waiting if not request.answer.done()]
+        samples = Counter[object]()
+        for request in waiting:
+            samples[request.kind] += request.count
+        now, soonest = time.monotonic(), math.inf
+        for request in waiting:
+            left = self._until(request) - now
+            if left <= 0 or request.alone or samples[request.kind] >= least:
+                return request.kind
+            soonest = min(soonest, left)
         if self._alarm is not None:
             self._alarm.cancel()
-        self._alarm = asyncio.get_running_loop().call_later(left, self._next)
-        return True
+        if waiting:
+            self._alarm = asyncio.get_running_loop().call_later(soonest, self._next)
+        return None
 
-    def _taken(self) -> list[_Waiting]:
-        """The first request and those after it that go with it, in their order."""
+    def _until(self, request: _Waiting) -> float:
+        """When it has waited for others for as long as it may."""
+        wait_s = min(self._policy.max_wait_ms / 1000, (request.deadline - request.arrived) / 2)
+        return request.arrived + wait_s
+
+    def _taken(self, kind: object) -> list[_Waiting]:
+        """The first request of this kind and those after it that go with it, in their order."""
         free = self._below.concurrency - self._busy
-        most = min(self._policy.max_batch_size, math.ceil(self._samples / free))
-        first = self._waiting.popleft()
-        batch, room, passed = [first], most - first.count, deque[_Waiting]()
+        share = max(self._policy.min_batch_size, math.ceil(self._samples / free))
+        room = min(self._policy.max_batch_size, share)
+        batch, passed = list[_Waiting](), deque[_Waiting]()
         while self._waiting and room > 0:
             request = self._waiting.popleft()
             if request.answer.done():
                 self._samples -= request.count
-            elif request.kind == first.kind and request.count <= room:
+            elif request.kind == kind and (request.count <= room or not batch):
                 batch.append(request)
                 room -= request.count
             else:
@@ -291,7 +305,7 @@ class _Line:
             if request.deadline < now:
                 self._tell_late(request)
                 continue
-            request.kind = object()  # with no other again
+            request.kind, request.alone = object(), True  # with no other again
             self._waiting.appendleft(request)
             self._samples += request.count
 

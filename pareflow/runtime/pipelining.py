@@ -1,20 +1,19 @@
 """Pipelining: the processing of one request beside the network's and the processing of others."""
 
-import asyncio
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pareflow.hardware import probe
+from pareflow.runtime.processing import StageThreads
 from pareflow.runtime.service_time import ServiceTime
 
 _Result = TypeVar("_Result")
 Stage = Literal["preprocess", "postprocess"]
+STAGES: tuple[Stage, ...] = ("preprocess", "postprocess")
 HOPS_S = 2e-4
 """Going to a thread and back, both before the network and after it: what takes less cannot gain by it."""
 BLOCKS = 10
@@ -30,6 +29,8 @@ class Pipelining(BaseModel):
     while requests wait, some are processed on the loop and some in threads, by turns; they are overlapped
     where that answers `min_gain` times as many, else they are not, and it is tried again after `rest_s`.
     A request that is alone has nobody to overlap with, and stays on the loop. No answer depends on it.
+
+    The line before the threads is bounded, and what would be late is refused before it is processed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -40,21 +41,31 @@ class Pipelining(BaseModel):
     )
     block: int = Field(default=40, ge=2, description="answers in each of a trial's blocks")
     rest_s: float = Field(default=300, gt=0, description="how long what a trial found is trusted")
+    max_waiting: int = Field(default=256, ge=1, description="requests in line for a thread; more are refused")
 
 
 class Pipeline:
-    """The stages of one model's requests, in their places."""
+    """The stages of one model's requests, in their places.
+
+    Each has threads of its own: what is nearly done does not wait for what has just come.
+    """
 
     def __init__(self, settings: Pipelining, clock: Callable[[], float] = time.perf_counter) -> None:
         self._settings, self._clock = settings, clock
-        self._times: dict[Stage, ServiceTime] = {"preprocess": ServiceTime(), "postprocess": ServiceTime()}
+        self._times: dict[Stage, ServiceTime] = {stage: ServiceTime() for stage in STAGES}
+        self._rest = ServiceTime()
         self._trial = Trial(settings, clock)
-        self._threads = ThreadPoolExecutor(max(2, len(probe.cores())), thread_name_prefix="processing")
+        self._threads = {stage: StageThreads(stage, settings.max_waiting) for stage in STAGES}
         self._in_flight = self._held = self._aside = 0
 
     def learn(self, stage: Stage, seconds: float) -> None:
         """What a stage takes for one sample, measured before the first request."""
         self._times[stage].observe(1, seconds)
+        self._threads[stage].learn(1, seconds)
+
+    def learn_rest(self, seconds: float) -> None:
+        """What a request took from the end of its preprocessing to its end."""
+        self._rest.observe(1, seconds)
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -74,11 +85,14 @@ class Pipeline:
                 self._trial.idle()
 
     async def run(self, stage: Stage, count: int, work: Callable[[], _Result]) -> _Result:
-        """What `work` gives for so many samples, done where it should be. Raises: what it raises."""
+        """What `work` gives for so many samples, done where it should be.
+
+        Raises: what it raises; where threads are to do it, as `StageThreads.run`.
+        """
         if self._aside_is_better(stage, count):
             self._aside += 1
-            loop = asyncio.get_running_loop()
-            found, seconds = await loop.run_in_executor(self._threads, _timed, work)
+            rest_s = self._rest.predict(1) if stage == "preprocess" else 0.0
+            found, seconds = await self._threads[stage].run(count, lambda: _timed(work), rest_s)
         else:
             self._held += 1
             found, seconds = _timed(work)
@@ -86,16 +100,19 @@ class Pipeline:
         return found
 
     def figures(self) -> Mapping[str, float]:
-        """Stages on the loop and in threads, whether short ones are overlapped, and what that gained last."""
+        """Stages on the loop and in threads, what waits for those, what was refused; what a trial found."""
+        lines = [threads.figures() for threads in self._threads.values()]
         found: dict[str, float] = {"held": self._held, "aside": self._aside, "trials": self._trial.trials}
         if self._trial.gain is not None:
             found["gain"] = self._trial.gain
         times = {f"{stage}_s": time.predict(1) for stage, time in self._times.items()}
+        found |= {name: sum(line[name] for line in lines) for name in ("waiting", "refused", "late")}
         return {**found, "overlapping": self._trial.overlapping, **{k: t for k, t in times.items() if t == t}}
 
     def close(self) -> None:
         """Let what runs end, and take no more."""
-        self._threads.shutdown(wait=True)
+        for threads in self._threads.values():
+            threads.close()
 
     @property
     def _may_gain(self) -> bool:

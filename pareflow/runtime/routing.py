@@ -110,11 +110,19 @@ class _Lane:
         began, limit = time.monotonic(), deadline()
         if limit is not None and began > limit:
             raise self._too_late(count, f"its turn came {(began - limit) * 1000:.1f} ms after it")
-        answers = await self._endpoint.answer(feeds)
+        try:
+            answers = await self._endpoint.answer(feeds)
+        except asyncio.CancelledError:
+            if limit is not None and time.monotonic() >= limit:  # it would have taken longer
+                self._took(count, began, limit)
+            raise
+        self._took(count, began, limit)
+        return answers
+
+    def _took(self, count: int, began: float, limit: float | None) -> None:
         self.seen = time.monotonic()
         self._time.observe(count, self.seen - began)
         self.late += int(limit is not None and self.seen > limit)
-        return answers
 
     def _too_late(self, count: int, found: str) -> DeadlineError:
         self.late += 1

@@ -19,8 +19,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import pareflow
-from pareflow.errors import PareflowError
-from pareflow.runtime.endpoint import answered_within
+from pareflow.errors import DeadlineError, PareflowError
+from pareflow.runtime.endpoint import answered_within, deadline
 from pareflow.serving import generate, invocations, openapi, protocol, refusals
 from pareflow.serving.hosting import PREDICTIONS, SAMPLES, Hosted
 from pareflow.serving.metrics import CONTENT_TYPE, Metrics
@@ -41,6 +41,8 @@ CLIENT, REQUEST_ID = "x-client-id", "x-request-id"
 """By which a client is answered by one version while two are served; and by which a caller finds a kept
 request again: the one that it sent, or one that is made."""
 _PLAIN_ID = re.compile(r"[!-~]{1,128}")  # what a header can hold, and nobody's line break
+GRACE_S = 0.005
+"""After a deadline: whoever has a request in line tells by then how long that is."""
 OPEN_TO_ALL = ("/v2/health/", "/ping", "/health")
 """What an orchestrator asks without a key."""
 
@@ -189,7 +191,8 @@ class App:
         hosted = self._hosted(request)
         asked = generate.parse(await self._body(request), stream=True)
         pieces = _pieces(hosted, asked)
-        first = await _unless_gone(request, hosted, anext(pieces))
+        with answered_within(_limit_s(asked.timeout_s, hosted)):
+            first = await _unless_gone(request, hosted, anext(pieces))
         events = generate.events(hosted.release.name, hosted.release.version, first, pieces)
         return StreamingResponse(events, media_type=generate.EVENTS)
 
@@ -350,6 +353,8 @@ async def _answered(
             return await work(by)
 
     async def ask(by: Hosted) -> Arrays:
+        if by is hosted:  # which counts this request already
+            return await _unless_gone(question.request, by, work(by))
         async with by.asked():
             return await _unless_gone(question.request, by, work(by))
 
@@ -364,9 +369,6 @@ async def _answered(
 async def _pieces(hosted: Hosted, asked: generate.Asked) -> AsyncGenerator[str, None]:
     """A text as it is decoded; `hosted` is not closed meanwhile. Raises: as `Hosted.pieces`."""
     async with hosted.asked(), aclosing(hosted.pieces(asked)) as pieces:
-        with answered_within(_limit_s(asked.timeout_s, hosted)):
-            first = await anext(pieces)
-        yield first
         async for piece in pieces:
             yield piece
 
@@ -379,18 +381,24 @@ def _key(request: Request, identity: str | None, body: bytes) -> bytes:
 
 
 async def _unless_gone(request: Request, hosted: Hosted, answer: Awaitable[_Answer]) -> _Answer:
-    """The answer, for as long as somebody waits for it: else it is given up, unless it is in a batch by then.
+    """The answer, for as long as somebody waits for it, and until its deadline: else it is given up, unless
+    it is in a batch by then.
 
-    One that is computed on the event loop is there before anybody could go. Raises: ClientDisconnect.
+    One that is computed on the event loop is there before anybody could go. Raises: ClientDisconnect,
+    DeadlineError.
     """
     if hosted.main.inline:
         return await answer
+    limit = deadline()
+    left_s = None if limit is None else limit + GRACE_S - time.monotonic()
     asked, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait((asked, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((asked, gone), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
         if asked.done():
             return asked.result()
-        raise ClientDisconnect
+        if gone.done():
+            raise ClientDisconnect
+        raise DeadlineError("a request must be answered before its deadline", "there is no answer by then")
     finally:
         asked.cancel()
         gone.cancel()

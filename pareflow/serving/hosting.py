@@ -1,6 +1,7 @@
 """A served model: what answers now, with its policies in place, its processing before and after."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -27,9 +28,24 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SAMPLES, PREDICTIONS = "samples", "predictions"
-"""The input that holds raw samples, rather than what the network takes; and the output that answers it."""
+"""The input that holds raw samples, rather than what the network takes; and the output that answers it.
+
+A network may use these names itself. Its own input goes before raw samples: `/invocations` takes those. Its
+own output is hidden by the predictions in answers to raw samples, and nowhere else.
+"""
 Standing = Literal["here", "elsewhere", "unknown"]
 """Where the gate promoted a version: in this environment, in another one, or nowhere that is known."""
+
+
+class Predicted(Arrays):
+    """An answer to raw samples: the predictions, and the outputs that they come from, by name.
+
+    It is told from an answer to tensors by its type, whatever the network calls its outputs.
+    """
+
+    def __init__(self, predictions: np.ndarray, outputs: Arrays) -> None:
+        super().__init__({PREDICTIONS: predictions} | outputs)
+        self[PREDICTIONS] = predictions
 
 
 class Hosted:
@@ -46,6 +62,8 @@ class Hosted:
             _check_alike(main, name, tier)
         self._check_calibrations()
         self._processing = main.processing
+        own = {tensor.name for tensor in main.inputs}
+        self._takes_samples = self._processing is not None and SAMPLES not in own
         self._pipeline = Pipeline(plan.pipelining)
         if self._processing is not None:
             _measure(self._pipeline, self._processing)
@@ -119,11 +137,28 @@ class Hosted:
         The network gets its inputs in its own order: a torch module takes them by position.
         Raises: InputError where a name, type or rank is not the model's; what the policies raise.
         """
-        if feeds.keys() == {SAMPLES} and self._processing is not None:
-            predictions, outputs = await self.predict(self._as_samples(feeds[SAMPLES]))
-            return {PREDICTIONS: predictions, **outputs}
+        if self._takes_samples and feeds.keys() == {SAMPLES}:
+            return await self.predicted(self._as_samples(feeds[SAMPLES]))
         self._check(feeds)
-        feeds = {tensor.name: feeds[tensor.name] for tensor in self.main.inputs if tensor.name in feeds}
+        return await self._outputs(
+            {tensor.name: feeds[tensor.name] for tensor in self.main.inputs if tensor.name in feeds}
+        )
+
+    async def predict(self, samples: Any) -> tuple[np.ndarray, Arrays]:
+        """One prediction per raw sample, and the outputs that they come from. Raises: InputError."""
+        processing = self._processing
+        if processing is None:
+            raise self._refused("it holds raw samples")
+        with self._pipeline.request():
+            feeds = await self._preprocessed(processing, samples)
+            began = time.perf_counter()
+            outputs = await self._outputs(feeds)
+            predictions = await self._postprocessed(processing, outputs)
+            self._pipeline.learn_rest(time.perf_counter() - began)
+            return predictions, outputs
+
+    async def _outputs(self, feeds: Arrays) -> Arrays:
+        """What the network gives. Raises: InputError where it cannot take their sizes; as the policies do."""
         try:
             return await self.endpoint.answer(feeds)
         except PareflowError:
@@ -133,16 +168,6 @@ class Hosted:
             if unusual is None:
                 raise
             raise self._refused(unusual) from error
-
-    async def predict(self, samples: Any) -> tuple[np.ndarray, Arrays]:
-        """One prediction per raw sample, and the outputs that they come from. Raises: InputError."""
-        processing = self._processing
-        if processing is None:
-            raise self._refused("it holds raw samples")
-        with self._pipeline.request():
-            feeds = await self._preprocessed(processing, samples)
-            outputs = await self.endpoint.answer(feeds)
-            return await self._postprocessed(processing, outputs), outputs
 
     async def _preprocessed(self, processing: PackagedModel, samples: Any) -> Arrays:
         """Raises: InputError."""
@@ -209,15 +234,13 @@ class Hosted:
         return tokenizer
 
     async def predicted(self, samples: Any) -> Arrays:
-        """The outputs for raw samples, and the predictions. Raises: InputError."""
-        predictions, outputs = await self.predict(samples)
-        return {**outputs, PREDICTIONS: predictions}
+        """The predictions for raw samples, and the outputs. Raises: InputError."""
+        return Predicted(*await self.predict(samples))
 
     async def predictions(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """One prediction per row of the network's outputs; of those that `answer` gave, the same again."""
-        found = outputs.get(PREDICTIONS)
-        if found is not None:
-            return found
+        if isinstance(outputs, Predicted):
+            return outputs[PREDICTIONS]
         if self._processing is None:
             raise self._refused("it holds raw samples")
         return await self._postprocessed(self._processing, dict(outputs))
@@ -281,18 +304,19 @@ class Hosted:
             raise self._refused("it holds no sample")
 
     def _unusual(self, feeds: Mapping[str, np.ndarray]) -> str | None:
-        """An input of another size than those that the runtime was seen to take, in words."""
+        """An input of another size or rank than those that the runtime was seen to take, in words."""
         for tensor in self.main.inputs:
             if tensor.name not in feeds:
                 continue
-            sizes = zip(tensor.shape, feeds[tensor.name].shape, strict=True)
-            if any(usual not in (-1, size) for usual, size in sizes):
-                return f"`{tensor.name}` has shape {feeds[tensor.name].shape}"
+            shape = feeds[tensor.name].shape
+            pairs = zip(tensor.shape, shape, strict=False)
+            if len(tensor.shape) != len(shape) or any(usual not in (-1, size) for usual, size in pairs):
+                return f"`{tensor.name}` has shape {shape}"
         return None
 
     def _refused(self, found: str) -> InputError:
         takes = ", ".join(_takes(tensor) for tensor in self.main.inputs)
-        samples = "" if self._processing is None else f", or `{SAMPLES}` alone"
+        samples = f", or `{SAMPLES}` alone" if self._takes_samples else ""
         return InputError(
             f"a request to {self.release.name} must hold {takes}{samples}",
             found,

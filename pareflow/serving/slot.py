@@ -186,7 +186,7 @@ class Slot:
             await self._switch(releases)
         elif releases[""].judged != self.hosted.release.judged:  # it was judged here since
             self.hosted.main.release = releases[""]
-            await asyncio.to_thread(self._stands, self.hosted)
+            self._stands(self.hosted, answers=True)
             self._answers(self.hosted)
 
     async def _tend(self) -> None:
@@ -271,9 +271,12 @@ class Slot:
             raise
         return hosted
 
-    def _stands(self, hosted: Hosted) -> None:
-        """Note whether its verdict holds here. Raises: EnvironmentUnfitError."""
-        hosted.standing = standing(hosted.main, hosted.release.judged, self._unjudged)
+    def _stands(self, hosted: Hosted, *, answers: bool = False) -> None:
+        """Note whether its verdict holds here; without timing it where it answers already.
+
+        Raises: EnvironmentUnfitError.
+        """
+        hosted.standing = standing(hosted.main, hosted.release.judged, self._unjudged, answers=answers)
 
     async def _switch(self, releases: Mapping[str, Release]) -> None:
         """Load beside the present version, then take its place; no request is without one meanwhile."""

@@ -1,4 +1,5 @@
-"""Whether a version's verdict holds where it is to be served (law 8): asked before its first request.
+"""Whether a version's verdict holds where it is to be served (law 8): asked before its first request, and
+again where it was judged since; it is timed the first time only.
 
 A verdict of this environment is taken at its word. Where there is none, what can be told without data is
 judged again here: its golden outputs, which opening it repeats, and the times that its verdict promised. A
@@ -24,10 +25,11 @@ TIMED, SECONDS = 400, 5.0
 """Requests that are timed at most, and for how long."""
 
 
-def standing(opened: Opened, judged: str | None, unjudged: Unjudged) -> Standing:
+def standing(opened: Opened, judged: str | None, unjudged: Unjudged, *, answers: bool = False) -> Standing:
     """How a version that was opened stands here; `judged` is what a registry knows of it in this environment.
 
-    It takes a few seconds where it must be timed.
+    It takes a few seconds where it must be timed. One that `answers` requests is not: its session takes one
+    at a time, and beside them its times would not be its own.
 
     Raises: EnvironmentUnfitError where it must not be served.
     """
@@ -43,9 +45,8 @@ def standing(opened: Opened, judged: str | None, unjudged: Unjudged) -> Standing
         raise _refused(named, "the gate rejected it in this environment")
     if unjudged == "refuse":
         raise _refused(named, "it has no verdict of this environment")
-    if (
-        verdict and processing is not None and not opened.apart
-    ):  # through a pipe its times are not those that it would be served in
+    untimely = answers or opened.apart  # through a pipe its times are not those that it would be served in
+    if verdict and processing is not None and not untimely:
         for words in _broken(processing, verdict["checks"]):
             raise _refused(named, f"it was judged elsewhere, and here {words}")
     return "elsewhere" if verdict else "unknown"

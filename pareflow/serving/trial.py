@@ -14,11 +14,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from starlette.requests import ClientDisconnect
 
-from pareflow.errors import OverloadedError
+from pareflow.errors import DeadlineError, OverloadedError
 from pareflow.runtime.endpoint import answered_within, deadline
 from pareflow.serving import protocol
 from pareflow.serving.executable import Tensor
-from pareflow.serving.hosting import Hosted
+from pareflow.serving.hosting import PREDICTIONS, Hosted, Predicted
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.model import TOLERANCE
 from pareflow.serving.record import Record
@@ -100,6 +100,11 @@ class Trial:
             yield
         except ClientDisconnect:
             self._timed(by, began)
+            raise
+        except DeadlineError:
+            until = deadline()
+            if until is not None and time.monotonic() >= until:  # else it was refused as it came
+                self._timed(by, began)
             raise
 
     async def _tried(self, champion: Hosted, rows: int, ask: Ask, patience_s: float) -> "Arrays | Trouble":
@@ -196,6 +201,8 @@ class Trouble(NamedTuple):
 def unsound(outputs: Arrays, rows: int, expected: Sequence[Tensor]) -> str:
     """Why these cannot be the outputs for so many rows, in words; empty where they can."""
     for tensor in expected:
+        if tensor.name == PREDICTIONS and isinstance(outputs, Predicted):
+            continue  # predictions stand there instead
         array = outputs.get(tensor.name)
         if array is None:
             return f"there is no output `{tensor.name}`"

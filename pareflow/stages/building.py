@@ -14,12 +14,13 @@ from pareflow.measurement import Quality
 from pareflow.measuring.quality import BATCH, find_metric
 from pareflow.remote_store import opened
 from pareflow.stages import attempts
-from pareflow.stages.jobs import artifact_size_mib, links, original
+from pareflow.stages.jobs import artifact_size_mib, feeds_key, links, original
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Variant, digest, file_digest
 from pareflow.workload import SplitName
 
 _INSTRUMENT = Path(__file__).parents[1] / "measuring" / "quality.py"
+_PROCESSING = Path(__file__).with_name("processing.py")
 
 
 def variant_of(recipe: Recipe, workload_digest: str) -> Variant:
@@ -84,8 +85,25 @@ def evaluate(run: Run, row: Row, split: SplitName) -> Row:
     return dataclasses.replace(row, quality=found)
 
 
+def feed(run: Run, row: Row) -> None:
+    """The measuring inputs of a row that has its own processing, made where the store lacks them.
+
+    Raises: VariantError where that processing does not run here.
+    """
+    batch_size = run.spec.sla.batch_size
+    if row.processing is None:
+        return
+    if run.store.find(feeds_key(run.facts.digest, batch_size, own=row.processing)) is None:
+        with device_lock(run.spec.target.device, exclusive=False):
+            arguments = {"batch_size": batch_size, "own": row.processing}
+            run.job("feeds", arguments, f"feeds-{str(row.id)[:12]}")
+
+
 def _evaluation(run: Run, row: Row, split: SplitName) -> dict[str, Any]:
-    """The arguments of the job that evaluates a row; `key` names all that the result depends on."""
+    """The arguments of the job that evaluates a row; `key` names all that the result depends on.
+
+    The workload decides too: its slices, and its original, which metrics of fidelity compare with.
+    """
     asked = {
         "variant": row.id,
         "backend": row.recipe.backend.to_json(),
@@ -94,8 +112,14 @@ def _evaluation(run: Run, row: Row, split: SplitName) -> dict[str, Any]:
         "batch_size": run.spec.sla.batch_size if _mixes_samples(run, row.recipe) else BATCH,
     }
     instrument = [file_digest(_INSTRUMENT), file_digest(find_metric(run.metric, run.folder))]
-    key = digest("quality", asked, run.facts.data_digest, run.environment.fingerprint, instrument)
-    return {**asked, "key": key}
+    if row.processing is not None:
+        instrument.append(file_digest(_PROCESSING))
+    about = (run.facts.digest, run.facts.data_digest, run.environment.fingerprint)
+    return {
+        **asked,
+        "own": row.processing,
+        "key": digest("quality", asked, row.processing, about, instrument),
+    }
 
 
 def _mixes_samples(run: Run, recipe: Recipe) -> bool:

@@ -13,6 +13,7 @@ from pareflow.hardware.device import device_lock
 from pareflow.isolation import Limits, run_isolated
 from pareflow.stages.jobs import feeds_key
 from pareflow.stages.run import Row, Run
+from pareflow.stages.timing import contestant
 from pareflow.variant import Recipe, digest, file_digest
 
 _MEASURING = Path(__file__).parents[1] / "measuring"
@@ -31,12 +32,15 @@ def not_for(run: Run, recipe: Recipe) -> str | None:
 
 
 def fitted(run: Run, row: Row) -> Row:
-    """The built row with its fit, where the target has a profile; what cannot be computed is unknown."""
+    """The built row with its fit, where the target has a profile; what cannot be computed is unknown.
+
+    So it is for a package of another workload: its recipe would be computed on a network that is not its own.
+    """
     profile = run.spec.target.profile
     if profile is None or row.size_mib is None:
         return row
     try:
-        facts = _facts(run, row, row.size_mib)
+        facts = _facts(run, row, row.size_mib) if row.processing is None else None
     except (VariantError, ExportError):
         facts = None
     return dataclasses.replace(row, fit=fits(row.size_mib, facts, profile, row.recipe.backend.name))
@@ -69,14 +73,16 @@ def confine(run: Run, row: Row) -> Row:
 
 def _confined(run: Run, row: Row, inputs: str, memory_mib: float) -> dict[str, Any]:
     """What the run within these bounds gave; where it failed, why, and what it takes here without them."""
-    feeds, artifact = run.store.find(inputs), run.store.find(str(row.id))
-    assert feeds is not None and artifact is not None  # it has been timed
+    feeds = run.store.find(inputs)
+    assert feeds is not None  # it has been timed
+    made = contestant(run, row)
+    reference, folder = made.workload or (run.spec.workload, run.folder)
     arguments = {
-        "artifact": str(artifact),
-        "backend": row.recipe.backend.to_json(),
-        "reference": run.spec.workload,
-        "folder": str(run.folder),
-        "feeds": str(feeds / "feeds.npz"),
+        "artifact": str(made.artifact),
+        "backend": made.backend.to_json(),
+        "reference": reference,
+        "folder": str(folder),
+        "feeds": str(made.feeds or feeds / "feeds.npz"),
         "core": probe.cores()[-1],
     }
     log = run.data_dir / "logs" / f"confined-{str(row.id)[:12]}.log"

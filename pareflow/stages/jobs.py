@@ -22,12 +22,13 @@ from pareflow.hardware.counters import counted
 from pareflow.measuring import arena, breakdown, operators
 from pareflow.measuring.graph_report import graph_report
 from pareflow.measuring.network_facts import network_facts
-from pareflow.measuring.quality import Answers, Metric, evaluate_quality, find_metric, predict
+from pareflow.measuring.quality import Answers, Metric, evaluate_quality, find_metric, predict, quality_of
 from pareflow.model.technique import Technique
 from pareflow.network import Form
 from pareflow.remote_store import opened
 from pareflow.serving import halves
 from pareflow.serving.model import as_json, write_manifest
+from pareflow.stages import processing
 from pareflow.store import MANIFEST, Store
 from pareflow.variant import Recipe, Step, Variant, digest
 from pareflow.workload import SPLITS, LoadedWorkload, SplitName, code_files, load
@@ -53,7 +54,7 @@ def describe(
 ) -> dict[str, Any]:
     """What `WorkloadFacts` holds; checks the splits, and that the metric and the lengths exist."""
     workload = load(reference, Path(folder))
-    find_metric(metric or workload.definition.metric, Path(folder))
+    named = Metric(find_metric(metric or workload.definition.metric, Path(folder)))
     for length in lengths:
         workload.definition.at_length(length)
     with _users_code("`preprocess()` must give named arrays"):
@@ -65,6 +66,7 @@ def describe(
         "data_digest": workload.data_digest,
         "sizes": {name: len(getattr(workload.splits, name)) for name in SPLITS},
         "metric": workload.definition.metric,
+        "scale": named.scale,
         "seed": workload.definition.seed,
         "serving_requires": list(workload.definition.serving_requires),
         "tokens": tokens,
@@ -105,10 +107,20 @@ def _users_code(must: str) -> Iterator[None]:
 
 
 def feeds(
-    reference: Mapping[str, Any], folder: str, root: str, batch_size: int, length: int | None = None
+    reference: Mapping[str, Any],
+    folder: str,
+    root: str,
+    batch_size: int,
+    length: int | None = None,
+    own: str | None = None,
 ) -> None:
-    """Real inputs of the search split for contestants to answer, all of one length where one is given."""
+    """Real inputs of the search split for contestants to answer, all of one length where one is given.
+
+    They are made by the processing that the store keeps as `own`, where it is given.
+    """
     workload, store = _loaded(reference, folder, root)
+    if own is not None:
+        workload = processing.processed(workload, _kept(store, own))
     if length is not None:
         workload = replace(workload, definition=workload.definition.at_length(length))
 
@@ -117,7 +129,7 @@ def feeds(
         whole = [b for b in batches if len(next(iter(b.values()))) == batch_size]
         arena.write_feeds(whole or [workload.example(batch_size)], into / "feeds.npz")
 
-    store.ensure(feeds_key(workload.digest, batch_size, length), write)
+    store.ensure(feeds_key(workload.digest, batch_size, length, own), write)
 
 
 def calibration_inputs(reference: Mapping[str, Any], folder: str, root: str, key: str, limit: int) -> None:
@@ -250,25 +262,38 @@ def evaluate(
     metric: str,
     batch_size: int,
     key: str,
+    own: str | None = None,
 ) -> None:
     """A variant's quality on the search split, or, for finalists, on the verdict split.
 
-    Metrics of fidelity compare with the original's answers, which are kept for the next variant.
+    Metrics of fidelity compare with the original's answers, which are kept for the next variant. Inputs and
+    predictions are made by the processing that the store keeps as `own`, where it is given.
     """
     workload, store = _loaded(reference, folder, root)
     opened = workload.for_validation() if split == "verdict" else workload
-    artifact = store.find(variant)
-    assert artifact is not None  # it was built before
+    processed = None if own is None else processing.processed(opened, _kept(store, own))
+    artifact = _kept(store, variant)
     member = find(BACKENDS, Step.from_json(backend), "backend")
     assert isinstance(member, Backend)
 
     def write(into: Path) -> None:
         compared = _original_answers(opened, split, metric, store, batch_size)
         session = member.load(artifact)
-        found = evaluate_quality(session, opened, split, variant, metric, compared, batch_size)
+        if processed is None:
+            found = evaluate_quality(session, opened, split, variant, metric, compared, batch_size)
+        else:
+            answers = processing.answers(session.run, opened, processed, split, batch_size)
+            found = quality_of(answers, opened, split, variant, metric, compared)
         (into / "quality.json").write_text(json.dumps(found.to_json()))
 
     store.ensure(key, write)
+
+
+def _kept(store: Store, key: str) -> Path:
+    """What an earlier job or stage put into the store."""
+    entry = store.find(key)
+    assert entry is not None  # it was put there before
+    return entry
 
 
 def _original_answers(
@@ -437,8 +462,11 @@ def links(recipe: Recipe, workload_digest: str) -> list[Variant]:
     return variants
 
 
-def feeds_key(workload_digest: str, batch_size: int, length: int | None = None) -> str:
-    return digest("feeds", workload_digest, batch_size, length, FEEDS)
+def feeds_key(
+    workload_digest: str, batch_size: int, length: int | None = None, own: str | None = None
+) -> str:
+    """Names the measuring inputs by their samples, their form, and the processing of a package's own."""
+    return digest("feeds", workload_digest, batch_size, length, FEEDS, *([] if own is None else [own]))
 
 
 def _in_form(

@@ -5,9 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from pareflow.gate import Evidence, Verdict, judge
-from pareflow.serving.model import verified
+from pareflow.measuring.quality import Metric, find_metric
+from pareflow.serving.model import network
+from pareflow.stages import processing
 from pareflow.stages.baseline import train
-from pareflow.stages.building import evaluate
+from pareflow.stages.building import evaluate, feed
+from pareflow.stages.fitting import fitted
 from pareflow.stages.jobs import artifact_size_mib
 from pareflow.stages.loading import under_load
 from pareflow.stages.run import Row, Run
@@ -15,19 +18,28 @@ from pareflow.stages.timing import measure
 from pareflow.stages.validation import final
 from pareflow.variant import Recipe, digest
 
+_DROPS = ("quality.max_drop", "quality.worst_slice_max_drop")
+"""The clauses that compare the quality of two models."""
+
 
 def against_champion(run: Run, winner: Row, package: Path, *, retrained: bool = False) -> Verdict:
     """The verdict on the winner with the champion in the place of the original and of the baseline.
 
     `package` is the champion's, as the registry gave it back; it is kept in the store to be measured. By the
     objective a winner that was `retrained` may be worse by the pipeline's margin, any other not at all.
-    Raises: InputError where the package is damaged; VariantError where the champion does not run here.
+    A champion of another workload is fed and read by the processing that it was packaged with, as it serves.
+    Raises: InputError where the package is damaged; VariantError where the champion, or its processing, does
+    not run here.
     """
     train(run)  # a collection of the store may have removed what both are asked
     champion = packaged_row(run, package)
     if winner.quality is None or winner.quality.split != "verdict":
         winner = evaluate(run, winner, "verdict")
-    champion = evaluate(run, champion, "verdict")
+    incomparable = retrained and compares_with_original(run)
+    if not incomparable:
+        champion = evaluate(run, champion, "verdict")
+    for row in (champion, winner):
+        feed(run, row)
     protocol = final(run, 1, 1)
     measured = measure(run, [champion, winner], protocol)
     if winner.served is None:
@@ -40,16 +52,34 @@ def against_champion(run: Run, winner: Row, package: Path, *, retrained: bool = 
         measurement=measured[str(winner.id)],
         baseline=measured[str(champion.id)],
         served=winner.served,
+        fit=winner.fit or fitted(run, winner).fit,
     )
     margin = run.spec.retraining.objective_margin if retrained else 0.0
-    return judge(run.spec.sla, evidence, least_gain=1 - margin)
+    verdict = judge(run.spec.sla, evidence, least_gain=1 - margin)
+    return _without_drops(run, verdict) if incomparable else verdict
+
+
+def compares_with_original(run: Run) -> bool:
+    """Whether the metric compares with the original's answers: it then says nothing of two originals."""
+    return Metric(find_metric(run.metric, run.folder)).against is not None
+
+
+def _without_drops(run: Run, verdict: Verdict) -> Verdict:
+    """The verdict, saying why it has no interval for drops: the challenger would win by construction."""
+    reason = f"{run.metric} compares both with the challenger's own original, so that it cannot tell"
+    checks = [replace(check, reason=reason) if check.clause in _DROPS else check for check in verdict.checks]
+    return replace(verdict, checks=tuple(checks))
 
 
 def packaged_row(run: Run, package: Path) -> Row:
-    """A registered model as a row of this run, its artifact copied into the store."""
-    document = verified(package)
+    """A registered model as a row of this run, its artifact copied into the store.
+
+    Its processing too, where it was packaged with another workload than this run's: the same workload has the
+    same, which its digest says. Raises: InputError where the package is damaged, or of another kind.
+    """
+    document = network(package)
     artifact = {name: sha for name, sha in document["files"].items() if name.startswith("artifact/")}
-    key = digest("packaged", artifact, document["backend"])
+    key = digest("packaged", artifact, document["backend"], processing.key_of(document))
 
     def write(into: Path) -> None:
         for file in (package / "artifact").iterdir():
@@ -57,4 +87,6 @@ def packaged_row(run: Run, package: Path) -> Row:
 
     entry = run.store.ensure(key, write)
     recipe = Recipe.from_json(document["recipe"])
-    return Row(recipe, "candidate", id=key, size_mib=artifact_size_mib(entry))
+    same = document.get("workload_digest") == run.facts.digest
+    own = None if same else processing.keep(run.store, package, document)
+    return Row(recipe, "candidate", id=key, size_mib=artifact_size_mib(entry), processing=own)

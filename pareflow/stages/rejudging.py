@@ -9,6 +9,8 @@ from pareflow.gate import Verdict
 from pareflow.serving.model import verified
 from pareflow.stages import registration
 from pareflow.stages.baseline import baseline
+from pareflow.stages.building import feed
+from pareflow.stages.fitting import fitted
 from pareflow.stages.optimization import failed
 from pareflow.stages.outcome import variant
 from pareflow.stages.promotion import packaged_row
@@ -45,7 +47,12 @@ def _judged(run: Run, package: Path) -> Row:
         registration.check(package, run)
     except VariantError as error:
         return failed(row, error)
-    *_, judged = validate(run, [*baseline(run), row])
+    baselines = baseline(run)
+    try:
+        feed(run, row)
+    except VariantError as error:
+        return failed(row, error)
+    *_, judged = validate(run, [*baselines, fitted(run, row)])
     return judged
 
 

@@ -7,7 +7,7 @@ from pareflow.errors import VariantError
 from pareflow.gate import decided, drop_interval
 from pareflow.stages.baseline import baseline
 from pareflow.stages.building import evaluate
-from pareflow.stages.promotion import packaged_row
+from pareflow.stages.promotion import compares_with_original, packaged_row
 from pareflow.stages.run import Run
 from pareflow.stages.screening import original_of
 
@@ -17,8 +17,11 @@ def original_against(run: Run, package: Path) -> dict[str, Any]:
 
     `decision` is that of the SLA's `max_drop` on the whole interval, None where there is no such clause. It
     explains, and decides nothing: the variant that may be promoted is judged against the champion itself.
+    Where the metric compares with the original itself, there is nothing to tell.
     Raises: InputError where the champion's package is damaged.
     """
+    if compares_with_original(run):
+        return {"decision": None, "reason": f"{run.metric} compares with the original: it cannot tell of two"}
     clause, confidence = run.spec.sla.quality, run.spec.sla.confidence
     limit = None if clause is None else clause.max_drop
     original = evaluate(run, original_of(baseline(run)), "verdict")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pareflow.catalog import members
+from pareflow.errors import SpecError
 from pareflow.gate import Verdict
 from pareflow.hardware.budget import Fit
 from pareflow.hardware.device import INTERRUPTED
@@ -47,6 +48,8 @@ class WorkloadFacts:
     """Whether it takes integers, as networks over tokens do: the built-in list treats it as a transformer."""
     students: tuple[str, ...] = ()
     """The smaller networks that it offers to be taught."""
+    scale: tuple[float, float] | None = None
+    """The least and the most that the run's metric can be, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ class Run:
         lists = {name: tuple(document[name]) for name in ("serving_requires", "students")}
         facts = WorkloadFacts(**{**document, **lists})
         run = cls(spec, config, data_dir, environment(), facts, target=target)
+        if problems := run._limits_off_the_scale():
+            raise SpecError(str(config), problems)
         return dataclasses.replace(run, spent=run._told)
 
     @property
@@ -128,6 +133,11 @@ class Run:
     @property
     def metric(self) -> str:
         return _stated_metric(self.spec) or self.facts.metric
+
+    def _limits_off_the_scale(self) -> list[str]:
+        """What the SLA says of the metric that could not be missed, or not be met."""
+        clause, scale = self.spec.sla.quality, self.facts.scale
+        return [] if clause is None or scale is None else clause.problems(self.metric, scale)
 
     @property
     def share_lost(self) -> float | None:
@@ -260,6 +270,8 @@ class Row:
     highest_load_per_s: float | None = None
     fit: Fit | None = None
     """How it fits the device of the target's profile, where there is one."""
+    processing: str | None = None
+    """The pre- and postprocessing that it was packaged with, in the store; None where it is the run's own."""
 
     @property
     def threads(self) -> int:

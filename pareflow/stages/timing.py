@@ -1,7 +1,7 @@
 """Time variants side by side, alone on the device, and keep every sample in the store."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from pareflow.hardware.device import device_lock
 from pareflow.measurement import Measurement
 from pareflow.measuring.arena import Arena, Contestant, Protocol
 from pareflow.measuring.race import Race
+from pareflow.stages import processing
 from pareflow.stages.jobs import feeds_key
 from pareflow.stages.run import Row, Run
 from pareflow.variant import digest, file_digest
@@ -43,7 +44,9 @@ def measure(
     def timed() -> list[dict[str, Any]]:
         with (
             device_lock(run.spec.target.device, exclusive=True) as descriptor,
-            Arena([contestant(run, row) for row in rows], **conditions(run, inputs, descriptor)) as arena,
+            Arena(
+                [contestant(run, row, inputs) for row in rows], **conditions(run, inputs, descriptor)
+            ) as arena,
         ):
             measured = arena.measure(protocol, race)
             for variant, error in arena.failures.items():
@@ -93,13 +96,24 @@ def conditions(run: Run, inputs: Inputs, descriptor: int) -> dict[str, Any]:
     }
 
 
-def contestant(run: Run, row: Row) -> Contestant:
-    """The row as instruments take it. Raises: TransientError where its artifact is gone."""
+def contestant(run: Run, row: Row, inputs: Inputs | None = None) -> Contestant:
+    """The row as instruments take it. Raises: TransientError where its artifact is gone.
+
+    What is fed by its own processing has inputs of its own, made before by `building.feed`.
+    """
     assert row.id is not None and row.size_mib is not None  # it was built
     artifact = run.store.find(row.id)
     if artifact is None:
         raise _gone(f"the artifact of {row.label}")
-    return Contestant(row.id, artifact, row.recipe.backend, row.size_mib)
+    made = Contestant(row.id, artifact, row.recipe.backend, row.size_mib)
+    if row.processing is None:
+        return made
+    inputs = inputs or Inputs(run.spec.sla.batch_size)
+    feeds = run.store.find(feeds_key(run.facts.digest, inputs.batch_size, inputs.length, row.processing))
+    own = run.store.find(row.processing)
+    if feeds is None or own is None:
+        raise _gone(f"the measuring inputs of {row.label}")
+    return replace(made, feeds=feeds / "feeds.npz", workload=processing.reference(own))
 
 
 def _gone(what: str) -> PareflowError:

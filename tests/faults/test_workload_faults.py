@@ -112,12 +112,36 @@ def test_missing_workload_file_is_told(workloads: Path, tmp_path: Path) -> None:
     check(caught.value, case)
 
 
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [
+        ("model.onnx", "workload: {onnx: {model: model.onnx, arrays: DATA.npz}}"),
+        ("workload.yaml", "Mend `workload:`"),
+    ],
+)
+def test_workload_file_that_is_no_python_is_told(name: str, way_out: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"08")
+    case = Case("no Python", WorkloadError, "a workload file must be Python", f"it is {tmp_path / name}")
+    with pytest.raises(PareflowError) as caught:
+        jobs.describe({"file": {"path": name}}, str(tmp_path), metric=None)
+    check(caught.value, case)
+    assert way_out in caught.value.remedy
+
+
 def test_metric_that_does_not_exist_is_told_before_training(workloads: Path, tmp_path: Path) -> None:
     case = Case("metric", MetricError, "the metric must be one of", "there is no `acuracy`")
     with pytest.raises(PareflowError) as caught:
         opened(workloads, tmp_path, sla={"quality": {"metric": "acuracy", "max_drop": 0.1}})
     check(caught.value, case)
     assert list((Store(tmp_path / "store").root / "entries").iterdir()) == []
+
+
+def test_percentage_for_a_share_is_told_before_training(workloads: Path, tmp_path: Path) -> None:
+    """A drop of 1 would let every loss pass; and the metric is the workload's own."""
+    with pytest.raises(SpecError) as caught:
+        opened(workloads, tmp_path, sla={"quality": {"max_drop": 1}})
+    check(caught.value, Case("percentage", SpecError, "images.yaml must be valid", "1 problem"))
+    assert "sla.quality.max_drop: " in str(caught.value)
 
 
 def test_unknown_key_is_told_with_what_was_meant(workloads: Path) -> None:

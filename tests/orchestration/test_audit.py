@@ -119,5 +119,7 @@ def test_list_audit_shows_the_moves_of_a_model(tracker: Tracker, data_dir: Path)
     assert "promoted" in shown.output
     assert "there was no champion" in shown.output
     assert version in shown.output
+    named = invoke(app, ["list", "audit", f"models:/{MODEL}@champion", "--data-dir", str(data_dir)])
+    assert named.output == shown.output
     assert invoke(app, ["list", "audit", "another", "--data-dir", str(data_dir)]).output.strip() == "none"
     assert "must name a model" in str(invoke(app, ["list", "audit", "--data-dir", str(data_dir)]).exception)

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from pareflow import spec
-from pareflow.errors import StoreError, TrackingError
+from pareflow.errors import InputError, StoreError, TrackingError
 from pareflow.intervals import paired_share_drop
 from pareflow.workload import load
-from tests.orchestration.conftest import CHECKOUT, Finished
+from tests.orchestration.conftest import CHECKOUT, PIPELINE, Finished
 
 Completed = subprocess.CompletedProcess[str]
 Run = Callable[..., Completed]
@@ -288,6 +288,72 @@ def test_a_run_that_was_waited_for_ends_as_one_here(
         assert deployed.exception.exit_code == code
         return
     assert deployed.exit_code == CliRunner().invoke(app, words).exit_code == code
+
+
+OF_A_MODEL = (
+    ["promote"],
+    ["promote", "--approve", "--by", "ada", "--reason", "seen"],
+    ["promote", "--reject", "--by", "ada", "--reason", "seen"],
+    ["rollback"],
+    ["deploy", "--no-orchestrator"],
+    ["list", "audit"],
+    ["monitor", "--url", "http://127.0.0.1:9"],
+)
+FORMS = ("models:/images", "models:/images@champion", "own.yaml")
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a pipeline of the name `images`, whose registry is empty."""
+    folder = tmp_path_factory.mktemp("empty")
+    (folder / "own.yaml").write_text(yaml.safe_dump(dict(PIPELINE)))
+    return folder
+
+
+@pytest.mark.parametrize("words", OF_A_MODEL, ids=" ".join)
+def test_a_model_is_found_by_each_form_of_its_name(
+    words: list[str], empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told of `images`, which is not there, is told of each."""
+    monkeypatch.chdir(empty)
+
+    def told(target: str) -> str:
+        result = CliRunner().invoke(app, [*words, target, "--data-dir", str(empty / "data")])
+        return result.output + str(result.exception)
+
+    forms = FORMS[:-1] if words == ["promote"] else FORMS  # a YAML's workload is opened first
+    assert {form: told(form) for form in forms} == dict.fromkeys(forms, told("images"))
+
+
+@pytest.mark.parametrize(
+    ("target", "uri"),
+    [("own.yaml", "models:/images@champion"), ("models:/images/3", "models:/images/3")],
+)
+def test_a_copy_is_of_the_champion_or_of_what_is_named(
+    target: str, uri: str, empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(empty)
+    words = ["promote", target, "--to", f"sqlite:///{empty}/other.db", "--data-dir", str(empty / "data")]
+    error = CliRunner().invoke(app, words).exception
+    assert isinstance(error, InputError)
+    assert str(error).startswith(f"{uri} must be registered")
+
+
+@pytest.mark.parametrize("words", OF_A_MODEL, ids=" ".join)
+@pytest.mark.parametrize("target", ["Images", "models:/../images", "models:/images/3", "two words"])
+def test_what_names_no_model_is_told_before_anything_is_opened(
+    words: list[str], target: str, tmp_path: Path
+) -> None:
+    error = CliRunner().invoke(app, [*words, target, "--data-dir", str(tmp_path / "data")]).exception
+    assert isinstance(error, InputError), error
+    assert target in str(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tolerated_share_of_other_answers_is_no_percentage(tmp_path: Path) -> None:
+    words = ["deploy", "digits", "--max-disagreement", "5", "--data-dir", str(tmp_path)]
+    told = CliRunner().invoke(app, words)
+    assert (told.exit_code, list(tmp_path.iterdir())) == (2, [])
 
 
 def test_a_run_that_is_not_waited_for_ends_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

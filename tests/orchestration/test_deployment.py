@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from tasks.serving import source
 from tasks.tracking import CONFIG, CONTENT, FORMAT, FORMAT_TAG, LEFT, TRAFFIC, Tracker
 from tests.orchestration.conftest import PATIENCE_SECONDS, PIPELINE, Judged
 from tests.orchestration.test_serve import Server
+from tests.replies import replying
 
 QUICK = Steps(shadow=1.0, canary=(0.5,), minutes=2, slowdown=10)
 """Times are not what is tested here."""
@@ -214,6 +216,38 @@ def test_a_server_that_does_not_answer_is_told_before_anything_begins(story: Sto
     with pytest.raises(TransientError, match="must answer"):
         story.deploy(url=NOBODY)
     assert story.traffic() is None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 500\r\n\r\n<html>",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnull",
+        b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"starting": {}}',
+        b"garbage\r\n\r\n",
+        b"",
+    ],
+)
+def test_a_server_that_restarts_or_whose_ingress_answers_ends_no_rollout(reply: bytes) -> None:
+    """It is asked again; where it goes on, nothing is seen there, and whoever waits for it says so."""
+    with replying(reply) as url:
+        rollout = rollouts.Rollout("images", "2", "1", (url,), pause_s=0)
+        with pytest.raises(TransientError):
+            rollouts.ask(rollout, url)
+        silent = Counter[str]()
+        seen, refused = rollouts._seen(rollout, Traffic(version="2", shadow=1), silent)
+        assert (seen.asked, refused, silent[url]) == (0, None, 1)
+        assert rollouts.follow.fn(rollout, seconds=0) == [url]
+
+
+@pytest.mark.parametrize("status", [b"401 Unauthorized", b"404 Not Found"])
+def test_a_server_that_says_no_ends_a_rollout(status: bytes) -> None:
+    """Also where the rest of its refusal is lost."""
+    reply = b"HTTP/1.1 " + status + b"\r\nContent-Length: 500\r\n\r\nno"
+    with replying(reply) as url, pytest.raises(InputError, match=r"it says 40[14]: no"):
+        rollouts.ask(rollouts.Rollout("images", "2", "1", (url,)), url)
 
 
 def test_what_the_registry_says_of_a_challenger_is_what_the_server_is_given(story: Story) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pareflow.errors import TrackingError, TransientError
+from pareflow.errors import InputError, TrackingError, TransientError
 from tasks import audit, locking
 from tasks.promotion import number, settle
 from tasks.tracking import Tracker
@@ -204,6 +204,12 @@ def test_a_database_that_cannot_lock_is_told_without_its_password(
     with pytest.raises(error, match=said) as raised, locking.exclusive(tmp_path, "x"):
         pytest.fail("it is held")
     assert "secret" not in str(raised.value)
+
+
+def test_a_model_that_a_flow_is_given_by_more_than_its_name_is_told(tmp_path: Path) -> None:
+    """Flows are started from Prefect's pages, too, where no command reads the name."""
+    with pytest.raises(InputError, match="models:/x@champion"):
+        locking.exclusive(tmp_path, "promotion-models:/x@champion").__enter__()
 
 
 def test_keys_are_those_of_postgres_bigint() -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from starlette.testclient import TestClient
 
 from pareflow.errors import PareflowError
@@ -19,6 +21,7 @@ from pareflow.serving.settings import Settings
 from pareflow.serving.slot import Challenge, FolderSource, Slot
 from pareflow.sla import LoadClause
 from pareflow.stages.run import Run
+from pareflow.variant import Step
 
 Packaged = Callable[..., Path]
 INFER = "/v2/models/images/infer"
@@ -120,3 +123,34 @@ def under(trained: Any) -> Callable[..., Run]:
         return run
 
     return changed
+
+
+LINEAR_WEIGHTS = np.random.default_rng(0).standard_normal((64, 4), np.float32)
+Linear = Callable[..., Path]
+
+
+@pytest.fixture
+def linear(make_package: Callable[..., Path], own_workloads: Path, tmp_path: Path) -> Linear:
+    """The package of a linear network of somebody's own, by what it calls its images and its four scores.
+
+    More are settings of its workload. Images of another size than 8×8 fail in the network.
+    """
+
+    def made(image: str = "x", scores: str = "y", **settings: Any) -> Path:
+        kind = TensorProto.FLOAT
+        nodes = [
+            helper.make_node("Flatten", [image], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weights"], [scores]),
+        ]
+        inputs = [helper.make_tensor_value_info(image, kind, ["batch", 1, "height", "width"])]
+        outputs = [helper.make_tensor_value_info(scores, kind, ["batch", 4])]
+        weights = [numpy_helper.from_array(LINEAR_WEIGHTS, "weights")]
+        graph = helper.make_graph(nodes, "linear", inputs, outputs, weights)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save_model(model, own_workloads / "linear.onnx")
+        images = np.random.default_rng(2).standard_normal((400, 1, 8, 8), np.float32)
+        np.savez(own_workloads / "linear.npz", samples=images, targets=np.arange(400) % 4)
+        reference = {"onnx": {"model": "linear.onnx", "arrays": "linear.npz", **settings}}
+        return make_package(reference, own_workloads, tmp_path / "store", Step("onnxruntime"), "linear")
+
+    return made

@@ -319,6 +319,100 @@ def test_a_batch_worth_waiting_for_is_waited_for_and_no_longer_than_allowed() ->
     run(scenario)
 
 
+HOUR_MS = 3_600_000
+
+
+def test_what_a_failed_batch_leaves_behind_waits_for_nobody() -> None:
+    """They are joined by no other, so that nobody could come for whom to wait; nor do those behind them."""
+
+    async def scenario() -> None:
+        below = Doubling()
+        below.let(99)
+        answer = DynamicBatching(max_batch_size=4, min_batch_size=4, max_wait_ms=HOUR_MS).wrap(below.endpoint)
+        asked = [asyncio.ensure_future(answer.answer(rows(n))) for n in (1, 2, -3, 4)]
+        asked += [asyncio.ensure_future(answer.answer(rows(n))) for n in (5, 6, 7, 8)]
+        answers: list[Any] = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(a) for a in answers] == [dict, dict, BadOutputError, *[dict] * 5]
+        assert below.sizes == [4, 1, 1, 1, 1, 4]
+
+    run(scenario)
+
+
+def test_who_waits_for_others_keeps_no_full_batch_waiting_and_goes_first_when_it_is_due() -> None:
+    """The first is of another shape: two behind it are a batch. When its time comes, it goes next."""
+
+    async def scenario() -> None:
+        below = Doubling()
+        policy = DynamicBatching(max_batch_size=2, min_batch_size=2, max_wait_ms=HOUR_MS)
+        answer = policy.wrap(below.endpoint).answer
+        with answered_within(1):
+            lone = asyncio.ensure_future(answer({"x": np.ones((1, 2))}))
+        pairs = [asyncio.ensure_future(answer(rows(n))) for n in range(4)]
+        await settle()
+        assert [batch.shape for batch in below.batches] == [(2, 1)]
+        await asyncio.sleep(0.52)  # beyond half of what its deadline leaves
+        below.let(9)
+        await asyncio.gather(lone, *pairs)
+        assert [batch.shape for batch in below.batches] == [(2, 1), (1, 2), (2, 1)]
+
+    run(scenario)
+
+
+def test_a_short_deadline_behind_others_is_seen_in_time() -> None:
+    """Who came first may wait for an hour; who came behind, of its kind, may not: both go."""
+
+    async def scenario() -> None:
+        below = Doubling()
+        below.let(9)
+        policy = DynamicBatching(max_batch_size=4, min_batch_size=4, max_wait_ms=HOUR_MS)
+        answer = policy.wrap(below.endpoint).answer
+        first = asyncio.ensure_future(answer(rows(1)))
+        await settle()
+        with answered_within(0.2):
+            await answer(rows(2))
+        await first
+        assert below.sizes == [2]
+
+    run(scenario)
+
+
+def test_who_gives_up_as_a_session_gets_free_makes_no_batch() -> None:
+    """Behind one that waits for others: both of a pair go in the moment in which it could be computed."""
+
+    async def scenario() -> None:
+        below = Doubling()
+        policy = DynamicBatching(max_batch_size=2, min_batch_size=2, max_wait_ms=HOUR_MS)
+        endpoint = policy.wrap(below.endpoint)
+        answer = endpoint.answer
+        first = [asyncio.ensure_future(answer(rows(n))) for n in range(2)]
+        await settle()
+        lone = asyncio.ensure_future(answer({"x": np.ones((1, 2))}))
+        gone = [asyncio.ensure_future(answer(rows(n))) for n in range(2)]
+        await settle()
+        below.let(9)
+        for one in gone:
+            one.cancel()
+        await asyncio.gather(*first, answer({"x": np.ones((1, 2))}), lone)
+        assert [batch.shape for batch in below.batches] == [(2, 1), (2, 2)]
+        assert endpoint.figures["dynamic_batching"]()["batches"] == 2
+
+    run(scenario)
+
+
+def test_free_sessions_share_no_batch_that_was_waited_for() -> None:
+    """Neither gets the least that was worth waiting for if two sessions take two samples each."""
+
+    async def scenario() -> None:
+        below = Doubling(2)
+        below.let(9)
+        policy = DynamicBatching(max_batch_size=8, min_batch_size=4, max_wait_ms=HOUR_MS)
+        answer = policy.wrap(below.endpoint).answer
+        await asyncio.gather(*(answer(rows(n)) for n in range(4)))
+        assert below.sizes == [4]
+
+    run(scenario)
+
+
 def test_a_deadline_cuts_the_wait_for_others_short() -> None:
     async def scenario() -> None:
         below = Doubling()

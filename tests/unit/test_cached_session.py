@@ -91,6 +91,17 @@ def test_equal_requests_have_equal_digests_wherever_they_lie() -> None:
     assert request_digest({"x": texts[0]}) != request_digest({"x": np.asarray(["a", "bc"], dtype=object)})
 
 
+def test_digests_of_objects_are_of_their_content_and_not_where_they_lie() -> None:
+    """Records hold texts; and of an array within an array numpy's repr leaves out the middle."""
+    records = [np.array([("a" * n, 1)], dtype=[("text", object), ("number", "i4")]) for n in (3, 3, 4)]
+    keys = [request_digest({"x": record}) for record in records]
+    assert keys[0] == keys[1] != keys[2]
+    nested = [np.empty(1, dtype=object) for _ in range(2)]
+    for place, array in enumerate(nested):
+        array[0] = np.eye(1, 2000, 1000 + place)[0]
+    assert request_digest({"x": nested[0]}) != request_digest({"x": nested[1]})
+
+
 @given(st.lists(st.integers(0, 5), max_size=40), st.integers(1, 7))
 def test_it_answers_as_its_session_and_never_holds_more_than_it_may(order: list[int], rows: int) -> None:
     session = Doubling()

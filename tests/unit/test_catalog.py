@@ -1,12 +1,14 @@
 """Members: settings that come back, names that are suggested, and versions of code."""
 
+import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from pydantic import Field
 
-from pareflow.catalog import BACKENDS, TECHNIQUES, Member, find, installed_version, unknown
+from pareflow.catalog import BACKENDS, TECHNIQUES, Member, _sources, find, installed_version, unknown
 from pareflow.errors import SpecError
 from pareflow.variant import Step
 
@@ -87,6 +89,23 @@ def test_member_is_available_where_its_distributions_are() -> None:
 def test_code_version_is_stable_and_covers_what_it_runs_on() -> None:
     assert Shrink.code_version() == Shrink.code_version()
     assert Shrink.code_version() != NeedsTheMoon.code_version()
+
+
+@pytest.mark.parametrize(
+    ("backend", "through"),
+    [
+        ("onnxruntime", {"packed_onnx.py", "packing.py", "range_coder.py"}),
+        ("openvino", {"packed_openvino.py", "packing.py", "range_coder.py"}),
+        ("torch_compile", {"autocast.py", "signature.py"}),
+    ],
+)
+def test_code_version_is_of_modules_that_are_imported_from_their_package(
+    backend: str, through: set[str]
+) -> None:
+    """`from pareflow.compiler import packed_onnx` counts, and so does what that imports."""
+    member = BACKENDS[backend]
+    found = _sources(Path(inspect.getfile(member)), member.__module__)
+    assert through <= {path.name for path in found}
 
 
 def test_absent_distribution_has_no_version() -> None:

@@ -88,8 +88,8 @@ def test_texts_that_come_together_are_no_drift(packaged: Callable[..., Path]) ->
         _tokens([row["ids"][0] for row in alone[start : start + 4]]) for start in range(0, len(alone), 4)
     ]
     reference = comparison.reference(alone)
-    told = {"predictions": np.zeros(4, np.int64)}
-    live = comparison.live(Exchange("a", "texts", "1", 0.0, one, told, {}) for one in together)
+    session = PackagedModel(package).session
+    live = comparison.live(Exchange("a", "texts", "1", 0.0, one, session.run(one), {}) for one in together)
     names = [name for name in reference if name.startswith("feature.ids") and name in live]
     assert {"feature.ids.mean", "feature.ids.spread", "feature.ids.length"} <= set(names)
     for name in names:
@@ -101,6 +101,61 @@ def _tokens(rows: list[np.ndarray]) -> Arrays:
     for place, row in zip(ids, rows, strict=True):
         place[: len(row)] = row
     return {"ids": ids, "mask": (ids > 0).astype(np.int64)}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "agree"),
+    [
+        ("card_payment", "card_payment_fee", False),
+        ("fee", "fee", True),
+        ("07", "7", False),
+        ("1", 1, True),
+        ("1.0", 1, True),
+        ("1", 1.0, True),
+        ("seven", 7, False),
+        ("seven", 7.0, False),
+        (1.0, 1, True),
+        (True, 1, True),
+        (True, 2, False),
+        (b"fee", "fee", True),
+    ],
+)
+@pytest.mark.parametrize("other_way_round", [False, True])
+def test_predictions_agree_where_they_are_the_same_label_whatever_type_holds_it(
+    comparison: Comparison, one: Any, other: Any, agree: bool, other_way_round: bool
+) -> None:
+    """A longer text is not cut to the length of a shorter one."""
+    served, original = np.array([one, one]), np.array([other, other])
+    if other_way_round:
+        served, original = original, served
+    assert comparison._agree(served, original).tolist() == [agree, agree]
+
+
+@pytest.mark.parametrize(
+    ("image", "scores", "left_out"),
+    [("x", "predictions", 0), ("samples", "y", 0), ("samples", "predictions", 1)],
+)
+def test_what_a_network_calls_its_tensors_makes_no_disagreement(
+    linear: Callable[..., Path], image: str, scores: str, left_out: int
+) -> None:
+    """Tensors, and raw samples; which of both it was cannot be told where it calls two of them as we do."""
+    package = linear(image, scores, scale=0.5, zero_point=0.25)
+    model = PackagedModel(package)
+    document = json.loads((package / "model.json").read_text())
+    comparison = Comparison(str(package), str(package / "artifact"), document["backend"], WATCHED)
+    images = np.random.default_rng(3).standard_normal((20, 1, 8, 8), np.float32)
+    tensors, raw = model.session.run({image: images}), model.outputs(images)
+    told = {**raw, "predictions": model.postprocess(raw)}
+    assert (told["predictions"] != model.postprocess(tensors)).any()
+    live = comparison.live(
+        [
+            Exchange("tensors", "linear", "1", 0.0, {image: images}, tensors, {}),
+            Exchange("raw", "linear", "1", 0.0, {"samples": images}, told, {}),
+        ]
+    )
+    assert int(live["left_out"]) == left_out
+    assert live["agrees"].tolist() == 20 * (2 - left_out) * [True]
+    np.testing.assert_array_equal(live["served"][:20], model.postprocess(tensors))
 
 
 def test_other_predictions_than_the_originals_disagree(

@@ -92,6 +92,14 @@ def test_first_mismatch_is_told(made: comparison.Run, said: str | None) -> None:
     assert found is None if said is None else re.search(said, str(found))
 
 
+@pytest.mark.parametrize("names", ["ba", "ac"], ids=["turned", "other"])
+def test_several_outputs_have_the_names_of_the_source(names: str) -> None:
+    """Their arrays agree by position: what is read by name would be another's."""
+    source, made = (lambda given, names=n: dict.fromkeys(names, given["x"]) for n in ("ab", names))
+    found = mismatch(source, made, feeds())
+    assert found == f"it has the outputs {names[0]}, {names[1]} where the source has a, b"
+
+
 def test_real_inputs_of_one_shape_come_in_several_batches(load_tiny: Load) -> None:
     images = [feeds["images"].shape for feeds in real_inputs(load_tiny("images"))]
     assert images == [(1, 1, 8, 8), (3, 1, 8, 8)]

@@ -73,6 +73,25 @@ def test_the_best_that_is_in_time_answers() -> None:
     run(scenario)
 
 
+def test_a_variant_that_has_become_slow_is_left_though_its_late_answers_are_not_waited_for() -> None:
+    """The server gives up at the deadline; what was waited for is known to be too little."""
+
+    async def scenario() -> None:
+        full, small = Variant("full", 0.0), Variant("small", 0.0)
+        endpoint = routed(full, small, probe_every_s=FOREVER_S)
+        assert await by(endpoint, 0.1) == "full"
+        full.takes_s, told = 1000.0, list[str]()
+        for _ in range(12):
+            try:
+                told.append(await asyncio.wait_for(by(endpoint, 0.1), 0.105))
+            except TimeoutError:
+                told.append("late")
+        assert (told[0], told[-1]) == ("late", "small")
+        assert figures(endpoint)["late_full"] == told.count("late")
+
+    run(scenario)
+
+
 def lanes(endpoint: Endpoint) -> list[Any]:
     """The lines of the variants, best first: to time each once, as a warm server has."""
     router: Any = endpoint.answer

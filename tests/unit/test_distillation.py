@@ -25,6 +25,7 @@ from pareflow.model.distillation.distillation import Distillation
 from pareflow.model.distillation.early_exit import EarlyExit
 from pareflow.model.distillation.exits import with_exits
 from pareflow.model.distillation.hinted import by_depth, hinted
+from pareflow.model.distillation.response import ResponseTechnique, class_axis
 from pareflow.model.distillation.teacher import Teacher
 from pareflow.model.training import Batch
 from pareflow.store import Store
@@ -155,6 +156,98 @@ def test_labels_and_teacher_are_mixed_by_alpha(load_tiny: Load, name: str) -> No
     soft = float(losses.response(logits, answers, 4))
     mixed = Distillation(alpha=0.25, temperature=4).response_loss(logits, answers, batch, workload)
     assert float(mixed) == pytest.approx(0.25 * hard + 0.75 * soft)
+
+
+def taught(
+    outputs: torch.Tensor, answers: torch.Tensor, targets: torch.Tensor | None, workload: LoadedWorkload
+) -> float:
+    batch = Batch("train", np.arange(len(outputs)), {}, targets)
+    return float(Distillation(alpha=0, temperature=2).response_loss(outputs, answers, batch, workload))
+
+
+def test_numbers_are_taught_by_their_squared_error(load_tiny: Load) -> None:
+    """A softmax would not see that all of them are 1000 off."""
+    answers = torch.tensor([[1.0, 2], [3, 4]])
+    assert taught(answers + 1000, answers, torch.zeros(2, 2), load_tiny("images")) == pytest.approx(1e6)
+
+
+def kl_by_hand(ours: np.ndarray, theirs: np.ndarray, axis: int, temperature: float) -> float:
+    """T² · Σ p · ln(p / q) over the classes, the mean over everything else."""
+    q, p = (np.exp(logits / temperature) for logits in (ours, theirs))
+    q, p = q / q.sum(axis, keepdims=True), p / p.sum(axis, keepdims=True)
+    return float(temperature**2 * (p * np.log(p / q)).sum(axis).mean())
+
+
+@pytest.mark.parametrize(
+    ("shape", "targets", "axis"),
+    [
+        ((5, 3), (5,), 1),
+        ((5, 3), (5, 1), 1),
+        ((5, 3), None, 1),
+        ((2, 3, 4, 5), (2, 4, 5), 1),
+        ((2, 3, 4, 5), (2, 1, 4, 5), 1),
+        ((2, 3, 6), (2, 6), 1),
+        ((2, 6, 3), (2, 6), 2),
+        ((2, 4, 5, 3), (2, 4, 5), 3),
+        ((2, 3, 3), (2, 3), 1),
+    ],
+    ids=str,
+)
+def test_classes_are_on_the_axis_that_targets_lack(
+    shape: tuple[int, ...], targets: tuple[int, ...] | None, axis: int, load_tiny: Load
+) -> None:
+    ours, theirs = np.random.default_rng(0).normal(size=(2, *shape))
+    labels = None if targets is None else torch.zeros(targets, dtype=torch.int64)
+    found = taught(torch.from_numpy(ours), torch.from_numpy(theirs), labels, load_tiny("images"))
+    assert found == pytest.approx(kl_by_hand(ours, theirs, axis, 2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "targets", "said"),
+    [
+        ((2, 3), (2, 3), r"shape \(2, 3\) goes with targets of shape \(2, 3\)"),
+        ((2, 1), (2,), r"shape \(2, 1\) goes with targets of shape \(2,\)"),
+        ((2,), (2,), r"shape \(2,\) goes with"),
+        ((2, 84, 100), (2, 7, 5), r"shape \(2, 84, 100\) goes with"),
+        ((2, 3, 4, 5), None, "goes with no labels"),
+    ],
+    ids=["many labels", "one class", "a number", "boxes", "no labels"],
+)
+def test_outputs_without_an_axis_of_classes_are_refused(
+    shape: tuple[int, ...], targets: tuple[int, ...] | None, said: str
+) -> None:
+    with pytest.raises(UnsuitableError, match=said):
+        class_axis(shape, targets)
+
+
+def of_numbers(workload: LoadedWorkload) -> LoadedWorkload:
+    """The workload with four numbers as targets: the share of each class."""
+    parts = [getattr(workload.splits, name) for name in SPLITS]
+    shares = [Split(part.samples, np.eye(4, dtype=np.float32)[part.labels()]) for part in parts]
+    return replace(workload, splits=Splits(*shares))
+
+
+def test_student_of_numbers_learns_the_teachers_own(load_tiny: Load) -> None:
+    """Taught by a softmax of numbers, it would learn their differences alone."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    bias = module.state_dict()["1.bias"] + 1
+    student.load_state_dict(module.state_dict() | {"1.bias": bias})
+    workload = with_students(of_numbers(load_tiny("images")), near=student)
+    made = Distillation(student="near", alpha=0, epochs=5, learning_rate=2e-2).apply(module, workload)
+    inputs = workload.definition.preprocess(workload.split("search").samples)
+    theirs, ours = (network.run_torch(each, inputs)["output"] for each in (module, made))
+    assert np.abs(ours - theirs).mean() < 0.2
+
+
+@pytest.mark.parametrize("member", [Distillation(student="dense"), BornAgain(), EarlyExit()], ids=type)
+def test_dense_outputs_are_refused_before_training_where_targets_do_not_match(
+    load_tiny: Load, member: ResponseTechnique
+) -> None:
+    """A map of four classes for each pixel, and one label for the image."""
+    dense = nn.Conv2d(1, 4, 1)
+    with pytest.raises(UnsuitableError, match=r"shape \(2, 4, 8, 8\) goes with targets of shape \(2,\)"):
+        member.apply(dense, with_students(load_tiny("images"), dense=dense))
 
 
 MIXES: dict[str, dict[str, Any]] = {

@@ -244,6 +244,17 @@ def test_equal_requests_have_equal_keys_wherever_they_lie() -> None:
     assert request_key(b"", {"x": texts[0]}) != request_key(b"", {"x": np.asarray(["a", "bc"], dtype=object)})
 
 
+def test_keys_of_objects_are_of_their_content_and_not_where_they_lie() -> None:
+    """Records hold texts; and of an array within an array numpy's repr leaves out the middle."""
+    records = [np.array([("a" * n, 1)], dtype=[("text", object), ("number", "i4")]) for n in (3, 3, 4)]
+    keys = [request_key(b"", {"x": record}) for record in records]
+    assert keys[0] == keys[1] != keys[2]
+    nested = [np.empty(1, dtype=object) for _ in range(2)]
+    for place, array in enumerate(nested):
+        array[0] = np.eye(1, 2000, 1000 + place)[0]
+    assert request_key(b"", {"x": nested[0]}) != request_key(b"", {"x": nested[1]})
+
+
 @pytest.mark.parametrize("store", ["memcached://here", "cache.db", "sqlite", "redis"])
 def test_an_unknown_store_is_refused(store: str) -> None:
     with pytest.raises(ValidationError, match="a store must be one of memory, sqlite:, redis://"):

@@ -435,7 +435,7 @@ def agrees_after_export(workload: Any, folder: Path, inputs: list[str], optimum:
     session = onnxruntime.InferenceSession(into / "model.onnx", providers=["CPUExecutionProvider"])
     assert [node.name for node in session.get_inputs()] == inputs
     for feeds in workload.feeds("train", batch_size=4):
-        (ours,) = session.run(["logits"], feeds)
+        (ours,) = session.run(["logits" if optimum else "output"], feeds)
         theirs = network.run_torch(original, feeds)
         np.testing.assert_allclose(ours, theirs["output"], atol=1e-5)
         predicted = workload.definition.postprocess({"logits": ours})

@@ -23,6 +23,7 @@ from pareflow.serving.settings import Settings
 from pareflow.serving.slot import FolderSource, Slot
 from pareflow.serving.traffic import Traffic
 from pareflow.workload import Arrays
+from tests.replies import replying
 
 
 def quick(**rules: Any) -> Rules:
@@ -108,6 +109,45 @@ def test_what_is_no_server_of_ours_is_told() -> None:
         exposition.parse(served("images", "texts").text().decode(), "words", 0)
     with pytest.raises(TransientError, match="must answer"):
         exposition.read("http://127.0.0.1:9", "images")
+
+
+MODEL = b'pareflow_model_info{model="images",version="1"} 1.0\n'
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + MODEL,
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + MODEL + b"pareflow_requests_total{mod",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + MODEL + b"process_cpu_seconds_total 1",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 28\r\n\r\n<html>{starting up}</html>\n\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xff\n",
+        b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n",
+        b"garbage\r\n\r\n",
+        b"",
+    ],
+)
+def test_a_reply_that_is_cut_or_another_ones_is_worth_another_try(reply: bytes) -> None:
+    """A server that dies in the middle of its reply, behind a proxy or not; a proxy's own page."""
+    with replying(reply) as url, pytest.raises(TransientError):
+        exposition.read(url, "images")
+
+
+def test_a_whole_reply_is_read() -> None:
+    reply = f"HTTP/1.1 200 OK\r\nContent-Length: {len(MODEL)}\r\n\r\n".encode() + MODEL
+    with replying(reply) as url:
+        assert exposition.read(url, "images").version == "1"
+
+
+def test_failed_texts_and_streams_are_counted() -> None:
+    """A language model's requests come by routes of their own."""
+    metrics = served("words")
+    for route, status in (("generate", 500), ("generate_stream", 503), ("generate", 200)):
+        metrics.answered("words", route, status, 0.3)
+    reading = exposition.parse(metrics.text().decode(), "words", at_s=0)
+    window = between(replace(reading, statuses={}, buckets={}), reading)
+    assert (window.requests, window.failed, window.answered) == (3, 2, 3)
 
 
 def served(*names: str) -> Metrics:

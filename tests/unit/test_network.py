@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,13 +12,19 @@ from torch import nn
 
 from pareflow import network
 from pareflow.compiler import OnnxRuntime
-from pareflow.errors import BadOutputError, ExportError, UnsuitableError
+from pareflow.errors import BadOutputError, ExportError, UnsuitableError, WorkloadError
 from pareflow.model import Simplification
 from pareflow.network import FILES, FORMS, Form
-from pareflow.workload import LoadedWorkload
+from pareflow.workload import Arrays, LoadedWorkload, Samples, Split, Splits, Workload
 
 Load = Callable[[str], LoadedWorkload]
 Forms = Callable[[str], Mapping[Form, Path]]
+WAYS: list[tuple[Form, Form]] = [
+    ("torch", "onnx"),
+    ("onnx", "openvino"),
+    ("torch", "exported"),
+    ("onnx", "exported"),
+]
 
 
 class DependsOnTheBatch(nn.Module):
@@ -147,6 +153,108 @@ def test_workload_may_export_by_itself(
     monkeypatch.setattr(type(workload.definition), "export", export, raising=False)
     network.convert(forms("images")["torch"], "onnx", workload, tmp_path)
     assert calls == [tmp_path / "model.onnx"]
+
+
+class TwoHeads(nn.Module):
+    """Two answers of one shape; `arrange` makes of them what `forward` gives."""
+
+    def __init__(self, arrange: Callable[[torch.Tensor, torch.Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.arrange = nn.Linear(4, 3), nn.Linear(4, 3), arrange
+
+    def forward(self, rows: torch.Tensor) -> Any:
+        return self.arrange(self.first(rows), self.second(rows))
+
+
+class Rows(Workload):
+    """Rows of numbers, which the network takes as `rows`; `varying` is what `dynamic_axes` says."""
+
+    metric: ClassVar[str] = "rmse"
+    varying: tuple[str, ...] = ()
+
+    def data(self) -> Splits:
+        raise NotImplementedError
+
+    def network(self) -> nn.Module:
+        raise NotImplementedError
+
+    def preprocess(self, samples: Samples) -> Arrays:
+        return {"rows": np.asarray(samples)}
+
+    def postprocess(self, outputs: Arrays) -> np.ndarray:
+        raise NotImplementedError
+
+    def dynamic_axes(self) -> dict[str, dict[int, str]]:
+        return {name: {0: "batch"} for name in self.varying}
+
+
+def rows(*varying: str) -> LoadedWorkload:
+    part = Split(np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32))
+    return LoadedWorkload(Rows(varying=varying), "", "", Splits(part, part, part, part))
+
+
+def by_key(first: torch.Tensor, second: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"aux": first, "logits": second}
+
+
+def both(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return first, second
+
+
+def one_key(first: torch.Tensor, second: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"logits": first + second}
+
+
+def twice(first: torch.Tensor, second: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"z": second, "a": second.clone()}
+
+
+@pytest.mark.parametrize(
+    ("arrange", "varying", "names"),
+    [
+        (by_key, ["rows", "logits", "aux"], ["aux", "logits"]),
+        (by_key, ["logits"], ["aux", "logits"]),
+        (by_key, [], ["aux", "logits"]),
+        (both, [], ["output", "output_1"]),
+        (both, ["output_1", "output"], ["output", "output_1"]),
+        (one_key, [], ["logits"]),
+        (twice, [], ["z", "a"]),
+    ],
+    ids=["turned axes", "some axes", "mapping", "tuple", "tuple with axes", "one key", "one answer twice"],
+)
+def test_every_form_calls_each_output_as_torch_does(
+    arrange: Any, varying: list[str], names: list[str], tmp_path: Path
+) -> None:
+    workload = rows(*varying)
+    feeds = workload.example(5)
+    folders = {form: tmp_path / form for form in FORMS}
+    for folder in folders.values():
+        folder.mkdir()
+    network.save(TwoHeads(arrange), "torch", folders["torch"])
+    expected = network.runner(folders["torch"])(feeds)
+    for source, form in (
+        ("torch", "onnx"),
+        ("onnx", "openvino"),
+        ("torch", "exported"),
+        ("onnx", "exported"),
+    ):
+        network.convert(folders[source], form, workload, folders[form])  # type: ignore[index, arg-type]
+        got = network.runner(folders[form])(feeds)  # type: ignore[index]
+        assert list(got) == list(expected) == names
+        for name in names:
+            np.testing.assert_allclose(got[name], expected[name], atol=1e-6)
+
+
+def test_axes_of_what_the_network_neither_takes_nor_gives_are_refused(tmp_path: Path) -> None:
+    said = r"`dynamic_axes\(\)` must name inputs .* it names `logits`, and there are `rows`, `output`"
+    with pytest.raises(WorkloadError, match=said):
+        network.export_onnx(nn.Linear(4, 3), rows("rows", "logits"), tmp_path / "model.onnx")
+
+
+def test_forward_that_raises_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"must become .* its `forward` raised RuntimeError"):
+        network.export_onnx(nn.Linear(5, 3), rows(), tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from pareflow.compiler import Backend, OnnxRuntime, OpenVino
 from pareflow.compiler.backend import Session
 from pareflow.compiler.onnxruntime import GraphLevel
 from pareflow.errors import ExportError, UnsuitableError
-from pareflow.model import DynamicInt8, Fp8, Int4, MixedInt8, NncfInt4, NncfInt8, StaticInt8
+from pareflow.model import DynamicInt8, Fp8, Int4, MixedInt8, NncfInt4, NncfInt8, StaticInt8, Technique
 from pareflow.workload import Arrays, LoadedWorkload
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -198,6 +198,37 @@ def test_fixed_batch_answers_any(opened: Opened, backend: Backend, fixed: int) -
     for batch_size in (1, 2, 3, 4, 7):
         x = loaded.example(batch_size)["x"]
         agree(session.run({"x": x}), {"y": x.reshape(-1, 6) @ weights["matrix"]})
+
+
+@pytest.mark.parametrize("fixed", [1, 4])
+@pytest.mark.parametrize(
+    "technique",
+    [
+        StaticInt8(),
+        StaticInt8(method="entropy"),
+        MixedInt8(max_drop=1),
+        Fp8(),
+        NncfInt8(),
+        NncfInt4(method="awq"),
+    ],
+    ids=lambda technique: technique.step.label,
+)
+def test_graph_of_a_fixed_batch_is_calibrated_in_batches_of_its_size(
+    opened: Opened, technique: Technique, fixed: int, tmp_path: Path
+) -> None:
+    """Of ten calibration samples the last two are filled up to four; what is made answers any batch."""
+    nodes = [node("Reshape", "x shape", "flat"), node("MatMul", "flat matrix", "y")]
+    weights = {"shape": np.asarray([fixed, 6]), "matrix": floats(6, 16)}
+    given = model(nodes, [port("x", fixed, 2, 3)], [port("y", fixed, 16)], weights)
+    rows = RANDOM.uniform(-1, 1, (ROWS, 2, 3)).astype(np.float32)
+    rows[:, 0, :2] = (-1, 1)  # NNCF takes the mean of all samples' ranges
+    _, loaded = opened(OpenVino(), given, {"x": rows})
+    made = technique.apply(network.load(technique.form, tmp_path / technique.form), loaded)
+    (tmp_path / "made").mkdir()
+    network.save(made, technique.gives, tmp_path / "made")
+    x = loaded.example(7)["x"]
+    found = network.runner(tmp_path / "made")({"x": x})["y"]
+    np.testing.assert_allclose(found, x.reshape(-1, 6) @ weights["matrix"], atol=0.3)
 
 
 @settings

@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
+from pareflow.errors import DeadlineError, OverloadedError
+from pareflow.hardware import probe
+from pareflow.runtime.endpoint import answered_within
 from pareflow.runtime.pipelining import BLOCKS, Pipeline, Pipelining, Trial
+from tests.concurrency import run, settle
 
 
 class Clock:
@@ -166,3 +170,146 @@ def test_what_fails_is_the_callers_and_counts_as_no_answer(pipeline: Pipeline) -
     with pipeline.request():  # nobody is in flight from before
         pass
     assert pipeline._in_flight == 0
+
+
+class Held:
+    """A stage that runs until it is let; it counts how often it was begun."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self._let = threading.Event()
+
+    def __call__(self) -> str:
+        self.begun += 1
+        self._let.wait(20)
+        return "done"
+
+    def let(self) -> None:
+        self._let.set()
+
+
+Full = tuple[Pipeline, Held, list[asyncio.Task[str]]]
+
+
+async def full(stage_s: float, **settings: Any) -> Full:
+    """A pipeline whose preprocessing takes so long, with all its threads held."""
+    pipeline, held = Pipeline(Pipelining(**settings)), Held()
+    pipeline.learn("preprocess", stage_s)
+    pipeline.learn("postprocess", stage_s)
+    threads = max(2, len(probe.cores()))
+    tasks = [asyncio.create_task(pipeline.run("preprocess", 1, held)) for _ in range(threads)]
+    while held.begun < threads:
+        await asyncio.sleep(0.001)
+    return pipeline, held, tasks
+
+
+async def ended(pipeline: Pipeline, held: Held, tasks: list[asyncio.Task[str]]) -> None:
+    held.let()
+    assert set(await asyncio.gather(*tasks)) == {"done"}
+    pipeline.close()
+
+
+def test_samples_that_would_be_late_are_refused_before_they_are_processed() -> None:
+    """By hand: as many stages of 10 s run as there are threads, so that one more ends after 20."""
+
+    async def scenario() -> None:
+        pipeline, held, tasks = await full(10)
+        called = Held()
+        with answered_within(15), pytest.raises(DeadlineError) as refused:
+            await pipeline.run("preprocess", 1, called)
+        assert refused.value.retry_after_s == pytest.approx(20)
+        with answered_within(25):
+            tasks.append(asyncio.create_task(pipeline.run("preprocess", 1, held)))
+            await settle()
+        figures = pipeline.figures()
+        assert (called.begun, figures["waiting"], figures["late"]) == (0, 1, 1)
+        await ended(pipeline, held, tasks)
+
+    run(scenario)
+
+
+def test_what_comes_after_preprocessing_counts_too() -> None:
+    async def scenario() -> None:
+        pipeline, held, tasks = await full(0.002)
+        pipeline.learn_rest(10)
+        called = Held()
+        with answered_within(5), pytest.raises(DeadlineError):
+            await pipeline.run("preprocess", 1, called)
+        assert called.begun == 0
+        await ended(pipeline, held, tasks)
+
+    run(scenario)
+
+
+def test_the_line_before_the_threads_is_bounded() -> None:
+    """Without a deadline, too."""
+
+    async def scenario() -> None:
+        pipeline, held, tasks = await full(10, max_waiting=1)
+        tasks.append(asyncio.create_task(pipeline.run("preprocess", 1, held)))
+        await settle()
+        called = Held()
+        with pytest.raises(OverloadedError, match="at most 1 requests may wait") as refused:
+            await pipeline.run("preprocess", 1, called)
+        assert type(refused.value) is OverloadedError
+        assert (called.begun, pipeline.figures()["refused"]) == (0, 1)
+        await ended(pipeline, held, tasks)
+        assert pipeline.figures()["waiting"] == 0
+
+    run(scenario)
+
+
+def test_samples_whose_time_is_over_in_line_are_not_processed() -> None:
+    """Their turn comes later than was thought when they came."""
+
+    async def scenario() -> None:
+        pipeline, held, tasks = await full(0.002)
+        called = Held()
+        with answered_within(0.05):
+            late = asyncio.create_task(pipeline.run("preprocess", 1, called))
+        await asyncio.sleep(0.1)
+        await ended(pipeline, held, tasks)
+        with pytest.raises(DeadlineError, match="it waited"):
+            await late
+        assert called.begun == 0
+
+    run(scenario)
+
+
+def test_who_finds_nobody_before_him_is_processed_whatever_took_how_long_before() -> None:
+    async def scenario() -> None:
+        pipeline = Pipeline(Pipelining())
+        pipeline.learn("preprocess", 10)
+        with answered_within(5):
+            assert await pipeline.run("preprocess", 1, str) == ""
+        pipeline.close()
+
+    run(scenario)
+
+
+def test_what_is_nearly_done_does_not_wait_for_what_has_just_come() -> None:
+    async def scenario() -> None:
+        pipeline, held, tasks = await full(0.002)
+        with answered_within(10):
+            assert await pipeline.run("postprocess", 1, str) == ""
+        await ended(pipeline, held, tasks)
+
+    run(scenario)
+
+
+def test_who_gives_up_leaves_the_line_and_no_thread_before_it_is_free() -> None:
+    async def scenario() -> None:
+        pipeline, held, tasks = await full(10)
+        called = Held()
+        gone = asyncio.create_task(pipeline.run("preprocess", 1, called))
+        await settle()
+        gone.cancel()
+        tasks.pop().cancel()  # it runs on
+        await settle()
+        assert pipeline.figures()["waiting"] == 0
+        with answered_within(15), pytest.raises(DeadlineError):
+            await pipeline.run("preprocess", 1, called)
+        await ended(pipeline, held, tasks)
+        assert called.begun == 0
+
+    run(scenario)

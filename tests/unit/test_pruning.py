@@ -412,6 +412,145 @@ def test_widths_are_round_and_none_vanishes(width: int, ratio: float, round_to: 
         assert abs(kept - width * (1 - ratio)) <= round_to / 2 or kept == round_to
 
 
+class Read(nn.Module):
+    """A convolution, whose channels `arrange` puts before a layer that takes them."""
+
+    def __init__(self, arrange: Callable[[torch.Tensor], torch.Tensor], taker: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.before, self.conv = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3)
+        self.taker, self.arrange = taker, arrange
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.taker(self.arrange(torch.relu(self.conv(torch.relu(self.before(images))))))
+        return found
+
+
+def shuffled(states: torch.Tensor) -> torch.Tensor:
+    """As ShuffleNet does between its groups."""
+    batch, channels, *sizes = states.shape
+    return states.view(batch, 2, channels // 2, *sizes).transpose(1, 2).reshape(batch, channels, *sizes)
+
+
+ARRANGED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[], nn.Module], bool]] = {
+    "channels first": (lambda states: states.flatten(1), lambda: nn.Linear(8 * 36, 3), True),
+    "mean over channels last": (
+        lambda states: states.permute(0, 2, 3, 1).mean((1, 2)),
+        lambda: nn.Linear(8, 3),
+        True,
+    ),
+    "transposed convolution": (lambda states: states, lambda: nn.ConvTranspose2d(8, 3, 2), True),
+    "channel mean": (lambda states: states + states.mean(1, keepdim=True), lambda: nn.Conv2d(8, 3, 1), True),
+    "channels last": (
+        lambda states: states.permute(0, 2, 3, 1).flatten(1),
+        lambda: nn.Linear(8 * 36, 3),
+        False,
+    ),
+    "sequence": (
+        lambda states: states.flatten(2).transpose(1, 2).flatten(1),
+        lambda: nn.Linear(8 * 36, 3),
+        False,
+    ),
+    "channel shuffle": (shuffled, lambda: nn.Conv2d(8, 3, 1), False),
+    "pixel shuffle": (
+        lambda states: nn.functional.pixel_shuffle(states, 2),
+        lambda: nn.Conv2d(2, 3, 1),
+        False,
+    ),
+    "gate of torch": (lambda states: nn.functional.glu(states, 1), lambda: nn.Conv2d(4, 3, 1), False),
+}
+
+
+@pytest.mark.parametrize("name", ARRANGED)
+def test_only_channels_that_lie_where_the_graph_says_are_cut(load_tiny: Load, name: str) -> None:
+    """Those worth nothing go: the answers stay. Elsewhere that width stays whole, and another shrinks."""
+    arrange, taker, known = ARRANGED[name]
+    workload, module = load_tiny("images"), Read(arrange, taker())
+    for layer in (module.before, module.conv):
+        for channel in (1, 2, 4, 7):
+            layer.weight.data[channel] = 0
+            assert layer.bias is not None
+            layer.bias.data[channel] = 0
+    before = copy.deepcopy(module.state_dict())
+    pruned: Any = ChannelPruning(round_to=1, epochs=0).apply(module, workload)
+    assert pruned.before.out_channels == pruned.conv.in_channels == 4
+    assert pruned.conv.out_channels == (4 if known else 8)
+    if name != "channel mean":  # which is of those that are left
+        np.testing.assert_allclose(answers(pruned, workload), answers(module, workload), atol=1e-5)
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+def test_network_whose_only_width_is_in_another_order_is_refused(load_tiny: Load) -> None:
+    arrange, taker, _ = ARRANGED["channels last"]
+    module = nn.Sequential(Read(arrange, taker()).conv, Arranged(arrange), taker())
+    workload = rows(np.random.default_rng(0).normal(size=(8, 8, 8, 8)), np.zeros((8, 3)))
+    with pytest.raises(UnsuitableError, match=r"other order .*: `0`. Leave this technique out"):
+        ChannelPruning(round_to=1, epochs=0).apply(module, workload)
+
+
+class Arranged(nn.Module):
+    def __init__(self, arrange: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.arrange = arrange
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.arrange(states)
+
+
+def test_normed_shortcuts_are_checked_too() -> None:
+    """A layer norm depends on all channels, but not on their order; what follows it depends on that."""
+    torch.manual_seed(0)
+
+    def network(arrange: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), Arranged(arrange), nn.Linear(8, 2))
+
+    pruned = ChannelPruning(round_to=1, epochs=0).apply(network(torch.relu), random_rows(3))
+    assert pruned.get_parameter("1.weight").shape == (4,)
+    turned = network(lambda states: states.view(-1, 2, 4).transpose(1, 2).reshape(-1, 8))
+    with pytest.raises(UnsuitableError, match=r"other order .*: `0`"):
+        ChannelPruning(round_to=1, epochs=0).apply(turned, random_rows(3))
+
+
+class Gated(nn.Module):
+    """A fused gate (GLU, SwiGLU): one layer gives both factors."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.both, self.outer = nn.Linear(5, 2 * width), nn.Linear(width, 3)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        value, gate = self.both(states).chunk(2, -1)
+        gated: torch.Tensor = self.outer(value * torch.sigmoid(gate))
+        return gated
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_fused_gate_keeps_its_share_in_round_pairs(ratio: float, scope: Any) -> None:
+    pruned: Any = ChannelPruning(ratio=ratio, scope=scope, epochs=0).apply(Gated(64), random_rows(5, 3))
+    kept = round(64 * (1 - ratio))
+    assert (pruned.both.out_features, pruned.outer.in_features) == (2 * kept, kept)
+
+
+def test_fused_gate_loses_the_pairs_that_are_worth_nothing_and_never_all() -> None:
+    """Values 0 and 1, and the gates of 2 and 3, are nearly nothing: as channels they take all with them."""
+    module: Any = Gated(4)
+    module.both.weight.data[[0, 1, 6, 7]] *= 0.01
+    module.outer.weight.data[:, [0, 1]] *= 0
+    pruned: Any = ChannelPruning(round_to=1, epochs=0).apply(module, random_rows(5, 3))
+    assert torch.equal(pruned.both.weight, module.both.weight[[2, 3, 6, 7]])
+    np.testing.assert_allclose(
+        answers(pruned, random_rows(5, 3)), answers(module, random_rows(5, 3)), atol=1e-6
+    )
+
+
+def test_fused_gate_is_cut_in_steps() -> None:
+    technique = ChannelPruning(ratio=0.75, steps=3, epochs=1, batch_size=4)
+    pruned: Any = technique.apply(Gated(64), random_rows(5, 3))
+    assert (pruned.both.out_features, pruned.outer.in_features) == (32, 16)
+
+
 class Residual(nn.Module):
     """A stem, a block with a depthwise convolution, and a shortcut that ties stem and block."""
 
@@ -524,12 +663,12 @@ def test_widths_that_stay_are_named(load_tiny: Load) -> None:
 
 def test_widths_that_are_tied_are_named(load_tiny: Load) -> None:
     module, workload = made(load_tiny, "texts")
-    with pytest.raises(UnsuitableError, match=r"tied by shortcuts: `value`. Take `widths: all`"):
+    with pytest.raises(UnsuitableError, match=r"tied by shortcuts: `value`; .* Take `widths: all`"):
         ChannelPruning().apply(module, workload)
 
 
 def test_output_layer_alone_is_refused() -> None:
-    with pytest.raises(UnsuitableError, match=r"tied by shortcuts: none. Leave this technique out"):
+    with pytest.raises(UnsuitableError, match=r"tied by shortcuts: none; .* Leave this technique out"):
         ChannelPruning().apply(nn.Linear(3, 2), random_rows(3))
 
 
@@ -604,6 +743,32 @@ def test_too_small_a_share_of_heads_is_refused(load_tiny: Load) -> None:
     module, workload = made(load_tiny, "encoder")
     with pytest.raises(UnsuitableError, match=r"at ratio 0.1 none goes of `blocks.0` 2, `blocks.1` 2"):
         HeadPruning(ratio=0.1).apply(module, workload)
+
+
+class Interleaved(nn.Module):
+    """Attention whose heads take turns along the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads = 2
+        self.query, self.key, self.value, self.output = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        states = states.view(len(states), 3, 8)
+        query, key, value = (
+            layer(states).view(*states.shape[:2], -1, self.heads).permute(0, 3, 1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        seen = nn.functional.scaled_dot_product_attention(query, key, value)
+        found: torch.Tensor = self.output(seen.permute(0, 2, 3, 1).flatten(2)).mean(1)
+        return found
+
+
+def test_heads_whose_channels_are_not_side_by_side_are_refused() -> None:
+    module = nn.Sequential(OrderedDict(block=Interleaved(), head=nn.Linear(8, 2)))
+    with pytest.raises(UnsuitableError, match=r"as if nothing took what they give, but `output` differs"):
+        HeadPruning(epochs=0).apply(module, random_rows(24))
 
 
 # --- blocks

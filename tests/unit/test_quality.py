@@ -57,6 +57,15 @@ BY_HAND = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "scale"), [("accuracy", (0.0, 1.0)), ("spearman", (-1.0, 1.0)), ("rmse", None)]
+)
+def test_scale_is_that_of_a_share_or_what_the_metric_says(
+    name: str, scale: tuple[float, float] | None
+) -> None:
+    assert Metric(METRICS / f"{name}.py").scale == scale
+
+
 @pytest.mark.parametrize("name", BY_HAND)
 def test_metric_of_numbers_and_vectors_is_what_the_hand_computes(name: str) -> None:
     predictions, references, value = BY_HAND[name]

@@ -22,7 +22,18 @@ from pareflow import network
 from pareflow.catalog import TECHNIQUES, find
 from pareflow.compiler import OnnxRuntime
 from pareflow.errors import SpecError, UnsuitableError
-from pareflow.model import Bf16, Binary, Fp8, Int4, MixedInt8, NncfInt4, NncfInt8, QatInt8, StaticInt8
+from pareflow.model import (
+    Bf16,
+    Binary,
+    DynamicInt8,
+    Fp8,
+    Int4,
+    MixedInt8,
+    NncfInt4,
+    NncfInt8,
+    QatInt8,
+    StaticInt8,
+)
 from pareflow.model.quantization.binary_weight import BinaryWeight
 from pareflow.model.quantization.gemm import gemm_as_matmul
 from pareflow.model.quantization.int32_bias import biases_as_int32
@@ -458,6 +469,26 @@ def test_mixed_int8_needs_answers_that_are_right_or_wrong(forms: Forms, load_tin
         MixedInt8().apply(graph_of(forms, "images"), replace(workload, definition=Scores()))
 
 
+# int8, dynamic
+
+
+def test_dynamic_int8_refuses_weights_that_the_file_does_not_hold_as_floats(
+    forms: Forms, load_tiny: Load
+) -> None:
+    """As bf16 leaves them: cast when they are read."""
+    narrow = Bf16().apply(graph_of(forms, "images"), load_tiny("images"))
+    with pytest.raises(UnsuitableError, match=r"must lie in the file.* those of Conv .*come from Cast"):
+        DynamicInt8().apply(narrow, load_tiny("images"))
+
+
+def test_dynamic_int8_refuses_a_graph_of_which_nothing_becomes_smaller(load_tiny: Load) -> None:
+    product = helper.make_node("MatMul", ["x", "w"], ["y"])
+    narrow = Bf16().apply(model([product], 2, w=f32([[1, 2]])), load_tiny("images"))
+    for graph in (narrow, model([helper.make_node("Relu", ["x"], ["y"])], 1)):
+        with pytest.raises(UnsuitableError, match="no weight was stored in eight bits"):
+            DynamicInt8().apply(graph, load_tiny("images"))
+
+
 # int8, trained
 
 
@@ -577,9 +608,10 @@ def test_trained_int8_of_a_regression_stays_near_the_float_network(axes: int, lo
     [
         (lambda out: out[:, :1], r"an output of shape \(3, 1\)"),
         (lambda out: out[:, 0], r"an output of shape \(3,\)"),
+        (lambda out: out.sum(), r"an output of shape \(\)"),
         (lambda out: (out, out), "2 outputs"),
     ],
-    ids=["column", "number", "two"],
+    ids=["column", "number", "one number for all", "two"],
 )
 def test_trained_int8_refuses_outputs_that_teach_nothing(end: Any, found: str, load_tiny: Load) -> None:
     with pytest.raises(UnsuitableError, match=found):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from pareflow.errors import InputError, TransientError
 from pareflow.monitoring import exposition
@@ -28,7 +29,7 @@ from pareflow.serving.slot import FolderSource, Slot
 from pareflow.session import Session
 from pareflow.variant import Step
 from pareflow.workload import Arrays
-from tests.unit.conftest import INFER, Packaged, Serve, Shelf
+from tests.unit.conftest import INFER, LINEAR_WEIGHTS, Linear, Packaged, Serve, Shelf
 
 
 def test_outputs_are_the_golden_ones(serve: Serve) -> None:
@@ -122,6 +123,76 @@ def test_samples_that_the_models_kind_of_number_cannot_hold_are_refused(
     assert client.post("/invocations", json={"inputs": whole_pixels.tolist()}).status_code == 400
     for datatype in ("UINT8", "INT64", "FP32", None):
         assert asked(255, datatype).status_code == 200
+
+
+def asked_for(client: TestClient, route: str, name: str, array: np.ndarray) -> Any:
+    """The answer to an array, given as `name` where the route names what it is given."""
+    if route == "/invocations":
+        return client.post(route, json={"inputs": array.tolist()})
+    tensor = {"name": name, "datatype": "FP32", "shape": list(array.shape), "data": array.ravel().tolist()}
+    return client.post(route, json={"inputs": [tensor]})
+
+
+@pytest.mark.parametrize(("route", "name"), [(INFER, "x"), (INFER, "samples"), ("/invocations", "samples")])
+def test_another_size_is_the_callers_mistake_by_every_route(
+    serve: Serve, linear: Linear, route: str, name: str
+) -> None:
+    """What counts against the version is what it does wrong itself."""
+    client = serve(Shelf(Release("images", "1", linear()))).client
+    answer = asked_for(client, route, name, np.zeros((1, 1, 9, 9), np.float32))
+    assert (answer.status_code, "`x` has shape (1, 1, 9, 9)" in answer.json()["error"]) == (400, True)
+    assert exposition.parse(client.get("/metrics").text, "images", 0.0).statuses == {"400": 1}
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3), (1, 3, 8, 8)], ids=["sizes", "rank"])
+@pytest.mark.parametrize("route", [INFER, "/invocations"])
+def test_samples_that_become_inputs_of_another_size_or_rank_are_the_callers_mistake(
+    serve: Serve, packaged: Packaged, route: str, shape: tuple[int, ...]
+) -> None:
+    served = serve(FolderSource(packaged("images", Step("torch_eager"))))
+    answer = asked_for(served.client, route, "samples", np.zeros(shape, np.float32))
+    assert (answer.status_code, "`images` has shape" in answer.json()["error"]) == (400, True)
+
+
+def test_predictions_are_predictions_though_the_network_calls_its_output_so(
+    serve: Serve, linear: Linear
+) -> None:
+    """Raw samples give them by both routes; tensors give what the network says, and their predictions."""
+    served = serve(Shelf(Release("images", "1", linear(scores="predictions"))))
+    client, portal = served.client, served.client.portal
+    assert portal is not None
+    images = np.random.default_rng(1).standard_normal((3, 1, 8, 8), np.float32)
+    scores = LINEAR_WEIGHTS.T @ images.reshape(3, 64, 1)
+    expected = scores[:, :, 0].argmax(axis=1).tolist()
+    (output,) = asked_for(client, INFER, "samples", images).json()["outputs"]
+    assert (output["name"], output["data"]) == ("predictions", expected)
+    assert asked_for(client, "/invocations", "", images).json() == {"predictions": expected}
+    (output,) = asked_for(client, INFER, "x", images).json()["outputs"]
+    np.testing.assert_allclose(output["data"], scores.ravel(), rtol=1e-4, atol=1e-4)
+
+    async def predictions() -> list[int]:
+        hosted = served.slot.hosted
+        answers = [await hosted.answer({name: images}) for name in ("x", "samples")]
+        return [(await hosted.predictions(one)).tolist() for one in answers]
+
+    assert portal.call(predictions) == [expected, expected]
+
+
+def test_an_input_that_the_network_calls_samples_is_the_networks(serve: Serve, linear: Linear) -> None:
+    """As its metadata says; raw ones go to `/invocations`, and a refusal promises nothing else."""
+    served = serve(Shelf(Release("images", "1", linear("samples", scale=0.5, zero_point=0.25))))
+    client = served.client
+    raw = np.random.default_rng(1).standard_normal((3, 1, 8, 8), np.float32)
+    scores = raw.reshape(3, 64) @ LINEAR_WEIGHTS
+    assert client.get("/v2/models/images").json()["inputs"][0]["name"] == "samples"
+    (output,) = asked_for(client, INFER, "samples", raw).json()["outputs"]
+    assert output["name"] == "y"
+    np.testing.assert_allclose(output["data"], scores.ravel(), rtol=1e-4, atol=1e-4)
+    processed = 0.5 * (raw.reshape(3, 64) - 0.25) @ LINEAR_WEIGHTS
+    expected = processed.argmax(axis=1).tolist()
+    assert expected != scores.argmax(axis=1).tolist()
+    assert asked_for(client, "/invocations", "", raw).json() == {"predictions": expected}
+    assert "alone" not in asked_for(client, INFER, "images", raw).json()["error"]
 
 
 def test_inputs_may_come_in_any_order(serve: Serve, packaged: Packaged) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import aclosing
 from itertools import chain
 from pathlib import Path
@@ -434,6 +435,39 @@ def test_bad_ids_are_refused(serve: Callable[..., TestClient], request_: Any, sa
 def test_an_answer_that_would_be_late_is_given_up(serve: Callable[..., TestClient]) -> None:
     late = serve().post(INFER, json={**ids(1, max_new_tokens=100), "parameters": {"timeout": 1000}})
     assert (late.status_code, "retry-after" in late.headers) == (503, True)
+
+
+def test_who_waits_in_line_is_told_when_his_deadline_is_over(
+    serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a text that is decoded all the while; it is answered whole, and whoever comes then is too."""
+    client, begun, go_on = serve(), threading.Event(), threading.Event()
+    real = generation._Watch.check
+
+    def held(watch: Any, meanwhile: str) -> None:
+        begun.set()
+        go_on.wait(20)
+        real(watch, meanwhile)
+
+    monkeypatch.setattr(generation._Watch, "check", held)
+    text = {"text_input": "w1 w5", "parameters": {"max_tokens": 4}}
+    hurried = {**text, "parameters": {"max_tokens": 4, "timeout": 50_000}}
+    with ThreadPoolExecutor(4) as threads:
+        first = threads.submit(client.post, GENERATE, json=text)
+        assert begun.wait(20)
+        late = [
+            threads.submit(client.post, GENERATE, json=hurried),
+            threads.submit(client.post, STREAM, json=hurried),
+            threads.submit(client.post, INFER, json={**ids(1), "parameters": {"timeout": 50_000}}),
+        ]
+        done, _ = wait(late, timeout=10)
+        told = first.done()
+        go_on.set()
+    assert (len(done), told) == (3, False)
+    assert [(one.result().status_code, "retry-after" in one.result().headers) for one in late] == [
+        (503, True)
+    ] * 3
+    assert first.result().status_code == client.post(GENERATE, json=text).status_code == 200
 
 
 def test_no_more_than_so_many_wait(packages: Mapping[str, Path]) -> None:

@@ -20,7 +20,7 @@ from pareflow.gate import (
 )
 from pareflow.intervals import paired_share_drop, share_interval
 from pareflow.measurement import Measurement, Quality
-from pareflow.sla import SLA
+from pareflow.sla import SLA, QualityClause
 
 Build = Callable[..., Measurement]
 Score = Callable[..., Quality]
@@ -303,6 +303,26 @@ def test_what_passes_alone_may_fail_among_many(good: Evidence, scored: Score) ->
 def test_sla_that_promises_nothing_or_nonsense_is_refused(document: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         SLA.model_validate(document)
+
+
+@pytest.mark.parametrize(
+    ("limits", "scale", "said"),
+    [
+        pytest.param({"max_drop": 1}, (0, 1), ["max_drop"], id="one per cent, meant"),
+        pytest.param({"worst_slice_max_drop": 5}, (0, 1), ["worst_slice_max_drop"], id="five on a slice"),
+        pytest.param({"min": 95, "max_drop": 2}, (0, 1), ["max_drop", "min"], id="both are told"),
+        pytest.param({"min": 1}, (0, 1), ["min"], id="nothing proves that none is wrong"),
+        pytest.param({"max": 1}, (-1, 1), ["max"], id="every error is as small"),
+        pytest.param({"max_drop": 0.99, "min": 0.95}, (0, 1), [], id="shares"),
+        pytest.param({"max_drop": 1}, (-1, 1), [], id="half of a wider scale"),
+    ],
+)
+def test_limit_must_lie_on_the_metrics_scale(
+    limits: dict[str, float], scale: tuple[float, float], said: list[str]
+) -> None:
+    problems = QualityClause.model_validate(limits).problems("accuracy", scale)
+    assert [problem.split(":")[0] for problem in problems] == [f"sla.quality.{name}" for name in said]
+    assert all("0.01" in problem for problem in problems)
 
 
 def test_clauses_are_named_with_their_limits() -> None:

@@ -2,21 +2,72 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pareflow.errors import EnvironmentUnfitError
 from pareflow.serving.executable import Release
 from pareflow.serving.metrics import Metrics
+from pareflow.serving.model import PackagedModel
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.slot import FolderSource, Slot
 from pareflow.serving.standing import here
+from pareflow.session import Session
+from pareflow.workload import Arrays
 from tests.unit.conftest import Packaged, Serve, Shelf
 
 Judged = Callable[..., Path]
+PATIENCE_S = 60.0
+"""How long what must come is waited for: a bound for a busy machine."""
+
+
+class Watched:
+    """A session that notes how many are in it at once; while `held`, the first stays there."""
+
+    def __init__(self, session: Session) -> None:
+        self._session, self._inside, self._lock = session, 0, threading.Lock()
+        self.most, self.entered, self.goes_on = 0, threading.Event(), threading.Event()
+        self.goes_on.set()
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        with self._lock:
+            self._inside += 1
+            self.most = max(self.most, self._inside)
+            first = self._inside == 1
+        self.entered.set()
+        try:
+            assert not first or self.goes_on.wait(PATIENCE_S)
+            return self._session.run(feeds)
+        finally:
+            with self._lock:
+                self._inside -= 1
+
+    def held(self) -> None:
+        self.goes_on.clear()
+        self.entered.clear()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> list[Watched]:
+    """Every session that is loaded, watched."""
+    found: list[Watched] = []
+    load = PackagedModel.load_session
+
+    def watched(model: PackagedModel) -> Watched:
+        found.append(Watched(load(model)))
+        return found[-1]
+
+    monkeypatch.setattr(PackagedModel, "load_session", watched)
+    return found
 
 
 @pytest.fixture
@@ -70,6 +121,27 @@ def test_a_version_judged_elsewhere_is_served_and_said_to_be(
     served.refresh()
     assert served.observed()["judged"] == "here"
     assert told.format("1.0") in served.client.get("/metrics").text
+
+
+@pytest.mark.parametrize("before", [None, "promote"])
+def test_a_version_that_answers_is_not_timed_on_its_session_however_it_is_judged_since(
+    judged: Judged, serve: Serve, sessions: list[Watched], before: str | None
+) -> None:
+    """A session answers one request at a time: a second one in it gets the answer of the first."""
+    package = judged("promote", "another", {"latency.p50_ms": 10_000})
+    source = Shelf(Release("images", "1", package, judged=before))
+    served = serve(source, plan={"sessions": 1, "inline_ms": 0})
+    (session,) = sessions
+    session.held()
+    with ThreadPoolExecutor(1) as client:
+        asked = client.submit(served.infer)
+        assert session.entered.wait(PATIENCE_S)
+        source.release = Release("images", "1", package, judged="inconclusive")
+        served.refresh()
+        session.goes_on.set()
+        assert asked.result(PATIENCE_S).status_code == 200
+    assert [one.most for one in sessions] == [1]
+    assert served.observed()["judged"] == "elsewhere"
 
 
 def test_times_that_were_promised_elsewhere_are_measured_before_the_first_request(judged: Judged) -> None:

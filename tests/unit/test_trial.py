@@ -12,18 +12,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
+from pareflow.errors import DeadlineError
+from pareflow.runtime.endpoint import answered_within
+from pareflow.serving.app import _answered, _Question
 from pareflow.serving.executable import Release
 from pareflow.serving.hosting import Hosted
 from pareflow.serving.metrics import Metrics
+from pareflow.serving.opening import opened
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.record import BLOCK
 from pareflow.serving.slot import Challenge, Slot
 from pareflow.serving.traffic import Traffic
+from pareflow.serving.trial import Trial
 from pareflow.variant import Step
 from pareflow.workload import Arrays
-from tests.unit.conftest import INFER, Packaged, Serve, Served, Shelf
+from tests.unit.conftest import INFER, Linear, Packaged, Serve, Served, Shelf
 
 MANY = 60
 
@@ -138,6 +143,26 @@ def test_raw_samples_are_tried_too(trial: Callable[..., Served], two: tuple[Rele
     answer = served.client.post("/invocations", json={"inputs": served.golden["samples"]})
     assert answer.json() == {"predictions": served.golden["predictions"]}
     assert counts(served, compared=1)["agreed"] == 1
+
+
+@pytest.mark.parametrize("name", ["x", "samples", None])
+def test_an_output_that_is_called_predictions_is_tried_as_any_other(
+    serve: Serve, linear: Linear, name: str | None
+) -> None:
+    """Given tensors the network's own, and given raw samples, by either route, what it predicts."""
+    release = Release("images", "1", linear(scores="predictions"))
+    source = Shelf(release, tried=challenge(replace(release, version="2"), shadow=1, canary=1))
+    served = serve(source)
+    served.refresh()
+    images = np.full((2, 1, 8, 8), 0.5)
+    if name is None:
+        answer = served.client.post("/invocations", json={"inputs": images.tolist()})
+    else:
+        tensor = {"name": name, "datatype": "FP32", "shape": images.shape, "data": images.ravel().tolist()}
+        answer = served.client.post(INFER, json={"inputs": [tensor]})
+    assert answer.status_code == 200
+    found = counts(served, asked=1, compared=1)
+    assert (found["agreed"], found["unsound"]) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -329,6 +354,40 @@ def test_copies_are_left_out_while_requests_wait(
     assert counts(served, skipped=1)["compared"] == 0
 
 
+def test_requests_for_which_there_are_sessions_make_no_copy_wait(two: tuple[Release, Release]) -> None:
+    """Each counts once: two clients on two sessions want no more than there is."""
+    plan = ServingPlan(sessions=2, inline_ms=0)
+    champion, challenger = (opened({"": release}, plan) for release in two)
+    rounds, clients = 2, 2
+
+    async def stays() -> Any:
+        await asyncio.Event().wait()
+
+    async def scenario() -> Trial:
+        trial = Trial(challenger.started(), champion.started(), Traffic(version="2", shadow=1), Metrics())
+        together = asyncio.Barrier(clients)
+
+        async def work(by: Hosted) -> Arrays:
+            if by is champion:
+                await together.wait()  # both are there as either ends
+            return await by.answer({"images": np.zeros((1, 1, 8, 8), np.float32)})
+
+        async def client(name: str) -> None:
+            for _ in range(rounds):
+                question = _Question(Request({"type": "http"}, stays), None, name.encode(), (1,))
+                await _answered(question, champion, trial, work)
+
+        await asyncio.gather(*(client(str(number)) for number in range(clients)))
+        while trial._copies:
+            await asyncio.gather(*trial._copies)
+        return trial
+
+    counts = asyncio.run(scenario()).record.counts
+    assert (counts["skipped"], counts["compared"]) == (0, rounds * clients)
+    for hosted in (champion, challenger):
+        hosted.close()
+
+
 @pytest.mark.parametrize("canary", [False, True])
 def test_who_gave_up_has_waited_so_long_at_least(
     trial: Callable[..., Served], two: tuple[Release, Release], canary: bool
@@ -354,6 +413,30 @@ def test_who_gave_up_has_waited_so_long_at_least(
     served.client.portal.call(scenario)
     waited = tried.record._open[canary]
     assert len(waited) == BLOCK
+
+
+def test_who_was_told_at_his_deadline_has_waited_so_long_at_least(
+    trial: Callable[..., Served], two: tuple[Release, Release]
+) -> None:
+    """For the champion; who was refused as he came has not waited for anybody."""
+    served = trial(two[1], canary=1)
+    hosted, tried = served.slot.hosted, served.slot.trial
+    assert tried is not None
+    assert served.client.portal is not None
+
+    async def answer(by: Hosted) -> Arrays:
+        if by is hosted:
+            raise DeadlineError("it must be in time", "it is not")
+        raise ValueError("a challenger that fails at once")
+
+    async def scenario() -> None:
+        for seconds in (0, 1000):
+            for number in range(BLOCK):
+                with answered_within(seconds), pytest.raises(DeadlineError):
+                    await tried.answered(hosted, b"%d" % number, 1, answer, answer)
+            assert len(tried.record._open[False]) == BLOCK
+
+    served.client.portal.call(scenario)
 
 
 def test_what_stands_beside_has_gone_when_it_should_no_more(

@@ -3,11 +3,13 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pareflow.variant import Recipe, Step, Variant, digest, file_digest
+from pareflow.errors import UnsuitableError
+from pareflow.variant import Recipe, Step, Variant, content, digest, file_digest
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 documents = st.recursive(
@@ -35,6 +37,48 @@ def test_digest_tells_one_value_from_a_list_of_it(document: object) -> None:
 def test_digest_refuses_what_is_no_json(value: float) -> None:
     with pytest.raises(ValueError, match="JSON"):
         digest(value)
+
+
+@given(st.recursive(scalars | st.text() | st.binary(), st.lists, max_leaves=10))
+def test_content_of_plain_values_is_as_python_writes_them(value: object) -> None:
+    assert content(value) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([1, 2.5, "a", True], [np.int8(1), np.float64(2.5), np.str_("a"), np.bool_(True)]),
+        (np.asarray(["a", 1.5], dtype=object), ["a", 1.5]),
+        ([np.zeros((2, 3))], [np.zeros((3, 2)).T]),
+        (np.asarray(("a", 1), dtype="O,i4")[()], ("a", np.int32(1))),
+        ([np.datetime64("2020-01-01")], [np.datetime64("2020-01-01")]),
+    ],
+    ids=["scalars", "objects", "strides", "record", "date"],
+)
+def test_equal_values_have_equal_contents_however_numpy_holds_them(one: object, other: object) -> None:
+    assert content(one) == content(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([1], ["1"]),
+        (["a, b"], ["a", "b"]),
+        ([["a"], "b"], [["a", "b"]]),
+        ([np.zeros(2000)], [np.eye(1, 2000, 1000)[0]]),  # numpy's own repr leaves out the middle
+        ([np.zeros(2)], [np.zeros((2, 1))]),
+        ([np.zeros(2, np.int32)], [np.zeros(1, np.int64)]),
+    ],
+    ids=["type", "comma", "nesting", "middle", "shape", "dtype"],
+)
+def test_values_that_differ_have_contents_that_differ(one: object, other: object) -> None:
+    assert content(one) != content(other)
+
+
+@pytest.mark.parametrize("value", [object(), {"a": 1}, {1}, np.longdouble(1), Step("a")], ids=type)
+def test_content_of_what_may_tell_its_address_is_refused(value: object) -> None:
+    with pytest.raises(UnsuitableError, match=f"there is one of type `{type(value).__name__}`"):
+        content([["a", value]])
 
 
 def test_file_digest_is_of_the_bytes_alone(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from pareflow import network
 from pareflow.catalog import TECHNIQUES, find
@@ -261,6 +262,52 @@ def test_hashed_weights_are_read_by_the_layers_around_them(load_tiny: Load) -> N
     assert torch.allclose(fast, hashed(images), atol=1e-5)
 
 
+class Bag(nn.Module):
+    """Images of the tiny workload as 64 ids from 0 to 19, of which those that are 0 fill up."""
+
+    def __init__(self, padding_idx: int | None, max_norm: float | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(20, 16, padding_idx, max_norm)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        ids = (images.flatten(1).abs() * 8).long().clamp(max=19)
+        logits: torch.Tensor = self.head(self.embedding(ids).sum(1))
+        return logits
+
+
+@pytest.mark.parametrize("row", [0, 7, 19])
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_row_that_fills_up_stays_as_it_was(load_tiny: Load, row: int, value: float, tmp_path: Path) -> None:
+    """It is zero unless its owner wrote another into it; training does not change it, nor do the others."""
+    workload, module = load_tiny("images"), Bag(padding_idx=row)
+    module.embedding.weight.data[row] = value
+    hashed = HashedSharing(epochs=1).apply(module, workload)
+    table = hashed.get_submodule("embedding")
+    assert table(torch.tensor([[row]])).unique().tolist() == [value]
+    others = HashedSharing(epochs=1).apply(Bag(padding_idx=None), workload).get_submodule("embedding")
+    assert table.weight.shape == others.weight.shape
+    network.export_onnx(hashed, workload, tmp_path / "model.onnx")
+    network.check_export(hashed, tmp_path / "model.onnx", workload)
+    network.save(hashed, "torch", tmp_path)
+    again = network.load("torch", tmp_path)
+    assert np.array_equal(answers(again, workload), answers(hashed, workload))
+
+
+def test_answers_do_not_depend_on_how_far_a_batch_is_padded(load_tiny: Load) -> None:
+    hashed = HashedSharing(epochs=1).apply(Bag(padding_idx=0), load_tiny("images")).get_submodule("embedding")
+    alone = torch.tensor([[3, 5, 8]])
+    padded = torch.nn.functional.pad(alone, (0, 20))
+    assert torch.allclose(hashed(alone).sum(1), hashed(padded).sum(1), atol=1e-6)
+
+
+def test_embedding_with_a_highest_norm_is_left_as_it_is(load_tiny: Load) -> None:
+    """Its vectors are scaled when they are looked up, and written back."""
+    with pytest.raises(UnsuitableError, match="`Bag` has none"):
+        HashedSharing().apply(Bag(padding_idx=None, max_norm=1.0), load_tiny("images"))
+
+
 def test_network_without_large_layers_is_refused(load_tiny: Load) -> None:
     small = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
     with pytest.raises(UnsuitableError, match="must have at least 128 weights, but `Sequential` has none"):
@@ -300,6 +347,106 @@ def test_shared_layers_stay_shared_through_training_and_the_file(load_tiny: Load
     counts = [sum(p.numel() for p in module.parameters()) for module in (before, shared, again)]
     assert counts[0] > counts[1] == counts[2]
     assert np.array_equal(answers(shared, workload), answers(again, workload))
+
+
+class Shifted(nn.Module):
+    """Holds a matrix and a norm itself, and a shift that `repr` does not tell, as windows of attention do."""
+
+    def __init__(self, shift: int) -> None:
+        super().__init__()
+        self.shift, self.table = shift, nn.Parameter(torch.randn(8, 8))
+        self.norm, self.product = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.product(self.norm(torch.roll(rows, self.shift, 1) @ self.table))
+        return rows + found
+
+
+class Windows(nn.Module):
+    """Images of the tiny workload through two blocks that differ by their shift alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.Sequential(*(nn.Sequential(Shifted(shift)) for shift in (0, 2)))
+        self.head = nn.Linear(64, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.blocks(images[:, 0]).flatten(1))
+        return logits
+
+
+def test_sharing_what_is_shared_already_changes_nothing(load_tiny: Load) -> None:
+    workload, module = load_tiny("images"), Windows().eval()
+    first, second = (module.get_submodule(f"blocks.{block}.0") for block in range(2))
+    second.table, second.product = first.table, first.product
+    for take in ("average", "first"):
+        shared = LayerSharing(epochs=0, take=take).apply(module, workload)
+        assert np.allclose(answers(shared, workload), answers(module, workload), atol=1e-6)
+
+
+def test_blocks_share_their_matrices_and_keep_what_differs(load_tiny: Load, tmp_path: Path) -> None:
+    """Tables of 1 and 3, norms of 4 and 6: the table becomes 2 in both, the norms and shifts stay."""
+    workload, module = load_tiny("images"), Windows().eval()
+    for block, (table, norm) in enumerate(((1.0, 4.0), (3.0, 6.0))):
+        module.get_parameter(f"blocks.{block}.0.table").data.fill_(table)
+        module.get_parameter(f"blocks.{block}.0.norm.weight").data.fill_(norm)
+    network.save(LayerSharing(epochs=0).apply(module, workload), "torch", tmp_path)
+    first, second = network.load("torch", tmp_path).blocks
+    assert first[0].table is second[0].table
+    assert first[0].product is second[0].product
+    assert first[0].table.unique().tolist() == [2.0]
+    assert [block[0].shift for block in (first, second)] == [0, 2]
+    assert [block[0].norm.weight.unique().item() for block in (first, second)] == [4.0, 6.0]
+
+
+def test_matrices_of_modules_that_differ_stay_shared_through_training_and_in_the_graph(
+    load_tiny: Load, tmp_path: Path
+) -> None:
+    workload = load_tiny("images")
+    shared = LayerSharing(epochs=1).apply(Windows(), workload)
+    tables = [shared.get_parameter(f"blocks.{block}.0.table") for block in range(2)]
+    assert tables[0] is tables[1]
+    network.export_onnx(shared, workload, tmp_path / "model.onnx")
+    network.check_export(shared, tmp_path / "model.onnx", workload)
+    stored = onnx.load_model(tmp_path / "model.onnx").graph.initializer
+    assert sum(1 for tensor in stored if list(tensor.dims) == [8, 8]) == 2  # the table, and the product
+
+
+class TiedWithin(nn.Module):
+    """A block whose two layers hold one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.second(self.first(rows))
+        return found
+
+
+def test_matrix_that_two_layers_of_a_block_hold_is_averaged_once(load_tiny: Load) -> None:
+    """Of 1 and 3: 2, and not the average of 2 and 3."""
+    module = nn.Sequential(nn.Flatten(1, 2), TiedWithin(), TiedWithin(), nn.Flatten(), nn.Linear(64, 4))
+    for block, value in ((1, 1.0), (2, 3.0)):
+        module.get_parameter(f"{block}.first.weight").data.fill_(value)
+    shared = LayerSharing(epochs=0).apply(module, load_tiny("images"))
+    weights = [
+        shared.get_parameter(f"{block}.{layer}.weight") for block in (1, 2) for layer in ("first", "second")
+    ]
+    assert len(set(weights)) == 1
+    assert weights[0].unique().tolist() == [2.0]  # type: ignore[no-untyped-call]
+
+
+def test_parametrized_layers_share_all_that_their_weights_are_made_of(load_tiny: Load) -> None:
+    """The vectors of a spectral norm belong to the matrix."""
+    blocks = [nn.Sequential(spectral_norm(nn.Linear(8, 8)), nn.ReLU()) for _ in range(2)]
+    module = nn.Sequential(nn.Flatten(1, 2), *blocks, nn.Flatten(), nn.Linear(64, 4)).eval()
+    shared = LayerSharing(epochs=0, take="first").apply(module, load_tiny("images"))
+    weights = [layer.get_submodule("0").weight for layer in (module[1], shared[1], shared[2])]  # type: ignore[index]
+    assert torch.equal(weights[1], weights[0])  # type: ignore[arg-type]
+    assert torch.equal(weights[2], weights[0])  # type: ignore[arg-type]
 
 
 def test_exported_graph_holds_shared_layers_once(load_tiny: Load, tmp_path: Path) -> None:

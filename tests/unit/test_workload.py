@@ -1,9 +1,13 @@
 """What a user brings: splits, feeds, and a file that defines it all."""
 
+import hashlib
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +161,65 @@ def test_data_digest_changes_with_any_number(sample: int, target: np.ndarray) ->
 
     assert checked(sample, target) != checked(1, np.zeros((2, 1500)))
     assert checked(sample, target) == checked(sample, target.copy())
+
+
+def rows(*values: object) -> Split:
+    """A row of a text and two numbers, as `DataFrame.to_numpy()` gives it, for each value."""
+    table = [[f"city {value}", 0.5, 1000] for value in values]
+    return Split(np.array(table, dtype=object), np.zeros(len(values), dtype=np.int64))
+
+
+def test_equal_rows_of_objects_are_equal_samples() -> None:
+    with pytest.raises(SplitError, match="1 samples of `calibration` are also in `train`"):
+        Splits(rows(1, 2), rows(3, 2), rows(4), rows(5)).check()
+
+
+def test_rows_of_objects_name_the_data_by_their_content() -> None:
+    once, again, other = (Splits(rows(1), rows(2), rows(3), rows(last)).check() for last in (4, 4, 5))
+    assert once == again != other
+
+
+def test_rows_of_objects_are_cut_alike_in_every_process() -> None:
+    code = (
+        "import numpy as np; from pareflow.workload import Split\n"
+        "print(Split(np.array([['a' + str(i), i + 0.5] for i in range(3)], dtype=object)).sample_digests())"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in "12"
+    ]
+    assert said[0] == said[1]
+
+
+def test_targets_of_objects_name_the_data_by_their_content() -> None:
+    def checked(number: int) -> str:
+        targets = np.array([("a" * number, None)], dtype="O,O")
+        return Splits(*(replace(numbers(i), targets=targets) for i in range(4))).check()
+
+    assert checked(3) == checked(3) != checked(4)
+
+
+def test_digests_of_what_holds_no_objects_are_of_its_bytes() -> None:
+    """As they always were: the ids of what is stored stay."""
+    array = np.arange(6, dtype=np.float32).reshape(3, 2)
+    assert Split(array).sample_digests() == [hashlib.sha256(row.tobytes()).hexdigest() for row in array]
+    texts = np.asarray(["a", "bc"], dtype=object)
+    assert Split(texts).sample_digests() == [hashlib.sha256(t).hexdigest() for t in (b"a", b"bc")]
+
+
+def test_object_that_tells_its_address_is_refused_with_a_way_out() -> None:
+    samples = np.array([["a", object()]], dtype=object)
+    with pytest.raises(
+        WorkloadError, match=r"dtype object .* one of type `object`.*Make it a text"
+    ) as caught:
+        Split(samples).sample_digests()
+    assert caught.value.exit_code == 2
 
 
 def test_feeds_are_preprocessed_batches_in_order(load_tiny: Load) -> None:

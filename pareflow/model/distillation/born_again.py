@@ -29,10 +29,10 @@ class BornAgain(ResponseTechnique):
     generations: int = Field(default=1, ge=1, description="how often it is trained anew")
 
     def apply(self, network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
-        from pareflow.model.distillation.teacher import check_classes
+        from pareflow.model.distillation.teacher import check_answers
 
         self.check_labels(workload)
-        check_classes(network, network, "its next generation", workload)
+        check_answers(network, network, "its next generation", workload)
         for generation in range(self.generations):
             network = self._next(network, workload, generation)
         return network

@@ -59,11 +59,11 @@ class Distillation(ResponseTechnique):
 
     def apply(self, network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
         from pareflow.model.distillation.hinted import by_depth, hinted
-        from pareflow.model.distillation.teacher import Teacher, check_classes
+        from pareflow.model.distillation.teacher import Teacher, check_answers
 
         self.check_labels(workload)
         student = self._student(network, workload)
-        check_classes(network, student, f"the student `{self.student or 'smaller copy'}`", workload)
+        check_answers(network, student, f"the student `{self.student or 'smaller copy'}`", workload)
         layers = (self.hint_layers or by_depth(student, network)) if self.hints else {}
         pupil = hinted(student, network, layers, workload)
         teacher = Teacher(network, workload, list(layers.values()))

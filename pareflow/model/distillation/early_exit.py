@@ -43,10 +43,10 @@ class EarlyExit(ResponseTechnique):
         import torch
 
         from pareflow.model.distillation.exits import with_exits
-        from pareflow.model.distillation.teacher import check_classes
+        from pareflow.model.distillation.teacher import check_answers
 
         task_loss(workload)  # labels are needed: the whole network has no teacher
-        check_classes(network, network, "its exits", workload)
+        check_answers(network, network, "its exits", workload)
         torch.manual_seed(self.seed_of(workload))
         module = with_exits(copy.deepcopy(network), workload, self.exits)
 

@@ -4,12 +4,16 @@ import torch
 from torch.nn.functional import kl_div, log_softmax, mse_loss, normalize, smooth_l1_loss
 
 
-def response(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T² · KL(teacher ‖ student) of the classes' probabilities at temperature T, the mean over the samples.
+def response(
+    student: torch.Tensor, teacher: torch.Tensor, temperature: float, axis: int = -1
+) -> torch.Tensor:
+    """T² · KL(teacher ‖ student) of the classes' probabilities at temperature T.
 
+    The classes lie on `axis`; it is the mean over all other axes: samples, and their pixels or tokens.
     Source: Hinton et al., 2015, arXiv:1503.02531, section 2.
     """
-    ours, theirs = (log_softmax(logits.flatten(0, -2) / temperature, dim=-1) for logits in (student, teacher))
+    rows = (logits.movedim(axis, -1).flatten(0, -2) for logits in (student, teacher))
+    ours, theirs = (log_softmax(logits / temperature, dim=-1) for logits in rows)
     return temperature**2 * kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from pareflow.errors import UnsuitableError
 from pareflow.model.distillation.blocks import captured, example
+from pareflow.model.distillation.response import check_class_axis, gives_numbers
 from pareflow.model.training import Batch
 from pareflow.variant import digest, file_digest
 from pareflow.workload import LoadedWorkload, Split, Workload
@@ -83,15 +84,17 @@ class Teacher:
         return digest("teacher", str(self._network), weights.hexdigest(), self._workload.digest, code)
 
 
-def check_classes(teacher: nn.Module, student: nn.Module, name: str, workload: LoadedWorkload) -> None:
-    """Raises: UnsuitableError unless both give logits of the same classes, two at least."""
+def check_answers(teacher: nn.Module, student: nn.Module, name: str, workload: LoadedWorkload) -> None:
+    """Raises: UnsuitableError unless both give logits of the same classes, or numbers as targets are."""
     given = [_shape(network, workload) for network in (teacher, student)]
-    if given[0] != given[1] or len(given[0]) < 2 or given[0][-1] < 2:
+    few = not gives_numbers(workload) and max(given[0][1:], default=0) < 2
+    if given[0] != given[1] or not given[0] or few:
         raise UnsuitableError(
-            "teacher and student must give logits of the same classes, two at least",
+            "teacher and student must give logits of the same classes, two at least, or as many numbers",
             f"for two samples {type(teacher).__name__} gives {given[0]} and {name} {given[1]}",
             "Name a student with the teacher's outputs",
         )
+    check_class_axis(given[0], workload)
 
 
 def _shape(network: nn.Module, workload: LoadedWorkload) -> tuple[int, ...]:

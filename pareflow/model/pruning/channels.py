@@ -15,6 +15,7 @@ from pareflow.model.pruning.dependencies import (
     find_widths,
 )
 from pareflow.model.pruning.masks import all_but_smallest
+from pareflow.model.pruning.permutation import understood
 from pareflow.model.pruning.saliency import PruningTechnique, Share, cubic, repair, saliencies, shares
 from pareflow.model.tied import tied_layers
 from pareflow.workload import LoadedWorkload
@@ -28,8 +29,10 @@ class ChannelPruning(PruningTechnique):
     """Make layers narrower by the channels that are worth least: smaller tensors, fewer products.
 
     Channels that depend on each other go together, and are scored together. The network's outputs, widths in
-    groups, those of layers that share a weight, and attention's heads (`head_pruning`) stay. Kept widths are
-    multiples of `round_to`, to the nearest, and never below it; a width that is no greater stays.
+    groups, those of layers that share a weight, and attention's heads (`head_pruning`) stay, and so does a
+    width whose channels do not lie where the graph of dependencies says. The two halves of a fused gate lose
+    the same channels; a pair counts once. Kept widths are multiples of `round_to`, to the nearest, and never
+    below it; a width that is no greater stays.
     Source: Fang et al., 2023, arXiv:2301.12900, sections 3.2 and 3.3, by torch-pruning; scores: Li et al.,
     2017, arXiv:1608.08710, section 3 (magnitude, here squared), Molchanov et al., 2019, arXiv:1906.10771,
     section 3.1 (taylor); steps: Zhu and Gupta, 2017, arXiv:1710.01878, section 3. Departure: with a global
@@ -56,17 +59,16 @@ class ChannelPruning(PruningTechnique):
 
     def apply(self, network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
         pruned = copy.deepcopy(network)
-        graph = dependency_graph(pruned, workload)
-        first = {width.name: width.size for width in self._candidates(graph, pruned)}
+        first = dict[str, int]()
         for step in range(1, self.steps + 1):
-            self._narrow(graph, pruned, workload, first, cubic(step, self.steps))
+            left = self._narrow(pruned, workload, first, cubic(step, self.steps))
             if step == self.steps:
-                self._check(self._candidates(graph, pruned), first)
+                self._check(left, first)
             check_runs(pruned, network, workload)
             pruned = repair(pruned, workload, self, stage=f"fit-{step}")
         return pruned
 
-    def _candidates(self, graph: Any, network: "nn.Module") -> list[Width]:
+    def _candidates(self, graph: Any, network: "nn.Module", workload: LoadedWorkload) -> list[Width]:
         """The widths that may shrink. Raises: UnsuitableError where there are none."""
         heads = {layer for attention in attentions(network) for layer in attention.layers}
         shared = tied_layers(network)
@@ -75,29 +77,39 @@ class ChannelPruning(PruningTechnique):
             for width in find_widths(graph, network)
             if not width.ends and not heads & {*width.layers} and not _within(width) & shared
         ]
-        found = [w for w in free if self.widths == "all" or len(w.layers) == 1]
+        known = understood(free, graph, network, workload)
+        found = [w for w in known if self.widths == "all" or len(w.layers) == 1]
         if not found:
-            tied = ", ".join(f"`{w.name}`" for w in free) or "none"
             raise UnsuitableError(
                 f"some width must be free to shrink (`widths: {self.widths}`)",
                 f"outputs, heads and shared weights aside, `{type(network).__name__}` has these, "
-                f"tied by shortcuts: {tied}",
-                "Take `widths: all`" if free else "Leave this technique out",
+                f"tied by shortcuts: {_listed(known)}; with channels in another order than torch-pruning "
+                f"takes them in: {_listed([w for w in free if w not in known])}",
+                "Take `widths: all`" if known else "Leave this technique out",
             )
         return found
 
     def _narrow(
-        self, graph: Any, network: "nn.Module", workload: LoadedWorkload, first: dict[str, int], grown: float
-    ) -> None:
-        """Remove the channels worth least until `grown` of the ratio is gone, in place."""
-        found = self._candidates(graph, network)
+        self, network: "nn.Module", workload: LoadedWorkload, first: dict[str, int], grown: float
+    ) -> dict[str, int]:
+        """Remove the channels worth least until `grown` of the ratio is gone, in place; the sizes left.
+
+        The graph is made anew: of one that was cut, the parts of a split are no longer right (1.6.0).
+        """
+        graph = dependency_graph(network, workload)
+        found = self._candidates(graph, network, workload)
+        for width in found:
+            first.setdefault(width.name, width.size)
         wanted = shares([w.name for w in found], self.ratio, self.layers)
         worth = saliencies(network, workload, self.importance, self.samples)
         scores = dict(zip(found, channel_scores(found, network, worth), strict=True))
+        left = {width.name: width.size for width in found}
         for width, kept in self._kept(scores, first, {n: s * grown for n, s in wanted.items()}).items():
-            least = scores[width].argsort(stable=True)[: width.size - self._rounded(kept, width.size)]
+            left[width.name] = self._rounded(kept, width.size)
+            least = scores[width].argsort(stable=True)[: width.size - left[width.name]]
             if len(least):
                 width.remove(graph, sorted(least.tolist()))
+        return left
 
     def _kept(
         self, scores: "dict[Width, torch.Tensor]", first: dict[str, int], gone: dict[str, float]
@@ -126,10 +138,10 @@ class ChannelPruning(PruningTechnique):
         """The multiple of `round_to` nearest to `kept`, at least one of it, and no more than there are."""
         return min(size, max(1, int(kept / self.round_to + 0.5)) * self.round_to)
 
-    def _check(self, found: list[Width], first: dict[str, int]) -> None:
+    def _check(self, left: dict[str, int], first: dict[str, int]) -> None:
         """Raises: UnsuitableError where every width stayed as it was."""
-        if all(width.size == first[width.name] for width in found):
-            sizes = ", ".join(f"`{width.name}` {width.size}" for width in found)
+        if all(size == first[name] for name, size in left.items()):
+            sizes = ", ".join(f"`{name}` {size}" for name, size in left.items())
             raise UnsuitableError(
                 f"some width must shrink, to a multiple of {self.round_to}",
                 f"at ratio {self.ratio:g} all stay as they are: {sizes}",
@@ -140,3 +152,7 @@ class ChannelPruning(PruningTechnique):
 def _within(width: Width) -> "set[nn.Module]":
     """All that would lose channels: what gives them, what takes them, and what lies between."""
     return {dependency.target.module for dependency, _ in width.group}
+
+
+def _listed(widths: list[Width]) -> str:
+    return ", ".join(f"`{width.name}`" for width in widths) or "none"

@@ -20,19 +20,34 @@ class Width:
     """Channels of one or more layers that are tied: they are removed from all of them or from none.
 
     `layers` names those that give the channels: one for an inner width, several where a shortcut adds them
-    up. `ends` says whether the channels are the network's own output.
+    up. `ends` says whether the channels are the network's own output. `units` are the channels of the first
+    layer, those that only go together as one: the two halves of a fused gate (GLU, SwiGLU) are pairs.
     """
 
     name: str
-    size: int
+    units: tuple[tuple[int, ...], ...]
     layers: tuple[str, ...]
     ends: bool
     group: Any
 
+    @property
+    def size(self) -> int:
+        """How many channels, a pair counted once."""
+        return len(self.units)
+
     def remove(self, graph: Any, channels: Sequence[int]) -> None:
-        """Take these channels out of every layer that has them, in place."""
-        root = self.group[0]
-        graph.get_pruning_group(root.dep.target.module, root.dep.handler, list(channels)).prune()
+        """Take these channels out of every layer that has them, in place. Raises: UnsuitableError."""
+        with _understood(graph.model):
+            self.part(graph, channels).prune()
+
+    def part(self, graph: Any, channels: Sequence[int]) -> Any:
+        """torch-pruning's group of all that goes with these channels."""
+        return _taken(graph, self.group[0], [channel for unit in channels for channel in self.units[unit]])
+
+
+def _taken(graph: Any, root: Any, channels: list[int]) -> Any:
+    """The group of all that goes with these channels of a root."""
+    return graph.get_pruning_group(root.dep.target.module, root.dep.handler, channels)
 
 
 def dependency_graph(network: "nn.Module", workload: LoadedWorkload) -> Any:
@@ -86,7 +101,7 @@ def find_widths(graph: Any, network: "nn.Module") -> list[Width]:
     names = {module: name for name, module in network.named_modules()}
     with _understood(network):
         groups = list(graph.get_all_groups(root_module_types=kinds))
-    return [_width(graph, group, names) for group in groups if not _comes_in_groups(graph, group)]
+        return [_width(graph, group, names) for group in groups if not _comes_in_groups(graph, group)]
 
 
 def _width(graph: Any, group: Any, names: Mapping["nn.Module", str]) -> Width:
@@ -96,11 +111,32 @@ def _width(graph: Any, group: Any, names: Mapping["nn.Module", str]) -> Width:
     givers = [node for node in gives if isinstance(node.module, (nn.Linear, nn.Embedding)) or _mixes(node)]
     return Width(
         name=names[group[0].dep.target.module],
-        size=len(group[0].idxs),
+        units=_units(graph, group),
         layers=tuple(dict.fromkeys(names[node.module] for node in givers)),
         ends=any(not node.outputs for node in gives),
         group=group,
     )
+
+
+def _units(graph: Any, group: Any) -> tuple[tuple[int, ...], ...]:
+    """The channels of the root, each with those that it drags along.
+
+    Two channels differ in some bit of their numbers: where all without that bit are asked for, the other
+    comes only if it is dragged.
+    """
+    size = len(group[0].idxs)
+    first = list(range(size))
+    if any(mapping is not None for dep, _ in group for mapping in dep.index_mapping):
+        for bit in range((size - 1).bit_length()):
+            root = _taken(graph, group[0], [c for c in range(size) if not c >> bit & 1])[0]
+            for channel, of in zip(root.idxs, root.root_idxs, strict=True):
+                least, other = sorted((first[channel], first[of]))
+                if least != other:
+                    first = [least if known == other else known for known in first]
+    units: dict[int, list[int]] = {}
+    for channel, known in enumerate(first):
+        units.setdefault(known, []).append(channel)
+    return tuple(map(tuple, units.values()))
 
 
 def _mixes(node: Any) -> bool:
@@ -143,7 +179,16 @@ def channel_scores(
 
     add_up = GroupMagnitudeImportance(p=1, group_reduction="sum", normalizer=None)
     with _standing_in(network, saliencies):
-        return [add_up(width.group) for width in found]
+        scores = [add_up(width.group) for width in found]
+    return [_per_unit(score, width.units) for width, score in zip(found, scores, strict=True)]
+
+
+def _per_unit(scores: "torch.Tensor", units: Sequence[Sequence[int]]) -> "torch.Tensor":
+    import torch
+
+    places = torch.tensor([place for place, unit in enumerate(units) for _ in unit], device=scores.device)
+    members = scores[[channel for unit in units for channel in unit]]
+    return scores.new_zeros(len(units)).index_add(0, places, members)
 
 
 @contextmanager

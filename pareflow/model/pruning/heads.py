@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from pareflow.comparison import mismatch
 from pareflow.errors import UnsuitableError
 from pareflow.model.pruning.attention import Attention, attentions
 from pareflow.model.pruning.dependencies import (
@@ -15,6 +16,7 @@ from pareflow.model.pruning.dependencies import (
     find_widths,
 )
 from pareflow.model.pruning.saliency import PruningTechnique, repair, saliencies
+from pareflow.network import run_torch
 from pareflow.workload import LoadedWorkload
 
 if TYPE_CHECKING:
@@ -47,11 +49,13 @@ class HeadPruning(PruningTechnique):
         worth = saliencies(pruned, workload, self.importance, self.samples)
         scores = channel_scores(widths, pruned, worth)
         per_head = [s.view(a.heads, -1).sum(1) for a, s in zip(found, scores, strict=True)]
-        for attention, width, gone in zip(found, widths, self._gone(found, per_head), strict=True):
-            if gone:
-                width.remove(graph, attention.channels(gone))
-                attention.say(attention.heads - len(gone))
+        cuts = [cut for cut in zip(found, widths, self._gone(found, per_head), strict=True) if cut[2]]
+        unheard = _unheard(graph, pruned, {width: a.channels(gone) for a, width, gone in cuts})
+        for attention, width, gone in cuts:
+            width.remove(graph, attention.channels(gone))
+            attention.say(attention.heads - len(gone))
         check_runs(pruned, network, workload)
+        _check_whole(pruned, unheard, workload)
         return repair(pruned, workload, self)
 
     def _attentions(self, network: "nn.Module") -> list[Attention]:
@@ -111,3 +115,29 @@ def _widths(graph: Any, network: "nn.Module", found: list[Attention]) -> list[Wi
                 "Leave `head_pruning` out",
             )
     return [by_layers[frozenset(attention.layers)] for attention in found]
+
+
+def _unheard(graph: Any, network: "nn.Module", cuts: dict[Width, list[int]]) -> "nn.Module":
+    """A copy whose linear layers take these channels times zero."""
+    from torch import nn
+
+    names = {module: name for name, module in network.named_modules()}
+    made = copy.deepcopy(network).eval()
+    for width, channels in cuts.items():
+        for dep, places in width.part(graph, channels):
+            layer = dep.target.module
+            if isinstance(layer, nn.Linear) and not graph.is_out_channel_pruning_fn(dep.handler):
+                made.get_parameter(f"{names[layer]}.weight").data[:, places] = 0
+    return made
+
+
+def _check_whole(pruned: "nn.Module", unheard: "nn.Module", workload: LoadedWorkload) -> None:
+    """Raises: UnsuitableError where other things than whole heads are gone."""
+    feeds = workload.example(batch_size=3)
+    found = mismatch(lambda fed: run_torch(unheard, fed), lambda fed: run_torch(pruned, fed), iter([feeds]))
+    if found:
+        raise UnsuitableError(
+            "a network without some heads must answer as if nothing took what they give",
+            found,
+            "Leave `head_pruning` out, or lay the channels of each head side by side: `view(…, heads, size)`",
+        )

@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from pareflow.errors import UnsuitableError
+from pareflow.ports import Ports, pieces
 from pareflow.workload import Arrays, LoadedWorkload
 
 if TYPE_CHECKING:
@@ -35,15 +36,15 @@ def count(workload: LoadedWorkload, asked: int | None) -> int:
     return min(MOST if asked is None else asked, found)
 
 
-def feeds(workload: LoadedWorkload, asked: int | None, inputs: Sequence[str]) -> list[Arrays]:
-    """One feed per calibration sample, of the graph's `inputs`.
+def feeds(workload: LoadedWorkload, asked: int | None, ports: Ports) -> list[Arrays]:
+    """One feed per calibration sample, of the graph's inputs; or per batch of the size that it is fixed to.
 
     They are preprocessed as one batch, so that texts have one length: histograms need equal shapes.
     Raises: UnsuitableError.
     """
     samples = count(workload, asked)
     batch = next(workload.feeds("calibration", samples, samples))
-    return [{name: batch[name][i : i + 1] for name in inputs} for i in range(samples)]
+    return list(pieces({port.name: batch[port.name] for port in ports.ports}, ports.batch_size or 1))
 
 
 def check_inputs_varied(feeds: Sequence[Mapping[str, np.ndarray]]) -> None:
@@ -53,7 +54,7 @@ def check_inputs_varied(feeds: Sequence[Mapping[str, np.ndarray]]) -> None:
         constants = ", ".join(f"`{name}` is {found[0]:g}" for name, found in values.items())
         raise UnsuitableError(
             "calibration samples must show the network a range of numbers",
-            f"{constants} in all of {len(feeds)}",
+            f"{constants} in all of {_samples(feeds)}",
             "Give `calibration` samples that differ, as real ones do",
         )
 
@@ -83,10 +84,15 @@ def check_varied(
         if not low < high:
             raise UnsuitableError(
                 "calibration samples must show every layer a range of numbers",
-                f"`{seen[name]}` sees only {low:g} in `{name}`, in all of {len(feeds)} samples",
+                f"`{seen[name]}` sees only {low:g} in `{name}`, in all of {_samples(feeds)} samples",
                 "Give `calibration` samples that differ, as real ones do",
             )
     return dict(zip(names, zip(lows, highs, strict=True), strict=True))
+
+
+def _samples(feeds: Sequence[Mapping[str, np.ndarray]]) -> int:
+    """How many were looked at, those that fill up a batch among them."""
+    return sum(len(next(iter(feed.values()))) for feed in feeds)
 
 
 def layers(model: "onnx.ModelProto") -> list[str]:

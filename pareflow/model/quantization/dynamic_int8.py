@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from pareflow import graph_file
+from pareflow.errors import UnsuitableError
 from pareflow.model.quantization.floats import check_floats
 from pareflow.model.technique import Technique
 from pareflow.network import Form
@@ -42,6 +44,7 @@ class DynamicInt8(Technique):
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         check_floats(network, self.name)
+        _check_convolutions(network)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             quantize_dynamic(
@@ -51,7 +54,38 @@ class DynamicInt8(Technique):
                 reduce_range=self.reduce_range,
                 weight_type=QuantType.QInt8,
             )
-            return onnx.load_model(path)
+            quantized = onnx.load_model(path)
+        _check_stored(quantized)
+        return quantized
+
+
+_WAY_OUT = "Quantize the float network (not after bf16), or use static_int8, which folds what is constant"
+
+
+def _check_convolutions(graph: "onnx.ModelProto") -> None:
+    """Raises: UnsuitableError where weights of a convolution with a bias are computed."""
+    stored = {weight.name for weight in graph.graph.initializer}
+    makers = {name: node.op_type for node in graph.graph.node for name in node.output}
+    for node in graph.graph.node:
+        if node.op_type == "Conv" and len(node.input) > 2 and node.input[1] not in stored:
+            raise UnsuitableError(
+                "the weights of a convolution must lie in the file as floats",
+                f"those of {graph_file.called(node)} come from {makers.get(node.input[1], 'an input')}",
+                _WAY_OUT,
+            )
+
+
+def _check_stored(quantized: "onnx.ModelProto") -> None:
+    """Raises: UnsuitableError where nothing was quantized. A vector alone is a row of zero points."""
+    from onnx import TensorProto
+
+    integers = (TensorProto.INT8, TensorProto.UINT8)
+    if not any(w.data_type in integers and len(w.dims) > 1 for w in quantized.graph.initializer):
+        raise UnsuitableError(
+            "the graph must hold a product with weights that lie in the file as floats",
+            "no weight was stored in eight bits",
+            _WAY_OUT,
+        )
 
 
 def _copy(graph: "onnx.ModelProto") -> "onnx.ModelProto":

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from pareflow import graph_file
 from pareflow.hardware import accelerators
 from pareflow.model.quantization.calibration import PRODUCTS, Samples, check_varied, feeds, layers
 from pareflow.model.quantization.floats import check_floats
@@ -50,7 +51,7 @@ class Fp8(Technique):
 
         check_floats(network, self.name)
         layers(network)
-        samples = feeds(workload, self.samples, [node.name for node in network.graph.input])
+        samples = feeds(workload, self.samples, graph_file.ports(network))
         changed: onnx.ModelProto = version_converter.convert_version(network, OPSET)
         changed.ir_version = max(changed.ir_version, 9)
         largest = {

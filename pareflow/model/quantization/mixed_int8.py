@@ -3,9 +3,10 @@
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -14,6 +15,7 @@ from pareflow.errors import UnsuitableError
 from pareflow.model.quantization.calibration import layers
 from pareflow.model.quantization.static_int8 import Calibrated, StaticInt8
 from pareflow.model.timings import Timings
+from pareflow.network import onnxruntime_ports
 from pareflow.workload import Arrays, LoadedWorkload
 
 if TYPE_CHECKING:
@@ -123,7 +125,7 @@ def _slower_ms(former: "onnx.ModelProto", latter: "onnx.ModelProto", feed: Array
     """The median of how much longer the latter takes, the two run in turns."""
     runs = [session(former), session(latter)]
 
-    def timed_ms(run: Any) -> float:
+    def timed_ms(run: Callable[[Arrays], Arrays]) -> float:
         began = time.perf_counter()
         run(feed)
         return 1000 * (time.perf_counter() - began)
@@ -132,8 +134,8 @@ def _slower_ms(former: "onnx.ModelProto", latter: "onnx.ModelProto", feed: Array
     return statistics.median(after - before for before, after in pairs[ROUNDS // 5 :])
 
 
-def session(graph: "onnx.ModelProto") -> Any:
-    """The graph as a function of named arrays, on one thread."""
+def session(graph: "onnx.ModelProto") -> Callable[[Arrays], Arrays]:
+    """The graph as a function of named arrays of any batch, on one thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -143,13 +145,9 @@ def session(graph: "onnx.ModelProto") -> Any:
         graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     names = [node.name for node in opened.get_outputs()]
-    taken = {node.name for node in opened.get_inputs()}
-
-    def run(feeds: Arrays) -> Arrays:
-        given = {name: array for name, array in feeds.items() if name in taken}
-        return dict(zip(names, opened.run(names, given), strict=True))
-
-    return run
+    return onnxruntime_ports(opened).fitted(
+        lambda feeds: dict(zip(names, opened.run(names, feeds), strict=True))
+    )
 
 
 def _lost_elsewhere(drop: float, max_drop: float) -> UnsuitableError:

@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING
 
 from pareflow.model.quantization.calibration import check_inputs_varied, count
+from pareflow.network import openvino_ports
+from pareflow.ports import pieces
 from pareflow.workload import Arrays, LoadedWorkload
 
 if TYPE_CHECKING:
@@ -11,11 +13,16 @@ if TYPE_CHECKING:
 
 
 def dataset(model: "openvino.Model", workload: LoadedWorkload, asked: int | None) -> "nncf.Dataset":
-    """One feed per calibration sample, of the model's inputs. Raises: UnsuitableError."""
+    """One feed per calibration sample, of the model's inputs; or per batch of the size that it is fixed to.
+
+    Raises: UnsuitableError.
+    """
     import nncf
 
     inputs = {name for port in model.inputs for name in port.names}
-    feeds = list(workload.feeds("calibration", 1, count(workload, asked)))
+    size = openvino_ports(model.inputs).batch_size or 1
+    batches = workload.feeds("calibration", size, count(workload, asked))
+    feeds = [piece for batch in batches for piece in pieces(batch, size)]
     check_inputs_varied(feeds)
 
     def taken(feed: Arrays) -> Arrays:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from pareflow.model.quantization.calibration import Samples, count
+from pareflow.model.quantization.calibration import Samples
 from pareflow.model.quantization.floats import check_openvino_floats
 from pareflow.model.quantization.nncf_calibration import dataset
 from pareflow.model.technique import Technique
@@ -35,10 +35,11 @@ class NncfInt8(Technique):
         import nncf
 
         check_openvino_floats(network, self.name)
+        samples = dataset(network, workload, self.samples)
         quantized: openvino.Model = nncf.quantize(
             network.clone(),
-            dataset(network, workload, self.samples),
-            subset_size=count(workload, self.samples),
+            samples,
+            subset_size=samples.get_length(),
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER if self.model_type == "transformer" else None,
         )

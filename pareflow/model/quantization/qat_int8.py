@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from pareflow.errors import UnsuitableError
-from pareflow.model.distillation.response import ResponseTechnique
+from pareflow.model.distillation.response import ResponseTechnique, check_class_axis
 from pareflow.model.quantization.int32_bias import biases_as_int32
 from pareflow.model.training import Batch, fit
 from pareflow.network import FILES, Form, check_export
@@ -69,22 +69,14 @@ class QatInt8(ResponseTechnique):
         self, network: "nn.Module", workload: LoadedWorkload
     ) -> "Callable[[nn.Module, Batch], torch.Tensor]":
         """Of labels and the float network's answers, mixed."""
-        from torch.nn.functional import mse_loss
-
         from pareflow.model.distillation.teacher import Teacher
 
         teacher = Teacher(network, workload)
 
-        def of_classes(student: "nn.Module", batch: Batch) -> "torch.Tensor":
+        def loss(student: "nn.Module", batch: Batch) -> "torch.Tensor":
             return self.response_loss(student(*batch.inputs.values()), teacher(batch)[0], batch, workload)
 
-        def of_numbers(student: "nn.Module", batch: Batch) -> "torch.Tensor":
-            outputs = student(*batch.inputs.values())
-            assert batch.targets is not None  # they are floats
-            to_targets = workload.definition.loss(outputs, batch.targets)
-            return (1 - self.alpha) * mse_loss(outputs, teacher(batch)[0]) + self.alpha * to_targets
-
-        return of_numbers if _gives_numbers(workload) else of_classes
+        return loss
 
 
 def _prepared(network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
@@ -119,24 +111,17 @@ def _prepared(network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
     return prepared
 
 
-def _gives_numbers(workload: LoadedWorkload) -> bool:
-    """Whether it is a regression."""
-    targets = workload.split("train").targets
-    return targets is not None and targets.dtype.kind == "f"
-
-
 def _check_answers(outputs: Any, workload: LoadedWorkload) -> None:
     """Raises: UnsuitableError where there is nothing to learn from in them."""
     import torch
 
-    shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else None
-    if shape is None or not (_gives_numbers(workload) or (len(shape) > 1 and shape[-1] > 1)):
-        found = f"{len(outputs)} outputs" if shape is None else f"an output of shape {shape}"
+    if not isinstance(outputs, torch.Tensor):
         raise UnsuitableError(
             "the network must give one tensor: logits of two classes at least, or numbers where targets are",
-            f"for three samples it gives {found}",
-            "Use static_int8, which does not train, or give `data()` floats as targets",
+            f"for three samples it gives {len(outputs)} outputs",
+            "Use static_int8, which does not train",
         )
+    check_class_axis(tuple(outputs.shape), workload)
 
 
 def _calibrate(prepared: "nn.Module", workload: LoadedWorkload, batch_size: int) -> None:
@@ -154,14 +139,13 @@ def _exported(converted: "nn.Module", workload: LoadedWorkload) -> "onnx.ModelPr
     import onnx
     import torch
 
-    outputs = [name for name in workload.definition.dynamic_axes() if name not in _axes(workload)]
     program = torch.onnx.export(
         converted,
         _example(workload),
         dynamo=True,
         dynamic_shapes=_by_argument(converted, [*_axes(workload).values()]),
         input_names=list(_axes(workload)),
-        output_names=outputs or ["output"],
+        output_names=["output"],  # as `run_torch` calls one tensor
         opset_version=OPSET,
         verbose=False,
     )

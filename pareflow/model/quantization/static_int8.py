@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from pareflow import graph_file
 from pareflow.model.quantization.calibration import PRODUCTS, Samples, check_varied, feeds, layers
 from pareflow.model.quantization.floats import check_floats
 from pareflow.model.technique import Technique
@@ -70,7 +71,7 @@ class Calibrated:
         quant_pre_process(plain, self._path, skip_symbolic_shape=True)
         self.prepared = _named(onnx.load_model(self._path))
         onnx.save_model(self.prepared, self._path)
-        self._feeds = feeds(workload, settings.samples, [node.name for node in network.graph.input])
+        self._feeds = feeds(workload, settings.samples, graph_file.ports(network))
         check_varied(self.prepared, self._feeds)
         self._settings, self._folder = settings, folder
 

@@ -109,7 +109,25 @@ class HashedConv2d(HashedLayer):
 
 
 class HashedEmbedding(HashedLayer):
-    """An embedding with hashed weights."""
+    """An embedding with hashed weights, but for the row that fills up (`padding_idx`): it stays as it was."""
+
+    padding: torch.Tensor | None
+    """That row, shape (1, width)."""
+
+    def __init__(self, layer: nn.Embedding, hashed: HashedWeight) -> None:
+        super().__init__(layer, hashed)
+        self.padding_idx = row = layer.padding_idx
+        stays = None if row is None else layer.weight.detach()[row : row + 1].clone()
+        self.register_buffer("padding", stays)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """All rows, which a runtime puts together once, when it loads the graph."""
+        drawn: torch.Tensor = self.hashed()
+        if self.padding_idx is None or self.padding is None:
+            return drawn
+        parts = drawn[: self.padding_idx], self.padding, drawn[self.padding_idx + 1 :]
+        return torch.cat([part for part in parts if len(part)])
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return functional.embedding(ids, self.weight)
@@ -126,8 +144,7 @@ def hash_layers(network: nn.Module, compression: float, least: int, seed: int) -
     """Put hashed layers in the place of plain ones with at least so many weights, in place; their names."""
     places: dict[nn.Module, list[str]] = {}
     for path, module in network.named_modules(remove_duplicate=False):
-        plain = type(module) in KINDS and getattr(module, "padding_mode", "zeros") == "zeros"
-        if path and plain and module.get_parameter("weight").numel() >= least:
+        if path and _plain(module) and module.get_parameter("weight").numel() >= least:
             places.setdefault(module, []).append(path)
     for position, (module, paths) in enumerate(places.items()):
         key = np.random.default_rng([seed, position]).integers(1, PRIME, 3)
@@ -136,3 +153,9 @@ def hash_layers(network: nn.Module, compression: float, least: int, seed: int) -
         for path in paths:
             network.set_submodule(path, made)
     return [path for paths in places.values() for path in paths]
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether a hashed layer computes the same: nothing else than zeros is padded, no vector is scaled."""
+    zeros = getattr(module, "padding_mode", "zeros") == "zeros"
+    return type(module) in KINDS and zeros and getattr(module, "max_norm", None) is None

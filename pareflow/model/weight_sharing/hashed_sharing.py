@@ -23,7 +23,8 @@ class HashedSharing(TrainedTechnique):
     The file holds the few weights and three integers per layer; a runtime draws the others when it loads
     the graph. The network is trained anew in this form, so give it as many epochs as its training took.
     Source: Chen et al., 2015, arXiv:1504.04788, sections 4.1 to 4.3. Departures: one hash gives position and
-    sign; convolutions and embeddings are hashed too; it starts at the mean of the given weights.
+    sign; convolutions and embeddings are hashed too, but for the row of `padding_idx`; it starts at the mean
+    of the given weights.
     """
 
     name: ClassVar[str] = "hashed_sharing"

@@ -24,7 +24,8 @@ class LayerSharing(TrainedTechnique):
     As fast as before, and smaller by the number of blocks that share.
     Source: Lan et al., 2020, arXiv:1909.11942, section 3.1 (cross-layer parameter sharing). Departures: a
     trained network is shared, not one trained so from the start; norms and biases of norms stay each block's
-    own, since they are small, and batch statistics differ from block to block.
+    own, since they are small, and batch statistics differ from block to block. So does all that is no weight,
+    such as a shift of windows.
     """
 
     name: ClassVar[str] = "layer_sharing"
@@ -69,25 +70,54 @@ def _structure(block: "nn.Module") -> tuple[str, list[tuple[str, tuple[int, ...]
     return repr(block), [(name, tuple(p.shape)) for name, p in block.named_parameters()]
 
 
-def _layers(block: "nn.Module") -> list[str]:
-    """The layers of a block that hold a matrix: norms do not."""
-    return [
-        path
-        for path, layer in block.named_modules()
+def _layers(block: "nn.Module") -> "dict[str, nn.Module]":
+    """The layers of a block that hold a matrix, by each of their paths: norms do not."""
+    return {
+        path: layer
+        for path, layer in block.named_modules(remove_duplicate=False)
         if path and any(p.dim() > 1 for p in layer.parameters(recurse=False))
-    ]
+    }
 
 
 def _tie(blocks: "list[nn.Module]", take: str) -> None:
-    """Put the first block's layers into the others, in place."""
+    """Let the others use the first block's matrices, in place.
+
+    Of torch's own layers all blocks get one object, which techniques that follow take for one layer. Any
+    other module stays each block's own, and only its parameters are shared.
+    """
+    layers = _layers(blocks[0])
+    parameters = [
+        f"{path}.{name}"
+        for path, layer in layers.items()
+        for name, _ in layer.named_parameters(recurse=_whole(layer), remove_duplicate=False)
+    ]
+    if take == "average":
+        _average(blocks, parameters)
+    for block in blocks[1:]:
+        for name in parameters:
+            path, _, own = name.rpartition(".")
+            setattr(block.get_submodule(path), own, blocks[0].get_parameter(name))
+        for path, layer in layers.items():
+            if _whole(layer):
+                block.set_submodule(path, layer)
+
+
+def _whole(layer: "nn.Module") -> bool:
+    """Whether two such layers compute the same where they look the same, or are a weight's parametrization.
+
+    `repr` does not tell all of others: a shift, a number of heads.
+    """
+    from torch.nn.utils.parametrize import ParametrizationList
+
+    plain = type(layer).__module__.startswith("torch.nn.") and not list(layer.children())
+    return plain or isinstance(layer, ParametrizationList)
+
+
+def _average(blocks: "list[nn.Module]", parameters: list[str]) -> None:
+    """Write the means over all blocks into the first: all are taken first, since two names may be of one."""
     import torch
 
-    for path in _layers(blocks[0]):
-        layers = [block.get_submodule(path) for block in blocks]
-        if take == "average":
-            with torch.no_grad():
-                for parts in zip(*(layer.parameters() for layer in layers), strict=True):
-                    parts[0].copy_(torch.stack(parts).mean(0))
-        for block, layer in zip(blocks[1:], layers[1:], strict=True):
-            if layer is not layers[0]:
-                block.set_submodule(path, layers[0])
+    with torch.no_grad():
+        means = [torch.stack([block.get_parameter(name) for block in blocks]).mean(0) for name in parameters]
+        for name, mean in zip(parameters, means, strict=True):
+            blocks[0].get_parameter(name).copy_(mean)

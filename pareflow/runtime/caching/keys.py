@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pareflow.runtime.rows import has_rows, row_count
+from pareflow.variant import content
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -22,7 +23,10 @@ def space_of(policy: str, identity: str) -> bytes:
 
 
 def request_key(space: bytes, feeds: Mapping[str, np.ndarray]) -> bytes:
-    """Equal where names, types, shapes and every byte are, whatever the order of the inputs: 32 bytes."""
+    """Equal where names, types, shapes and every byte are, whatever the order of the inputs: 32 bytes.
+
+    Raises: UnsuitableError where an input holds objects that have no content of their own.
+    """
     digest = hashlib.sha256(space)
     for name in sorted(feeds):
         _update(digest, name, feeds[name], feeds[name].shape)
@@ -34,6 +38,8 @@ def row_keys(space: bytes, feeds: Mapping[str, np.ndarray], mask: str | None = N
 
     An input that has not as many rows as the batch belongs to every sample. What `mask` is 0 for, at the end
     of a row, is filling: it counts in none of the inputs that are as long as the mask.
+
+    Raises: UnsuitableError, as of a request.
     """
     count = row_count(feeds)
     base = hashlib.sha256(space)
@@ -63,7 +69,7 @@ def _update(digest: "_Hash", name: str, array: np.ndarray, shape: object) -> Non
     digest.update(f"{name!r} {array.dtype.str} {shape}\n".encode())
     if array.dtype.kind in "biufc":
         digest.update(np.ascontiguousarray(array).data)
-    elif array.dtype.kind == "O":  # whose bytes are addresses
-        digest.update(repr(array.tolist()).encode())
+    elif array.dtype.hasobject:  # whose bytes are addresses
+        digest.update(content(array).encode())
     else:
         digest.update(array.tobytes())

@@ -13,6 +13,7 @@ import numpy as np
 
 from pareflow.measurement import Ran
 from pareflow.session import Session
+from pareflow.variant import content
 from pareflow.workload import Arrays
 
 
@@ -57,13 +58,16 @@ class CachedSession:
 
 
 def request_digest(feeds: Mapping[str, np.ndarray]) -> bytes:
-    """Names a request by its content, whatever the order of its inputs: 32 bytes."""
+    """Names a request by its content, whatever the order of its inputs: 32 bytes.
+
+    Raises: UnsuitableError where an input holds objects that have none of their own.
+    """
     digest = hashlib.blake2b(digest_size=32)
     for name in sorted(feeds):
         array = np.ascontiguousarray(feeds[name])
         digest.update(f"{name!r} {array.dtype.str} {feeds[name].shape}\n".encode())
-        texts = array.dtype.kind == "O"  # whose bytes are addresses
-        digest.update(repr(array.tolist()).encode() if texts else array.tobytes())
+        objects = array.dtype.hasobject  # whose bytes are addresses
+        digest.update(content(array).encode() if objects else array.tobytes())
     return digest.digest()
 
 

@@ -1,0 +1,90 @@
+"""A deadline holds wherever a request waits: before a session, or for another's answer."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pareflow.serving.model import PackagedModel
+from pareflow.session import Session
+from pareflow.workload import Arrays
+from tests.unit.conftest import INFER, Serve, Served
+
+PATIENCE_S = 20
+Line = Callable[..., Future[Any]]
+
+
+class Door:
+    """Who comes to it while it is shut waits until it is opened."""
+
+    def __init__(self) -> None:
+        self.waiting = threading.Semaphore(0)
+        self._open = threading.Event()
+        self._open.set()
+
+    def passed(self) -> None:
+        if not self._open.is_set():
+            self.waiting.release()
+            self._open.wait(PATIENCE_S)
+
+    def shut(self) -> None:
+        self._open.clear()
+
+    def opened(self) -> None:
+        self._open.set()
+
+
+@pytest.fixture
+def door(monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
+    """Before every session."""
+    made, load = Door(), PackagedModel.load_session
+
+    def load_session(model: PackagedModel) -> Session:
+        session = load(model)
+        run = session.run
+
+        def held(feeds: Mapping[str, np.ndarray]) -> Arrays:
+            made.passed()
+            return run(feeds)
+
+        monkeypatch.setattr(session, "run", held)
+        return session
+
+    monkeypatch.setattr(PackagedModel, "load_session", load_session)
+    yield made
+    made.opened()
+
+
+@pytest.fixture
+def asked() -> Iterator[Line]:
+    """Ask in a thread of its own: what a server answers to one of the golden samples."""
+    with ThreadPoolExecutor(8) as threads:
+
+        def ask(served: Served, timeout_ms: float | None = None) -> Future[Any]:
+            more = {} if timeout_ms is None else {"parameters": {"timeout": int(1000 * timeout_ms)}}
+            body = json.dumps({"inputs": [served.input(1)], **more})
+            return threads.submit(served.client.post, INFER, content=body)
+
+        yield ask
+
+
+@pytest.mark.parametrize("policies", [(), ("exact_cache",)], ids=["no policy", "who waits for the same"])
+def test_what_waits_is_told_when_its_deadline_is_over(
+    serve: Serve, door: Door, asked: Line, policies: tuple[str, ...]
+) -> None:
+    """Behind a request without a deadline, which keeps its session, and gets its answer."""
+    served = serve(plan={"inline_ms": 0, "sessions": 1, "policies": policies})
+    door.shut()
+    first = asked(served)
+    assert door.waiting.acquire(timeout=PATIENCE_S)
+    late = asked(served, timeout_ms=50).result(PATIENCE_S / 2)
+    assert (late.status_code, "retry-after" in late.headers) == (503, True)
+    assert "must be answered before its deadline" in late.json()["error"]
+    assert not first.done()
+    door.opened()
+    assert first.result(PATIENCE_S).status_code == 200
+    assert asked(served, timeout_ms=10_000).result(PATIENCE_S).status_code == 200
