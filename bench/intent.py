@@ -20,7 +20,7 @@ LENGTHS = (16, 32, 64, 128)
 def measure(quick: bool) -> Sequence[Claim]:
     """Claims of the chosen variant; `quick` takes two sequence lengths and fewer blocks."""
     document, winner = chosen(CONFIG)
-    run = Run.open(spec.read(CONFIG), CONFIG, DATA_DIR, remeasure=True)
+    run = Run.open(spec.read(CONFIG), CONFIG, DATA_DIR).aside()
     drop = next(c for c in winner["verdict"]["checks"] if c["clause"] == "quality.max_drop")
     lost = Claim(
         "intent: accuracy lost",

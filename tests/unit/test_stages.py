@@ -233,7 +233,7 @@ def test_harm_is_what_is_no_better_than_the_best_baseline_on_any_number_of_threa
     rows = [dataclasses.replace(row, quality=one.quality) for row in (one, two, eager, made_good, faster)]
     spec = trained.run.spec.model_copy(update={"sla": SLA.model_validate({"latency": {"p50_ms": 10}})})
     run = dataclasses.replace(trained.run, spec=spec)
-    judged = {row.id: row for row in validation._judged(run, rows, arena, 1)}
+    judged: dict[Any, Any] = {row.id: row for row in validation._judged(run, rows, arena, 1)}
     assert judged[made_good.id].speedup.estimate == pytest.approx(1.3, rel=0.01)
     said = {key: row.verdict.decision for key, row in judged.items()}
     assert said == {
@@ -243,7 +243,8 @@ def test_harm_is_what_is_no_better_than_the_best_baseline_on_any_number_of_threa
         made_good.id: "inconclusive",
         faster.id: "promote",
     }
-    assert validation.winner(run, [row for row in judged.values() if row.id != faster.id]).id == one.id
+    winner: Any = validation.winner(run, [row for row in judged.values() if row.id != faster.id])
+    assert winner.id == one.id
 
 
 def test_outcome_is_one_json_document(judged: Any) -> None:
