@@ -337,6 +337,32 @@ def test_in_compose_who_moves_aliases_shares_a_data_folder(
     assert f"{compose['name']}_data:/opt/pareflow/.pareflow" in docker["defaults"]["volumes"]
 
 
+def test_who_runs_a_rollout_has_a_key_of_the_servers(
+    infra: Path, compose: dict[str, Any], pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """Servers have keys everywhere here, and answer 401 to whoever has none of them."""
+    deployed = yaml.safe_load((infra.parent / "prefect.yaml").read_text())["deployments"]
+    assert any(one["entrypoint"].endswith(":deployment") for one in deployed)
+    name, services = "PAREFLOW_API_KEYS", compose["services"]
+    given = set(services["serving"]["environment"][name].split())
+    for worker in ("worker", "worker-cuda"):  # of the pool `pareflow`, whose runs have their environment
+        assert set(services[worker]["environment"].get(name, "none").split()) <= given, worker
+    docker, _ = pools["pareflow-docker"]
+    assert "prefect.blocks.secret." in docker["defaults"]["env"].get(name, "")
+    _, template = pools["pareflow-kubernetes"]
+    (job,) = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
+    (serving,) = [one for one in containers(infra) if one["name"] == "serving"]
+    assert "pareflow-serving" in secrets_of(serving) & secrets_of(job)
+
+
+def test_every_secret_block_is_one_that_the_pages_have_made(infra: Path) -> None:
+    """A run whose pool names a block that is not there does not start."""
+    named = set(re.findall(r"prefect\.blocks\.secret\.([\w-]+)", (infra / "work-pools.yaml").read_text()))
+    assert len(named) == 2
+    page = (infra.parent / "docs/production.md").read_text()
+    assert set(re.findall(r"Secret\(value=.*?\.save\(\"([\w-]+)\"", page)) == named
+
+
 def test_every_secret_of_the_manifests_is_one_that_the_pages_have_made(
     infra: Path, pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
 ) -> None:
