@@ -30,6 +30,10 @@ _UNITS = {"do_no_harm": "loads", "throughput.min_per_s": "loads"}
 """What the samples of a check are, where they are not single requests or inputs."""
 
 
+_OF_P99 = ("p99_ms", "p99_over_p50", "speedup_p99")
+"""How the clauses end that samples bound only where they bound a p99."""
+
+
 _ESTIMATED = {"memory.max_mib": "memory", "energy.max_j": "energy", "energy.max_w": "power"}
 """Clauses that bear on the device alone, and which of its needs tells of them where it is not at hand."""
 
@@ -285,7 +289,7 @@ def _check(clause: str, limit: float, interval: Interval | None, *, upper: bool)
 def _more_samples(clause: str, interval: Interval, limit: float) -> int | None:
     """About how many more samples would move the limit out of the interval, whose width falls with √n."""
     bound = interval.high if limit > interval.estimate else interval.low
-    if bound is None and clause.endswith("p99_ms"):
+    if bound is None and clause.endswith(_OF_P99):
         return max(1, intervals.samples_needed(0.99, interval.confidence) - interval.samples)
     if bound is None or not math.isfinite(bound) or bound == interval.estimate:
         return None
@@ -326,7 +330,7 @@ def gain(evidence: Evidence, confidence: float) -> Interval | None:
         case "latency_p99":
             return intervals.quantile_speedup(baseline, ours, 0.99, confidence)
         case "throughput":
-            return intervals.speedup(baseline, ours, confidence, np.mean)
+            return intervals.throughput_speedup(baseline, ours, confidence)
         case "size":
             before, after = baseline.size_mib, ours.size_mib
         case "peak_memory":

@@ -7,6 +7,7 @@ import, and every command loads this module: so it is imported where it is used.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -198,25 +199,21 @@ def pooled_quantile_interval(
     if len(blocks) < 2:
         return exact
     drawn = _bootstrap(exact.estimate, resampled_quantiles(blocks, quantile), blocks, confidence)
-    low = None if exact.low is None or drawn.low is None else min(exact.low, drawn.low)
-    high = None if exact.high is None or drawn.high is None else max(exact.high, drawn.high)
-    return Interval(exact.estimate, low, high, exact.samples, confidence)
+    return _widest(exact, drawn)
 
 
 def tail_ratio_interval(blocks: Blocks, confidence: float = CONFIDENCE) -> Interval:
-    """p99 over p50 of all samples, by block bootstrap; no bounds from fewer than 100 samples."""
+    """p99 over p50 of all samples: by block bootstrap, no narrower than order statistics of both say."""
     pooled = _pooled(blocks)
-    estimate = float(np.quantile(pooled, 0.99) / np.quantile(pooled, 0.5))
-    if len(pooled) < 100:
-        return Interval(estimate, None, None, len(pooled), confidence)
+    p99, p50 = (quantile_interval(pooled, quantile, confidence) for quantile in (0.99, 0.5))
     ratios = resampled_quantiles(blocks, 0.99) / resampled_quantiles(blocks, 0.5)
-    return _bootstrap(estimate, ratios, blocks, confidence)
+    return _quotient(p99, p50, ratios, blocks)
 
 
 def quantile_speedup(
     baseline: Measurement, candidate: Measurement, quantile: float, confidence: float = CONFIDENCE
 ) -> Interval:
-    """How many times smaller a quantile of all latencies is, by bootstrap over loads.
+    """How many times smaller a quantile of all latencies is: `quantile_ratio` of the samples of each load.
 
     For p99, which single blocks have too few samples for.
 
@@ -227,15 +224,52 @@ def quantile_speedup(
 
 
 def quantile_ratio(
-    baseline: Blocks, candidate: Blocks, quantile: float, confidence: float = CONFIDENCE
+    baseline: Blocks,
+    candidate: Blocks,
+    quantile: float,
+    confidence: float = CONFIDENCE,
+    *,
+    in_line: bool = False,
 ) -> Interval:
-    """How many times smaller a quantile of all samples is, by bootstrap over blocks.
+    """How many times smaller a quantile of all samples is: by bootstrap over blocks, no narrower than order
+    statistics of both say.
 
-    It is as wide as the one of fewer blocks asks for.
+    It is as wide as the one of fewer blocks asks for, and its samples are those of the one of fewer samples.
+    `in_line` is as of `pooled_quantile_interval`.
     """
-    before, after = (float(np.quantile(_pooled(blocks), quantile)) for blocks in (baseline, candidate))
+    pooled = [_pooled(blocks) for blocks in (baseline, candidate)]
+    alike = [neighbours_alike(samples) if in_line else 1.0 for samples in pooled]
+    before, after = (
+        quantile_interval(samples, quantile, confidence, alike=worth)
+        for samples, worth in zip(pooled, alike, strict=True)
+    )
     ratios = resampled_quantiles(baseline, quantile) / resampled_quantiles(candidate, quantile)
-    return _bootstrap(before / after, ratios, min(baseline, candidate, key=len), confidence)
+    return _quotient(before, after, ratios, min(baseline, candidate, key=len))
+
+
+def _quotient(over: Interval, under: Interval, replicates: np.ndarray, blocks: Blocks) -> Interval:
+    """One quantity over another: by bootstrap over blocks, no narrower than the interval of either.
+
+    A quantile far out in a tail that few samples reach moves less among resamples than among measurements:
+    those that it would move to were not drawn. So each bound is as far out as either quantity could take it
+    alone; where both may move at once the bootstrap says how far. There is none where either has none.
+    """
+    drawn = _bootstrap(over.estimate / under.estimate, replicates, blocks, over.confidence)
+    either = (
+        replace(drawn, low=_ratio(over.low, under.estimate), high=_ratio(over.high, under.estimate)),
+        replace(drawn, low=_ratio(over.estimate, under.high), high=_ratio(over.estimate, under.low)),
+    )
+    return replace(_widest(drawn, *either), samples=min(over.samples, under.samples))
+
+
+def _ratio(over: float | None, under: float | None) -> float | None:
+    return None if over is None or under is None else over / under
+
+
+def _widest(found: Interval, *others: Interval) -> Interval:
+    """The interval with each bound as far out as any has it, and none where any has none."""
+    low, high = ([getattr(one, side) for one in (found, *others)] for side in ("low", "high"))
+    return replace(found, low=None if None in low else min(low), high=None if None in high else max(high))
 
 
 def resampled_quantiles(blocks: Blocks, quantile: float) -> np.ndarray:
@@ -276,13 +310,8 @@ def _pooled(blocks: Blocks) -> np.ndarray:
     return np.asarray([ms for block in blocks for ms in block], dtype=float)
 
 
-def speedup(
-    baseline: Measurement,
-    candidate: Measurement,
-    confidence: float = CONFIDENCE,
-    statistic: Callable[[np.ndarray], float] = np.median,
-) -> Interval:
-    """How many times faster `candidate` is: the ratio of a statistic of each block, over loads.
+def speedup(baseline: Measurement, candidate: Measurement, confidence: float = CONFIDENCE) -> Interval:
+    """How many times faster `candidate` is: the ratio of the medians of each block, over loads.
 
     Blocks are paired by position, since they ran next to each other; a load's ratio is the median over its
     blocks. Loads differ lastingly (measured, docs/log.md), so that they and not blocks are the sample: the
@@ -291,25 +320,32 @@ def speedup(
     Raises: ValueError if the two were not measured alike, for then a ratio means nothing.
     """
     require_alike(baseline, candidate)
-    return block_speedup(
-        baseline.blocks_ms, candidate.blocks_ms, candidate.blocks_per_load, confidence, statistic
-    )
+    return block_speedup(baseline.blocks_ms, candidate.blocks_ms, candidate.blocks_per_load, confidence)
 
 
 def block_speedup(
-    baseline: Blocks,
-    candidate: Blocks,
-    blocks_per_load: int,
-    confidence: float = CONFIDENCE,
-    statistic: Callable[[np.ndarray], float] = np.median,
+    baseline: Blocks, candidate: Blocks, blocks_per_load: int, confidence: float = CONFIDENCE
 ) -> Interval:
     """`speedup` of the ms of each block, as many of both."""
     ratios = [
-        float(statistic(np.asarray(ours)) / statistic(np.asarray(theirs)))
-        for ours, theirs in zip(baseline, candidate, strict=True)
+        float(np.median(ours) / np.median(theirs)) for ours, theirs in zip(baseline, candidate, strict=True)
     ]
     size = blocks_per_load
     return mean_interval([np.median(ratios[i : i + size]) for i in range(0, len(ratios), size)], confidence)
+
+
+def throughput_speedup(
+    baseline: Measurement, candidate: Measurement, confidence: float = CONFIDENCE
+) -> Interval:
+    """How many times as many requests are answered per second: the ratio of the mean times of each load.
+
+    Of all requests of a load: a pause in one of its blocks costs what it costs, where a median over blocks
+    (`speedup`) would not see it. The interval is Student's for the mean of the ratios' logarithms.
+    Raises: ValueError if the two were not measured alike.
+    """
+    require_alike(baseline, candidate)
+    pairs = zip(baseline.loads_ms, candidate.loads_ms, strict=True)
+    return mean_interval([float(np.mean(ours) / np.mean(theirs)) for ours, theirs in pairs], confidence)
 
 
 def mean_interval(values: Samples, confidence: float = CONFIDENCE) -> Interval:

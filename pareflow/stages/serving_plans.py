@@ -166,4 +166,5 @@ def _speedup(before: Side, after: Side, confidence: float) -> dict[str, Any] | N
     if not ours or not theirs:
         return None
     quantiles = {"p50": 0.5, "p99": 0.99}
-    return {name: quantile_ratio(ours, theirs, q, confidence).bounds() for name, q in quantiles.items()}
+    found = {name: quantile_ratio(ours, theirs, q, confidence, in_line=True) for name, q in quantiles.items()}
+    return {name: interval.bounds() for name, interval in found.items()}

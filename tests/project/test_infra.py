@@ -337,12 +337,40 @@ def test_in_compose_who_moves_aliases_shares_a_data_folder(
     assert f"{compose['name']}_data:/opt/pareflow/.pareflow" in docker["defaults"]["volumes"]
 
 
+def test_who_runs_a_rollout_has_a_key_of_the_servers(
+    infra: Path, compose: dict[str, Any], pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """Servers have keys everywhere here, and answer 401 to whoever has none of them."""
+    deployed = yaml.safe_load((infra.parent / "prefect.yaml").read_text())["deployments"]
+    assert any(one["entrypoint"].endswith(":deployment") for one in deployed)
+    name, services = "PAREFLOW_API_KEYS", compose["services"]
+    given = set(services["serving"]["environment"][name].split())
+    for worker in ("worker", "worker-cuda"):  # of the pool `pareflow`, whose runs have their environment
+        assert set(services[worker]["environment"].get(name, "none").split()) <= given, worker
+    docker, _ = pools["pareflow-docker"]
+    assert "prefect.blocks.secret." in docker["defaults"]["env"].get(name, "")
+    _, template = pools["pareflow-kubernetes"]
+    (job,) = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
+    (serving,) = [one for one in containers(infra) if one["name"] == "serving"]
+    assert "pareflow-serving" in secrets_of(serving) & secrets_of(job)
+
+
+def test_every_secret_block_is_one_that_the_pages_have_made(infra: Path) -> None:
+    """A run whose pool names a block that is not there does not start."""
+    named = set(re.findall(r"prefect\.blocks\.secret\.([\w-]+)", (infra / "work-pools.yaml").read_text()))
+    assert len(named) == 2
+    page = (infra.parent / "docs/production.md").read_text()
+    assert set(re.findall(r"Secret\(value=.*?\.save\(\"([\w-]+)\"", page)) == named
+
+
 def test_every_secret_of_the_manifests_is_one_that_the_pages_have_made(
     infra: Path, pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
 ) -> None:
     _, template = pools["pareflow-kubernetes"]
     (job,) = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
-    named = set().union(*(secrets_of(one) for one in (job, *containers(infra))))
+    mounted = re.search(r"/secrets/([\w-]+)/", (infra / "prometheus/kubernetes.yml").read_text())
+    assert mounted is not None
+    named = {mounted[1]}.union(*(secrets_of(one) for one in (job, *containers(infra))))
     for path in (infra / "kubernetes/base/kustomization.yaml", infra.parent / "docs/production.md"):
         assert set(re.findall(r"create secret generic (\S+)", path.read_text())) == named, path
 
@@ -474,6 +502,71 @@ def test_prometheus_reads_its_configuration_and_its_rules(infra: Path) -> None:
     promtool = found("promtool")
     run(promtool, "check", "config", "--syntax-only", infra / "prometheus" / "prometheus.yml")
     run(promtool, "check", "rules", *(infra / "prometheus").glob("alerts*.yml"))
+
+
+def test_each_prometheus_makes_the_job_that_alerts_are_about_and_has_a_key(
+    infra: Path, compose: dict[str, Any]
+) -> None:
+    """Where no job has the name, or each answer is 401, no alert ever fires."""
+    about = set(re.findall(r'job="(\w+)"', (infra / "prometheus/alerts.yml").read_text()))
+    assert about
+    for name in ("prometheus.yml", "kubernetes.yml"):
+        document = yaml.safe_load((infra / "prometheus" / name).read_text())
+        assert document["rule_files"] == ["alerts.yml"]
+        assert about <= {job["job_name"] for job in document["scrape_configs"]}, name
+        assert all("credentials_file" in job["authorization"] for job in document["scrape_configs"]), name
+
+
+def on_kubernetes(infra: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What Prometheus is to do there, without its discovery, which Debian's build cannot read; and that."""
+    document = yaml.safe_load((infra / "prometheus/kubernetes.yml").read_text())
+    (job,) = document["scrape_configs"]
+    (discovery,) = job.pop("kubernetes_sd_configs")
+    return document, discovery
+
+
+def test_on_kubernetes_prometheus_looks_for_the_servers_pods(infra: Path) -> None:
+    """By their label; annotations would lead others there, who have no key."""
+    _, found = on_kubernetes(infra)
+    (namespace,) = [thing for thing in objects(infra) if thing["kind"] == "Namespace"]
+    assert (found["role"], found["namespaces"]) == ("pod", {"names": [namespace["metadata"]["name"]]})
+    deployments = [thing for thing in objects(infra) if thing["kind"] == "Deployment"]
+    pods = {thing["metadata"]["name"]: thing["spec"]["template"]["metadata"] for thing in deployments}
+    assert not any("prometheus.io" in key for pod in pods.values() for key in pod.get("annotations", {}))
+    (label,) = pods["pareflow-serving"]["labels"].items()
+    assert found["selectors"] == [{"role": "pod", "label": "=".join(label)}]
+
+
+def test_on_kubernetes_prometheus_asks_each_server_once_and_nothing_else(infra: Path, tmp_path: Path) -> None:
+    """Given what it finds there: a pod's monitor is no server, nor is a pod that was evicted."""
+    document, _ = on_kubernetes(infra)
+    (serving,) = [one for one in containers(infra) if one["name"] == "serving"]
+    (port,) = [str(port["containerPort"]) for port in serving["ports"]]
+    seen = [
+        ("one", "serving", port, "Running"),
+        ("one", "monitor", "", "Running"),
+        ("old", "serving", port, "Failed"),
+    ]
+    about = ("name", "container_name", "container_port_number", "phase")
+    document["scrape_configs"][0]["static_configs"] = [
+        {
+            "targets": [f"10.0.0.{number}"],
+            "labels": {
+                f"__meta_kubernetes_pod_{what}": value for what, value in zip(about, pod, strict=True)
+            },
+        }
+        for number, pod in enumerate(seen)
+    ]
+    config = tmp_path / "prometheus.yml"
+    config.write_text(yaml.safe_dump({**document, "rule_files": []}))
+    promtool = found("promtool")
+    run(promtool, "check", "config", "--syntax-only", config)
+    asked = json.loads(run(promtool, "check", "service-discovery", "--timeout=2s", config, "pareflow"))
+    kept = [one["labels"] for one in asked if one["labels"]]
+    assert len(asked) == len(seen)
+    assert [(one["__address__"], one["instance"], one["job"]) for one in kept] == [
+        ("10.0.0.0:80", "one", "pareflow")
+    ]
 
 
 def test_alerts_fire_when_they_should_and_not_before(infra: Path) -> None:

@@ -99,8 +99,20 @@ def test_few_times_give_doubt() -> None:
     assert decisions(seen(), timed=True)["live.speedup_p50"] == "inconclusive"
     few = seen(champion[: BLOCKS - 1], alike[: BLOCKS - 1])
     assert decisions(few, timed=True)["live.speedup_p50"] == "inconclusive"
-    short = seen(champion[:12, :20], alike[:12, :20])  # 240 answers; 367 are needed at 0.975
+    short = seen(champion[:12, :20], alike[:12, :20])  # 240 answers; 368 are needed at 0.975
     assert decisions(short, timed=True)["live.speedup_p99"] == "inconclusive"
+
+
+def test_the_answers_that_are_few_are_the_challengers() -> None:
+    """A canary at a tenth: nine times as many of the champion, in as many stretches of time."""
+    champion, alike = times(20, 180), times(20, 180, seed=1)
+    few, enough = (seen(champion[:blocks], alike[:blocks, :20]) for blocks in (12, 20))
+    assert decisions(few, timed=True)["live.speedup_p99"] == "inconclusive"  # 240 of 368
+    (*_, check) = judge_live(few, TOLERANCE, "2", look=1, timed=True).checks
+    assert (check.samples, check.more_samples) == (240, 128)
+    assert decisions(enough, timed=True)["live.speedup_p50"] == "promote"
+    (*_, check) = judge_live(enough, TOLERANCE, "2", look=1, timed=True).checks
+    assert check.low is not None
 
 
 def test_servers_are_judged_together() -> None:
