@@ -46,6 +46,7 @@ def measure(quick: bool) -> Sequence[Claim]:
         *simulated_alike(simulated),
         *quality_error_and_power(simulated),
         *lines(simulated),
+        *tails(simulated),
         *real_alike(real),
         *real_slowdown(real, loaded=False),
         *real_slowdown(real, loaded=True),
@@ -161,6 +162,32 @@ def waited(generator: np.random.Generator, service: np.ndarray, busy: float) -> 
     steps = np.concatenate([[0], np.cumsum(service[:-1] - free[1:])])
     latencies: np.ndarray = steps - np.minimum.accumulate(steps) + service
     return latencies
+
+
+def tails(times: int) -> list[Claim]:
+    """Pauses in 1.2 % of as many requests as seven finalists are timed by; p99 is as long as allowed."""
+    generator, among = np.random.default_rng(0), 7
+    error = 0.05 / among / 2
+    samples = math.ceil(1.2 * samples_needed(0.99, 1 - error) / BLOCKS)
+
+    def drawn(pauses: float, blocks: int = BLOCKS, of: int = samples) -> np.ndarray:
+        calm: np.ndarray = 1 + generator.gamma(1, 0.03, (blocks, of))
+        return calm + (generator.random(calm.shape) < pauses) * generator.exponential(3, calm.shape)
+
+    p50, p99 = np.quantile(drawn(0.012, 1, 2_000_000), [0.5, 0.99])
+    slower = p99 / np.quantile(drawn(0, 1, 2_000_000), 0.99)
+    sla = SLA.model_validate({"latency": {"p99_over_p50": float(p99 / p50)}})
+    decisions: list[list[Decision]] = []
+    for _ in range(times):
+        baseline = measurement("baseline", slower * drawn(0))
+        candidate = measurement("candidate", drawn(0.012))
+        evidence = Evidence("candidate", "latency_p99", None, None, candidate, baseline)
+        decisions.append([check.decision for check in judge(sla, evidence, among=among, look=1).checks])
+    names = ("latency.p99_over_p50 at its limit", "do_no_harm, p99 as long as the baseline's")
+    return [
+        share(f"{name}, {BLOCKS * samples} requests: promoted", error, found, "promote", "at most")
+        for name, found in zip(names, zip(*decisions, strict=True), strict=True)
+    ]
 
 
 def real_alike(times: int) -> list[Claim]:

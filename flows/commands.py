@@ -28,6 +28,7 @@ from pareflow.measuring.environment import environment
 from pareflow.serving.settings import Settings
 from pareflow.stages import planning
 from pareflow.stages.instruments import machine_ceilings
+from pareflow.stages.machine import check_machine
 from pareflow.stages.run import Run
 from pareflow.store import Store
 
@@ -78,9 +79,12 @@ def optimize(
 
 
 def check_pipeline(config: Path, data_dir: Path) -> dict[str, Any]:
-    """The pipeline with every setting said, once its YAML, workload, data and metric are found in order."""
+    """The pipeline with every setting said, once its YAML, workload, data and metric are found in order.
+
+    Raises: EnvironmentUnfitError where all are, and this machine cannot run it.
+    """
     found = spec.read(config)
-    Run.open(found, config, data_dir)
+    check_machine(Run.open(found, config, data_dir))
     return found.to_json()
 
 
@@ -105,6 +109,7 @@ def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, An
 def plan(config: Path, data_dir: Path, target: Path | None = None) -> dict[str, Any]:
     """What should compute, and every candidate: its level, effort and bound, and whether it is made."""
     run = Run.open(spec.read(config, target), config, data_dir)
+    check_machine(run)
     return {"pipeline": run.spec.name, "run_id": run.id, **planning.plan(run)}
 
 

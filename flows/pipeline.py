@@ -26,6 +26,7 @@ from pareflow.stages import (  # noqa: E402
     validation,
 )
 from pareflow.stages.building import needs_of  # noqa: E402
+from pareflow.stages.machine import check_machine  # noqa: E402
 from pareflow.stages.run import Row, Run  # noqa: E402
 from pareflow.store import Store  # noqa: E402
 from tasks import collecting, steps  # noqa: E402
@@ -58,6 +59,7 @@ def run_pipeline(
     described = spec.read(config, target)
     with collection.holding(Store(data_dir / "store"), f"optimize {described.name}"):
         run = Run.open(described, config, data_dir, target=target)
+        check_machine(run)
         run = run.anew() if remeasure else run
         tracker = Tracker.open(data_dir)
         document = optimize(run, tracker, execution)

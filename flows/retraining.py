@@ -13,6 +13,7 @@ from flows.endings import ended  # noqa: E402
 from flows.pipeline import optimize  # noqa: E402
 from flows.progress import shown  # noqa: E402
 from pareflow import collection, spec  # noqa: E402
+from pareflow.stages.machine import check_machine  # noqa: E402
 from pareflow.stages.run import Run  # noqa: E402
 from pareflow.store import Store  # noqa: E402
 from tasks import approval, steps  # noqa: E402
@@ -35,6 +36,7 @@ def run_retraining(config: Path, data_dir: Path, execution: Execution) -> dict[s
     described = spec.read(config)
     with collection.holding(Store(data_dir / "store"), f"retrain {described.name}"):
         run = Run.open(described, config, data_dir)
+        check_machine(run)
         tracker = Tracker.open(data_dir)
         approval.expire(tracker, described.name)
         found = news(tracker, run)
