@@ -19,9 +19,11 @@ from tests.orchestration.conftest import PIPELINE, Judged
 Done = subprocess.CompletedProcess[str]
 
 
+@pytest.mark.slow
 def test_a_promise_that_is_easily_kept_gives_a_plan_to_serve_with(
     pareflow_command: Callable[..., Done], packaged: Callable[..., Path], tmp_path: Path
 ) -> None:
+    """Alone on the machine: beside other tests requests wait in spells, which prove little of a p99."""
     to = tmp_path / "plan.yaml"
     promise = ("--per-s", 400, "--p99-ms", 5000, "--queries", 300)
     options = (*promise, "--to", to, "--data-dir", tmp_path, "--json")
