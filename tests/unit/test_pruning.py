@@ -647,10 +647,14 @@ def test_steps_end_at_the_ratio(load_tiny: Load) -> None:
 
 
 def test_frozen_parameters_stay_frozen(load_tiny: Load) -> None:
+    """Those of layers that lose channels too."""
     module, workload = made(load_tiny, "encoder")
     module.embedding.requires_grad_(False)
+    module.blocks[0].wide.requires_grad_(False)
     pruned: Any = ChannelPruning(epochs=1).apply(module, workload)
-    assert not pruned.embedding.weight.requires_grad
+    cut = pruned.blocks[0].wide
+    assert cut.out_features < module.blocks[0].wide.out_features
+    assert not any(p.requires_grad for p in (pruned.embedding.weight, cut.weight, cut.bias))
     assert pruned.head.weight.requires_grad
     assert torch.equal(pruned.embedding.weight, module.embedding.weight)
 

@@ -36,9 +36,13 @@ class Width:
         return len(self.units)
 
     def remove(self, graph: Any, channels: Sequence[int]) -> None:
-        """Take these channels out of every layer that has them, in place. Raises: UnsuitableError."""
+        """Take these channels out of every layer that has them, in place; what is frozen stays so, though its
+        parameters are new ones. Raises: UnsuitableError."""
+        frozen = [name for name, parameter in graph.model.named_parameters() if not parameter.requires_grad]
         with _understood(graph.model):
             self.part(graph, channels).prune()
+        for name in frozen:
+            graph.model.get_parameter(name).requires_grad_(False)
 
     def part(self, graph: Any, channels: Sequence[int]) -> Any:
         """torch-pruning's group of all that goes with these channels."""
