@@ -93,9 +93,10 @@ def run_deployment(
         traffics = steps.traffic(rollout.version)
         rollouts.servers_answer(rollout)
         described, path = pipelines.described(tracker, name, rollout.version, config)
-        run = Run.open(described, path, data_dir)
-        allowed = next(x for x in (steps.disagreement, run.share_lost, DISAGREEMENT) if x is not None)
-        tolerance = Tolerance(allowed, slowdown=steps.slowdown)
+        allowed = steps.disagreement
+        if allowed is None:
+            allowed = Run.open(described, path, data_dir).share_lost
+        tolerance = Tolerance(DISAGREEMENT if allowed is None else allowed, slowdown=steps.slowdown)
         done = list[Step]()
         try:
             for traffic in traffics:

@@ -56,6 +56,12 @@ def content(value: Any) -> str:
     return repr(value)
 
 
+def array_bytes(array: np.ndarray) -> bytes:
+    """An array's bytes; where those would be addresses, what lies there. Raises: UnsuitableError, as
+    `content`."""
+    return content(array).encode() if array.dtype.hasobject else array.tobytes()
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One technique, backend or policy by name, with its settings."""

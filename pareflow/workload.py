@@ -16,7 +16,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from pareflow.catalog import WORKLOADS, Member, find, problem
 from pareflow.errors import PareflowError, SplitError, UnsuitableError, WorkloadError
-from pareflow.variant import Step, content, digest, file_digest
+from pareflow.variant import Step, array_bytes, digest, file_digest
 
 if TYPE_CHECKING:
     import onnx
@@ -144,10 +144,8 @@ def _sample_digest(sample: Any) -> str:
 def _bytes(sample: Any) -> bytes:
     """An array's bytes; where they would be addresses, those of what lies there. Raises: WorkloadError."""
     array = np.ascontiguousarray(sample)
-    if not array.dtype.hasobject:
-        return array.tobytes()
     try:
-        return content(array).encode()
+        return array_bytes(array)
     except UnsuitableError as error:
         raise WorkloadError(
             f"samples and targets of dtype {array.dtype} must be told apart by their content: {error.must}",

@@ -167,9 +167,10 @@ def roll_back(
         same = champion is not None and champion == previous
         if champion is not None:
             leads = audit.way_back(tracker, name, champion, previous)
-            champion, previous = (
-                leads if leaving in (None, leads[0]) else (champion, None if same else previous)
-            )
+            if leaving in (None, leads[0]):
+                champion, previous = leads
+            elif same:
+                previous = None
         if leaving is not None:
             _check_leaving(tracker, name, leaving, champion, previous)
         if champion is None or previous is None:

@@ -119,6 +119,14 @@ def test_what_waits_is_told_once_and_asks_for_one_retraining(
     assert told == ["yes", "no"]
 
 
+def fail(served: Monitored, session: Session, reading: Reading) -> None:
+    """Every request fails, for as long as it takes to be a breach."""
+    while not session.breaches:
+        failed = reading.statuses["500"] + 100
+        reading = replace(reading, at_s=reading.at_s + 5, statuses={"200": 0.0, "500": failed})
+        served.look(reading)
+
+
 def test_what_waits_is_followed_by_the_next_monitor(
     tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,10 +138,7 @@ def test_what_waits_is_followed_by_the_next_monitor(
     reading = Reading(0.0, name, "3", {"200": 0.0, "500": 0.0}, {}, 0.0, {}, None, None, None)
     with ExitStack() as stack:
         served = Monitored(away, reading, stack, State("3"))
-        while not away.breaches:
-            failed = reading.statuses["500"] + 100
-            reading = replace(reading, at_s=reading.at_s + 5, statuses={"200": 0.0, "500": failed})
-            served.look(reading)
+        fail(served, away, reading)
     assert champion(tracker, name) == "3"
     again = Session(asked, tracker, watched, None, print)
     with ExitStack() as stack:
@@ -158,10 +163,7 @@ def test_a_full_disk_keeps_no_monitor_from_going_back(
     reading = Reading(0.0, name, "3", {"200": 0.0, "500": 0.0}, {}, 0.0, {}, None, None, None)
     with ExitStack() as stack:
         served = Monitored(session, reading, stack, State("3"))
-        while not session.breaches:
-            failed = reading.statuses["500"] + 100
-            reading = replace(reading, at_s=reading.at_s + 5, statuses={"200": 0.0, "500": failed})
-            served.look(reading)
+        fail(served, session, reading)
     assert champion(tracker, name) == "2"
     assert [words for words in told if "No space left" in words] == told[:1]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pareflow.runtime.rows import has_rows, row_count
-from pareflow.variant import content
+from pareflow.variant import array_bytes
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -69,7 +69,5 @@ def _update(digest: "_Hash", name: str, array: np.ndarray, shape: object) -> Non
     digest.update(f"{name!r} {array.dtype.str} {shape}\n".encode())
     if array.dtype.kind in "biufc":
         digest.update(np.ascontiguousarray(array).data)
-    elif array.dtype.hasobject:  # whose bytes are addresses
-        digest.update(content(array).encode())
     else:
-        digest.update(array.tobytes())
+        digest.update(array_bytes(array))

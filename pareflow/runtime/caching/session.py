@@ -13,7 +13,7 @@ import numpy as np
 
 from pareflow.measurement import Ran
 from pareflow.session import Session
-from pareflow.variant import content
+from pareflow.variant import array_bytes
 from pareflow.workload import Arrays
 
 
@@ -66,8 +66,7 @@ def request_digest(feeds: Mapping[str, np.ndarray]) -> bytes:
     for name in sorted(feeds):
         array = np.ascontiguousarray(feeds[name])
         digest.update(f"{name!r} {array.dtype.str} {feeds[name].shape}\n".encode())
-        objects = array.dtype.hasobject  # whose bytes are addresses
-        digest.update(content(array).encode() if objects else array.tobytes())
+        digest.update(array_bytes(array))
     return digest.digest()
 
 
