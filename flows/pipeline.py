@@ -14,6 +14,7 @@ from flows.endings import ended  # noqa: E402
 from flows.progress import shown  # noqa: E402
 from pareflow import collection, spec  # noqa: E402
 from pareflow.errors import PareflowError  # noqa: E402
+from pareflow.hardware.device import INTERRUPTED  # noqa: E402
 from pareflow.hardware.needs import held  # noqa: E402
 from pareflow.search import Ended  # noqa: E402
 from pareflow.stages import (  # noqa: E402
@@ -126,7 +127,8 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
 
     progress.stage("explain")
     wanted = ablation.ablations(run, winner, screened)
-    less = tried(tracker, parent, execution, wanted, searching.Contest(run.unhurried, baselines))
+    contest = searching.Contest(run.unhurried, baselines)
+    less = list(tried(tracker, parent, execution, wanted, contest))
     given = execution.call(steps.contributions, run, winner, [*screened, *less])
 
     rows, before = [*table, *less], [*screened, *less]
@@ -146,24 +148,45 @@ def searched(
     baselines: Sequence[Row],
     profile: Mapping[str, Any] | None,
 ) -> tuple[list[Row], Ended]:
-    """All rows that the search asked for, wave by wave, and why it ended."""
+    """All rows that the search asked for, wave by wave, and why it ended. Ctrl-C ends it where one is timed:
+    what is there is judged."""
     asking, rows = searching.searching(run, baselines, profile), list[Row]()
     contest = searching.Contest(run, baselines)
+    done: list[Row] | None = None
     try:
-        asked = next(asking)
         while True:
+            asked = next(asking) if done is None else asking.send(done)
             shown.get().stage("optimize", len(asked.rows))
             shown.get().note(asked.words)
-            if asked.preflight:
-                flown = side_by_side(run, execution, "preflight", asked.rows)
-                done = [row for row in flown if row.status != "ok"]
-                shown.get().rows(done)
-            else:
-                done = tried(tracker, parent, execution, asked.rows, contest)
-            rows += [row for row in done if row.status != "pruned" or asked.listed]
-            asked = asking.send(done)
+            done = []
+            for row in _attempted(tracker, parent, execution, asked, contest):
+                done.append(row)
+                if row.status != "pruned" or asked.listed:
+                    rows.append(row)
     except StopIteration as end:
         return rows, end.value
+    except KeyboardInterrupt:
+        if all(row.measurement is None for row in rows):
+            raise
+        INTERRUPTED.clear()  # what comes now is not interrupted, unless it is again
+        shown.get().note("stopped: what was found so far is judged now; Ctrl-C again ends the command")
+        return rows, Ended("it was stopped by Ctrl-C; the same command goes on with it")
+
+
+def _attempted(
+    tracker: Tracker | None,
+    parent: str,
+    execution: Execution,
+    asked: searching.Asked,
+    contest: searching.Contest,
+) -> Iterator[Row]:
+    """The rows as they became, one by one; of a preflight those that failed."""
+    if not asked.preflight:
+        yield from tried(tracker, parent, execution, asked.rows, contest)
+        return
+    failed = [row for row in side_by_side(contest.run, execution, "preflight", asked.rows) if row.status != "ok"]
+    shown.get().rows(failed)
+    yield from failed
 
 
 def tried(
@@ -172,16 +195,15 @@ def tried(
     execution: Execution,
     candidates: Sequence[Row],
     contest: searching.Contest,
-) -> list[Row]:
+) -> Iterator[Row]:
     """The candidates, built side by side and timed one by one, each for as long as it may win the contest."""
-    progress, run, rows = shown.get(), contest.run, list[Row]()
+    run = contest.run
     for row in side_by_side(run, execution, "make", candidates):
         needed = contest.needed(row)
         timed = execution.call(steps.time_variant, run, tracker, parent, row, contest.baselines, needed)
         contest.ran(timed)
-        progress.rows([timed])
-        rows.append(timed)
-    return rows
+        shown.get().rows([timed])
+        yield timed
 
 
 def side_by_side(

@@ -1,6 +1,8 @@
-"""A run that searches: killed while it trains, it goes on where it was, and ends with what was finished."""
+"""A run that searches: killed while it trains, it goes on where it was, and ends with what was finished.
+Stopped by Ctrl-C, it judges and registers the best so far."""
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -63,3 +65,34 @@ def test_the_search_trained_and_says_why_it_ended_and_of_every_row_what_became_o
     assert document["winner"] is not None
     assert [step["step"] for step in document["contributions"]]
     assert (data_dir / "runs" / document["run_id"] / "study.log").is_file()
+
+
+def test_ctrl_c_in_the_search_registers_the_best_so_far_and_the_same_command_goes_on(
+    command: Callable[..., list[str]], pipeline_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Under Prefect; the terminal tells the whole process group."""
+    budget = {"minutes": MINUTES, "variant_minutes": 5, "quiet_minutes": 30}
+    config = pipeline_file("stopped", candidates=None, budget=budget)
+    words = command("optimize", config, "--data-dir", tmp_path / "data", "--json")
+    process = subprocess.Popen(
+        words,
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # else it ignores what we ignore
+    )
+    assert process.stderr is not None
+    said = next(line for line in iter(process.stderr.readline, "") if "static_int8" in line)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, told = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, (said, told)
+    stopped = json.loads(printed)
+    assert stopped["search"]["ended"] == "it was stopped by Ctrl-C; the same command goes on with it"
+    assert stopped["registered"] is not None
+    done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["run_id"] == stopped["run_id"]
+    assert len(document["variants"]) > len(stopped["variants"])

@@ -88,7 +88,7 @@ def test_a_run_that_goes_on_is_told_what_a_time_limit_stopped_and_tries_the_rest
     def told(run: Run) -> list[Row]:
         made.clear()
         timed.clear()
-        return tried(None, "", Plain(), rows, Contest(run, trained.rows))
+        return list(tried(None, "", Plain(), rows, Contest(run, trained.rows)))
 
     first = told(trained.run)
     assert [row.status for row in first] == ["failed"] * 3
