@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
@@ -20,6 +20,9 @@ from pareflow.stages.baseline import baseline
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe
 from tests import servers
+
+if TYPE_CHECKING:
+    from tasks.tracking import Tracker
 
 CHECKOUT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 180.0
@@ -96,6 +99,14 @@ def blank_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data_dir = tmp_path_factory.mktemp("blank") / "data"
     Tracker.open(data_dir)
     return data_dir
+
+
+@pytest.fixture(scope="session")
+def new_tracker(blank_mlflow: Path) -> "Callable[[Path], Tracker]":
+    """The tracker of this data folder, whose MLflow knows nothing yet."""
+    from tasks.tracking import Tracker
+
+    return lambda folder: Tracker.open(shutil.copytree(blank_mlflow, folder, dirs_exist_ok=True))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """A person's approval: asked for once, decided once, in time, and never instead of the gate."""
 
 import json
-import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,8 +18,8 @@ from tests.orchestration.contenders import HERE, MODEL, bout, enter
 
 
 @pytest.fixture
-def tracker(blank_mlflow: Path, tmp_path: Path) -> Tracker:
-    return Tracker.open(shutil.copytree(blank_mlflow, tmp_path / "data"))
+def tracker(new_tracker: Callable[[Path], Tracker], tmp_path: Path) -> Tracker:
+    return new_tracker(tmp_path / "data")
 
 
 def challenging(tracker: Tracker, score: float) -> str:

@@ -21,13 +21,13 @@ from tests.orchestration.conftest import Judged
 
 
 @pytest.fixture
-def development(blank_mlflow: Path, tmp_path: Path) -> Tracker:
-    return Tracker.open(shutil.copytree(blank_mlflow, tmp_path / "development"))
+def development(new_tracker: Callable[[Path], Tracker], tmp_path: Path) -> Tracker:
+    return new_tracker(tmp_path / "development")
 
 
 @pytest.fixture
-def production(blank_mlflow: Path, tmp_path: Path) -> Tracker:
-    return Tracker.open(shutil.copytree(blank_mlflow, tmp_path / "production"))
+def production(new_tracker: Callable[[Path], Tracker], tmp_path: Path) -> Tracker:
+    return new_tracker(tmp_path / "production")
 
 
 @pytest.fixture

@@ -377,10 +377,13 @@ def test_whoever_watches_may_die(
 
 
 def test_a_rollout_asks_where_the_pipeline_wants_approval(
-    judged: Judged, pipeline_file: Callable[..., Path], tmp_path: Path
+    judged: Judged,
+    pipeline_file: Callable[..., Path],
+    new_tracker: Callable[[Path], Tracker],
+    tmp_path: Path,
 ) -> None:
     """Without a champion there is no traffic to try it on: the gate's word alone made it champion."""
-    tracker = Tracker.open(tmp_path)
+    tracker = new_tracker(tmp_path)
     shutil.copytree(judged.run.data_dir / "store", tmp_path / "store")
     package = judged.package(judged.fp32)
     version = str(tracker.register(judged.run, tracker.begin(judged.run), package, judged.fp32).version)
@@ -394,10 +397,13 @@ def test_a_rollout_asks_where_the_pipeline_wants_approval(
 
 @pytest.mark.slow
 def test_a_good_challenger_passes_through_shadow_and_canary_and_is_promoted_to_all(
-    judged: Judged, command: Callable[..., list[str]], tmp_path: Path
+    judged: Judged,
+    command: Callable[..., list[str]],
+    new_tracker: Callable[[Path], Tracker],
+    tmp_path: Path,
 ) -> None:
     """The int8 file beside the fp32 one, then in its place; a rollback brings that back."""
-    tracker, run = Tracker.open(tmp_path), judged.run
+    tracker, run = new_tracker(tmp_path), judged.run
     parent = tracker.begin(run)
     first, second = (
         str(tracker.register(run, parent, judged.package(row), row).version)

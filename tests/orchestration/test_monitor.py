@@ -41,8 +41,8 @@ def breach(version: str, then: Any = ("rollback", "retrain")) -> Breach:
 
 
 @pytest.fixture(scope="module")
-def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
-    return Tracker.open(tmp_path_factory.mktemp("registry"))
+def tracker(new_tracker: Callable[[Path], Tracker], tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    return new_tracker(tmp_path_factory.mktemp("registry"))
 
 
 @pytest.fixture
@@ -195,12 +195,15 @@ def test_a_monitor_of_errors_holds_up_no_collection(tmp_path: Path) -> None:
 
 
 def test_a_monitor_holds_the_store_until_its_comparing_process_has_read(
-    judged: Judged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    judged: Judged,
+    new_tracker: Callable[[Path], Tracker],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And no longer, though it runs for months; the next comparing process needs them again."""
     monkeypatch.setattr("tasks.watching.AGAIN_S", 0.0)
     shutil.copytree(judged.run.data_dir / "store", tmp_path / "store")
-    tracker, store = Tracker.open(tmp_path), Store(tmp_path / "store")
+    tracker, store = new_tracker(tmp_path), Store(tmp_path / "store")
     tracker.register(judged.run, tracker.begin(judged.run), judged.package(judged.fp32), judged.fp32)
     watched = Rules.model_validate({"variant_drift": {"max_disagreement": 0.1}})
     asked = Asked("images", "http://127.0.0.1:9", tmp_path)
@@ -279,9 +282,9 @@ def otherwise(package: Path, into: Path) -> Path:
 
 
 @pytest.fixture
-def wrong_champion(judged: Judged, tmp_path: Path) -> Tracker:
+def wrong_champion(judged: Judged, new_tracker: Callable[[Path], Tracker], tmp_path: Path) -> Tracker:
     """Version 1 was champion; version 2, which answers otherwise, is."""
-    tracker = Tracker.open(tmp_path)
+    tracker = new_tracker(tmp_path)
     parent = tracker.begin(judged.run)
     first = tracker.register(judged.run, parent, judged.package(judged.fp32), judged.fp32)
     promote(tracker, judged.run, str(first.version), judged.fp32)

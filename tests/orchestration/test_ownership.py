@@ -14,8 +14,8 @@ from tests.orchestration.conftest import Judged
 
 
 @pytest.fixture(scope="module")
-def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
-    return Tracker.open(tmp_path_factory.mktemp("tracked") / "data")
+def tracker(new_tracker: Callable[[Path], Tracker], tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    return new_tracker(tmp_path_factory.mktemp("tracked") / "data")
 
 
 @pytest.fixture

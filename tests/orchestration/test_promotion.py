@@ -31,8 +31,8 @@ print(promote(*pickle.load(open(sys.argv[1], "rb"))).alias)
 
 
 @pytest.fixture
-def tracker(tmp_path: Path) -> Tracker:
-    return Tracker.open(tmp_path)
+def tracker(new_tracker: Callable[[Path], Tracker], tmp_path: Path) -> Tracker:
+    return new_tracker(tmp_path)
 
 
 @pytest.fixture

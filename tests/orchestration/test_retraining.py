@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -25,8 +24,8 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def tracker(blank_mlflow: Path, tmp_path: Path) -> Tracker:
-    return Tracker.open(shutil.copytree(blank_mlflow, tmp_path / "data"))
+def tracker(new_tracker: Callable[[Path], Tracker], tmp_path: Path) -> Tracker:
+    return new_tracker(tmp_path / "data")
 
 
 def champion_of(tracker: Tracker, judged: Judged, row: Row) -> str:

@@ -1,6 +1,5 @@
 """The way back: it waits for no judgement, can be cut off anywhere, and nothing goes the same way again."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from tests.orchestration.contenders import HERE, MODEL, bout, enter
 
 
 @pytest.fixture
-def tracker(blank_mlflow: Path, tmp_path: Path) -> Tracker:
-    return Tracker.open(shutil.copytree(blank_mlflow, tmp_path / "data"))
+def tracker(new_tracker: Callable[[Path], Tracker], tmp_path: Path) -> Tracker:
+    return new_tracker(tmp_path / "data")
 
 
 def promoted(tracker: Tracker, asked: Bout) -> Promotion:

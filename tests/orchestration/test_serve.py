@@ -201,8 +201,8 @@ Register = Callable[[Row], str]
 
 
 @pytest.fixture
-def tracker(tmp_path: Path) -> Tracker:
-    return Tracker.open(tmp_path)
+def tracker(new_tracker: Callable[[Path], Tracker], tmp_path: Path) -> Tracker:
+    return new_tracker(tmp_path)
 
 
 @pytest.fixture

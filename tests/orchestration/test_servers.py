@@ -94,9 +94,11 @@ def test_an_embedded_mlflow_is_no_server(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [server.name for server in named() if server.name == "MLflow"] == []
 
 
-def test_tags_of_a_newer_pareflow_are_told_and_refused_and_older_ones_are_not(tmp_path: Path) -> None:
+def test_tags_of_a_newer_pareflow_are_told_and_refused_and_older_ones_are_not(
+    new_tracker: Callable[[Path], Tracker], tmp_path: Path
+) -> None:
     assert servers.tag_problems(tmp_path) == []  # there is no registry
-    client = Tracker.open(tmp_path).client
+    client = new_tracker(tmp_path).client
     client.create_registered_model("m")
     client.create_model_version("m", "somewhere", tags={})  # from before the tag
     client.create_model_version("m", "somewhere", tags={FORMAT_TAG: str(FORMAT)})

@@ -63,8 +63,8 @@ print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 @pytest.fixture
-def tracker(tmp_path: Path) -> Tracker:
-    return Tracker.open(tmp_path)
+def tracker(new_tracker: Callable[[Path], Tracker], tmp_path: Path) -> Tracker:
+    return new_tracker(tmp_path)
 
 
 def test_a_run_begun_again_is_the_same_run(tracker: Tracker, judged: Judged) -> None:

@@ -57,9 +57,11 @@ SERVING: dict[str, Any] = {
 }
 
 
-def test_the_plan_that_keeps_the_load_is_registered_with_the_winner(judged: Judged, tmp_path: Path) -> None:
+def test_the_plan_that_keeps_the_load_is_registered_with_the_winner(
+    judged: Judged, new_tracker: Callable[[Path], Tracker], tmp_path: Path
+) -> None:
     """For this environment; `serve` takes it where no other is named."""
-    tracker = Tracker.open(tmp_path)
+    tracker = new_tracker(tmp_path)
     parent = tracker.begin(judged.run)
     found = steps.register.fn(judged.run, tracker, parent, judged.int8, SERVING)
     assert found is not None
@@ -68,8 +70,10 @@ def test_the_plan_that_keeps_the_load_is_registered_with_the_winner(judged: Judg
     assert release.plan == ServingPlan(sessions=1)
 
 
-def test_what_no_plan_keeps_is_no_champion_by_itself(judged: Judged, tmp_path: Path) -> None:
-    tracker = Tracker.open(tmp_path)
+def test_what_no_plan_keeps_is_no_champion_by_itself(
+    judged: Judged, new_tracker: Callable[[Path], Tracker], tmp_path: Path
+) -> None:
+    tracker = new_tracker(tmp_path)
     parent = tracker.begin(judged.run)
     unkept = {**SERVING, "decision": "reject", "reason": "no plan keeps it", "kept": False, "plan": None}
     found = steps.register.fn(judged.run, tracker, parent, judged.int8, unkept)
