@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import onnx
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from onnx import TensorProto, helper
 
@@ -27,7 +29,7 @@ from pareflow.stages import jobs
 from pareflow.stages.building import variant_of
 from pareflow.stages.run import Row, Run
 from pareflow.store import Store
-from pareflow.variant import Recipe, Step
+from pareflow.variant import Recipe, Step, digest
 from pareflow.workload import LoadedWorkload, define, load
 from tests import production
 
@@ -37,6 +39,8 @@ settings.register_profile("here", deadline=None, derandomize=True)  # a busy mac
 settings.load_profile("here")
 
 RAN = Ran("onnxruntime", "1.0", "float32", "CPU", 1)
+Once = Callable[[str, Callable[[], Any]], Any]
+"""By name, what a function gives."""
 ONNXRUNTIME = Step("onnxruntime", {"threads": 1})
 
 
@@ -61,6 +65,27 @@ def _locks_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PAREFLOW_LOCK_DIR", str(tmp_path_factory.mktemp("locks")))
         yield
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """What all of pytest's processes share."""
+    base = tmp_path_factory.getbasetemp()
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session")
+def once(shared_folder: Path) -> Once:
+    """What `make` gives, made by the first of pytest's processes that needs it."""
+
+    def made(name: str, make: Callable[[], Any]) -> Any:
+        file = shared_folder / f"{digest(name)[:16]}.once"
+        with FileLock(f"{file}.lock"):
+            if not file.exists():
+                file.write_bytes(pickle.dumps(make()))
+        return pickle.loads(file.read_bytes())
+
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -225,13 +250,17 @@ class Trained:
 
 
 @pytest.fixture(scope="session")
-def _trained_once(workloads: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def _trained_once(workloads: Path, shared_folder: Path, once: Once) -> Trained:
     from pareflow.stages.baseline import baseline
 
-    document = specs.read(workloads / "images.yaml").to_json()
-    spec = specs.parse({**document, "workload": "rogue_images.py"}, "the tests' pipeline")
-    run = Run.open(spec, workloads / "images.yaml", tmp_path_factory.mktemp("data"))
-    return Trained(run, baseline(run))
+    def train() -> Trained:
+        document = specs.read(workloads / "images.yaml").to_json()
+        spec = specs.parse({**document, "workload": "rogue_images.py"}, "the tests' pipeline")
+        run = Run.open(spec, workloads / "images.yaml", shared_folder / "trained")
+        return Trained(run, baseline(run))
+
+    found: Trained = once("trained", train)
+    return found
 
 
 @pytest.fixture
@@ -296,14 +325,19 @@ class Judged:
 
 
 @pytest.fixture(scope="session")
-def judged(_trained_once: Trained) -> Judged:
+def judged(_trained_once: Trained, once: Once) -> Judged:
     """The tiny images after the validation; its data folder is shared, and not to be changed."""
     from pareflow.stages import optimization, searching, validation
 
     run, baselines = _trained_once.run, _trained_once.rows
-    (row,) = searching.first_rows(run, baselines)
-    candidate = optimization.time(run, optimization.make(run, row), baselines)
-    return Judged(run, baselines, candidate, validation.validate(run, [*baselines, candidate]))
+
+    def judge() -> Judged:
+        (row,) = searching.first_rows(run, baselines)
+        candidate = optimization.time(run, optimization.make(run, row), baselines)
+        return Judged(run, baselines, candidate, validation.validate(run, [*baselines, candidate]))
+
+    found: Judged = once("judged", judge)
+    return found
 
 
 @pytest.fixture

@@ -70,9 +70,12 @@ def test_a_registered_verdict_is_judged_again_where_the_environment_differs(
     document["environment"]["processor"] = "another"
     (package / "model.json").write_text(json.dumps(document))
     own = run.store.root / "entries" / measuring_key(run, judged.baselines, SCREENING) / "measurements.json"
-    before = own.read_bytes()
+    before, clock = own.read_bytes(), run.clock.file.read_text()
     found = rejudge(run.aside(), package)
-    assert own.read_bytes() == before  # by which the run goes on where it is asked again
+    assert (own.read_bytes(), run.clock.file.read_text()) == (
+        before,
+        clock,
+    )  # by which the run goes on where it is asked again
     assert found["environment_changes"] == {
         "processor": {"then": "another", "now": run.environment.processor}
     }

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from filelock import FileLock
 
 from pareflow import spec as specs
 from pareflow.stages import building, registration, validation
@@ -20,6 +19,7 @@ from pareflow.stages.baseline import baseline
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe
 from tests import servers
+from tests.conftest import Once
 
 if TYPE_CHECKING:
     from tasks.tracking import Tracker
@@ -127,21 +127,20 @@ class Finished:
 def finished(
     pipeline_file: Callable[..., Path],
     pareflow_command: Callable[..., "subprocess.CompletedProcess[str]"],
-    tmp_path_factory: pytest.TempPathFactory,
-    worker_id: str,
+    shared_folder: Path,
+    once: Once,
 ) -> Finished:
-    """The tiny pipeline, optimized under Prefect's embedded server, by the first of pytest's processes that
-    needs it; not to be changed."""
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared if worker_id == "master" else shared.parent
-    told = shared / "finished.json"
-    with FileLock(shared / "finished.lock"):
-        if not told.exists():
-            config, data_dir = pipeline_file(), shared / "finished"
-            done = pareflow_command("optimize", config, "--data-dir", data_dir, "--json")
-            told.write_text(json.dumps([str(config), done.returncode, done.stdout, done.stderr]))
-    config, *done = json.loads(told.read_text())
-    return Finished(Path(config), shared / "finished", subprocess.CompletedProcess([], *done))
+    """The tiny pipeline, optimized under Prefect's embedded server; not to be changed."""
+    data_dir = shared_folder / "finished"
+
+    def finish() -> Finished:
+        config = pipeline_file()
+        return Finished(
+            config, data_dir, pareflow_command("optimize", config, "--data-dir", data_dir, "--json")
+        )
+
+    found: Finished = once("finished", finish)
+    return found
 
 
 @pytest.fixture
@@ -171,12 +170,16 @@ class Judged:
 
 
 @pytest.fixture(scope="session")
-def judged(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> Judged:
+def judged(finished: Finished, shared_folder: Path, once: Once) -> Judged:
     """The finished run's rows, from a copy of its store."""
-    data_dir = tmp_path_factory.mktemp("judged") / "data"
-    shutil.copytree(finished.data_dir / "store", data_dir / "store")
-    run = Run.open(specs.read(finished.config), finished.config, data_dir)
-    return judge(run)
+    data_dir = shared_folder / "judged"
+
+    def made() -> Judged:
+        shutil.copytree(finished.data_dir / "store", data_dir / "store")
+        return judge(Run.open(specs.read(finished.config), finished.config, data_dir))
+
+    found: Judged = once("judged versions", made)
+    return found
 
 
 def judge(run: Run) -> Judged:

@@ -174,20 +174,26 @@ def test_the_champion_predicts_what_it_predicted(tracker: Tracker, tmp_path: Pat
     assert len(set(golden["predictions"])) > 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param([], id="prefect", marks=pytest.mark.slow), pytest.param(["--no-orchestrator"], id="plain")],
+)
 def test_the_same_command_again_redoes_nothing(
+    options: list[str],
     finished: Finished,
     document: dict[str, Any],
     entries: Callable[[Path], dict[str, tuple[int, int]]],
     pareflow_command: Callable[..., "subprocess.CompletedProcess[str]"],
     tmp_path: Path,
 ) -> None:
-    """In a copy of its data folder: others look at this one meanwhile."""
+    """In a copy of its data folder: others look at this one meanwhile. Without an orchestrator, too."""
     data_dir = tmp_path / "data"
     shutil.copytree(finished.data_dir, data_dir, ignore=shutil.ignore_patterns("prefect"))
     tracker = Tracker.open(data_dir)
     before, histories = entries(data_dir), metric_histories(tracker.client)
-    done = pareflow_command("optimize", finished.config, "--data-dir", data_dir, "--json")
+    done = pareflow_command("optimize", finished.config, "--data-dir", data_dir, "--json", *options)
     again = json.loads(done.stdout)
+    assert (data_dir / "prefect").exists() == (not options)
     assert entries(data_dir) == before
     assert (again["run_id"], again["winner"]) == (document["run_id"], document["winner"])
     assert again["variants"] == document["variants"]
@@ -202,18 +208,3 @@ def metric_histories(client: MlflowClient) -> dict[tuple[str, str], int]:
         for run in runs(client)
         for name in run.data.metrics
     }
-
-
-def test_without_an_orchestrator_the_same_variant_wins(
-    finished: Finished,
-    document: dict[str, Any],
-    pareflow_command: Callable[..., "subprocess.CompletedProcess[str]"],
-    measured_already: Path,
-) -> None:
-    done = pareflow_command(
-        "optimize", finished.config, "--data-dir", measured_already, "--no-orchestrator", "--json"
-    )
-    plain = json.loads(done.stdout)
-    assert done.returncode == 0
-    assert (plain["run_id"], plain["winner"]) == (document["run_id"], document["winner"])
-    assert not (measured_already / "prefect").exists()

@@ -146,6 +146,7 @@ def test_a_verdict_by_another_sla_is_none(
     assert verdict_of(judged.run, tracker.version("images", version).tags) is None
 
 
+@pytest.mark.slow
 def test_a_champion_can_be_replaced_where_the_sla_has_a_load(judged: Judged) -> None:
     """The challenger is put under it beside the champion, where its row was not."""
     sla = judged.run.spec.sla.model_copy(update={"load": LoadClause(per_s=400, p99_ms=5000)})

@@ -22,6 +22,7 @@ def registered(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> 
     return shutil.copytree(finished.data_dir, tmp_path_factory.mktemp("registered") / "data")
 
 
+@pytest.mark.slow
 def test_a_verdict_that_still_holds_is_told_with_both_checks(pareflow_command: Run, registered: Path) -> None:
     """And the pipeline's own run, which has the same id, finds its clock as it left it."""
     (clock,) = (registered / "runs").glob("*/clock.jsonl")

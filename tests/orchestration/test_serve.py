@@ -129,7 +129,7 @@ def test_requests_made_from_the_openapi_document_are_answered_as_it_says(
     tool = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{server.url}/openapi.json"]
     checks = ["--checks", "all", "--exclude-checks", "positive_data_acceptance"]
     done = subprocess.run(
-        [*tool, *checks, "--max-examples", "15", "--seed", "1"],
+        [*tool, *checks, "--max-examples", "6", "--seed", "1"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

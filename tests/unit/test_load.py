@@ -106,7 +106,7 @@ def test_few_queries_are_not_valid_and_it_is_said_how_many_are_missing(under: Se
     ("backend", "error"),
     [
         (Step("segfaults_under_load", {"requests": 40}), CrashedError),
-        (Step("hangs_under_load"), TimedOutError),
+        pytest.param(Step("hangs_under_load"), TimedOutError, marks=pytest.mark.slow),
         (Step("raises_under_load"), StepFailedError),
     ],
     ids=lambda value: getattr(value, "name", None),

@@ -24,6 +24,7 @@ def load_check(row: Row) -> Any:
     return next(check for check in row.verdict.checks if check.clause == "load.p99_ms")
 
 
+@pytest.mark.slow
 def test_load_that_is_kept_promotes_and_the_highest_is_in_the_document(
     under: Callable[..., Run], trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

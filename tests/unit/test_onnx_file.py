@@ -230,6 +230,7 @@ def test_given_integers_without_a_scale_are_told(loaded: Load, files: Path) -> N
         Given(network="integers").apply(network(), loaded())
 
 
+@pytest.mark.slow
 def test_keyword_pair_is_judged_from_onnx_files_alone(checkout: Path, tmp_path: Path) -> None:
     """The int8 network is not worse than the fp32 one by a point; no torch network is there."""
     config = checkout / "configs" / "keywords" / "pipeline.yaml"
