@@ -82,9 +82,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             "technique", list(configured(TECHNIQUES, twice="same_seed" in metafunc.function.__name__))
         )
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize(
-            "backend", list(configured(BACKENDS, twice="twice" in metafunc.function.__name__))
-        )
+        again = any(words in metafunc.function.__name__ for words in ("twice", "given_as_onnx"))
+        metafunc.parametrize("backend", list(configured(BACKENDS, twice=again)))
     if "policy" in metafunc.fixturenames:
         metafunc.parametrize("policy", list(configured(POLICIES)))
     if "cls" in metafunc.fixturenames:

@@ -1,6 +1,5 @@
 """What every backend keeps, on a convolutional network and on a transformer."""
 
-import functools
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pareflow.hardware import probe
 from pareflow.network import Form
 from pareflow.variant import file_digest
 from pareflow.workload import LoadedWorkload
+from tests.conftest import Once
 
 Load = Callable[[str], LoadedWorkload]
 Forms = Callable[[str], Mapping[Form, Path]]
@@ -38,11 +38,10 @@ class Compiled:
 
 @pytest.fixture(scope="module")
 def compile_once(
-    forms: Forms, tmp_path_factory: pytest.TempPathFactory
+    forms: Forms, once: Once, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Backend, str], Compiled]:
     """Each backend compiles each tiny network once, since some take half a minute; not to be changed."""
 
-    @functools.cache
     def made(backend: Backend, name: str) -> Compiled:
         source = shutil.copytree(forms(name)[backend.form], tmp_path_factory.mktemp("copy") / "source")
         before = digests(source)
@@ -52,7 +51,7 @@ def compile_once(
         shutil.rmtree(source)
         return Compiled(folder, kept)
 
-    return made
+    return lambda backend, name: once(f"{backend.step.label} of {name}", lambda: made(backend, name))
 
 
 @pytest.fixture
