@@ -1,10 +1,10 @@
 """What stands beside the version that answers: the previous one, ready, and a challenger that is tried."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pareflow.errors import PareflowError
+from pareflow.serving.background import in_background
 from pareflow.serving.executable import Release
 from pareflow.serving.hosting import Hosted
 from pareflow.serving.metrics import Metrics
@@ -40,11 +40,11 @@ class Beside:
 
     def taken(self, releases: Mapping[str, Release]) -> Hosted | None:
         """What stands here, if it is what should answer now: it is ready, and takes no time."""
-        if self.standby is not None and self.standby.releases == releases:
+        if self.standby is not None and _is(self.standby, releases):
             found, self.standby = self.standby, None
             return found
         trial = self.trial
-        if trial is None or trial.challenger.main.apart or trial.challenger.releases != releases:
+        if trial is None or trial.challenger.main.apart or not _is(trial.challenger, releases):
             return None
         self.trial = None
         self._metrics.tries(self._source.name, None)
@@ -52,19 +52,26 @@ class Beside:
         return trial.challenger
 
     async def keep(self, before: Hosted) -> None:
-        """Keep a version that answered until now, if it is the previous one; else let go of it."""
+        """Keep a version that answered until now, if it is the previous one; else let go of it.
+
+        It stands here meanwhile, for who names it.
+        """
+        stood = self.standby is None
+        if stood:
+            self.standby = before
         try:
-            previous = await asyncio.to_thread(self._source.previous)
+            previous = await in_background(self._source.previous)
         except PareflowError:
             previous = None
-        if self.standby is None and previous == before.release:
-            self.standby = before
-        else:
-            self._retire(before)
+        if stood and (previous == before.release or self.standby is not before):
+            return  # it stays, or somebody has let go of it meanwhile
+        if stood:
+            self.standby = None
+        self._retire(before)
 
     async def keep_previous(self, hosted: Hosted) -> None:
         """Have the previous version loaded. Raises: what the source does, and opening it."""
-        release = await asyncio.to_thread(self._source.previous)
+        release = await in_background(self._source.previous)
         if release is not None and release.version == hosted.release.version:
             release = None
         if self.standby is not None:
@@ -82,7 +89,7 @@ class Beside:
 
     async def follow_challenger(self, hosted: Hosted) -> None:
         """Try what the source names, on the traffic that it names. Raises: as `keep_previous`."""
-        found, champion = await asyncio.to_thread(self._source.challenger), hosted.release.version
+        found, champion = await in_background(self._source.challenger), hosted.release.version
         if found is None or not found.traffic.flows() or found.release.version == champion:
             self.refused = None
             self.end_trial()
@@ -135,3 +142,12 @@ class Beside:
                 self._retire(before.challenger)
         self.trial = Trial(challenger, hosted, found.traffic, self._metrics)
         self._metrics.tries(self._source.name, found.traffic)
+
+
+def _is(hosted: Hosted, releases: Mapping[str, Release]) -> bool:
+    """Whether it is these, and may take over at once.
+
+    What was judged otherwise since, and not promoted, is opened anew, and refused there where it must be.
+    """
+    judged, before = releases[""].judged, hosted.release.judged
+    return hosted.releases == releases and (judged == "promote" or judged == before != "reject")

@@ -48,8 +48,14 @@ class Metrics:
         )
         self._judged = Gauge(
             "pareflow_model_judged_here",
-            "1 where the version that answers has a verdict of this environment",
+            "1 where the version that answers was promoted in this environment",
             ["model", "version"],
+            registry=self._registry,
+        )
+        self._standing = Gauge(
+            "pareflow_model_standing",
+            "1 for how the version that answers was judged: here, inconclusive, elsewhere, unknown, rejected",
+            ["model", "version", "judged"],
             registry=self._registry,
         )
         self._share = Gauge(
@@ -71,7 +77,7 @@ class Metrics:
             buckets=BUCKETS_S,
             registry=self._registry,
         )
-        self._versions: dict[str, str] = {}
+        self._versions: dict[str, tuple[str, str]] = {}
         self._challengers: dict[str, str] = {}
         self.figures: dict[str, Mapping[str, Figures]] = {}
         """What the policies of each model count, by the model and the policy."""
@@ -84,14 +90,16 @@ class Metrics:
         self._seconds.labels(model, route).observe(seconds)
 
     def serves(self, name: str, version: str, figures: Mapping[str, Figures], standing: str) -> None:
-        """From now on this version answers; `figures` are its policies', `standing` where it was judged."""
-        before = self._versions.get(name)
-        if before not in (None, version):
+        """From now on this version answers; `figures` are its policies', `standing` how it was judged."""
+        if name in self._versions:
+            before, stood = self._versions[name]
             self._serving.remove(name, before)
             self._judged.remove(name, before)
-        self._versions[name] = version
+            self._standing.remove(name, before, stood)
+        self._versions[name] = version, standing
         self._serving.labels(name, version).set(1)
         self._judged.labels(name, version).set(standing == "here")
+        self._standing.labels(name, version, standing).set(1)
         self.figures[name] = figures
 
     def tries(self, name: str, traffic: Traffic | None) -> None:

@@ -1,22 +1,32 @@
 """Versions opened as a plan says: networks with their processing, or causal language models."""
 
+import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
 
 from pareflow.errors import InputError
+from pareflow.runtime.batching import DynamicBatching
 from pareflow.runtime.decoding import Decoding
 from pareflow.serving.executable import Executable, Release
 from pareflow.serving.hosting import Hosted
 from pareflow.serving.language_model import KIND, LanguageModel
 from pareflow.serving.model import told
-from pareflow.serving.plan import ServingPlan
+from pareflow.serving.plan import ServingPlan, default
+
+log = logging.getLogger("pareflow.serving")
 
 
-def opened(releases: Mapping[str, Release], plan: ServingPlan, *, apart: bool = False) -> Hosted:
+def opened(releases: Mapping[str, Release], plan: ServingPlan | None, *, apart: bool = False) -> Hosted:
     """Open releases by the name of the tier, the main one's empty; `apart`, that one in a process of its own.
 
-    Raises: as `Executable` and `LanguageModel`; InputError where the plan is not for a model of its kind.
+    Without a plan it is the default of the main one's package.
+    Raises: as `Executable` and `LanguageModel`, once all that was opened is closed; InputError where the plan
+    is not for a model of its kind.
     """
-    if told(releases[""].package).get("kind") == KIND:
+    document = told(releases[""].package)
+    plan = plan or default(document)
+    if document.get("kind") == KIND:
         if apart:
             raise InputError(
                 "what is tried beside another version must take raw samples",
@@ -30,10 +40,31 @@ def opened(releases: Mapping[str, Release], plan: ServingPlan, *, apart: bool = 
             f"{releases[''].name} is none",
             "Leave it out of the plan",
         )
-    executables = {
-        name: Executable(release, plan, apart=apart and not name) for name, release in releases.items()
-    }
-    return Hosted(executables.pop(""), executables, plan)
+    _tell_of_batches(releases[""], document, plan)
+    with ExitStack() as opening:
+        executables: dict[str, Executable] = {}
+        for name, release in releases.items():
+            executables[name] = Executable(release, plan, apart=apart and not name)
+            opening.callback(executables[name].close)
+        hosted = Hosted(executables.pop(""), executables, plan)
+        opening.pop_all()  # it closes them from now on
+    return hosted
+
+
+def _tell_of_batches(release: Release, document: Mapping[str, Any], plan: ServingPlan) -> None:
+    """Warn where a plan joins more samples than a version was judged in, whose answers depend on that."""
+    judged = document.get("judged_batch_size")
+    for policy in plan.chosen():
+        if judged is not None and isinstance(policy, DynamicBatching) and policy.max_batch_size > judged:
+            log.warning(
+                "the answers of version %s of %s depend on the samples beside them: it was judged in batches "
+                "of %d, and the plan makes batches of up to %d; lower `max_batch_size`, or state the larger "
+                "batch in the SLA",
+                release.version,
+                release.name,
+                judged,
+                policy.max_batch_size,
+            )
 
 
 def _language_model(releases: Mapping[str, Release], plan: ServingPlan) -> Hosted:
@@ -54,5 +85,14 @@ def _language_model(releases: Mapping[str, Release], plan: ServingPlan) -> Hoste
         plan = plan.model_copy(update={"policies": ()})
     decoding = plan.decoding or Decoding()
     plainly = decoding.model_copy(update={"draft": None})
-    tiers = {name: LanguageModel(release, plainly) for name, release in releases.items() if name}
-    return Hosted(LanguageModel(releases[""], decoding, tiers), tiers, plan)
+    with ExitStack() as opening:
+        tiers: dict[str, LanguageModel] = {}
+        for name, release in releases.items():
+            if name:
+                tiers[name] = LanguageModel(release, plainly)
+                opening.callback(tiers[name].close)
+        main = LanguageModel(releases[""], decoding, tiers)
+        opening.callback(main.close)
+        hosted = Hosted(main, tiers, plan)
+        opening.pop_all()
+    return hosted

@@ -7,6 +7,7 @@ challenger, while it is tried on a share of the traffic.
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,15 @@ from typing import Any, Protocol
 
 from pareflow.errors import PareflowError, TrackingError, TransientError
 from pareflow.hardware import memory
+from pareflow.serving.background import in_background
 from pareflow.serving.beside import Beside
 from pareflow.serving.executable import Release
-from pareflow.serving.hosting import Hosted
+from pareflow.serving.hosting import Hosted, Standing
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.model import told
 from pareflow.serving.opening import opened
 from pareflow.serving.plan import ServingPlan
-from pareflow.serving.standing import Unjudged, standing
+from pareflow.serving.standing import Unjudged, recorded, standing
 from pareflow.serving.traffic import Traffic
 from pareflow.serving.trial import Trial
 
@@ -29,6 +31,22 @@ log = logging.getLogger("pareflow.serving")
 
 AGAIN_S = 60.0
 """After which a version that could not be opened is tried again."""
+_SAID: Mapping[Standing, tuple[int, str]] = {
+    "elsewhere": (
+        logging.WARNING,
+        "version %s of %s was judged in another environment: `pareflow check` judges it here",
+    ),
+    "inconclusive": (
+        logging.WARNING,
+        "version %s of %s was judged in this environment, and the verdict is inconclusive: it is in doubt",
+    ),
+    "rejected": (
+        logging.ERROR,
+        "version %s of %s was rejected in this environment, and answers until another one takes its place: "
+        "`pareflow rollback` brings back the previous one",
+    ),
+}
+"""What is logged where a version that was judged so begins to answer, or is judged so while it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +155,22 @@ class Slot:
         """The challenger and its traffic, if there is one."""
         return self.beside.trial
 
+    @property
+    def loaded(self) -> tuple[Hosted, ...]:
+        """The version that answers, and the previous one where it stands ready, for who names it."""
+        standby = self.beside.standby
+        return (self.hosted,) if standby is None else (self.hosted, standby)
+
     def start(self) -> None:
-        """Put the policies in place; call it in the event loop."""
-        self._answers(self.hosted.started())
+        """Put the policies in place; call it in the event loop.
+
+        Raises: what they refuse, once what was opened is closed.
+        """
+        try:
+            self._answers(self.hosted.started())
+        except BaseException:
+            self.hosted.close()
+            raise
 
     async def follow(self, every_s: float) -> None:
         """Do what the source says, for ever; at once, too, since what stands beside is not there yet."""
@@ -177,7 +208,7 @@ class Slot:
 
     async def _follow_champion(self) -> None:
         try:
-            releases = await asyncio.to_thread(self._current)
+            releases = await in_background(self._current)
             self._metrics.registry(reachable=True)
         except (TransientError, TrackingError):
             self._metrics.registry(reachable=False)
@@ -185,8 +216,7 @@ class Slot:
         if releases != self.hosted.releases:
             await self._switch(releases)
         elif releases[""].judged != self.hosted.release.judged:  # it was judged here since
-            self.hosted.main.release = releases[""]
-            self._stands(self.hosted, answers=True)
+            self._hears(self.hosted, releases[""])
             self._answers(self.hosted)
 
     async def _tend(self) -> None:
@@ -237,12 +267,14 @@ class Slot:
         whole = {name: release for name, release in last.items() if release is not None}
         return {"": main, **whole} if len(whole) == len(last) else None
 
-    def _plan_of(self, main: Release) -> ServingPlan:
-        return self.plan or main.plan or ServingPlan()
+    def _plan_of(self, main: Release) -> ServingPlan | None:
+        """None: the default plan of its package."""
+        return self.plan or main.plan
 
     def _tiers_of(self, main: Release) -> dict[str, Source]:
         """The sources of what the version's plan names, each made once: it knows what it has verified."""
-        targets = self._plan_of(main).tiers
+        plan = self._plan_of(main)
+        targets = {} if plan is None else plan.tiers
         for target in targets.values():
             if target not in self._tiers:
                 self._tiers[target] = self._found(target)
@@ -255,34 +287,43 @@ class Slot:
         if known is not None and same and time.monotonic() < known.again:
             raise known.error.with_traceback(None)
         try:
-            made = await asyncio.to_thread(lambda: self._opened(releases, apart=apart))
+            made = await self._made(releases, apart=apart)
         except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold what was opened
             self._refusals[what] = _Refusal(releases, judged, error, time.monotonic() + AGAIN_S)
             raise
         self._refusals.pop(what, None)
-        return made.started()
+        return made
+
+    async def _made(self, releases: Mapping[str, Release], *, apart: bool) -> Hosted:
+        """The same, whatever was refused before. Raises: what opening it does, once all is closed again."""
+        made = await asyncio.to_thread(lambda: self._opened(releases, apart=apart))
+        try:
+            return made.started()
+        except BaseException:
+            await asyncio.to_thread(made.close)
+            raise
 
     def _opened(self, releases: Mapping[str, Release], *, apart: bool = False) -> Hosted:
         hosted = opened(releases, self._plan_of(releases[""]), apart=apart)
         try:
-            self._stands(hosted)
-        except PareflowError:
+            hosted.standing = standing(hosted.main, self._unjudged)
+        except BaseException:
             hosted.close()
             raise
         return hosted
 
-    def _stands(self, hosted: Hosted, *, answers: bool = False) -> None:
-        """Note whether its verdict holds here; without timing it where it answers already.
-
-        Raises: EnvironmentUnfitError.
-        """
-        hosted.standing = standing(hosted.main, hosted.release.judged, self._unjudged, answers=answers)
+    def _hears(self, hosted: Hosted, release: Release) -> None:
+        """Note how it was judged since it was opened: what answers goes on, whatever that is."""
+        hosted.main.release = release
+        hosted.standing = recorded(hosted.main)
 
     async def _switch(self, releases: Mapping[str, Release]) -> None:
         """Load beside the present version, then take its place; no request is without one meanwhile."""
         before, after = self.hosted, self.beside.taken(releases)
         if after is None:
             after = await self._ready("new", releases)
+        self._hears(after, releases[""])
         self._answers(after)
         self._tell_of_plans(before.release, after.release)
         if self._keeps:
@@ -310,12 +351,9 @@ class Slot:
         release = hosted.release
         self._metrics.serves(release.name, release.version, hosted.figures, hosted.standing)
         log.info("%s version %s answers: %s", release.name, release.version, hosted.endpoint.identity)
-        if hosted.standing == "elsewhere":
-            log.warning(
-                "version %s of %s was judged in another environment: `pareflow check` judges it here",
-                release.version,
-                release.name,
-            )
+        if hosted.standing in _SAID:
+            level, words = _SAID[hosted.standing]
+            log.log(level, words, release.version, release.name)
 
     def _tell(self, what: str, trouble: str) -> None:
         """Log what is wrong, once for as long as it lasts."""

@@ -1,61 +1,95 @@
 """Whether a version's verdict holds where it is to be served (law 8): asked before its first request, and
-again where it was judged since; it is timed the first time only.
+what is recorded again where it was judged since.
 
-A verdict of this environment is taken at its word. Where there is none, what can be told without data is
-judged again here: its golden outputs, which opening it repeats, and the times that its verdict promised. A
-version that breaks them is refused; one with nothing against it is served, and said to be judged elsewhere.
+A verdict of this environment is taken at its word. Where there is none, or one that is inconclusive, what can
+be told without data is judged again here: its golden outputs, which opening it repeats, and the times that
+its verdict promised. A version that breaks them is refused; one with nothing against it is served, and said
+to be judged elsewhere, or in doubt here. What answers already is never stopped: how it stands is told.
 """
 
 import functools
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pareflow.errors import EnvironmentUnfitError
-from pareflow.measurement import CONFIDENCE
-from pareflow.measuring.environment import environment
-from pareflow.serving.executable import Opened
+from pareflow.measurement import CONFIDENCE, Environment
+from pareflow.measuring.environment import environment, of_verdict
+from pareflow.serving.executable import Opened, Release
 from pareflow.serving.hosting import Standing
-from pareflow.serving.model import PackagedModel
+from pareflow.serving.model import PackagedModel, told
+from pareflow.variant import Step
 
 Unjudged = Literal["check", "refuse"]
 """What is done with a version that has no verdict of this environment."""
 QUANTILES: Mapping[str, float] = {"latency.p50_ms": 0.50, "latency.p99_ms": 0.99}
+OF_DECISION: Mapping[str, Standing] = {
+    "promote": "here",
+    "inconclusive": "inconclusive",
+    "reject": "rejected",
+}
+"""How a version stands where the gate decided so."""
+_NOT_PROMOTED: Mapping[Standing, str] = {
+    "inconclusive": "its verdict of this environment is inconclusive",
+    "elsewhere": "it has no verdict of this environment",
+    "unknown": "it has no verdict of this environment",
+}
 TIMED, SECONDS = 400, 5.0
 """Requests that are timed at most, and for how long."""
 
 
-def standing(opened: Opened, judged: str | None, unjudged: Unjudged, *, answers: bool = False) -> Standing:
-    """How a version that was opened stands here; `judged` is what a registry knows of it in this environment.
+def recorded(opened: Opened) -> Standing:
+    """What the gate said of a version, as the registry knows it and as its package says."""
+    document = _document(opened)
+    verdict = document.get("verdict")
+    ours = verdict is not None and document["environment"]["fingerprint"] == here(_backend_of(document))
+    decision = opened.release.judged or (verdict["decision"] if ours else None)
+    if decision is not None:
+        return OF_DECISION[decision]
+    return "unknown" if verdict is None else "elsewhere"
 
-    It takes a few seconds where it must be timed. One that `answers` requests is not: its session takes one
-    at a time, and beside them its times would not be its own.
+
+def standing(opened: Opened, unjudged: Unjudged) -> Standing:
+    """How a version stands here that was opened, and answers nobody yet: it may be timed, for a few seconds.
 
     Raises: EnvironmentUnfitError where it must not be served.
     """
-    release, processing = opened.release, opened.processing
-    document = {} if processing is None else processing.document  # no gate judges a language model
-    ours = document.get("environment", {}).get("fingerprint") == here()
-    verdict = document.get("verdict")
-    decision = judged or (verdict["decision"] if verdict and ours else None)
-    named = f"version {release.version} of {release.name}"
-    if decision == "promote":
-        return "here"
-    if decision == "reject":
-        raise _refused(named, "the gate rejected it in this environment")
+    found, verdict = recorded(opened), _document(opened).get("verdict")
+    if found == "here":
+        return found
+    if found == "rejected":
+        raise _refused(opened.release, "the gate rejected it in this environment")
     if unjudged == "refuse":
-        raise _refused(named, "it has no verdict of this environment")
-    untimely = answers or opened.apart  # through a pipe its times are not those that it would be served in
-    if verdict and processing is not None and not untimely:
+        raise _refused(opened.release, _NOT_PROMOTED[found])
+    processing = opened.processing
+    if verdict is not None and processing is not None and not opened.apart:  # through a pipe it is slower
         for words in _broken(processing, verdict["checks"]):
-            raise _refused(named, f"it was judged elsewhere, and here {words}")
-    return "elsewhere" if verdict else "unknown"
+            raise _refused(opened.release, f"{_NOT_PROMOTED[found]}, and here {words}")
+    return found
+
+
+def _document(opened: Opened) -> Mapping[str, Any]:
+    return {} if opened.processing is None else opened.processing.document  # no gate judges a language model
+
+
+def backend_in(package: Path) -> str | None:
+    """The name of what runs a package's network; None where it holds another kind of model."""
+    return _backend_of(told(package))
+
+
+def _backend_of(document: Mapping[str, Any]) -> str | None:
+    return Step.from_json(document["backend"]).name if "backend" in document else None
+
+
+def here(backend: str | None = None) -> str:
+    """The fingerprint of this environment; of verdicts on what a backend runs, where one is named."""
+    return _environment().fingerprint if backend is None else of_verdict(_environment(), backend).fingerprint
 
 
 @functools.cache
-def here() -> str:
-    """The fingerprint of this environment."""
-    return environment().fingerprint
+def _environment() -> Environment:
+    return environment()
 
 
 def _broken(model: PackagedModel, checks: list[Mapping[str, Any]]) -> Iterator[str]:
@@ -86,9 +120,9 @@ def _times_ms(model: PackagedModel) -> list[float]:
     return times
 
 
-def _refused(named: str, found: str) -> EnvironmentUnfitError:
+def _refused(release: Release, found: str) -> EnvironmentUnfitError:
     return EnvironmentUnfitError(
-        f"{named} must keep its promises where it is served",
+        f"version {release.version} of {release.name} must keep its promises where it is served",
         found,
         "Run `pareflow check models:/NAME/VERSION` here to judge it, or serve another one",
     )

@@ -5,12 +5,14 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.errors import EnvironmentUnfitError
 from pareflow.serving.executable import Release
 from pareflow.serving.metrics import Metrics
@@ -98,6 +100,15 @@ def test_a_verdict_of_this_environment_is_taken_at_its_word(judged: Judged) -> N
         slot(FolderSource(judged("reject", here())))
 
 
+def test_a_verdict_made_with_another_runtime_of_its_backend_was_made_elsewhere(
+    judged: Judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnnxRuntime, "requires", ("onnxruntime", "onnx"))
+    now, before = here("onnxruntime"), here()
+    standings = [slot(FolderSource(judged("promote", where))).hosted.standing for where in (now, before)]
+    assert standings == ["here", "elsewhere"]
+
+
 def test_what_the_registry_knows_of_this_environment_counts_before_the_package(judged: Judged) -> None:
     """A version is judged here after it was packaged elsewhere."""
     package = judged("promote", "another")
@@ -141,19 +152,23 @@ def test_a_version_that_answers_is_not_timed_on_its_session_however_it_is_judged
         session.goes_on.set()
         assert asked.result(PATIENCE_S).status_code == 200
     assert [one.most for one in sessions] == [1]
-    assert served.observed()["judged"] == "elsewhere"
+    assert served.observed()["judged"] == "inconclusive"
 
 
 def test_times_that_were_promised_elsewhere_are_measured_before_the_first_request(judged: Judged) -> None:
     """Nothing answers within a nanosecond."""
     package = judged("promote", "another", {"latency.p99_ms": 1e-6})
-    with pytest.raises(EnvironmentUnfitError, match=r"judged elsewhere, and here latency.p99_ms is"):
+    with pytest.raises(EnvironmentUnfitError, match=r"no verdict of this .*, and here latency.p99_ms is"):
         slot(FolderSource(package))
 
 
 def test_who_wants_a_verdict_of_this_environment_gets_no_other(judged: Judged, packaged: Packaged) -> None:
-    for package in (judged("promote", "another"), judged("inconclusive", here()), packaged("images")):
-        with pytest.raises(EnvironmentUnfitError, match="it has no verdict of this environment"):
+    for package, said in (
+        (judged("promote", "another"), "it has no verdict of this environment"),
+        (judged("inconclusive", here()), "its verdict of this environment is inconclusive"),
+        (packaged("images"), "it has no verdict of this environment"),
+    ):
+        with pytest.raises(EnvironmentUnfitError, match=said):
             slot(FolderSource(package), unjudged="refuse")
     assert slot(FolderSource(judged("promote", here())), unjudged="refuse").hosted.standing == "here"
 
@@ -168,3 +183,56 @@ def test_a_switch_to_a_version_that_breaks_its_promise_here_leaves_the_present_o
     served.refresh()
     assert served.infer().json()["model_version"] == "1"
     assert "the new version is refused, and 1 stays" in caplog.text
+
+
+def test_a_version_in_doubt_here_is_served_and_said_to_be(
+    judged: Judged, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its verdict is of this environment: it was not judged elsewhere (law 3)."""
+    served = serve(FolderSource(judged("inconclusive", here())))
+    assert served.observed()["judged"] == "inconclusive"
+    assert "the verdict is inconclusive" in caplog.text
+    metrics = served.client.get("/metrics").text
+    assert 'pareflow_model_standing{judged="inconclusive",model="images"' in metrics
+
+
+def test_a_version_that_is_rejected_while_it_answers_goes_on_and_is_said_to_be(
+    judged: Judged, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No server ends the service of its only version by itself."""
+    source = Shelf(Release("images", "1", judged("promote", here()), judged="promote"))
+    served = serve(source)
+    assert isinstance(source.release, Release)
+    source.release = replace(source.release, judged="reject")
+    for _ in range(2):
+        served.refresh()
+    assert served.infer().status_code == 200
+    assert served.observed()["judged"] == "rejected"
+    assert served.client.get("/v2/models/images/ready").json()["judged"] == "rejected"
+    metrics = served.client.get("/metrics").text
+    assert 'pareflow_model_judged_here{model="images",version="1"} 0.0' in metrics
+    standings = [line for line in metrics.splitlines() if line.startswith("pareflow_model_standing{")]
+    assert standings == ['pareflow_model_standing{judged="rejected",model="images",version="1"} 1.0']
+    told = [one for one in caplog.records if "was rejected in this environment" in one.message]
+    assert [one.levelname for one in told] == ["ERROR"]
+
+
+def test_a_rollback_to_a_version_that_was_rejected_since_leaves_the_present_one(
+    judged: Judged, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though it stands ready: what begins to answer must not be rejected here."""
+    first = Release("images", "1", judged("promote", here()), judged="promote")
+    second = replace(first, version="2")
+    source = Shelf(first)
+    served = serve(source)
+    source.release, source.before = second, first
+    served.refresh()
+    source.release, source.before = replace(first, judged="reject"), second
+    served.refresh()
+    assert served.infer().json()["model_version"] == "2"
+    assert "the new version is refused, and 2 stays" in caplog.text
+    source.release, source.before = second, first
+    served.refresh()
+    source.release, source.before = first, second
+    served.refresh()
+    assert served.infer().json()["model_version"] == "1"
