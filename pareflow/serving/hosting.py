@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -33,8 +34,9 @@ SAMPLES, PREDICTIONS = "samples", "predictions"
 A network may use these names itself. Its own input goes before raw samples: `/invocations` takes those. Its
 own output is hidden by the predictions in answers to raw samples, and nowhere else.
 """
-Standing = Literal["here", "elsewhere", "unknown"]
-"""Where the gate promoted a version: in this environment, in another one, or nowhere that is known."""
+Standing = Literal["here", "inconclusive", "elsewhere", "unknown", "rejected"]
+"""How the gate judged a version: promoted in this environment; in doubt here; judged in another one alone, or
+nowhere that is known; rejected here, which one is only while it answers already."""
 
 
 class Predicted(Arrays):
@@ -137,7 +139,7 @@ class Hosted:
         The network gets its inputs in its own order: a torch module takes them by position.
         Raises: InputError where a name, type or rank is not the model's; what the policies raise.
         """
-        if self._takes_samples and feeds.keys() == {SAMPLES}:
+        if self._are_samples(feeds):
             return await self.predicted(self._as_samples(feeds[SAMPLES]))
         self._check(feeds)
         return await self._outputs(
@@ -173,7 +175,8 @@ class Hosted:
         """Raises: InputError."""
         try:
             count = len(samples)
-            return await self._pipeline.run("preprocess", count, lambda: processing.preprocess(samples))
+            work = partial(processing.preprocess, samples, finite=True)
+            return await self._pipeline.run("preprocess", count, work)
         except (TypeError, ValueError, OverflowError, LookupError, AttributeError) as error:
             raise InputError(
                 f"samples must be what {self.release.name} takes: {self.sample_kind}",
@@ -250,6 +253,16 @@ class Hosted:
         return await self._pipeline.run("postprocess", count, lambda: processing.postprocess(outputs))
 
     @property
+    def sample_fields(self) -> tuple[str, ...] | None:
+        """The names of a raw sample's values, where it is a record."""
+        return None if self._processing is None else self._processing.fields
+
+    def gives(self, feeds: Mapping[str, np.ndarray]) -> set[str]:
+        """The names of what `answer` gives for these."""
+        outputs = {tensor.name for tensor in self.main.outputs}
+        return outputs | {PREDICTIONS} if self._are_samples(feeds) else outputs
+
+    @property
     def sample_kind(self) -> str:
         """`text`, or the numpy type of a raw sample's values."""
         assert self._processing is not None  # it was asked for samples
@@ -275,6 +288,9 @@ class Hosted:
                 calibration.require(endpoint)
             if isinstance(calibration, Calibration):  # tiers answer: what stands before sees another
                 endpoint = named_after(endpoint, calibration)
+
+    def _are_samples(self, feeds: Mapping[str, np.ndarray]) -> bool:
+        return self._takes_samples and feeds.keys() == {SAMPLES}
 
     def _as_samples(self, array: np.ndarray) -> Any:
         if self.sample_kind == "text":

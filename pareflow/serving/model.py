@@ -2,7 +2,8 @@
 
 The package is a folder of plain files, made by `stages/registration.py`:
 
-    model.json    workload and backend steps, lineage, environment, verdict, sha256 of every other file
+    model.json    workload and backend steps, lineage, environment, verdict, the batch that answers were
+                  judged in where they depend on it, sha256 of every other file
     artifact/     what the backend loads
     workload/     the workload's code and what its processing reads
     golden.json   a few samples with the outputs and predictions that they gave when it was packaged
@@ -12,23 +13,25 @@ import ast
 import functools
 import json
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 import numpy as np
 
 import pareflow  # noqa: F401  (fills the catalog)
-from pareflow.catalog import BACKENDS, find
-from pareflow.compiler.backend import Backend, Session
-from pareflow.errors import BadOutputError, InputError
+from pareflow.compiler.backend import Backend, Session, backend_of
+from pareflow.errors import BadOutputError, InputError, WorkloadError
 from pareflow.serving import pickled
 from pareflow.variant import Step, file_digest
 from pareflow.workload import Arrays, Samples, Workload, define
 
 TOLERANCE = 1e-2
 """Of the largest golden output: a quantized graph on other instructions may round otherwise."""
+ARRAYS, LISTED = "arrays of ", "list of "
+"""What the kind of samples begins with that differ in size: an array of arrays, or a list of them."""
 
 
 class PackagedModel:
@@ -43,9 +46,7 @@ class PackagedModel:
     @property
     def backend(self) -> Backend:
         """What runs its network, with its settings."""
-        backend = find(BACKENDS, Step.from_json(self.document["backend"]), "backend")
-        assert isinstance(backend, Backend)
-        return backend
+        return backend_of(Step.from_json(self.document["backend"]))
 
     def load_session(self) -> Session:
         """Another session of the same executable: each answers one request at a time."""
@@ -60,12 +61,16 @@ class PackagedModel:
         """The network's outputs by name."""
         return self.session.run(self.preprocess(samples))
 
-    def preprocess(self, samples: Any) -> Arrays:
+    def preprocess(self, samples: Any, *, finite: bool = False) -> Arrays:
         """What the network takes for these samples, which come as `predict` takes them.
 
-        Raises: InputError where they are whole numbers, and the given ones are none that their type holds.
+        `finite`: their numbers must be, as a caller's must; in data of one's own a value may be missing.
+        Raises: InputError where they are not of the kind of the model's own samples.
         """
-        return self._workload.preprocess(self._raw(samples))
+        raw = self._raw(samples)
+        if finite:
+            _check_finite(raw)
+        return self._workload.preprocess(raw)
 
     def postprocess(self, outputs: Arrays) -> np.ndarray:
         """The predictions, one per sample."""
@@ -77,7 +82,8 @@ class PackagedModel:
         answered = self.outputs(golden["samples"])
         for name, outputs in answered.items():
             expected = np.asarray(golden["outputs"][name])
-            error = float(np.abs(outputs - expected).max() / max(float(np.abs(expected).max()), 1e-6))
+            differences = np.subtract(outputs, expected, dtype=np.float64)  # of booleans too
+            error = float(np.abs(differences).max() / max(float(np.abs(expected).max()), 1e-6))
             if not error <= TOLERANCE:
                 raise BadOutputError(
                     f"a packaged model must repeat its golden outputs within {TOLERANCE:g}",
@@ -100,23 +106,77 @@ class PackagedModel:
         document: dict[str, Any] = json.loads((self._folder / "golden.json").read_text())
         return document
 
-    def _raw(self, samples: Any) -> Samples:
-        if hasattr(samples, "iloc"):
-            samples = samples.iloc[:, 0].tolist()
+    @functools.cached_property
+    def fields(self) -> tuple[str, ...] | None:
+        """The names of a sample's values, where samples are records."""
         kind: str = self.document["samples"]
+        return np.dtype(ast.literal_eval(kind)).names if kind.startswith("[") else None
+
+    @functools.cached_property
+    def _texts_in_array(self) -> bool:
+        kind: str = self.document["samples"]
+        golden = kind == "object" and self.golden()["samples"]
+        return kind.startswith(("<U", ">U")) or (bool(golden) and all(isinstance(one, str) for one in golden))
+
+    def _raw(self, samples: Any) -> Samples:
+        kind: str = self.document["samples"]
+        if hasattr(samples, "iloc"):
+            samples = _rows(samples, self.fields)
+        if self.fields is not None:
+            return _records(samples, np.dtype(ast.literal_eval(kind)))
         if kind == "text":
-            return [str(sample) for sample in samples]
-        if kind.startswith("["):  # records: one value per input
-            records = np.dtype(ast.literal_eval(kind))
-            rows = [tuple(sample[name] for name in records.names or ()) for sample in samples]
-            array = np.array(rows, dtype=records)
-            for name in records.names or ():
-                _check_whole([sample[name] for sample in samples], array[name])
-            return array
+            return _texts(samples)
+        if self._texts_in_array:
+            array = np.asarray(samples, dtype=object)
+            _texts(array.flat)
+            return array if kind == "object" else array.astype(np.str_)  # of any length
+        if kind.startswith(ARRAYS):
+            return _arrays(samples, np.dtype(kind.removeprefix(ARRAYS)))
+        if kind.startswith(LISTED):
+            return list(_arrays(samples, np.dtype(kind.removeprefix(LISTED))))
         with np.errstate(invalid="ignore"):  # what is no number is told below
             array = np.asarray(samples, dtype=kind)
         _check_whole(samples, array)
         return array
+
+
+def _rows(table: Any, fields: Sequence[str] | None) -> list[Any]:
+    """The samples in a table of pandas: its one column, or a record of each row. Raises: InputError."""
+    if fields is not None:
+        return list(table.to_dict("records"))
+    if len(table.columns) != 1:
+        raise _unlike("a table of samples must have one column", f"it has {len(table.columns)}")
+    return list(table.iloc[:, 0])
+
+
+def _records(samples: Any, kind: np.dtype[Any]) -> np.ndarray:
+    """Samples of one value per input. Raises: InputError, LookupError."""
+    names = kind.names or ()
+    for sample in samples:
+        if isinstance(sample, Mapping) and len(sample) > len(names):
+            unknown = ", ".join(map(repr, sample.keys() - set(names)))
+            raise _unlike(f"a sample must hold {', '.join(names)}, and no more", f"one has {unknown}")
+    array = np.array([tuple(sample[name] for name in names) for sample in samples], dtype=kind)
+    for name in names:
+        _check_whole([sample[name] for sample in samples], array[name])
+    return array
+
+
+def _texts(samples: Any) -> list[str]:
+    """Raises: InputError where one is no text."""
+    for sample in samples:
+        if not isinstance(sample, str):
+            raise _unlike("samples must be texts", f"one is {brief(sample)}")
+    return list(map(str, samples))
+
+
+def _arrays(samples: Any, kind: np.dtype[Any]) -> np.ndarray:
+    """Samples of different lengths: an array of arrays. Raises: InputError."""
+    found = np.empty(len(samples), dtype=object)
+    for position, sample in enumerate(samples):
+        found[position] = np.asarray(sample, dtype=kind)
+        _check_whole(sample, found[position])
+    return found
 
 
 def _near(predictions: list[Any]) -> Callable[[Any, Any], bool]:
@@ -129,24 +189,74 @@ def _near(predictions: list[Any]) -> Callable[[Any, Any], bool]:
 def _check_whole(given: Any, held: np.ndarray) -> None:
     """Raises: InputError where a type of whole numbers holds other ones than were given."""
     numbers = np.asarray(given)
-    if held.dtype.kind not in "biu" or numbers.dtype == held.dtype or numbers.dtype.kind in "SU":
+    if held.dtype.kind not in "biu" or numbers.dtype == held.dtype:
         return
+    if numbers.dtype.kind in "SU" and held.dtype.kind != "b":
+        return  # of a table in CSV: numpy has read them as numbers
     lost = numbers[numbers != held]
     if lost.size:
-        raise InputError(
+        raise _unlike(
             f"samples must be numbers that {held.dtype} holds",
             f"one is {lost.flat[0]}",
             "Send them as the model's data have them, neither scaled nor shifted",
         )
 
 
+def _check_finite(samples: Samples) -> None:
+    """Raises: InputError where a number is NaN or infinite."""
+    for array in _held(samples):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise _unlike("the numbers of samples must be finite", "one is missing, NaN or infinite")
+
+
+def _held(samples: Samples) -> Iterator[np.ndarray]:
+    """The arrays that samples are made of."""
+    if not isinstance(samples, np.ndarray):
+        yield from (sample for sample in samples if isinstance(sample, np.ndarray))
+    elif samples.dtype.names is not None:
+        yield from (samples[name] for name in samples.dtype.names)
+    elif _are_arrays(samples):
+        yield from samples
+    else:
+        yield samples
+
+
+def _unlike(must: str, found: str, remedy: str = "Send them as the model's data have them") -> InputError:
+    return InputError(must, found, remedy)
+
+
+def kind_of(samples: Samples) -> str:
+    """What `model.json` says of samples: `text`, a numpy type, or arrays of one that differ in size.
+
+    Raises: WorkloadError where no JSON gives them back.
+    """
+    if isinstance(samples, np.ndarray) and not _are_arrays(samples):
+        return str(samples.dtype)
+    if not isinstance(samples, np.ndarray) and all(isinstance(sample, str) for sample in samples):
+        return "text"
+    try:
+        kinds = {np.asarray(sample).dtype for sample in samples}
+    except ValueError:  # lists of lists of several lengths
+        kinds = {np.dtype(object)}
+    if all(kind.kind in "biuf" for kind in kinds):
+        return (ARRAYS if isinstance(samples, np.ndarray) else LISTED) + str(np.result_type(*kinds))
+    raise WorkloadError(
+        "samples must be an array, texts, or arrays of numbers",
+        f"they are a {type(samples).__name__} of {', '.join(sorted(map(str, kinds)))}",
+        "Let `data()` give such samples",
+    )
+
+
+def _are_arrays(samples: np.ndarray) -> bool:
+    listed = samples.dtype == object and samples.ndim == 1
+    return listed and any(isinstance(sample, np.ndarray) for sample in samples)
+
+
 def as_json(samples: Samples) -> list[Any]:
     """Raw samples as JSON holds them, and `PackagedModel.predict` takes them: records as mappings."""
-    if not isinstance(samples, np.ndarray):
-        return list(samples)
-    if samples.dtype.names is None:
-        return list(samples.tolist())
-    return [{name: row[name].tolist() for name in samples.dtype.names} for row in samples]
+    if isinstance(samples, np.ndarray) and samples.dtype.names is not None:
+        return [{name: row[name].tolist() for name in samples.dtype.names} for row in samples]
+    return [sample if isinstance(sample, str) else np.asarray(sample).tolist() for sample in samples]
 
 
 def verified(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from pareflow.errors import StepFailedError
 from pareflow.measuring.quality import Answers, predict
+from pareflow.serving.model import ARRAYS, LISTED, kind_of
 from pareflow.store import Store
 from pareflow.variant import digest
 from pareflow.workload import Arrays, LoadedWorkload, Split, SplitName, define
@@ -68,12 +69,14 @@ def answers(
     own: LoadedWorkload,
     split: SplitName,
     batch_size: int,
+    outputs: bool,
 ) -> Answers:
     """What is answered to the split by a network with its own processing; classes by the run's positions.
 
-    `own` is what `processed` made of `workload`. Raises: StepFailedError where a class is none of the run's.
+    `own` is what `processed` made of `workload`; the network's `outputs` are kept where they are asked for.
+    Raises: StepFailedError where a class is none of the run's.
     """
-    found = predict(run, own, split, batch_size)
+    found = predict(run, own, split, batch_size, outputs=outputs)
     with _its_own_code():
         before = own.definition.class_names()
     now = workload.definition.class_names()
@@ -100,7 +103,7 @@ def _renamed(predictions: np.ndarray, before: Sequence[str] | None, now: Sequenc
 def _as_taken(split: Split, kind: str) -> Split:
     """The split with samples of the package's type. Raises: StepFailedError where that changes some."""
     samples = split.samples
-    here = str(samples.dtype) if isinstance(samples, np.ndarray) else "text"  # as packages say it
+    here = kind_of(samples)
     if here == kind:
         return split
     if _is_of_numbers(here) and _is_of_numbers(kind):
@@ -115,8 +118,8 @@ def _as_taken(split: Split, kind: str) -> Split:
 
 
 def _is_of_numbers(kind: str) -> bool:
-    """Whether samples of this kind are neither texts nor records."""
-    return kind != "text" and not kind.startswith("[") and np.dtype(kind).kind in "biuf"
+    """Whether samples of this kind are an array of numbers, all of one size."""
+    return kind != "text" and not kind.startswith(("[", ARRAYS, LISTED)) and np.dtype(kind).kind in "biuf"
 
 
 @contextmanager

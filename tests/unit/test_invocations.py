@@ -1,0 +1,110 @@
+"""Raw samples in every form that MLflow's clients send them in, and what none of them may hold."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from starlette.testclient import TestClient
+
+from pareflow.serving.executable import Release
+from pareflow.serving.slot import FolderSource
+from pareflow.variant import Step
+from tests.unit.conftest import Packaged, Serve, Shelf
+
+PEOPLE = [{"age": 1.5, "size": 3}, {"age": 9.0, "size": 2}]
+
+
+@pytest.fixture
+def people(make_package: Callable[..., Path], own_workloads: Path, tmp_path: Path) -> Path:
+    """A model of records, an age and a size each, which predicts which of them is larger."""
+    nodes = [
+        helper.make_node("Cast", ["size"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["age", "column"], ["first"]),
+        helper.make_node("Reshape", ["real", "column"], ["second"]),
+        helper.make_node("Concat", ["first", "second"], ["y"], axis=1),
+    ]
+    kinds = {"age": TensorProto.FLOAT, "size": TensorProto.INT64}
+    inputs = [helper.make_tensor_value_info(name, kind, ["batch"]) for name, kind in kinds.items()]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])]
+    column = [helper.make_tensor("column", TensorProto.INT64, [2], [-1, 1])]
+    graph = helper.make_graph(nodes, "people", inputs, outputs, column)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save_model(model, own_workloads / "people.onnx")
+    ages = np.random.default_rng(0).uniform(0, 90, 400).astype(np.float32)
+    np.savez(own_workloads / "people.npz", age=ages, size=np.arange(400), targets=np.arange(400) % 2)
+    given = {"model": "people.onnx", "arrays": "people.npz", "samples": {"age": "age", "size": "size"}}
+    return make_package({"onnx": given}, own_workloads, tmp_path / "store", Step("onnxruntime"), "images")
+
+
+def csv(client: TestClient, table: str) -> Any:
+    return client.post("/invocations", content=table, headers={"content-type": "text/csv"})
+
+
+def test_records_come_in_every_form(serve: Serve, people: Path) -> None:
+    """Of a table by the names of its columns, in whatever order."""
+    client = serve(Shelf(Release("images", "1", people))).client
+    for form in (
+        {"instances": PEOPLE},
+        {"inputs": {"size": [3, 2], "age": [1.5, 9.0]}},
+        {"dataframe_split": {"columns": ["size", "age"], "data": [[3, 1.5], [2, 9.0]]}},
+        {"dataframe_records": PEOPLE},
+    ):
+        assert client.post("/invocations", json=form).json() == {"predictions": [1, 0]}
+    assert csv(client, "size,age\n3,1.5\n2,9\n").json() == {"predictions": [1, 0]}
+
+
+def test_records_that_are_none_of_the_models_are_refused(serve: Serve, people: Path) -> None:
+    """A column too many or too few, and numbers that are none."""
+    client = serve(Shelf(Release("images", "1", people))).client
+    person = PEOPLE[0]
+    for wrong in ({**person, "name": 1}, {"age": 1.5}, {**person, "age": None}, {**person, "size": 2.5}):
+        split = {"columns": list(wrong), "data": [list(wrong.values())]}
+        forms = ({"instances": [wrong]}, {"dataframe_records": [wrong]}, {"dataframe_split": split})
+        for form in forms:
+            assert client.post("/invocations", json=form).status_code == 400, form
+        assert csv(client, f"{','.join(wrong)}\n{','.join(map(str, wrong.values()))}\n").status_code == 400
+    assert csv(client, "size,age\n3,nan\n").status_code == 400
+    assert csv(client, "size,age\n3\n").status_code == 400
+    ragged = {"columns": ["size", "age"], "data": [[3, 1.5], [2]]}
+    assert client.post("/invocations", json={"dataframe_split": ragged}).status_code == 400
+
+
+def test_what_is_no_text_is_no_sample_of_a_model_of_texts(serve: Serve, packaged: Packaged) -> None:
+    """Else `None` and the words of a dict would be classified."""
+    client = serve(FolderSource(packaged("texts"))).client
+    for form in (
+        {"instances": [{"text": "ab"}]},
+        {"inputs": [None]},
+        {"inputs": ["ab", 1]},
+        {"dataframe_records": [{"text": "ab", "more": "b"}]},
+        {"dataframe_split": {"columns": ["text", "more"], "data": [["ab", "b"]]}},
+    ):
+        answer = client.post("/invocations", json=form)
+        assert (answer.status_code, list(answer.json())) == (400, ["error"]), form
+    assert csv(client, "text,more\nab,b\n").status_code == 400
+
+
+@pytest.mark.parametrize("missing", [None, "nan", "inf"])
+def test_numbers_that_are_missing_or_not_finite_are_refused(serve: Serve, missing: Any) -> None:
+    served = serve()
+    (sample,) = served.golden["samples"][:1]
+    sample = [[missing, *sample[0][1:]], *sample[1:]]
+    answer = served.client.post("/invocations", json={"inputs": [sample]})
+    assert (answer.status_code, "must be finite" in answer.json()["error"]) == (400, True)
+
+
+@pytest.mark.parametrize("in_list", [False, True])
+def test_samples_of_different_sizes_and_outputs_that_are_booleans_survive_a_package(
+    serve: Serve, make_package: Callable[..., Path], workloads: Path, tmp_path: Path, in_list: bool
+) -> None:
+    reference: Mapping[str, Any] = {"file": {"path": "ragged.py", "settings": {"in_list": in_list}}}
+    backend = Step("onnxruntime")
+    package = make_package(reference, workloads, tmp_path / "store", backend, "images")
+    client = serve(Shelf(Release("images", "1", package))).client
+    answer = client.post("/invocations", json={"inputs": [[1, -2.5], [0.5], [-3, 1, 4]]})
+    assert answer.json() == {"predictions": [0, 1, 1]}
+    assert client.post("/invocations", json={"inputs": [["a"]]}).status_code == 400
