@@ -40,6 +40,7 @@ def listen(rules_file: Path, data_dir: Path, host: str, port: int, listening: Ca
     import uvicorn
 
     with bound(host, port) as socket:
+        socket.listen()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)  # uvicorn's own come first, and hand on once it has ended
         listening(f"http://{host}:{socket.getsockname()[1]}{PATH}")

@@ -47,7 +47,7 @@ class Build:
         from tasks.serving import source
 
         found = partial(source, data_dir=Path(os.environ.get(NODE_DATA_DIR, self.data_dir)))
-        return assembled([found(target) for target in self.targets], self.plan, self.settings, found)
+        return assembled([found(target) for target in self.targets], self.plan, self.settings, found).asgi()
 
 
 def serve(

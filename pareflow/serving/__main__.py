@@ -1,9 +1,11 @@
 """Serve the package in a folder, without the command line's registry: `python -m pareflow.serving FOLDER`.
 
-It prints its address once it listens. For images of containers, and for tuning.
+It prints its address once it listens. Where the variable PAREFLOW_API_KEYS holds keys, separated by spaces,
+it answers only to those who have one, as `pareflow serve` does. For images of containers.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -25,7 +27,8 @@ def main() -> int:
     try:
         chosen = None if asked.plan is None else plan.read(asked.plan)
         kept = None if asked.request_log is None else request_log.read(asked.request_log)
-        settings = Settings(asked.host, asked.port, poll_s=None, requests=kept)
+        keys = tuple(os.environ.get("PAREFLOW_API_KEYS", "").split())
+        settings = Settings(asked.host, asked.port, poll_s=None, api_keys=keys, requests=kept)
         serve(
             [FolderSource(asked.folder)],
             chosen,

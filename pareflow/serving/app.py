@@ -6,8 +6,17 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,11 +31,13 @@ import pareflow
 from pareflow.errors import DeadlineError, PareflowError
 from pareflow.runtime.endpoint import answered_within, deadline
 from pareflow.serving import generate, invocations, openapi, protocol, refusals
+from pareflow.serving.bodies import Bodies, aside
+from pareflow.serving.executable import Opened
 from pareflow.serving.hosting import PREDICTIONS, SAMPLES, Hosted
 from pareflow.serving.metrics import CONTENT_TYPE, Metrics
 from pareflow.serving.plan import ServingPlan
-from pareflow.serving.refusals import JSON, NotFoundError, TooLargeError, UnreadableError
-from pareflow.serving.request_log import RequestLog, logged
+from pareflow.serving.refusals import JSON, HurriedError, NotFoundError
+from pareflow.serving.request_log import Names, RequestLog, expiring, logged
 from pareflow.serving.settings import Settings
 from pareflow.serving.slot import Slot, Source
 from pareflow.serving.trial import Trial
@@ -53,7 +64,7 @@ _Answer = TypeVar("_Answer")
 
 def assembled(
     sources: Sequence[Source], plan: ServingPlan | None, settings: Settings, found: Callable[[str], Source]
-) -> ASGIApp:
+) -> "App":
     """The application of these models, loaded: that blocks.
 
     Without a plan each is served by its own. `found` gives the source of what a plan's tiers name.
@@ -64,7 +75,7 @@ def assembled(
         Slot(source, plan, metrics, found, standby=settings.standby, unjudged=settings.unjudged)
         for source in sources
     ]
-    return App(slots, settings, metrics).asgi()
+    return App(slots, settings, metrics)
 
 
 class App:
@@ -73,13 +84,29 @@ class App:
     def __init__(self, slots: Sequence[Slot], settings: Settings, metrics: Metrics) -> None:
         self._slots = {slot.source.name: slot for slot in slots}
         self._settings, self._metrics = settings, metrics
-        self._most_bytes = int(settings.body_mib * 2**20)
+        self._bodies = Bodies(settings.body_mib)
+        if settings.requests is not None:
+            settings.requests.check(self._tensors())
         self._begin_log = logged(settings.requests, settings.requests_folder)
         self._requests: RequestLog | None = None
-        self._draining = False
+        self._started = False
+
+    def start(self) -> None:
+        """Put the policies of every model in place, once; call it in the event loop.
+
+        Raises: what a policy or the log of requests cannot do without.
+        """
+        if self._started:
+            return
+        for slot in self._slots.values():
+            slot.start()
+        self._requests = self._begin_log()
+        if self._requests is not None:
+            self._metrics.counts("request_log", "what became of requests to be kept", self._requests.figures)
+        self._started = True
 
     def asgi(self) -> ASGIApp:
-        """The application that a server runs."""
+        """The application that a server runs: it starts where nobody has started it."""
         starlette = Starlette(
             routes=self._routes(),
             lifespan=self._lifespan,
@@ -117,15 +144,12 @@ class App:
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         """Follow the models' sources; at the end wait for what is being answered."""
         slots = self._slots.values()
-        for slot in slots:
-            slot.start()
-        self._requests = self._begin_log()
-        if self._requests is not None:
-            self._metrics.counts("request_log", "what became of requests to be kept", self._requests.figures)
+        self.start()
         every_s = self._settings.poll_s
         tasks = [] if every_s is None else [asyncio.create_task(slot.follow(every_s)) for slot in slots]
+        if self._requests is None:
+            tasks.append(asyncio.create_task(expiring(self._settings.requests_folder)))
         yield
-        self._draining = True
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -162,15 +186,21 @@ class App:
 
     async def _infer(self, request: Request) -> Response:
         self._hosted(request)  # a wrong name is told before the body is read
-        body = await self._body(request)
-        asked = protocol.parse(body, request.headers.get(protocol.HEADER))
+        async with self._bodies.of(request) as body:
+            return await self._inferred(request, body)
+
+    async def _inferred(self, request: Request, body: bytes) -> Response:
+        header = request.headers.get(protocol.HEADER)
+        asked = await aside(len(body), lambda: protocol.parse(body, header))
         slot, hosted = self._slot(request), self._hosted(request)
+        protocol.check_wanted(asked, hosted.gives(asked.inputs))
         trial = None if "version" in request.path_params else slot.trial
         axis = next((one.shape[:1] for one in asked.inputs.values()), ())
         question = _Question(request, asked.timeout_s, _key(request, asked.id, body), axis)
         outputs, hosted = await _answered(question, hosted, trial, lambda by: by.answer(asked.inputs))
         name, version = hosted.release.name, hosted.release.version
-        content, head = protocol.render(name, version, asked, outputs)
+        size = sum(array.nbytes for array in outputs.values())
+        content, head = await aside(size, lambda: protocol.render(name, version, asked, outputs))
         identity = asked.id or request.headers.get(REQUEST_ID)
         told = self._kept(hosted, identity, asked.inputs, outputs, len(body))
         if head is None:
@@ -178,32 +208,43 @@ class App:
         return Response(content, media_type=BINARY, headers={protocol.HEADER: str(head), **told})
 
     async def _generate(self, request: Request) -> Response:
+        self._hosted(request)
+        async with self._bodies.of(request) as body:
+            asked = await aside(len(body), lambda: generate.parse(body))
         hosted = self._hosted(request)
-        asked = generate.parse(await self._body(request))
         async with hosted.asked():
-            with answered_within(_limit_s(asked.timeout_s, hosted)):
+            with _within(asked.timeout_s, hosted):
                 text = await _unless_gone(request, hosted, hosted.generate(asked))
         release = hosted.release
         return refusals.as_json(generate.answer(release.name, release.version, text))
 
     async def _stream(self, request: Request) -> Response:
         """Its first piece is waited for: what is refused until then has a status of its own."""
+        self._hosted(request)
+        async with self._bodies.of(request) as body:
+            asked = await aside(len(body), lambda: generate.parse(body, stream=True))
         hosted = self._hosted(request)
-        asked = generate.parse(await self._body(request), stream=True)
         pieces = _pieces(hosted, asked)
-        with answered_within(_limit_s(asked.timeout_s, hosted)):
+        with _within(asked.timeout_s, hosted):
             first = await _unless_gone(request, hosted, anext(pieces))
         events = generate.events(hosted.release.name, hosted.release.version, first, pieces)
         return StreamingResponse(events, media_type=generate.EVENTS)
 
     async def _invocations(self, request: Request) -> Response:
         self._only()
-        body = await self._body(request)
-        samples = invocations.samples_in(body, request.headers.get("content-type", JSON))
-        slot = self._only()
+        async with self._bodies.of(request) as body:
+            return await self._invoked(request, body)
+
+    async def _invoked(self, request: Request, body: bytes) -> Response:
+        slot, kind = self._only(), request.headers.get("content-type", JSON)
+        fields = slot.hosted.sample_fields
+        samples = await aside(len(body), lambda: invocations.samples_in(body, kind, fields))
         question = _Question(request, None, _key(request, None, body), (len(samples),))
         outputs, hosted = await _answered(question, slot.hosted, slot.trial, lambda by: by.predicted(samples))
-        response = refusals.as_json({"predictions": outputs[PREDICTIONS].tolist()})
+        found = outputs[PREDICTIONS]
+        response = await aside(
+            found.nbytes, lambda: refusals.as_json({"predictions": protocol.listed(PREDICTIONS, found)})
+        )
         identity = request.headers.get(REQUEST_ID)
         response.headers.update(self._kept(hosted, identity, {SAMPLES: samples}, outputs, len(body)))
         return response
@@ -222,8 +263,14 @@ class App:
         if identity is None or not _PLAIN_ID.fullmatch(identity):
             identity = uuid.uuid4().hex
         release = hosted.release
-        self._requests.take(identity, release.name, release.version, inputs, outputs, size)
+        names = Names({tensor.name for tensor in hosted.main.inputs}, self._tensors(hosted.main))
+        self._requests.take(identity, release.name, release.version, inputs, outputs, size, names)
         return {REQUEST_ID: identity}
+
+    def _tensors(self, *others: Opened) -> set[str]:
+        """The names of all that the served models, and these, take and give."""
+        opened = [*(slot.hosted.main for slot in self._slots.values()), *others]
+        return {tensor.name for one in opened for tensor in (*one.inputs, *one.outputs)}
 
     async def _metadata(self, request: Request) -> Response:
         return refusals.as_json(self._hosted(request).metadata())
@@ -234,7 +281,8 @@ class App:
 
     async def _model_ready(self, request: Request) -> Response:
         hosted = self._hosted(request)
-        return refusals.as_json({"name": hosted.release.name, "ready": True})
+        told = {"name": hosted.release.name, "ready": True, "judged": hosted.standing}
+        return refusals.as_json(told)
 
     async def _server(self, _: Request) -> Response:
         return refusals.as_json({"name": "pareflow", "version": VERSION, "extensions": EXTENSIONS})
@@ -243,7 +291,7 @@ class App:
         return refusals.as_json({"live": True})
 
     async def _ready(self, _: Request) -> Response:
-        return refusals.as_json({"ready": not self._draining}, 503 if self._draining else 200)
+        return refusals.as_json({"ready": True})
 
     async def _version(self, _: Request) -> Response:
         return Response(VERSION, media_type="text/plain")
@@ -267,16 +315,18 @@ class App:
 
     def _hosted(self, request: Request) -> Hosted:
         """The version that a path names. Raises: NotFoundError."""
-        hosted = self._slot(request).hosted
-        name = hosted.release.name
-        version = request.path_params.get("version", hosted.release.version)
-        if version != hosted.release.version:
-            raise NotFoundError(
-                f"a version of {name} must be one that is served here, {hosted.release.version}",
-                f"got {version}",
-                "Leave the version out to be answered by the present one",
-            )
-        return hosted
+        loaded = self._slot(request).loaded
+        name, present = loaded[0].release.name, loaded[0].release.version
+        version = request.path_params.get("version", present)
+        for hosted in loaded:
+            if hosted.release.version == version:
+                return hosted
+        raise NotFoundError(
+            f"a version of {name} must be one that is loaded here: "
+            f"{', '.join(one.release.version for one in loaded)}",
+            f"got {version}",
+            f"Leave the version out to be answered by the present one, {present}",
+        )
 
     def _only(self) -> Slot:
         """Raises: NotFoundError."""
@@ -287,28 +337,6 @@ class App:
                 "Use /v2/models",
             )
         return next(iter(self._slots.values()))
-
-    async def _body(self, request: Request) -> bytes:
-        """Raises: TooLargeError as soon as it is known, UnreadableError."""
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise UnreadableError("a body must not be encoded", "it is", "Send it plain")
-        told = request.headers.get("content-length", "")
-        if told.isdecimal() and int(told) > self._most_bytes:
-            raise self._too_large()
-        pieces, size = [], 0
-        async for piece in request.stream():
-            size += len(piece)
-            if size > self._most_bytes:
-                raise self._too_large()
-            pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _too_large(self) -> TooLargeError:
-        return TooLargeError(
-            f"a body must be at most {self._settings.body_mib:g} MiB",
-            "it is larger",
-            "Send fewer samples at once",
-        )
 
 
 class _Keyed:
@@ -359,7 +387,7 @@ async def _answered(
             return await _unless_gone(question.request, by, work(by))
 
     async with hosted.asked():
-        with answered_within(_limit_s(question.timeout_s, hosted)):
+        with _within(question.timeout_s, hosted):
             if trial is None:
                 return await _unless_gone(question.request, hosted, work(hosted)), hosted
             rows = question.axis[0] if question.axis else 0
@@ -410,8 +438,18 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _limit_s(asked_s: float | None, hosted: Hosted) -> float | None:
-    """How long the answer may take: what the request says, and no longer than the plan allows."""
-    planned = hosted.plan.deadline_ms
-    limits = [limit for limit in (asked_s, planned and planned / 1000) if limit]
-    return min(limits, default=None)
+@contextmanager
+def _within(asked_s: float | None, hosted: Hosted) -> Iterator[None]:
+    """What is asked inside may take as long as the request says, and no longer than the plan allows.
+
+    Raises: HurriedError where the request's own deadline is the one that is not kept.
+    """
+    planned_s = hosted.plan.deadline_ms and hosted.plan.deadline_ms / 1000
+    limits = [limit for limit in (asked_s, planned_s) if limit]
+    try:
+        with answered_within(min(limits, default=None)):
+            yield
+    except DeadlineError as error:
+        if asked_s is None or (planned_s and planned_s <= asked_s):
+            raise
+        raise HurriedError(error.must, error.found, error.remedy, error.retry_after_s) from error

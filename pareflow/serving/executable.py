@@ -142,8 +142,7 @@ class Executable:
         feeds = self.model.preprocess(self.model.golden()["samples"][:1])
         brief = 1000 * seconds(lambda: self.model.session.run(feeds)) < plan.inline_ms
         self._brief = brief and not self.apart  # and the event loop waits for no other process
-        several = plan.sessions or max(1, len(probe.cores()) // self.ran.threads)
-        self.sessions = 1 if self._brief or self.apart else several
+        self.sessions = 1 if self._brief or self.apart else plan.sessions_of(self.ran.threads)
         largest = max((getattr(policy, "max_batch_size", 1) for policy in plan.chosen()), default=1)
         sizes = range(1, largest + 1) if self.model.backend.prepares_shapes else {1, largest}
 
@@ -153,7 +152,8 @@ class Executable:
                 session.run({name: np.repeat(array, size, axis=0) for name, array in feeds.items()})
             return session
 
-        abreast = len(probe.cores()) if self.ran.device == "cpu" else 1  # a GPU captures one graph at a time
+        on_cpu = self.ran.device.lower() == "cpu"
+        abreast = len(probe.cores()) if on_cpu else 1  # a GPU captures one graph at a time
         with ThreadPoolExecutor(abreast) as pool:
             sessions = list(pool.map(warm, range(self.sessions)))
         return SessionPool(sessions, inline=self._brief)

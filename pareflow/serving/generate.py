@@ -55,7 +55,8 @@ def parse(body: bytes, *, stream: bool = False) -> Asked:
     document = protocol.loads(body)
     if not isinstance(document, dict) or not isinstance(document.get("text_input"), str):
         raise _refused("`text_input` must be a text", "there is none")
-    parameters = document.get("parameters", {})
+    parameters = document.get("parameters")
+    parameters = {} if parameters is None else parameters
     if not isinstance(parameters, dict):
         raise _refused("`parameters` must be an object", f"it is {brief(parameters)}")
     given = {

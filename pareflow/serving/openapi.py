@@ -1,9 +1,10 @@
 """The server's OpenAPI document: every route, what it takes, and each status that it answers with."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pareflow.serving import protocol
+from pareflow.serving.hosting import Standing
 from pareflow.serving.invocations import FORMS
 
 Schema = dict[str, Any]
@@ -17,12 +18,18 @@ def _list(items: Schema, least: int = 0) -> Schema:
     return {"type": "array", "items": items, "minItems": least}
 
 
+def _or_null(schema: Schema) -> Schema:
+    """What may be left out is left out by null, too."""
+    return {**schema, "type": [schema["type"], "null"]}
+
+
 def _ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 TEXT: Schema = {"type": "string"}
 FLAG: Schema = {"type": "boolean"}
+JUDGED: Schema = {"type": "string", "enum": list(get_args(Standing))}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 ANY_LIST: Schema = {"type": "array", "items": {}}
 SAMPLES: Schema = {"anyOf": [ANY_LIST, {"type": "object"}]}
@@ -36,16 +43,18 @@ SCHEMAS: Mapping[str, Schema] = {
         name=TEXT,
         datatype=DATATYPE,
         shape=SHAPE,
-        data=ANY_LIST,
-        parameters=_object(binary_data_size=COUNT),
+        data=_or_null(ANY_LIST),
+        parameters=_or_null(_object(binary_data_size=_or_null(COUNT))),
     ),
-    "Wanted": _object(("name",), name=TEXT, parameters=_object(binary_data=FLAG)),
+    "Wanted": _object(("name",), name=TEXT, parameters=_or_null(_object(binary_data=_or_null(FLAG)))),
     "InferenceRequest": _object(
         ("inputs",),
-        id=TEXT,
+        id=_or_null(TEXT),
         inputs=_list(_ref("Tensor"), least=1),
-        outputs=_list(_ref("Wanted")),
-        parameters=_object(binary_data_output=FLAG, timeout={"type": "integer", "minimum": 1}),
+        outputs=_or_null(_list(_ref("Wanted"))),
+        parameters=_or_null(
+            _object(binary_data_output=_or_null(FLAG), timeout=_or_null({"type": "integer", "minimum": 1}))
+        ),
     ),
     "InferenceResponse": _object(
         ("model_name", "model_version", "outputs"),
@@ -72,17 +81,17 @@ SCHEMAS: Mapping[str, Schema] = {
         ("model", "champion", "judged", "ready", "trial", "refused"),
         model=TEXT,
         champion=TEXT,
-        judged={"type": "string", "enum": ["here", "elsewhere", "unknown"]},
+        judged=JUDGED,
         ready={"type": ["string", "null"]},
         trial={"type": ["object", "null"]},
         refused={"type": ["object", "null"]},
     ),
     "Live": _object(("live",), live=FLAG),
-    "Ready": _object(("ready",), ready=FLAG, name=TEXT),
+    "Ready": _object(("ready",), ready=FLAG, name=TEXT, judged=JUDGED),
     "Invocation": {
         "oneOf": [{"type": "object", "properties": {form: SAMPLES}, "required": [form]} for form in FORMS]
     },
-    "GenerateRequest": _object(("text_input",), text_input=TEXT, parameters={"type": "object"}),
+    "GenerateRequest": _object(("text_input",), text_input=TEXT, parameters=_or_null({"type": "object"})),
     "GenerateResponse": _object(
         ("model_name", "model_version", "text_output"), model_name=TEXT, model_version=TEXT, text_output=TEXT
     ),
@@ -91,11 +100,12 @@ SCHEMAS: Mapping[str, Schema] = {
 REFUSALS = {
     "400": "what was sent cannot be answered",
     "404": "no such model, or no such version of it",
+    "408": "the body does not come, or the answer would come after the request's own deadline",
     "413": "the body is too large",
     "415": "the body is encoded",
     "429": "too many requests wait",
     "500": "the model failed",
-    "503": "the server is about to stop, or the answer would come too late",
+    "503": "the answer would come after the deadline of the server, or what it needs is away",
 }
 
 
@@ -111,9 +121,9 @@ def document(version: str, models: Mapping[str, str]) -> dict[str, Any]:
     paths: dict[str, Any] = {
         "/v2": {"get": _get("What serves", "ServerMetadata")},
         "/v2/health/live": {"get": _get("Whether it runs", "Live")},
-        "/v2/health/ready": {"get": _get("Whether every model is ready", "Ready", "503")},
-        "/ping": {"get": _get("The same, as MLflow asks it", "Ready", "503")},
-        "/health": {"get": _get("The same", "Ready", "503")},
+        "/v2/health/ready": {"get": _get("Whether every model is ready", "Ready")},
+        "/ping": {"get": _get("The same, as MLflow asks it", "Ready")},
+        "/health": {"get": _get("The same", "Ready")},
         "/version": {"get": _text("The server's version")},
         "/metrics": {"get": _text("For Prometheus")},
         "/openapi.json": {"get": {"summary": "This document", "responses": {"200": {"description": "It"}}}},

@@ -6,14 +6,14 @@ Source: open-inference/open-inference-protocol, inference_rest.md; Triton's exte
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from reprlib import repr as brief  # of a list that is a thousand deep, too
 from typing import Any
 
 import numpy as np
 
-from pareflow.errors import InputError
+from pareflow.errors import BadOutputError, InputError
 from pareflow.workload import Arrays
 
 HEADER = "inference-header-content-length"
@@ -96,12 +96,9 @@ def render(
 ) -> tuple[bytes, int | None]:
     """The body of the answer, and how many of its bytes are JSON where raw tensors follow.
 
-    Raises: InputError where an output is asked for that there is not.
+    Raises: as `listed` where one is to be JSON.
     """
     chosen = list(outputs) if request.outputs is None else request.outputs
-    unknown = [one for one in chosen if one not in outputs]
-    if unknown:
-        raise _refused(f"an output must be one of {', '.join(map(repr, outputs))}", f"`{unknown[0]}` is not")
     tensors, pieces = [], []
     for one in chosen:
         array = outputs[one]
@@ -111,13 +108,21 @@ def render(
             pieces.append(piece)
             tensor["parameters"] = {"binary_data_size": len(piece)}
         else:
-            tensor["data"] = _values(one, array)
+            tensor["data"] = listed(one, array.ravel())
         tensors.append(tensor)
     document: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": tensors}
     if request.id is not None:
         document["id"] = request.id
     head = dumps(document)
     return (head + b"".join(pieces), len(head)) if pieces else (head, None)
+
+
+def check_wanted(request: Request, names: Collection[str]) -> None:
+    """Raises: InputError where an output is asked for that is none of these."""
+    unknown = [one for one in request.outputs or () if one not in names]
+    if unknown:
+        known = ", ".join(map(repr, sorted(names)))
+        raise _refused(f"an output must be one of {known}", f"`{unknown[0]}` is not")
 
 
 def dumps(document: Any) -> bytes:
@@ -155,7 +160,8 @@ def _length(text: str, most: int) -> int:
 
 
 def _sequence(document: Mapping[str, Any], key: str, required: bool = False) -> Sequence[Mapping[str, Any]]:
-    found = document.get(key, [])
+    found = document.get(key)
+    found = [] if found is None else found
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
         raise _refused(f"`{key}` must be a list of objects", f"it is {_kind(found)}")
     if required and not found:
@@ -164,7 +170,8 @@ def _sequence(document: Mapping[str, Any], key: str, required: bool = False) -> 
 
 
 def _mapping(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = document.get(key, {})
+    found = document.get(key)
+    found = {} if found is None else found
     if not isinstance(found, dict):
         raise _refused(f"`{key}` must be an object", f"it is {_kind(found)}")
     return found
@@ -210,7 +217,7 @@ def _tensor(document: Mapping[str, Any], raw: memoryview) -> tuple[str, np.ndarr
     size = _mapping(document, "parameters").get("binary_data_size")
     if size is None:
         return name, _from_json(name, document.get("data"), DTYPES[kind], shape), 0
-    if "data" in document:
+    if document.get("data") is not None:
         raise _refused(f"`{name}` must come as `data` or raw", "it comes as both")
     if type(size) is not int or not 0 <= size <= len(raw):
         raise _refused(
@@ -307,15 +314,22 @@ def _raw(array: np.ndarray) -> bytes:
     return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
 
 
-def _values(name: str, array: np.ndarray) -> list[Any]:
-    """Raises: InputError where JSON cannot hold them."""
+def listed(name: str, array: np.ndarray) -> list[Any]:
+    """What a network or its processing gave, as JSON holds it.
+
+    Raises: BadOutputError where it is NaN; InputError for infinity, which may stand for what is masked.
+    """
     if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if np.isnan(array).any():
+            found = f"`{name}` has NaN"
+            raise BadOutputError("an answer must be numbers", found, "Mend the model, or roll back")
         raise InputError(
             "numbers in JSON must be finite",
-            f"`{name}` has NaN or infinity",
-            "Ask for it with `binary_data: true`",
+            f"`{name}` has infinity",
+            "Ask `infer` for it with `binary_data: true`",
         )
-    return array.ravel().tolist()
+    values: list[Any] = array.tolist()
+    return values
 
 
 def _kind(value: Any) -> str:

@@ -21,6 +21,14 @@ class TooLargeError(InputError):
     """The body is larger than it may be."""
 
 
+class SlowBodyError(InputError):
+    """The body does not come."""
+
+
+class HurriedError(DeadlineError):
+    """The answer would come after the deadline that the request itself names, no later than the server's."""
+
+
 class UnreadableError(InputError):
     """The body is of a type or an encoding that is not read here."""
 
@@ -30,9 +38,11 @@ FAILED = {"error": "the server failed, and its log says why"}
 
 STATUSES: Mapping[type[PareflowError], int] = {
     NotFoundError: 404,
+    SlowBodyError: 408,
     TooLargeError: 413,
     UnreadableError: 415,
     InputError: 400,
+    HurriedError: 408,
     DeadlineError: 503,
     OverloadedError: 429,
     TransientError: 503,
@@ -48,6 +58,8 @@ def response(error: PareflowError) -> Response:
     if isinstance(error, TransientError):
         after_s = error.retry_after_s if isinstance(error, OverloadedError) else 1.0
         answer.headers["retry-after"] = str(max(1, math.ceil(after_s)))
+    if isinstance(error, SlowBodyError):
+        answer.headers["connection"] = "close"  # what comes of it yet is nobody's
     return answer
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from pareflow.errors import InputError
+from pareflow.errors import BadOutputError, InputError
 from pareflow.serving import protocol
 
 
@@ -173,18 +173,26 @@ def test_large_numbers_whose_sum_is_infinite_are_finite() -> None:
 
 def test_only_outputs_that_there_are_may_be_asked_for() -> None:
     with pytest.raises(InputError, match="an output must be one of 'y', but `z` is not"):
-        protocol.render("m", "1", parse(tensor(), outputs=[{"name": "z"}]), {"y": np.zeros(1)})
+        protocol.check_wanted(parse(tensor(), outputs=[{"name": "z"}]), {"y"})
 
 
-def test_json_cannot_hold_nan_and_raw_bytes_can() -> None:
-    outputs = {"y": np.array([np.nan])}
-    with pytest.raises(InputError, match="`y` has NaN or infinity"):
+@pytest.mark.parametrize("key", ["id", "parameters", "outputs"])
+def test_null_is_as_if_it_were_left_out(key: str) -> None:
+    found = parse({**tensor(), "parameters": None}, **{key: None})
+    assert (found.id, found.outputs, found.raw_by_default, found.timeout_s) == (None, None, False, None)
+
+
+@pytest.mark.parametrize(("value", "error"), [(np.nan, BadOutputError), (-np.inf, InputError)])
+def test_json_cannot_hold_nan_and_infinity_and_raw_bytes_can(value: float, error: type[Exception]) -> None:
+    """NaN is the model's fault, and infinity may be meant: logits that are masked."""
+    outputs = {"y": np.array([value])}
+    with pytest.raises(error, match="`y` has"):
         protocol.render("m", "1", parse(tensor()), outputs)
     answer, head = protocol.render(
         "m", "1", parse(tensor(), parameters={"binary_data_output": True}), outputs
     )
     assert head is not None
-    assert np.isnan(np.frombuffer(answer[head:], "<f8")[0])
+    assert np.array_equal(np.frombuffer(answer[head:], "<f8"), outputs["y"], equal_nan=True)
 
 
 NUMBERS = [name for name in protocol.DTYPES if name != "BYTES"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import sqlite3
 import threading
@@ -9,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from starlette.testclient import TestClient
 
 from pareflow.errors import InputError, TransientError
 from pareflow.monitoring import exposition
+from pareflow.runtime import DynamicBatching
 from pareflow.serving import protocol, request_log
 from pareflow.serving.executable import Executable, Release
 from pareflow.serving.metrics import Metrics
@@ -327,14 +330,17 @@ def test_nothing_is_told_to_who_has_no_key(serve: Serve) -> None:
 
 
 def test_a_request_that_would_be_late_is_told_when_to_come_again(serve: Serve) -> None:
-    """One microsecond is over before anything can be computed."""
-    served = serve(plan={"inline_ms": 0})
+    """One microsecond is over before anything can be computed. A deadline of the caller's own that the server
+    could not keep is no failure of the server's."""
+    served = serve(plan={"inline_ms": 0, "deadline_ms": 60_000})
     served.infer()
     late = served.infer(parameters={"timeout": 1})
-    assert late.status_code == 503
+    assert late.status_code == 408
     assert int(late.headers["retry-after"]) >= 1
     assert "must be answered before its deadline" in late.json()["error"]
     assert served.infer(parameters={"timeout": 10_000_000}).status_code == 200
+    reading = exposition.parse(served.client.get("/metrics").text, "images", at_s=1)
+    assert exposition.between(replace(reading, statuses={}, buckets={}), reading).failed == 0
 
 
 def test_the_plans_deadline_counts_where_the_request_names_a_later_one(serve: Serve) -> None:
@@ -400,6 +406,18 @@ def test_the_next_version_takes_over_between_two_requests(serve: Serve, two: tup
     assert served.infer().json()["model_version"] == "2"
     assert served.infer("/v2/models/images/versions/1/infer").status_code == 404
     assert 'pareflow_model_info{model="images",version="2"} 1.0' in served.client.get("/metrics").text
+
+
+def test_who_names_the_previous_version_is_answered_by_it_while_it_stands_ready(
+    serve: Serve, two: tuple[Release, Release]
+) -> None:
+    source = Shelf(two[0])
+    served = serve(source)
+    source.release, source.before = two[1], two[0]
+    served.refresh()
+    answers = [served.infer(f"/v2/models/images{named}/infer").json() for named in ("", "/versions/1")]
+    assert [answer["model_version"] for answer in answers] == ["2", "1"]
+    assert served.infer("/v2/models/images/versions/3/infer").status_code == 404
 
 
 def test_nothing_is_left_of_a_version_that_was_replaced(serve: Serve, two: tuple[Release, Release]) -> None:
@@ -558,6 +576,18 @@ def test_what_tiers_keep_goes_with_their_version(
             {"policies": [{"embedding_cache": {}}, {"semantic_cache": {}}]},
             "Name `semantic_cache` first",
         ),
+        (
+            {"policies": [{"dynamic_batching": {}}, {"ranking_cascade": {}}]},
+            "`dynamic_batching` must stand behind `ranking_cascade`, .* several queries as one's",
+        ),
+        *(
+            ({"policies": [{name: {}}, {"ranking_cascade": {}}]}, f"`{name}` must stand behind .* a part of")
+            for name in ("embedding_cache", "semantic_cache", "confidence_cascade", "complexity_routing")
+        ),
+        (
+            {"policies": [{"dynamic_batching": {}}, {"deadline_routing": {}}]},
+            "requests without their deadlines. Name `deadline_routing` first",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(wrong: Mapping[str, Any], said: str) -> None:
@@ -570,9 +600,30 @@ def test_a_cache_may_stand_before_what_keeps_to_one_answer_and_behind_what_appro
         ("semantic_cache", "exact_cache"),
         ("deadline_routing", "embedding_cache"),
         ("exact_cache", "confidence_cascade"),
+        ("exact_cache", "ranking_cascade"),
+        ("deadline_routing", "ranking_cascade"),
+        ("ranking_cascade", "dynamic_batching"),
     ):
         policies: Any = tuple({name: {}} for name in order)
         assert len(ServingPlan(policies=policies).chosen()) == 2
+
+
+def test_answers_that_depend_on_their_batch_are_served_in_no_larger_one_than_was_judged(
+    mixing: Path, packaged: Packaged, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By default; a plan that says otherwise is taken, and told of."""
+
+    def most(package: Path, plan: ServingPlan | None) -> int:
+        slot = Slot(FolderSource(package), plan, Metrics())
+        (batching,) = slot.hosted.plan.chosen()
+        slot.hosted.close()
+        assert isinstance(batching, DynamicBatching)
+        return batching.max_batch_size
+
+    assert (most(mixing, None), most(packaged("images"), None)) == (2, 8)
+    assert "depend on the samples beside them" not in caplog.text
+    assert most(mixing, ServingPlan()) == 8
+    assert "it was judged in batches of 2, and the plan makes batches of up to 8" in caplog.text
 
 
 def test_tiers_are_other_variants_of_the_model(packaged: Packaged) -> None:
@@ -616,6 +667,33 @@ def test_requests_are_kept_only_where_that_is_asked_for(serve: Serve, tmp_path: 
     assert found["mine"].inputs["samples"].shape == (2, 8, 8)
     assert found["mine"].outputs["predictions"].tolist() == kept.golden["predictions"][:2]
     kept.client.__enter__()
+
+
+def test_an_input_that_is_left_out_is_in_no_raw_sample_that_is_kept(serve: Serve, tmp_path: Path) -> None:
+    """By whichever route it came; and what is no tensor of the model's is told before anything is kept."""
+    with pytest.raises(InputError, match=r"images, output.*got `imgaes`"):
+        serve(requests=RequestLogSettings(left_out=("imgaes",)), requests_folder=tmp_path)
+    settings = RequestLogSettings(share=1, flush_s=0.05, left_out=("images",))
+    kept = serve(requests=settings, requests_folder=tmp_path)
+    assert kept.infer().status_code == 200
+    assert kept.client.post("/invocations", json={"inputs": kept.golden["samples"][:1]}).status_code == 200
+    kept.client.__exit__(None, None, None)
+    found = [one.inputs for path in request_log.files(tmp_path) for one in request_log.exchanges(path)]
+    assert found == [{}, {}]
+    kept.client.__enter__()
+
+
+def test_a_server_that_keeps_none_removes_what_one_kept_before(serve: Serve, tmp_path: Path) -> None:
+    kept = request_log.place(tmp_path, "0000000000001-1-1.npz")
+    kept.parent.mkdir()
+    kept.touch()
+    os.utime(kept, (0, 0))
+    request_log.note_days(tmp_path, 7)
+    serve(requests_folder=tmp_path)
+    until = time.monotonic() + 60
+    while kept.exists():
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("identity", ["a\r\nset-cookie: x=1", "é", "x" * 1000, ""])

@@ -3,12 +3,13 @@
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pareflow.runtime import pool
 from pareflow.serving.model import PackagedModel
 from pareflow.session import Session
 from pareflow.workload import Arrays
@@ -82,9 +83,32 @@ def test_what_waits_is_told_when_its_deadline_is_over(
     first = asked(served)
     assert door.waiting.acquire(timeout=PATIENCE_S)
     late = asked(served, timeout_ms=50).result(PATIENCE_S / 2)
-    assert (late.status_code, "retry-after" in late.headers) == (503, True)
+    assert (late.status_code, "retry-after" in late.headers) == (408, True)
     assert "must be answered before its deadline" in late.json()["error"]
     assert not first.done()
     door.opened()
     assert first.result(PATIENCE_S).status_code == 200
     assert asked(served, timeout_ms=10_000).result(PATIENCE_S).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "policies",
+    [(), ({"deadline_routing": {}},), ({"dynamic_batching": {"max_waiting": 1}},)],
+    ids=["no policy", "routing", "batching"],
+)
+def test_who_comes_to_a_full_line_is_told_to_come_again(
+    serve: Serve, door: Door, asked: Line, monkeypatch: pytest.MonkeyPatch, policies: Any
+) -> None:
+    """One is computed, one waits, and the third is refused at once; the two are answered."""
+    monkeypatch.setattr(pool, "MAX_WAITING", 1)
+    served = serve(plan={"inline_ms": 0, "sessions": 1, "policies": policies})
+    door.shut()
+    first = asked(served)
+    assert door.waiting.acquire(timeout=PATIENCE_S)
+    others = [asked(served), asked(served)]
+    (refused,), (waits,) = wait(others, PATIENCE_S, return_when=FIRST_COMPLETED)
+    answer = refused.result()
+    assert (answer.status_code, int(answer.headers["retry-after"]) >= 1) == (429, True)
+    assert answer.json()["error"].startswith("at most 1 requests may wait, but the line is full")
+    door.opened()
+    assert {one.result(PATIENCE_S).status_code for one in (first, waits)} == {200}

@@ -1,8 +1,10 @@
 """What other servers are given: Triton's model repository, KServe's InferenceService."""
 
 import json
+import os
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +16,9 @@ import pytest
 import yaml
 
 from pareflow.errors import InputError
+from pareflow.hardware import probe
+from pareflow.serving import triton
+from pareflow.serving.executable import Tensor
 from pareflow.serving.plan import ServingPlan
 from pareflow.stages.exporting import export_kserve, export_triton
 from pareflow.variant import Step
@@ -76,6 +81,58 @@ def test_without_batching_every_request_is_its_own_batch(packaged: Packaged, tmp
     assert [list(tensor.dims) for tensor in config.input] == [[12], [12]]
 
 
+def test_one_value_per_sample_is_reshaped_from_tritons_row_of_one(packaged: Packaged, tmp_path: Path) -> None:
+    """Triton takes no empty `dims`."""
+    tensors = [Tensor("score", "FP32", (-1,)), Tensor("row", "FP32", (-1, 4))]
+    triton.write(packaged("images"), ServingPlan(), tensors, tensors, tmp_path)
+    config = parsed(tmp_path / "images" / "config.pbtxt")
+    for score, row in (config.input, config.output):
+        assert (list(score.dims), score.HasField("reshape"), list(score.reshape.shape)) == ([1], True, [])
+        assert (list(row.dims), row.HasField("reshape")) == ([4], False)
+
+
+def test_sessions_are_those_that_our_server_would_take(packaged: Packaged, tmp_path: Path) -> None:
+    """One thread each: as many as there are cores."""
+    export_triton(packaged("images"), ServingPlan(), tmp_path, tmp_path)
+    (group,) = parsed(tmp_path / "images" / "config.pbtxt").instance_group
+    assert group.count == len(probe.cores())
+
+
+@pytest.mark.parametrize(
+    ("plan", "left_out"),
+    [
+        (
+            {"policies": [{"dynamic_batching": {"pad_axis": 1, "pad_to": [16]}}]},
+            ["`pad_axis` of `dynamic_batching`, by which requests of other lengths go together,"],
+        ),
+        ({"deadline_ms": 50, "policies": []}, ["`deadline_ms` without `dynamic_batching`"]),
+        (
+            {"policies": [{"deadline_routing": {}}, {"exact_cache": {}}, {"dynamic_batching": {}}]},
+            ["`deadline_routing`"],
+        ),
+    ],
+)
+def test_what_triton_lacks_is_said(
+    packaged: Packaged, tmp_path: Path, plan: Mapping[str, Any], left_out: list[str]
+) -> None:
+    tensors = [Tensor("x", "FP32", (-1, 4))]
+    found = triton.write(packaged("images"), ServingPlan(**plan), tensors, tensors, tmp_path)
+    assert found == [f"{what} has no counterpart in Triton" for what in left_out]
+
+
+def test_a_pod_is_given_no_policies_that_ask_for_other_versions(packaged: Packaged, tmp_path: Path) -> None:
+    """What is calibrated, and what names tiers, would keep it from starting."""
+    record = {"variants": {"small": "a", "full": "b"}, "max_drop": 0.01, "confidence": 0.95, "samples": 600}
+    record |= {"drop": 0.0, "score": "max_softmax", "threshold": 0.9, "answered": {"small": 0.5}}
+    cascade, batching = {"confidence_cascade": {"calibration": record}}, {"exact_cache": {}}
+    plan = ServingPlan(tiers={"small": "models:/images/1"}, sessions=2, policies=(cascade, batching))
+    found = export_kserve(packaged("images"), plan, tmp_path / "kserve", **CLUSTER)
+    words = "asks for registered versions, and the pod has one package"
+    assert found["left_out"] == [f"`confidence_cascade` {words}"]
+    written = yaml.safe_load((tmp_path / "kserve" / "model" / "plan.yaml").read_text())
+    assert written == {"sessions": 2, "policies": [batching]}
+
+
 def test_a_variant_that_triton_cannot_read_is_refused(packaged: Packaged, tmp_path: Path) -> None:
     package = packaged("images", Step("torch_eager"))
     with pytest.raises(InputError, match="a model for Triton must run on onnxruntime and openvino"):
@@ -102,7 +159,10 @@ def test_kserve_is_told_what_runs_and_how_it_is_probed(packaged: Packaged, tmp_p
 
 
 def test_the_pods_command_serves_the_folder(packaged: Packaged, tmp_path: Path) -> None:
-    """Parity: the container's own command, with its mount where the folder lies here, and a free port."""
+    """Parity: the container's own command, with its mount where the folder lies here, and a free port.
+
+    To those who have a key, where the environment names some.
+    """
     to = tmp_path / "kserve"
     export_kserve(packaged("images"), PLAN, to, **CLUSTER)
     service = yaml.safe_load((to / "inferenceservice.yaml").read_text())
@@ -113,13 +173,18 @@ def test_the_pods_command_serves_the_folder(packaged: Packaged, tmp_path: Path) 
     words = [
         {"python": sys.executable, "8080": "0", "0.0.0.0": "127.0.0.1"}.get(word, word) for word in words
     ]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    keyed = {**os.environ, "PAREFLOW_API_KEYS": "one two"}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=keyed)
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         with urllib.request.urlopen(url + container["readinessProbe"]["httpGet"]["path"]) as answer:
             assert json.loads(answer.read()) == {"ready": True}
-        with urllib.request.urlopen(f"{url}/v2/models/images") as answer:
+        with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+            urllib.request.urlopen(f"{url}/v2/models/images")
+        refused.value.close()
+        asked = urllib.request.Request(f"{url}/v2/models/images", headers={"Authorization": "Bearer two"})
+        with urllib.request.urlopen(asked) as answer:
             assert json.loads(answer.read())["inputs"][0]["name"] == "images"
     finally:
         process.terminate()
