@@ -10,6 +10,8 @@ from pareflow.measurement import Ran
 from pareflow.workload import Arrays
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+MOST = 128
+"""Sets of input shapes that a session keeps buffers and a graph for."""
 
 
 class OnnxRuntimeSession:
@@ -57,7 +59,9 @@ class BoundSession(OnnxRuntimeSession):
 class FixedSession(OnnxRuntimeSession):
     """Inputs and outputs on `device` at addresses that stay, one set per set of input shapes.
 
-    A CUDA graph needs that: it is captured at the second request of a shape, and replayed after.
+    A CUDA graph needs that: it is captured at the second request of a shape, and replayed after. The runtime
+    keeps a graph for as long as the session lives, so that there are at most MOST of them: further shapes are
+    computed without.
     Source: ONNX Runtime, "CUDA execution provider", Using CUDA graphs.
     """
 
@@ -72,6 +76,8 @@ class FixedSession(OnnxRuntimeSession):
         given = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         shapes = tuple((name, array.shape) for name, array in given.items())
         if shapes not in self._bound:
+            if len(self._bound) >= MOST:
+                return self._without_graph(given)
             self._bound[shapes] = self._bind(given)
         binding, inputs, options = self._bound[shapes]
         for name, value in inputs.items():
@@ -79,8 +85,13 @@ class FixedSession(OnnxRuntimeSession):
         self._session.run_with_iobinding(binding, options)
         return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
 
-    def _bind(self, given: Arrays) -> tuple[Any, dict[str, Any], Any]:
-        """The binding, the inputs to write into, and the options that name this graph."""
+    def _without_graph(self, given: Arrays) -> Arrays:
+        binding, _ = self._placed(given)
+        self._once(binding)
+        return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
+
+    def _placed(self, given: Arrays) -> tuple[Any, dict[str, Any]]:
+        """A binding, and the inputs on the device that are bound in it."""
         from onnxruntime import OrtValue
 
         binding = self._session.io_binding()
@@ -89,6 +100,13 @@ class FixedSession(OnnxRuntimeSession):
         }
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
+        return binding, inputs
+
+    def _bind(self, given: Arrays) -> tuple[Any, dict[str, Any], Any]:
+        """The binding, the inputs to write into, and the options that name this graph."""
+        from onnxruntime import OrtValue
+
+        binding, inputs = self._placed(given)
         for name, value in zip(self._outputs, self._once(binding), strict=True):
             kept = OrtValue.ortvalue_from_shape_and_type(value.shape(), value.element_type(), self._device, 0)
             binding.bind_ortvalue_output(name, kept)
