@@ -2,24 +2,38 @@
 
 import functools
 import json
+import os
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pareflow import store
-from pareflow.errors import InputError
+from pareflow.errors import InputError, PareflowError
 from pareflow.serving.executable import Release
 from pareflow.serving.model import verified
 from pareflow.serving.plan import ServingPlan
+from pareflow.serving.request_log import DAY_S
 from pareflow.serving.slot import Challenge, FolderSource, Source
-from pareflow.serving.standing import here
+from pareflow.serving.standing import backend_in, here
 from pareflow.serving.traffic import read as read_traffic
 from tasks.locking import flocked
-from tasks.tracking import CONTENT, TRAFFIC, Model, Tracker, Version, content_of, verdict_tag_of
+from tasks.tracking import (
+    CONTENT,
+    TRAFFIC,
+    Model,
+    Tracker,
+    Version,
+    check_content,
+    check_format,
+    verdict_tag_of,
+)
 
 LAST = "last.json"
+KEPT_DAYS = 30.0
+"""So long a copy stays that no alias and no server needs."""
 TAGS_S = 5.0
 """For how long a version's tags are taken for what they were."""
 
@@ -43,6 +57,12 @@ def register_plan(data_dir: Path, release: Release, plan: ServingPlan) -> None:
 def keep_plan(tracker: Tracker, name: str, version: str, plan: ServingPlan) -> None:
     """The same, with a tracker that is open."""
     tracker.tag_version(name, version, plan_tag(), plan.model_dump_json(exclude_defaults=True))
+
+
+def plan_of(version: Version) -> ServingPlan | None:
+    """The plan that is kept with a version for this environment; None where there is none."""
+    told = version.tags.get(plan_tag())
+    return None if told is None else ServingPlan.model_validate_json(told)
 
 
 class RegistrySource:
@@ -90,6 +110,11 @@ class RegistrySource:
             return None
         return Challenge(self._release(self._version(traffic.version), "challenger"), traffic)
 
+    def copy(self, number: str) -> Path:
+        """The package of a version that is looked at, and not served from here. Raises: as `current`."""
+        self._model = self._open().model(self.name)
+        return self._release(self._version(number), number).package
+
     def _open(self) -> Tracker:
         self._tracker = self._tracker or Tracker.open(self._data_dir)
         return self._tracker
@@ -100,10 +125,11 @@ class RegistrySource:
         return None if number is None else str(number)
 
     def _version(self, number: str) -> Version:
-        """A version as it was a few seconds ago: its tags seldom change."""
+        """A version as it was a few seconds ago: its tags seldom change. Raises: as `current`."""
         read_at, found = self._versions.get(number, (0.0, None))
         if found is None or time.monotonic() - read_at > TAGS_S:
             found = self._open().version(self.name, number)
+            check_format(found)
             self._versions[number] = (time.monotonic(), found)
         return found
 
@@ -116,20 +142,22 @@ class RegistrySource:
                 "Register it by `pareflow optimize`",
             )
         kept = self._folder / content[:32]
-        if kept not in self._verified.values() and not _whole(kept):
-            self._fetch(self._open(), version, kept)
+        if kept not in self._verified.values():
+            if not _whole(kept):
+                self._fetch(self._open(), version, kept)
+            with suppress(OSError):  # it may be another user's
+                os.utime(kept)  # it is needed from now on
         self._verified[role] = kept  # whoever opens it verifies it again: here it is asked every second
-        tuned = version.tags.get(plan_tag())
-        plan = None if tuned is None else ServingPlan.model_validate_json(tuned)
-        judged = version.tags.get(verdict_tag_of(here()))
-        return Release(self.name, str(version.version), kept, plan, judged)
+        judged = version.tags.get(verdict_tag_of(here(backend_in(kept))))
+        return Release(self.name, str(version.version), kept, plan_of(version), judged)
 
     def last(self) -> Release | None:
         told = self._told().get(self._uri)
         if told is None:
             return None
         plan = None if told["plan"] is None else ServingPlan(**told["plan"])
-        judged = told.get("judged", {}).get(here()[:12])  # the folder may have come from another machine
+        # The folder may have come from another machine, or a runtime may be another one now.
+        judged = told.get("judged", {}).get(here(told.get("backend"))[:12])
         return Release(self.name, told["version"], self._folder / told["package"], plan, judged)
 
     def _fetch(self, tracker: Tracker, version: Version, kept: Path) -> None:
@@ -138,22 +166,34 @@ class RegistrySource:
             if _whole(kept):
                 return  # another server fetched it meanwhile
             package = tracker.download(self.name, str(version.version), Path(scratch))
-            if content_of(package, version.tags) != version.tags[CONTENT]:
-                raise InputError(
-                    f"version {version.version} of {self.name} must be what was registered",
-                    "its files give another digest",
-                    "Register it again, or roll back",
-                )
+            check_content(package, version)
             shutil.copytree(package, Path(scratch) / "whole")
             shutil.rmtree(kept, ignore_errors=True)  # one that is damaged
             (Path(scratch) / "whole").replace(kept)
+            with suppress(PareflowError, OSError):  # the next one sweeps, too
+                self._sweep(kept)
+
+    def _sweep(self, new: Path) -> None:
+        """Remove old copies, but not what an alias points at, nor what a server served last."""
+        if self._model is None:
+            return
+        aliases = self._model.aliases
+        contents = {self._version(str(number)).tags.get(CONTENT, "")[:32] for number in aliases.values()}
+        needed = {new.name, *contents, *(told["package"] for told in self._told().values())}
+        needed |= {copy.name for copy in self._verified.values()}
+        before = time.time() - KEPT_DAYS * DAY_S
+        for copy in self._folder.iterdir():
+            if copy.is_dir() and copy.name not in needed and copy.stat().st_mtime < before:
+                shutil.rmtree(copy, ignore_errors=True)
 
     def _remember(self, release: Release) -> None:
         plan = None if release.plan is None else release.plan.model_dump(mode="json", exclude_defaults=True)
-        judged = {} if release.judged is None else {here()[:12]: release.judged}
+        backend = backend_in(release.package)
+        judged = {} if release.judged is None else {here(backend)[:12]: release.judged}
         told = {
             "version": release.version,
             "package": release.package.name,
+            "backend": backend,
             "plan": plan,
             "judged": judged,
         }

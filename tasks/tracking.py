@@ -24,9 +24,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.entities.paged_list import PagedList
 
 from pareflow.errors import InputError, TrackingError, TransientError
+from pareflow.measuring.environment import of_verdict
 from pareflow.stages import outcome
 from pareflow.stages.registration import content_digest
 from pareflow.stages.run import Row, Run
@@ -49,6 +51,8 @@ BREACH = "pareflow.breach"
 """Of a version: which rule of the monitor's it broke, and when."""
 LEFT = "pareflow.left"
 """Of a version: who rolled back from it, and why."""
+LOOKED = "pareflow.looked"
+"""Of a monitor's run: the number of the last look that it has a row of."""
 CONFIG = "pareflow.config"
 """Where the pipeline YAML lay when the version was registered."""
 Version: TypeAlias = ModelVersion
@@ -256,7 +260,7 @@ class Tracker:
             "pareflow.seed": str(run.facts.seed),
             "pareflow.environment": run.environment.fingerprint,
             CONFIG: str(run.config.resolve()),
-            **_verdict_tags(run, winner.verdict.decision),
+            **_verdict_tags(run, winner.verdict.decision, winner.recipe.backend.name),
         }
         with self.locked("mlflow"):
             registries.remember(self.locks.parent, registries.named() or self.uri)
@@ -307,17 +311,13 @@ class Tracker:
                 "the registry has no such version",
                 "See `pareflow list versions`",
             )
-        if int(found.tags.get(FORMAT_TAG, FORMAT)) > FORMAT:
-            raise InputError(
-                f"the tags of {uri} must be of format {FORMAT} or older",
-                f"they are of format {found.tags[FORMAT_TAG]}",
-                "Install the pareflow that registered it",
-            )
+        check_format(found)
         return found
 
-    def record_verdict(self, run: Run, version: ModelVersion, decision: str) -> None:
-        """Tag a version with what the gate said of it in this run's environment, by its SLA."""
-        for tag, value in _verdict_tags(run, decision).items():
+    def record_verdict(self, run: Run, version: ModelVersion, decision: str, backend: str | None) -> None:
+        """Tag a version with what the gate said of it in this run's environment, by its SLA and objective;
+        `backend` runs it."""
+        for tag, value in _verdict_tags(run, decision, backend).items():
             self.tag_version(version.name, str(version.version), tag, value)
 
     def versions(self, name: str) -> list[ModelVersion]:
@@ -405,18 +405,42 @@ class Tracker:
         """The id of the run that holds what was seen of a served version, found or made."""
         tags = {"pareflow.monitored": version}
         with _reaching(self.uri):
-            return self._keyed(name, f"monitoring:{name}:{version}", f"monitoring-{version}", tags)
+            return self._keyed(name, _monitoring(name, version), f"monitoring-{version}", tags)
 
     def observed(self, run_id: str, figures: Mapping[str, float], at_ms: int, step: int) -> None:
         """One row of figures; what is no number is left out."""
         rows = [Metric(k, v, at_ms, step) for k, v in figures.items() if math.isfinite(v)]
         with _reaching(self.uri):
-            self.client.log_batch(run_id, metrics=rows)
+            self.client.log_batch(run_id, metrics=rows, tags=[RunTag(LOOKED, str(step))])
+
+    def looked(self, name: str, version: str) -> str | None:
+        """The number of the last look at a served version that a row is kept of; None where none is."""
+        with _reaching(self.uri):
+            experiment = self.client.get_experiment_by_name(name)
+            if experiment is None:
+                return None
+            wanted = f"tags.`{KEY}` = '{_monitoring(name, version)}'"
+            found = self.client.search_runs([experiment.experiment_id], wanted, max_results=1)
+            return found[0].data.tags.get(LOOKED) if found else None
 
     def note(self, run_id: str, document: Mapping[str, Any], path: str) -> None:
         """A document as an artifact of a run."""
         with _reaching(self.uri):
             self.client.log_dict(run_id, dict(document), path)
+
+    def keeps_artifacts(self) -> None:
+        """Prove that the artifact store takes a small file, gives it back, and lets it be removed.
+
+        Raises: TransientError, TrackingError where it does not.
+        """
+        with _reaching(self.uri), tempfile.TemporaryDirectory() as folder:
+            run = self.client.create_run(self.experiment("pareflow-doctor"), run_name="doctor").info
+            try:
+                self.client.log_text(run.run_id, "kept?", "doctor.txt")
+                self.client.download_artifacts(run.run_id, "doctor.txt", folder)
+                get_artifact_repository(run.artifact_uri, self.uri).delete_artifacts("doctor.txt")
+            finally:
+                self.client.delete_run(run.run_id)
 
     def _run(self, run: Run, key: str, name: str, tags: Mapping[str, str]) -> str:
         """The id of the run with this key in the pipeline's experiment, found or made."""
@@ -457,9 +481,24 @@ class Tracker:
         return f"{self.client.get_run(parent).info.artifact_uri}/{path}"
 
 
+def _monitoring(name: str, version: str) -> str:
+    """The key of the run that holds what was seen of a served version."""
+    return f"monitoring:{name}:{version}"
+
+
 def content_of(package: Path, tags: Mapping[str, str]) -> str:
     """What the tag `CONTENT` of a version with these tags must be, if this is its package."""
     return content_digest(package, int(tags.get(FORMAT_TAG, 1)))
+
+
+def check_content(package: Path, version: ModelVersion) -> None:
+    """Raises: InputError where the package is damaged, or not what the version was registered as."""
+    if content_of(package, version.tags) != version.tags.get(CONTENT):
+        raise InputError(
+            f"version {version.version} of {version.name} must be what was registered",
+            "its files give another digest",
+            "Register it again, or roll back",
+        )
 
 
 def _all_pages(search: Callable[..., PagedList[Any]], max_results: int) -> list[Any]:
@@ -500,23 +539,37 @@ def variants_registered(uri: str, data_dir: Path) -> dict[str, str]:
         raise TransientError(error.must, error.found, f"{remedy}. Nothing was removed") from error
 
 
-def verdict_tag(run: Run) -> str:
-    """The tag of a verdict carries its environment: copying a version copies its tags (law 8)."""
-    return verdict_tag_of(run.environment.fingerprint)
+def verdict_of(run: Run, tags: Mapping[str, str], backend: str | None) -> str | None:
+    """What the gate said of a version in this run's environment by this run's SLA and objective, where this
+    backend runs it; None: it was not asked."""
+    decision = tags.get(verdict_tag_of(where_judged(run, backend)))
+    asked = _verdict_tags(run, decision or "", backend)
+    return decision if asked.items() <= tags.items() else None
 
 
-def verdict_of(run: Run, tags: Mapping[str, str]) -> str | None:
-    """What the gate said of a version in this run's environment by this run's SLA; None: it was not asked."""
-    told = _verdict_tags(run, tags.get(verdict_tag(run), ""))
-    return tags.get(verdict_tag(run)) if told.items() <= tags.items() else None
+def _verdict_tags(run: Run, decision: str, backend: str | None) -> dict[str, str]:
+    """A decision, and what was asked: by which SLA, and for which objective."""
+    where = where_judged(run, backend)
+    asked = digest(run.spec.sla.model_dump(mode="json"), run.spec.objective)
+    return {verdict_tag_of(where): decision, f"pareflow.sla.{where[:12]}": asked}
 
 
-def _verdict_tags(run: Run, decision: str) -> dict[str, str]:
-    """A decision, and by which SLA."""
-    asked = digest(run.spec.sla.model_dump(mode="json"))
-    return {verdict_tag(run): decision, f"pareflow.sla.{run.environment.fingerprint[:12]}": asked}
+def where_judged(run: Run, backend: str | None) -> str:
+    """The fingerprint of the environment that the verdict belongs to."""
+    return (run.environment if backend is None else of_verdict(run.environment, backend)).fingerprint
+
+
+def check_format(version: Version) -> None:
+    """Raises: InputError where a newer pareflow registered a version, whose tags may mean something else."""
+    if int(version.tags.get(FORMAT_TAG, FORMAT)) > FORMAT:
+        raise InputError(
+            f"the tags of models:/{version.name}/{version.version} must be of format {FORMAT} or older",
+            f"they are of format {version.tags[FORMAT_TAG]}",
+            "Install the pareflow that registered it",
+        )
 
 
 def verdict_tag_of(fingerprint: str) -> str:
-    """The tag of a verdict in the environment with this fingerprint."""
+    """The tag of a verdict in the environment with this fingerprint: copying a version copies its tags
+    (law 8)."""
     return f"pareflow.verdict.{fingerprint[:12]}"

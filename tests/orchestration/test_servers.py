@@ -7,14 +7,25 @@ from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    temporary_settings,
+)
+from rich.console import Console
 
-from flows import servers
+from flows import rollout, servers
+from flows.rollout import Steps
 from flows.servers import Server, check, named
 from pareflow.catalog import installed_version
-from pareflow.errors import InputError
+from pareflow.errors import EnvironmentUnfitError, InputError, TransientError
+from tasks import flow_runs
+from tasks.cluster import _must_be_reached
+from tasks.serving import RegistrySource
 from tasks.tracking import FORMAT, FORMAT_TAG, Tracker
 
 HERE = installed_version("mlflow") or ""
@@ -109,6 +120,9 @@ def test_tags_of_a_newer_pareflow_are_told_and_refused_and_older_ones_are_not(
     told = f"must be of format {FORMAT} or older, but they are of format {FORMAT + 1}"
     with pytest.raises(InputError, match=told):
         tracker.resolve("models:/m/3")
+    client.set_registered_model_alias("m", "champion", "3")
+    with pytest.raises(InputError, match=told):
+        RegistrySource("models:/m@champion", tmp_path).current()
     (problem,) = servers.tag_problems(tmp_path)
     assert "1 versions have newer ones (m/3). Install the pareflow that wrote them" in problem
 
@@ -118,3 +132,36 @@ def test_prefects_server_is_asked_with_the_user_and_password_of_its_setting() ->
     with temporary_settings(wanted):
         (found,) = [server for server in servers.named() if server.name == "Prefect"]
     assert found.headers == {"Authorization": f"Basic {base64.b64encode(b'ada:secret').decode()}"}
+
+
+def test_no_error_tells_the_password_in_prefects_address() -> None:
+    address = "http://ada:geheim@127.0.0.1:9/api"
+    with temporary_settings({PREFECT_API_URL: address}), pytest.raises(TransientError) as away:
+        flow_runs.in_state("RUNNING")
+    with pytest.raises(EnvironmentUnfitError) as unreached:
+        _must_be_reached(address, "10.0.0.1", ["10.0.0.2"])
+    for told in (str(away.value), str(unreached.value)):
+        assert "127.0.0.1:9/api" in told
+        assert "geheim" not in told
+
+
+def test_a_flow_that_prefects_server_is_away_for_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As what may pass: a rollout's, as those of `optimize` and `retrain`."""
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setattr(rollout, "signal", Mock())  # the process of the tests keeps its own way to end
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}),
+        pytest.raises(TransientError, match="the Prefect server must stay reachable"),
+    ):
+        rollout.deploy("m", [], tmp_path, Console(quiet=True), Steps(), config=None, orchestrated=True)
+
+
+def test_a_lock_database_that_is_away_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert (servers.set_up_problems(tmp_path), servers.promotions_meet_in()) == ([], "data folder")
+    monkeypatch.setenv("PAREFLOW_LOCK_DATABASE", "postgresql://ada:geheim@127.0.0.1:9/locks")
+    (problem,) = servers.set_up_problems(tmp_path)
+    assert "the database that PAREFLOW_LOCK_DATABASE names must be reachable" in problem
+    assert "geheim" not in problem
+    assert servers.promotions_meet_in() == "database"
