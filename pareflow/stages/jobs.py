@@ -13,21 +13,34 @@ from typing import Any
 import numpy as np
 
 import pareflow  # noqa: F401  (fills the catalog)
-from pareflow import network
-from pareflow.catalog import BACKENDS, TECHNIQUES, find, members
-from pareflow.compiler.backend import Backend
+from pareflow import graph_file, network
+from pareflow.catalog import TECHNIQUES, find, installed_version, members
+from pareflow.comparison import TOLERANCE
+from pareflow.compiler.backend import backend_of
 from pareflow.compiler.onnxruntime import OnnxRuntime
-from pareflow.errors import EnvironmentUnfitError, TransientError, WorkloadError
+from pareflow.errors import EnvironmentUnfitError, NodeError, TransientError, WorkloadError
 from pareflow.hardware.counters import counted
 from pareflow.measuring import arena, breakdown, operators
 from pareflow.measuring.graph_report import graph_report
 from pareflow.measuring.network_facts import network_facts
-from pareflow.measuring.quality import Answers, Metric, evaluate_quality, find_metric, predict, quality_of
+from pareflow.measuring.quality import (
+    BATCH,
+    Answers,
+    Metric,
+    check_metric,
+    evaluate_quality,
+    find_metric,
+    mixes_samples,
+    predict,
+    quality_of,
+    slice_rows,
+    wants_outputs,
+)
 from pareflow.model.technique import Technique
 from pareflow.network import Form
 from pareflow.remote_store import opened
 from pareflow.serving import halves
-from pareflow.serving.model import as_json, write_manifest
+from pareflow.serving.model import as_json, kind_of, write_manifest
 from pareflow.stages import processing
 from pareflow.store import MANIFEST, Store
 from pareflow.variant import Recipe, Step, Variant, digest
@@ -52,21 +65,26 @@ SPLIT_FEEDS = 4
 def describe(
     reference: Mapping[str, Any], folder: str, metric: str | None, lengths: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """What `WorkloadFacts` holds; checks the splits, and that the metric and the lengths exist."""
+    """What `WorkloadFacts` holds; checks the splits, and that metric, lengths and distributions exist."""
     workload = load(reference, Path(folder))
+    _check_installed(workload.definition.serving_requires)
     named = Metric(find_metric(metric or workload.definition.metric, Path(folder)))
     for length in lengths:
         workload.definition.at_length(length)
     with _users_code("`preprocess()` must give named arrays"):
         example = workload.example(1)
         tokens = all(array.dtype.kind == "i" for array in example.values())
+        arena.storable(example)
     workload.definition.check(example)
+    with _users_code("`slices()` must give parts of a split"):
+        slices = slice_rows(named, workload, "search")
     return {
         "digest": workload.digest,
         "data_digest": workload.data_digest,
         "sizes": {name: len(getattr(workload.splits, name)) for name in SPLITS},
         "metric": workload.definition.metric,
         "scale": named.scale,
+        "sliced": bool(slices),
         "seed": workload.definition.seed,
         "serving_requires": list(workload.definition.serving_requires),
         "tokens": tokens,
@@ -74,9 +92,21 @@ def describe(
     }
 
 
-def train(reference: Mapping[str, Any], folder: str, root: str) -> None:
-    """The original: train it (or take it as it comes), and store it."""
+def train(
+    reference: Mapping[str, Any],
+    folder: str,
+    root: str,
+    named: str | None = None,
+    threads: int | None = None,
+) -> None:
+    """The original: train it (or take it as it comes), and store it.
+
+    `named` is the digest that another process gave the workload; training takes so many `threads`, whatever
+    the data are loaded with. Raises: WorkloadError.
+    """
     workload, store = _loaded(reference, folder, root)
+    if named not in (None, workload.digest):
+        raise _unlike("here it has another digest than where the run began")
     variant = original(workload.digest)
 
     def write(into: Path) -> None:
@@ -86,12 +116,83 @@ def train(reference: Mapping[str, Any], folder: str, root: str) -> None:
             made = definition.network()
             form = network.form_of_network(made)
             if form == "torch":
-                made = definition.train(made, workload.split("train")).eval()
+                _take(threads)
+                made = _trained(made, workload)
         network.save(made, form, into)  # a full disk is no fault of theirs
         with _users_code(must):
             network.check_outputs(network.runner(into)(workload.example(2)), samples=2)
 
     store.ensure(variant.id, write)
+
+
+def _trained(made: Any, workload: LoadedWorkload) -> Any:
+    """A torch network, trained, as the store keeps it. Raises: WorkloadError, before training if it can."""
+    from pareflow import torch_network
+
+    inputs = list(workload.example(1))
+    torch_network.check(made, inputs)
+    trained = workload.definition.train(made, workload.split("train"))
+    return torch_network.as_stored(trained, inputs)
+
+
+def _take(threads: int | None) -> None:
+    """Let torch compute on so many threads from here on; None leaves it as it is."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def first_answers(reference: Mapping[str, Any], folder: str, root: str, key: str, metric: str) -> None:
+    """What the original's first answers tell: whether they depend on those beside them, and that the metric
+    takes them.
+
+    Raises: MetricError, WorkloadError, BadOutputError.
+    """
+    workload, store = _loaded(reference, folder, root)
+    source = _original(workload, store)
+    run, form = network.runner(source), network.form_of(source)
+    few = replace(workload, splits=workload.splits.first(BATCH))
+
+    def write(into: Path) -> None:
+        check_metric(run, few, metric)
+        if form == "onnx":
+            mixed = graph_file.mixes_samples(source / network.FILES["onnx"])
+            tolerance = network.tolerance_of(source)
+        else:
+            mixed, tolerance = False, TOLERANCE
+        mixed = mixed or mixes_samples(run, few, tolerance)
+        (into / "answers.json").write_text(json.dumps({"mixes_samples": mixed}))
+
+    store.ensure(key, write)
+
+
+def _check_installed(distributions: Sequence[str]) -> None:
+    """Raises: WorkloadError where one is not, or by another name: requirements name its version."""
+    lacking = [name for name in distributions if installed_version(name) is None]
+    if lacking:
+        raise WorkloadError(
+            "`serving_requires` must name distributions that are installed",
+            f"{', '.join(lacking)} is not",
+            "Install it, or give the name that `pip list` shows, which may differ from what is imported",
+        )
+
+
+def _original(workload: LoadedWorkload, store: Store) -> Path:
+    """The original in the store. Raises: WorkloadError."""
+    entry = store.find(original(workload.digest).id)
+    if entry is None:
+        raise _unlike("the store has no original of the digest that it has here")
+    return entry
+
+
+def _unlike(found: str) -> WorkloadError:
+    return WorkloadError(
+        "a workload must be the same in every process: its code, data and weights name what is made of it",
+        found,
+        "Seed what `data()` draws at random, sort what comes from a set or a folder, and change nothing while "
+        "a run goes on",
+    )
 
 
 @contextmanager
@@ -132,14 +233,14 @@ def feeds(
     store.ensure(feeds_key(workload.digest, batch_size, length, own), write)
 
 
-def calibration_inputs(reference: Mapping[str, Any], folder: str, root: str, key: str, limit: int) -> None:
+def calibration_inputs(reference: Mapping[str, Any], folder: str, root: str, limit: int) -> None:
     """What the network takes for each sample of the calibration split, at most `limit`: for monitoring."""
     workload, store = _loaded(reference, folder, root)
 
     def write(into: Path) -> None:
         arena.write_feeds(list(workload.feeds("calibration", 1, limit)), into / "feeds.npz")
 
-    store.ensure(key, write)
+    store.ensure(calibration_key(workload.digest, limit), write)
 
 
 def build(reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any]) -> None:
@@ -156,15 +257,12 @@ def preflight(reference: Mapping[str, Any], folder: str, root: str, recipe: list
     workload, store = _loaded(reference, folder, root)
     few = replace(workload, splits=workload.splits.first(PREFLIGHT))
     made = Recipe.from_json(recipe)
-    name = original(workload.digest).id
-    trained = store.find(name)
-    assert trained is not None  # the baseline stage made it
+    name, trained = original(workload.digest).id, _original(workload, store)
     with tempfile.TemporaryDirectory() as scratch:
         aside = Store(Path(scratch))
         aside.bring(name, trained)
         artifact = _built(made, few, aside)
-        backend = find(BACKENDS, made.backend, "backend")
-        assert isinstance(backend, Backend)
+        backend = backend_of(made.backend)
         network.check_outputs(backend.load(artifact).run(workload.example(2)), samples=2)
 
     def write(into: Path) -> None:
@@ -176,8 +274,7 @@ def preflight(reference: Mapping[str, Any], folder: str, root: str, recipe: list
 def _built(made: Recipe, workload: LoadedWorkload, store: Store) -> Path:
     """The artifact of a recipe in a store."""
     *_, (source, variant) = _changed(made, workload, store)
-    backend = find(BACKENDS, made.backend, "backend")
-    assert isinstance(backend, Backend)
+    backend = backend_of(made.backend)
     source, variant = _in_form(backend.form, source, variant, workload, store)
     variant = variant.then(backend.step, backend.code_version())
     compiled_from = source
@@ -186,9 +283,7 @@ def _built(made: Recipe, workload: LoadedWorkload, store: Store) -> Path:
 
 def _changed(made: Recipe, workload: LoadedWorkload, store: Store) -> list[tuple[Path, Variant]]:
     """The original, and the network after each technique of a recipe, each made where it is not there."""
-    variant = original(workload.digest)
-    source = store.find(variant.id)
-    assert source is not None  # the baseline stage made it
+    variant, source = original(workload.digest), _original(workload, store)
     links = [(source, variant)]
     for step in made.techniques:
         technique = find(TECHNIQUES, step, "technique")
@@ -219,8 +314,7 @@ def facts(
     """
     workload, store = _loaded(reference, folder, root)
     made = Recipe.from_json(recipe)
-    backend = find(BACKENDS, made.backend, "backend")
-    assert isinstance(backend, Backend)
+    backend = backend_of(made.backend)
 
     def write(into: Path) -> None:
         links = _changed(made, workload, store)
@@ -240,11 +334,11 @@ def make(
 ) -> None:
     """Build a variant and evaluate it, in one process.
 
-    Raises: EnvironmentUnfitError where another variant was made than the flow's machine expects.
+    Raises: NodeError where another variant was made than the flow's machine expects.
     """
     build(reference, folder, root, recipe)
     if not opened(Path(root)).holds(evaluation["variant"]):
-        raise EnvironmentUnfitError(
+        raise NodeError(
             "the workload, its data and pareflow must be the same on every machine that builds",
             f"`{platform.node()}` makes other variants of them",
             "Copy the pipeline's folder there and install the same versions, or leave the machine out",
@@ -273,8 +367,7 @@ def evaluate(
     opened = workload.for_validation() if split == "verdict" else workload
     processed = None if own is None else processing.processed(opened, _kept(store, own))
     artifact = _kept(store, variant)
-    member = find(BACKENDS, Step.from_json(backend), "backend")
-    assert isinstance(member, Backend)
+    member = backend_of(Step.from_json(backend))
 
     def write(into: Path) -> None:
         compared = _original_answers(opened, split, metric, store, batch_size)
@@ -282,7 +375,8 @@ def evaluate(
         if processed is None:
             found = evaluate_quality(session, opened, split, variant, metric, compared, batch_size)
         else:
-            answers = processing.answers(session.run, opened, processed, split, batch_size)
+            outputs = wants_outputs(metric, opened.definition.folder)
+            answers = processing.answers(session.run, opened, processed, split, batch_size, outputs)
             found = quality_of(answers, opened, split, variant, metric, compared)
         (into / "quality.json").write_text(json.dumps(found.to_json()))
 
@@ -300,17 +394,17 @@ def _original_answers(
     workload: LoadedWorkload, split: SplitName, metric: str, store: Store, batch_size: int
 ) -> Answers | None:
     """What the original answers, where the metric compares with it."""
-    if Metric(find_metric(metric, workload.definition.folder)).against is None:
+    against = Metric(find_metric(metric, workload.definition.folder)).against
+    if against is None:
         return None
-    folder = store.find(original(workload.digest).id)
-    assert folder is not None  # the baseline stage made it
-    source = folder
+    source = _original(workload, store)
 
     def write(into: Path) -> None:
-        found = predict(network.runner(source), workload, split, batch_size)
-        np.savez(into / "answers.npz", predictions=found.predictions, outputs=found.outputs)
+        found = predict(network.runner(source), workload, split, batch_size, outputs=against == "outputs")
+        arrays = arena.storable({"predictions": found.predictions, "outputs": found.outputs})
+        np.savez(into / "answers.npz", **arrays)  # type: ignore[arg-type]
 
-    key = digest("answers", workload.digest, split, batch_size)
+    key = digest("answers", workload.digest, split, batch_size, against)
     with np.load(store.ensure(key, write) / "answers.npz") as stored:
         return Answers(stored["predictions"], stored["outputs"])
 
@@ -330,8 +424,7 @@ def profile(
     def write(into: Path) -> None:
         artifact = store.find(variant)
         assert artifact is not None  # the baseline stage made it
-        member = find(BACKENDS, Step.from_json(backend), "backend")
-        assert isinstance(member, Backend)
+        member = backend_of(Step.from_json(backend))
         session, example = member.load(artifact), workload.example(batch_size)
         found = {
             "stages": breakdown.breakdown(session, workload, batch_size),
@@ -412,7 +505,7 @@ def package(
         golden = _golden(workload, backend, artifact)
         (into / "golden.json").write_text(json.dumps(golden))
         samples = workload.split("calibration").samples
-        kind = str(samples.dtype) if isinstance(samples, np.ndarray) else "text"
+        kind = kind_of(samples)
         document = {
             **lineage,
             "backend": backend.to_json(),
@@ -426,8 +519,7 @@ def package(
 
 def _golden(workload: LoadedWorkload, backend: Step, artifact: Path) -> dict[str, Any]:
     """A few calibration samples, and what the artifact answers to them."""
-    member = find(BACKENDS, backend, "backend")
-    assert isinstance(member, Backend)
+    member = backend_of(backend)
     split = workload.split("calibration")
     samples = split.take(np.arange(min(GOLDEN, len(split)))).samples
     outputs = member.load(artifact).run(workload.definition.preprocess(samples))
@@ -469,6 +561,11 @@ def feeds_key(
     return digest("feeds", workload_digest, batch_size, length, FEEDS, *([] if own is None else [own]))
 
 
+def calibration_key(workload_digest: str, limit: int) -> str:
+    """Names what `calibration_inputs` makes."""
+    return digest("calibration inputs", workload_digest, limit)
+
+
 def _in_form(
     form: Form, source: Path, variant: Variant, workload: LoadedWorkload, store: Store
 ) -> tuple[Path, Variant]:
@@ -504,12 +601,9 @@ def cut(
 ) -> None:
     """The original's ONNX graph in two, at each layer that is worth it; see `serving/halves.py`."""
     workload, store = _loaded(reference, folder, root)
-    variant = original(workload.digest)
-    trained = store.find(variant.id)
-    assert trained is not None  # the baseline stage made it
+    variant, trained = original(workload.digest), _original(workload, store)
     source, _ = _in_form("onnx", trained, variant, workload, store)
-    member = find(BACKENDS, Step.from_json(backend), "backend")
-    assert isinstance(member, Backend)
+    member = backend_of(Step.from_json(backend))
     batches = list(workload.feeds("search", batch_size, SPLIT_FEEDS * batch_size))
     whole = [b for b in batches if len(next(iter(b.values()))) == batch_size]
     given = [*(whole or [workload.example(batch_size)]), workload.example(batch_size + 1)]
