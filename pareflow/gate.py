@@ -22,6 +22,15 @@ from pareflow.sla import SLA, Objective
 
 Decision = Literal["promote", "reject", "inconclusive"]
 
+QUALITY_HARM = "quality.harm"
+"""The check that joins an SLA without a clause of quality: what is surely worse than the original is harm."""
+
+
+MEMORY_GAIN = 1.01
+"""What `do_no_harm` asks where the peak memory is the objective: it is measured once, and two processes that
+do the same differ by some tenths of a MiB."""
+
+
 _HOPELESS = 1e-3
 """An estimate nearer to its limit than this share of its interval: a million times the samples."""
 
@@ -61,7 +70,8 @@ class Evidence:
 class Check:
     """One clause, judged; `more_samples` is about how many more could settle it, where that is known.
 
-    For speedups and throughput, samples are loads of the executable.
+    For speedups and throughput, samples are loads of the executable; 1 is measured once, and 0 not sampled at
+    all: read off the files, or computed.
     """
 
     clause: str
@@ -119,7 +129,8 @@ def judge_all(sla: SLA, finalists: Sequence[Evidence], look: int | None = None) 
 def judge(
     sla: SLA, evidence: Evidence, *, among: int = 1, look: int | None = None, least_gain: float = 1.0
 ) -> Verdict:
-    """The verdict on one finalist: one check per clause of the SLA, and `do_no_harm` (law 1).
+    """The verdict on one finalist: one check per clause of the SLA, and `do_no_harm` (law 1), of quality too
+    where the SLA says nothing of it (`QUALITY_HARM`).
 
     `among` is the number of finalists that share the error. `look` counts from 1 where timing may be looked
     at again with more samples, and is None where this is the only look: look k spends 1/(k(k+1)) of the
@@ -163,7 +174,35 @@ def _checks(
             interval = _measured(clause, evidence, timing)
         check = _check(clause, limit, interval, upper=not clause.endswith((".min", ".min_per_s")))
         yield check if evidence.fit is None else elsewhere(check, evidence.fit)
-    yield _check("do_no_harm", least_gain, gain(evidence, timing), upper=False)
+    if sla.quality is None:
+        yield _quality_harm(drop_interval(evidence.original, evidence.quality, quality))
+    yield _check("do_no_harm", _least(evidence, least_gain), gain(evidence, timing), upper=False)
+
+
+def _quality_harm(drop: Interval | None) -> Check:
+    """Whether quality is surely worse than the original's, where no limit is stated.
+
+    Nobody said how much may be lost, so that no drop is shown to be small enough: what is not surely one
+    passes. What was not measured does not.
+    """
+    check = _check(QUALITY_HARM, 0.0, drop, upper=True)
+    if check.decision == "inconclusive" and check.estimate is not None:
+        unsure = f"not surely worse than the original, at {check.confidence:.4g} confidence"
+        check = replace(check, decision="promote", reason=unsure, more_samples=None)
+    elif check.decision == "reject":
+        lost = f"{check.low:.4g} at least is lost"
+        check = replace(
+            check, reason=f"worse than the original: {lost}, at {check.confidence:.4g} confidence"
+        )
+    return replace(check, reason=f"{check.reason}; `quality: {{max_drop: …}}` in the SLA states a limit")
+
+
+def _least(evidence: Evidence, least_gain: float) -> float:
+    """What `do_no_harm` asks of the objective; of the baseline itself no more than that."""
+    ours, baseline = evidence.measurement, evidence.baseline
+    itself = ours is not None and baseline is not None and ours.variant == baseline.variant
+    noisy = evidence.objective == "peak_memory" and not itself
+    return least_gain * MEMORY_GAIN if noisy else least_gain
 
 
 def _quality(clause: str, evidence: Evidence, confidence: float) -> Interval | None:
@@ -196,13 +235,14 @@ def _measured(clause: str, evidence: Evidence, confidence: float) -> Interval | 
             return throughput_interval(measurement, confidence)
     if evidence.fit is not None and clause in _ESTIMATED:
         return _estimated(clause, evidence.fit, measurement)
-    exact = {
-        "size.max_mib": measurement.size_mib,
+    if clause == "size.max_mib":
+        return _point(measurement.size_mib, samples=0)
+    once = {
         "memory.max_mib": measurement.peak_memory_mib,
         "energy.max_j": measurement.energy_j,
         "energy.max_w": measurement.power_w,
     }
-    return _exact(exact[clause])
+    return _point(once[clause], samples=1)
 
 
 def _estimated(clause: str, fit: Fit, measurement: Measurement) -> Interval | None:
@@ -217,8 +257,8 @@ def _estimated(clause: str, fit: Fit, measurement: Measurement) -> Interval | No
     if clause == "energy.max_j":
         return Interval(needs, None, None, samples=0)
     if clause == "energy.max_w":
-        return Interval(needs, None, needs, samples=1)
-    return Interval(needs, needs, measurement.peak_memory_mib, samples=1)
+        return Interval(needs, None, needs, samples=0)
+    return Interval(needs, needs, measurement.peak_memory_mib, samples=0)
 
 
 def elsewhere(check: Check, fit: Fit) -> Check:
@@ -245,9 +285,9 @@ def _timed(measurement: Measurement) -> bool:
     return bool(blocks and all(blocks) and np.isfinite(samples).all() and (samples > 0).all())
 
 
-def _exact(value: float | None) -> Interval | None:
-    """A value that has no sampling error."""
-    return None if value is None else Interval(value, value, value, samples=1)
+def _point(value: float | None, samples: int) -> Interval | None:
+    """A value without an interval: one sample of what varies, or none of what does not."""
+    return None if value is None else Interval(value, value, value, samples)
 
 
 def decided(interval: Interval, limit: float, *, upper: bool) -> Decision:
@@ -291,7 +331,7 @@ def _more_samples(clause: str, interval: Interval, limit: float) -> int | None:
     bound = interval.high if limit > interval.estimate else interval.low
     if bound is None and clause.endswith(_OF_P99):
         return max(1, intervals.samples_needed(0.99, interval.confidence) - interval.samples)
-    if bound is None or not math.isfinite(bound) or bound == interval.estimate:
+    if interval.samples < 2 or bound is None or not math.isfinite(bound) or bound == interval.estimate:
         return None
     nearness = abs(limit - interval.estimate) / abs(bound - interval.estimate)
     if nearness < _HOPELESS:
@@ -305,16 +345,24 @@ def _reason(
     side = "at most" if upper else "at least"
     bound = interval.high if upper else interval.low
     if decision == "promote":
-        return f"{bound:.4g} is {side} {limit:g}, at {interval.confidence:.4g} confidence"
+        return f"{bound:.4g} is {side} {limit:g}{_surely(interval)}"
     if decision == "reject":
         other = interval.low if upper else interval.high
-        return f"{other:.4g} is not {side} {limit:g}, at {interval.confidence:.4g} confidence"
+        return f"{other:.4g} is not {side} {limit:g}{_surely(interval)}"
     could = f", about {more} more could" if more is not None else ""
     if bound is None and not interval.samples:
         return f"about {interval.estimate:.4g}, and no bound on it"
     if bound is None:
         return f"{interval.samples} {unit} give no bound on it{could or '; more are needed'}"
-    return f"the limit {limit:g} lies inside the interval; {interval.samples} {unit} cannot tell{could}"
+    inside = f"the limit {limit:g} lies inside the interval"
+    return f"{inside}; {interval.samples} {unit} cannot tell{could}" if interval.samples else inside
+
+
+def _surely(interval: Interval) -> str:
+    """How sure a bound is: one value has no confidence, and what is not sampled needs none."""
+    if interval.samples > 1:
+        return f", at {interval.confidence:.4g} confidence"
+    return ", measured once" if interval.samples else ""
 
 
 def gain(evidence: Evidence, confidence: float) -> Interval | None:
@@ -332,10 +380,10 @@ def gain(evidence: Evidence, confidence: float) -> Interval | None:
         case "throughput":
             return intervals.throughput_speedup(baseline, ours, confidence)
         case "size":
-            before, after = baseline.size_mib, ours.size_mib
+            before, after, samples = baseline.size_mib, ours.size_mib, 0
         case "peak_memory":
-            before, after = baseline.peak_memory_mib, ours.peak_memory_mib
-    return None if before is None or not after else _exact(before / after)
+            before, after, samples = baseline.peak_memory_mib, ours.peak_memory_mib, 1
+    return None if before is None or not after else _point(before / after, samples)
 
 
 def drop_interval(original: Quality | None, candidate: Quality | None, confidence: float) -> Interval | None:

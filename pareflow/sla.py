@@ -1,6 +1,7 @@
 """The service-level agreement: what a variant must meet. `gate.py` judges it."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -8,6 +9,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pareflow.measurement import CONFIDENCE
 
 Objective = Literal["latency_p50", "latency_p99", "throughput", "size", "peak_memory"]
+OBJECTIVES: Mapping[Objective, str] = {
+    "latency_p50": "p50 latency",
+    "latency_p99": "p99 latency",
+    "throughput": "throughput",
+    "size": "size",
+    "peak_memory": "peak memory",
+}
+"""What each is called in a sentence."""
 
 
 def _finite(value: float) -> float:
@@ -18,6 +27,7 @@ def _finite(value: float) -> float:
 
 Limit = Annotated[float, Field(gt=0), AfterValidator(_finite)]
 Drop = Annotated[float, Field(ge=0), AfterValidator(_finite)]
+Level = Annotated[float, AfterValidator(_finite)]
 
 _CONDITIONS = {"metric", "batch_size", "per_s"}
 """Keys that say under which conditions the limits of a clause hold."""
@@ -44,8 +54,8 @@ class QualityClause(_Clause):
     metric: str | None = Field(default=None, description="none: the workload's own")
     max_drop: Drop | None = None
     worst_slice_max_drop: Drop | None = None
-    min: Limit | None = None
-    max: Limit | None = None
+    min: Level | None = None
+    max: Level | None = None
 
     def problems(self, metric: str, scale: tuple[float, float]) -> list[str]:
         """What no variant could miss, or none could meet, where the metric lies between two values.
@@ -62,7 +72,8 @@ class QualityClause(_Clause):
         found = []
         for name, (low, high) in bounds.items():
             limit = getattr(self, name)
-            if limit is not None and not (limit == 0 or low < limit < high):
+            no_drop = limit == 0 and name.endswith("drop")
+            if limit is not None and not (no_drop or low < limit < high):
                 words = f"must lie between {low:g} and {high:g} for `{metric}`, but got {limit:g}"
                 found.append(f"sla.quality.{name}: {words}; 0.01 is one point in a hundred")
         return found
@@ -113,7 +124,11 @@ class EnergyClause(_Clause):
 
 
 class SLA(BaseModel):
-    """What a variant must meet. At least one clause; every clause is judged (law 2)."""
+    """What a variant must meet. At least one clause; every clause is judged (law 2).
+
+    Whatever it says, no variant may be worse than the strong baseline by the objective. Without a clause of
+    quality none may be surely worse than the original either: how much may be lost, `quality` says.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -4,7 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from pareflow.gate import Evidence, Verdict, judge
+from pareflow.gate import QUALITY_HARM, Evidence, Verdict, judge
 from pareflow.measuring.quality import Metric, find_metric
 from pareflow.serving.model import network
 from pareflow.stages import processing
@@ -18,7 +18,7 @@ from pareflow.stages.timing import measure
 from pareflow.stages.validation import final
 from pareflow.variant import Recipe, digest
 
-_DROPS = ("quality.max_drop", "quality.worst_slice_max_drop")
+_DROPS = ("quality.max_drop", "quality.worst_slice_max_drop", QUALITY_HARM)
 """The clauses that compare the quality of two models."""
 
 

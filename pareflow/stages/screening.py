@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from pareflow.errors import VariantError
-from pareflow.gate import Check, Evidence, judge
+from pareflow.gate import QUALITY_HARM, Check, Evidence, judge
 from pareflow.measurement import Measurement
 from pareflow.sla import Objective
 from pareflow.stages.optimization import strong_baseline
@@ -53,7 +53,8 @@ def share_of(run: Run, row: Row, other: Row) -> float:
 def checks_of(run: Run, row: Row, rows: Sequence[Row], among: int = 1) -> list[Check]:
     """Each clause of the SLA that was measured, judged on the search split; `among` rows share the error.
 
-    Candidates are not put under load, and harm is no clause of the SLA: their cost tells of it.
+    So is harm to quality where the SLA says nothing of it. Candidates are not put under load, and of harm by
+    the objective their cost tells.
     """
     sla = run.spec.sla
     evidence = Evidence(
@@ -66,7 +67,7 @@ def checks_of(run: Run, row: Row, rows: Sequence[Row], among: int = 1) -> list[C
         fit=row.fit,
     )
     checks = judge(sla, evidence, among=among).checks
-    return [check for check in checks if check.clause in sla.clauses() and check.estimate is not None]
+    return [check for check in checks if check.clause != "do_no_harm" and check.estimate is not None]
 
 
 def rejected(run: Run, row: Row, rows: Sequence[Row]) -> list[Check]:
@@ -75,10 +76,16 @@ def rejected(run: Run, row: Row, rows: Sequence[Row]) -> list[Check]:
 
 
 def over(check: Check) -> float:
-    """How far an estimate is on the wrong side of its limit: of quality in its metric, else as a share."""
-    if check.estimate is None:
+    """How far an estimate is on the wrong side of its limit: of quality in its metric, else as a share.
+
+    Harm to quality has no limit to be near to: it is surely there, or not at all.
+    """
+    if check.estimate is None or (check.clause == QUALITY_HARM and check.decision != "reject"):
         return 0.0
-    found = check.estimate - check.limit
-    if check.clause.endswith((".min", ".min_per_s")):
-        found = -found
+    found = check.limit - check.estimate if lower(check) else check.estimate - check.limit
     return max(found, 0.0) if check.clause.startswith("quality.") else max(found / check.limit, 0.0)
+
+
+def lower(check: Check) -> bool:
+    """Whether the limit of a clause is the least that is allowed."""
+    return check.clause.endswith((".min", ".min_per_s"))

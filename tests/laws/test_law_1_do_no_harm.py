@@ -23,7 +23,7 @@ def test_slower_than_the_strong_baseline_is_rejected(
     slower = measured(*[[factor, 1.1 * factor, 1.2 * factor]] * blocks)
     evidence = replace(good, measurement=slower, baseline=baseline)
     verdict = judge(ANYTHING_GOES, evidence)
-    assert [check.decision for check in verdict.checks] == ["promote", "reject"]
+    assert [check.decision for check in verdict.checks] == ["promote", "promote", "reject"]
     assert verdict.decision == "reject"
 
 
@@ -45,6 +45,26 @@ def test_worse_than_the_original_is_rejected_however_fast(
     assert judge(sla, worse).decision == "reject"
 
 
+def test_surely_worse_than_the_original_is_harm_where_the_sla_says_nothing_of_quality(
+    good: Evidence, scored: Callable[..., Quality]
+) -> None:
+    """Three quarters of 400 right where all were; two lost, which may be chance; nothing measured."""
+    worse, unsure = scored([1] * 300 + [0] * 100), scored([1] * 398 + [0] * 2)
+    found = [judge(ANYTHING_GOES, replace(good, quality=one)) for one in (worse, unsure, None)]
+    assert [verdict.decision for verdict in found] == ["reject", "promote", "inconclusive"]
+    clause, limit, reason = (getattr(found[0].checks[1], name) for name in ("clause", "limit", "reason"))
+    assert (clause, limit) == ("quality.harm", 0.0)
+    assert "worse than the original" in reason
+    assert reason.endswith("`quality: {max_drop: …}` in the SLA states a limit")
+
+
+def test_a_limit_of_quality_that_is_stated_is_the_only_one(
+    good: Evidence, scored: Callable[..., Quality]
+) -> None:
+    sla = SLA.model_validate({"quality": {"max_drop": 0.5}})
+    assert judge(sla, replace(good, quality=scored([1] * 300 + [0] * 100))).decision == "promote"
+
+
 def test_strong_baseline_competes_and_may_win(measured: Callable[..., Measurement], good: Evidence) -> None:
     baseline = measured(*[[1.0, 3.0]] * 20, variant="baseline")
     for objective in get_args(Objective):
@@ -60,6 +80,19 @@ def test_larger_than_the_strong_baseline_is_rejected_where_size_is_the_objective
     evidence = replace(good, objective="size", measurement=larger, baseline=baseline)
     verdict = judge(ANYTHING_GOES, evidence)
     assert (verdict.decision, verdict.checks[-1].estimate) == ("reject", 0.8)
+
+
+@pytest.mark.parametrize(("mib", "decision"), [(49.9, "reject"), (49.0, "promote")])
+def test_less_memory_by_no_more_than_noise_is_no_gain(
+    measured: Callable[..., Measurement], good: Evidence, mib: float, decision: str
+) -> None:
+    """Of 50 MiB 0.1 less, and 1: peak memory is measured once, and no interval tells noise apart."""
+    baseline = measured(*[[1.0]] * 20, variant="baseline", peak_memory_mib=50.0)
+    ours = measured(*[[1.0]] * 20, peak_memory_mib=mib)
+    evidence = replace(good, objective="peak_memory", measurement=ours, baseline=baseline)
+    check = judge(ANYTHING_GOES, evidence).checks[-1]
+    assert (check.limit, check.decision) == (1.01, decision)
+    assert check.reason.endswith(" at least 1.01, measured once")
 
 
 def test_pauses_that_no_median_shows_are_no_gain_of_throughput(

@@ -175,7 +175,7 @@ def test_clause_is_decided_by_its_interval(
     ours = measured(*blocks, peak_memory_mib=case.peak_memory_mib, energy_j=case.energy_j)
     evidence = replace(good, measurement=ours, baseline=ours, original=original, quality=candidate)
     verdict = judge(SLA.model_validate({family: {name: case.limit}}), evidence)
-    check, harm = verdict.checks
+    check, *_, harm = verdict.checks
     assert (check.clause, check.limit, check.decision) == (case.clause, case.limit, case.decision)
     assert (harm.clause, harm.decision) == ("do_no_harm", "promote")
     assert verdict.decision == case.decision
@@ -215,6 +215,25 @@ def test_reason_names_the_bound_that_decided(
     )
     harm = judge(SLA.model_validate({"size": {"max_mib": 5}}), evidence).checks[-1]
     assert harm.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("clause", "reason"),
+    [
+        ({"size": {"max_mib": 2}}, "1 is at most 2"),
+        ({"memory": {"max_mib": 40}}, "50 is not at most 40, measured once"),
+        ({"energy": {"max_j": 2}}, "1.5 is at most 2, measured once"),
+        ({"energy": {"max_w": 2000}}, "1500 is at most 2000, measured once"),
+        ({"latency": {"p50_ms": 2}}, "1 is at most 2, at 0.95 confidence"),
+    ],
+    ids=["size", "memory", "energy", "power", "sampled"],
+)
+def test_one_value_claims_no_confidence(
+    good: Evidence, measured: Build, clause: dict[str, Any], reason: str
+) -> None:
+    """A size is read off the files; peak memory and energy vary, and are measured once."""
+    evidence = replace(good, measurement=measured(*[[1.0] * 20] * 20, energy_j=1.5))
+    assert judge(SLA.model_validate(clause), evidence).checks[0].reason == reason
 
 
 def test_more_samples_are_as_many_as_would_move_the_limit_out(good: Evidence, scored: Score) -> None:
@@ -312,6 +331,8 @@ def test_sla_that_promises_nothing_or_nonsense_is_refused(document: dict[str, An
         pytest.param({"worst_slice_max_drop": 5}, (0, 1), ["worst_slice_max_drop"], id="five on a slice"),
         pytest.param({"min": 95, "max_drop": 2}, (0, 1), ["max_drop", "min"], id="both are told"),
         pytest.param({"min": 1}, (0, 1), ["min"], id="nothing proves that none is wrong"),
+        pytest.param({"min": 0}, (0, 1), ["min"], id="none is below"),
+        pytest.param({"min": -0.5}, (-1, 1), [], id="a correlation may be negative"),
         pytest.param({"max": 1}, (-1, 1), ["max"], id="every error is as small"),
         pytest.param({"max_drop": 0.99, "min": 0.95}, (0, 1), [], id="shares"),
         pytest.param({"max_drop": 1}, (-1, 1), [], id="half of a wider scale"),
