@@ -139,18 +139,24 @@ def external_files(path: Path) -> list[Path]:
 
 def ports(model: "onnx.ModelProto") -> Ports:
     """What the graph takes."""
+    weights = {weight.name for weight in model.graph.initializer}
+    return Ports(tuple(_port(value) for value in model.graph.input if value.name not in weights))
+
+
+def outputs(model: "onnx.ModelProto") -> Ports:
+    """What the graph gives."""
+    return Ports(tuple(map(_port, model.graph.output)))
+
+
+def _port(value: "onnx.ValueInfoProto") -> Port:
     from onnx import helper
 
-    def port(value: "onnx.ValueInfoProto") -> Port:
-        kind = value.type.tensor_type
-        name = helper.tensor_dtype_to_np_dtype(kind.elem_type).name if kind.elem_type else ""
-        sizes = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim]
-        return Port(
-            value.name, "" if name == "object" else name, tuple(sizes) if kind.HasField("shape") else None
-        )
-
-    weights = {weight.name for weight in model.graph.initializer}
-    return Ports(tuple(port(value) for value in model.graph.input if value.name not in weights))
+    kind = value.type.tensor_type
+    name = helper.tensor_dtype_to_np_dtype(kind.elem_type).name if kind.elem_type else ""
+    sizes = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim]
+    return Port(
+        value.name, "" if name == "object" else name, tuple(sizes) if kind.HasField("shape") else None
+    )
 
 
 def nodes(graph: "onnx.GraphProto") -> "Iterator[onnx.NodeProto]":

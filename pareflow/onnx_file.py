@@ -1,6 +1,6 @@
 """A workload of plain files: an ONNX graph and arrays. No torch, no code."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -57,7 +57,8 @@ class OnnxFile(Workload):
     calibration: int = Field(default=100, ge=1, description="how many samples calibrate")
     search: int = Field(default=200, ge=1, description="how many samples rank candidates; the others decide")
     predicts: Literal["class", "value"] = Field(
-        default="class", description="the position of the largest output, or the outputs themselves"
+        default="class",
+        description="the position of the largest of two outputs at least, or the outputs themselves",
     )
     variants: dict[str, str] = Field(
         default_factory=dict, description="ready-made ONNX files by name, for the technique `given`"
@@ -103,8 +104,8 @@ class OnnxFile(Workload):
     def _rows(self, stored: Mapping[str, np.ndarray]) -> np.ndarray:
         """One row per sample: of several inputs a record each. Raises: WorkloadError."""
         if isinstance(self.samples, str):
-            return stored[self.samples]
-        arrays = {port: stored[name] for port, name in self.samples.items()}
+            return self._in_32_bits(stored[self.samples])
+        arrays = {port: self._in_32_bits(stored[name], port) for port, name in self.samples.items()}
         lengths = {name: len(array) for name, array in arrays.items()}
         if len(set(lengths.values())) > 1:
             raise WorkloadError(
@@ -117,6 +118,13 @@ class OnnxFile(Workload):
         for port, array in arrays.items():
             rows[port] = array
         return rows
+
+    def _in_32_bits(self, array: np.ndarray, port: str | None = None) -> np.ndarray:
+        """The array of an input, or of the only one: float64 becomes float32 where it takes that."""
+        if array.dtype != np.float64:
+            return array
+        kinds = {given.name: given.kind for given in self._ports.ports}
+        return array.astype(np.float32) if kinds.get(port or self._only_input) == "float32" else array
 
     def network(self) -> "onnx.ModelProto":
         """The graph, its weights no inputs, its constants in it, and each port's batch first."""
@@ -138,11 +146,14 @@ class OnnxFile(Workload):
                 error.found,
                 "Mend `samples`, `input_name`, `zeros`, `constants` or `batch_axes` in the YAML",
             ) from error
-        outputs = [port.name for port in self.network().graph.output]
+        outputs = {port.name: port for port in graph_file.outputs(self.network()).ports}
         if self.output is not None and self.output not in outputs:
             raise WorkloadError(
                 f"`output` must be one of {', '.join(outputs)}", f"it is `{self.output}`", "Mend the YAML"
             )
+        chosen = outputs[self.output or next(iter(outputs))]
+        if chosen.shape is not None:
+            self._check_classes(chosen.shape)
 
     @cached_property
     def _ports(self) -> Ports:
@@ -163,7 +174,7 @@ class OnnxFile(Workload):
         return names[0]
 
     def preprocess(self, samples: Samples) -> Arrays:
-        """`(samples - zero_point) * scale` in 32 bits; integers stay as they are where neither is set."""
+        """`(samples - zero_point) * scale` in 32 bits; samples stay as they are where neither is set."""
         raw = np.asarray(samples)
         zeros = {name: np.zeros((len(raw), *sizes), np.float32) for name, sizes in self.zeros.items()}
         if isinstance(self.samples, dict):
@@ -174,9 +185,23 @@ class OnnxFile(Workload):
         return {self._only_input: scaled} | zeros
 
     def postprocess(self, outputs: Arrays) -> np.ndarray:
+        """What `predicts` says of the output. Raises: WorkloadError where it has no classes."""
         chosen = next(iter(outputs.values())) if self.output is None else outputs[self.output]
+        self._check_classes(chosen.shape)
         predictions: np.ndarray = chosen.argmax(axis=-1) if self.predicts == "class" else chosen
         return predictions
+
+    def _check_classes(self, shape: Sequence[int | None]) -> None:
+        """Raises: WorkloadError where the largest of an output's last axis would be its only one."""
+        few = len(shape) < 2 or (shape[-1] is not None and shape[-1] < 2)
+        if self.predicts == "class" and few:
+            shown = ", ".join("any" if size is None else str(size) for size in shape)
+            raise WorkloadError(
+                "`predicts: class` needs an output with two classes at least, along its last axis",
+                f"the output has the shape ({shown})",
+                "Name another `output`; set `predicts: value` where it holds labels or numbers; or write a "
+                "workload.py whose `postprocess()` says from which probability on a sample is of class 1",
+            )
 
     def sources(self) -> list[Path]:
         """The graph, and the weights beside it and beside the variants, whose own faults are told later."""

@@ -86,6 +86,35 @@ def test_predictions_are_the_largest_outputs_position_or_the_outputs(loaded: Loa
     assert loaded(predicts="value").definition.postprocess(outputs).tolist() == [[0.1, 0.9]]
 
 
+@pytest.mark.parametrize("sizes", [["batch", 1], ["batch"]], ids=["sigmoid", "label"])
+def test_largest_of_one_output_is_refused(loaded: Load, files: Path, sizes: list[str | int]) -> None:
+    """It is always the first: whatever a variant answers, its accuracy would be class 0's share."""
+    one = network()
+    one.graph.output.pop()
+    one.graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, sizes))
+    one.graph.node.pop()
+    one.graph.initializer.append(numpy_helper.from_array(np.asarray([1]), "axes"))
+    one.graph.node.append(helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=len(sizes) - 1))
+    onnx.save_model(one, files / "plain.onnx")
+    given = loaded()
+    said = r"needs an output with two classes.* the output has the shape \(.*`predicts: value`"
+    with pytest.raises(WorkloadError, match=said):
+        given.definition.check(given.example(1))
+    with pytest.raises(WorkloadError, match=said):
+        given.definition.postprocess({"y": np.zeros([5, 1][: len(sizes)], np.float32)})
+    numbers = loaded(predicts="value")
+    numbers.definition.check(numbers.example(1))
+
+
+def test_samples_of_64_bits_are_read_in_the_inputs_32(loaded: Load, files: Path) -> None:
+    np.savez(files / "data.npz", samples=SAMPLES / 3, targets=TARGETS)
+    given = loaded(scale=1, zero_point=0)
+    assert given.split("search").samples.dtype == np.float32  # type: ignore[union-attr]
+    given.definition.check(given.example(1))
+    several = loaded(scale=1, zero_point=0, input_name=None, samples={"x": "samples"})
+    several.definition.check(several.example(1))
+
+
 def test_data_may_lack_labels(loaded: Load) -> None:
     assert loaded(targets=None).split("search").targets is None
 
