@@ -47,17 +47,22 @@ class Difference:
 
 
 def difference(output: str, ours: np.ndarray, theirs: np.ndarray, tolerance: float = TOLERANCE) -> Difference:
-    """Compare two arrays of one shape, the first axis the batch. Texts and the like must be equal."""
+    """Compare two arrays of one shape, the first axis the batch. Texts and the like must be equal.
+
+    So must infinities, as which logits are masked: where both have the same one the others are compared.
+    """
     if ours.dtype.kind not in "biuf" or theirs.dtype.kind not in "biuf":
         same = float(np.mean(ours == theirs)) if ours.size else 1.0
         return Difference(output, 1 - same, same, same)
     if ours.size == 0:
         return Difference(output, 0.0, 1.0, 1.0)
     ours, theirs = (np.atleast_1d(array).astype(np.float64) for array in (ours, theirs))
-    largest = max(float(np.abs(ours).max()), 1e-6)
-    error = float(np.abs(ours - theirs).max()) / largest
+    masked = np.isinf(ours) & (ours == theirs)
+    seen = [np.where(masked, 0.0, array) for array in (ours, theirs)]
+    largest = max(float(np.abs(seen[0]).max()), 1e-6)
+    error = float(np.abs(seen[0] - seen[1]).max()) / largest
     floor = _NOISE * largest
-    return Difference(output, error, _cosine(ours, theirs, floor), _agreement(ours, theirs, tolerance, floor))
+    return Difference(output, error, _cosine(*seen, floor), _agreement(ours, theirs, tolerance, floor))
 
 
 def _cosine(ours: np.ndarray, theirs: np.ndarray, floor: float) -> float:
@@ -74,9 +79,10 @@ def _agreement(ours: np.ndarray, theirs: np.ndarray, tolerance: float, floor: fl
         return 1.0
     first, second = (array.reshape(-1, array.shape[-1]) for array in (ours, theirs))
     rows = np.arange(len(first))
-    best = first[rows, first.argmax(axis=1)]
-    lead = best - first[rows, second.argmax(axis=1)]
-    return float(np.mean(~(lead > np.maximum(tolerance * np.abs(first).max(axis=1), floor))))
+    with np.errstate(invalid="ignore"):  # of a row that is masked whole
+        lead = first[rows, first.argmax(axis=1)] - first[rows, second.argmax(axis=1)]
+    sizes = np.abs(np.where(np.isinf(first), 0.0, first)).max(axis=1)
+    return float(np.mean(~(lead > np.maximum(tolerance * sizes, floor))))
 
 
 def mismatch(source: Run, made: Run, inputs: Iterator[Arrays], tolerance: float = TOLERANCE) -> str | None:

@@ -5,13 +5,13 @@ for backends that quantize. Source: PyTorch, torch.export, "Dynamic shapes", and
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pareflow.comparison import first_line
+from pareflow.comparison import first_line, real_inputs
 from pareflow.errors import ExportError
 from pareflow.workload import Arrays, LoadedWorkload
 
@@ -20,7 +20,7 @@ CALIBRATION_SAMPLES = 64
 CALIBRATION_BYTES = 2**25
 LARGEST_BATCH = 1024
 LONGEST = 4096
-"""Axes that vary have a bound, by which runtimes plan their memory."""
+"""Axes that vary have a bound, by which runtimes plan memory: this, or twice the longest sample seen."""
 
 NameOutputs = Callable[[Any, Callable[[Any], Any]], dict[str, Any]]
 
@@ -53,17 +53,10 @@ def export(network: Any, workload: LoadedWorkload, name_outputs: NameOutputs) ->
             return name_outputs(self.network(*feeds.values()), lambda tensor: tensor)
 
     feeds = _tensors(workload.example(batch_size=2))
-    varying = workload.definition.dynamic_axes()
-    open_axis = torch.export.Dim.DYNAMIC
-    axes = {
-        name: {
-            axis: open_axis(min=1, max=LARGEST_BATCH if axis == 0 else LONGEST)
-            for axis in {0, *varying.get(name, {})}
-        }
-        for name in feeds
-    }
     try:
-        program = torch.export.export(Named().eval(), (feeds,), dynamic_shapes=(axes,))
+        program = torch.export.export(
+            Named().eval(), (feeds,), dynamic_shapes=(_varying_axes(workload, feeds),)
+        )
     except ExportError:
         raise
     except Exception as error:
@@ -73,6 +66,22 @@ def export(network: Any, workload: LoadedWorkload, name_outputs: NameOutputs) ->
             "Rewrite the operation it names, or take a backend of the form onnx",
         ) from error
     return _without_places(program)
+
+
+def _varying_axes(workload: LoadedWorkload, names: Iterable[str]) -> dict[str, dict[int, Any]]:
+    """Per input, the axes that vary, each with its bound."""
+    from torch.export import Dim
+
+    given, seen = workload.definition.dynamic_axes(), list(real_inputs(workload))
+
+    def bound(name: str, axis: int) -> int:
+        longest = max(2 * feeds[name].shape[axis] for feeds in seen)
+        return max(LONGEST, longest) if axis else LARGEST_BATCH
+
+    return {
+        name: {axis: Dim.DYNAMIC(min=1, max=bound(name, axis)) for axis in {0, *given.get(name, {})}}
+        for name in names
+    }
 
 
 def _without_places(program: Any) -> Any:
@@ -86,11 +95,13 @@ def runner(program: Any) -> Callable[[Arrays], Arrays]:
     """The program as a function of named arrays."""
     import torch
 
+    from pareflow.torch_network import as_array
+
     run = program.module()
 
     def answer(feeds: Arrays) -> Arrays:
         with torch.inference_mode():
-            return {name: tensor.float().numpy() for name, tensor in run(_tensors(feeds)).items()}
+            return {name: as_array(tensor) for name, tensor in run(_tensors(feeds)).items()}
 
     return answer
 

@@ -8,7 +8,7 @@ onnx → openvino, and torch or onnx → exported, so a recipe's techniques come
 import logging
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,8 @@ OPSET = 17
 """The legacy exporter's newest, and the graph that ONNX Runtime fuses best (measured, docs/log.md)."""
 LARGE_BYTES = 2**30
 """Of an ONNX graph's weights: more lie in a file beside it, since a protobuf holds 2 GiB."""
+HALF_TOLERANCE = 1e-2
+"""Of an export, in place of `comparison.TOLERANCE`, where weights have a half precision."""
 
 
 def form_of(folder: Path) -> Form:
@@ -75,12 +77,13 @@ def _numbered_by_position(model: Any) -> Any:
 
 
 def load(form: Form, folder: Path) -> Any:
-    """Read a network from `folder`. A torch module needs its workload loaded first: it holds the classes."""
+    """Read a network from `folder`. A torch module needs its workload loaded first: it holds the classes.
+
+    Raises: WorkloadError where a torch module's classes are nowhere to be imported.
+    """
     path = folder / FILES[form]
     if form == "torch":
-        import torch
-
-        return torch.load(path, weights_only=False).eval()
+        return _unpickled(path)
     if form == "exported":
         import torch
 
@@ -92,6 +95,20 @@ def load(form: Form, folder: Path) -> Any:
     import openvino
 
     return openvino.Core().read_model(path)
+
+
+def _unpickled(path: Path) -> Any:
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False).eval()
+    except (ImportError, AttributeError) as error:
+        raise WorkloadError(
+            "each process must find the network's classes once it has imported the workload",
+            f"opening it raised {type(error).__name__}: {error}",
+            "Import them, and change `sys.path` for it, at the top of the workload's file: what `network()` "
+            "alone imports or fetches is not there in other processes",
+        ) from error
 
 
 def convert(folder: Path, form: Form, workload: LoadedWorkload, into: Path) -> None:
@@ -106,14 +123,14 @@ def convert(folder: Path, form: Form, workload: LoadedWorkload, into: Path) -> N
     if form == "exported":
         module = load("torch", folder) if source == "torch" else _graph_module(folder, workload)
         program = exported.export(module, workload, name_outputs)
-        tolerance = comparison.TOLERANCE if source == "torch" else tolerance_of(folder)
+        tolerance = _tolerance_of_module(module) if source == "torch" else tolerance_of(folder)
         check(runner(folder), exported.runner(program), workload, "program", tolerance)
         exported.write(program, workload, into / FILES["exported"])
         return
     if source == "torch":
         module = load("torch", folder)
         export(module, workload, into / FILES["onnx"])
-        check_export(module, into / FILES["onnx"], workload)
+        check_export(module, into / FILES["onnx"], workload, _tolerance_of_module(module))
         source, folder = "onnx", into
     if source == "onnx" and form == "openvino":
         save(_openvino_model(folder / FILES["onnx"]), "openvino", into)
@@ -165,7 +182,15 @@ def tolerance_of(folder: Path) -> float:
         return 0.1
     kinds = {weight.data_type for weight in graph.initializer}
     narrow = kinds & {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-    return 1e-2 if narrow else comparison.TOLERANCE
+    return HALF_TOLERANCE if narrow else comparison.TOLERANCE
+
+
+def _tolerance_of_module(network: Any) -> float:
+    """The same of what a torch module is exported to."""
+    import torch
+
+    kinds = {weight.dtype for weight in network.parameters()}
+    return HALF_TOLERANCE if kinds & {torch.float16, torch.bfloat16} else comparison.TOLERANCE
 
 
 def check_export(
@@ -198,6 +223,19 @@ def check(
 def export(network: Any, workload: LoadedWorkload, path: Path) -> None:
     """Write a torch module as an ONNX graph: as its workload does, or as any other. Raises: ExportError."""
     getattr(workload.definition, "export", export_onnx)(network, workload, path)
+    _gather(path)
+
+
+def _gather(path: Path) -> None:
+    """Weights beside a graph in one file of its name: over 2 GiB torch writes a file for each."""
+    import onnx
+
+    beside = graph_file.external_files(path)
+    if beside:
+        model = onnx.load_model(path)
+        for file in beside:
+            file.unlink()
+        onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data")
 
 
 def export_onnx(network: Any, workload: LoadedWorkload, path: Path) -> None:
@@ -255,7 +293,12 @@ def _varying_axes(workload: LoadedWorkload, names: list[str]) -> dict[str, dict[
             f"it names `{'`, `'.join(stray)}`, and there are `{'`, `'.join(names)}`",
             "Name those, or let `forward` give a dictionary, whose keys are the names",
         )
-    return {name: given.get(name, {0: "batch"}) for name in names}
+    return {name: with_batch(given.get(name, {})) for name in names}
+
+
+def with_batch(axes: Mapping[int, str]) -> dict[int, str]:
+    """The axes of an input or output that vary: those that `dynamic_axes` says, and its first."""
+    return {0: "batch", **axes}
 
 
 def form_of_network(network: Any) -> Form:
@@ -339,10 +382,12 @@ def run_torch(network: Any, feeds: Arrays) -> Arrays:
     """One forward pass of a torch module over named arrays; outputs are named `output`, `output_1`, …"""
     import torch
 
+    from pareflow.torch_network import as_array
+
     device = next(network.parameters(), torch.empty(0)).device
     with torch.inference_mode():
         given = network(*(torch.from_numpy(array).to(device) for array in feeds.values()))
-    return name_outputs(given, lambda tensor: tensor.float().cpu().numpy())
+    return name_outputs(given, as_array)
 
 
 def name_outputs(given: Any, to_numpy: Callable[[Any], np.ndarray]) -> Arrays:
@@ -354,12 +399,15 @@ def name_outputs(given: Any, to_numpy: Callable[[Any], np.ndarray]) -> Arrays:
 
 
 def check_outputs(outputs: Arrays, samples: int) -> None:
-    """Raises: BadOutputError where an output has NaN or infinity, or not one row per sample."""
+    """Raises: BadOutputError where an output has NaN or infinity, or not one row per sample.
+
+    Minus infinity may stand for logits that are masked, as long as a sample has others.
+    """
     for name, array in outputs.items():
-        if not np.isfinite(array).all():
-            bad = int((~np.isfinite(array)).sum())
+        bad = _not_numbers(array)
+        if bad:
             raise BadOutputError(
-                "every output must be finite",
+                "every output must be finite, or minus infinity beside finite ones",
                 f"`{name}` has {bad} NaN or infinite values",
                 "Drop the candidate",
             )
@@ -371,11 +419,24 @@ def check_outputs(outputs: Arrays, samples: int) -> None:
             )
 
 
+def _not_numbers(array: np.ndarray) -> int:
+    """How many values are NaN or infinite, and mask nothing; none of texts and whole numbers."""
+    if array.dtype.kind not in "fc":
+        return 0
+    finite = np.isfinite(array)
+    others = finite.any(axis=tuple(range(1, array.ndim)), keepdims=True)
+    return int((~finite & ~((array == -np.inf) & others)).sum())
+
+
 def code_version() -> str:
     """A digest of this file and of the exporters' versions: part of the name of every converted network."""
     exporters = ("torch", "onnx", "openvino", "optimum-onnx")
     root = Path(__file__).parent
-    beside = [root / "graph_module.py", *sorted((root / "graph_operators").glob("*.py"))]
+    beside = [
+        root / "graph_module.py",
+        root / "torch_network.py",
+        *sorted((root / "graph_operators").glob("*.py")),
+    ]
     modules = (Path(__file__), Path(exported.__file__), Path(comparison.__file__), *beside)
     sources = [file.read_text() for file in modules]
     return digest(sources, {name: installed_version(name) for name in exporters})

@@ -25,7 +25,8 @@ def exported(program: Any, dtype: str, device: str) -> Any:
         def forward(self, feeds: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
             with torch.autocast(device, dtype=getattr(torch, dtype)):
                 outputs = self.inner(feeds)
-            return {name: tensor.float() for name, tensor in outputs.items()}
+            floats = {name: tensor.float() for name, tensor in outputs.items() if tensor.is_floating_point()}
+            return {**outputs, **floats}
 
     (feeds,), _ = program.example_inputs
     return torch.export.export(Cast(), (feeds,), dynamic_shapes=(_axes(program),))

@@ -1,5 +1,7 @@
 """Level 2, the compiler: the interface of what turns a network into an executable, and runs it."""
 
+import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,11 +9,20 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from pareflow.catalog import BACKENDS, Member
+from pareflow.catalog import BACKENDS, Member, find
 from pareflow.network import Form
 from pareflow.session import Session
+from pareflow.variant import Step
 
-__all__ = ["Backend", "Session"]
+__all__ = ["Backend", "Session", "backend_of", "place"]
+
+
+def place(file: Path, into: Path) -> None:
+    """Put a file into the folder `into` too: linked, or copied where the file system has no hard links."""
+    try:
+        os.link(file, into / file.name)
+    except OSError:
+        shutil.copy2(file, into / file.name)
 
 
 class Backend(Member, ABC):
@@ -50,3 +61,10 @@ class Backend(Member, ABC):
     @abstractmethod
     def load(self, artifact: Path) -> Session:
         """Open what `compile` made."""
+
+
+def backend_of(step: Step) -> Backend:
+    """The backend that `step` names, with its settings checked. Raises: SpecError."""
+    found = find(BACKENDS, step, "backend")
+    assert isinstance(found, Backend)  # what this family holds
+    return found

@@ -30,8 +30,10 @@ def to_torch(feeds: Mapping[str, np.ndarray], device: str) -> "dict[str, torch.T
 
 
 def from_torch(outputs: "Tensors") -> Arrays:
-    """Named tensors as arrays of float32."""
-    return {name: tensor.float().cpu().numpy() for name, tensor in outputs.items()}
+    """Named tensors as arrays; of half precisions as float32."""
+    from pareflow.torch_network import as_array
+
+    return {name: as_array(tensor) for name, tensor in outputs.items()}
 
 
 def prepare(settings: Accelerated, threads: int) -> None:

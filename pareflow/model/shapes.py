@@ -25,9 +25,12 @@ def untrained(workload: LoadedWorkload, like: "nn.Module", seed: int) -> "nn.Mod
     """
     import torch
 
+    from pareflow.torch_network import as_stored
+
     torch.manual_seed(seed)
     fresh = workload.definition.model_copy(update={"seed": seed}).network()
     assert isinstance(fresh, torch.nn.Module)  # the form is torch
+    fresh = as_stored(fresh, list(workload.example(1)))
     if differing := first_difference(like, fresh):
         name, here, there = differing
         raise UnsuitableError(

@@ -169,7 +169,8 @@ class _Fit:
         self._module.train()
         batch = self._batch("train", self._batches[position])
         augmented = self._workload.definition.augment(batch.inputs)
-        found = self._loss(self._module, replace(batch, inputs=augmented))
+        in_order = {name: augmented[name] for name in batch.inputs}  # the network takes them by position
+        found = self._loss(self._module, replace(batch, inputs=in_order))
         self._check(float(found.detach()), "train")
         self._accelerator.backward(found)
         self._accelerator.clip_grad_norm_(self._module.parameters(), 1.0)

@@ -20,7 +20,7 @@ _NAMES = re.compile(
     r"|torch\.nn\.modules\.\w+ [A-Z]\w*|torch\.nn\.parameter (Parameter|Buffer)"
     r"|torch\._C\._nn \w+|torch\.nn\.functional (relu6?|gelu|silu|mish|elu|leaky_relu|softmax|log_softmax)"
     r"|(transformers\.(activations|models\.[\w.]+)|torchvision\.models\.[\w.]+) [A-Z]\w*"
-    r"|pareflow\.(huggingface|model|graph_module|graph_operators)[\w.]* [A-Z]\w*"
+    r"|pareflow\.(huggingface|model|graph_module|graph_operators|torch_network)[\w.]* [A-Z]\w*"
     r"|pareflow_workload_\w+(\.\w+)* \w+"  # the package's own code, which runs in any case
 )
 """Modules and what they define, as a pickle names them: tensors, layers, and the classes of networks."""

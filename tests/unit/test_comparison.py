@@ -49,6 +49,14 @@ def test_what_is_not_finite_never_agrees(wrong: float) -> None:
             assert not difference("y", *pair).within(0.5)
 
 
+def test_logits_that_both_mask_are_passed_over() -> None:
+    """Minus infinity at one place in both is no difference, and hides none; nor does a row of it alone."""
+    ours = np.asarray([[1.0, -np.inf, 2.0], [-np.inf, -np.inf, -np.inf]])
+    assert difference("y", ours, ours.copy()).within(1e-12)
+    found = difference("y", ours, np.asarray([[3.0, -np.inf, 2.0], [-np.inf, -np.inf, -np.inf]]))
+    assert (found.error, found.agreement) == (1, 0.5)
+
+
 @given(
     arrays.arrays(np.float32, (3, 4), elements=st.floats(-100, 100, width=32)),
     arrays.arrays(np.float32, (3, 4), elements=st.floats(-100, 100, width=32)),

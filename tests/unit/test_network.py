@@ -1,19 +1,24 @@
 """The three forms of a network: saved, loaded, converted, and checked on the way."""
 
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
 
-from pareflow import network
+from pareflow import graph_file, network
 from pareflow.compiler import OnnxRuntime
+from pareflow.compiler.backend import place
 from pareflow.errors import BadOutputError, ExportError, UnsuitableError, WorkloadError
 from pareflow.model import Simplification
+from pareflow.model.quantization import qat_int8
 from pareflow.network import FILES, FORMS, Form
 from pareflow.workload import Arrays, LoadedWorkload, Samples, Split, Splits, Workload
 
@@ -168,10 +173,11 @@ class TwoHeads(nn.Module):
 
 
 class Rows(Workload):
-    """Rows of numbers, which the network takes as `rows`; `varying` is what `dynamic_axes` says."""
+    """Rows of numbers, which the network takes as `rows`; `varying` axes are what `dynamic_axes` says."""
 
     metric: ClassVar[str] = "rmse"
     varying: tuple[str, ...] = ()
+    axis: int = 0
 
     def data(self) -> Splits:
         raise NotImplementedError
@@ -186,12 +192,12 @@ class Rows(Workload):
         raise NotImplementedError
 
     def dynamic_axes(self) -> dict[str, dict[int, str]]:
-        return {name: {0: "batch"} for name in self.varying}
+        return {name: {self.axis: "varying"} for name in self.varying}
 
 
-def rows(*varying: str) -> LoadedWorkload:
-    part = Split(np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32))
-    return LoadedWorkload(Rows(varying=varying), "", "", Splits(part, part, part, part))
+def rows(*varying: str, axis: int = 0, width: int = 4, kind: str = "float32") -> LoadedWorkload:
+    part = Split(np.random.default_rng(0).normal(size=(8, width)).astype(kind))
+    return LoadedWorkload(Rows(varying=varying, axis=axis), "", "", Splits(part, part, part, part))
 
 
 def by_key(first: torch.Tensor, second: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -246,6 +252,76 @@ def test_every_form_calls_each_output_as_torch_does(
             np.testing.assert_allclose(got[name], expected[name], atol=1e-6)
 
 
+class Sum(nn.Module):
+    """The sum of a row, however long."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.sum(1, keepdim=True)
+
+
+def test_batch_varies_beside_the_axes_that_the_workload_names(tmp_path: Path) -> None:
+    """Of a graph of a fixed batch each request would be filled up, and its latency be of more samples."""
+    workload = rows("rows", axis=1)
+    network.export_onnx(Sum(), workload, tmp_path / FILES["onnx"])
+    (port,) = graph_file.ports(network.load("onnx", tmp_path)).ports
+    assert port.shape == (None, None)
+    assert qat_int8._axes(workload) == {"rows": {0: "batch", 1: "varying"}}
+
+
+def test_axis_that_varies_may_be_longer_than_most(tmp_path: Path) -> None:
+    """Raw audio: 9,000 samples, and up to twice as many."""
+    workload = rows("rows", axis=1, width=9000)
+    network.save(Sum(), "torch", tmp_path)
+    network.convert(tmp_path, "exported", workload, tmp_path)
+    longest = np.ones((2, 18000), np.float32)
+    assert network.runner(tmp_path)({"rows": longest})["output"].tolist() == [[18000], [18000]]
+
+
+def test_weights_in_a_file_each_are_carried_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's exporter leaves them over 2 GiB: one file beside the graph, in the artifact too."""
+
+    def scattered(self: Any, module: nn.Module, loaded: LoadedWorkload, path: Path) -> None:
+        network.export_onnx(module, loaded, path)
+        beside = {"all_tensors_to_one_file": False, "size_threshold": 0}
+        onnx.save_model(onnx.load_model(path), path, save_as_external_data=True, **beside)
+        assert len(list(path.parent.iterdir())) > 3
+
+    monkeypatch.setattr(Rows, "export", scattered, raising=False)
+    folders = [tmp_path / name for name in ("torch", "onnx", "artifact")]
+    for folder in folders:
+        folder.mkdir()
+    module, feeds = nn.Sequential(nn.Linear(4, 512), nn.Linear(512, 3)), rows().example(3)
+    network.save(module, "torch", folders[0])
+    network.convert(folders[0], "onnx", rows(), folders[1])
+    assert sorted(file.name for file in folders[1].iterdir()) == ["model.onnx", "model.onnx.data"]
+    OnnxRuntime().compile(folders[1], folders[2])
+    shutil.rmtree(folders[1])
+    expected = network.run_torch(module, feeds)["output"]
+    np.testing.assert_allclose(OnnxRuntime().load(folders[2]).run(feeds)["output"], expected, atol=1e-5)
+
+
+def test_export_of_a_half_precision_is_held_to_its_own_steps(tmp_path: Path) -> None:
+    """The runtime rounds elsewhere, by more than a thousandth of the largest output."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64)) for _ in range(30)]
+    module = nn.Sequential(*layers).half()
+    workload = rows(width=64, kind="float16")
+    network.save(module, "torch", tmp_path)
+    network.convert(tmp_path, "onnx", workload, tmp_path)
+    with pytest.raises(ExportError, match=r"within 0\.001"):
+        network.check_export(module, tmp_path / FILES["onnx"], workload)
+
+
+def test_file_on_another_device_is_copied(tmp_path: Path) -> None:
+    """As on a file system without hard links."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        (file := Path(folder) / "model.onnx").write_bytes(b"graph")
+        if file.stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("there is one file system here")
+        place(file, tmp_path)
+    assert (tmp_path / "model.onnx").read_bytes() == b"graph"
+
+
 def test_axes_of_what_the_network_neither_takes_nor_gives_are_refused(tmp_path: Path) -> None:
     said = r"`dynamic_axes\(\)` must name inputs .* it names `logits`, and there are `rows`, `output`"
     with pytest.raises(WorkloadError, match=said):
@@ -284,6 +360,13 @@ def test_bad_outputs_are_told(array: np.ndarray, said: str) -> None:
     network.check_outputs({"fine": np.ones((2, 1))}, samples=2)
     with pytest.raises(BadOutputError, match=said):
         network.check_outputs({"fine": np.ones((2, 1)), "output": array}, samples=2)
+
+
+def test_texts_and_masked_logits_are_good_outputs() -> None:
+    masked = np.asarray([[0.0, -np.inf], [-np.inf, 1.0]])
+    network.check_outputs({"label": np.asarray(["cat", "dog"], object), "output": masked}, samples=2)
+    with pytest.raises(BadOutputError, match="`output` has 2 NaN or infinite values"):
+        network.check_outputs({"output": np.asarray([[0.0, -np.inf], [-np.inf, -np.inf]])}, samples=2)
 
 
 def test_code_version_is_stable() -> None:

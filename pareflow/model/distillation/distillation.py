@@ -78,6 +78,8 @@ class Distillation(ResponseTechnique):
         """The untaught student. Raises: InputError where its name is not known; UnsuitableError."""
         import torch
 
+        from pareflow.torch_network import as_stored
+
         torch.manual_seed(self.seed_of(workload))
         if self.student is None:
             return self._smaller(teacher, workload)
@@ -88,7 +90,7 @@ class Distillation(ResponseTechnique):
                 f"there is no `{self.student}`",
                 f"Known are {', '.join(known) or 'none'}",
             )
-        return known[self.student]()
+        return as_stored(known[self.student](), list(workload.example(1)))
 
     def _smaller(self, network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
         """A copy with fewer blocks, then fewer channels, then thinner layers. Raises: UnsuitableError."""

@@ -14,7 +14,7 @@ from pareflow.errors import UnsuitableError
 from pareflow.model.distillation.response import ResponseTechnique, check_class_axis
 from pareflow.model.quantization.int32_bias import biases_as_int32
 from pareflow.model.training import Batch, fit
-from pareflow.network import FILES, Form, check_export
+from pareflow.network import FILES, Form, check_export, with_batch
 from pareflow.workload import LoadedWorkload
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _bare(model: "onnx.ModelProto") -> "onnx.ModelProto":
 def _axes(workload: LoadedWorkload) -> dict[str, dict[int, str]]:
     """Per input, the names of the axes that vary."""
     given = workload.definition.dynamic_axes()
-    return {name: given.get(name, {0: "batch"}) for name in workload.example(1)}
+    return {name: with_batch(given.get(name, {})) for name in workload.example(1)}
 
 
 def _by_argument(module: "nn.Module", shapes: "list[dict[int, Any]]") -> tuple[Any, ...]:
