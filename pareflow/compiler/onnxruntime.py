@@ -1,6 +1,5 @@
 """ONNX Runtime: on processors the strong baseline, and the backend of most variants."""
 
-import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -8,7 +7,7 @@ from pydantic import Field, model_validator
 
 from pareflow import graph_file, network
 from pareflow.compiler import packed_onnx
-from pareflow.compiler.backend import Backend
+from pareflow.compiler.backend import Backend, place
 from pareflow.compiler.graph_passes import Pass, switched_off
 from pareflow.compiler.onnxruntime_cuda import PROVIDERS, ROUNDED, CudaProvider
 from pareflow.compiler.onnxruntime_session import BoundSession, FixedSession, OnnxRuntimeSession
@@ -77,7 +76,7 @@ class OnnxRuntime(CudaProvider, Paged, Backend):
             self._session(graph, options)
         else:
             for file in source.glob("model.onnx*"):
-                os.link(file, into / file.name)
+                place(file, into)
         (into / "precision").write_text(self._precision(graph))
 
     def _precision(self, graph: Path) -> str:

@@ -1,6 +1,5 @@
 """OpenVINO on the CPU."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -10,7 +9,7 @@ from pydantic import Field, model_validator
 
 from pareflow import network
 from pareflow.compiler import packed_openvino
-from pareflow.compiler.backend import Backend
+from pareflow.compiler.backend import Backend, place
 from pareflow.compiler.paged import Paged
 from pareflow.hardware import probe
 from pareflow.measurement import Ran
@@ -65,7 +64,7 @@ class OpenVino(Paged, Backend):
             packed_openvino.write(source / network.FILES["openvino"], into / packed_openvino.FILE)
             return
         for file in (source / "model.xml", source / "model.bin"):
-            os.link(file, into / file.name)
+            place(file, into)
 
     def load(self, artifact: Path) -> "OpenVinoSession | StaticSession":
         import openvino

@@ -1,7 +1,6 @@
 """TensorRT, through ONNX Runtime's provider of it. Not measured: no such library or device was at hand."""
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from pareflow import network
-from pareflow.compiler.backend import Backend
+from pareflow.compiler.backend import Backend, place
 from pareflow.compiler.onnxruntime import precision_of
 from pareflow.compiler.onnxruntime_session import OnnxRuntimeSession
 from pareflow.errors import EnvironmentUnfitError, UnsuitableError
@@ -74,7 +73,7 @@ class TensorRt(Backend):
 
     def compile(self, source: Path, into: Path) -> None:
         for file in source.glob("model.onnx*"):
-            os.link(file, into / file.name)
+            place(file, into)
         graph = into / network.FILES["onnx"]
         if self.precision == "int8" and precision_of(graph) != "int8":
             raise UnsuitableError(

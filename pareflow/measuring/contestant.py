@@ -15,8 +15,8 @@ import psutil
 
 import pareflow.compiler  # noqa: F401  (fills the catalog)
 from pareflow import workload
-from pareflow.catalog import BACKENDS, find
-from pareflow.compiler.backend import Backend, Session
+from pareflow.catalog import BACKENDS
+from pareflow.compiler.backend import Session, backend_of
 from pareflow.measuring.stopwatch import device_memory_mib, stopwatch
 from pareflow.network import check_outputs
 from pareflow.variant import Step
@@ -88,8 +88,7 @@ def load(
     known = BACKENDS.get(step.name)
     if known is None or getattr(known, "form") == "torch":  # noqa: B009 (every backend has one)
         workload.define(reference, folder)  # it brings backends of its own, and the saved module's classes
-    backend = find(BACKENDS, step, "backend")
-    assert isinstance(backend, Backend)
+    backend = backend_of(step)
     began = time.perf_counter()
     session = backend.load(artifact)
     load_s = time.perf_counter() - began

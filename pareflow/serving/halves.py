@@ -20,8 +20,7 @@ import numpy as np
 
 import pareflow  # noqa: F401  (fills the catalog)
 from pareflow import network
-from pareflow.catalog import BACKENDS, find
-from pareflow.compiler.backend import Backend
+from pareflow.compiler.backend import Backend, backend_of
 from pareflow.errors import InputError, PareflowError
 from pareflow.measuring.arena import write_feeds
 from pareflow.runtime.placement import ON_DEVICE, ON_SERVER
@@ -68,8 +67,7 @@ class Half:
     def open(self, folder: Path) -> Session | None:
         if not self.artifact:
             return None
-        backend = find(BACKENDS, self.backend, "backend")
-        assert isinstance(backend, Backend)
+        backend = backend_of(self.backend)
         return backend.load(folder / "artifact")
 
 

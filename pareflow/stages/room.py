@@ -3,8 +3,7 @@
 import shutil
 from collections.abc import Sequence
 
-from pareflow.catalog import BACKENDS, find
-from pareflow.compiler.backend import Backend
+from pareflow.compiler.backend import backend_of
 from pareflow.errors import EnvironmentUnfitError
 from pareflow.stages.building import variant_of
 from pareflow.stages.run import Row, Run
@@ -25,8 +24,7 @@ def needed_mib(run: Run, baselines: Sequence[Row], rows: Sequence[Row]) -> float
 
 def _files(row: Row) -> str:
     """Names the files that a row needs: its changed network, in the form that its backend takes."""
-    backend = find(BACKENDS, row.recipe.backend, "backend")
-    assert isinstance(backend, Backend)
+    backend = backend_of(row.recipe.backend)
     return digest([step.to_json() for step in row.recipe.techniques], backend.form)
 
 
