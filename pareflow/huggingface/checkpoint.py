@@ -30,8 +30,9 @@ def load_model(folder: Path, task: Task) -> Any:
         try:
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
             _check_task(config, folder, task)
+            config.return_dict, config.torchscript = True, False  # logits are read by name
             model, found = getattr(transformers, _HEADS[task]).from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+                folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
             )
         except (OSError, ValueError, KeyError) as error:
             raise WorkloadError(

@@ -232,6 +232,15 @@ def test_a_checkpoint_that_names_no_classes_has_two(bert: Path, texts: Path) -> 
 def test_names_decide_where_dataset_and_network_number_their_labels_differently() -> None:
     assert labelled.class_ids([0, 1], ["NEGATIVE", "POSITIVE"], ["positive", "negative"]).tolist() == [1, 0]
     assert labelled.class_ids([0, 1], ["LABEL_0", "LABEL_1"], ["positive", "negative"]).tolist() == [0, 1]
+    assert labelled.class_ids([0, 1], ["POSITIVE", "NEGATIVE"], ["0", "1"]).tolist() == [0, 1]
+
+
+def test_names_that_disagree_are_no_numbers_to_trust() -> None:
+    """`neg` is 0 there, and `POSITIVE` here: every label would be taken for its opposite."""
+    with pytest.raises(WorkloadError, match="has neg, pos, and the network POSITIVE, NEGATIVE") as caught:
+        labelled.class_ids([0, 1], ["POSITIVE", "NEGATIVE"], ["neg", "pos"])
+    assert "label_names" in caught.value.remedy
+    assert labelled.class_ids([0, 1], ["pos", "neg"], ["neg", "pos"]).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("label", [-1, 3, None, "mineral"])
@@ -402,6 +411,13 @@ def test_a_text_checkpoint_exports_and_agrees_with_torch(bert: Path, texts: Path
     agrees_after_export(
         load(settings(bert), texts), tmp_path, ["input_ids", "attention_mask", "token_type_ids"]
     )
+
+
+def test_a_checkpoint_that_says_to_give_tuples_gives_logits(bert: Path, texts: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bert, tmp_path / "tuples")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "return_dict": False, "torchscript": True}))
+    agrees_after_export(load(settings(folder), texts), tmp_path, BERT_INPUTS)
 
 
 def test_an_image_checkpoint_exports_and_agrees_with_torch(vit: Path, tmp_path: Path) -> None:
