@@ -38,7 +38,7 @@ class Worker:
 
     def __init__(self, name: str, python: Path, start: Sequence[str | Path] | None = None) -> None:
         self._name, self._turn = name, threading.Lock()
-        started = ("-I", "-c", serve.BOOT, _FOLDER, name) if start is None else start
+        started = ("-I", "-c", serve.BOOT, name, _FOLDER) if start is None else start
         self._process = subprocess.Popen([python, *started], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout

@@ -17,11 +17,12 @@ import psutil
 import pytest
 
 from pareflow.compiler.worker import Worker
-from pareflow.compiler.workers import wire
+from pareflow.compiler.workers import serve, wire
 from pareflow.errors import CrashedError, OutOfMemoryError, StepFailedError, UnsuitableError
 from tests.processes import gone
 
 PYTHON = Path(sys.executable)
+START = ("-I", "-c", serve.BOOT, "echo", Path(serve.__file__).parent, Path(__file__).parents[1] / "workloads")
 FEEDS = {"images": np.arange(6, dtype=np.float32).reshape(2, 3), "words": np.asarray(["a", "bc"])}
 OWNER = """
 import sys, threading, time
@@ -29,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from pareflow.compiler.worker import Worker
 
-worker = Worker("echo", Path(sys.executable))
+worker = Worker("echo", Path(sys.executable), sys.argv[2:])
 worker.call("load", sleep_s=float(sys.argv[1]))
 print(worker.pid, flush=True)
 worker.call("run", {"x": np.zeros(1)})
@@ -39,7 +40,7 @@ time.sleep(600)
 
 @pytest.fixture
 def echo() -> Worker:
-    return Worker("echo", PYTHON)
+    return Worker("echo", PYTHON, START)
 
 
 def test_it_gives_back_what_it_is_sent(echo: Worker) -> None:
@@ -57,7 +58,7 @@ def test_requests_larger_than_the_pipe_cross(echo: Worker) -> None:
 
 
 def test_what_it_prints_goes_to_stderr(echo: Worker, capfd: pytest.CaptureFixture[str]) -> None:
-    loud = Worker("echo", PYTHON)  # it inherits the stderr that capfd reads
+    loud = Worker("echo", PYTHON, START)  # it inherits the stderr that capfd reads
     loud.call("load", print_first="converting 3 operators")
     assert np.array_equal(loud.call("run", FEEDS)[1]["images"], FEEDS["images"])
     assert capfd.readouterr() == ("", "converting 3 operators\n")
@@ -91,7 +92,7 @@ def test_input_that_cannot_be_sent_costs_that_call_alone(echo: Worker) -> None:
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
 def test_worker_killed_amid_a_request_fails_that_call_and_nothing_else(echo: Worker, name: str) -> None:
-    doomed = Worker("echo", PYTHON)
+    doomed = Worker("echo", PYTHON, START)
     doomed.call("load", sleep_s=600)
     threading.Timer(0.3, os.kill, (doomed.pid, signal.Signals[name])).start()
     with pytest.raises(CrashedError, match=f"it died of {name}"):
@@ -120,13 +121,13 @@ def test_other_protocol_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """This side is one version on: the number in its greeting does not fit, though the bytes do."""
     monkeypatch.setattr(wire, "PROTOCOL", wire.PROTOCOL + 1)
     with pytest.raises(CrashedError, match=r"speak protocol 2, but it is `echo` and speaks 1"):
-        Worker("echo", PYTHON)
+        Worker("echo", PYTHON, START)
 
 
 def test_other_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "MAGIC", b"pareflo\x02")
     with pytest.raises(CrashedError, match="must speak the protocol, but it began with b'pareflo"):
-        Worker("echo", PYTHON)
+        Worker("echo", PYTHON, START)
 
 
 def test_threads_wait_for_each_other(echo: Worker) -> None:
@@ -149,7 +150,7 @@ def test_threads_wait_for_each_other(echo: Worker) -> None:
 
 
 def test_worker_that_nobody_holds_ends_and_is_reaped() -> None:
-    worker = Worker("echo", PYTHON)
+    worker = Worker("echo", PYTHON, START)
     pid = worker.pid
     del worker
     gc.collect()
@@ -175,7 +176,7 @@ def owner(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     """A process that holds a worker, whose number it prints."""
     root = str(Path(__file__).parents[2])
     with subprocess.Popen(
-        [sys.executable, "-c", OWNER, request.param],
+        [sys.executable, "-c", OWNER, request.param, *map(str, START)],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": root},

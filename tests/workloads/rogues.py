@@ -21,7 +21,8 @@ from torch import nn
 
 from pareflow.compiler.torch_eager import TorchEager, TorchSession
 from pareflow.compiler.worker import Worker, WorkerBackend
-from pareflow.errors import MissingExtraError, StepFailedError
+from pareflow.compiler.workers import serve
+from pareflow.errors import EnvironmentUnfitError, MissingExtraError, StepFailedError
 from pareflow.model import Technique
 from pareflow.network import Form
 from pareflow.workload import Arrays, LoadedWorkload
@@ -54,6 +55,13 @@ class LacksAPackage(_Rogue):
 
     def apply(self, network: nn.Module, workload: LoadedWorkload) -> nn.Module:
         raise MissingExtraError("unobtainium must be installed", "it is not", "Install it")
+
+
+class LacksADriver(_Rogue):
+    name: ClassVar[str] = "lacks_a_driver"
+
+    def apply(self, network: nn.Module, workload: LoadedWorkload) -> nn.Module:
+        raise EnvironmentUnfitError("unobtainium must be loaded", "its driver is not here", "Install it")
 
 
 class DeniedAFile(_Rogue):
@@ -254,7 +262,9 @@ class WorkerKilled(TorchEager):
 class RelayedSession(TorchSession):
     def __init__(self, artifact: Path, settings: TorchEager, requests: int) -> None:
         super().__init__(artifact, settings)
-        self._worker, self._left = Worker("echo", Path(sys.executable)), requests
+        folders = Path(serve.__file__).parent, Path(__file__).parent
+        start = ("-I", "-c", serve.BOOT, "echo", *folders)
+        self._worker, self._left = Worker("echo", Path(sys.executable), start), requests
         self._worker.call("load")
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:

@@ -1,8 +1,8 @@
 """The worker's side of the pipe: says who it is, then answers one request after another until the pipe ends.
 
-It is started by `BOOT`, which makes a package of this folder alone: its files may be called like the
-runtimes that they import, and nothing else of pareflow is seen. Whatever is printed goes to stderr. Where
-pareflow dies the worker ends at once, also amid a request.
+It is started by `BOOT` with its name and this folder, which makes a package of that alone: its files may be
+called like the runtimes that they import, and nothing else of pareflow is seen. Whatever is printed goes to
+stderr. Where pareflow dies the worker ends at once, also amid a request.
 """
 
 import importlib
@@ -18,8 +18,8 @@ import numpy as np
 from . import wire
 
 BOOT = (
-    "import sys, types; package = types.ModuleType('workers'); package.__path__ = [sys.argv[1]]; "
-    "sys.modules['workers'] = package; from workers import serve; serve.main(sys.argv[2])"
+    "import sys, types; package = types.ModuleType('workers'); package.__path__ = sys.argv[2:]; "
+    "sys.modules['workers'] = package; from workers import serve; serve.main(sys.argv[1])"
 )
 
 

@@ -1,11 +1,11 @@
-"""The null member: gives back what it is sent. Its requests cost what the pipe costs."""
+"""A worker's runtime, as those of `pareflow/compiler/workers/`, that gives back what it is sent."""
 
 import time
 from typing import Any
 
 import numpy as np
 
-from .serve import UnsupportedError
+from .serve import UnsupportedError  # type: ignore[import-not-found]  # it is beside, in the worker
 
 
 def versions() -> dict[str, str]:
