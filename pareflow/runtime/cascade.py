@@ -26,6 +26,7 @@ class ConfidenceCascade(Policy):
     name: ClassVar[str] = "confidence_cascade"
     requires: ClassVar[tuple[str, ...]] = ("numpy",)
     chooses: ClassVar[bool] = True
+    regroups: ClassVar[bool] = True
 
     output: str = Field(default="", description="the output that holds the logits; else the only one")
     measure: Measure = Field(default="max_softmax", description="what a tier's confidence is")

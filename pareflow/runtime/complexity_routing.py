@@ -26,6 +26,7 @@ class ComplexityRouting(Policy):
     name: ClassVar[str] = "complexity_routing"
     requires: ClassVar[tuple[str, ...]] = ("numpy",)
     chooses: ClassVar[bool] = True
+    regroups: ClassVar[bool] = True
 
     input: str = Field(
         default="", description="the input that is looked at: tokens or a mask, filled up with 0; an image"

@@ -10,8 +10,9 @@ from pareflow.runtime.endpoint import Endpoint
 class Policy(Member, ABC):
     """A way to serve requests, with its settings. One file per policy.
 
-    Any can stand before any, but for keyed caches: they keep what is below them under one name, and stand
-    behind what `approximates`.
+    Any can stand before any, but for what would answer otherwise then: a serving plan refuses keyed caches
+    before what `approximates`, since they keep what is below them under one name; what `joins` before what
+    asks for `whole_requests` or `minds_deadlines`; and what `regroups` before the first of these.
     """
 
     family: ClassVar[dict[str, type[Member]]] = POLICIES
@@ -21,6 +22,12 @@ class Policy(Member, ABC):
     """Whether it may answer otherwise than what is below it, and by the same name."""
     regroups: ClassVar[bool] = False
     """Whether samples of one request may be computed apart, by which rounding may differ."""
+    joins: ClassVar[bool] = False
+    """Whether it computes several requests as one, which has no deadline."""
+    whole_requests: ClassVar[bool] = False
+    """Whether what it answers depends on all samples of a request, and on no others."""
+    minds_deadlines: ClassVar[bool] = False
+    """Whether it answers by what a request's deadline leaves."""
 
     @abstractmethod
     def wrap(self, below: Endpoint) -> Endpoint:

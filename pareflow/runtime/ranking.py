@@ -22,7 +22,8 @@ class RankingCascade(Policy):
 
     A request is one query: a row per candidate, and a score per row as answer, higher for better. The full
     model scores the last that are left. Whoever was let go keeps the order of the stage that let him go,
-    below all that went on. It must not stand behind what joins requests, such as `dynamic_batching`.
+    below all that went on. It stands before what joins requests or takes them apart: a plan that has it
+    behind `dynamic_batching`, a cache of rows or another cascade is refused.
     Without a calibration the full model scores every candidate. A stage that fails lets everyone through.
     Source: Wang, Lin and Metzler, 2011, SIGIR 105 (cascade ranking).
     """
@@ -30,6 +31,7 @@ class RankingCascade(Policy):
     name: ClassVar[str] = "ranking_cascade"
     requires: ClassVar[tuple[str, ...]] = ("numpy",)
     chooses: ClassVar[bool] = True
+    whole_requests: ClassVar[bool] = True
 
     output: str = Field(default="", description="the output that holds the scores; else the only one")
     calibration: RankingCalibration | None = Field(

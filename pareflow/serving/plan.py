@@ -1,5 +1,7 @@
 """How a model is served: sessions, policies and limits, as one YAML says them."""
 
+from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -7,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pareflow.catalog import POLICIES, find
 from pareflow.errors import SpecError
+from pareflow.hardware import probe
+from pareflow.runtime.batching import DynamicBatching
 from pareflow.runtime.caching.cache import KeyedCache
 from pareflow.runtime.decoding import Decoding
 from pareflow.runtime.pipelining import Pipelining
@@ -54,21 +58,48 @@ class ServingPlan(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _keeps_what_is_exact(self) -> Self:
-        policies = self.chosen()
-        for place, cache in enumerate(policies):
-            below = next((policy for policy in policies[place + 1 :] if policy.approximates), None)
-            if isinstance(cache, KeyedCache) and below is not None:
+    def _stands_in_order(self) -> Self:
+        for before, behind in combinations(self.chosen(), 2):
+            harm = _harm(before, behind)
+            if harm is not None:
                 raise ValueError(
-                    f"`{cache.name}` must stand behind `{below.name}`, but it stands before it, and would "
-                    f"keep approximations as the full model's answers. Name `{below.name}` first"
+                    f"`{before.name}` must stand behind `{behind.name}`, but it stands before it, and would "
+                    f"{harm}. Name `{behind.name}` first"
                 )
         return self
+
+    def sessions_of(self, threads: int) -> int:
+        """Sessions of so many threads each: as planned, or as many as this machine has cores for."""
+        return self.sessions or max(1, len(probe.cores()) // threads)
 
     def chosen(self) -> tuple[Policy, ...]:
         """The policies, with their settings checked. Raises: SpecError."""
         found = [find(POLICIES, Step.from_json(one), "policy") for one in self.policies]
         return tuple(policy for policy in found if isinstance(policy, Policy))
+
+
+def _harm(before: Policy, behind: Policy) -> str | None:
+    """What a policy would do to one that stands behind it, where that makes answers wrong."""
+    if isinstance(before, KeyedCache) and behind.approximates:
+        return "keep approximations as the full model's answers"
+    if before.joins and behind.whole_requests:
+        return "give it the candidates of several queries as one's"
+    if before.regroups and behind.whole_requests:
+        return "give it a part of a query's candidates"
+    if before.joins and behind.minds_deadlines:
+        return "give it requests without their deadlines"
+    return None
+
+
+def default(document: Mapping[str, Any]) -> ServingPlan:
+    """The plan of a package that has none, by what its `model.json` says.
+
+    Where an answer depends on those beside it, no larger batches are made than it was judged in.
+    """
+    largest = document.get("judged_batch_size")
+    if largest is None:
+        return ServingPlan()
+    return ServingPlan(policies=({DynamicBatching.name: {"max_batch_size": largest}},))
 
 
 def read(path: Path) -> ServingPlan:

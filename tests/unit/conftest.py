@@ -1,6 +1,7 @@
 """A served model in this process, its client, a source of versions that tests move; a run under a load."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,6 +112,15 @@ def two(packaged: Packaged, tmp_path: Path) -> tuple[Release, Release]:
     """Two versions of one model: the same package, by two numbers."""
     first = Release("images", "1", packaged("images"))
     return first, replace(first, version="2")
+
+
+@pytest.fixture
+def mixing(packaged: Packaged, tmp_path: Path) -> Path:
+    """A package that says that its answers depend on those beside them, and were judged two at a time."""
+    folder = shutil.copytree(packaged("images"), tmp_path / "mixing")
+    document = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**document, "judged_batch_size": 2}))
+    return folder
 
 
 @pytest.fixture
