@@ -217,6 +217,46 @@ def test_an_encoder_that_fails_fails_no_request(caplog: pytest.LogCaptureFixture
     ]
 
 
+@pytest.mark.parametrize(
+    ("encoder_fails", "settings"),
+    [
+        (True, {}),
+        (False, {"threshold": None, "min_similarity": 1}),  # no pair ever forms
+        (False, {"threshold": None}),
+    ],
+)
+def test_embedding_without_hits_is_a_loss_as_any(encoder_fails: bool, settings: dict[str, Any]) -> None:
+    """No vectors, or no threshold: after two windows the encoder rests."""
+
+    async def scenario() -> None:
+        below = Compass(encoder_fails=encoder_fails)
+        endpoint = semantic(window=5, **settings).wrap(below.endpoint)
+        for number in range(30):
+            await endpoint.answer(angles(10 + number))
+        figures = endpoint.figures["semantic_cache"]()
+        assert (figures["on"], figures["misses"], figures["skipped"]) == (0, 10, 20)
+        assert len(below.batches) == 30
+
+    run(scenario, seconds=60)
+
+
+def test_keeping_an_answer_is_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = NearAnswers.keep
+
+    def slowly(self: NearAnswers, vector: np.ndarray, answer: Arrays, kind: int | None) -> None:
+        time.sleep(0.05)
+        kept(self, vector, answer, kind)
+
+    monkeypatch.setattr(NearAnswers, "keep", slowly)
+
+    async def scenario() -> None:
+        endpoint = semantic().wrap(Compass().endpoint)
+        await endpoint.answer(angles(10, 100))
+        assert endpoint.figures["semantic_cache"]()["cost_ms"] >= 100
+
+    run(scenario, seconds=60)
+
+
 def test_an_encoder_that_is_no_tier_is_told() -> None:
     with pytest.raises(SpecError, match=r"encoder: must be one of the tiers \(encoder\)"):
         SemanticCache(encoder="encodr").wrap(Compass().endpoint)

@@ -13,6 +13,7 @@ class Account:
     What a hit saves is what computing took, the last times counting most. After every `window` lookups the
     account of that window is drawn; a loss switches the cache off for `rest_s` seconds, twice as long after
     each further loss in a row. When it comes on, its first window is not judged: it begins empty, or stale.
+    Nor is one with hits before anything was computed: what they saved is not known.
     """
 
     def __init__(self, window: int, rest_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -73,7 +74,8 @@ class Account:
 
     def _judge(self) -> None:
         gain_s = self._window_hits * (self._computed_s or 0.0) - self._window_cost_s
-        judged = not self._warming and self._computed_s is not None
+        known = self._computed_s is not None or not self._window_hits
+        judged = known and not self._warming
         if judged and gain_s < 0:
             self._off_until = self._clock() + self._rest_s
             self._rest_s = min(2 * self._rest_s, LONGEST_REST * self._first_rest_s)

@@ -41,6 +41,7 @@ class SemanticCache(Cache):
     variants alone; or by itself on shadow pairs, while every request is computed), a share of the hits is
     computed again, and where the rate of false hits is above the limit with 95 % confidence it gives no more
     hits. An encoder that fails, or a request that it cannot embed, is no failed request: it is computed.
+    While it has no threshold, or no vectors, requests cost and none is a hit: it rests as after any loss.
     """
 
     name: ClassVar[str] = "semantic_cache"
@@ -144,12 +145,13 @@ class _Answers:
         self._chance = random.Random(0)  # which hits are computed again
 
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        if self._stopped or not self._account.on() or not row_count(feeds):
+        count = row_count(feeds)
+        if self._stopped or not self._account.on() or not count:
             return await self._below.answer(feeds)
         began = time.perf_counter()
         vectors = await self._embedder.vectors(feeds)
         if vectors is None:
-            self._account.paid(time.perf_counter() - began)
+            self._account.looked_up(0, count, time.perf_counter() - began)
             return await self._below.answer(feeds)
         near = [
             one if one and one.similarity >= self._policy.min_similarity else None
@@ -192,15 +194,16 @@ class _Answers:
         }
         reruns = [i for i in hits if self._chance.random() < self._policy.rerun_share]
         wanted = [i for i in range(len(near)) if i not in hits or i in reruns]
-        if limit is not None:
-            self._account.looked_up(len(hits), len(near) - len(hits), cost_s)
+        self._account.looked_up(len(hits), len(near) - len(hits), cost_s)
         answers = {i: copied(one.answer) for i, one in hits.items()}
         if wanted:
             answers |= await self._computed(feeds, wanted, len(reruns))
+        began = time.perf_counter()
         for i in wanted:
             self._compare(near[i], answers[i], i in hits)
             kind = kind_of(answers[i], self._policy.same == "class", self._policy.judged)
             self._kept.keep(vectors[i], answers[i], kind)
+        self._account.paid(time.perf_counter() - began)
         whole = joined([answers[i] for i in range(len(near))])
         return await self._below.answer(feeds) if whole is None else whole
 
