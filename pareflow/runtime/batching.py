@@ -16,6 +16,7 @@ from pareflow.runtime.decoding import heard_by
 from pareflow.runtime.endpoint import Endpoint, answered_within, deadline
 from pareflow.runtime.padding import Padding
 from pareflow.runtime.policy import Policy
+from pareflow.runtime.pool import MAX_WAITING
 from pareflow.runtime.rows import check_rows
 from pareflow.runtime.service_time import ServiceTime
 from pareflow.workload import Arrays
@@ -36,11 +37,12 @@ class DynamicBatching(Policy):
 
     name: ClassVar[str] = "dynamic_batching"
     requires: ClassVar[tuple[str, ...]] = ("numpy",)
+    joins: ClassVar[bool] = True
 
     max_batch_size: int = Field(default=8, ge=1, description="samples in a batch, at most")
     min_batch_size: int = Field(default=1, ge=1, description="samples worth waiting for")
     max_wait_ms: float = Field(default=0, ge=0, description="the most that a request waits for others")
-    max_waiting: int = Field(default=256, ge=1, description="requests in line; more are refused")
+    max_waiting: int = Field(default=MAX_WAITING, ge=1, description="requests in line; more are refused")
     pad_axis: int | None = Field(default=None, ge=1, description="along which requests differ in length")
     pad_to: tuple[Annotated[int, Field(gt=1)], ...] = Field(
         default=(), description="lengths to fill up to; else to the longest"

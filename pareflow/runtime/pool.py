@@ -9,12 +9,15 @@ from queue import Empty, SimpleQueue
 
 import numpy as np
 
+from pareflow.errors import OverloadedError
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.session import Session
 from pareflow.workload import Arrays
 
 THREADS = "session"
 """What the names of their threads begin with."""
+MAX_WAITING = 256
+"""Requests in line for sessions; more are refused."""
 HANGS_S = 10.0
 """A request that has not ended so long after its pool was closed never will."""
 
@@ -31,7 +34,7 @@ class SessionPool:
         self._idle: SimpleQueue[Session] = SimpleQueue()
         for session in sessions:
             self._idle.put(session)
-        self._size = len(sessions)
+        self._size, self._asked = len(sessions), 0
         self.inline = inline
         self._threads = ThreadPoolExecutor(len(sessions), thread_name_prefix=THREADS)
 
@@ -40,10 +43,16 @@ class SessionPool:
         return Endpoint(self.answer, identity, self._size)
 
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        """Raises: OverloadedError where too many wait, and what the session raises."""
         if self.inline:
             with suppress(Empty):  # a thread has it still, from before
                 return self._answered_by(self._idle.get_nowait(), feeds)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, feeds)
+        require_room(self._asked - self._size)
+        self._asked += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, feeds)
+        finally:
+            self._asked -= 1
 
     def close(self) -> None:
         """Take no more, and let what runs end; what does not, hangs: its thread is left behind."""
@@ -60,3 +69,9 @@ class SessionPool:
             return session.run(feeds)
         finally:
             self._idle.put(session)
+
+
+def require_room(waiting: int) -> None:
+    """Raises: OverloadedError where so many wait that nobody may come behind them."""
+    if waiting >= MAX_WAITING:
+        raise OverloadedError(f"at most {MAX_WAITING} requests may wait", "the line is full")

@@ -15,6 +15,7 @@ from pareflow.runtime.calibration import FULL
 from pareflow.runtime.decoding import heard_by
 from pareflow.runtime.endpoint import Endpoint, answered_within, deadline
 from pareflow.runtime.policy import Policy
+from pareflow.runtime.pool import require_room
 from pareflow.runtime.rows import row_count
 from pareflow.runtime.service_time import ServiceTime
 from pareflow.runtime.tiers import chosen
@@ -29,13 +30,15 @@ class DeadlineRouting(Policy):
     one that is in time does. A variant that was passed over is timed on a copy of a request now and then,
     when it has nothing else to do: one slow moment does not shut it out for ever.
 
-    Answers depend on the load: a cache belongs below, not before it.
+    Answers depend on the load: a cache belongs below, not before it; and so does what joins requests, which
+    have no deadlines then.
     """
 
     name: ClassVar[str] = "deadline_routing"
     requires: ClassVar[tuple[str, ...]] = ("numpy",)
     chooses: ClassVar[bool] = True
     approximates: ClassVar[bool] = True
+    minds_deadlines: ClassVar[bool] = True
 
     tiers: tuple[str, ...] = Field(default=(), description="names, cheapest first; none: all there are")
     caution: float = Field(default=1.2, ge=1, description="what predicted times are multiplied by")
@@ -89,7 +92,9 @@ class _Lane:
         return 0.0 if math.isnan(known) else known
 
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        """Raises: DeadlineError where its turn comes too late, and what the variant raises."""
+        """Raises: OverloadedError where too many wait, DeadlineError where its turn comes too late; what the
+        variant raises."""
+        require_room(len(self._waiting))
         token, count, limit = object(), row_count(feeds, otherwise=1), deadline()
         self._waiting[token] = count
         try:
