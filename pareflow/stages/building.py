@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pareflow import graph_file, network
 from pareflow.catalog import members
 from pareflow.hardware.device import device_lock
 from pareflow.hardware.needs import Needs
 from pareflow.measurement import Quality
 from pareflow.measuring.quality import BATCH, find_metric
+from pareflow.model.technique import Technique
+from pareflow.model.training import TrainedTechnique
 from pareflow.remote_store import opened
 from pareflow.stages import attempts
-from pareflow.stages.jobs import artifact_size_mib, feeds_key, links, original
+from pareflow.stages.jobs import artifact_size_mib, feeds_key, links
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Variant, digest, file_digest
 from pareflow.workload import SplitName
@@ -35,29 +36,36 @@ def make(run: Run, row: Row) -> Row:
     """
     variant = variant_of(row.recipe, run.facts.digest)
     named = dataclasses.replace(row, id=variant.id)
-    evaluation = _evaluation(run, named, "search")
+    evaluation = _asked(run, named, "search")
     if run.store.find(variant.id) is None:
         for member in members(row.recipe):
             member.prepare()
         arguments = {"recipe": row.recipe.to_json(), "evaluation": evaluation}
         with (
-            device_lock(run.spec.target.device, exclusive=False),
+            device_lock(run.spec.target.device, exclusive=_measures(row.recipe)),
             attempts.timed(run, row.recipe, variant.id),
         ):
             run.job("make", arguments, f"make-{variant.id[:12]}")
     artifact = run.store.find(variant.id)
     assert artifact is not None  # it was there, or the job has just made it
     size_mib, build_s = artifact_size_mib(artifact), attempts.seconds(run, variant.id)
-    return evaluate(run, dataclasses.replace(named, size_mib=size_mib, build_s=build_s), "search")
+    return _evaluated(run, dataclasses.replace(named, size_mib=size_mib, build_s=build_s), evaluation)
+
+
+def _measures(recipe: Recipe) -> bool:
+    """Whether timings decide what building makes: then nothing else may run beside it."""
+    return any(isinstance(member, Technique) and member.measures for member in members(recipe))
 
 
 def needs_of(run: Run, recipe: Recipe) -> Needs:
     """What building and evaluating a recipe takes: the memory that the pipeline allows one variant, where it
-    says so, and the threads and GPUs that the recipe's steps compute on."""
+    says so; as many threads as any variant; and the GPUs that its steps compute on: what trains takes one if
+    there is one."""
     found = members(recipe)
-    threads = int(recipe.backend.settings.get("threads", 1))
+    threads = max(int(recipe.backend.settings.get("threads", 1)), *run.threads)
     gpus = max(member.gpus() for member in found)
-    return Needs(threads, gpus, run.spec.budget.memory_mib)
+    trains = any(isinstance(member, TrainedTechnique) for member in found)
+    return Needs(threads, gpus, run.spec.budget.memory_mib, gpu_if_any=trains)
 
 
 def preflight(run: Run, row: Row) -> None:
@@ -75,10 +83,20 @@ def preflight(run: Run, row: Row) -> None:
 
 def evaluate(run: Run, row: Row, split: SplitName) -> Row:
     """The built row with its quality on a split. Raises: VariantError, MetricError, WorkloadError."""
+    return _evaluated(run, row, _asked(run, row, split))
+
+
+def _asked(run: Run, row: Row, split: SplitName) -> dict[str, Any]:
+    """What the job that evaluates is told; an evaluation that is to be done again is forgotten."""
     evaluation = _evaluation(run, row, split)
+    return {**evaluation, "key": run.own_key(evaluation["key"])}
+
+
+def _evaluated(run: Run, row: Row, evaluation: dict[str, Any]) -> Row:
+    """The row with its quality, found out where the store lacks it."""
     if run.store.find(evaluation["key"]) is None:
         with device_lock(run.spec.target.device, exclusive=False):
-            run.job("evaluate", evaluation, f"evaluate-{split}-{str(row.id)[:12]}")
+            run.job("evaluate", evaluation, f"evaluate-{evaluation['split']}-{str(row.id)[:12]}")
     entry = run.store.find(evaluation["key"])
     assert entry is not None  # it was there, or the job has just made it
     found = Quality.from_json(json.loads((entry / "quality.json").read_text()))
@@ -109,7 +127,7 @@ def _evaluation(run: Run, row: Row, split: SplitName) -> dict[str, Any]:
         "backend": row.recipe.backend.to_json(),
         "split": split,
         "metric": run.metric,
-        "batch_size": run.spec.sla.batch_size if _mixes_samples(run, row.recipe) else BATCH,
+        "batch_size": judged_batch_size(run, row.recipe) or BATCH,
     }
     instrument = [file_digest(_INSTRUMENT), file_digest(find_metric(run.metric, run.folder))]
     if row.processing is not None:
@@ -122,15 +140,25 @@ def _evaluation(run: Run, row: Row, split: SplitName) -> dict[str, Any]:
     }
 
 
-def _mixes_samples(run: Run, recipe: Recipe) -> bool:
-    """Whether a variant's answers depend on their batch: then they are evaluated in the SLA's batches."""
-    given = _original_mixes_samples(run.store.root, original(run.facts.digest).id)
-    return given or any(member.mixes_samples for member in members(recipe))
+def judged_batch_size(run: Run, recipe: Recipe) -> int | None:
+    """The samples in a batch that quality is judged in, where answers depend on their batch: the SLA's.
+
+    None where they do not.
+    """
+    given = _original_mixes_samples(run.store.root, first_answers_key(run))
+    mixes = given or any(member.mixes_samples for member in members(recipe))
+    return run.spec.sla.batch_size if mixes else None
+
+
+def first_answers_key(run: Run) -> str:
+    """Names what the job `first_answers` finds of the original and the metric."""
+    metric = file_digest(find_metric(run.metric, run.folder))
+    return digest("first answers", run.facts.digest, run.metric, metric, file_digest(_INSTRUMENT))
 
 
 @functools.cache
-def _original_mixes_samples(root: Path, variant: str) -> bool:
-    """As an ONNX file may that was given quantized."""
-    trained = opened(root).find(variant)
-    graph = None if trained is None else trained / network.FILES["onnx"]
-    return graph is not None and graph.exists() and graph_file.mixes_samples(graph)
+def _original_mixes_samples(root: Path, key: str) -> bool:
+    """As one may that reads the padding, or an ONNX file that was given quantized."""
+    entry = opened(root).find(key)
+    assert entry is not None  # the baseline stage made it
+    return bool(json.loads((entry / "answers.json").read_text())["mixes_samples"])

@@ -24,6 +24,7 @@ def ranked(
     """Every plan, that of the lowest p99 first.
 
     `times` are the seconds that so many samples take, by sessions and samples; a request holds `samples`.
+    What was timed is what batches may hold.
     """
     return sorted(_simulated(times, per_s, samples, seed), key=lambda one: one[1])
 
@@ -35,7 +36,7 @@ def _simulated(
     arrivals = poisson(per_s, ARRIVALS, seed)
     for sessions, known in times.items():
         service = {int(size) // samples: seconds for size, seconds in known.items()}
-        for most in BATCHES:
+        for most in service:
             for least, wait_ms in HELD_BACK:
                 if least <= most:
                     line = Setting(int(sessions), _batching(most, least, wait_ms))
@@ -45,9 +46,19 @@ def _simulated(
                     yield plan, 1000 * float(np.quantile(found, 0.99))
 
 
-def usual(sessions: int, samples: int) -> ServingPlan:
-    """What `serve` does with such requests where no plan is named; its batches hold whole requests."""
-    together = max(1, DynamicBatching().max_batch_size // samples)
+def sizes(samples: int, judged: int | None) -> list[int]:
+    """The samples of each batch that is tried, of requests of so many.
+
+    `judged`: the most where answers depend on their batch, and one request at least.
+    """
+    return [samples * size for size in BATCHES if size == 1 or judged is None or samples * size <= judged]
+
+
+def usual(default: ServingPlan, sessions: int, samples: int) -> ServingPlan:
+    """What `serve` does with such requests by the default plan; its batches hold whole requests."""
+    (batching,) = default.chosen()
+    assert isinstance(batching, DynamicBatching)
+    together = max(1, batching.max_batch_size // samples)
     return ServingPlan(sessions=sessions, policies=(_batching(together * samples, 1, 0).step.to_json(),))
 
 

@@ -1,16 +1,42 @@
 """The package that is registered: plain files that load without torch, with their lineage and verdict."""
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pareflow.catalog import BACKENDS, installed_version
+from pareflow.errors import VariantError
 from pareflow.isolation import Limits, run_isolated
+from pareflow.measuring.environment import of_verdict
 from pareflow.serving import model
+from pareflow.stages import validation
+from pareflow.stages.building import judged_batch_size
+from pareflow.stages.optimization import failed
 from pareflow.stages.run import Row, Run
 from pareflow.variant import digest, file_digest
 
 _CODE = Path(__file__).parents[1] / "serving" / "model.py"
+
+
+def packaged(run: Run, judged: Sequence[Row]) -> list[Row]:
+    """The judged rows, of which the winner is packaged: one that cannot be is a failed row (law 7), and the
+    next that passed wins.
+
+    Raises: VariantError where that is a baseline.
+    """
+    rows = list(judged)
+    while (best := validation.winner(run, rows)) is not None and best.role != "original":
+        try:
+            package(run, best)
+            break
+        except VariantError as error:
+            if best.role != "candidate":
+                raise
+            lost = failed(dataclasses.replace(best, verdict=None), error)
+            rows = [lost if row.id == best.id else row for row in rows]
+    return rows
 
 
 def package(run: Run, winner: Row) -> Path:
@@ -18,10 +44,19 @@ def package(run: Run, winner: Row) -> Path:
 
     Raises: VariantError if it does not repeat what it answered when it was packaged.
     """
+    entry = made(run, winner)
+    check(entry, run)
+    return entry
+
+
+def made(run: Run, winner: Row) -> Path:
+    """The same, unchecked where it was there. Raises: VariantError."""
     assert winner.verdict is not None  # only judged rows win
     code, needed = file_digest(_CODE), requirements(run, winner)
-    key = digest("package", winner.id, run.facts.digest, winner.verdict.to_json(), needed, code)
+    batch = judged_batch_size(run, winner.recipe)
+    key = digest("package", winner.id, run.facts.digest, winner.verdict.to_json(), needed, batch, code)
     if run.store.find(key) is None:
+        where = of_verdict(run.environment, winner.recipe.backend.name)
         lineage = {
             "pipeline": run.spec.name,
             "run": run.id,
@@ -30,15 +65,15 @@ def package(run: Run, winner: Row) -> Path:
             "data_digest": run.facts.data_digest,
             "workload_digest": run.facts.digest,
             "seed": run.facts.seed,
-            "environment": {**run.environment.to_json(), "fingerprint": run.environment.fingerprint},
+            "environment": {**where.to_json(), "fingerprint": where.fingerprint},
             "verdict": winner.verdict.to_json(),
             "requirements": needed,
+            "judged_batch_size": batch,
         }
         arguments = {"key": key, "variant": winner.id, "lineage": lineage}
         run.job("package", arguments, f"package-{str(winner.id)[:12]}")
     entry = run.store.find(key)
     assert entry is not None  # it was there, or the job has just made it
-    check(entry, run)
     return entry
 
 

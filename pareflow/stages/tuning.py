@@ -25,7 +25,7 @@ from pareflow.isolation import Limits, run_isolated
 from pareflow.measurement import CONFIDENCE
 from pareflow.measuring.load import BLOCKS, Load, queries_worth
 from pareflow.serving.model import network
-from pareflow.serving.plan import ServingPlan
+from pareflow.serving.plan import ServingPlan, default
 from pareflow.serving.server import check_extra
 from pareflow.stages import plan_space
 from pareflow.variant import Step
@@ -141,14 +141,15 @@ def tune(ground: Ground, promise: Promise) -> list[Tried]:
     document = network(ground.package)
     threads = int(Step.from_json(document["backend"]).settings.get("threads", 1))
     most = max(1, len(probe.cores()) // threads)
-    sizes = [promise.samples * size for size in plan_space.BATCHES]
+    sizes = plan_space.sizes(promise.samples, document.get("judged_batch_size"))
     arguments = {"folder": str(ground.package), "sessions": list(range(1, most + 1)), "sizes": sizes}
     asked = {name: value for name, value in arguments.items() if name != "folder"}
     times = ground.kept(
         "service times", asked, lambda: ground.alone("service_times:measure", arguments, ground.limits)
     )
     found = plan_space.ranked(times, promise.per_s, promise.samples, promise.seed)
-    chosen = plan_space.worth_serving(found, plan_space.usual(most, promise.samples), MEASURED)
+    usual = plan_space.usual(default(document), most, promise.samples)
+    chosen = plan_space.worth_serving(found, usual, MEASURED)
     requests = cache(partial(_requests, ground, promise.samples))
     served = _served(
         ground, promise, [Tried(*one) for one in chosen], requests, service_s=times["1"][str(promise.samples)]

@@ -18,7 +18,16 @@ from pareflow.measuring.arena import Protocol
 from pareflow.search import space, training_space
 from pareflow.search.effort import level_of
 from pareflow.sla import SLA, Objective, QualityClause
-from pareflow.stages import building, optimization, outcome, screening, searching, validation
+from pareflow.stages import (
+    building,
+    finalists,
+    optimization,
+    outcome,
+    registration,
+    screening,
+    searching,
+    validation,
+)
 from pareflow.stages.baseline import SCREENING, baseline
 from pareflow.stages.clock import Meter
 from pareflow.stages.run import Row, Run
@@ -110,7 +119,7 @@ def test_finalists_are_the_baselines_and_the_best_candidates(
 
     good, lost = [1] * 100, [0] * 100
     rows = [row(3.0, good), row(1.0, lost), row(2.0, good), row(0.5, good, "failed")]
-    chosen = validation.finalists(judged.run, [*judged.baselines, *rows])
+    chosen = finalists.finalists(judged.run, [*judged.baselines, *rows])
     assert [r.id for r in chosen] == [*(b.id for b in judged.baselines), "2.0"]
 
 
@@ -305,6 +314,7 @@ def test_what_takes_scales_of_a_whole_batch_is_evaluated_in_the_slas_batches(
     assert run.store.find(asked["key"]) is not None
     graph = run.store.root / "entries" / str(row.id) / "model.onnx"
     assert mixes_samples(graph) == (batch_size == 3)
+    assert building.judged_batch_size(run, row.recipe) == (3 if batch_size == 3 else None)
 
 
 def test_network_that_was_given_may_have_such_scales_and_is_evaluated_so(trained: Any) -> None:
@@ -321,6 +331,27 @@ def test_original_that_was_given_with_such_scales_is_evaluated_so_with_all_its_v
 ) -> None:
     monkeypatch.setattr(building, "_original_mixes_samples", lambda root, variant: True)
     assert building._evaluation(trained.run, trained.strong, "search")["batch_size"] == 1
+    (strong, _) = baseline(trained.run)
+    assert "judged in batches of 1" in (strong.reason or "")
+
+
+def test_winner_that_cannot_be_packaged_is_a_failed_row_and_the_next_wins(judged: Any, trained: Any) -> None:
+    """Its files are gone; the other is packaged, and opened elsewhere."""
+    passed = next(row.verdict for row in judged.finalists if row.verdict.decision == "promote")
+    strong, candidate = (
+        dataclasses.replace(
+            row, verdict=passed, measurement=dataclasses.replace(row.measurement, size_mib=size)
+        )
+        for row, size in ((judged.finalists[0], 2.0), (judged.finalists[-1], 1.0))
+    )
+    spec = trained.run.spec.model_copy(update={"objective": "size"})
+    run = dataclasses.replace(trained.run, spec=spec)
+    run.store.evict(candidate.id)
+    assert validation.winner(run, [strong, candidate]) == candidate
+    rows = registration.packaged(run, [strong, candidate])
+    assert (rows[1].status, rows[1].verdict) == ("failed", None)
+    assert validation.winner(run, rows) == rows[0] == strong
+    assert registration.made(run, strong).is_dir()
 
 
 def test_document_says_which_way_a_metric_goes(trained: Any) -> None:
@@ -339,7 +370,7 @@ def test_fidelity_is_taken_from_the_originals_answers_kept_once(trained: Any) ->
     found = building.evaluate(run, trained.strong, "search").quality
     assert found is not None
     assert (found.metric, found.value, found.higher_is_better) == ("agreement", 1.0, True)
-    answers = run.store.find(digest("answers", run.facts.digest, "search", 64))
+    answers = run.store.find(digest("answers", run.facts.digest, "search", 64, "predictions"))
     assert answers is not None
     with np.load(answers / "answers.npz") as stored:
         assert stored["predictions"].shape == (100,)

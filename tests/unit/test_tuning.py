@@ -1,6 +1,7 @@
 """Which serving plans are tried, how often the gate looks, and what it takes for one to be chosen."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,16 @@ def test_batches_hold_whole_requests(ground: Callable[..., Ground]) -> None:
     sizes = {one.plan.chosen()[0].model_dump()["max_batch_size"] for one in tried}
     assert sizes == {3, 6, 12, 24, 48}
     assert any(_largest(one.plan) == 6 for one in served(tried))
+
+
+def test_no_batch_is_tried_that_is_larger_than_answers_were_judged_in(
+    ground: Callable[..., Ground], mixing: Path
+) -> None:
+    """Which their package says where they depend on it: two samples, and what is served by default, too."""
+    tried = tune(replace(ground(Known(steady)), package=mixing), PROMISE)
+    assert {_largest(one.plan) for one in tried} == {1, 2}
+    assert any(_largest(one.plan) == 2 for one in served(tried))
+    assert plan_space.sizes(3, 2) == [3]  # a request is whole, whatever was judged
 
 
 def _largest(plan: ServingPlan) -> int:
