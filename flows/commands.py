@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from rich.console import Console
@@ -22,7 +22,7 @@ from pareflow import remote_store, spec
 from pareflow.catalog import BACKENDS, TECHNIQUES
 from pareflow.collection import holding
 from pareflow.compiler.backend import Backend
-from pareflow.errors import InputError, PareflowError, TransientError
+from pareflow.errors import InputError, PareflowError
 from pareflow.hardware import graphics, topology
 from pareflow.measuring.environment import environment
 from pareflow.serving.settings import Settings
@@ -31,6 +31,9 @@ from pareflow.stages.instruments import machine_ceilings
 from pareflow.stages.machine import check_machine
 from pareflow.stages.run import Run
 from pareflow.store import Store
+
+if TYPE_CHECKING:
+    from tasks.tracking import Version
 
 TEMPLATES = Path(__file__).parent / "templates"
 QUIET_S = 300.0
@@ -70,11 +73,9 @@ def optimize(
         if not orchestrated:
             return _plainly(config, data_dir, remeasure=remeasure, target=target)
         options = _on_ray(ray_address) if runner == "ray" else {}
-        if os.environ.get("PREFECT_API_URL"):
-            return _by_prefect(config, data_dir, options, remeasure=remeasure, target=target)
-        from flows.local_server import local_server
+        from flows.local_server import under_prefect
 
-        with local_server(data_dir, meanwhile="flows.pipeline"):
+        with under_prefect(data_dir, meanwhile="flows.pipeline"):
             return _by_prefect(config, data_dir, options, remeasure=remeasure, target=target)
 
 
@@ -90,6 +91,7 @@ def check_pipeline(config: Path, data_dir: Path) -> dict[str, Any]:
 
 def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, Any]:
     """A registered version judged again here. Raises: InputError if its pipeline YAML cannot be found."""
+    from pareflow.serving.standing import backend_in
     from pareflow.stages.rejudging import rejudge
     from tasks.pipelines import described as pipeline_of
     from tasks.tracking import Tracker
@@ -102,7 +104,9 @@ def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, An
         run = Run.open(described, path, data_dir).aside()
         package = tracker.download(version.name, str(version.version), Path(folder))
         judged = rejudge(run, package)
-    tracker.record_verdict(run, version, judged["now"]["decision"] if judged["now"] else "reject")
+        backend = backend_in(package)
+    decision = judged["now"]["decision"] if judged["now"] else "reject"
+    tracker.record_verdict(run, version, decision, backend)
     return {"name": version.name, "version": str(version.version), **judged}
 
 
@@ -119,8 +123,8 @@ def export(target: str, to: Path, data_dir: Path) -> dict[str, Any]:
     from pareflow.stages.exporting import export as exported
 
     archive.check_target(to)
-    with _package(target, data_dir) as (package, about):
-        return {**about, **exported(package, to, data_dir / "logs")}
+    with _package(target, data_dir) as (package, version):
+        return {**_told(version), **exported(package, to, data_dir / "logs")}
 
 
 def export_served(
@@ -131,36 +135,45 @@ def export_served(
     plan: Path | None,
     **cluster: Any,
 ) -> dict[str, Any]:
-    """The same for another server: a Triton model repository, or a KServe InferenceService."""
-    from pareflow.serving import plan as plans
-    from pareflow.stages import exporting
+    """The same for another server: a Triton model repository, or a KServe InferenceService.
 
-    chosen = plans.ServingPlan() if plan is None else plans.read(plan)
-    with _package(target, data_dir) as (package, about):
+    Without a plan it is by the one that is kept with the version for this environment, else by the default.
+    """
+    from pareflow.serving import plan as plans
+    from pareflow.serving.model import verified
+    from pareflow.stages import exporting
+    from tasks.serving import plan_of
+
+    named = None if plan is None else plans.read(plan)
+    with _package(target, data_dir) as (package, version):
+        kept = None if version is None else plan_of(version)
+        chosen = named or kept or plans.default(verified(package))
+        about = {**_told(version), "plan": chosen.model_dump(mode="json", exclude_defaults=True)}
         if kind == "triton":
             return {**about, **exporting.export_triton(package, chosen, to, data_dir / "logs")}
         return {**about, **exporting.export_kserve(package, chosen, to, **cluster)}
 
 
+def _told(version: "Version | None") -> dict[str, str]:
+    return {} if version is None else {"version": str(version.version)}
+
+
 @contextmanager
-def _package(target: str, data_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The package of a registered version, or of a pipeline's winner, and what is to be told of it."""
+def _package(target: str, data_dir: Path) -> Iterator[tuple[Path, "Version | None"]]:
+    """The package of a registered version, and that version; or the package of a pipeline's winner."""
     from pareflow.stages.exporting import winner_package
 
     if not target.startswith("models:"):
         described = spec.read(Path(target))
         with holding(Store(data_dir / "store"), f"export {target}"):
-            yield winner_package(Run.open(described, Path(target), data_dir)), {}
+            yield winner_package(Run.open(described, Path(target), data_dir)), None
         return
     from tasks.tracking import Tracker
 
     tracker = Tracker.open(data_dir)
     version = tracker.resolve(target)
     with tempfile.TemporaryDirectory() as folder:
-        yield (
-            tracker.download(version.name, str(version.version), Path(folder)),
-            {"version": str(version.version)},
-        )
+        yield tracker.download(version.name, str(version.version), Path(folder)), version
 
 
 def split(
@@ -322,7 +335,7 @@ def doctor(data_dir: Path) -> dict[str, Any]:
     found = [servers.check(server) for server in servers.named()]
     problems += [problem for server in found for problem in server["problems"]]
     if all(server["problems"] == [] for server in found):
-        problems += servers.tag_problems(data_dir)
+        problems += servers.set_up_problems(data_dir)
     return {
         "version": pareflow.__version__,
         "environment": environment().to_json(),
@@ -331,6 +344,7 @@ def doctor(data_dir: Path) -> dict[str, Any]:
         "backends": [listing.member(cls) for cls in BACKENDS.values()],
         "free_mib": free_mib,
         "servers": found,
+        "promotions_meet_in": servers.promotions_meet_in(),
         "problems": problems,
     }
 
@@ -394,20 +408,4 @@ def _by_prefect(
     from flows.pipeline import pipeline
 
     flow = pipeline.with_options(**options)
-    with served_throughout():
-        return flow(str(config), str(data_dir), remeasure, None if target is None else str(target))
-
-
-@contextmanager
-def served_throughout() -> Iterator[None]:
-    """Tell a Prefect server that went away as an error of ours. Raises: TransientError."""
-    import httpx
-
-    try:
-        yield
-    except httpx.ConnectError as error:
-        raise TransientError(
-            "the Prefect server must stay reachable during a run",
-            f"it went away ({error})",
-            "Run the same command again; what is finished is kept",
-        ) from error
+    return flow(str(config), str(data_dir), remeasure, None if target is None else str(target))

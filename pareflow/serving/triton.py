@@ -40,7 +40,7 @@ def describe(folder: str) -> dict[str, list[dict[str, object]]]:
 def write(
     package: Path, plan: ServingPlan, inputs: Sequence[Tensor], outputs: Sequence[Tensor], into: Path
 ) -> list[str]:
-    """Write the model into the repository `into`; the plan's policies that Triton lacks, in words.
+    """Write the model into the repository `into`; what of the plan Triton lacks, in words.
 
     Raises: InputError where Triton cannot read what the variant is made of.
     """
@@ -61,8 +61,21 @@ def write(
         shutil.copy2(path, folder / "1" / path.name)
     lines = _config(document["pipeline"], kind, backend, plan, inputs, outputs)
     (folder / "config.pbtxt").write_text("\n".join(lines) + "\n")
-    known = (DynamicBatching, ExactCache)
-    return [f"`{one.name}` {_LEFT_OUT}" for one in plan.chosen() if not isinstance(one, known)]
+    return [f"{what} {_LEFT_OUT}" for what in _left_out(plan)]
+
+
+def _left_out(plan: ServingPlan) -> Iterator[str]:
+    """The parts of a plan that `_config` cannot say."""
+    batched = False
+    for policy in plan.chosen():
+        if isinstance(policy, DynamicBatching):
+            batched = True
+            if policy.pad_axis is not None:
+                yield f"`pad_axis` of `{policy.name}`, by which requests of other lengths go together,"
+        elif not isinstance(policy, ExactCache):
+            yield f"`{policy.name}`"
+    if plan.deadline_ms is not None and not batched:
+        yield f"`deadline_ms` without `{DynamicBatching.name}`"
 
 
 def _config(
@@ -79,17 +92,23 @@ def _config(
     yield f"max_batch_size: {batching.max_batch_size if batching else 1}"
     for field, tensors in (("input", inputs), ("output", outputs)):
         for tensor in tensors:
-            dims = ", ".join(map(str, tensor.shape[1:]))
             datatype = "TYPE_STRING" if tensor.datatype == "BYTES" else f"TYPE_{tensor.datatype}"
-            yield f"{field} {{ name: {json.dumps(tensor.name)} data_type: {datatype} dims: [ {dims} ] }}"
-    yield f"instance_group {{ count: {plan.sessions or 1} kind: KIND_CPU }}"
+            named = f"name: {json.dumps(tensor.name)} data_type: {datatype}"
+            yield f"{field} {{ {named} {_sizes(tensor)} }}"
+    threads = int(backend.settings.get("threads", 1))
+    yield f"instance_group {{ count: {plan.sessions_of(threads)} kind: KIND_CPU }}"
     if batching is not None:
         yield from _batching(batching, plan)
     if any(isinstance(one, ExactCache) for one in plan.chosen()):
         yield "response_cache { enable: true }"  # tritonserver --cache-config local,size=…
-    threads = backend.settings.get("threads", 1)
     key = {"onnxruntime": "intra_op_thread_count", "openvino": "INFERENCE_NUM_THREADS"}[kind]
     yield f'parameters {{ key: "{key}" value {{ string_value: "{threads}" }} }}'
+
+
+def _sizes(tensor: Tensor) -> str:
+    """What each sample holds. One value is a row of one for Triton, and none for the network."""
+    dims = ", ".join(map(str, tensor.shape[1:]))
+    return f"dims: [ {dims} ]" if dims else "dims: [ 1 ] reshape { shape: [ ] }"
 
 
 def _batching(batching: DynamicBatching, plan: ServingPlan) -> Iterator[str]:

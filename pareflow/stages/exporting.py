@@ -66,12 +66,14 @@ def export_triton(package: Path, plan: ServingPlan, to: Path, logs: Path) -> dic
 def export_kserve(
     package: Path, plan: ServingPlan, to: Path, *, image: str, storage_uri: str, memory_mib: int
 ) -> dict[str, Any]:
-    """Write an InferenceService, and beside it what its `storageUri` must hold; the files.
+    """Write an InferenceService, and beside it what its `storageUri` must hold; the files, and what of the
+    plan the pod cannot do.
 
     Raises: InputError where `to` is there already.
     """
     document = verified(package)
     _must_be_new(to)
+    plan, left_out = _alone(plan)
     model = to / "model"
     shutil.copytree(package, model, ignore=shutil.ignore_patterns(MANIFEST))
     (model / kserve.PLAN_FILE).write_text(yaml.safe_dump(plan.model_dump(mode="json", exclude_defaults=True)))
@@ -85,7 +87,19 @@ def export_kserve(
         memory_mib=memory_mib,
     )
     (to / "inferenceservice.yaml").write_text(yaml.safe_dump(service, sort_keys=False))
-    return {"to": str(to), "files": _files(to, to), "left_out": []}
+    return {"to": str(to), "files": _files(to, to), "left_out": left_out}
+
+
+def _alone(plan: ServingPlan) -> tuple[ServingPlan, list[str]]:
+    """The plan without what asks for other versions, which one package has not; and that, in words."""
+    settings = ("calibration", "encoder", "tiers")
+    bound = [one for one in plan.chosen() if any(getattr(one, name, None) for name in settings)]
+    if not (bound or plan.tiers):
+        return plan, []
+    pairs = zip(plan.policies, plan.chosen(), strict=True)
+    kept = {"tiers": {}, "policies": tuple(told for told, one in pairs if one not in bound)}
+    words = "asks for registered versions, and the pod has one package"
+    return plan.model_copy(update=kept), [f"`{one.name}` {words}" for one in bound]
 
 
 def _must_be_new(folder: Path) -> None:

@@ -12,7 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.orchestration.conftest import Finished
+from flows import commands
+from pareflow.serving.plan import ServingPlan
+from tasks.serving import keep_plan
+from tasks.tracking import Tracker
+from tests.orchestration.conftest import Finished, Judged
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -45,6 +49,25 @@ def test_the_winner_in_the_store_is_the_champion_of_the_registry(
             member = registered.extractfile(name)
             assert member is not None
             assert member.read() == stored.read(name), name
+        about = json.loads(stored.read("images/package/model.json"))
+        assert about["judged_batch_size"] is None  # its answers do not depend on those beside them
+
+
+def test_a_versions_own_plan_goes_with_it_where_no_other_is_named(
+    new_tracker: Callable[[Path], Tracker], judged: Judged, tmp_path: Path
+) -> None:
+    tracker = new_tracker(tmp_path)
+    parent = tracker.begin(judged.run)
+    version = str(tracker.register(judged.run, parent, judged.package(judged.fp32), judged.fp32).version)
+    keep_plan(tracker, "images", version, ServingPlan(sessions=3, policies=({"exact_cache": {}},)))
+    other = tmp_path / "plan.yaml"
+    other.write_text("sessions: 2")
+    for plan, sessions, cached in ((None, 3, True), (other, 2, False)):
+        to = tmp_path / f"repository{sessions}"
+        told = commands.export_served(f"models:/images/{version}", to, tmp_path, "triton", plan)
+        config = (to / "images" / "config.pbtxt").read_text()
+        assert told["plan"]["sessions"] == sessions
+        assert (f"count: {sessions}" in config, "response_cache" in config) == (True, cached)
 
 
 @pytest.mark.parametrize(
