@@ -39,7 +39,8 @@ def calibrate(
 ) -> dict[str, Any]:
     """The plan with its thresholds, written and registered where asked.
 
-    Raises: InputError, CalibrationError.
+    Raises: InputError, also where a plan to be registered may lose more than its version's SLA leaves;
+    CalibrationError.
     """
     if register and not target.startswith("models:"):
         raise InputError(
@@ -51,6 +52,8 @@ def calibrate(
     with holding(Store(data_dir / "store"), f"calibrate {target}"):
         run = Run.open(run_spec, path, data_dir)
         main = _release(run, target, data_dir)
+        if register:  # before minutes are spent
+            calibrating.require_kept(main, described, Budget(**budget))
         tiers = {name: source(one, data_dir).current() for name, one in described.tiers.items()}
         releases = {"": main, **tiers}
         done = calibrating.calibrate(run, releases, described, Budget(**budget), learn_scores=learn_scores)
@@ -65,6 +68,8 @@ def calibrate(
         "registered": register,
         "samples": done.samples,
         **budget,
+        "may_lose": calibrating.may_lose(done.plan, Budget(**budget)),
+        "left_by_sla": calibrating.left_by(main),
         "calibrated": done.found,
         "plan": document,
         "written": None if to is None else str(to),
@@ -81,6 +86,10 @@ def show(document: Mapping[str, Any], console: Console) -> None:
         threshold = f"{row['threshold']:.6g}"
         table.add_row(row["policy"], threshold, row["score"], f"{samples} samples", escape(_found(row)))
     console.print(table)
+    left = document["left_by_sla"]
+    if left is not None and document["may_lose"] > left:
+        loss = f"the plan may lose {document['may_lose']:.4g} of the metric, and the SLA leaves it {left:.4g}"
+        console.print(f"[bold red]together they may break the SLA[/]: {loss}", soft_wrap=True)
     written = f"; written to {document['written']}" if document["written"] else ""
     registered = "; registered with the version, for this environment" if document["registered"] else ""
     said = f"these thresholds are for these versions alone{written}{registered}"

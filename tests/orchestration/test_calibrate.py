@@ -44,10 +44,13 @@ def test_a_plan_gets_thresholds_to_serve_with(
     document = json.loads(done.stdout)
     (record,) = document["calibrated"]
     assert (document["samples"], record["drop"], record["answered"]) == (1200, 0.0, {"small": 1.0})
+    assert (document["may_lose"], document["left_by_sla"]) == (0.01, None)  # no verdict: no SLA
     assert read(to).model_dump(mode="json", exclude_defaults=True) == document["plan"]
     console = Console(record=True, width=200)
     calibration.show(document, console)
     assert "small answers 100.0%; 0.00% lost here: at most 1.00%" in console.export_text()
+    calibration.show({**document, "left_by_sla": 0.002}, console)
+    assert "may lose 0.01 of the metric, and the SLA leaves it 0.002" in console.export_text()
 
 
 @pytest.mark.parametrize(

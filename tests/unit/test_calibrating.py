@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +17,13 @@ from pareflow.runtime.caching.calibration import pairs_needed
 from pareflow.runtime.caching.semantic_cache import SemanticCache
 from pareflow.runtime.calibration import Calibration
 from pareflow.serving import calibrating
+from pareflow.serving.calibrating import Budget
 from pareflow.serving.executable import Executable, Release
 from pareflow.serving.hosting import Hosted
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.slot import Slot
+from pareflow.stages.calibrating import left_by, may_lose, require_kept
 from pareflow.variant import Step
 from pareflow.workload import LoadedWorkload, Split, SplitName, load
 
@@ -200,6 +203,43 @@ def test_a_semantic_cache_gets_a_threshold_of_its_own(versions: Versions) -> Non
         SemanticCache(**settings | {"threshold": 0.5})
     with pytest.raises(CalibrationError, match="no threshold shows it"):
         versions.calibrated([{"semantic_cache": {"max_false_hits": 0.001}}])
+
+
+CASCADE, CACHE = {"confidence_cascade": {}}, {"semantic_cache": {"max_false_hits": 0.02}}
+
+
+@pytest.mark.parametrize(
+    ("checks", "left"),
+    [
+        ([("max_drop", 0.03, 0.0, 0.012)], 0.018),
+        ([("max_drop", 0.03, 0.0, 0.02)], 0.01),
+        ([("min", 0.9, 0.93, 0.97)], 0.03),
+        ([("max_drop", 0.03, 0.0, 0.012), ("min", 0.9, 0.905, 0.97)], 0.005),
+        ([("max_drop", 0.03, 0.0, 0.04)], 0.0),
+        ([("max_drop", 0.03, None, None)], 0.0),
+        ([("max_drop", 0.03, 0.0, 0.0), ("worst_slice_max_drop", 0.1, 0.0, 0.0)], 0.0),
+        ([], None),
+    ],
+)
+def test_a_registered_plan_and_its_version_keep_the_sla_together(
+    packaged: Callable[..., Path], tmp_path: Path, checks: list[Any], left: float | None
+) -> None:
+    """By hand: of a drop of 3 points the version may have used 1.2, so that 1.8 are left to its plan."""
+    folder = shutil.copytree(packaged("images"), tmp_path / "judged")
+    document, names = json.loads((folder / "model.json").read_text()), ("limit", "low", "high")
+    verdict = [{"clause": f"quality.{clause}", **dict(zip(names, of, strict=True))} for clause, *of in checks]
+    verdict.append({"clause": "size.max_mib", "limit": 5, "low": 2, "high": 2})
+    (folder / "model.json").write_text(json.dumps({**document, "verdict": {"checks": verdict}}))
+    release = Release("images", "1", folder)
+    assert left_by(release) == (left if left is None else pytest.approx(left))
+    for policies, loses in (((CASCADE,), 0.01), ((CASCADE, CASCADE), 0.01), ((CACHE, CASCADE), 0.03)):
+        plan, budget = ServingPlan(policies=policies), Budget(max_drop=0.01)
+        assert may_lose(plan, budget) == pytest.approx(loses)
+        if left is None or loses <= left:
+            require_kept(release, plan, budget)
+        else:
+            with pytest.raises(InputError, match="a registered plan must keep the SLA of its version"):
+                require_kept(release, plan, budget)
 
 
 @pytest.fixture(scope="module")
