@@ -259,3 +259,12 @@ def test_keys_of_objects_are_of_their_content_and_not_where_they_lie() -> None:
 def test_an_unknown_store_is_refused(store: str) -> None:
     with pytest.raises(ValidationError, match="a store must be one of memory, sqlite:, redis://"):
         ExactCache(store=store)
+
+
+@pytest.mark.parametrize("store", ["redis://here:6379/0", "rediss://here", "unix:///run/redis.sock"])
+def test_a_redis_bounds_its_room_itself(store: str) -> None:
+    """A bound that nobody would keep is refused; as JSON it is the same policy again."""
+    with pytest.raises(ValidationError, match=r"`max_mib` must be left out where the store is a Redis"):
+        ExactCache(store=store, max_mib=8)
+    cache = ExactCache(store=store, ttl_s=60)
+    assert ExactCache(**cache.step.settings) == cache

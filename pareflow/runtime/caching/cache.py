@@ -2,10 +2,10 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pareflow.catalog import installed_version
 from pareflow.runtime.caching.accounts import Account
@@ -32,10 +32,14 @@ class KeyedCache(Cache):
     """A cache of what has equal bytes, in one of the stores.
 
     Keys hold what answers (registered version, processing, runtime, precision): after a promotion nothing
-    that another version answered is found, in whichever store, and `Endpoint.flush` removes it.
+    that another version answered is found, in whichever store. `Endpoint.flush` removes it when that version
+    is no longer loaded; one that stands by for a rollback keeps its own.
     """
 
-    store: str = Field(default="memory", description="`memory`, `sqlite:path`, or the URL of a Redis")
+    store: str = Field(
+        default="memory",
+        description="`memory`, `sqlite:path`, or the URL of a Redis, whose own `maxmemory` bounds its room",
+    )
 
     @field_validator("store")
     @classmethod
@@ -44,9 +48,17 @@ class KeyedCache(Cache):
             raise ValueError(f"a store must be one of {', '.join(KINDS)}, but got {store!r}")
         return store
 
+    @model_validator(mode="after")
+    def _bounds_what_it_can(self) -> Self:
+        if self._in_redis and self.max_mib != type(self).model_fields["max_mib"].default:
+            raise ValueError(
+                f"`max_mib` must be left out where the store is a Redis, but got {self.max_mib:g}. Bound its "
+                "room there (`maxmemory`, with `maxmemory-policy allkeys-lru`)"
+            )
+        return self
+
     def unfit(self) -> str | None:
-        redis = not self.store.startswith(("memory", "sqlite:")) and installed_version("redis") is None
-        return "not installed: redis" if redis else None
+        return "not installed: redis" if self._in_redis and installed_version("redis") is None else None
 
     def wrap(self, below: Endpoint) -> Endpoint:
         space = space_of(self._kind(), below.identity)
@@ -61,6 +73,10 @@ class KeyedCache(Cache):
             return {**account.figures(), **store.figures()}
 
         return below.then(self.name, answer, figures, flush=store.flush, close=store.close)
+
+    @property
+    def _in_redis(self) -> bool:
+        return self.store.startswith(KINDS[2:])
 
     def _kind(self) -> str:
         """What its keys mean, beside the inputs."""
