@@ -78,8 +78,12 @@ def share_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> In
 
     Source: Clopper and Pearson, 1934, Biometrika 26:404.
     """
-    low, high = 1 - _most(n - successes, n, confidence), _most(successes, n, confidence)
-    return Interval(successes / n, low, high, n, confidence)
+    return Interval(successes / n, *share_bounds(successes, n, confidence), n, confidence)
+
+
+def share_bounds(successes: int, n: int, confidence: float) -> tuple[float, float]:
+    """The bounds of that interval, each of which is wrong no more often than stated."""
+    return 1 - _most(n - successes, n, confidence), _most(successes, n, confidence)
 
 
 def _most(successes: int, n: int, confidence: float) -> float:
@@ -96,27 +100,31 @@ def paired_share_drop(lost: int, won: int, n: int, confidence: float = CONFIDENC
     is inside where |z(d)| is at most the normal quantile; z's variance is taken under d. Where nothing was
     won, the bound is no nearer than the exact one of the share lost: few differ there, and the score's would
     be wrong in up to 7 % where 5 are stated. Mirrored where nothing was lost.
-    Source: Tango, 1998, Statistics in Medicine 17:891, equations 8 to 12.
+    Source: Tango, 1998, Statistics in Medicine 17:891, equations 11 and 12.
     """
     from scipy import stats
 
     z = float(stats.norm.ppf(confidence))
     estimate = (lost - won) / n
-
-    def score(d: float) -> float:
-        a, b = 2 * n, -lost - won + (2 * n - lost + won) * d
-        c = -won * d * (1 - d)
-        share = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
-        variance = n * (2 * share + d * (1 - d))
-        return (lost - won - n * d) / math.sqrt(variance) if variance > 0 else 0.0
-
-    low = _root(lambda d: score(d) - z, -1.0, estimate)
-    high = _root(lambda d: score(d) + z, estimate, 1.0)
+    low = _root(lambda d: float(paired_score(lost, won, n, d)) - z, -1.0, estimate)
+    high = _root(lambda d: float(paired_score(lost, won, n, d)) + z, estimate, 1.0)
     if won == 0:
         high = max(high, _most(lost, n, confidence))
     if lost == 0:
         low = min(low, -_most(won, n, confidence))
     return Interval(estimate, low, high, n, confidence)
+
+
+def paired_score(lost: np.ndarray | float, won: np.ndarray | float, n: int, difference: float) -> np.ndarray:
+    """How many standard errors the difference of two paired shares lies above a given one.
+
+    Source: Tango, 1998, Statistics in Medicine 17:891, equations 8 to 10.
+    """
+    a, b = 2 * n, -lost - won + (2 * n - lost + won) * difference
+    c = -won * difference * (1 - difference)
+    share = (np.sqrt(np.maximum(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
+    variance = np.maximum(n * (2 * share + difference * (1 - difference)), 1e-300)
+    return np.asarray((lost - won - n * difference) / np.sqrt(variance))
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:

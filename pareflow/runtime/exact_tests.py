@@ -4,6 +4,8 @@ import functools
 
 import numpy as np
 
+from pareflow.intervals import paired_score, share_bounds
+
 NUISANCE_ERROR = 1e-3
 """Of the test of paired shares, spent on where the unknown share of gains lies."""
 GRID = 41
@@ -24,10 +26,10 @@ def shares_p_value(lost: int, won: int, n: int, margin: float) -> float:
     """
     from scipy import special  # here, since `import pareflow` must be quick
 
-    low, high = _clopper_pearson(won, n)
+    low, high = share_bounds(won, n, 1 - NUISANCE_ERROR / 2)
     shares = np.linspace(low, min(high, (1 - margin) / 2), GRID)
     gains = _likely(n, shares[0], shares[-1])
-    most = _most_lost(float(_score(lost, won, n, margin)), gains, n, margin)
+    most = _most_lost(float(paired_score(lost, won, n, margin)), gains, n, margin)
     share = shares[:, None]
     gained = special.xlogy(gains, share) + special.xlog1py(n - gains, -share)
     tables = np.exp(gained - special.betaln(gains + 1, n - gains + 1) - np.log(n + 1))
@@ -42,30 +44,12 @@ def _likely(n: int, low: float, high: float) -> np.ndarray:
     return np.arange(max(0, int(least)), min(n, int(most)) + 1, dtype=float)
 
 
-def _clopper_pearson(successes: int, n: int) -> tuple[float, float]:
-    """Where a share lies, but for an error of NUISANCE_ERROR."""
-    from scipy import special
-
-    half = NUISANCE_ERROR / 2
-    low = special.betaincinv(successes, n - successes + 1, half) if successes else 0.0
-    return float(low), float(special.betaincinv(successes + 1, n - successes, 1 - half))
-
-
-def _score(lost: np.ndarray | float, won: np.ndarray | float, n: int, margin: float) -> np.ndarray:
-    """How many standard errors the loss lies above `margin`. Source: Tango, 1998, equations 8 to 10."""
-    a, b = 2 * n, -lost - won + (2 * n - lost + won) * margin
-    c = -won * margin * (1 - margin)
-    share = (np.sqrt(np.maximum(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
-    variance = np.maximum(n * (2 * share + margin * (1 - margin)), 1e-300)
-    return np.asarray((lost - won - n * margin) / np.sqrt(variance))
-
-
 def _most_lost(score: float, gains: np.ndarray, n: int, margin: float) -> np.ndarray:
     """Per number of gains the most losses with a score of at most `score`; it grows with them. -1 if none."""
     low, high = np.full(len(gains), -1.0), n - gains
     while (low < high).any():
         middle = np.ceil((low + high) / 2)
-        inside = _score(middle, gains, n, margin) <= score + 1e-12
+        inside = paired_score(middle, gains, n, margin) <= score + 1e-12
         low, high = np.where(inside, middle, low), np.where(inside, high, middle - 1)
     return low
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pareflow.runtime.caching.calibration import calibrate, lower_bound, upper_bound
+from pareflow.runtime.caching.calibration import calibrate
 from pareflow.runtime.caching.false_hits import FalseHits, Threshold
 
 REPEATS = 200
@@ -21,13 +21,6 @@ def test_the_lowest_threshold_before_the_first_that_fails() -> None:
     assert found.threshold == pytest.approx(0.7025)
     assert (found.pairs, found.hits, found.false_hits) == (1200, 700, 2)
     assert found.high == pytest.approx(0.0090, abs=1e-4)
-
-
-def test_bounds_are_those_of_the_tables() -> None:
-    """Clopper and Pearson: 0 of 299 is at most 1 %, 2 of 50 is 0.0072 to 0.1206 at 95 % on each side."""
-    counts = np.array([0, 2, 50]), np.array([299, 50, 50])
-    assert upper_bound(*counts, 0.95) == pytest.approx([0.00997, 0.12061, 1], abs=1e-5)
-    assert lower_bound(*counts, 0.95) == pytest.approx([0, 0.00715, 0.94184], abs=1e-5)
 
 
 @pytest.mark.parametrize(

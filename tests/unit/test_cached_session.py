@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pareflow.measurement import Ran
-from pareflow.runtime.caching.session import CachedSession, request_digest
+from pareflow.runtime.caching.session import CachedSession
 from pareflow.workload import Arrays
 
 ROW = 1024
@@ -63,43 +62,6 @@ def test_an_answer_that_never_fits_drops_no_other() -> None:
     assert cached.held_bytes == ROW
     cached.run(row(1))
     assert cached.hits == 1
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"x": np.zeros((2, 3), dtype=np.int32)},
-        {"x": np.zeros((3, 2), dtype=np.float32)},
-        {"x": np.zeros((1, 6), dtype=np.float32)},
-        {"y": np.zeros((2, 3), dtype=np.float32)},
-        {"x": np.zeros((2, 3), dtype=np.float32), "y": np.zeros(0, dtype=np.float32)},
-        {"x": np.asarray([[0, 0, 0], [0, 0, 1e-45]], dtype=np.float32)},
-    ],
-    ids=["type", "shape", "rank", "name", "more", "least bit"],
-)
-def test_requests_that_differ_in_anything_differ_in_digest(other: Arrays) -> None:
-    assert request_digest({"x": np.zeros((2, 3), dtype=np.float32)}) != request_digest(other)
-
-
-def test_equal_requests_have_equal_digests_wherever_they_lie() -> None:
-    """The order of names, and strides, are no content."""
-    array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    turned = np.ascontiguousarray(array.T).T
-    assert request_digest({"a": array, "b": array}) == request_digest({"b": turned, "a": turned})
-    texts = [np.asarray(["ab", "c"], dtype=object) for _ in range(2)]
-    assert request_digest({"x": texts[0]}) == request_digest({"x": texts[1]})
-    assert request_digest({"x": texts[0]}) != request_digest({"x": np.asarray(["a", "bc"], dtype=object)})
-
-
-def test_digests_of_objects_are_of_their_content_and_not_where_they_lie() -> None:
-    """Records hold texts; and of an array within an array numpy's repr leaves out the middle."""
-    records = [np.array([("a" * n, 1)], dtype=[("text", object), ("number", "i4")]) for n in (3, 3, 4)]
-    keys = [request_digest({"x": record}) for record in records]
-    assert keys[0] == keys[1] != keys[2]
-    nested = [np.empty(1, dtype=object) for _ in range(2)]
-    for place, array in enumerate(nested):
-        array[0] = np.eye(1, 2000, 1000 + place)[0]
-    assert request_digest({"x": nested[0]}) != request_digest({"x": nested[1]})
 
 
 @given(st.lists(st.integers(0, 5), max_size=40), st.integers(1, 7))

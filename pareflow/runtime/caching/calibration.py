@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import Field
 
-from pareflow.runtime.calibration import Drop, VariantBound
+from pareflow.intervals import samples_needed, share_bounds
+from pareflow.runtime.calibration import Drop, VariantBound, last_passed
 
 STEPS = 800
 """Thresholds from 1 to -1 that are tried, fixed before any pair is seen."""
@@ -16,7 +17,7 @@ a single false hit among the nearest few must not end the search."""
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class HitThreshold:
     """The lowest threshold whose false-hit rate is within the limit, or why there is none.
 
     Of the `hits` pairs at or above it, `false_hits` differ; `high` bounds the true rate. `hit_share` is of
@@ -53,7 +54,7 @@ def calibrate(
     same: Sequence[bool] | np.ndarray,
     limit: float = 0.01,
     confidence: float = 0.95,
-) -> Calibration:
+) -> HitThreshold:
     """A threshold at which at most `limit` of the hits are false, with `confidence`.
 
     `scores`: how near each request is to the kept one nearest to it, from -1 to 1, be it the cosine or the
@@ -64,6 +65,8 @@ def calibrate(
     Source: Angelopoulos et al., 2021, arXiv:2110.01052, section 2.3 (fixed-sequence testing); Clopper and
     Pearson, 1934, Biometrika 26:404. Departure: where the sequence begins depends on the scores.
     """
+    from scipy import special
+
     scores, same = np.asarray(scores, float), np.asarray(same, bool)
     pairs, needed = len(scores), pairs_needed(limit, confidence)
     thresholds = np.linspace(1, -1, STEPS + 1)
@@ -73,39 +76,19 @@ def calibrate(
         return _refused(pairs, f"{needed} pairs are needed at the least, but there are {pairs}")
     thresholds, hits = thresholds[tested], hits[tested]
     false_hits = ((scores[None] >= thresholds[:, None]) & ~same[None]).sum(axis=1)
-    highs = upper_bound(false_hits, hits, confidence)
-    passed = int(np.argmax(np.append(highs > limit, True)))  # how many, before the first that fails
-    if not passed:
+    p_values = special.bdtr(false_hits, hits, limit)
+    last = last_passed(range(len(thresholds)), lambda i: float(p_values[i]), confidence)
+    high = share_bounds(int(false_hits[last or 0]), int(hits[last or 0]), confidence)[1]
+    if last is None:
         failed = f"at {thresholds[0]:.3f}, {false_hits[0]} of {hits[0]} hits are false"
-        return _refused(pairs, f"{failed}, a rate of up to {highs[0]:.2%}")
-    last = passed - 1
-    return Calibration(
-        float(thresholds[last]), pairs, int(hits[last]), int(false_hits[last]), float(highs[last]), ""
-    )
+        return _refused(pairs, f"{failed}, a rate of up to {high:.2%}")
+    return HitThreshold(float(thresholds[last]), pairs, int(hits[last]), int(false_hits[last]), high, "")
 
 
 def pairs_needed(limit: float, confidence: float) -> int:
     """How many hits, none of them false, show a rate of at most `limit`: 299 for 1 % at 95 %."""
-    from pareflow.intervals import samples_needed
-
     return samples_needed(1 - limit, confidence)
 
 
-def upper_bound(false_hits: np.ndarray, hits: np.ndarray, confidence: float) -> np.ndarray:
-    """The one-sided Clopper-Pearson bounds of rates, from above."""
-    from scipy import stats
-
-    bound = stats.beta.ppf(confidence, false_hits + 1, np.maximum(hits - false_hits, 0.5))
-    return np.where(false_hits >= hits, 1.0, bound)
-
-
-def lower_bound(false_hits: np.ndarray, hits: np.ndarray, confidence: float) -> np.ndarray:
-    """The same from below."""
-    from scipy import stats
-
-    bound = stats.beta.ppf(1 - confidence, np.maximum(false_hits, 0.5), hits - false_hits + 1)
-    return np.where(false_hits == 0, 0.0, bound)
-
-
-def _refused(pairs: int, reason: str) -> Calibration:
-    return Calibration(None, pairs, 0, 0, None, reason)
+def _refused(pairs: int, reason: str) -> HitThreshold:
+    return HitThreshold(None, pairs, 0, 0, None, reason)

@@ -4,10 +4,9 @@ import logging
 import math
 from collections.abc import Mapping
 
-import numpy as np
-
+from pareflow.intervals import share_bounds
 from pareflow.measurement import CONFIDENCE
-from pareflow.runtime.caching.calibration import calibrate, lower_bound, upper_bound
+from pareflow.runtime.caching.calibration import calibrate
 
 ATTEMPTS = 3
 """Calibrations on shadow pairs, each on pairs of its own, twice as many as before."""
@@ -40,13 +39,9 @@ class FalseHits:
         counts = {"reruns": self.reruns, "false_hits": self.false_hits}
         if not self.reruns:
             return counts
-        false_hits, reruns = np.asarray(self.false_hits), np.asarray(self.reruns)
-        return {
-            **counts,
-            "false_hit_rate": self.false_hits / self.reruns,
-            "false_hit_low": float(lower_bound(false_hits, reruns, self._confidence)),
-            "false_hit_high": float(upper_bound(false_hits, reruns, self._confidence)),
-        }
+        low, high = share_bounds(self.false_hits, self.reruns, self._confidence)
+        rate = self.false_hits / self.reruns
+        return {**counts, "false_hit_rate": rate, "false_hit_low": low, "false_hit_high": high}
 
     def _log_odds(self) -> float:
         """The logarithm of the mixture's likelihood over the limit's."""

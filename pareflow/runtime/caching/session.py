@@ -4,7 +4,6 @@ A request is a whole batch of preprocessed inputs; it equals another where names
 do. It needs numpy alone, so that it runs on a device.
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from threading import Lock
@@ -12,8 +11,8 @@ from threading import Lock
 import numpy as np
 
 from pareflow.measurement import Ran
+from pareflow.runtime.caching.keys import request_key
 from pareflow.session import Session
-from pareflow.variant import array_bytes
 from pareflow.workload import Arrays
 
 
@@ -30,7 +29,7 @@ class CachedSession:
         self.hits, self.misses, self.held_bytes = 0, 0, 0
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        key = request_digest(feeds)
+        key = request_key(b"", feeds)  # one session, one space
         with self._lock:
             found = self._kept.get(key)
             if found is not None:
@@ -55,19 +54,6 @@ class CachedSession:
             self.held_bytes += needed
             while self.held_bytes > self._max_bytes:
                 self.held_bytes -= size(self._kept.popitem(last=False)[1])
-
-
-def request_digest(feeds: Mapping[str, np.ndarray]) -> bytes:
-    """Names a request by its content, whatever the order of its inputs: 32 bytes.
-
-    Raises: UnsuitableError where an input holds objects that have none of their own.
-    """
-    digest = hashlib.blake2b(digest_size=32)
-    for name in sorted(feeds):
-        array = np.ascontiguousarray(feeds[name])
-        digest.update(f"{name!r} {array.dtype.str} {feeds[name].shape}\n".encode())
-        digest.update(array_bytes(array))
-    return digest.digest()
 
 
 def copied(answers: Mapping[str, np.ndarray]) -> Arrays:
