@@ -6,8 +6,8 @@ judgement: where that champion is champion still, point `previous` at it, then `
 and read both back; where it is not, judge again. Without locks the worse of two models won 13 of 20 forced
 races, with them none (facts/prefect-mlflow).
 
-A version without a verdict of this environment by this SLA is judged here first (law 8). One that was rolled
-back from is not promoted again but by a person. Every move leaves a record (`tasks.audit`).
+A version without a verdict of this environment by this SLA and objective is judged here first (law 8). One
+that was rolled back from is not promoted again but by a person. Every move leaves a record (`tasks.audit`).
 """
 
 import json
@@ -22,12 +22,13 @@ from typing import Any, NamedTuple, cast
 from pareflow.errors import InputError, VariantError
 from pareflow.gate import Decision, Verdict
 from pareflow.serving.model import verified
+from pareflow.serving.standing import backend_in
 from pareflow.stages import promotion, registration
 from pareflow.stages.rejudging import rejudge
 from pareflow.stages.run import Row, Run
 from tasks import audit
 from tasks.locking import StillHeld
-from tasks.tracking import BREACH, CONTENT, LEFT, TRAFFIC, Tracker, content_of, verdict_of
+from tasks.tracking import BREACH, LEFT, TRAFFIC, Tracker, check_content, verdict_of, where_judged
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def challenge(tracker: Tracker, run: Run, version: str) -> None:
             reason = f"pipeline run {run.id} registered it"
             places = {"before": before, "after": version, "environment": run.environment.fingerprint}
             move = audit.Move(name, "challenged", version, audit.who(), reason, **places)
-            with audit.recorded(tracker, move):
+            with audit.recorded(tracker, move, promotion=run.spec.promotion):
                 tracker.set_alias(name, "challenger", version)
 
 
@@ -154,13 +155,19 @@ def promote_challenger(
 
 
 def roll_back(
-    tracker: Tracker, name: str, *, leaving: str | None = None, by: str | None = None, reason: str = ""
+    tracker: Tracker,
+    name: str,
+    *,
+    leaving: str | None = None,
+    by: str | None = None,
+    reason: str = "",
+    force: bool = False,
 ) -> dict[str, Any]:
     """Point `champion` at `previous`, and the other way round; no challenger keeps any traffic.
 
-    With `leaving` only where that version is champion, and the previous one broke no rule itself. A rollback
-    that was cut off is ended: asked again it does not go back. Where it leads then the record says.
-    Raises: InputError if there is no previous one.
+    With `leaving` only where that version is champion. A rollback that was cut off is ended: asked again it
+    does not go back. Where it leads then the record says.
+    Raises: InputError if there is no previous one, or it broke a rule of monitoring, unless that is forced.
     """
     with tracker.switching(name) as still_held:
         champion, previous = number(tracker, name, "champion"), number(tracker, name, "previous")
@@ -179,6 +186,8 @@ def roll_back(
                 "both are the same version" if same else "the registry lacks one of them",
                 "See `pareflow list versions`",
             )
+        if not force:
+            _check_unbroken(tracker, name, previous)
         told = f"rolled back from version {champion}"
         why, who = reason or told, by or audit.who()
         still_held()
@@ -201,8 +210,18 @@ def _check_leaving(
         raise InputError(must, f"the champion is not version {leaving}", "See `pareflow list audit`")
     if previous is None:
         raise InputError(must, "there is no previous version", "Train another")
-    if BREACH in tracker.version(name, previous).tags:
-        raise InputError(must, f"version {previous} broke a rule itself", "Train another")
+
+
+def _check_unbroken(tracker: Tracker, name: str, previous: str) -> None:
+    """Raises: InputError where a rollback would bring back what a monitor left, which may be back already."""
+    broke = tracker.version(name, previous).tags.get(BREACH)
+    if broke is not None:
+        raise InputError(
+            f"a rollback of {name} must lead to a version that broke no rule of monitoring",
+            f"version {previous} broke a rule itself: {broke}",
+            f"See `pareflow list audit {name}`: the monitor may have gone back already. Train another, or go "
+            "there all the same with --force",
+        )
 
 
 def left_behind(tracker: Tracker, name: str, version: str) -> str | None:
@@ -279,16 +298,18 @@ def _clauses(verdict: Verdict) -> str:
 
 def _verdict_here(tracker: Tracker, run: Run, version: str, package: Path) -> Judgement:
     """The version's verdict in this environment, by this SLA: the recorded one, else measured now."""
-    registered = tracker.version(run.spec.name, version)
-    recorded = cast("Decision | None", verdict_of(run, registered.tags))
+    registered, backend = tracker.version(run.spec.name, version), backend_in(package)
+    recorded = cast("Decision | None", verdict_of(run, registered.tags, backend))
     if recorded is None:
         found = rejudge(run, package)
         decision: Decision = found["now"]["decision"] if found["now"] else "reject"
         now = _clauses(Verdict.from_json(found["now"])) if found["now"] else ""
-        tracker.record_verdict(run, registered, decision)
+        tracker.record_verdict(run, registered, decision, backend)
         return Judgement(decision, found["reason"], now)
-    told = Verdict.from_json(verified(package)["verdict"])
-    if told.environment == run.environment.fingerprint and told.decision == recorded:
+    packaged = verified(package)
+    told, asked = Verdict.from_json(packaged["verdict"]), (run.id, where_judged(run, backend))
+    same = (packaged["run"], packaged["environment"]["fingerprint"]) == asked
+    if same and told.decision == recorded:  # else it is of another SLA, or of another environment
         return Judgement(recorded, told.missed, _clauses(told))
     return Judgement(recorded, "so it was judged here; `pareflow check` says more")
 
@@ -304,11 +325,5 @@ def as_registered(tracker: Tracker, name: str, version: str, into: Path) -> Path
     """The version's package, its digests checked. Raises: InputError where it is not what was packaged, or
     not what was registered."""
     package = tracker.download(name, version, into)
-    tags = tracker.version(name, version).tags
-    if content_of(package, tags) != tags.get(CONTENT):
-        raise InputError(
-            f"version {version} of {name} must be what was registered",
-            "its files give another digest",
-            "Register it again, or roll back",
-        )
+    check_content(package, tracker.version(name, version))
     return package

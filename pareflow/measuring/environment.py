@@ -1,12 +1,17 @@
-"""The environment that a measurement belongs to."""
+"""The environment that a measurement belongs to, and the one that a variant's verdict does."""
 
 import platform
+from dataclasses import replace
 
-from pareflow.catalog import installed_version
+from pareflow.catalog import BACKENDS, Member, installed_version
+from pareflow.compiler.environment import pins
+from pareflow.compiler.worker import WorkerBackend
 from pareflow.hardware import probe
 from pareflow.measurement import Environment
 
 RUNTIMES = ("numpy", "onnxruntime", "openvino", "torch")
+LIBRARIES = {"tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")}
+"""By backend: the distributions that bring a library of its runtime, where those that it requires do not."""
 
 
 def environment() -> Environment:
@@ -25,3 +30,24 @@ def environment() -> Environment:
         accelerator=accelerator,
         governor=probe.governor(),
     )
+
+
+def of_verdict(found: Environment, backend: str) -> Environment:
+    """The environment that a verdict on what this backend runs belongs to: what else it runs on counts, too.
+
+    The same one for most backends, whose runtimes are in it. A backend that is not defined here adds nothing.
+    """
+    if backend not in BACKENDS:
+        return found
+    return replace(found, runtimes={**found.runtimes, **_runs_on(BACKENDS[backend])})
+
+
+def _runs_on(backend: type[Member]) -> dict[str, str]:
+    """The versions of what a backend needs here; and of a worker, by its name, of what its lock pins."""
+    names = (*backend.requires, *LIBRARIES.get(backend.name, ()))
+    versions = {name: version for name in names if (version := installed_version(name)) is not None}
+    if not issubclass(backend, WorkerBackend):
+        return versions
+    locked = pins(backend.environment().lock.read_text())
+    told = ", ".join(f"{name} {locked[name]}" for name in backend.runtime if name in locked)
+    return {**versions, backend.name: told}

@@ -6,6 +6,7 @@ from typing import Any
 
 from pareflow.errors import VariantError
 from pareflow.gate import Verdict
+from pareflow.measuring.environment import of_verdict
 from pareflow.serving.model import verified
 from pareflow.stages import registration
 from pareflow.stages.baseline import baseline
@@ -27,11 +28,11 @@ def rejudge(run: Run, package: Path) -> dict[str, Any]:
     lineage = verified(package)
     was = Verdict.from_json(lineage["verdict"])
     row = _judged(run, package)
-    now = row.verdict
+    now, where = row.verdict, of_verdict(run.environment, row.recipe.backend.name)
     return {
         "pipeline": run.spec.name,
         "recipe": row.label,
-        "environment_changes": _changes(lineage["environment"], run.environment.to_json()),
+        "environment_changes": _changes(lineage["environment"], where.to_json()),
         "was": was.to_json(),
         "now": None if now is None else now.to_json(),
         "reason": row.reason or _words(now),

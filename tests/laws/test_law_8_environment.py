@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from pareflow.gate import Evidence, judge
 from pareflow.intervals import speedup
 from pareflow.measurement import Environment, Measurement
-from pareflow.measuring.environment import environment
+from pareflow.measuring.environment import environment, of_verdict
 from pareflow.sla import SLA
 from pareflow.stages import registration
 from pareflow.stages.baseline import SCREENING
@@ -57,6 +58,23 @@ def test_every_part_of_the_environment_counts(name: str) -> None:
     here = environment()
     changed: dict[str, Any] = {"flags": ("none",), "runtimes": {}}
     assert replace(here, **{name: changed.get(name, "other")}).fingerprint != here.fingerprint
+
+
+def test_a_verdict_belongs_to_what_its_backend_runs_on_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkout: Path
+) -> None:
+    """A worker's runtime lies in no interpreter of ours: its lock says what it is, and an upgrade counts."""
+    here = environment()
+    assert of_verdict(here, "onnxruntime") == of_verdict(here, "torch_eager") == here
+    before = of_verdict(here, "litert")
+    assert before.runtimes["litert"].startswith("ai-edge-litert ")
+    lock = (checkout / "infra" / "environments" / "litert.txt").read_text()
+    upgraded = re.sub(r"^ai-edge-litert==.*$", "ai-edge-litert==99.0", lock, flags=re.MULTILINE)
+    (tmp_path / "litert.txt").write_text(upgraded)
+    monkeypatch.setattr("pareflow.compiler.environment.lock_folders", lambda: [tmp_path])
+    after = of_verdict(here, "litert")
+    assert after.runtimes["litert"] == "ai-edge-litert 99.0"
+    assert len({one.fingerprint for one in (here, before, after)}) == 3
 
 
 def test_a_registered_verdict_is_judged_again_where_the_environment_differs(

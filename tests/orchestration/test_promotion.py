@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,10 @@ from pareflow.errors import InputError
 from pareflow.sla import LoadClause, SizeClause
 from pareflow.stages.promotion import against_champion
 from pareflow.stages.run import Row, Run
+from tasks import audit
 from tasks.promotion import Promotion, challenge, promote, promote_challenger, roll_back
 from tasks.tracking import Tracker, verdict_of
-from tests.orchestration.conftest import CHECKOUT, Judged, judge
+from tests.orchestration.conftest import CHECKOUT, Judged, judge, trigger_of
 
 PROMOTE = """
 import pickle, sys
@@ -60,6 +62,19 @@ def test_the_first_version_becomes_champion(
     moved = promote(tracker, judged.run, version, judged.fp32)
     assert moved == Promotion(version, "champion", "there was no champion")
     assert aliases(tracker) == {"challenger": version, "champion": version}
+
+
+def test_a_new_challenger_starts_a_rollout_where_its_pipeline_leaves_the_champion_alone(
+    tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str], sent: list[Any]
+) -> None:
+    """Once that trigger is switched on: else the run that found the challenger promotes it, or asks."""
+    version = register(judged, judged.fp32)
+    for promotion in ("automatic", "manual"):
+        spec = judged.run.spec.model_copy(update={"promotion": promotion})
+        challenge(tracker, dataclasses.replace(judged.run, spec=spec), version)
+        tracker.client.delete_registered_model_alias("images", "challenger")
+    assert [trigger_of("rollout").covers(event) for event in sent] == [False, True]
+    assert sent[-1].payload["name"] == "images"
 
 
 def test_the_champion_promoted_again_stays(
@@ -132,18 +147,33 @@ def _with_training(run: Run, steps: int) -> Run:
 def test_a_verdict_by_another_sla_is_none(
     tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]
 ) -> None:
-    """A stricter one, by which the version is judged here and now, and refused."""
+    """A stricter one, by which the version is judged here and now, and refused; so is one of another
+    objective."""
     version = register(judged, judged.fp32)
     tags = tracker.version("images", version).tags
-    assert verdict_of(judged.run, tags) == "promote"
+    assert verdict_of(judged.run, tags, "onnxruntime") == "promote"
+    assert verdict_of(judged.with_objective("latency_p50"), tags, "onnxruntime") is None
     sla = judged.run.spec.sla.model_copy(update={"size": SizeClause(max_mib=1e-6)})
     strict = dataclasses.replace(judged.run, spec=judged.run.spec.model_copy(update={"sla": sla}))
-    assert verdict_of(strict, tags) is None
+    assert verdict_of(strict, tags, "onnxruntime") is None
     moved = promote(tracker, strict, version, None)
     assert moved.alias == "challenger"
     assert moved.reason.startswith(f"version {version} is not made champion (reject: size.max_mib")
     assert aliases(tracker) == {}
-    assert verdict_of(judged.run, tracker.version("images", version).tags) is None
+    assert verdict_of(judged.run, tracker.version("images", version).tags, "onnxruntime") is None
+
+
+def test_content_registered_again_by_another_sla_is_not_promoted_by_the_words_of_the_old_one(
+    tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]
+) -> None:
+    """The registry holds the first package, with its verdict; the tags are the second run's."""
+    version = register(judged, judged.fp32)
+    sla = judged.run.spec.sla.model_copy(update={"size": SizeClause(max_mib=50)})
+    other = dataclasses.replace(judged.run, spec=judged.run.spec.model_copy(update={"sla": sla}))
+    again = tracker.register(other, tracker.begin(other), judged.package(judged.fp32), judged.fp32)
+    assert str(again.version) == version
+    assert promote(tracker, other, version, judged.fp32).alias == "champion"
+    assert audit.history(tracker, "images")[-1]["verdict"] == "promote"
 
 
 @pytest.mark.slow
