@@ -15,6 +15,11 @@ def interval(ratio: Document) -> str:
     return f"{ratio['estimate']:.2f}× ({low}–{high})"
 
 
+def quality(found: Document) -> str:
+    """The value, marked where it is of the search split: only of finalists is it the verdict split's."""
+    return f"{found['value']:.4f}" + (" (search)" if found.get("split") == "search" else "")
+
+
 def bounds(check: Document) -> str:
     if check["estimate"] is None:
         return "not measured"

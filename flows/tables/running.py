@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.tables.cells import Document, bounds, interval, plain
+from flows.tables.cells import Document, bounds, interval, plain, quality
+from pareflow.reporting import gains, wording
 from pareflow.reporting.precision import precisions
 
 
@@ -77,14 +78,14 @@ def retrained(document: Document, console: Console) -> None:
 def _cells(row: Document) -> list[str]:
     if row["latency_ms"] is None:
         return [row["recipe"], f"{row['status']}: {row['reason']}", *[""] * 6]
-    ran, quality, speedup = row["ran"], row["quality"], row["speedup"]
+    ran, speedup = row["ran"], row["speedup"]
     return [
         row["recipe"],
         f"{ran['runtime']} {ran['precision']} ×{ran['threads']}",
         f"{row['latency_ms']['p50']:.3g}",
         f"{row['latency_ms']['p99']:.3g}",
         interval(speedup),
-        f"{quality['value']:.4f}",
+        quality(row["quality"]),
         f"{row['size_mib']:.2f}",
         row["verdict"]["decision"] if row["verdict"] else row["status"],
     ]
@@ -100,8 +101,8 @@ def _precisions(document: Document) -> Table:
     for row in precisions(document):
         variant = row["variant"]
         numbers = (f"{row['bits']:.1f}", f"{variant['size_mib']:.2f}")
-        quality = f"{variant['quality']['value']:.4f}"
-        table.add_row(row["stored_by"], row["computed_in"], *numbers, interval(variant["speedup"]), quality)
+        found = (interval(variant["speedup"]), quality(variant["quality"]))
+        table.add_row(row["stored_by"], row["computed_in"], *numbers, *found)
     return table
 
 
@@ -130,9 +131,19 @@ def _verdict(document: Document) -> str:
     if winner is None:
         return f"verdict: {verdict['decision']}: {verdict['reason']}"
     return (
-        f"verdict: promote {winner['recipe']}: {interval(winner['speedup'])} as fast as ONNX Runtime fp32, "
+        f"verdict: promote {winner['recipe']}: {_gained(winner, document)}, "
         f"{winner['quality']['metric']} {winner['quality']['value']:.4f}; {verdict['reason']}"
     )
+
+
+def _gained(winner: Document, document: Document) -> str:
+    """By the objective first; where that is another than the median latency, how fast it is then."""
+    found = wording.by_objective(winner, document)
+    if found is None:
+        return f"{interval(winner['speedup'])} as fast as {wording.BASELINE}"
+    ratio, name = found
+    speed = gains.in_speed(winner["speedup"], interval)
+    return f"{interval(ratio)} the {name} of {wording.BASELINE}, and {speed}"
 
 
 def _serving(serving: Document | None) -> Iterator[str]:
@@ -151,8 +162,9 @@ def _search(document: Document) -> Iterator[str]:
     """What each step of the winner gives, why the search ended, and what it would try next."""
     for step in document["contributions"]:
         if step["speedup"] is not None:
-            times = step["speedup"]["estimate"]
-            yield f"{step['step']}: {times:.2f} times as fast as {step['without']}, which lacks it"
+            size = f"{step['size']:.2f}× the size and " if document["objective"] == "size" else ""
+            times = interval(step["speedup"])
+            yield f"{step['step']}: {size}{times} as fast as {step['without']}, which lacks it"
     search = document["search"]
     if search is not None:
         following = "; ".join(search["next"][:3])

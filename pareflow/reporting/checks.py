@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pareflow.reporting.formats import UNKNOWN, known
+from pareflow.reporting.formats import UNKNOWN, known, span
 
 Record = Mapping[str, Any]
 Outcome = Literal["pass", "fail", "doubt", "unknown"]
@@ -16,6 +16,7 @@ _OUTCOMES: dict[str, Outcome] = {
 # What each clause is called in a sentence, and the unit at the end of its name.
 _NAMES = {
     "quality.max_drop": "the drop in quality",
+    "quality.harm": "the drop in quality",
     "quality.worst_slice_max_drop": "the drop on the worst slice",
     "quality.min": "the quality",
     "quality.max": "the error",
@@ -45,6 +46,12 @@ def named(check: Record) -> str:
     """The clause in words: `the p50 latency`; the clause itself if it has none."""
     clause = str(check.get("clause") or UNKNOWN)
     return _NAMES.get(clause, clause)
+
+
+def bounds_of(check: Record) -> str:
+    """Its interval in words; `measured once` where that is all that is known of it, `exact` of a size."""
+    once = span(check) == "exact" and check.get("samples") == 1 and check.get("clause") != "size.max_mib"
+    return "measured once" if once else span(check)
 
 
 def unit_of(check: Record) -> str:

@@ -57,7 +57,7 @@ def _environment() -> jinja2.Environment:
         interval_bar=plots.interval_bar, span_bar=plots.span_bar, symbol=pareto_plot.symbol
     )
     environment.globals.update(amount=formats.amount)
-    for name in ("at_least", "checks_of", "misses", "named", "unit_of"):
+    for name in ("at_least", "bounds_of", "checks_of", "misses", "named", "unit_of"):
         environment.globals[name] = getattr(checks, name)
     return environment
 

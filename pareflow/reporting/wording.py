@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from pareflow.reporting import gains
 from pareflow.reporting.checks import (
     Outcome,
     Record,
     at_least,
     beyond,
+    bounds_of,
     checks_of,
     closest,
     excess,
@@ -19,6 +21,8 @@ from pareflow.reporting.checks import (
     worst,
 )
 from pareflow.reporting.formats import UNKNOWN, amount, known, limit, number, percent, quality, span
+from pareflow.reporting.gains import Ratio
+from pareflow.sla import OBJECTIVES
 
 BASELINE = "ONNX Runtime fp32"
 
@@ -37,7 +41,8 @@ def headline(document: Record) -> Headline:
     decision = outcome((document.get("verdict") or {}).get("decision"))
     winner = winning(document)
     if decision == "pass" and winner is not None:
-        told = _kept(winner) if winner.get("role") in ("baseline", "original") else _won(winner, document)
+        kept = winner.get("role") in ("baseline", "original")
+        told = _kept(winner, document) if kept else _won(winner, document)
         return _as_served(told, document.get("serving") or {})
     titles: dict[Outcome, str] = {"fail": "Nothing met the SLA", "doubt": "Undecided: nothing is promoted"}
     if decision not in titles:
@@ -80,7 +85,7 @@ def shortfall(check: Record) -> str:
     asked = f"at least {allowed} is required" if at_least(check) else f"at most {allowed} is allowed"
     if not known(estimate):
         return f"{named(check)} is not known, where {asked}"
-    bounds = f" ({span(check)})" if span(check) not in ("", "exact") else ""
+    bounds = f" ({bounds_of(check)})" if bounds_of(check) not in ("", "exact") else ""
     found = f"{named(check)} is {amount(number(estimate), unit)}{bounds} where {asked}"
     if beyond(check, estimate) > 0:
         far = amount(number(beyond(check, estimate)), unit)
@@ -99,21 +104,53 @@ def _won(winner: Record, document: Record) -> Headline:
     if not known(speedup.get("estimate")):
         text = Markup("<code>{}</code> meets every clause of the SLA, with {}; its speed-up is not known.")
         return Headline("pass", "Promote: inside the SLA", text.format(recipe_of(winner), loss))
-    times = number(speedup["estimate"])
-    bounds = f" ({span(speedup)})" if span(speedup) else ""
-    text = Markup(
-        "<code>{}</code> answers {} times as fast as {}{}, with {}, and meets every clause of the SLA."
-    )
-    sentence = text.format(recipe_of(winner), times, BASELINE, bounds, loss)
-    return Headline("pass", f"Promote: {times} times as fast, inside the SLA", sentence)
+    text = Markup("<code>{}</code> {}, with {}, and meets every clause of the SLA.")
+    sentence = text.format(recipe_of(winner), _gained(winner, speedup, document), loss)
+    return Headline("pass", f"Promote: {_title(winner, speedup, document)}, inside the SLA", sentence)
 
 
-def _kept(winner: Record) -> Headline:
-    role = winner["role"]
-    text = Markup(
-        "No candidate was faster inside the SLA. The {}, <code>{}</code>, meets every clause of it."
-    )
-    return Headline("pass", f"Keep the {role}", text.format(role, recipe_of(winner)))
+def by_objective(row: Record, document: Record) -> tuple[Ratio, str] | None:
+    """How many times the strong baseline's a judged row's objective is, and what that is called; None where
+    it is the speed-up, or not known."""
+    objective = document.get("objective")
+    checks = (check for check in checks_of(row) if check.get("clause") == "do_no_harm")
+    gain = next(checks, {})
+    if objective not in OBJECTIVES or objective == "latency_p50" or not known(gain.get("estimate")):
+        return None
+    return gains.share(objective, gain), OBJECTIVES[objective]
+
+
+def _gained(winner: Record, speedup: Ratio, document: Record) -> str:
+    """`answers 2.87 times as fast as …`; by another objective that first, and how fast it is then."""
+    found = by_objective(winner, document)
+    if found is None:
+        return f"answers {_times(speedup)} as fast as {BASELINE}{_bounds(speedup)}"
+    ratio, name = found
+    speed = gains.in_speed(speedup, lambda one: _times(one) + _bounds(one))
+    return f"has {_times(ratio)} the {name} of {BASELINE}{_bounds(ratio)} and is {speed}"
+
+
+def _title(winner: Record, speedup: Ratio, document: Record) -> str:
+    found = by_objective(winner, document)
+    if found is None:
+        return f"{_times(speedup)} as fast"
+    ratio, name = found
+    return f"{_times(ratio)} the {name}, {gains.in_speed(speedup, _times)}"
+
+
+def _times(ratio: Ratio) -> str:
+    return f"{number(ratio['estimate'])} times"
+
+
+def _bounds(ratio: Ratio) -> str:
+    return f" ({span(ratio)})" if span(ratio) not in ("", "exact") else ""
+
+
+def _kept(winner: Record, document: Record) -> Headline:
+    role, objective = winner["role"], document.get("objective")
+    better = f"better by {OBJECTIVES[objective]}" if objective in OBJECTIVES else "faster"
+    text = Markup("No candidate was {} inside the SLA. The {}, <code>{}</code>, meets every clause of it.")
+    return Headline("pass", f"Keep the {role}", text.format(better, role, recipe_of(winner)))
 
 
 def _as_served(told: Headline, serving: Record) -> Headline:

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
-from pareflow.measurement import Interval
+from pareflow.reporting import gains
+from pareflow.reporting.gains import Ratio
 from pareflow.search.training_space import seedless
+from pareflow.sla import OBJECTIVES
+from pareflow.stages.optimization import strong_baseline
 from pareflow.stages.run import Row, Run
-from pareflow.stages.screening import rejected
+from pareflow.stages.screening import objective_value, rejected
 
 
 def explanation(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> str:
@@ -13,7 +16,7 @@ def explanation(run: Run, row: Row, screened: Sequence[Row], winner: Row | None)
     if row.status != "ok":
         return f"It is {row.status}: {row.reason}."
     if winner is not None and row.id == winner.id:
-        return f"{_won(row)}{_by_other_seeds(row, screened)}"
+        return f"{_won(run, row, screened)}{_by_other_seeds(row, screened)}"
     if row.verdict is not None and row.verdict.decision != "promote":
         return f"It did not pass: {row.verdict.missed}."
     if row.role == "ablation":
@@ -21,16 +24,17 @@ def explanation(run: Run, row: Row, screened: Sequence[Row], winner: Row | None)
     if row.role != "candidate":
         return "It is what candidates are measured against."
     if row.verdict is not None:
-        return f"It meets the SLA, but {_beside(row, winner)}."
+        return f"It meets the SLA, but {_beside(run, row, screened, winner)}."
     return _not_judged(run, row, screened, winner)
 
 
-def _won(row: Row) -> str:
+def _won(run: Run, row: Row, screened: Sequence[Row]) -> str:
     if row.role != "candidate":
         return "It won: no candidate was better by the objective and met the SLA."
-    if row.speedup is None:
+    ratio = _ratio(run, row, screened)
+    if ratio is None:
         return "It won: it meets every clause, and is the best by the objective."
-    return f"It won: it meets every clause, and is {_times(row.speedup)} as fast as the strong baseline."
+    return f"It won: it meets every clause, and {_gained(run, row, ratio)}."
 
 
 def _by_other_seeds(row: Row, screened: Sequence[Row]) -> str:
@@ -56,21 +60,44 @@ def _not_judged(run: Run, row: Row, screened: Sequence[Row], winner: Row | None)
         return f"It was not judged, since it missed clauses before: {missed}."
     if row.measurement is None:
         return "It was not judged: it was not timed."
-    return f"It was not judged: {_beside(row, winner)}."
+    return f"It was not judged: {_beside(run, row, screened, winner)}."
 
 
-def _beside(row: Row, winner: Row | None) -> str:
-    """How a row's speed-up compares with the winner's."""
-    if winner is None or row.speedup is None or winner.speedup is None:
+def _beside(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> str:
+    """How a row compares with the winner, both beside the strong baseline."""
+    ours = _ratio(run, row, screened)
+    theirs = None if winner is None else _ratio(run, winner, screened)
+    if ours is None or theirs is None:
         return "others are better by the objective"
-    ours, theirs = _times(row.speedup), _times(winner.speedup)
-    return f"it is {ours} as fast as the strong baseline, and the winner {theirs}"
+    return f"it {_gained(run, row, ours)}, and the winner {_times(theirs)}"
 
 
-def _times(interval: Interval) -> str:
-    return f"{interval.estimate:.2f} times ({_span(interval)})"
+def _gained(run: Run, row: Row, ratio: Ratio) -> str:
+    """What a row gains by the objective, and then what that is in speed."""
+    objective = run.spec.objective
+    if objective == "latency_p50":
+        return f"is {_times(ratio)} as fast as the strong baseline"
+    speed = "" if row.speedup is None else f" and is {gains.in_speed(row.speedup.bounds(), _times)}"
+    return f"has {_times(ratio)} the {OBJECTIVES[objective]} of the strong baseline{speed}"
 
 
-def _span(interval: Interval) -> str:
-    low, high = (("unbounded" if b is None else f"{b:.4g}") for b in (interval.low, interval.high))
-    return f"{low} to {high}"
+def _ratio(run: Run, row: Row, screened: Sequence[Row]) -> Ratio | None:
+    """A row beside the strong baseline by the objective: as it was judged, else as the search measured it."""
+    objective, checks = run.spec.objective, () if row.verdict is None else row.verdict.checks
+    if objective == "latency_p50":
+        return None if row.speedup is None else row.speedup.bounds()
+    for check in checks:
+        if check.clause == "do_no_harm" and check.estimate is not None:
+            gain = {"estimate": check.estimate, "low": check.low, "high": check.high}
+            return gains.share(objective, gain)
+    if row.measurement is None:
+        return None
+    ours, theirs = (objective_value(objective, one) for one in (row, strong_baseline(row, screened)))
+    return {"estimate": ours / theirs, "low": None, "high": None}
+
+
+def _times(ratio: Ratio) -> str:
+    """`2.87 times (2.78 to 2.95)`; without an interval where there is none, or where it is exact."""
+    low, high = (("unbounded" if b is None else f"{b:.4g}") for b in (ratio["low"], ratio["high"]))
+    span = "" if low == high else f" ({low} to {high})"
+    return f"{ratio['estimate']:.2f} times{span}"

@@ -15,7 +15,7 @@ import pytest
 
 from pareflow.errors import StoreError
 from pareflow.reporting import formats, page, view, wording
-from pareflow.reporting.checks import closest, excess, outcome
+from pareflow.reporting.checks import bounds_of, closest, excess, outcome
 from pareflow.reporting.labels import Box, Label, arrange
 from pareflow.reporting.pareto import TOP, Limits, Point, axes_for, front
 from pareflow.reporting.pareto_plot import pareto_plot
@@ -95,6 +95,40 @@ def test_the_verdict_is_one_sentence_with_speed_up_drop_and_their_intervals(docu
         "ONNX Runtime fp32 (2.78 to 2.95), with a drop in accuracy of 0.00286 (−0.0014 to 0.0100; "
         "limit 0.02), and meets every clause of the SLA."
     )
+
+
+def smallest(document: dict[str, Any]) -> dict[str, Any]:
+    """The same, had size been minimised: the winner has a quarter of the size, and is 4.76 times slower."""
+    winner = document["variants"][2]
+    winner["speedup"] = {"estimate": 0.21, "low": 0.2, "high": 0.25}
+    gain = {"clause": "do_no_harm", "limit": 1, "estimate": 4, "low": 4, "high": 4, "samples": 0}
+    winner["verdict"]["checks"][-1].update(gain)
+    return {**document, "objective": "size"}
+
+
+def test_a_winner_by_size_is_not_sold_as_fast(document: dict[str, Any]) -> None:
+    shown = Page(page.render(smallest(document)))
+
+    assert shown.text("verdict") == "Promote: 0.250 times the size, 4.76 times slower, inside the SLA"
+    assert (
+        "has 0.250 times the size of ONNX Runtime fp32 and is 4.76 times (4.00 to 5.00) slower, with a drop"
+        in shown.text("sentence")
+    )
+
+
+def test_a_baseline_is_kept_for_what_was_minimised(document: dict[str, Any]) -> None:
+    document |= {"winner": document["variants"][0]["id"], "objective": "size"}
+
+    assert wording.headline(document).sentence.startswith("No candidate was better by size inside the SLA.")
+
+
+def test_one_value_is_no_exact_one(document: dict[str, Any]) -> None:
+    once = check(clause="memory.max_mib", limit=60, estimate=50, low=50, high=50, samples=1)
+    document["variants"][2]["verdict"]["checks"].append(once)
+
+    assert "≤ 60 MiB 50 MiB measured once ✓ met" in Page(page.render(document)).text()
+    assert bounds_of({**once, "clause": "size.max_mib"}) == "exact"
+    assert "50\u00a0MiB (measured once) where" in wording.shortfall({**once, "limit": 40})
 
 
 def test_what_the_search_found_out_is_shown(document: dict[str, Any]) -> None:

@@ -1,10 +1,16 @@
 """Documents on a terminal."""
 
 import io
+import json
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from flows.tables import operating
+from flows.tables import operating, running
+
+DOCUMENT = Path(__file__).with_name("report.json")
+"""The document of a whole run, for the page's tests."""
 
 
 def test_versions_tell_where_they_stand_and_what_the_gate_said() -> None:
@@ -34,3 +40,27 @@ def test_no_versions_are_none() -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     operating.versions([], console)
     assert console.export_text() == "none\n"
+
+
+def run_document() -> dict[str, Any]:
+    """A run that minimised size: the winner was judged, and a row of the search was not."""
+    variants = json.loads(DOCUMENT.read_text("utf-8"))
+    winner = variants["variants"][2]
+    winner["speedup"] = {"estimate": 0.21, "low": 0.2, "high": 0.25}
+    winner["verdict"]["checks"][-1].update(estimate=4, low=4, high=4)
+    step = {"step": "static_int8", "without": "onnxruntime", "reason": None, "size": 0.25}
+    step["speedup"] = {"estimate": 2.35, "low": 2.3, "high": 2.4}
+    more = {"sweep": [], "target": None, "contributions": [step], "search": None, "registered": None}
+    return {**variants, "objective": "size", **more}
+
+
+def test_a_run_is_told_by_what_it_minimised_and_each_number_by_its_split_and_interval() -> None:
+    """By hand: one over 0.21 is 4.76, and its bounds are one over 0.25 and one over 0.2."""
+    console = Console(width=400, record=True, file=io.StringIO())
+    document = run_document()
+    running.outcome(document, console)
+    shown = console.export_text()
+    assert "0.25× (0.25–0.25) the size of ONNX Runtime fp32, and 4.76× (4.00–5.00) slower, accuracy" in shown
+    assert "static_int8: 0.25× the size and 2.35× (2.30–2.40) as fast as onnxruntime, which lacks it" in shown
+    searched = [row for row in document["variants"] if (row["quality"] or {}).get("split") == "search"]
+    assert shown.count(" (search)") >= len(searched) > 0
