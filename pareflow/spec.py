@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from pareflow.catalog import TECHNIQUES, WORKLOADS, members, problem, unknown
+from pareflow.catalog import TECHNIQUES, WORKLOADS, complete, members, problem, unknown
 from pareflow.errors import InputError, SpecError
 from pareflow.hardware.device_profile import DeviceProfile
 from pareflow.sla import SLA, Objective
@@ -226,7 +226,7 @@ def parse(document: Any, source: str) -> PipelineSpec:
     problems = []
     if isinstance(document, Mapping):
         problems = _workload_problems(document.get("workload"))
-        problems += _candidate_problems(document.get("candidates"))
+        problems += _candidate_problems(document.get("candidates"), _threads_of(document.get("target", {})))
         problems += _space_problems(document.get("space"))
     return _valid(PipelineSpec, document, source, problems)
 
@@ -267,8 +267,17 @@ def _workload_problems(reference: Any) -> list[str]:
     return []
 
 
-def _candidate_problems(candidates: Any) -> list[str]:
-    """What is wrong with the recipes: unknown members, wrong settings, techniques in an impossible order."""
+def _threads_of(target: Any) -> tuple[int, ...] | None:
+    """The thread counts that are compared; None where the target is wrong, which the model tells."""
+    try:
+        return Target.model_validate(_as_target(target)).threads
+    except ValidationError:
+        return None
+
+
+def _candidate_problems(candidates: Any, threads: tuple[int, ...] | None) -> list[str]:
+    """What is wrong with the recipes: unknown members, wrong settings, techniques in an impossible order, and
+    other thread counts than the target's: the baselines run on those."""
     if not isinstance(candidates, list):
         return []
     problems = []
@@ -277,12 +286,22 @@ def _candidate_problems(candidates: Any) -> list[str]:
             continue  # the type is told by the model
         where = f"candidates.{position}"
         try:
-            check_recipe(Recipe.from_json(steps))
+            recipe = Recipe.from_json(steps)
+            check_recipe(recipe)
+            own = complete(recipe).backend.settings["threads"]
+            if threads is not None and own not in threads:
+                problems.append(f"{where}: {_other_threads(recipe.backend.name, own, threads)}")
         except SpecError as error:
             problems += [f"{where}: {text}" for text in error.problems]
         except (TypeError, ValueError, AttributeError):
             problems.append(f"{where}: a recipe must be a list of steps, each `name` or `{{name: {{…}}}}`")
     return problems
+
+
+def _other_threads(backend: str, own: int, threads: tuple[int, ...]) -> str:
+    asked = ", ".join(map(str, threads))
+    remedy = f"set `{backend}: {{threads: {threads[0]}}}`, or add {own} to `target.threads`"
+    return f"`threads` must be one of `target.threads` ({asked}), but it is {own}; {remedy}"
 
 
 def _space_problems(space: Any) -> list[str]:

@@ -38,7 +38,7 @@ documents = st.fixed_dictionaries(
         ),
     },
     optional={
-        "target": st.sampled_from(["cpu", {"threads": [1]}, {"device": "cpu", "threads": [2, 4]}]),
+        "target": st.sampled_from(["cpu", {"threads": [1, 2]}, {"device": "cpu", "threads": [4, 2, 1]}]),
         "objective": st.sampled_from(["latency_p50", "latency_p99", "throughput", "size", "peak_memory"]),
         "budget": st.fixed_dictionaries({"minutes": positive}),
         "candidates": st.lists(recipes, max_size=3),
@@ -159,6 +159,19 @@ def test_every_problem_is_told_at_once(tiny_document: Document) -> None:
             id="order",
         ),
         pytest.param({"target": {"threads": []}}, ["target.threads: "], id="no threads"),
+        pytest.param(
+            {"target": {"threads": [1]}, "candidates": [["openvino"], [{"openvino": {"threads": 2}}]]},
+            [
+                "candidates.1: `threads` must be one of `target.threads` (1), but it is 2; "
+                "set `openvino: {threads: 1}`, or add 2 to `target.threads`"
+            ],
+            id="two threads beside one",
+        ),
+        pytest.param(
+            {"target": {"threads": [2, 4]}, "candidates": [["openvino"]]},
+            ["candidates.0: `threads` must be one of `target.threads` (2, 4), but it is 1"],
+            id="one thread, unsaid",
+        ),
         pytest.param(
             {"space": {"low_rnk": {}}},
             ["space: unknown technique with training 'low_rnk'; did you mean 'low_rank'?"],
