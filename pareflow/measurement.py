@@ -63,7 +63,7 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What really executed (law 10): read back from the runtime, not from the request."""
+    """What really executed (law 10), as the open session tells it, and not the recipe."""
 
     runtime: str
     version: str
@@ -145,7 +145,8 @@ class Measurement:
         return cls(**{**document, "ran": Ran(**document["ran"]), "blocks_ms": blocks})
 
     def extended(self, more: "Measurement") -> "Measurement":
-        """This measurement with the blocks of `more` behind its own; what is per request is averaged."""
+        """This measurement with the blocks of `more` behind its own; what is per request is averaged, and
+        what disturbed either is kept."""
         ours, theirs = len(self.samples_ms), len(more.samples_ms)
 
         def mean(before: float | None, after: float | None) -> float | None:
@@ -159,6 +160,7 @@ class Measurement:
             peak_memory_mib=max(peaks, default=None),
             cpu_ms=mean(self.cpu_ms, more.cpu_ms),
             energy_j=mean(self.energy_j, more.energy_j),
+            noise="; ".join(dict.fromkeys(filter(None, (self.noise, more.noise)))),
         )
 
 

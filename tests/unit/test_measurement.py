@@ -31,6 +31,11 @@ def test_extended_measurement_averages_what_is_per_request_and_keeps_the_peak(me
     assert (longer.cpu_ms, longer.energy_j, longer.peak_memory_mib) == (4.0, None, 40.0)
 
 
+def test_extended_measurement_keeps_what_disturbed_either_look(measured: Build) -> None:
+    calm, busy = measured([1]), measured([1], noise="others keep 1.0 of 2 cores busy")
+    assert calm.extended(busy).noise == busy.extended(calm).noise == busy.extended(busy).noise == busy.noise
+
+
 def test_utilisation_is_processor_time_over_the_threads_time(measured: Build) -> None:
     """Requests of 4 ms on one thread that take 3 ms of processor time: three quarters."""
     assert measured([4, 4], cpu_ms=3.0).utilisation == 0.75
