@@ -298,7 +298,7 @@ def _worker(place: Place, client: Mapping[str, str]) -> None:
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     told = {**os.environ, **client}
     _run([sys.executable, str(Path(__file__).with_name("work_pools.py")), "pareflow"], ROOT, told)
-    _run([*prefect, "deploy", "--all"], ROOT, told)
+    _run([*prefect, "deploy", "--all"], ROOT, {**told, "PREFECT_DEFAULT_WORK_POOL_NAME": "pareflow"})
     start = [*prefect, "worker", "start", "--pool", "pareflow", "--type", "process"]
     place.start("worker", start, {**client, "PREFECT_WORKER_QUERY_SECONDS": "1"})
 

@@ -59,13 +59,16 @@ def mlflow_server(folder: Path, port: int) -> Iterator[str]:
 def deploy() -> None:
     """Everything of prefect.yaml, on the server that the environment names."""
     prefect("work-pool", "create", "pareflow", "--type", "process")
-    prefect("deploy", "--all")
+    prefect("deploy", "--all", PREFECT_DEFAULT_WORK_POOL_NAME="pareflow")
 
 
-def prefect(*arguments: str) -> None:
+def prefect(*arguments: str, **variables: str) -> None:
     """Run Prefect's command line, from the folder of prefect.yaml."""
     command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

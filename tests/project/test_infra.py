@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,34 @@ def test_what_a_container_runs_is_a_whole_command(infra: Path, compose: dict[str
         target = container["image"].partition(":")[2]
         told = started(infra, target, container.get("command"), container.get("args"))
         assert told[0] in ours, f"{container['name']}: {told}"
+
+
+def taken(command: list[str]) -> set[tuple[str, str]]:
+    """The queues that a worker takes runs from, with their pool: `default` too where none is named."""
+    if command[:3] != ["prefect", "worker", "start"]:
+        return set()
+    options = list(pairwise(command))
+    (pool,) = [value for option, value in options if option == "--pool"]
+    queues = [value for option, value in options if option == "--work-queue"] or ["default"]
+    return {(pool, queue) for queue in queues}
+
+
+def test_what_is_deployed_has_a_worker(infra: Path, compose: dict[str, Any]) -> None:
+    """In the pool that the environment names, since prefect.yaml names none; else nothing ever starts."""
+    deployed = yaml.safe_load((infra.parent / "prefect.yaml").read_text())["deployments"]
+    assert not any({"name", "work_queue_name"} & one["work_pool"].keys() for one in deployed)
+    name, services = "PREFECT_DEFAULT_WORK_POOL_NAME", compose["services"]
+    built = [one for one in services.values() if "build" in one and "profiles" not in one]
+    workers = [
+        started(infra, one["build"].get("target", "worker"), one.get("entrypoint"), one.get("command"))
+        for one in built
+    ]
+    pool = services["pools"]["environment"][name]
+    assert (pool, "default") in set().union(*map(taken, workers))
+    text = (infra.parent / "docs/production.md").read_text()
+    page = text.partition("## On Kubernetes")[2].partition("\n## ")[0]
+    (pool,) = re.findall(rf"{name}=(\S+)", page)
+    assert (pool, "default") in set().union(*(taken(one.get("command", [])) for one in containers(infra)))
 
 
 def test_the_monitors_rules_can_be_read_and_need_no_kept_requests(infra: Path) -> None:
