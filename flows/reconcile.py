@@ -13,16 +13,16 @@ set_environment()  # before prefect is imported
 from prefect import flow  # noqa: E402
 from rich.console import Console  # noqa: E402
 
+from flows.triggers import RULES  # noqa: E402
 from pareflow.errors import InputError, PareflowError, TransientError  # noqa: E402
-from tasks import flow_runs, reconciling  # noqa: E402
+from tasks import flow_runs, reconciling, retention  # noqa: E402
 from tasks import rules as rules_files  # noqa: E402
 from tasks.looks import Looks  # noqa: E402
-from tasks.ownership import beat_s  # noqa: E402
+from tasks.ownership import WINDOW_S, beat_s  # noqa: E402
 from tasks.reconciling import BEATS, Look  # noqa: E402
 from tasks.tracking import Tracker  # noqa: E402
 from tasks.triggering import missed  # noqa: E402
 
-WINDOW_S = 150.0
 CONFIRM_BEATS = 3
 """So many heartbeats long a suspect is watched before it is declared dead."""
 P = ParamSpec("P")
@@ -31,7 +31,7 @@ R = TypeVar("R")
 
 @flow(name="reconcile", persist_result=False)
 def reconcile(
-    rules: str | None = "mlflow/triggers.yaml", data_dir: str = ".pareflow", window_s: float = WINDOW_S
+    rules: str | None = str(RULES), data_dir: str = ".pareflow", window_s: float = WINDOW_S
 ) -> dict[str, Any]:
     """Mend what a killed process, a lost event or a full disk left; what was found and done.
 
@@ -53,9 +53,10 @@ def run_reconcile(rules: Path | None, data_dir: Path, window_s: float = WINDOW_S
     """
     _must_be_wide(window_s)
     named = None if rules is None else rules_files.read(rules)
-    tracker, each = Tracker.open(data_dir), _Each()
-    looks = Looks(data_dir / "looks.db")
-    look = Look(looks, time.time(), window_s, CONFIRM_BEATS * beat_s())
+    each = _Each()
+    leftovers = each(reconciling.leftovers, data_dir)  # first: the rest may need the room on the disk
+    tracker = Tracker.open(data_dir)
+    look = Look(Looks(data_dir / "looks.db"), time.time(), window_s, CONFIRM_BEATS * beat_s())
     owners = each(reconciling.dead_owners, look, tracker)
     judged = owners is not None and flow_runs.server_named()  # MLflow's word counts in Prefect's runs, too
     dead, alive = owners or (None, set[str]())
@@ -66,7 +67,10 @@ def run_reconcile(rules: Path | None, data_dir: Path, window_s: float = WINDOW_S
         "resumed": each(reconciling.resumed, look) if judged else None,
         "freed_slots": each(reconciling.leaked_slots, look) if judged else None,
         "pending": each(reconciling.pending_challengers, tracker, look.now),
-        "leftovers": each(reconciling.leftovers, data_dir),
+        "expired": each(reconciling.expired_approvals, tracker),
+        "silent_monitors": each(reconciling.silent_monitors, look, tracker),
+        "leftovers": leftovers,
+        "outdated": each(retention.outdated, tracker, data_dir),
     }
     handled = each(missed, tracker, named) if named is not None and flow_runs.server_named() else None
     each.problems += [one.reason for one in handled or () if one.run_id is None]
@@ -84,8 +88,8 @@ class _Each:
         """What it returns; None where it could not, and its problem is noted."""
         try:
             return part(*arguments, **named)
-        except PareflowError as error:
-            self.problems.append(str(error))
+        except (PareflowError, OSError) as error:  # a full disk is told once
+            self.problems += [] if str(error) in self.problems else [str(error)]
             return None
 
 

@@ -119,17 +119,27 @@ def decline(tracker: Tracker, name: str, by: str, why: str) -> dict[str, Any]:
 
 
 def expire(tracker: Tracker, name: str) -> list[str]:
-    """The versions whose requests expire now: for whoever cleans up; decisions need no such call."""
+    """The versions whose requests expire now: for whoever cleans up; decisions need no such call.
+
+    Where nothing is late it waits for no lock, which whoever judges holds for minutes.
+    """
+    if not _late(tracker, name):
+        return []
     with tracker.moving(name):
-        late = [
-            (str(version.version), request)
-            for version in tracker.versions(name)
-            for request in _parsed(version.tags).values()
-            if request.late()
-        ]
+        late = _late(tracker, name)
         for version, request in late:
             _current(tracker, name, version, request)
     return [version for version, _ in late]
+
+
+def _late(tracker: Tracker, name: str) -> list[tuple[str, Request]]:
+    """Versions with requests whose time is over."""
+    return [
+        (str(version.version), request)
+        for version in tracker.versions(name)
+        for request in _parsed(version.tags).values()
+        if request.late()
+    ]
 
 
 def requests(tracker: Tracker, name: str, version: str) -> dict[str, Request]:

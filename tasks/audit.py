@@ -11,7 +11,7 @@ import getpass
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -54,8 +54,8 @@ class Move:
 
 
 @contextmanager
-def recorded(tracker: Tracker, move: Move) -> Iterator[None]:
-    """Write the record, make the move in the body, and say how that ended; then tell Prefect.
+def recorded(tracker: Tracker, move: Move, **labels: str) -> Iterator[None]:
+    """Write the record, make the move in the body, and say how that ended; then tell Prefect, with `labels`.
 
     Raises: TransientError, TrackingError before the body where MLflow takes no record: then nothing moves.
     """
@@ -69,7 +69,7 @@ def recorded(tracker: Tracker, move: Move) -> Iterator[None]:
         raise
     with tracker.reached() as client:
         client.set_terminated(record, "FINISHED")
-    _tell(move)
+    _tell(move, labels)
 
 
 def note(tracker: Tracker, move: Move) -> None:
@@ -179,10 +179,10 @@ def _flow_run() -> str | None:
     return found
 
 
-def _tell(move: Move) -> None:
+def _tell(move: Move, labels: Mapping[str, str]) -> None:
     """Tell Prefect, where there is a server: a command that has none need not wait for its import."""
     if "prefect" not in sys.modules and not os.environ.get("PREFECT_API_URL"):
         return
     from tasks.events import emit
 
-    emit(f"model.{move.action}", move.model, move.version, asdict(move), role="optimized")
+    emit(f"model.{move.action}", move.model, move.version, asdict(move), role="optimized", **labels)

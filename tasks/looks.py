@@ -8,18 +8,14 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from pareflow.errors import StoreError
+
 
 class Looks:
-    """What was seen when, of each kind of thing by its id."""
+    """What was seen when, of each kind of thing by its id. Raises: StoreError where it cannot be kept."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self._database() as database:
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS looks"
-                " (kind TEXT, id TEXT, seen TEXT, since REAL, last REAL, PRIMARY KEY (kind, id))"
-            )
 
     def unchanged_s(self, kind: str, name: str, seen: str, now: float) -> float:
         """Seconds since the first look that saw this and nothing else; 0 for the first.
@@ -41,5 +37,17 @@ class Looks:
 
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self._path, timeout=10)) as database, database:
-            yield database
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self._path, timeout=10)) as database, database:
+                database.execute(
+                    "CREATE TABLE IF NOT EXISTS looks"
+                    " (kind TEXT, id TEXT, seen TEXT, since REAL, last REAL, PRIMARY KEY (kind, id))"
+                )
+                yield database
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(
+                "what each look saw must be kept for the next one",
+                f"{self._path} takes nothing: {error}",
+                "Free some disk, or remove the file: the next look is then the first one",
+            ) from error

@@ -18,6 +18,8 @@ OWNER = "pareflow.owner."
 DEAD = "pareflow.dead."
 FLOW_RUN = "pareflow.flow_run."
 """The flow runs of Prefect's that worked on it."""
+WINDOW_S = 150.0
+"""So long without a heartbeat who works on a run is taken for dead, where nothing else is asked for."""
 _COMMAND = "command"
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from pareflow import collection
 from pareflow.store import Store
-from tasks import flow_runs, owners, registry
+from tasks import approval, flow_runs, owners, registry
+from tasks.events import emit
 from tasks.looks import Looks
 from tasks.ownership import Owned, Owner
 from tasks.tracking import Tracker
@@ -36,6 +37,8 @@ PENDING_S = 1800.0
 """So long after a worker took it, a run that has not begun never will: a pod's is watched for 600 s."""
 SLOW_BEAT_S = 180.0
 """Between the heartbeats of a process without our environment."""
+SILENT_S = 1800.0
+"""So long without a row of its monitor's nobody watches a champion: one is written every `record_s`, 60 s."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,33 @@ def pending_challengers(tracker: Tracker, now: float) -> list[dict[str, Any]]:
             hours = (now - version.created_ms / 1000) / 3600
             pending.append({"name": model, "version": challenger, "hours": hours})
     return pending
+
+
+def silent_monitors(look: Look, tracker: Tracker) -> list[dict[str, Any]]:
+    """Champions that were watched, and are not now: no row has come for long. Prefect is told once."""
+    silent = []
+    for model, alias, version in registry.aliased(tracker):
+        looked = tracker.looked(model, version) if alias == "champion" else None
+        if looked is None:
+            continue
+        seen = f"{version}: {looked}"
+        seconds = look.looks.unchanged_s("monitor", model, seen, look.now)
+        if seconds >= SILENT_S:
+            silent.append({"name": model, "version": version, "silent_s": round(seconds)})
+            if look.looks.unchanged_s("silence", model, seen, look.now) == 0:
+                reason = f"its monitor has written no row for {seconds:.0f} s"
+                emit("monitoring.silent", model, version, {"reason": reason})
+    for kind in ("monitor", "silence"):
+        look.looks.forget(kind, look.now)
+    return silent
+
+
+def expired_approvals(tracker: Tracker) -> list[dict[str, Any]]:
+    """The versions whose requests for approval nobody decided in time, recorded as expired now."""
+    models = sorted({model for model, alias, _ in registry.aliased(tracker) if alias == "challenger"})
+    return [
+        {"name": model, "version": version} for model in models for version in approval.expire(tracker, model)
+    ]
 
 
 def leftovers(data_dir: Path) -> int:

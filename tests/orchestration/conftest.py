@@ -6,12 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from pareflow import spec as specs
 from pareflow.stages import building, registration, validation
@@ -189,6 +192,34 @@ def judge(run: Run) -> Judged:
     int8 = building.make(run, Row(Recipe(recipe.techniques, strong.recipe.backend)))
     rows = {row.label: row for row in validation.validate(run, [strong, eager, int8])}
     return Judged(run, rows[strong.label], rows[int8.label], rows[eager.label])
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """What Prefect's server would be told now, as events that it has received."""
+    from prefect.server.events.schemas.events import ReceivedEvent
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    found: list[ReceivedEvent] = []
+
+    def received(event: str, resource: dict[str, str], payload: dict[str, Any]) -> ReceivedEvent:
+        told = {"event": event, "resource": resource, "payload": payload}
+        found.append(ReceivedEvent(**told, id=uuid.uuid4(), occurred=datetime.now(UTC)))
+        return found[-1]
+
+    monkeypatch.setattr("tasks.events.emit_event", received)
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        yield found
+
+
+def trigger_of(deployment: str) -> Any:
+    """The trigger of this deployment of prefect.yaml, as Prefect's server evaluates it."""
+    from prefect.server.events.schemas.automations import EventTrigger
+
+    deployed = yaml.safe_load((CHECKOUT / "prefect.yaml").read_text())["deployments"]
+    (found,) = [one["triggers"] for one in deployed if one["name"] == deployment]
+    (trigger,) = found
+    return EventTrigger.model_validate({k: v for k, v in trigger.items() if k in EventTrigger.model_fields})
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pareflow.errors import InputError
 from tasks import audit
 from tasks.approval import decide, decline, expire, file, requests
 from tasks.promotion import Judgement, Promotion, number, settle
+from tasks.reconciling import expired_approvals
 from tasks.tracking import Tracker
 from tests.orchestration.contenders import HERE, MODEL, bout, enter
 
@@ -134,6 +135,16 @@ def test_a_sweep_expires_what_is_late_and_nothing_else(tracker: Tracker) -> None
     assert expire(tracker, MODEL) == [late]
     assert expire(tracker, MODEL) == []
     assert requests(tracker, MODEL, waiting)[HERE[:12]].state == "pending"
+
+
+def test_reconcile_ends_the_requests_that_nobody_decided_and_waits_for_no_judge(tracker: Tracker) -> None:
+    version = challenging(tracker, 1)
+    asked(tracker, version)
+    with tracker.moving(MODEL):  # as whoever judges does, for minutes
+        assert expired_approvals(tracker) == []
+    overdue(tracker, version)
+    assert expired_approvals(tracker) == [{"name": MODEL, "version": version}]
+    assert requests(tracker, MODEL, version)[HERE[:12]].state == "expired"
 
 
 def test_a_request_of_an_older_challenger_cannot_be_approved(tracker: Tracker) -> None:

@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -18,8 +18,14 @@ import pytest
 
 from flows import environment
 from flows.local_server import local_server
+from flows.monitoring import monitoring
+from flows.servers import set_up_problems
 from flows.triggers import optimize_deployed
 from pareflow.errors import InputError, SpecError
+from pareflow.serving.metrics import Metrics
+from tasks.tracking import Tracker
+from tests import servers
+from tests.replies import replying
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 300.0
@@ -75,9 +81,12 @@ class Api:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def post(self, path: str, body: object) -> Any:
+    def post(self, path: str, body: object, method: str = "POST") -> Any:
         request = urllib.request.Request(
-            f"{self.url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            f"{self.url}/{path}",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+            method=method,
         )
         return self._answer(request)
 
@@ -101,19 +110,11 @@ class Api:
         return json.loads(content) if content else None
 
 
-def prefect(*arguments: str) -> None:
-    """Run Prefect's command line, from the folder of prefect.yaml."""
-    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A server that everything of prefect.yaml is deployed to."""
     with local_server(tmp_path_factory.mktemp("server"), linger_seconds=1) as url:
-        prefect("work-pool", "create", "pareflow", "--type", "process")
-        prefect("deploy", "--all")
+        servers.deploy()
         yield Api(url)
 
 
@@ -194,23 +195,68 @@ def test_a_decision_that_says_too_little_starts_no_run(api: Api, changed: dict[s
 
 def test_on_event_runs_for_a_registered_original_and_not_for_what_the_pipeline_registers(api: Api) -> None:
     """The event of its own variant comes first: it had its chance when the original's run is there."""
-    api.post("events", [event("optimized", "none.yaml"), event("original", "some/pipeline.yaml")])
+    name = "pareflow.model.registered"
+    api.post(
+        "events", [event(name, "none.yaml", role="optimized"), event(name, "some.yaml", role="original")]
+    )
+    assert begun(api, "on-event") == [{"config": "some.yaml"}]
 
+
+def test_on_breach_runs_where_the_rule_asks_for_a_retraining(api: Api) -> None:
+    name = "pareflow.monitoring.breach"
+    api.post("events", [event(name, "none.yaml", retrain="no"), event(name, "some.yaml", retrain="yes")])
+    assert begun(api, "on-breach") == [{"config": "some.yaml"}]
+
+
+def test_a_rollout_starts_by_itself_once_that_is_switched_on(api: Api) -> None:
+    deployment = api.deployment("rollout", "deployment")
+    (automation,) = api.get(f"automations/related-to/prefect.deployment.{deployment['id']}")
+    assert not automation["enabled"]
+    api.post(f"automations/{automation['id']}", {"enabled": True}, "PATCH")
+    name = "pareflow.model.challenged"
+    told = [event(name, "", promotion="automatic"), event(name, "", promotion="manual")]
+    api.post("events", told)
+    assert begun(api, "rollout") == [{"name": "m", "urls": ["http://127.0.0.1:8000"]}]
+
+
+def begun(api: Api, deployment: str) -> list[Any]:
+    """The parameters of the deployment's runs, once there is one."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (runs := api.runs("on-event")) and time.monotonic() < deadline:
+    while not (runs := api.runs(deployment)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert [run["parameters"]["config"] for run in runs] == ["some/pipeline.yaml"]
+    return [run["parameters"] for run in runs]
 
 
-def event(role: str, config: str) -> dict[str, Any]:
-    """The event that a model was registered, as the REST API takes it."""
+def event(name: str, config: str, **labels: str) -> dict[str, Any]:
+    """What happened to a model, as the REST API takes it."""
+    resource = {f"pareflow.model.{label}": value for label, value in labels.items()}
     return {
         "id": str(uuid.uuid4()),
         "occurred": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "event": "pareflow.model.registered",
-        "resource": {"prefect.resource.id": f"pareflow.model.{role}", "pareflow.model.role": role},
-        "payload": {"config": config},
+        "event": name,
+        "resource": {"prefect.resource.id": "pareflow.model.m", **resource},
+        "payload": {"name": "m", "config": config},
     }
+
+
+def test_a_pool_without_a_worker_is_told(api: Api) -> None:
+    (problem,) = set_up_problems(Path("nowhere"))
+    assert problem.startswith("the pool pareflow, which 8 deployments use, must have a worker online")
+
+
+def test_monitoring_runs_as_a_flow(api: Api, new_tracker: Callable[[Path], Tracker], tmp_path: Path) -> None:
+    new_tracker(tmp_path)
+    metrics, rules = Metrics(), tmp_path / "rules.yaml"
+    metrics.serves("images", "local", {}, "here")
+    rules.write_text("every_s: 0.1\nerrors: {}\n")
+    told = metrics.text()
+    reply = f"HTTP/1.1 200 OK\r\nContent-Length: {len(told)}\r\n\r\n".encode() + told
+    with replying(reply) as url:
+        found = monitoring("images", url, str(rules), str(tmp_path), seconds=0.5)
+    assert (found["name"], found["breaches"]) == ("images", [])
+    assert found["looks"] > 1
+    (run,) = api.post("flow_runs/filter", {"flows": {"name": {"any_": ["monitoring"]}}})
+    assert run["state_type"] == "COMPLETED"
 
 
 def test_workers_runs_send_no_telemetry_and_beat_as_commands_do(

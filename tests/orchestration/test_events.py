@@ -1,12 +1,26 @@
-"""What the Prefect server was told of a finished run."""
+"""What the Prefect server is told, and what of prefect.yaml and infra/automations.yaml follows it."""
 
 import json
 import sqlite3
 import time
+import uuid
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.orchestration.conftest import Finished
+import yaml
+from prefect.events.schemas.automations import AutomationCore
+from prefect.server.events.schemas.automations import EventTrigger
+from prefect.server.events.schemas.events import ReceivedEvent
+
+from pareflow.monitoring.state import Breach
+from tasks import flow_runs
+from tasks.events import emit
+from tasks.monitoring import act
+from tasks.tracking import Tracker
+from tests.orchestration.conftest import CHECKOUT, Finished, trigger_of
+
+NOT_ASKED = Tracker("sqlite://", None, Path("nowhere"))
 
 
 def test_the_server_has_recorded_that_a_version_was_registered(finished: Finished) -> None:
@@ -27,3 +41,50 @@ def _recorded(path: Path) -> list[tuple[str, str]]:
         while not (rows := database.execute(query).fetchall()) and time.monotonic() < deadline:
             time.sleep(0.2)
     return rows
+
+
+def test_a_breach_starts_a_retraining_where_its_rule_says_so(sent: list[ReceivedEvent]) -> None:
+    """The one whose pipeline the event names."""
+    for then in ((), ("retrain",)):
+        breach = Breach("errors", "3", 0.5, 0.01, "errors: half of them", then)
+        assert act(NOT_ASKED, "digits", breach, "digits.yaml")["event"]
+    assert [trigger_of("on-breach").covers(event) for event in sent] == [False, True]
+    assert sent[-1].payload["config"] == "digits.yaml"
+
+
+def test_who_is_to_be_told_is_told_of_breaches_silent_monitors_and_runs_that_end_badly(
+    sent: list[ReceivedEvent],
+) -> None:
+    models, runs = automations()
+    act(NOT_ASKED, "digits", Breach("errors", "3", 0.5, 0.01, "errors: half of them", ()), None)
+    emit("monitoring.silent", "digits", "3", {"reason": "no row"})
+    emit("model.promoted", "digits", "3")
+    sent += [
+        ended(flow, state) for flow in (*flow_runs.FLOWS, "another") for state in ("Crashed", "Completed")
+    ]
+    told = [event for event in sent if models.covers(event) and models.expects(event.event)]
+    assert [event.event for event in told] == ["pareflow.monitoring.breach", "pareflow.monitoring.silent"]
+    assert all({"name", "version", "reason"} <= event.payload.keys() for event in told)
+    told = [event for event in sent if runs.covers(event) and runs.expects(event.event)]
+    assert [event.related[0]["prefect.resource.name"] for event in told] == list(flow_runs.FLOWS)
+
+
+def automations() -> tuple[EventTrigger, EventTrigger]:
+    """The triggers of infra/automations.yaml, whose whole Prefect takes."""
+    text = (CHECKOUT / "infra" / "automations.yaml").read_text().replace("BLOCK_ID", str(uuid.uuid4()))
+    models, runs = yaml.safe_load(text)["automations"]
+    for one in (models, runs):
+        AutomationCore.model_validate(one)
+    return EventTrigger.model_validate(models["trigger"]), EventTrigger.model_validate(runs["trigger"])
+
+
+def ended(flow: str, state: str) -> ReceivedEvent:
+    """What Prefect's server itself tells of a flow run."""
+    related = {"prefect.resource.id": f"prefect.flow.{uuid.uuid4()}", "prefect.resource.role": "flow"}
+    return ReceivedEvent(
+        occurred=datetime.now(UTC),
+        event=f"prefect.flow-run.{state}",
+        resource={"prefect.resource.id": f"prefect.flow-run.{uuid.uuid4()}"},
+        related=[{**related, "prefect.resource.name": flow}],
+        id=uuid.uuid4(),
+    )

@@ -14,22 +14,29 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper
 
 from flows.monitoring import monitor
 from pareflow.collection import Holder, holders
+from pareflow.errors import InputError
 from pareflow.monitoring.comparing import REFERENCE
 from pareflow.monitoring.exposition import Reading
+from pareflow.monitoring.labels import Answers, Place
 from pareflow.monitoring.rules import Rules
 from pareflow.monitoring.state import Breach, State
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.model import PackagedModel, as_json, write_manifest
+from pareflow.stages import monitoring as stage
 from pareflow.stages.registration import content_digest
 from pareflow.store import Store
+from tasks.late_labels import LateLabels
+from tasks.looks import Looks
 from tasks.monitoring import Record, act
 from tasks.promotion import promote
+from tasks.reconciling import SILENT_S, Look, silent_monitors
 from tasks.tracking import BREACH, CONFIG, CONTENT, FORMAT, FORMAT_TAG, Tracker
 from tasks.watching import Asked, Monitored, Session
 from tests.orchestration.conftest import Judged
@@ -77,7 +84,7 @@ def test_nothing_flaps(tracker: Tracker, name: str) -> None:
     act(tracker, name, breach("3"), None)
     document = act(tracker, name, breach("2"), None)
     assert (document["rolled_back_to"], champion(tracker, name)) == (None, "2")
-    assert document["not_rolled_back"] == "version 3 broke a rule itself"
+    assert "version 3 broke a rule itself: errors: half of them" in document["not_rolled_back"]
 
 
 def test_what_serves_no_more_moves_nothing(tracker: Tracker, name: str) -> None:
@@ -146,6 +153,95 @@ def test_what_waits_is_followed_by_the_next_monitor(
     assert champion(tracker, name) == "2"
     assert [one["rolled_back_to"] for one in again.breaches] == ["2"]
     assert State.read(again.state_path).waiting == ()
+
+
+def test_what_fails_is_followed_before_anything_is_compared(
+    tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bringing a package and an original takes longer than a rollback may."""
+
+    def takes_for_ever(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tasks.watching.RegistrySource.copy", takes_for_ever)
+    watched = Rules.model_validate({"errors": {"then": ["rollback"]}, "variant_drift": {}})
+    config = tmp_path / "pipeline.yaml"
+    session = Session(Asked(name, "http://127.0.0.1:9", tmp_path), tracker, watched, config, print)
+    reading = Reading(0.0, name, "3", {}, {}, 0.0, {}, None, None, None)
+    with ExitStack() as stack:
+        served = Monitored(session, reading, stack, State("3", waiting=(breach("3", then=("rollback",)),)))
+        with pytest.raises(KeyboardInterrupt):
+            served.look(reading)
+    assert champion(tracker, name) == "2"
+
+
+def test_a_version_is_compared_with_its_own_original_or_with_none(judged: Judged, tmp_path: Path) -> None:
+    """Of another one nothing is taken, and the monitor trains none."""
+    run = judged.run
+    with pytest.raises(InputError, match="others by now"):
+        stage.made(run, "another")
+    with pytest.raises(InputError, match="the monitor trains nothing"):
+        stage.made(replace(run, data_dir=tmp_path), run.facts.digest)
+    made = stage.made(run, run.facts.digest)
+    assert stage.stored(run.store, run.facts.digest) == made
+    assert stage.stored(run.store, "another") is None
+
+
+def test_what_has_no_original_is_told_once_and_its_errors_are_watched(
+    judged: Judged, tmp_path: Path, new_tracker: Callable[[Path], Tracker]
+) -> None:
+    tracker, told = new_tracker(tmp_path), list[str]()
+    tracker.register(judged.run, tracker.begin(judged.run), judged.package(judged.fp32), judged.fp32)
+    watched = Rules.model_validate({"variant_drift": {"max_disagreement": 0.1}, "errors": {}})
+    session = Session(
+        Asked("images", "http://127.0.0.1:9", tmp_path), tracker, watched, tmp_path / "gone.yaml", told.append
+    )
+    reading = Reading(0.0, "images", "1", {"200": 0.0, "500": 0.0}, {}, 0.0, {}, None, None, None)
+    with ExitStack() as stack:
+        served = Monitored(session, reading, stack, State("1"))
+        until = time.monotonic() + 120
+        while not told:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+            served.look(None)
+        assert "version 1 is not compared" in told[0]
+        served._again = 0.0  # an hour later
+        served.look(None)
+        while served._comparer is not None:
+            time.sleep(0.1)
+            served.look(None)
+        fail(served, session, reading)
+    assert [one["rule"] for one in session.breaches] == ["errors"]
+    assert len(told) == 2
+    run = tracker.monitored("images", "1")
+    assert "not-compared.json" in [found.path for found in tracker.client.list_artifacts(run)]
+
+
+def test_labels_come_to_the_version_that_answered(tracker: Tracker, name: str, tmp_path: Path) -> None:
+    """Those of the second are a row of its own while the third serves; a row that is none is told once."""
+    for version, identity in (("2", "a"), ("3", "b")):
+        (tmp_path / version).mkdir()
+        columns = {"row": 0, "original": 1, "served": int(version)}
+        rows = {key: np.array([value]) for key, value in columns.items()}
+        Answers(tmp_path / version).add({"id": np.array([identity]), **rows}, "1")
+    file, told = tmp_path / "labels.csv", list[str]()
+    late = LateLabels(file, Record(tracker, name, "3"), told.append)
+    place = Place()
+    assert late.since(place, tmp_path / "3", 1) == (None, place)
+    file.write_text("request_id,label\na,2\nb,2\nc\n")
+    joined, place = late.since(place, tmp_path / "3", 1)
+    assert joined is not None
+    assert joined.served.tolist() == [False]
+    assert late.since(place, tmp_path / "3", 2) == (None, place)
+    assert len(told) == 1
+    assert "1 rows of" in told[0]
+    late.record(3)
+    metrics = tracker.client.get_run(tracker.monitored(name, "2")).data.metrics
+    assert metrics == {"late.labels": 1, "late.served_right": 1, "late.original_right": 0}
+    file.write_text("request\n")
+    for step in (4, 5):
+        assert late.since(place, tmp_path / "3", step) == (None, place)
+    assert len(told) == 2
 
 
 def test_a_full_disk_keeps_no_monitor_from_going_back(
@@ -253,6 +349,30 @@ def test_rows_and_breaches_are_kept_in_mlflow(
     record.breach({**breach("3").to_json(), "name": name}, 7)
     (artifact,) = tracker.client.list_artifacts(run, "breaches")
     assert artifact.path == "breaches/00000007-errors.json"
+
+
+def test_a_champion_that_nobody_watches_any_more_is_told_once(
+    tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until a row comes again."""
+    told = list[tuple[str, ...]]()
+    monkeypatch.setattr("tasks.reconciling.emit", lambda *words: told.append(words[:3]))
+    record, looks = Record(tracker, name, "3"), Looks(tmp_path / "looks.db")
+
+    def silent(now: float) -> list[str]:
+        found = silent_monitors(Look(looks, now, 120, 1), tracker)
+        return [one["version"] for one in found if one["name"] == name]
+
+    assert silent(0) == []  # nobody ever watched it
+    for step in (1, 2):
+        record.add({"live.p50_ms": 1.0}, step)
+        assert silent(step * SILENT_S) == []
+    assert silent(3 * SILENT_S) == silent(3 * SILENT_S + 300) == ["3"]
+    assert [one for one in told if one[1] == name] == [("monitoring.silent", name, "3")]
+    record.add({"live.p50_ms": 1.0}, 3)
+    assert silent(3 * SILENT_S + 600) == []
+    assert silent(5 * SILENT_S) == ["3"]
+    assert len([one for one in told if one[1] == name]) == 2
 
 
 def otherwise(package: Path, into: Path) -> Path:

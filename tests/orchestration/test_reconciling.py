@@ -1,15 +1,18 @@
 """Which crashed runs are taken up again, and when that ends. Of a server that says what a test says."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flows.reconcile import run_reconcile
+from pareflow.store import Store
 from tasks import flow_runs
 from tasks.looks import Looks
 from tasks.reconciling import ATTEMPTS, PENDING_S, RECENT_S, Look, never_began, resumed
+from tasks.tracking import Tracker
 
 
 class Crashing:
@@ -111,3 +114,18 @@ def test_a_run_that_never_began_is_taken_up_again(tmp_path: Path, monkeypatch: p
     assert lost == [PENDING_S, 2 * PENDING_S + 600]
     assert again == [PENDING_S + 300, 2 * PENDING_S + 900]
     assert run.history[2]["message"] == "pareflow reconcile: it never began"
+
+
+def test_a_disk_that_keeps_no_looks_holds_up_nothing_else(
+    new_tracker: Callable[[Path], Tracker], tmp_path: Path
+) -> None:
+    """What is left over is removed first, for the room; what could not be looked at is told once."""
+    new_tracker(tmp_path)
+    (tmp_path / "looks.db").write_bytes(b"no database" * 100)
+    left = Store(tmp_path / "store").root / "making" / "key.killed"
+    left.mkdir(parents=True)
+    found = run_reconcile(None, tmp_path)
+    assert (found["leftovers"], found["pending"], found["expired"]) == (1, [], [])
+    assert not left.exists()
+    (problem,) = found["problems"]
+    assert f"{tmp_path / 'looks.db'} takes nothing: file is not a database" in problem
