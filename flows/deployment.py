@@ -1,22 +1,21 @@
 """A challenger brought before live traffic: shadow → canary, step by step → promotion to all, or back."""
 
-import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flows.environment import set_environment
+from flows.environment import api_key, set_environment
 
 set_environment()  # before prefect is imported
 
 from prefect import flow  # noqa: E402
 
 from flows.progress import shown  # noqa: E402
+from flows.rollout import Steps  # noqa: E402
 from pareflow import collection, spec  # noqa: E402
 from pareflow.errors import InputError  # noqa: E402
-from pareflow.serving.traffic import Traffic  # noqa: E402
 from pareflow.stages.deployment import Tolerance  # noqa: E402
 from pareflow.stages.promotion import packaged_row  # noqa: E402
 from pareflow.stages.run import Run  # noqa: E402
@@ -32,29 +31,6 @@ DISAGREEMENT = 0.01
 """Tolerated where the pipeline's SLA says nothing of a drop."""
 SWITCHED_S = 60.0
 """How long servers may take to follow a promotion."""
-
-
-@dataclass(frozen=True)
-class Steps:
-    """What the challenger passes through: shadow alone, then each share of the requests; how long each."""
-
-    shadow: float = 0.5
-    canary: tuple[float, ...] = (0.05, 0.25, 0.5)
-    minutes: float = 15.0
-    disagreement: float | None = None
-    """Tolerated; None is the SLA's `quality.max_drop`, which it bounds."""
-    slowdown: float = 1.1
-
-    def traffic(self, version: str) -> list[Traffic]:
-        """Each step's. Raises: InputError where nothing could be compared, or shares do not grow."""
-        shares = [0.0, *self.canary]
-        if not 0 < self.shadow <= 1 or sorted(set(shares)) != shares or shares[-1] >= 1:
-            raise InputError(
-                "a rollout must copy a share of the requests, and answer growing shares below all of them",
-                f"got shadow {self.shadow:g}, canary {', '.join(f'{share:g}' for share in self.canary)}",
-                "Mend --shadow and --canary",
-            )
-        return [Traffic(version=version, shadow=self.shadow, canary=share) for share in shares]
 
 
 @flow(name="deployment", flow_run_name="{name}", persist_result=False)
@@ -81,7 +57,7 @@ def run_deployment(
     """The rollout by this execution. Raises: InputError, TransientError before anything has changed."""
     tracker = Tracker.open(data_dir)
     with rollouts.alone(tracker, name):
-        rollout = rollouts.begin(tracker, name, urls, _key())
+        rollout = rollouts.begin(tracker, name, urls, api_key())
         if rollout is None:
             return _without_traffic(tracker, name, data_dir, config)
         if left := promotion.left_behind(tracker, name, rollout.version):
@@ -159,9 +135,3 @@ def _ended(rollout: Rollout, done: Sequence[Step], moved: dict[str, Any] | None)
 
 def _is_champion(moved: dict[str, Any]) -> bool:
     return bool(moved["alias"] == "champion")
-
-
-def _key() -> str | None:
-    """A key of the servers, from the environment, where theirs come from."""
-    keys = os.environ.get("PAREFLOW_API_KEYS", "").split()
-    return keys[0] if keys else None

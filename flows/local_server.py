@@ -13,18 +13,41 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
 from flows.server_watcher import try_lock
-from pareflow.errors import MissingExtraError, TrackingError
+from pareflow.errors import MissingExtraError, TrackingError, TransientError
 
 START_SECONDS = 180.0
 LINGER_SECONDS = 10.0
 _ANSWER_SECONDS = 10.0
+
+
+@contextmanager
+def under_prefect(data_dir: Path, meanwhile: str) -> Iterator[None]:
+    """The server that PREFECT_API_URL names, or this data directory's own, for the flows that run inside.
+
+    Raises: TransientError where it is away, or goes away; as `local_server`.
+    """
+    named = os.environ.get("PREFECT_API_URL")
+    with nullcontext() if named else local_server(data_dir, meanwhile=meanwhile):
+        import httpx  # Prefect's, which need not be installed
+
+        try:
+            yield
+        except (httpx.ConnectError, RuntimeError) as error:
+            away = error.__cause__ if isinstance(error, RuntimeError) else error  # Prefect's, at its start
+            if not isinstance(away, httpx.ConnectError):
+                raise
+            raise TransientError(
+                "the Prefect server must stay reachable during a run",
+                f"it is away ({away})",
+                "Run the same command again; what is finished is kept",
+            ) from error
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What the commands that move a registered model do, as functions that return documents."""
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,12 +25,12 @@ def retrain(config: Path, data_dir: Path, console: Console, *, orchestrated: boo
             from tasks.execution import Plain
 
             return run_retraining(config, data_dir, Plain())
-        if os.environ.get("PREFECT_API_URL"):
-            return _retrain_by_prefect(config, data_dir)
-        from flows.local_server import local_server
+        from flows.local_server import under_prefect
 
-        with local_server(data_dir, meanwhile="flows.retraining"):
-            return _retrain_by_prefect(config, data_dir)
+        with under_prefect(data_dir, meanwhile="flows.retraining"):
+            from flows.retraining import retraining
+
+            return retraining(str(config), str(data_dir))
 
 
 def move(
@@ -118,13 +117,15 @@ def copy(target: str, to: str, data_dir: Path, by: str | None, reason: str) -> d
     return copying.copy(Tracker.open(data_dir), uri, to, data_dir, by=by, reason=reason)
 
 
-def rollback(target: str, data_dir: Path, by: str | None, reason: str) -> dict[str, Any]:
+def rollback(
+    target: str, data_dir: Path, by: str | None, reason: str, *, force: bool = False
+) -> dict[str, Any]:
     """The previous champion made champion again."""
     from tasks.promotion import roll_back
     from tasks.tracking import Tracker
 
     name = model_name(target)
-    return roll_back(Tracker.open(data_dir), name, by=by, reason=reason)
+    return roll_back(Tracker.open(data_dir), name, by=by, reason=reason, force=force)
 
 
 def history(target: str | None, data_dir: Path) -> list[dict[str, Any]]:
@@ -136,11 +137,3 @@ def history(target: str | None, data_dir: Path) -> list[dict[str, Any]]:
         raise InputError("`pareflow list audit` must name a model", "none was named", "Name one")
     name = model_name(target)
     return audit.history(Tracker.open(data_dir), name)
-
-
-def _retrain_by_prefect(config: Path, data_dir: Path) -> dict[str, Any]:
-    from flows.commands import served_throughout
-    from flows.retraining import retraining
-
-    with served_throughout():
-        return retraining(str(config), str(data_dir))

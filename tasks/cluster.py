@@ -13,6 +13,7 @@ from prefect.tasks import Task
 from pareflow.errors import EnvironmentUnfitError, MissingExtraError, TransientError
 from pareflow.hardware.needs import Machine, Needs, granted, lacking
 from tasks.execution import Call, Orchestrated
+from tasks.registries import without_secrets
 
 R = TypeVar("R")
 
@@ -143,6 +144,6 @@ def _must_be_reached(api: str, own: str, addresses: Sequence[str]) -> None:
     if others and urlsplit(api).hostname in ("127.0.0.1", "localhost", "::1"):
         raise EnvironmentUnfitError(
             "every node of the cluster must reach the Prefect server",
-            f"it is at {api}, and {', '.join(others)} is another machine",
+            f"it is at {without_secrets(api)}, and {', '.join(others)} is another machine",
             "Start `prefect server start --host 0.0.0.0` and set PREFECT_API_URL",
         )

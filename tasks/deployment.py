@@ -6,6 +6,7 @@ Traffic is given for a while and renewed: where whoever watches it dies, servers
 import fcntl
 import http.client
 import json
+import math
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +24,7 @@ from pareflow.gate import Verdict
 from pareflow.hardware.device import try_lock
 from pareflow.serving.traffic import Traffic
 from pareflow.stages.deployment import Seen, Tolerance, judge_live, merged
+from tasks.promotion import challenger_of, number
 from tasks.tracking import TRAFFIC, Tracker
 
 LEASE_S = 120.0
@@ -137,7 +139,7 @@ def watch(tracker: Tracker, rollout: Rollout, traffic: Traffic, tolerance: Toler
 
     Doubt buys time, and in the end does not pass (law 3).
     """
-    until, renewed, looks, next_look = time.monotonic() + seconds, 0.0, 0, FIRST_LOOK
+    until, renewed, looks, next_look = time.monotonic() + seconds, -math.inf, 0, FIRST_LOOK
     silent = Counter[str]()
     while True:
         if time.monotonic() - renewed > LEASE_S / 3:
@@ -234,15 +236,7 @@ def begin(tracker: Tracker, name: str, urls: Sequence[str], key: str | None) -> 
 
     Raises: InputError where there is no challenger.
     """
-    model = tracker.model(name)
-    aliases = {} if model is None else {alias: str(number) for alias, number in model.aliases.items()}
-    if "challenger" not in aliases:
-        raise InputError(
-            f"the model {name} must have a challenger",
-            "the registry has none",
-            "Run `pareflow optimize` first",
-        )
-    champion, version = aliases.get("champion"), aliases["challenger"]
+    version, champion = challenger_of(tracker, name), number(tracker, name, "champion")
     if champion is None or champion == version:
         return None
     return Rollout(name, version, champion, tuple(urls), key)

@@ -1,6 +1,7 @@
 """Runs of Prefect deployments over its API: started once per key, followed, marked when dead, resumed."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 
 from pareflow.catalog import unknown
 from pareflow.errors import InputError, TrackingError, TransientError
+from tasks.registries import without_secrets
 
 FLOWS = ("pipeline", "retraining", "promotion", "deployment", "monitoring", "reconcile")
 """Whose runs are ours to judge, on a server that others may use, too."""
@@ -49,20 +51,21 @@ def _server() -> Iterator[SyncPrefectClient]:
             "PREFECT_API_URL is not set",
             "Set it to http://HOST:4200/api",
         )
+    shown = without_secrets(url)
     try:
         # Whoever asks is asked again; a webhook's sender waits no longer than 30 s.
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}), get_client(sync_client=True) as client:
             yield client
     except httpx.HTTPStatusError as error:
         if error.response.status_code >= 500 or error.response.status_code == 429:
-            raise _away(url, f"it answered {error.response.status_code}") from error
+            raise _away(shown, f"it answered {error.response.status_code}") from error
         raise TrackingError(
-            f"Prefect at {url} must accept what is asked",
+            f"Prefect at {shown} must accept what is asked",
             f"it answered {error.response.status_code}: {error.response.text[:300]}",
             "Mend the server or its authentication (PREFECT_API_AUTH_STRING)",
         ) from error
     except (httpx.HTTPError, OSError) as error:
-        raise _away(url, f"it is not ({type(error).__name__})") from error
+        raise _away(shown, f"it is not ({type(error).__name__})") from error
 
 
 def _away(url: str, found: str) -> TransientError:
@@ -169,8 +172,7 @@ def slots() -> list[dict[str, Any]]:
     for run in in_state(*HOLDING):
         holding[run["deployment_id"]] = holding.get(run["deployment_id"], 0) + 1
     with _server() as server:
-        chosen = {"flows": {"name": {"any_": list(FLOWS)}}, "limit": _PAGE}
-        found = _post(server, "/deployments/filter", chosen).json()
+        found = _ours(server)
     limits = [(one, limit) for one in found if (limit := one.get("global_concurrency_limit"))]
     return [
         {
@@ -183,6 +185,18 @@ def slots() -> list[dict[str, Any]]:
     ]
 
 
+def without_worker() -> dict[str, int]:
+    """The pools of our deployments that no worker is online for; how many deployments wait there."""
+    online = {"workers": {"status": {"any_": ["ONLINE"]}}, "limit": 1}
+    with _server() as server:
+        pools = Counter(one["work_pool_name"] for one in _ours(server) if one["work_pool_name"])
+        return {
+            pool: count
+            for pool, count in pools.items()
+            if not _post(server, f"/work_pools/{pool}/workers/filter", online).json()
+        }
+
+
 def free_slots(limit_id: str, left: int) -> None:
     """Say how many slots of a limit are taken."""
     with _server() as server:
@@ -192,6 +206,13 @@ def free_slots(limit_id: str, left: int) -> None:
 def _set_state(run_id: str, state: Mapping[str, str], force: bool) -> None:
     with _server() as server:
         _post(server, f"/flow_runs/{run_id}/set_state", {"state": dict(state), "force": force})
+
+
+def _ours(server: SyncPrefectClient) -> list[dict[str, Any]]:
+    """The deployments of our flows."""
+    chosen = {"flows": {"name": {"any_": list(FLOWS)}}, "limit": _PAGE}
+    found: list[dict[str, Any]] = _post(server, "/deployments/filter", chosen).json()
+    return found
 
 
 def _deployment(server: SyncPrefectClient, name: str) -> dict[str, Any]:

@@ -19,10 +19,12 @@ from flows.cli.options import (
     log,
     show,
 )
-from flows.environment import set_environment
+from flows.environment import api_key, set_environment
+from flows.rollout import Steps
 from flows.tables import operating as tables
 from flows.tables import running as running_tables
 from flows.triggers import RULES
+from tasks.ownership import WINDOW_S
 
 app = typer.Typer()
 MODEL = "a pipeline YAML, or the name of its registered model"
@@ -78,11 +80,15 @@ def promote(
 def deploy(
     target: Annotated[str, typer.Argument(help=f"{MODEL}, whose challenger is tried")],
     url: Annotated[list[str] | None, typer.Option(help="a server of it; again for each of several")] = None,
-    shadow: Annotated[float, typer.Option(help="share of the requests that both versions answer")] = 0.5,
+    shadow: Annotated[
+        float, typer.Option(help="share of the requests that both versions answer")
+    ] = Steps.shadow,
     canary: Annotated[
         list[float] | None, typer.Option(help="share that the challenger answers; again for each step")
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.01, help="how long a step may take to be decided")] = 15,
+    minutes: Annotated[
+        float, typer.Option(min=0.01, help="how long a step may take to be decided")
+    ] = Steps.minutes,
     max_disagreement: Annotated[
         float | None,
         typer.Option(
@@ -93,7 +99,7 @@ def deploy(
     ] = None,
     max_slowdown: Annotated[
         float, typer.Option(min=1, help="live times over the champion's, of median and 99th percentile")
-    ] = 1.1,
+    ] = Steps.slowdown,
     config: Annotated[
         Path | None, typer.Option(help="the pipeline YAML of the version, where it has moved")
     ] = None,
@@ -110,13 +116,7 @@ def deploy(
         url or ["http://127.0.0.1:8000"],
         data_dir,
         Console(stderr=True),
-        {
-            "shadow": shadow,
-            "canary": tuple(canary or (0.05, 0.25, 0.5)),
-            "minutes": minutes,
-            "disagreement": max_disagreement,
-            "slowdown": max_slowdown,
-        },
+        Steps(shadow, tuple(canary or Steps.canary), minutes, max_disagreement, max_slowdown),
         config=config or naming.pipeline_file(target),
         orchestrated=orchestrator,
     )
@@ -130,6 +130,9 @@ def rollback(
     target: Annotated[str, typer.Argument(help=MODEL)],
     by: By = None,
     reason: Reason = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="to a version that broke a rule of monitoring, too")
+    ] = False,
     data_dir: DataDir = DATA,
     as_json: AsJson = False,
 ) -> None:
@@ -137,7 +140,7 @@ def rollback(
     set_environment()
     from flows import moves
 
-    show(moves.rollback(target, data_dir, by, reason), tables.promotion, as_json)
+    show(moves.rollback(target, data_dir, by, reason, force=force), tables.promotion, as_json)
 
 
 @app.command()
@@ -175,9 +178,9 @@ def webhook(
 @app.command()
 def reconcile(
     rules: Annotated[
-        Path | None, typer.Option(help="which versions start which pipeline; default: mlflow/triggers.yaml")
+        Path | None, typer.Option(help=f"which versions start which pipeline; default: {RULES}")
     ] = None,
-    window_s: Annotated[float, typer.Option(help="so long without a heartbeat, a run is dead")] = 150,
+    window_s: Annotated[float, typer.Option(help="so long without a heartbeat, a run is dead")] = WINDOW_S,
     data_dir: DataDir = DATA,
     as_json: AsJson = False,
 ) -> None:
@@ -219,7 +222,7 @@ def monitor(
 
     console = Console(stderr=True)
     name, path = naming.model_name(target), config or naming.pipeline_file(target)
-    asked = Asked(name, url, data_dir, rules, path, requests, labels, seconds, monitoring.api_key())
+    asked = Asked(name, url, data_dir, rules, path, requests, labels, seconds, api_key())
     document = monitoring.monitor(
         asked, lambda told: console.print(told, markup=False, highlight=False, soft_wrap=True)
     )

@@ -17,15 +17,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from flows.deployment import Steps, run_deployment
+from flows.deployment import run_deployment
+from flows.rollout import Steps
 from pareflow.errors import InputError, TransientError
 from pareflow.serving.slot import Challenge
 from pareflow.serving.traffic import Traffic
+from pareflow.stages.deployment import Tolerance
 from pareflow.stages.registration import content_digest
 from pareflow.variant import Step
 from tasks import deployment as rollouts
@@ -190,6 +193,17 @@ def test_nothing_seen_is_doubt_and_does_not_pass(story: Story) -> None:
     assert document["decision"] == "inconclusive"
     assert "no server asked the challenger anything" in document["reason"]
     assert story.traffic() is None
+
+
+def test_traffic_is_given_at_once_on_a_host_that_has_just_started(
+    story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose clock begins at 0."""
+    monkeypatch.setattr(rollouts, "time", SimpleNamespace(monotonic=lambda: 1.0, time=time.time))
+    rollout = rollouts.Rollout("images", "2", "1", (NOBODY,))
+    step = rollouts.watch.fn(story.tracker, rollout, Traffic(version="2", shadow=1), Tolerance(0.01), 0)
+    assert step.decision == "inconclusive"
+    assert story.traffic() is not None
 
 
 def test_a_rollout_is_the_only_one_of_its_model(story: Story) -> None:
