@@ -64,13 +64,14 @@ def run_pipeline(
         run = run.anew() if remeasure else run
         tracker = Tracker.open(data_dir)
         document = optimize(run, tracker, execution)
-        if described.budget.store_gib is not None:
-            _collect(data_dir, described.budget.store_gib)
+        bound_store(data_dir, described.budget.store_gib)
     return document
 
 
-def _collect(data_dir: Path, max_gib: float) -> None:
-    """Bound the store, while the run still holds what it used. Its trouble is not that of a finished run."""
+def bound_store(data_dir: Path, max_gib: float | None) -> None:
+    """Shrink a bounded store, while the run holds what it used. Its trouble is not a finished run's."""
+    if max_gib is None:
+        return
     try:
         done = collecting.collect(data_dir, max_gib)
         left = f"{done['removed']} entries removed, {done['left_mib']:.0f} MiB left"
@@ -184,7 +185,9 @@ def _attempted(
     if not asked.preflight:
         yield from tried(tracker, parent, execution, asked.rows, contest)
         return
-    failed = [row for row in side_by_side(contest.run, execution, "preflight", asked.rows) if row.status != "ok"]
+    failed = [
+        row for row in side_by_side(contest.run, execution, "preflight", asked.rows) if row.status != "ok"
+    ]
     shown.get().rows(failed)
     yield from failed
 

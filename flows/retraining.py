@@ -10,7 +10,7 @@ set_environment()  # before prefect is imported
 from prefect import flow  # noqa: E402
 
 from flows.endings import ended  # noqa: E402
-from flows.pipeline import optimize  # noqa: E402
+from flows.pipeline import bound_store, optimize  # noqa: E402
 from flows.progress import shown  # noqa: E402
 from pareflow import collection, spec  # noqa: E402
 from pareflow.stages.machine import check_machine  # noqa: E402
@@ -51,4 +51,5 @@ def run_retraining(config: Path, data_dir: Path, execution: Execution) -> dict[s
 
         shown.get().stage("compare")
         original = execution.call(steps.compare_original, run, tracker, found["champion"])
+        bound_store(data_dir, described.budget.store_gib)
     return {**document, "retraining": {**found, "original": original}}
