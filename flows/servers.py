@@ -2,20 +2,22 @@
 
 import json
 import os
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from pareflow.catalog import installed_version
 from pareflow.errors import PareflowError
-from tasks import registries
+from tasks import locking, registries
 
 ANSWER_S = 10.0
 CLOCKS_APART_S = 5.0
@@ -78,16 +80,75 @@ def check(server: Server) -> dict[str, Any]:
     return {**found, "problems": list(_differences(server, found))}
 
 
+def set_up_problems(data_dir: Path) -> list[str]:
+    """What keeps a set-up from working though its servers answer.
+
+    The lock of promotions, MLflow's artifacts and webhooks, pools without workers, tags that cannot be read.
+    """
+    asked: list[Callable[[], list[str]]] = [_lock]
+    names = {server.name for server in named()}
+    if "MLflow" in names:
+        asked.append(partial(_mlflow, data_dir))
+    if "Prefect" in names:
+        asked.append(_workers)
+    return [problem for ask in (*asked, partial(tag_problems, data_dir)) for problem in _told(ask)]
+
+
+def promotions_meet_in() -> Literal["database", "data folder"]:
+    """Where those who promote exclude each other: a data folder's lock does so on one host alone."""
+    return "database" if os.environ.get(locking.VARIABLE) else "data folder"
+
+
+def _told(ask: Callable[[], list[str]]) -> list[str]:
+    """What it finds; what keeps it from looking is a problem itself."""
+    try:
+        return ask()
+    except PareflowError as error:
+        return [str(error)]
+
+
+def _lock() -> list[str]:
+    """Raises: TransientError, TrackingError where the database of locks is named, and lends none."""
+    if os.environ.get(locking.VARIABLE):
+        with tempfile.TemporaryDirectory() as folder, locking.exclusive(Path(folder), "doctor"):
+            pass
+    return []
+
+
+def _mlflow(data_dir: Path) -> list[str]:
+    """Webhooks that reach nobody. Raises: TransientError, TrackingError where no artifact is kept."""
+    from tasks import registry
+    from tasks.tracking import Tracker
+
+    tracker = Tracker.open(data_dir)
+    tracker.keeps_artifacts()
+    return [
+        f"MLflow must reach `pareflow listen` at {url}, but it does not ({problem}). "
+        "Start it there, or remove the webhook"
+        for url, problem in registry.unheard(tracker)
+    ]
+
+
+def _workers() -> list[str]:
+    from tasks import flow_runs
+
+    return [
+        f"the pool {pool}, which {count} deployments use, must have a worker online, but it has none. "
+        f"`prefect worker start --pool {pool}`"
+        for pool, count in flow_runs.without_worker().items()
+    ]
+
+
 def tag_problems(data_dir: Path) -> list[str]:
-    """What keeps the tags of registered versions from being read here; nothing where there is no registry."""
+    """What keeps the tags of registered versions from being read here; nothing where there is no registry.
+
+    Raises: TransientError, TrackingError.
+    """
     if not installed_version("mlflow") or not registries.known(data_dir):
         return []
     from tasks.tracking import FORMAT, FORMAT_TAG, Tracker
 
-    try:
-        rows = Tracker.open(data_dir).registered()
-    except PareflowError as error:
-        return [str(error)]
+    rows = Tracker.open(data_dir).registered()
     newer = [f"{row['name']}/{row['version']}" for row in rows if int(row.get(FORMAT_TAG, FORMAT)) > FORMAT]
     if not newer:
         return []

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from mlflow import MlflowClient
+from mlflow.entities.webhook import Webhook
 from mlflow.exceptions import MlflowException
 
 from tasks.rules import Registered
@@ -72,12 +74,27 @@ def call(tracker: Tracker, url: str, secret: str) -> dict[str, Any]:
             hook = client.create_webhook(WEBHOOK, url, events, secret=secret)
         else:
             hook = client.update_webhook(found.webhook_id, events=events, secret=secret, status="ACTIVE")
-        tested = client.test_webhook(hook.webhook_id)
-    problem = tested.error_message or f"status {tested.response_status}: {tested.response_body}"
+        problem = _unheard(client, hook)
     return {
         "id": hook.webhook_id,
         "url": url,
         "events": list(EVENTS),
-        "answers": bool(tested.success),
-        "problem": None if tested.success else problem[:300],
+        "answers": problem is None,
+        "problem": problem,
     }
+
+
+def unheard(tracker: Tracker) -> list[tuple[str, str]]:
+    """The URLs of our webhooks where nobody answers MLflow, and what it meets there."""
+    with tracker.reached() as client:
+        ours = [hook for hook in client.list_webhooks(1000) if hook.name == WEBHOOK]
+        tried = [(hook.url, _unheard(client, hook)) for hook in ours]
+    return [(url, problem) for url, problem in tried if problem is not None]
+
+
+def _unheard(client: MlflowClient, hook: Webhook) -> str | None:
+    """What MLflow meets when it calls a webhook now; None where it is answered."""
+    tested = client.test_webhook(hook.webhook_id)
+    if tested.success:
+        return None
+    return (tested.error_message or f"status {tested.response_status}: {tested.response_body}")[:300]

@@ -156,6 +156,9 @@ def doctor(document: Document, console: Console) -> None:
             clock = "" if server["clock_s"] is None else f", its clock {server['clock_s']:+.1f} s from ours"
             answers = f"{server['name']} {server['version']} at {server['url']} answers{clock}"
             console.print(escape(answers), soft_wrap=True, highlight=False)
+    if document["servers"] and document["promotions_meet_in"] == "data folder":
+        told = "promotions meet in the data folder: on a second host they need PAREFLOW_LOCK_DATABASE"
+        console.print(told, soft_wrap=True, highlight=False)
     for problem in document["problems"]:
         console.print(f"[red]to fix:[/red] {escape(problem)}", soft_wrap=True, highlight=False)
 

@@ -22,9 +22,11 @@ from mlflow import MlflowClient
 
 from flows.local_server import local_server
 from flows.reconcile import run_reconcile
-from tasks import flow_runs, triggering
+from flows.servers import set_up_problems
+from tasks import flow_runs, registry, triggering
 from tasks.deliveries import DELIVERY, SIGNATURE, TIMESTAMP, sign
 from tasks.listener import PATH
+from tasks.tracking import Tracker
 from tests import servers
 
 pytestmark = [
@@ -225,6 +227,27 @@ def test_an_event_reaches_the_server_before_its_process_ends(stack: Stack, tmp_p
     (event,) = found
     assert event["resource"]["pareflow.model.role"] == "optimized"
     assert event["payload"]["version"] == "7"
+
+
+def test_doctor_tells_what_servers_that_answer_lack(stack: Stack, data_dir: Path) -> None:
+    """A worker, whoever listens to the webhook, a place for artifacts."""
+    (worker,) = set_up_problems(data_dir)
+    assert "must have a worker online" in worker
+    hook = registry.call(Tracker.open(data_dir), "http://127.0.0.1:9/webhooks/mlflow", servers.SECRET)
+    artifacts, aside = stack.folder / "artifacts", stack.folder / "aside"
+    try:
+        unheard, _ = set_up_problems(data_dir)
+        assert unheard.startswith(
+            "MLflow must reach `pareflow listen` at http://127.0.0.1:9/webhooks/mlflow, but"
+        )
+        artifacts.rename(aside)
+        artifacts.write_text("in the way")
+        refused, _ = set_up_problems(data_dir)
+        assert f"MLflow at {stack.mlflow} must" in refused
+    finally:
+        stack.client.delete_webhook(hook["id"])
+        artifacts.unlink(missing_ok=True)
+        aside.rename(artifacts)
 
 
 def events(chosen: dict[str, Any]) -> list[dict[str, Any]]:
