@@ -1,4 +1,4 @@
-"""Servers that die amid a run, on the real set-up: the run goes on by itself, and all three records agree."""
+"""What dies amid a run, on the real set-up: the run goes on by itself, and all three records agree."""
 
 import random
 import time
@@ -43,7 +43,7 @@ print(json.dumps({
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("name", ["postgresql", "s3", "mlflow", "prefect"])
+@pytest.mark.parametrize("name", ["postgresql", "s3", "mlflow", "prefect", "worker"])
 def test_a_run_goes_on_when_a_server_was_killed_and_away(
     name: str, seed: int, servers: SetUp, digits: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -59,7 +59,7 @@ def test_a_run_goes_on_when_a_server_was_killed_and_away(
     servers.kill(name, DOWN_S)
     assert servers.again() == name
     story = Story(servers, data_dir, (run, run), [])
-    state = resumed(story, run) if name == "prefect" else servers.ended(run)
+    state = resumed(story, run) if name in ("prefect", "worker") else servers.ended(run)
     assert state["type"] == "COMPLETED", f"{state}\n{(servers.folder / 'worker.log').read_text()}"
     assert list((data_dir / "store" / "making").iterdir()) == []
     versions = story.pareflow("list", "versions", "--json")
@@ -108,8 +108,8 @@ def nights(servers: SetUp) -> list[dict[str, Any]]:
 
 
 def resumed(story: Story, run: str) -> dict[str, Any]:
-    """The run's state once it has ended well. Prefect's worker ends where its server is away, and its runs
-    with it: `reconcile` marks them and starts them again, once they were silent for its window."""
+    """The run's state once it has ended well. Its worker, which also ends where Prefect's server is away,
+    takes it along: `reconcile` marks it and starts it again, once it was silent for the window."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while (state := story.servers.state(run))["type"] != "COMPLETED":
         assert time.monotonic() < deadline, (state, story.reconcile(WINDOW_S))

@@ -267,10 +267,12 @@ def test_a_version_is_served_by_the_plan_that_was_tuned_for_it_here(
 def test_without_the_registry_the_last_good_copy_is_served(
     start: Start, register: Register, judged: Judged, tmp_path: Path
 ) -> None:
+    """Also where the server was killed."""
     version = register(judged.fp32)
     server = start(CHAMPION, "--data-dir", tmp_path)
     expected = ask(server)
-    server.end()
+    server.process.kill()
+    server.process.communicate()
     again = start(CHAMPION, "--data-dir", tmp_path, **AWAY)
     assert again.version() == version
     assert np.array_equal(ask(again), expected)
@@ -291,6 +293,22 @@ def test_servers_of_one_folder_keep_what_each_of_them_served(
             found = list(pool.map(RegistrySource.current, sources))
         assert [source.last() for source in sources] == found, f"in turn {turn}"
         shutil.rmtree(tmp_path / "served")
+
+
+def test_old_copies_go_when_a_new_version_comes(register: Register, judged: Judged, tmp_path: Path) -> None:
+    """Not the one to go back to, nor a young one. What is only looked at is not remembered as served."""
+    first = register(judged.fp32)
+    champion = RegistrySource(CHAMPION, tmp_path).current().package
+    assert RegistrySource(CHAMPION, tmp_path).copy(first) == champion
+    assert RegistrySource(f"models:/images/{first}", tmp_path).last() is None
+    old, young = (champion.with_name(name) for name in ("old", "young"))
+    for copy in (old, young):
+        copy.mkdir()
+    for copy in (old, champion):
+        os.utime(copy, (0, 0))
+    register(judged.int8)
+    assert RegistrySource(CHAMPION, tmp_path).current().package != champion
+    assert [copy.exists() for copy in (old, young, champion)] == [False, True, True]
 
 
 def test_a_copy_that_was_damaged_is_fetched_again(
