@@ -250,13 +250,15 @@ def _packaged(
     pipeline = {"name": NAME, "workload": reference, "sla": {"quality": {"max_drop": 0.02}}}
     (folder / "pipeline.yaml").write_text(json.dumps({**pipeline, "target": {"threads": [1]}}))
     recipe = Recipe((), Step("onnxruntime", {"threads": 1}))
-    about = (reference, str(folder), str(folder / "store"))
+    about = (reference, str(folder), str(folder.parent / "store"))  # the monitor finds the original there
     jobs.train(*about)
     jobs.build(*about, recipe.to_json())
     variant = variant_of(recipe, load(reference, folder).digest).id
+    of = load(reference, folder.parent / "pipeline-1").digest  # the bad one is a variant of the same original
     lineage = {"pipeline": NAME, "variant": variant, "recipe": recipe.to_json(), "requirements": []}
-    jobs.package(*about, "package", variant, lineage)
-    found = Store(Path(about[2])).find("package")
+    key = f"package-{folder.name}"
+    jobs.package(*about, key, variant, {**lineage, "workload_digest": of})
+    found = Store(Path(about[2])).find(key)
     assert found is not None  # it has just been made
     return found
 

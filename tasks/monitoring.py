@@ -46,11 +46,15 @@ class Record:
 
     def breach(self, document: Mapping[str, Any], step: int) -> None:
         """The record of a breach, beside the rows."""
+        self.note(document, f"breaches/{step:08d}-{document['rule']}.json")
+
+    def note(self, document: Mapping[str, Any], path: str) -> None:
+        """A document beside the rows, where MLflow is there."""
         try:
             run = self.tracker.monitored(self.name, self.version)
-            self.tracker.note(run, document, f"breaches/{step:08d}-{document['rule']}.json")
+            self.tracker.note(run, document, path)
         except (TransientError, TrackingError) as error:
-            log.warning("a breach is not recorded in MLflow: %s", error)
+            log.warning("%s is not recorded in MLflow: %s", path, error)
 
 
 def act(

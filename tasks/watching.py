@@ -9,21 +9,27 @@ from typing import Any
 
 from pareflow import spec
 from pareflow.collection import holding
-from pareflow.errors import InputError, StoreError, TrackingError, TransientError, VariantError
-from pareflow.monitoring import exposition, labels
+from pareflow.errors import InputError, PareflowError, TrackingError, TransientError
+from pareflow.monitoring import exposition
+from pareflow.monitoring.comparing import MAX_DROP
 from pareflow.monitoring.exposition import Reading
+from pareflow.monitoring.labels import are_kinds
 from pareflow.monitoring.rules import Rules
 from pareflow.monitoring.state import Breach, State
 from pareflow.monitoring.watch import Watch
 from pareflow.stages import monitoring as stage
-from pareflow.stages.run import Run
+from pareflow.store import Store
+from pareflow.workload import Arrays
+from tasks.late_labels import LateLabels
 from tasks.monitoring import Record, act
-from tasks.serving import source
+from tasks.serving import RegistrySource
 from tasks.tracking import Tracker
 
 Told = Callable[[str], None]
 AGAIN_S = 60.0
 """After a comparing process died."""
+MISSING_S = 3600.0
+"""After it lacked what a version is compared with: somebody may have brought that by then."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,11 @@ class Session:
     looks: int = 0
     _trouble: str = ""
     _unkept: str = ""
-    _run: Run | None = None
 
     def follow(self, reading: Reading) -> dict[str, Any]:
         """Look until the time is over; `reading` is the first one. Raises: as `Monitored`."""
+        if self.rules.needs_requests:
+            self._check_pipeline()
         seconds = self.asked.seconds
         until = None if seconds is None else time.monotonic() + seconds
         state = State.read(self.state_path)
@@ -82,16 +89,15 @@ class Session:
     def state_path(self) -> Path:
         return self.asked.data_dir / "monitoring" / f"{self.asked.name}.json"
 
-    def opened(self) -> Run:
-        """The pipeline that holds the original and the calibration data, opened once. Raises: InputError."""
+    def _check_pipeline(self) -> None:
+        """Raises: InputError where the pipeline of the original and the calibration data cannot be read."""
         if self.config is None:
             raise InputError(
                 "rules about drift and quality need the pipeline that the version came from",
                 "its YAML is not at hand",
                 "Name it with --config, or leave these rules out",
             )
-        self._run = self._run or Run.open(spec.read(self.config), self.config, self.asked.data_dir)
-        return self._run
+        spec.read(self.config)
 
     def keep(self, state: State) -> None:
         """Write down what is known of the rules. Where the disk takes nothing, which is told once, what is in
@@ -134,21 +140,22 @@ class Monitored:
         self._comparer: stage.Comparer | None = None
         self._again = 0.0
         self._knows = False
+        self._incomparable = ""
         self._held, self._comparing = (stack.enter_context(ExitStack()) for _ in range(2))
         self.figures: dict[str, float] = {}
-        if session.rules.needs_requests:
-            self._run = session.opened()
+        self._labels = LateLabels(session.asked.labels, self._record, session.told)
 
     def look(self, reading: Reading | None) -> None:
         """One look at all that there is by now, and what follows from it."""
         found = [] if reading is None else self.watch.reads(reading)
-        if self._session.rules.needs_requests:
-            found += self._compared(time.monotonic())
         self.watch.state = replace(self.watch.state, looks=self.watch.state.looks + 1)
         for breach in self._due():
             self._follow(breach, retried=True)
         for breach in found:
             self._follow(breach)
+        if self._session.rules.needs_requests:  # it takes longer: what fails by now is followed first
+            for breach in self._compared(time.monotonic()):
+                self._follow(breach)
         self._session.keep(self.watch.state)
         if time.monotonic() - self._recorded >= self._session.rules.record_s:
             self.record()
@@ -160,6 +167,7 @@ class Monitored:
         self.figures = self.watch.row()
         broken = {f"{name}.breached": float(state.of(name).breached) for name in self._session.rules.named()}
         self._record.add({**self.figures, **broken}, state.looks)
+        self._labels.record(state.looks)
 
     def _due(self) -> tuple[Breach, ...]:
         """Those whose rollback waits for the registry, once that answers again."""
@@ -187,14 +195,16 @@ class Monitored:
         session.told(_words(document))
         self._record.breach(document, self.watch.state.looks)
 
-    def _compare(self) -> None:
+    def _compare(self) -> stage.Comparer:
         """Start the process that answers kept requests again. What it reads is held until it has."""
-        asked = self._session.asked
-        self._held.enter_context(holding(self._run.store, f"monitor {asked.name}"))
-        package = source(f"models:/{asked.name}/{self._version}", asked.data_dir).current().package
+        asked, config = self._session.asked, self._session.config
+        assert config is not None  # it was looked at before anything began
+        self._held.enter_context(holding(Store(asked.data_dir / "store"), f"monitor {asked.name}"))
+        package = RegistrySource(f"models:/{asked.name}@champion", asked.data_dir).copy(self._version)
         comparing = stage.compared(
             self._session.rules,
-            stage.original(self._run),
+            config,
+            asked.data_dir,
             package,
             asked.requests or asked.data_dir / "requests",
             asked.data_dir / "monitoring" / asked.name / self._version,
@@ -202,50 +212,55 @@ class Monitored:
             asked.data_dir / "logs" / f"monitoring-{asked.name}.log",
         )
         self._comparer, self._knows = self._comparing.enter_context(comparing), False
+        return self._comparer
 
     def _compared(self, at_s: float) -> list[Breach]:
-        """What is new of kept requests and labels. Where the process died another begins, after a while."""
-        try:
-            if self._comparer is None:
-                if time.monotonic() < self._again:
-                    return []
-                self._compare()
-            assert self._comparer is not None
-            self._knows = self._knows or self._learns(self._comparer)
-            if not self._knows:
-                return []
-            rows, last = self._comparer.news(self.watch.state.compared)
-            self.watch.state = replace(self.watch.state, compared=last)
-            return [*self.watch.compares(rows, at_s), *self._labelled(self._comparer.folder)]
-        except (VariantError, TransientError, TrackingError, StoreError) as error:
-            self._session.told(f"kept requests are not compared for {AGAIN_S:g} s: {error}")
-            self._held.close()
-            self._comparing.close()
-            self._comparer, self._again = None, time.monotonic() + AGAIN_S
+        """What is new of kept requests and labels. Where the process died another begins, after a while; what
+        cannot be compared with its own original is told once, and not judged."""
+        if time.monotonic() < self._again:
             return []
+        try:
+            comparer = self._comparer or self._compare()
+            reference = None if self._knows else comparer.reference()
+            rows, last = comparer.news(self.watch.state.compared)
+        except InputError as error:
+            if str(error) != self._incomparable:
+                self._session.told(f"version {self._version} is not compared: {error}")
+                self._record.note({"not_compared": str(error)}, "not-compared.json")
+            self._incomparable = str(error)
+            self._stop_comparing(MISSING_S)
+            return []
+        except PareflowError as error:
+            self._session.told(f"kept requests are not compared for {AGAIN_S:g} s: {error}")
+            self._stop_comparing(AGAIN_S)
+            return []
+        if reference is not None:
+            self._learn(reference)
+        if not self._knows:
+            return []
+        state = replace(self.watch.state, compared=last)
+        ours, place = self._labels.since(state.labels, comparer.folder, state.looks)
+        self.watch.state = replace(state, labels=place)
+        found = self.watch.compares(rows, at_s)
+        return found if ours is None else [*found, *self.watch.joins(ours)]
 
-    def _learns(self, comparer: stage.Comparer) -> bool:
-        """Give the watch its reference, once it is there: all is read by then. Raises: InputError."""
-        reference = comparer.reference()
-        if reference is None:
-            return False
+    def _stop_comparing(self, again_s: float) -> None:
         self._held.close()
-        if self._session.asked.labels is not None and not labels.are_kinds(reference["served"]):
+        self._comparing.close()
+        self._comparer, self._again = None, time.monotonic() + again_s
+
+    def _learn(self, reference: Arrays) -> None:
+        """Give the watch its reference: all is read by then. Raises: InputError."""
+        self._held.close()
+        if self._session.asked.labels is not None and not are_kinds(reference["served"]):
             raise InputError(
                 "labels can be joined where each prediction is one of some kinds",
                 f"predictions of {self._session.asked.name} are {reference['served'].dtype}",
                 "Leave --labels out",
             )
-        self.watch.compare_with(reference, self._run.share_lost)
-        return True
-
-    def _labelled(self, folder: Path) -> list[Breach]:
-        path, state = self._session.asked.labels, self.watch.state
-        new = labels.read(path, state.labels) if path is not None and path.exists() else []
-        if not new:
-            return []
-        self.watch.state = replace(state, labels=state.labels + len(new))
-        return self.watch.joins(labels.Answers(folder).join(new))
+        max_drop = reference.pop(MAX_DROP, None)
+        self.watch.compare_with(reference, None if max_drop is None else float(max_drop))
+        self._knows = True
 
 
 def _words(document: Mapping[str, Any]) -> str:

@@ -290,6 +290,7 @@ def make_package() -> Callable[..., Path]:
                 "variant": variant,
                 "recipe": recipe.to_json(),
                 "data_digest": workload.data_digest,
+                "workload_digest": workload.digest,
                 "environment": {"processor": "this one"},
                 "requirements": [f"{name}=={installed_version(name)}" for name in names],
             }

@@ -6,18 +6,15 @@ per sample: `id` and `row` (of the request), `served` and `original` (prediction
 reads a file removes it; what waits for labels is in a table beside them (`labels.py`).
 """
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pareflow.catalog import BACKENDS, find
-from pareflow.compiler.backend import Backend
+from pareflow.compiler.backend import backend_of
 from pareflow.errors import PareflowError
 from pareflow.measuring.contestant import read_feeds
 from pareflow.monitoring import drift
@@ -29,7 +26,6 @@ from pareflow.variant import Step
 from pareflow.workload import Arrays
 
 REFERENCE = "reference.npz"
-NICENESS = 10
 POLL_S = 0.5
 BACK_S = 600.0
 """What was kept so long before the process began is compared too, and nothing older: now is what counts."""
@@ -39,6 +35,8 @@ TEXTS = "OSU"
 """Kinds of numpy types that hold texts."""
 COUNT = "left_out"
 """How many requests could not be answered again."""
+MAX_DROP = "max_drop"
+"""In the reference: the SLA's, where it bounds how many predictions may differ."""
 
 
 class Comparison:
@@ -55,8 +53,7 @@ class Comparison:
         golden = self._model.golden()
         self._inputs = self._model.preprocess(golden["samples"][:1]).keys()
         self._outputs = golden["outputs"].keys()
-        loaded = find(BACKENDS, Step.from_json(backend), "backend")
-        assert isinstance(loaded, Backend)
+        loaded = backend_of(Step.from_json(backend))
         self._original = loaded.load(Path(original))
         self._watched = watched
         self._spread: np.ndarray | float = 0.0
@@ -153,18 +150,18 @@ def follow(
     model: str,
     version: str,
     watched: Mapping[str, Any],
+    max_drop: float | None = None,
 ) -> None:
-    """For a process of its own: compare what is kept, for ever. What was compared before is done.
+    """Compare what is kept, for ever. What was compared before is done.
 
     `watched` is `features`, `projections`, `embedding`, `tolerance` and `keep_days`.
     """
-    with suppress(OSError):
-        os.nice(NICENESS)  # the server goes first
     folder = Path(into)
     folder.mkdir(parents=True, exist_ok=True)
     began = request_log.name_of(time.time() - BACK_S)
     comparison, answers = Comparison(package, original, backend, watched), Answers(folder)
-    _write(folder / REFERENCE, comparison.reference(read_feeds(Path(calibration))))
+    reference = comparison.reference(read_feeds(Path(calibration)))
+    _write(folder / REFERENCE, reference | ({} if max_drop is None else {MAX_DROP: np.array(max_drop)}))
     done, forgotten = max(answers.done(), began), 0.0
     while True:
         for path in request_log.files(Path(requests), after=done):

@@ -9,6 +9,7 @@ from typing import Any
 from pareflow import store
 from pareflow.errors import StoreError
 from pareflow.monitoring.evidence import Evidence
+from pareflow.monitoring.labels import Place
 from pareflow.monitoring.rules import Action, RuleName
 
 
@@ -65,8 +66,8 @@ class State:
     rules: Mapping[RuleName, RuleState] = field(default_factory=dict)
     compared: str = ""
     """The last file of compared requests that was read."""
-    labels: int = 0
-    """Rows of the labels that were joined or waited for in vain."""
+    labels: Place = field(default_factory=Place)
+    """How far the labels were read."""
     looks: int = 0
     waiting: tuple[Breach, ...] = ()
     """Those whose rollback waits until the registry answers again."""
@@ -96,7 +97,8 @@ class State:
             document = json.loads(path.read_text())
             rules = {name: RuleState.from_json(state) for name, state in document["rules"].items()}
             waiting = tuple(Breach.from_json(breach) for breach in document.get("waiting", ()))
-            return cls(**{**document, "rules": rules, "waiting": waiting})
+            labels = Place(**document["labels"])
+            return cls(**{**document, "rules": rules, "waiting": waiting, "labels": labels})
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -190,7 +190,7 @@ def _unlike(found: str) -> WorkloadError:
     return WorkloadError(
         "a workload must be the same in every process: its code, data and weights name what is made of it",
         found,
-        "Seed what `data()` draws at random, sort what comes from a set or a folder, and change nothing while "
+        "Seed what `data()` draws at random, sort what comes from a set or a folder, change nothing while "
         "a run goes on",
     )
 

@@ -1,51 +1,99 @@
 """Monitoring of a served version: what it is compared with, and a process beside it that compares."""
 
+import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pareflow import spec
 from pareflow.compiler.onnxruntime import OnnxRuntime
-from pareflow.errors import TimedOutError
+from pareflow.errors import InputError, TimedOutError
 from pareflow.isolation import Child, Limits
 from pareflow.monitoring import comparing
 from pareflow.monitoring.rules import InputDrift, Rules, VariantDrift
-from pareflow.serving.request_log import name_of
-from pareflow.stages.baseline import train
-from pareflow.stages.building import make
+from pareflow.remote_store import opened
+from pareflow.serving.model import told
+from pareflow.serving.request_log import name_of, note_days
+from pareflow.stages import jobs
+from pareflow.stages.building import make, variant_of
 from pareflow.stages.run import Row, Run
-from pareflow.variant import Recipe, Step, digest
+from pareflow.store import Store
+from pareflow.variant import Recipe
 from pareflow.workload import Arrays
 
 CALIBRATION = 2000
 """Samples that live data are compared with, at most."""
+AS_IT_ANSWERS = Recipe((), OnnxRuntime(threads=1).step)
+"""The original as ONNX Runtime runs it in fp32."""
+NICENESS = 10
 
 
 @dataclass(frozen=True)
 class Original:
-    """The original as ONNX Runtime runs it in fp32, and the calibration data as it takes them."""
+    """The original as ONNX Runtime runs it, and the calibration data as it takes them."""
 
     artifact: Path
-    backend: Step
     calibration: Path
 
 
-def original(run: Run) -> Original:
-    """What live requests are answered again by; made where the store lacks it. Raises: PareflowError."""
-    train(run)
-    recipe = Recipe((), OnnxRuntime(threads=1).step)
-    row = make(run, Row(recipe, "baseline"))
-    key = digest("calibration inputs", run.facts.digest, CALIBRATION)
-    if run.store.find(key) is None:
-        arguments = {"key": key, "limit": CALIBRATION}
-        run.job("calibration_inputs", arguments, f"calibration-{run.spec.name}")
-    artifact, calibration = run.store.find(str(row.id)), run.store.find(key)
-    assert artifact is not None and calibration is not None  # both have just been made
-    return Original(artifact, recipe.backend, calibration / "feeds.npz")
+def stored(store: Store, workload: str) -> Original | None:
+    """What live requests of a version are answered again by; `workload` is the digest of what its original
+    was trained from. None where the store lacks a part of it."""
+    artifact = store.find(variant_of(AS_IT_ANSWERS, workload).id)
+    calibration = store.find(jobs.calibration_key(workload, CALIBRATION))
+    if artifact is None or calibration is None:
+        return None
+    return Original(artifact, calibration / "feeds.npz")
+
+
+def made(run: Run, workload: str) -> Original:
+    """The same, made of the trained original; nothing is trained beside what is served.
+
+    Raises: InputError where this run's original is another, or is not trained; PareflowError.
+    """
+    must = "live requests must be compared with the original that their version was made of"
+    if run.facts.digest == workload:
+        if run.store.find(jobs.original(workload).id) is None:
+            raise InputError(
+                must,
+                "the store lacks it, and the monitor trains nothing",
+                f"Run `pareflow optimize {run.config}`, which makes it again",
+            )
+        make(run, Row(AS_IT_ANSWERS, "baseline"))
+        run.job("calibration_inputs", {"limit": CALIBRATION}, f"calibration-{run.spec.name}")
+    found = stored(run.store, workload)
+    if found is None:
+        raise InputError(
+            must,
+            "the store lacks it, and the pipeline's data, code or settings are others by now",
+            f"Retrain, or give {run.config} what it was made of again",
+        )
+    return found
+
+
+def follow(
+    config: str, data_dir: str, package: str, by_sla: bool, requests: str, into: str, **served: Any
+) -> None:
+    """For a process of its own: bring the original of the packaged version, then compare what is kept.
+
+    `by_sla`: whether the limit of disagreement is the SLA's. Raises: as `made`, and what `Run.open` does.
+    """
+    with suppress(OSError):
+        os.nice(NICENESS)  # the server goes first
+    workload = str(told(Path(package)).get("workload_digest"))
+    source = stored(opened(Path(data_dir) / "store"), workload)
+    max_drop: float | None = None
+    if source is None or by_sla:
+        run = Run.open(spec.read(Path(config)), Path(config), Path(data_dir))
+        source, max_drop = source or made(run, workload), run.share_lost
+    backend = AS_IT_ANSWERS.backend.to_json()
+    artifact, calibration = str(source.artifact), str(source.calibration)
+    comparing.follow(package, artifact, backend, calibration, requests, into, max_drop=max_drop, **served)
 
 
 class Comparer:
@@ -81,7 +129,8 @@ class Comparer:
 @contextmanager
 def compared(
     rules: Rules,
-    source: Original,
+    config: Path,
+    data_dir: Path,
     package: Path,
     requests: Path,
     into: Path,
@@ -91,18 +140,20 @@ def compared(
     """A process that compares what `served` (model and version) was asked, until the end of the context."""
     into.mkdir(parents=True, exist_ok=True)
     (into / comparing.REFERENCE).unlink(missing_ok=True)  # an earlier one's, by other rules perhaps
+    note_days(into, rules.keep_days)
+    drift = rules.variant_drift
     arguments: dict[str, Any] = {
+        "config": str(config),
+        "data_dir": str(data_dir),
         "package": str(package),
-        "original": str(source.artifact),
-        "backend": source.backend.to_json(),
-        "calibration": str(source.calibration),
+        "by_sla": drift is not None and drift.max_disagreement is None,
         "requests": str(requests),
         "into": str(into),
         "model": served[0],
         "version": served[1],
         "watched": _watched(rules),
     }
-    with Child("pareflow.monitoring.comparing:follow", arguments, Limits(threads=1), log) as child:
+    with Child("pareflow.stages.monitoring:follow", arguments, Limits(threads=1), log) as child:
         yield Comparer(child, into)
 
 

@@ -14,9 +14,12 @@ from pareflow.errors import CrashedError
 from pareflow.measuring.arena import write_feeds
 from pareflow.monitoring.comparing import Comparison, results
 from pareflow.monitoring.rules import Rules, VariantDrift
-from pareflow.serving.model import PackagedModel
-from pareflow.serving.request_log import Exchange, RequestLog, RequestLogSettings
-from pareflow.stages.monitoring import Original, compared
+from pareflow.serving.model import PackagedModel, told
+from pareflow.serving.request_log import Exchange, Names, RequestLog, RequestLogSettings
+from pareflow.stages.building import variant_of
+from pareflow.stages.jobs import calibration_key
+from pareflow.stages.monitoring import AS_IT_ANSWERS, CALIBRATION, compared
+from pareflow.store import Store
 from pareflow.variant import Step
 from pareflow.workload import Arrays
 
@@ -181,15 +184,19 @@ def test_a_process_compares_what_is_kept_of_one_version_and_another_goes_on(
     log = RequestLog(RequestLogSettings(share=1, flush_s=0.01), tmp_path / "log")
     for identity, version in (("a", "1"), ("b", "2")):
         one = answered(identity, 2)
-        log.take(identity, "images", version, one.inputs, one.outputs, 100)
+        log.take(identity, "images", version, one.inputs, one.outputs, 100, Names((), ()))
     log.close()
     feeds = [answered(str(count), 1).inputs for count in range(3)]
-    write_feeds(feeds, tmp_path / "feeds.npz")
-    backend = Step.from_json(json.loads((package / "model.json").read_text())["backend"])
-    original = Original(package / "artifact", backend, tmp_path / "feeds.npz")
-    told, into, log_file = (tmp_path / name for name in ("log", "compared", "child.log"))
-    rules, served = Rules(variant_drift=VariantDrift()), ("images", "1")
-    with compared(rules, original, package, told, into, served, log_file) as comparer:
+    store, workload = Store(tmp_path / "store"), told(package)["workload_digest"]
+    store.bring(variant_of(AS_IT_ANSWERS, workload).id, package / "artifact")
+    store.ensure(
+        calibration_key(workload, CALIBRATION), lambda folder: write_feeds(feeds, folder / "feeds.npz")
+    )
+    into, log_file = tmp_path / "compared", tmp_path / "child.log"
+    rules = Rules(variant_drift=VariantDrift(max_disagreement=0.1))
+    gone = tmp_path / "pipeline.yaml"  # the original is there: nothing else is asked
+    about = (rules, gone, tmp_path, package, tmp_path / "log", into, ("images", "1"), log_file)
+    with compared(*about) as comparer:
         until, rows, last = time.monotonic() + PATIENCE_S, Arrays(), ""
         while not last:
             assert time.monotonic() < until, log_file.read_text()
@@ -206,7 +213,7 @@ def test_a_process_compares_what_is_kept_of_one_version_and_another_goes_on(
             child.wait()
         with pytest.raises(CrashedError):
             comparer.news(last)
-    with compared(rules, original, package, told, into, served, log_file) as comparer:
+    with compared(*about) as comparer:
         while comparer.reference() is None:
             assert time.monotonic() < until, log_file.read_text()
             time.sleep(0.1)

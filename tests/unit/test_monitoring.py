@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from pareflow.errors import InputError, SpecError, StoreError, TransientError
 from pareflow.monitoring import drift, exposition, labels, rules
 from pareflow.monitoring.exposition import Reading, Window, between
+from pareflow.monitoring.labels import Place
 from pareflow.monitoring.rules import Rules
 from pareflow.monitoring.state import Breach, State
 from pareflow.monitoring.watch import Watch
@@ -374,6 +375,12 @@ def test_late_labels_judge_the_drop_and_the_least() -> None:
     assert {one.rule for one in found} == {"quality_min", "quality_drop"}
 
 
+def answered(ids: list[str], served: int = 1) -> Arrays:
+    """One row per request, to which the original says 1."""
+    columns = {"row": 0, "original": 1, "served": served}
+    return {"id": np.array(ids), **{name: np.full(len(ids), value) for name, value in columns.items()}}
+
+
 def test_labels_are_joined_by_request_and_row_and_read_once(tmp_path: Path) -> None:
     columns: dict[str, Any] = {
         "id": ["a", "a", "b"],
@@ -384,29 +391,77 @@ def test_labels_are_joined_by_request_and_row_and_read_once(tmp_path: Path) -> N
     answers, table = labels.Answers(tmp_path), tmp_path / "labels.csv"
     answers.add({name: np.array(column) for name, column in columns.items()}, "0001.npz")
     table.write_text("request_id,row,label\na,0,1.0\na,1,2\n")
-    found = answers.join(labels.read(table, 0))
+    new = labels.read(table, Place())
+    found = answers.join(new.labels)
     assert (found.original.tolist(), found.served.tolist()) == ([True, True], [True, False])
     with table.open("a") as file:
         file.write("b,0,cat\nnobody,0,1\n")
-    found = answers.join(labels.read(table, 2))
-    assert (found.served.tolist(), found.alone) == ([False], 1)
-    table.write_text("request,label\n")
+    found = answers.join(labels.read(table, new.place).labels)
+    assert (found.served.tolist(), found.alone) == ([False], [(("nobody", 0), "1")])
+    table.write_text("request,label\na,1\n")
     with pytest.raises(InputError, match="request_id"):
-        labels.read(table, 0)
-    table.write_text("request_id,label\na,1\nb\n")
-    with pytest.raises(InputError, match="its row 2 lacks a column"):
-        labels.read(table, 0)
+        labels.read(table, Place())
+    with pytest.raises(InputError, match="must be a CSV that can be read"):
+        labels.read(tmp_path, Place())
+
+
+def test_a_row_that_is_no_label_costs_itself(tmp_path: Path) -> None:
+    """One lacks a column, one has a word for its row, one is no text, one opens a quote: the others count."""
+    table = tmp_path / "labels.csv"
+    table.write_bytes(b'request_id,label,row\r\na,1,0\r\nb\r\nc,1,x\r\nd,\xff,0\r\n"e,1,0\r\n\r\nf,2,\r\n')
+    new = labels.read(table, Place())
+    assert new.labels == [(("a", 0), "1"), (("f", 0), "2")]
+    assert len(new.bad) == 4
+    assert new.bad[0] == "the row at byte 29 lacks 'label'"
+    again = labels.read(table, new.place)
+    assert (again.labels, again.bad, again.place) == ([], [], new.place)
 
 
 def test_a_label_counts_when_its_line_is_whole(tmp_path: Path) -> None:
     """Who writes many at once has written half a line when somebody looks: 3 of 37 is another label."""
     table, whole = tmp_path / "labels.csv", "request_id,label\na,12\nb,37\n"
-    for cut in range(len(whole)):
+    place, found = Place(), list[Any]()
+    for cut in range(len(whole) + 1):
         table.write_text(whole[:cut])
-        if "\n" in whole[:cut]:
-            assert labels.read(table, 0) == [(("a", 0), "12")][: whole[:cut].count("\n") - 1]
-    table.write_text(whole)
-    assert labels.read(table, 1) == [(("b", 0), "37")]
+        new = labels.read(table, place)
+        place, found = new.place, found + new.labels
+    assert found == [(("a", 0), "12"), (("b", 0), "37")]
+
+
+@pytest.mark.parametrize(
+    "then",
+    ["request_id,label\nc,3\n", "request_id,label\nc,3\nd,4\ne,5\nf,6\n"],
+    ids=["that is shorter", "that has outgrown it"],
+)
+def test_another_file_is_read_from_its_beginning(tmp_path: Path, then: str) -> None:
+    """In its place, or cut short and filled again; what is added to it goes on from there."""
+    table = tmp_path / "labels.csv"
+    table.write_text("request_id,label\na,1\nb,2\n")
+    place = labels.read(table, Place()).place
+    table.write_text(then)
+    new = labels.read(table, place)
+    assert [key[0] for (key, _) in new.labels] == list("cdef")[: then.count("\n") - 1]
+    with table.open("a") as file:
+        file.write("g,7\n")
+    assert labels.read(table, new.place).labels == [(("g", 0), "7")]
+
+
+def test_a_label_counts_once_though_a_file_brings_it_again(tmp_path: Path) -> None:
+    """Who keeps the last week's rows in it writes most of them every night."""
+    labels.Answers(tmp_path).add(answered(["a", "b"]), "1")
+    first = labels.join(tmp_path, [(("a", 0), "1")])
+    again = labels.join(tmp_path, [(("a", 0), "1"), (("b", 0), "1")])
+    assert [len(found[tmp_path.name].served) for found in (first, again)] == [1, 1]
+
+
+def test_labels_of_an_earlier_version_are_joined_with_its_answers(tmp_path: Path) -> None:
+    for version, identity, served in (("1", "a", 2), ("2", "b", 1)):
+        (tmp_path / version).mkdir()
+        labels.Answers(tmp_path / version).add(answered([identity], served), "1")
+    found = labels.join(tmp_path / "2", [((name, 0), "1") for name in "abc"])
+    assert found.keys() == {"1", "2"}
+    assert [found[version].served.tolist() for version in "12"] == [[False], [True]]
+    assert found["2"].alone == [(("c", 0), "1")]
 
 
 def test_no_limit_lies_beyond_what_the_server_tells_apart() -> None:
@@ -415,7 +470,7 @@ def test_no_limit_lies_beyond_what_the_server_tells_apart() -> None:
         rules.Rules.model_validate({"latency": {"p99_ms": 50_001}})
 
 
-def test_answers_wait_so_many_days_and_the_last_file_is_known(tmp_path: Path) -> None:
+def test_the_last_file_of_answers_is_known(tmp_path: Path) -> None:
     """Numbers with fractions wait for no label; their file is done all the same."""
     answers = labels.Answers(tmp_path)
     assert answers.done() == ""
@@ -426,11 +481,16 @@ def test_answers_wait_so_many_days_and_the_last_file_is_known(tmp_path: Path) ->
         {"id": np.array(["b"]), "row": np.array([0]), "original": np.ones(1), "served": np.ones(1)}, "2"
     )
     asked = [(("a", 0), "1"), (("b", 0), "1.0")]
-    assert (answers.join(asked).alone, answers.done()) == (1, "2")
+    assert (answers.done(), answers.join(asked).alone) == ("2", asked[1:])
+
+
+def test_answers_wait_so_many_days(tmp_path: Path) -> None:
+    answers = labels.Answers(tmp_path)
+    answers.add(answered(["a", "b"]), "1")
     answers.forget(keep_days=1)
-    assert answers.join(asked).alone == 1
+    assert answers.join([(("a", 0), "1")]).alone == []
     answers.forget(keep_days=0)
-    assert answers.join(asked).alone == 2
+    assert len(answers.join([(("b", 0), "1")]).alone) == 1
 
 
 def test_rules_come_with_pareflow_and_say_every_problem(checkout: Path, tmp_path: Path) -> None:
