@@ -102,6 +102,20 @@ def test_a_monitor_goes_back_from_the_version_it_saw_alone(tracker: Tracker, two
     assert places(tracker) == (second, first)
 
 
+def test_nobody_takes_back_what_a_monitor_did_unless_he_says_so(
+    tracker: Tracker, two: tuple[str, str]
+) -> None:
+    """An alert tells somebody to roll back who does not know that the monitor has."""
+    first, second = two
+    tracker.tag_version(MODEL, second, BREACH, "errors: half of them")
+    roll_back(tracker, MODEL, leaving=second, by="monitoring")
+    with pytest.raises(InputError, match=r"errors: half of them.*pareflow list audit.*--force"):
+        roll_back(tracker, MODEL, by="Bob")
+    assert places(tracker) == (first, second)
+    roll_back(tracker, MODEL, by="Bob", force=True)
+    assert places(tracker) == (second, first)
+
+
 def cutting(real: Callable[..., None], cut: tuple[str | None, ...]) -> Callable[..., None]:
     """A method of `Tracker` that ends where it is given what `cut` says."""
 
