@@ -6,15 +6,17 @@ model, version, when it was answered, and the digests of what is kept as such on
 Request 3's tensors are `3.in.NAME` and `3.out.NAME`. Texts are kept as numpy's unicode.
 """
 
+import asyncio
 import hashlib
 import json
 import logging
+import math
 import os
 import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from pareflow.errors import InputError
+from pareflow.serving.hosting import PREDICTIONS, SAMPLES
 from pareflow.spec import read_part
 from pareflow.workload import Arrays
 
@@ -30,6 +34,9 @@ log = logging.getLogger("pareflow.serving")
 
 SUFFIX = ".npz"
 DAY_S = 86_400.0
+KEEP_DAYS = 30.0
+"""Where nobody has said how long."""
+NOTE = "keep_days"
 _SWEEP_S = 600.0
 _COMMON = 7
 """Digits of the time that files of one folder have in common: 10^6 ms."""
@@ -53,12 +60,35 @@ class RequestLogSettings(BaseModel):
     flush_s: float = Field(default=2, gt=0, description="the longest that a request waits to be written")
     requests_per_file: int = Field(default=256, ge=1)
 
+    @property
+    def hidden(self) -> frozenset[str]:
+        """The tensors that are not kept as they are."""
+        return frozenset((*self.left_out, *self.digest_only))
+
+    def check(self, known: Collection[str]) -> None:
+        """Raises: InputError where it names none of these tensors: nothing would be hidden by that."""
+        if unknown := self.hidden - {*known, SAMPLES, PREDICTIONS}:
+            raise InputError(
+                f"what a request log hides must be of the tensors that are served: {', '.join(sorted(known))}, "
+                f"`{SAMPLES}` or `{PREDICTIONS}`",
+                f"got `{min(unknown)}`",
+                "Mend the settings of the request log",
+            )
+
 
 def read(path: Path) -> RequestLogSettings:
     """The settings in a YAML file. Raises: InputError if it cannot be read, SpecError with every problem."""
     return read_part(
         RequestLogSettings, path, "the settings of a request log", "See configs/monitoring/requests.yaml"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Of tensors: what the version that answered takes, and all that is served takes or gives."""
+
+    takes: Collection[str]
+    known: Collection[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +133,7 @@ class RequestLog:
         self._bytes = 0
         self._counts = dict.fromkeys(("kept", "dropped", "unkeepable", "failed", "removed_files"), 0)
         self._swept = 0.0
+        self._refused = ""
         self._files = 0
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._thread = threading.Thread(target=self._write_all, name="request-log", daemon=True)
@@ -120,8 +151,21 @@ class RequestLog:
         inputs: Mapping[str, Any],
         outputs: Mapping[str, Any],
         size: int,
+        names: Names,
     ) -> None:
-        """Keep one exchange, if there is room; `size` is about the bytes that its inputs take."""
+        """Keep one exchange, if there is room; `size` is about the bytes that its inputs take.
+
+        None is kept where a tensor to hide is of nothing that is served. Raw samples hold every input: they
+        are left out where one is hidden, unless the settings name them.
+        """
+        try:
+            self._settings.check(names.known)
+        except InputError as error:
+            self._refuse(str(error))
+            return
+        hidden = self._settings.hidden
+        if inputs.keys() == {SAMPLES} and SAMPLES not in hidden and not hidden.isdisjoint(names.takes):
+            inputs = {}
         size += 256 + sum(getattr(tensor, "nbytes", 0) for tensor in outputs.values())
         with self._lock:
             if self._bytes + size > self._settings.queue_mib * 2**20:
@@ -167,6 +211,13 @@ class RequestLog:
         """Equal tensors have equal ones for as long as this server runs; nobody can try inputs out later."""
         content = f"{array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes()
         return hashlib.blake2b(content, key=self._key, digest_size=16).hexdigest()
+
+    def _refuse(self, why: str) -> None:
+        """Keep none, and say so once."""
+        if why != self._refused:
+            log.warning("requests are not kept: %s", why)
+        self._refused = why
+        self._count("unkeepable")
 
     def _count(self, name: str, number: int = 1) -> None:
         with self._lock:
@@ -232,6 +283,7 @@ class RequestLog:
         """Remove what is too old, and the oldest of what is too much."""
         self._swept = time.monotonic()
         try:
+            note_days(self._folder, self._settings.keep_days)
             removed = retain(self._folder, self._settings.keep_days, self._settings.keep_mib)
         except Exception:  # the next time it may go well: requests must be kept until then
             log.exception("old kept requests could not be removed from %s", self._folder)
@@ -277,6 +329,34 @@ def retain(folder: Path, keep_days: float, keep_mib: float) -> int:
         with suppress(OSError):  # it is not empty
             shared.rmdir()
     return removed
+
+
+def note_days(folder: Path, days: float) -> None:
+    """Write down for how long what a folder holds is kept, for whoever removes it once nobody writes there."""
+    (folder / NOTE).write_text(f"{days:g}\n")
+
+
+def noted_days(folder: Path) -> float:
+    """For how long what a folder holds is kept."""
+    try:
+        return float((folder / NOTE).read_text())
+    except (OSError, ValueError):
+        return KEEP_DAYS
+
+
+def expire(folder: Path) -> int:
+    """Remove what is too old where no server keeps requests any more, and one did before; how many went."""
+    if not (folder / NOTE).exists():
+        return 0
+    return retain(folder, noted_days(folder), math.inf)
+
+
+async def expiring(folder: Path) -> None:
+    """The same, for ever."""
+    while True:
+        with suppress(OSError):  # the next time it may go well
+            await asyncio.to_thread(expire, folder)
+        await asyncio.sleep(_SWEEP_S)
 
 
 def exchanges(path: Path) -> Iterator[Exchange]:

@@ -12,9 +12,19 @@ import pytest
 
 from pareflow.errors import SpecError
 from pareflow.serving import request_log
-from pareflow.serving.request_log import RequestLog, RequestLogSettings, exchanges, files, place, retain
+from pareflow.serving.request_log import (
+    Names,
+    RequestLog,
+    RequestLogSettings,
+    exchanges,
+    expire,
+    files,
+    place,
+    retain,
+)
 
 IMAGE = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
+NAMES = Names(("image", "name", "card"), ("image", "name", "card", "output"))
 
 
 def log_of(folder: Path, **settings: Any) -> RequestLog:
@@ -28,9 +38,17 @@ def everything(folder: Path) -> list[request_log.Exchange]:
 def test_what_is_kept_comes_back_as_it_was(tmp_path: Path) -> None:
     """Numbers and texts, of different shapes in one file, under the request's id."""
     log = log_of(tmp_path)
-    log.take("a", "m", "3", {"image": IMAGE}, {"output": np.ones((1, 2)), "predictions": np.array([7])}, 100)
     log.take(
-        "b", "m", "3", {"samples": np.array(["é", "zwei"], dtype=object)}, {"predictions": ["x", "y"]}, 100
+        "a", "m", "3", {"image": IMAGE}, {"output": np.ones((1, 2)), "predictions": np.array([7])}, 100, NAMES
+    )
+    log.take(
+        "b",
+        "m",
+        "3",
+        {"samples": np.array(["é", "zwei"], dtype=object)},
+        {"predictions": ["x", "y"]},
+        100,
+        NAMES,
     )
     log.close()
     first, second = everything(tmp_path)
@@ -46,7 +64,7 @@ def test_what_is_kept_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
     folder = tmp_path / "log"
     log = log_of(folder)
-    log.take("a", "m", "1", {"image": IMAGE}, {}, 100)
+    log.take("a", "m", "1", {"image": IMAGE}, {}, 100, NAMES)
     log.close()
     (path,) = files(folder)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -56,7 +74,9 @@ def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
 def test_what_is_left_out_or_digested_is_nowhere_in_the_file(tmp_path: Path) -> None:
     log = log_of(tmp_path, left_out=("name",), digest_only=("card",))
     for identity in ("a", "b"):
-        log.take(identity, "m", "1", {"name": ["SECRETNAME"], "card": ["4242"], "image": IMAGE}, {}, 100)
+        log.take(
+            identity, "m", "1", {"name": ["SECRETNAME"], "card": ["4242"], "image": IMAGE}, {}, 100, NAMES
+        )
     log.close()
     (path,) = files(tmp_path)
     content = path.read_bytes()
@@ -68,12 +88,42 @@ def test_what_is_left_out_or_digested_is_nowhere_in_the_file(tmp_path: Path) -> 
     assert first.digests == second.digests != {}
 
 
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"left_out": ("name",)}, set()),
+        ({"digest_only": ("name",)}, set()),
+        ({"digest_only": ("name", "samples")}, {"digest"}),
+        ({"left_out": ("output",)}, {"samples"}),
+    ],
+)
+def test_raw_samples_are_left_out_where_an_input_is(
+    tmp_path: Path, settings: dict[str, Any], kept: set[str]
+) -> None:
+    """They hold it: unless they are named themselves. What an output hides is not in them."""
+    log = log_of(tmp_path, **settings)
+    log.take("a", "m", "1", {"samples": ["Ada"]}, {"output": [1], "predictions": [1]}, 100, NAMES)
+    log.close()
+    (found,) = everything(tmp_path)
+    assert found.inputs.keys() | {"digest" for _ in found.digests} == kept
+
+
+def test_what_hides_no_tensor_keeps_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A typing error, or a version that calls it otherwise: said once."""
+    log = log_of(tmp_path, left_out=("nmae",))
+    for identity in "ab":
+        log.take(identity, "m", "1", {"name": ["Ada"]}, {}, 100, NAMES)
+    log.close()
+    assert (files(tmp_path), log.figures()["unkeepable"]) == ([], 2)
+    assert [record.message.count("got `nmae`") for record in caplog.records] == [1]
+
+
 def test_a_digest_cannot_be_made_again_elsewhere(tmp_path: Path) -> None:
     """Its key dies with the server: equal inputs of two servers have different ones."""
     found = set()
     for number in range(2):
         log = log_of(tmp_path / str(number), digest_only=("card",))
-        log.take("a", "m", "1", {"card": ["4242"]}, {}, 100)
+        log.take("a", "m", "1", {"card": ["4242"]}, {}, 100, NAMES)
         log.close()
         found.add(everything(tmp_path / str(number))[0].digests["card"])
     assert len(found) == 2
@@ -83,7 +133,7 @@ def test_what_finds_no_room_is_dropped_and_counted(tmp_path: Path) -> None:
     """The line holds one image of 4 MB and a half: of three that come at once two are dropped."""
     log = RequestLog(RequestLogSettings(share=1, flush_s=5, queue_mib=6), tmp_path)
     for identity in "abc":
-        log.take(identity, "m", "1", {"image": np.zeros(2**20, np.float32)}, {}, 2**22)
+        log.take(identity, "m", "1", {"image": np.zeros(2**20, np.float32)}, {}, 2**22, NAMES)
     assert log.figures()["dropped"] == 2
     log.close()
     assert log.figures()["waiting_bytes"] == 0
@@ -92,8 +142,8 @@ def test_what_finds_no_room_is_dropped_and_counted(tmp_path: Path) -> None:
 
 def test_what_no_array_holds_is_counted(tmp_path: Path) -> None:
     log = log_of(tmp_path)
-    log.take("a", "m", "1", {"samples": [{"age": 3}]}, {}, 100)
-    log.take("b", "m", "1", {"samples": [[1, 2], [3]]}, {}, 100)
+    log.take("a", "m", "1", {"samples": [{"age": 3}]}, {}, 100, NAMES)
+    log.take("b", "m", "1", {"samples": [[1, 2], [3]]}, {}, 100, NAMES)
     log.close()
     assert log.figures()["unkeepable"] == 2
     assert files(tmp_path) == []
@@ -103,7 +153,7 @@ def test_a_disk_that_refuses_costs_the_file_and_nothing_else(tmp_path: Path) -> 
     log = log_of(tmp_path / "log")
     (tmp_path / "log").rmdir()
     (tmp_path / "log").write_text("no folder any more")
-    log.take("a", "m", "1", {"image": IMAGE}, {}, 100)
+    log.take("a", "m", "1", {"image": IMAGE}, {}, 100, NAMES)
     log.close()
     assert (log.figures()["failed"], log.figures()["waiting_bytes"]) == (1, 0)
 
@@ -136,7 +186,7 @@ def test_requests_are_kept_though_old_ones_cannot_be_removed(
     monkeypatch.setattr(request_log, "_SWEEP_S", 0.0)
     log = log_of(tmp_path)
     for number in range(2):
-        log.take(str(number), "m", "1", {"image": IMAGE}, {}, 100)
+        log.take(str(number), "m", "1", {"image": IMAGE}, {}, 100, NAMES)
         for _ in range(200):
             if log.figures()["kept"] > number:
                 break
@@ -157,6 +207,21 @@ def test_retention_removes_the_old_and_then_the_oldest(tmp_path: Path) -> None:
     assert [path.name for path in files(tmp_path)] == names[3:]
     assert [path.name for path in files(tmp_path, after=names[3])] == names[4:]
     assert len(list(tmp_path.iterdir())) == 2  # folders go with their files
+
+
+def test_what_a_server_kept_goes_though_none_keeps_any_more(tmp_path: Path) -> None:
+    """After as many days as it said; what no server kept is nobody's to remove."""
+    log = log_of(tmp_path / "ours", keep_days=2)
+    log.take("a", "m", "1", {"image": IMAGE}, {}, 100, NAMES)
+    log.close()
+    (ours,) = files(tmp_path / "ours")
+    theirs = place(tmp_path / "theirs", ours.name)
+    theirs.parent.mkdir(parents=True)
+    theirs.touch()
+    assert expire(tmp_path / "ours") == 0
+    for path in (ours, theirs):
+        os.utime(path, (0, time.time() - 3 * 86_400))
+    assert (expire(tmp_path / "ours"), expire(tmp_path / "theirs")) == (1, 0)
 
 
 def test_a_file_that_holds_pickles_is_refused(tmp_path: Path) -> None:
