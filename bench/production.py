@@ -1,7 +1,8 @@
-"""A registry of a team's year, and the pipeline on servers beside the embedded one.
+"""A registry of a team's year, and retraining on servers beside the embedded one.
 
 It needs what `make servers` installs. `registry`: 1,000 versions and 10,000 variant runs, in the embedded
-SQLite and behind MLflow on PostgreSQL with passwords. `pipeline`: the same work by a worker, all on loopback.
+SQLite and behind MLflow on PostgreSQL with passwords. `retraining`: the same work by a worker, on
+loopback.
 """
 
 import json
@@ -74,8 +75,8 @@ def registry(quick: bool) -> Iterator[Claim]:
 
 def by_size(root: Path, seed: int) -> Path:
     """The digits with three candidates; the winner is the smallest file, which has no noise."""
-    folder = root / "digits"
-    shutil.copytree(ROOT / "configs" / "digits", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    folder, left_out = root / "digits", shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "configs" / "digits", folder, ignore=left_out, dirs_exist_ok=True)
     pipeline = {
         **spec.read(folder / "pipeline.yaml").to_json(),
         "workload": {"file": {"path": "workload.py", "settings": {"seed": seed}}},
@@ -111,25 +112,29 @@ def _filled(
     yield _claim(f"pareflow rollback, {name}", 5, "s", seconds, note)
 
 
-def pipeline(quick: bool) -> Iterator[Claim]:
-    """A flow run by a worker, and the command with its embedded servers; new data folders, in turns."""
+def retraining(quick: bool) -> Iterator[Claim]:
+    """From training to the promotion, beside a champion: a flow run by a worker, and the command with its
+    embedded servers, in turns; each turn trains from another seed."""
+    name = "retraining on servers, of the embedded one"
     if not SERVERS.exists():
-        yield _unmeasured("pipeline on servers, of the embedded run", RATIO, "×")
+        yield _unmeasured(name, RATIO, "×")
         return
     ratios = list[float]()
     took = list[tuple[float, float]]()
     with tempfile.TemporaryDirectory() as folder, up(Path(folder) / "servers") as servers:
-        for turn in range(1 if quick else 5):
-            root = Path(folder) / str(turn)
-            root.mkdir()
-            config = by_size(root, turn)
-            on_servers = _timed(partial(servers.optimize, config, root / "servers"), 1)[0]
-            optimized = ["optimize", str(config), "--data-dir", str(root / "embedded"), "--json"]
-            embedded = _timed(partial(_pareflow, {}, *optimized), 1)[0]
+        root = Path(folder)
+        config, there = by_size(root, 0), root / "there"
+        here = [str(config), "--data-dir", str(root / "here"), "--json"]
+        servers.finish(config, there)  # a champion on both sides
+        _pareflow({}, "optimize", *here)
+        for turn in range(1, 2 if quick else 6):
+            by_size(root, turn)
+            on_servers = _timed(partial(servers.finish, config, there, "retraining/daily"), 1)[0]
+            embedded = _timed(partial(_pareflow, {}, "retrain", *here), 1)[0]
             took.append((on_servers, embedded))
             ratios.append(on_servers / embedded)
     note = "; ".join(f"{server:.0f} s by a worker, {alone:.0f} s embedded" for server, alone in took)
-    yield _claim("pipeline on servers, of the embedded run", RATIO, "×", ratios, note)
+    yield _claim(name, RATIO, "×", ratios, note)
 
 
 def _pareflow(client: Mapping[str, str], *arguments: str) -> Any:
@@ -167,4 +172,4 @@ def _unmeasured(name: str, claimed: float, unit: str) -> Claim:
 
 
 if __name__ == "__main__":
-    main("production", {"registry": registry, "pipeline": pipeline})
+    main("production", {"registry": registry, "retraining": retraining})

@@ -18,6 +18,7 @@ SERVERS = CHECKOUT / ".servers" / "bin" / "python"
 
 PATIENCE_SECONDS = 600.0
 """How long what must come is waited for: a bound for a busy machine, not a measurement."""
+ON_DEMAND = "pipeline/on-demand"
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -61,11 +62,11 @@ class SetUp:
     def authorization(self) -> dict[str, str]:
         return {"Authorization": f"Basic {self.secrets['header']}"}
 
-    def begin(self, config: Path, data_dir: Path) -> str:
-        """Start `config` on demand; the id of the flow run."""
+    def begin(self, config: Path, data_dir: Path, deployment: str = ON_DEMAND) -> str:
+        """Start what the deployment makes of `config`; the id of the flow run."""
         parameters = {"config": str(config), "data_dir": str(data_dir)}
-        deployment = self.api("deployments/name/pipeline/on-demand")["id"]
-        run: str = self.api(f"deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
+        found = self.api(f"deployments/name/{deployment}")["id"]
+        run: str = self.api(f"deployments/{found}/create_flow_run", {"parameters": parameters})["id"]
         return run
 
     def ended(self, run: str) -> dict[str, Any]:
@@ -83,9 +84,9 @@ class SetUp:
             return state
         return {"type": "unknown"}
 
-    def optimize(self, config: Path, data_dir: Path) -> str:
-        """Start `config` on demand, and wait until the worker has run it well; the id of the flow run."""
-        run = self.begin(config, data_dir)
+    def finish(self, config: Path, data_dir: Path, deployment: str = ON_DEMAND) -> str:
+        """The same, and wait until the worker has run it well; the id of the flow run."""
+        run = self.begin(config, data_dir, deployment)
         state = self.ended(run)
         assert state["type"] == "COMPLETED", f"{state}\n{(self.folder / 'worker.log').read_text()}"
         return run

@@ -29,7 +29,7 @@ FIRST, SECOND = ["fp16", "onnxruntime"], ["static_int8", "onnxruntime"]
 def story(servers: SetUp, digits: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Story:
     """Two pipelines run by the worker, one after the other: the second one's winner is smaller."""
     data_dir = tmp_path_factory.mktemp("data") / "data"
-    runs = (servers.optimize(digits(FIRST), data_dir), servers.optimize(digits(SECOND), data_dir))
+    runs = (servers.finish(digits(FIRST), data_dir), servers.finish(digits(SECOND), data_dir))
     story = Story(servers, data_dir, runs, [])
     story.found.extend(story.pareflow("list", "versions", "--json"))
     return story
