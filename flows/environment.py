@@ -53,3 +53,8 @@ def set_environment(verbose: bool = False) -> None:
     # Prefect writes to stderr when a log record does not reach the server, unless logging's own switch for
     # production says otherwise.
     logging.raiseExceptions = os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] != "CRITICAL"
+
+
+def api_key() -> str | None:
+    """A key of the servers that are asked: the first of those that the environment holds, as theirs does."""
+    return next(iter(os.environ.get("PAREFLOW_API_KEYS", "").split()), None)

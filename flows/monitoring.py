@@ -1,10 +1,9 @@
 """Watch a served model: look, record, and act on what breaks a rule; for ever, or for so long."""
 
-import os
 from pathlib import Path
 from typing import Any
 
-from flows.environment import set_environment
+from flows.environment import api_key, set_environment
 
 set_environment()  # before prefect is imported
 
@@ -35,10 +34,6 @@ def monitoring(
     paths = {what: None if path is None else Path(path) for what, path in named.items()}
     return monitor(Asked(name, url, Path(data_dir), **paths, seconds=seconds, api_key=api_key()), print)
 
-
-def api_key() -> str | None:
-    """The first of the keys that the environment holds."""
-    return next(iter(os.environ.get("PAREFLOW_API_KEYS", "").split()), None)
 
 
 def monitor(asked: Asked, told: Told) -> dict[str, Any]:
