@@ -14,7 +14,7 @@ from claims import Claim, main
 
 from pareflow import spec
 from pareflow.errors import PareflowError
-from pareflow.stages import baseline, optimization, profiling, registration, searching, validation
+from pareflow.stages import baseline, finalists, optimization, profiling, registration, searching, validation
 from pareflow.stages.run import Run
 
 CANDIDATES = """
@@ -35,7 +35,7 @@ def bare(config: Path, data_dir: Path) -> None:
     profiling.profile(run, baselines)
     rows = [optimization.make(run, row) for row in searching.first_rows(run, baselines)]
     rows = [optimization.time(run, row, baselines) for row in rows]
-    judged = validation.validate(run, validation.finalists(run, [*baselines, *rows]))
+    judged = validation.validate(run, finalists.finalists(run, [*baselines, *rows]))
     winner = validation.winner(run, judged)
     if winner is not None:
         registration.package(run, winner)

@@ -22,6 +22,7 @@ from pareflow.serving.plan import ServingPlan
 from pareflow.stages import (
     ablation,
     baseline,
+    finalists,
     loading,
     node,
     optimization,
@@ -32,6 +33,7 @@ from pareflow.stages import (
     validation,
 )
 from pareflow.stages.run import Row, Run
+from pareflow.store import replace, writing
 from tasks import approval, events, promotion, retraining
 from tasks.serving import keep_plan
 from tasks.tracking import Tracker
@@ -101,8 +103,11 @@ def time_variant(
 
 @task(task_run_name="validate", **_POLICY)
 def validate(run: Run, tracker: Tracker | None, parent: str, rows: Sequence[Row]) -> list[Row]:
-    """The finalists, judged on the verdict split; how high a load the winner holds, where the SLA has one."""
-    judged = validation.validate(run, validation.finalists(run, rows))
+    """The finalists, judged on the verdict split, and the winner packaged; where that fails, the next wins.
+
+    And how high a load it holds, where the SLA has one.
+    """
+    judged = registration.packaged(run, validation.validate(run, finalists.finalists(run, rows)))
     judged = loading.with_highest_load(run, judged, validation.winner(run, judged))
     _record(run, tracker, parent, judged)
     return judged
@@ -134,7 +139,7 @@ def register(
     Where a person must approve, it ends with the request. Whoever follows is told of the version each time
     it is registered, also where the registry had it.
     """
-    package = registration.package(run, winner)
+    package = registration.made(run, winner)  # it was checked when it won
     if tracker is None:
         return None
     version = str(tracker.register(run, parent, package, winner).version)
@@ -187,7 +192,8 @@ def record_outcome(run: Run, tracker: Tracker | None, parent: str, document: Map
     """The report and its documents, beside the run and in MLflow."""
     with run.store.lock(f"outcome-{run.id}"):  # two commands may be ending the same run
         page.write(document, Path(document["report"]))
-        Path(document["report"]).with_name("run.json").write_text(json.dumps(document, indent=1))
+        with writing(run.data_dir):
+            replace(Path(document["report"]).with_name("run.json"), json.dumps(document, indent=1))
         if tracker is not None:
             tracker.finish(run, parent, document)
 

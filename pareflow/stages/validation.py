@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from pareflow.errors import PareflowError, VariantError
-from pareflow.gate import Check, Evidence, judge_all
+from pareflow.gate import Evidence, judge_all
 from pareflow.intervals import samples_needed, speedup
 from pareflow.measurement import Measurement
 from pareflow.measuring.arena import Protocol
@@ -14,7 +14,7 @@ from pareflow.stages.building import evaluate
 from pareflow.stages.loading import under_load
 from pareflow.stages.optimization import failed, strong_baseline
 from pareflow.stages.run import Row, Run
-from pareflow.stages.screening import checks_of, cost_of, objective_value, original_of, over, rejected
+from pareflow.stages.screening import objective_value, original_of
 from pareflow.stages.timing import measure
 
 BLOCKS = 60
@@ -22,27 +22,8 @@ LOOKS = 4
 """How often the gate may look: while a timing clause is inconclusive, it is looked at again with more."""
 TIMING = ("latency.", "load.", "throughput.")
 """How the clauses begin that more samples could decide; quality is measured once."""
-
-
-def finalists(run: Run, rows: Sequence[Row]) -> list[Row]:
-    """The baselines, and the best candidates by the objective that miss no clause already, with confidence.
-
-    Where all of these may yet miss one, the last place is for the best one that keeps all with confidence on
-    the search split too: else a run may end with nothing, since all that it judged were bets. Where every row
-    misses some, baselines too, the best are judged all the same: the verdict says by how much.
-    """
-    timed = [row for row in rows if row.status == "ok" and row.measurement is not None]
-    baselines = [row for row in timed if row.role != "candidate"]
-    candidates = [row for row in timed if row.role == "candidate"]
-    candidates.sort(key=lambda row: cost_of(run, row, baselines))
-    lost = {row.id for row in timed if rejected(run, row, baselines)}
-    hopeless = all(row.id in lost for row in timed)
-    ranked = [row for row in candidates if hopeless or row.id not in lost]
-    chosen = ranked[: run.spec.finalists]
-    safe = [row for row in ranked if _kept(run, row, baselines) and _gains(run, row, baselines)]
-    if safe and len(chosen) > 1 and not {row.id for row in safe} & {row.id for row in chosen}:
-        chosen[-1] = safe[0]
-    return [*baselines, *chosen]
+KEPT = 1 / 4
+"""Share of the budget that the search leaves to the verdict, at most."""
 
 
 def final(run: Run, among: int, look: int) -> Protocol:
@@ -53,6 +34,28 @@ def final(run: Run, among: int, look: int) -> Protocol:
     error = (1 - run.spec.sla.confidence) / (2 * among)
     least = math.ceil(1.2 * samples_needed(0.99, 1 - error) / BLOCKS)
     return Protocol(blocks=BLOCKS * 2 ** max(look - 2, 0), least=least, seed=look)
+
+
+def minutes_of_looks(run: Run, baselines: Sequence[Row]) -> float:
+    """What all looks at the finalists take, expected of what the baselines took."""
+    known = [row.measurement for row in baselines if row.measurement is not None]
+    timed = [*known, *known[:1] * run.spec.finalists]  # a finalist takes no longer than the strong baseline
+    among = len(baselines) + run.spec.finalists
+    protocols = [final(run, among, look) for look in range(1, LOOKS + 1)]
+    return sum(_seconds(run, protocol, one) for protocol in protocols for one in timed) / 60
+
+
+def _seconds(run: Run, protocol: Protocol, measured: Measurement) -> float:
+    """How long a contestant like the measured one takes at this protocol, and under the SLA's load."""
+    loads, least_ms = protocol.blocks / protocol.blocks_per_load, protocol.least * measured.quantile_ms(0.5)
+    timing = protocol.blocks * max(protocol.block_ms, least_ms) / 1000 + loads * (measured.load_s or 0)
+    under = run.spec.sla.load
+    return timing + (protocol.blocks * protocol.least / under.per_s if under is not None else 0.0)
+
+
+def kept_minutes(run: Run, baselines: Sequence[Row]) -> float:
+    """How much of the budget the search leaves to the verdict, which may need more measurements (law 3)."""
+    return min(minutes_of_looks(run, baselines), KEPT * run.spec.budget.minutes)
 
 
 def validate(run: Run, chosen: Sequence[Row]) -> list[Row]:
@@ -118,29 +121,6 @@ def winner(run: Run, judged: Sequence[Row]) -> Row | None:
     passed = [row for row in judged if row.verdict is not None and row.verdict.decision == "promote"]
     passed = [row for row in passed if row.fit is None or row.fit.decision == "fits"]
     return min(passed, key=lambda row: objective_value(run.spec.objective, row), default=None)
-
-
-def _kept(run: Run, row: Row, baselines: Sequence[Row]) -> bool:
-    """Whether the search split shows already, at the verdict's confidence, that no clause is a bet."""
-    among = len(baselines) + run.spec.finalists
-    return all(map(_no_bet, checks_of(run, row, baselines, among)))
-
-
-def _no_bet(check: Check) -> bool:
-    """Whether a clause is kept with confidence; of times, which more is measured of, by the estimate.
-
-    A gain of quality is taken for none: candidates were chosen by this split, so that it flatters them.
-    """
-    if check.clause.startswith(TIMING):
-        return over(check) == 0
-    if check.clause == "quality.max_drop" and check.estimate is not None and check.high is not None:
-        return check.high - min(check.estimate, 0) <= check.limit
-    return check.decision == "promote"
-
-
-def _gains(run: Run, row: Row, baselines: Sequence[Row]) -> bool:
-    """Whether a row is better by the objective than every baseline."""
-    return cost_of(run, row, baselines) < min(cost_of(run, one, baselines) for one in baselines)
 
 
 def _judged(run: Run, rows: Sequence[Row], measured: Mapping[str, Measurement], look: int) -> list[Row]:

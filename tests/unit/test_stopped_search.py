@@ -31,13 +31,15 @@ class Stopped(Plain):
 @pytest.fixture
 def listed(trained: Trained) -> Run:
     """A run with two candidates."""
-    candidates = (["onnxruntime"], [{"onnxruntime": {"graph_level": "basic"}}])
-    return dataclasses.replace(trained.run, spec=trained.run.spec.model_copy(update={"candidates": candidates}))
+    candidates = tuple([{"onnxruntime": {"graph_level": level}}] for level in ("basic", "extended"))
+    return dataclasses.replace(
+        trained.run, spec=trained.run.spec.model_copy(update={"candidates": candidates})
+    )
 
 
 def test_what_is_timed_already_goes_on_to_the_verdict(listed: Run, trained: Trained) -> None:
     rows, ended = searched(listed, None, "", Stopped(1), trained.rows, None)
-    assert [row.label for row in rows] == ["onnxruntime"]
+    assert [row.label for row in rows] == ["onnxruntime(graph_level=basic)"]
     assert rows[0].measurement is not None
     assert ended == Ended("it was stopped by Ctrl-C; the same command goes on with it")
     assert not INTERRUPTED.is_set()  # else whatever is begun for the verdict would be ended at once

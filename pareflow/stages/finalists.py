@@ -1,0 +1,89 @@
+"""Which candidates are judged: those of which the best that passes is expected to be the best.
+
+Every finalist costs the others confidence (Holm's correction), and time.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+from pareflow.gate import QUALITY_HARM, Check
+from pareflow.stages.run import Row, Run
+from pareflow.stages.screening import checks_of, cost_of, lower, over, rejected
+
+
+def finalists(run: Run, rows: Sequence[Row]) -> list[Row]:
+    """The baselines, and the most promising candidates of those that miss no clause already, with confidence.
+
+    Where every row misses some, baselines too, the best are judged all the same: the verdict says how much.
+    """
+    timed = [row for row in rows if row.status == "ok" and row.measurement is not None]
+    baselines = [row for row in timed if row.role != "candidate"]
+    candidates = [row for row in timed if row.role == "candidate"]
+    lost = {row.id for row in timed if rejected(run, row, baselines)}
+    hopeless = all(row.id in lost for row in timed)
+    left = [row for row in candidates if hopeless or row.id not in lost]
+    return [*baselines, *promising(run, left, baselines)]
+
+
+def promising(run: Run, candidates: Sequence[Row], baselines: Sequence[Row]) -> list[Row]:
+    """As many as are judged, the best by the objective first; each adds most to what is expected.
+
+    What is expected of some is the cost of the best that passes; where none does, the strong baseline's own,
+    or the worst candidate's where none is better than that.
+    """
+    costs = {row.id: cost_of(run, row, baselines) for row in candidates}
+    ranked = sorted(candidates, key=lambda row: costs[row.id])
+    chances = {row.id: chance(run, row, baselines) for row in ranked}
+    nothing = 1.0 if min(costs.values(), default=1.0) < 1 else max(costs.values())
+    chosen: list[Row] = []
+    while ranked and len(chosen) < run.spec.finalists:
+        best = min(
+            ranked,
+            key=lambda row: expected([(costs[o.id], chances[o.id]) for o in (*chosen, row)], nothing),
+        )
+        ranked.remove(best)
+        chosen.append(best)
+    return sorted(chosen, key=lambda row: costs[row.id])
+
+
+def expected(options: Sequence[tuple[float, float]], nothing: float) -> float:
+    """The cost of the best of some options that passes, each a cost and a chance; `nothing` where none does.
+
+    One that is worse than nothing is not chosen, and adds nothing.
+    """
+    total, missed = 0.0, 1.0
+    for cost, passes in sorted(options):
+        total += missed * passes * min(cost, nothing)
+        missed *= 1 - passes
+    return total + missed * nothing
+
+
+def chance(run: Run, row: Row, baselines: Sequence[Row]) -> float:
+    """How likely a row is to keep every clause at its verdict, by what the search split shows."""
+    among = len(baselines) + run.spec.finalists
+    return math.prod(
+        _kept(check, run.facts.sizes["verdict"]) for check in checks_of(run, row, baselines, among)
+    )
+
+
+def _kept(check: Check, samples: int) -> float:
+    """How likely a clause is to be kept, its error taken for normal.
+
+    The verdict measures quality anew, on so many samples, and asks that the whole interval is on the right
+    side; of times it takes as many samples as it needs. A gain of quality is taken for none: candidates were
+    chosen by this split, so that it flatters them.
+    """
+    if check.clause == QUALITY_HARM:
+        return float(check.decision != "reject")
+    assert check.estimate is not None  # what was not measured is no check of the search split
+    side = -1 if lower(check) else 1
+    bound = check.low if lower(check) else check.high
+    estimate = max(check.estimate, 0.0) if check.clause.endswith("max_drop") else check.estimate
+    if bound is None or check.confidence is None or bound == check.estimate:
+        return float(over(check) == 0)
+    width, again = abs(bound - check.estimate), 0.0
+    if check.clause.startswith("quality."):
+        again = math.sqrt(check.samples / samples)
+    error = width / NormalDist().inv_cdf(check.confidence) * math.hypot(1, again)
+    return NormalDist().cdf((side * (check.limit - estimate) - width * again) / error)
