@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -35,6 +36,7 @@ from pareflow.errors import (
 )
 from pareflow.hardware.device import INTERRUPTED, lock_folder
 from pareflow.hardware.probe import disk_is_full
+from pareflow.hardware.waits import WAITS, noted
 from pareflow.nursery import Forked, Nursery, die_with
 
 
@@ -48,6 +50,10 @@ class Limits:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOTE = "waits.json"
+"""Beside its answer a child tells how long it waited for what other processes hold."""
+_LOOK_S = 0.1
+"""How often it is looked at, once the limit has passed."""
 
 _LIVE: set["Child"] = set()
 """The children that have not ended."""
@@ -151,15 +157,15 @@ class Child:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def result(self, seconds: float | None = None) -> Any:
-        """What the function returned, within `seconds` (default: the limit).
+        """What the function returned, within `seconds` (default: the limit) besides what it waited for locks.
 
         Raises: the child's own PareflowError; StepFailedError, CrashedError, TimedOutError, OutOfMemoryError.
         """
         try:
-            returncode = self._process.wait(self.limits.seconds if seconds is None else seconds)
+            returncode = self._ended(limit := self.limits.seconds if seconds is None else seconds)
         except subprocess.TimeoutExpired as error:
             raise TimedOutError(
-                f"`{self.function}` must finish in {error.timeout:g} s",
+                f"`{self.function}` must finish in {limit:g} s",
                 "it was still running and was stopped",
                 f"Raise `budget.variant_minutes`, or look at {self.log}",
             ) from error
@@ -169,6 +175,18 @@ class Child:
         if "error" in document:
             raise _revived(document["error"])
         return document["result"]
+
+    def _ended(self, seconds: float) -> int:
+        """Its status. Raises: subprocess.TimeoutExpired after so many seconds of its own."""
+        began, timeout = time.monotonic(), seconds
+        while True:
+            try:
+                return self._process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                own = time.monotonic() - began - noted(self._answer.with_name(_NOTE))
+                if own >= seconds:
+                    raise
+                timeout = max(seconds - own, _LOOK_S)
 
 
 def run_isolated(
@@ -292,6 +310,7 @@ def answer() -> None:
     """The child: read a request from stdin, call the function, write the answer."""
     request = json.load(sys.stdin)
     _keep_temporary_files_in(Path(request["answer"]).parent)
+    WAITS.note_in(Path(request["answer"]).with_name(_NOTE))
     if request["memory_mib"] is not None:
         size = request["memory_mib"] * 2**20
         resource.setrlimit(resource.RLIMIT_DATA, (size, size))

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from pareflow.errors import PareflowError, StoreError
 from pareflow.hardware.device import try_lock
 from pareflow.hardware.probe import disk_is_full
+from pareflow.hardware.waits import WAITS
 from pareflow.variant import file_digest
 
 MANIFEST = "manifest.json"
@@ -116,7 +117,9 @@ class Store:
     def lock(self, key: str) -> Iterator[None]:
         """Hold the key alone; waits. The kernel frees it when the holder dies, however it dies."""
         with writing(self.root), (self.root / "locks" / key).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if not try_lock(file.fileno(), fcntl.LOCK_EX):
+                with WAITS.waiting():
+                    fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     @contextmanager

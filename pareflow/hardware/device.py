@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pareflow.errors import BusyMachineError, EnvironmentUnfitError
+from pareflow.hardware.waits import WAITS
 
 INTERRUPTED = threading.Event()
 """Set while this process ends its work: no device is waited for, and what is begun is ended."""
@@ -36,16 +37,19 @@ def device_lock(device: str, *, exclusive: bool, wait: bool = True) -> Iterator[
     Waits for it until it is interrupted, or, with `wait=False`, not at all. Raises: BusyMachineError.
     """
     descriptor = _opened(lock_folder(), f"{device}.lock")
+    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     try:
-        while not try_lock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH):
-            if not wait or INTERRUPTED.is_set():
-                raise BusyMachineError(
-                    f"the device `{device}` must be free",
-                    "another process builds or times on it",
-                    "Run the command again when that has ended",
-                )
-            time.sleep(LOOK_S)
-        yield descriptor
+        with WAITS.waiting():
+            while not try_lock(descriptor, kind):
+                if not wait or INTERRUPTED.is_set():
+                    raise BusyMachineError(
+                        f"the device `{device}` must be free",
+                        "another process builds or times on it",
+                        "Run the command again when that has ended",
+                    )
+                time.sleep(LOOK_S)
+        with WAITS.working():
+            yield descriptor
     finally:
         os.close(descriptor)
 

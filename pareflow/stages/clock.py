@@ -7,31 +7,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pareflow.hardware.waits import WAITS
+
 
 @dataclass
 class Meter:
-    """Since when, by this machine's clock, what goes on is charged to the budget."""
+    """Since when, by this machine's clock, what goes on is charged to the budget: all but waiting for what
+    other processes hold."""
 
     since: float = field(default_factory=lambda: time.monotonic())
+    waited: float = field(default_factory=lambda: WAITS.seconds)
+    """Seconds that had been waited by then."""
 
     @property
     def minutes(self) -> float:
-        return (time.monotonic() - self.since) / 60
+        return self._seconds / 60
 
     def restart(self) -> None:
-        self.since = time.monotonic()
+        self.since, self.waited = time.monotonic(), WAITS.seconds
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self.since - (WAITS.seconds - self.waited)
 
     def __getstate__(self) -> float:
-        return time.monotonic() - self.since  # another machine has another clock
+        return self._seconds  # another machine has another clock
 
     def __setstate__(self, ago: float) -> None:
-        self.since = time.monotonic() - ago
+        self.since, self.waited = time.monotonic() - ago, WAITS.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
     """A file with a line per question: how many minutes of the budget were left when it was first asked; and
-    with one per piece of work that a time limit stopped."""
+    with one per piece of work that failed."""
 
     file: Path
 
@@ -48,11 +57,11 @@ class Clock:
         return minutes_left
 
     def stopped(self, work: str) -> str | None:
-        """In words, the time limit that stopped this work; None where none did."""
+        """In words, what this work failed of; None where it did not."""
         return next((line["words"] for line in self._lines() if line.get("stopped") == work), None)
 
     def stop(self, work: str, words: str) -> None:
-        """Keep that a time limit stopped this work."""
+        """Keep what this work failed of."""
         self._add({"stopped": work, "words": words})
 
     def least(self) -> float | None:

@@ -50,6 +50,8 @@ class WorkloadFacts:
     """The smaller networks that it offers to be taught."""
     scale: tuple[float, float] | None = None
     """The least and the most that the run's metric can be, where that is known."""
+    sliced: bool = True
+    """Whether quality is told apart by parts of a split."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Run:
     """What this process is charged for: all that is new. What a kill took, and asking again, is free."""
     apart: bool = False
     """Whether what is measured is kept under keys of its own, which the run itself never asks for."""
+    held_back: float = 0.0
+    """Minutes of the budget that are not there for who asks with this: what comes after it takes them."""
 
     @classmethod
     def open(
@@ -104,7 +108,7 @@ class Run:
         lists = {name: tuple(document[name]) for name in ("serving_requires", "students")}
         facts = WorkloadFacts(**{**document, **lists})
         run = cls(spec, config, data_dir, environment(), facts, target=target)
-        if problems := run._limits_off_the_scale():
+        if problems := [*run._limits_off_the_scale(), *run._slices_lacking()]:
             raise SpecError(str(config), problems)
         return dataclasses.replace(run, spent=run._told)
 
@@ -139,6 +143,15 @@ class Run:
         clause, scale = self.spec.sla.quality, self.facts.scale
         return [] if clause is None or scale is None else clause.problems(self.metric, scale)
 
+    def _slices_lacking(self) -> list[str]:
+        """What the SLA says of slices where there are none to judge."""
+        clause = self.spec.sla.quality
+        if self.facts.sliced or clause is None or clause.worst_slice_max_drop is None:
+            return []
+        found = f"`{self.metric}` has none by itself on these targets"
+        remedy = "let `slices()` of the workload give some, or leave the clause out"
+        return [f"sla.quality.worst_slice_max_drop: needs slices, and {found}; {remedy}"]
+
     @property
     def share_lost(self) -> float | None:
         """The SLA's `max_drop`, where its metric is the share of right predictions: of other metrics it says
@@ -168,10 +181,13 @@ class Run:
         return self.spec.budget.minutes - self.spent - self.meter.minutes
 
     def left(self, asked: str) -> float:
-        """The minutes left when this was first asked, which is kept. Raises: StoreError.
+        """The minutes left when this was first asked, which is kept; without what is held back.
 
-        Until this process decides something anew, it only asks again, and that is free.
+        Until this process decides something anew, it only asks again, and that is free. Raises: StoreError.
         """
+        return self._first_left(asked) - self.held_back
+
+    def _first_left(self, asked: str) -> float:
         left = self.minutes_left
         if left == math.inf:
             return left
@@ -192,8 +208,12 @@ class Run:
         """Whether the budget was used up when this was first asked."""
         return self.left(asked) < 0
 
+    def holding_back(self, minutes: float) -> "Run":
+        """The run with so many minutes less of its budget: they are for later."""
+        return dataclasses.replace(self, held_back=minutes)
+
     def stop(self, work: str, words: str) -> None:
-        """Keep that a time limit stopped this work: told once, it is told whenever the run is asked again."""
+        """Keep what this work failed of: told once, it is told whenever the run is asked again."""
         with writing(self.data_dir):
             self.clock.stop(work, words)
 
@@ -212,12 +232,17 @@ class Run:
         self.clock.forget()
         return dataclasses.replace(self, remeasure=True, spent=0.0)
 
-    def kept(self, key: str, file: str, make: Callable[[], Any]) -> Any:
-        """The JSON document that `make` gives, as `file` of a store entry; made where it is not there yet, or
-        is to be measured again."""
+    def own_key(self, key: str) -> str:
+        """Where this run keeps what it measures; what is there is forgotten if it is to be measured again."""
         key = digest("apart", key) if self.apart else key
         if self.remeasure:
             self.store.evict(key)
+        return key
+
+    def kept(self, key: str, file: str, make: Callable[[], Any]) -> Any:
+        """The JSON document that `make` gives, as `file` of a store entry; made where it is not there yet, or
+        is to be measured again."""
+        key = self.own_key(key)
 
         def write(into: Path) -> None:
             (into / file).write_text(json.dumps(make()))

@@ -14,6 +14,7 @@ import psutil
 
 from pareflow.errors import SpecError, StepFailedError, TransientError
 from pareflow.hardware.device import lock_folder
+from pareflow.store import Store
 
 
 class OwnError(StepFailedError):
@@ -106,3 +107,9 @@ def multiply(size: int, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     product = torch.ones(size, size) @ torch.ones(size, size)
     return {"right": bool((product == size).all()), "threads": torch.get_num_threads()}
+
+
+def wait_for(root: str, key: str) -> str:
+    """Say so once the key of a store is free."""
+    with Store(Path(root)).lock(key):
+        return "it is free"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from pareflow.errors import (
     TransientError,
 )
 from pareflow.hardware.device import INTERRUPTED, lock_folder
+from pareflow.hardware.waits import noted
 from pareflow.isolation import Child, Limits, interruptible, run_isolated
+from pareflow.store import Store
 from tests.processes import gone, started
 
 MODULE = "isolated_functions"
@@ -154,6 +157,26 @@ def test_hang_ends_at_the_limit_with_all_its_processes(
         with pytest.raises(TimedOutError, match=r"must finish in 0\.1 s"):
             child.result(seconds=0.1)
     assert [gone(pid) for pid in pids] == [True, True]
+
+
+def test_waiting_for_what_another_holds_is_none_of_its_time(
+    log: Path, imported: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Its limit passes more than once while it waits."""
+    store = Store(tmp_path / "store")
+    arguments = {"root": str(store.root), "key": "key"}
+    with (
+        store.lock("key"),
+        Child(f"{MODULE}:wait_for", arguments, Limits(seconds=60), log, imported=imported) as child,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        while not noted(child._answer.with_name("waits.json")):
+            time.sleep(0.01)
+        found = threads.submit(child.result, seconds=0.05)
+        time.sleep(0.3)
+        child.kill()
+        with pytest.raises(CrashedError):  # and not that it was stopped
+            found.result()
 
 
 @pytest.fixture
