@@ -11,6 +11,7 @@ PareflowError                   exit code 1
 ├── EnvironmentUnfitError       exit code 4: the input is good, this machine or set-up is not
 │   ├── MissingExtraError       an optional dependency is not installed
 │   ├── BusyMachineError        too much else runs here for a timing to mean anything
+│   ├── NodeError               a machine that builds lacks what the flow's machine has
 │   ├── StoreError              the store cannot be used: disk full, read-only, of another format
 │   └── TrackingError           MLflow or Prefect cannot be used
 ├── VariantError                one bad variant: a failed row, never the end of a run (law 7)
@@ -98,6 +99,10 @@ class MissingExtraError(EnvironmentUnfitError):
 
 class BusyMachineError(EnvironmentUnfitError):
     """Too much else runs here for a timing to mean anything."""
+
+
+class NodeError(EnvironmentUnfitError):
+    """A machine that builds lacks what the flow's machine has, or has another version of it."""
 
 
 class StoreError(EnvironmentUnfitError):

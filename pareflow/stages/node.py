@@ -5,7 +5,8 @@ import os
 import platform
 from pathlib import Path
 
-from pareflow.errors import EnvironmentUnfitError
+from pareflow.errors import NodeError
+from pareflow.measuring.environment import environment
 from pareflow.stages.jobs import original
 from pareflow.stages.run import Run
 
@@ -14,10 +15,11 @@ DATA_DIR = "PAREFLOW_NODE_DATA_DIR"
 
 
 def here(run: Run) -> Run:
-    """The run with the data folder of this machine.
+    """The run with the data folder of this machine, and its environment: what it evaluates is of that.
 
-    Raises: EnvironmentUnfitError, naming the machine, where it lacks the pipeline or what the flow made.
+    Raises: NodeError, naming the machine, where it lacks the pipeline or what the flow made.
     """
+    run = dataclasses.replace(run, environment=environment())
     named = os.environ.get(DATA_DIR)
     if named:
         run = dataclasses.replace(run, data_dir=Path(named))
@@ -36,5 +38,5 @@ def here(run: Run) -> Run:
     return run
 
 
-def _unfit(must: str, found: str, remedy: str) -> EnvironmentUnfitError:
-    return EnvironmentUnfitError(must, f"`{platform.node()}` {found}", remedy)
+def _unfit(must: str, found: str, remedy: str) -> NodeError:
+    return NodeError(must, f"`{platform.node()}` {found}", remedy)

@@ -7,11 +7,12 @@ from typing import Literal
 from pareflow.catalog import members
 from pareflow.errors import (
     DoesNotFitError,
+    EnvironmentUnfitError,
     MissingExtraError,
     PareflowError,
-    TimedOutError,
     TransientError,
 )
+from pareflow.hardware.device import INTERRUPTED
 from pareflow.hardware.needs import Machine, lacking
 from pareflow.intervals import speedup
 from pareflow.measuring.race import Race
@@ -28,7 +29,7 @@ Work = Literal["preflight", "make", "time"]
 def make(run: Run, row: Row) -> Row:
     """The row built and evaluated on the search split; or failed, unavailable, with its reason.
 
-    Raises: TransientError, EnvironmentUnfitError of the store: the run's trouble, not the variant's.
+    Raises: TransientError, StoreError, NodeError: the run's trouble, not the variant's.
     """
     absent = unrunnable(run, row.recipe)
     if absent:
@@ -47,7 +48,7 @@ def make(run: Run, row: Row) -> Row:
 def preflight(run: Run, row: Row) -> Row:
     """The row as it is where its steps run on one batch of the data; else failed or unavailable, and why.
 
-    Raises: TransientError, EnvironmentUnfitError of the store.
+    Raises: TransientError, StoreError, NodeError.
     """
     absent = missing(row.recipe)  # it runs here, whatever the device runs
     if absent:
@@ -68,7 +69,8 @@ def time(run: Run, row: Row, baselines: Sequence[Row], needed: float | None = No
         return row
     strong = strong_baseline(row, baselines)
     try:
-        row = dataclasses.replace(building.make(run, row), fit=row.fit)  # again only if it has gone since
+        once = dataclasses.replace(run, remeasure=False)
+        row = dataclasses.replace(building.make(once, row), fit=row.fit)  # again only if it has gone since
         race = None if needed is None else Race(str(row.id), str(strong.id), needed)
         measured = measure(run, [strong, row], SCREENING, race=race)
     except PareflowError as error:
@@ -81,25 +83,38 @@ def time(run: Run, row: Row, baselines: Sequence[Row], needed: float | None = No
 
 
 def begun(run: Run, row: Row, work: Work) -> Row:
-    """The row, where the work on it begins; else pruned, since the budget was used up, or failed, since a
-    time limit stopped it in this run before.
+    """The row, where the work on it begins; else pruned, since the budget was used up, or failed, as in this
+    run before.
 
     Asked on the flow's machine, which keeps the answers. A preflight takes little, and is not pruned.
     """
-    what = f"{work} {row.label}"
-    if work != "preflight" and run.late(what):
-        return _ended(row, "pruned", f"the budget of {run.spec.budget.minutes:g} minutes was used up")
-    stopped = run.clock.stopped(what)
-    return row if stopped is None else _ended(row, "failed", stopped)
+    if work != "preflight" and run.late(f"{work} {row.label}"):
+        return _ended(row, "pruned", _used_up(run))
+    former = run.clock.stopped(_attempt(run, row, work))
+    return row if former is None else _ended(row, "failed", former)
 
 
 def kept(run: Run, row: Row, work: Work) -> Row:
-    """The row as the work left it. Where a time limit stopped that, it is kept, so that a run that goes on
-    decides the same; what else it died of may have been mended, and is tried again then.
+    """The row as the work left it. What failed is kept, so that a run that goes on decides the same and fails
+    of nothing twice.
+
+    Not so what was killed from outside, which says nothing of it; nor what is made and does not fit the
+    device: that is seen at once. What is unavailable may have been installed since.
     """
-    if row.status == "failed" and row.reason is not None and row.reason.startswith(TimedOutError.__name__):
-        run.stop(f"{work} {row.label}", row.reason)
+    reason = row.reason if row.status == "failed" and not INTERRUPTED.is_set() else None
+    if reason is not None and not reason.startswith(DoesNotFitError.__name__) and "SIGKILL" not in reason:
+        run.stop(_attempt(run, row, work), reason)
     return row
+
+
+def _attempt(run: Run, row: Row, work: Work) -> str:
+    """Names a piece of work by all that it depends on, code included: what was mended is tried again."""
+    return f"{work} {row.label}, {building.variant_of(row.recipe, run.facts.digest).id}"
+
+
+def _used_up(run: Run) -> str:
+    but = f", but for {run.held_back:.2g} that the verdict takes" if run.held_back else ""
+    return f"the budget of {run.spec.budget.minutes:g} minutes was used up{but}"
 
 
 def strong_baseline(row: Row, baselines: Sequence[Row]) -> Row:
@@ -126,8 +141,9 @@ def missing(recipe: Recipe) -> str | None:
 
 
 def failed(row: Row, error: PareflowError) -> Row:
-    """A failed row (law 7); but what is the run's trouble and not the variant's goes on up."""
-    if isinstance(error, MissingExtraError):
+    """A failed row (law 7), or an unavailable one where this machine lacks what it runs on; but what is the
+    run's trouble and not the variant's goes on up."""
+    if isinstance(error, MissingExtraError) or type(error) is EnvironmentUnfitError:
         return _ended(row, "unavailable", f"{error.must}, but {error.found}")
     if isinstance(error, TransientError) or error.exit_code == 4:
         raise error

@@ -10,7 +10,7 @@ import pytest
 
 from pareflow import spec as specs
 from pareflow.compiler import environment
-from pareflow.errors import StoreError, TransientError, VariantError
+from pareflow.errors import NodeError, StoreError, TransientError, VariantError
 from pareflow.stages import building, optimization, validation
 from pareflow.stages.baseline import train
 from pareflow.stages.run import Row, Run
@@ -73,9 +73,18 @@ def test_bad_candidate_is_one_failed_row_with_its_reason(bad: Bad, trained: Any)
         assert contents(run) == before
 
 
-def test_candidate_that_lacks_a_package_is_unavailable(trained: Any) -> None:
-    row = optimization.make(trained.run, candidate("lacks_a_package"))
-    assert (row.status, row.reason) == ("unavailable", "unobtainium must be installed, but it is not")
+@pytest.mark.parametrize(
+    ("technique", "reason"),
+    [
+        ("lacks_a_package", "unobtainium must be installed, but it is not"),
+        ("lacks_a_driver", "unobtainium must be loaded, but its driver is not here"),
+    ],
+)
+def test_candidate_that_lacks_something_here_is_unavailable(
+    technique: str, reason: str, trained: Any
+) -> None:
+    row = optimization.make(trained.run, candidate(technique))
+    assert (row.status, row.reason) == ("unavailable", reason)
 
 
 def test_candidate_that_dies_while_timed_is_a_failed_row(trained: Any) -> None:
@@ -164,7 +173,7 @@ def test_good_candidate_after_bad_ones_is_as_it_would_be_without(trained: Any) -
     assert (good.status, good.quality is not None) == ("ok", True)
 
 
-@pytest.mark.parametrize("error", [StoreError, TransientError])
+@pytest.mark.parametrize("error", [StoreError, TransientError, NodeError])
 def test_trouble_of_the_run_is_no_row(
     error: type[Exception], trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

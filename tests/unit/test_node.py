@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.pipeline import side_by_side
-from pareflow.errors import EnvironmentUnfitError
+from pareflow.errors import NodeError
 from pareflow.stages import building, node, optimization
 from pareflow.stages.clock import Meter
 from pareflow.stages.jobs import original
@@ -79,14 +79,14 @@ def test_the_flow_asks_the_clock_and_not_the_node(
 def test_a_node_without_the_pipeline_is_named(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.node", lambda: "box-7")
     absent = dataclasses.replace(trained.run, config=Path("/nowhere/pipeline.yaml"))
-    with pytest.raises(EnvironmentUnfitError, match=r"`box-7` has no /nowhere/pipeline\.yaml"):
+    with pytest.raises(NodeError, match=r"`box-7` has no /nowhere/pipeline\.yaml"):
         node.here(absent)
 
 
 def test_a_node_without_the_original_is_named(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.node", lambda: "box-7")
     trained.run.store.evict(original(trained.run.facts.digest).id)
-    with pytest.raises(EnvironmentUnfitError, match=r"`box-7` does not in .*--store s3://bucket/prefix"):
+    with pytest.raises(NodeError, match=r"`box-7` does not in .*--store s3://bucket/prefix"):
         node.here(trained.run)
 
 
@@ -95,6 +95,20 @@ def test_a_node_with_another_workload_is_told(trained: Trained) -> None:
     facts = dataclasses.replace(trained.run.facts, digest="of another file")
     run = dataclasses.replace(trained.run, facts=facts)
     entries = trained.run.store.root / "entries"
-    shutil.copytree(entries / original(trained.run.facts.digest).id, entries / original(facts.digest).id)
-    with pytest.raises(EnvironmentUnfitError, match=r"must be the same .*makes other variants"):
+    for name in (lambda of: original(of.facts.digest).id, building.first_answers_key):
+        shutil.copytree(entries / name(trained.run), entries / name(run))
+    with pytest.raises(NodeError, match=r"must be the same .*makes other variants"):
         building.make(node.here(run), Row(Recipe((), Step("onnxruntime"))))
+
+
+def test_what_a_node_of_another_kind_evaluates_is_of_its_own_environment(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """int8 may saturate there and not here: the flow's machine does not take such a quality for its own."""
+    own = dataclasses.replace(trained.run.environment, flags=("none",))
+    monkeypatch.setattr(node, "environment", lambda: own)
+    keys = {
+        building._evaluation(run, trained.strong, "search")["key"]
+        for run in (trained.run, node.here(trained.run))
+    }
+    assert len(keys) == 2
