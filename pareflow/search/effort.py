@@ -92,6 +92,10 @@ class Effort:
         new = self._new(recipe)
         return _builds(new) * self.build_minutes + epochs_of(new) * self.epoch_minutes
 
+    def trains(self, recipe: Recipe) -> bool:
+        """Whether anything of a recipe has to be trained that is not built yet."""
+        return epochs_of(self._new(recipe)) > 0
+
     def corrected(self, trials: Iterable[Trial]) -> "Effort":
         """What was seen in place of estimates: medians of what was not trained, and of what was longest."""
         trials = list(trials)

@@ -8,7 +8,7 @@ goes on by asking all again, which the store answers at once.
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,8 @@ NEAR = 1.5
 """How many times as long as the best one another way may take for its runtime's settings to be tried too."""
 SETTINGS = 1 / 4
 """Share of the time left that trying runtimes' settings may take: training gains more."""
+REPAIRS = 1 / 2
+"""Share of the time left that the first repairs may take: some of them train."""
 LEAST = 2
 """Recipes of a round at least, where the time left suffices."""
 PATIENCE = 2
@@ -89,18 +91,22 @@ class Search:
     families: Mapping[str, float] = field(default_factory=dict)
     known: list[Trial] = field(default_factory=list)
     _hopeless: list[tuple[Recipe, float]] = field(default_factory=list, init=False)
+    _put_off: list[Recipe] = field(default_factory=list, init=False)
 
     def waves(self) -> Waves:
         """What to try, wave by wave; each is answered by what became of it."""
         techniques = yield from self._suitable(training_space.families(self.here))
         yield from self._tried("without training, what takes least effort first", self._cheap())
-        yield from self._tried("to give back the quality that was lost", self._repairs())
+        smaller = self._in_time(self._smaller())
+        yield from self._tried("the same network in fewer bits yet", smaller)
+        repairs = self._in_time(self._repairs(), REPAIRS)
+        yield from self._tried("to give back the quality that was lost", repairs)
         settings = self._in_time(self._settings(), SETTINGS)
         yield from self._tried("with other settings of the best ones' runtimes", settings)
         if not techniques:
-            return Ended("no technique that trains suits this network")
+            return self._ended("no technique that trains suits this network")
         if installed_version("optuna") is None:
-            return Ended("recipes that train are chosen by Optuna: install pareflow[training]")
+            return self._ended("recipes that train are chosen by Optuna: install pareflow[training]")
         from pareflow.search.study import Study
 
         study = Study(techniques, self._finishes(), self.seed)
@@ -108,11 +114,15 @@ class Search:
         study.write(self.file)
         mended = self._in_time(self._repairs())
         yield from self._tried("to give back the quality that training has lost", mended)
-        again = self._by_other_seeds()
-        now = self._in_time(again)
-        yield from self._tried("the best one trained by other seeds: how much is chance", now)
-        following = (*again[len(now) :], *ended.following)
-        return replace(ended, following=following, hopeless=tuple(self._hopeless))
+        again = self._in_time(self._by_other_seeds())
+        yield from self._tried("the best one trained by other seeds: how much is chance", again)
+        return self._ended(ended.words, ended.following)
+
+    def _ended(self, words: str, following: Sequence[Recipe] = ()) -> Ended:
+        """The end, with what there was no time for."""
+        tried = {trial.recipe.label for trial in self.known}
+        left = {r.label: r for r in (*self._put_off, *following) if r.label not in tried}
+        return Ended(words, tuple(left.values()), tuple(self._hopeless))
 
     def _rounds(self, study: "Study") -> Generator[Wave, Told, Ended]:
         """Round by round what Optuna suggests, for as long as that brings something better in time.
@@ -125,7 +135,7 @@ class Search:
             before = best(self.known)
             asked = self._promising(study, put_off)
             if not asked:
-                return Ended("every recipe of the space that could help was tried")
+                return Ended("every recipe of the space that could help, and trains in time, was tried")
             now, put_off = self._fitting(asked)
             if not now:
                 following = tuple(training_space.trained_for(r, self._rungs()[0]) for r in asked)
@@ -162,6 +172,12 @@ class Search:
         together = [settings[-1] for settings in found]
         return [*together, *(found[0][:-1] if found else ())]
 
+    def _smaller(self) -> tuple[Recipe, ...]:
+        """What is smaller than the cheap ways: where that wins, or size is bounded and nothing passes."""
+        here = self.here
+        wanted = here.smallest_wins or (here.size_bounded and best(self.known) is None)
+        return space.smaller(here) if wanted else ()
+
     def _repairs(self) -> list[Recipe]:
         """Repairs of what is faster than all that passes, and loses too much; the fastest first."""
         leader, tried = best(self.known), {trial.recipe.label for trial in self.known}
@@ -177,10 +193,18 @@ class Search:
         return () if leader is None else training_space.by_seeds(leader.recipe, seeds)
 
     def _in_time(self, recipes: Sequence[Recipe], share: float = 1) -> list[Recipe]:
-        """As many of them, in their order, as this share of the time left is expected to suffice for."""
+        """Those of them, in their order, that this share of the time left is expected to suffice for, each
+        within the limit of one recipe; the others are put off."""
         effort, left = self._effort_now(), self.minutes_left() * share
-        needs = itertools.accumulate(map(effort.minutes, recipes))
-        return [recipe for recipe, need in zip(recipes, needs, strict=True) if need <= left]
+        found = list[Recipe]()
+        for recipe in recipes:
+            needed = effort.minutes(recipe)
+            if needed <= min(left, self.recipe_minutes):
+                found.append(recipe)
+                left -= needed
+            else:
+                self._put_off.append(recipe)
+        return found
 
     def _finishes(self) -> list[Recipe]:
         """The best ways without training: those that exceed the SLA's limits least, the fastest first."""
@@ -219,19 +243,25 @@ class Search:
         each = effort.build_minutes + passes[-1] * effort.epoch_minutes * len(passes) / ETA
         count = max(2, min(ROUND, int(self.minutes / 2 / each)))
         leader = best(self.known)
-        found = []
         near = [] if leader is None else study.beside(leader.recipe)
         near += self._milder(study, leader)
-        others = study.ask(count - len(near) - len(put_off))
-        for recipe in (*near, *put_off, *others):
-            bound = bounds.at_most(recipe, self.known[0].recipe.backend, None, self.families)
-            if bound is not None and not better(1 / bound, leader):
-                self._hopeless.append((recipe, bound))
-            elif not self._too_slow(recipe):
-                found.append(recipe)
-                continue
-            study.tell(recipe, Trial(recipe))
-        return found
+        asked = [*near, *put_off, *study.ask(count - len(near) - len(put_off))]
+        while asked:
+            found = [recipe for recipe in asked if self._may_help(recipe, study, leader)]
+            if found:
+                return found
+            asked = study.ask(count)
+        return []
+
+    def _may_help(self, recipe: Recipe, study: "Study", leader: Trial | None) -> bool:
+        """Whether a recipe could become the best, and its training end in time; the study is told if not."""
+        bound = bounds.at_most(recipe, self.known[0].recipe.backend, None, self.families)
+        if bound is not None and not better(1 / bound, leader):
+            self._hopeless.append((recipe, bound))
+        elif not self._too_slow(recipe):
+            return True
+        study.tell(recipe, Trial(recipe))
+        return False
 
     def _milder(self, study: "Study", leader: Trial | None) -> list[Recipe]:
         """Steps back from what would be better than the best and loses too much: what loses least first."""
@@ -282,7 +312,10 @@ class Search:
             reached |= {trained[label].label: trial for label, trial in told.items()}
             kept = {t.recipe.label for t in survivors(list(told.values()), before)}
             going = [trained[label] for label in told if label in kept]
-            if not going or self.minutes_left() <= 0:
+            if not going or passes == rungs_now[-1]:
+                break
+            if self.minutes_left() <= 0:
+                self._put_off += [training_space.trained_for(recipe, rungs_now[-1]) for recipe in going]
                 break
         return reached
 

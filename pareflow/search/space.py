@@ -29,13 +29,18 @@ MILDER: tuple[Method, ...] = ("entropy", "percentile")
 """Other ways to choose ranges: as fast as the first, so that they are tried where that loses too much."""
 LOWER_LEVELS: tuple[GraphLevel, ...] = ("extended", "layout")
 """Those that were ever as fast as the highest (docs/log.md)."""
+OF_DROP = 1 / 2
+"""Share of what the SLA lets be lost, that a repair stops at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
     """What the space depends on. `trainable` says whether the original is a torch module, `shortcuts` whether
     its graph adds up what went beside each other, as residual networks do, `chosen` which techniques with
-    training the user allows, with the values of settings that he gives; None allows all."""
+    training the user allows, with the values of settings that he gives; None allows all. `max_drop` is the
+    share of right answers that the SLA lets be lost, where it says so; `smallest_wins` whether size or memory
+    is what is minimised, `size_bounded` whether the SLA bounds one of them.
+    """
 
     threads: tuple[int, ...]
     tokens: bool
@@ -44,6 +49,9 @@ class Circumstances:
     shortcuts: bool = False
     profile: DeviceProfile | None = None
     chosen: Mapping[str, Mapping[str, tuple[Any, ...]]] | None = None
+    max_drop: float | None = None
+    smallest_wins: bool = False
+    size_bounded: bool = False
 
 
 def untrained(here: Circumstances) -> tuple[Recipe, ...]:
@@ -92,22 +100,32 @@ def for_device(profile: DeviceProfile | None) -> tuple[Recipe, ...]:
 
 
 def smallest(here: Circumstances) -> tuple[Recipe, ...]:
-    """What may yet fit where nothing does: students in int8; codebooks; four bits; packed files."""
-    int8: list[tuple[Technique, ...]] = [(_int8(here),)]
+    """What may yet fit where nothing does: students, in int8 and not; and what is smaller than int8."""
     students = [Distillation(student=name) for name in here.students] or [Distillation(width=0.25)]
-    network: list[tuple[Technique, ...]] = [
-        *((student, *more) for student in students for more in int8),
-        *((student,) for student in students),
-        *((KmeansSharing(), *more) for more in int8),
-        (Int4(),),
-    ]
-    recipes = [
-        Recipe(_steps(techniques), OnnxRuntime(packed=packed, threads=here.threads[0]).step)
-        for techniques in network
-        for packed in (False, True)
-    ]
+    taught = [(student, *more) for more in ((_int8(here),), ()) for student in students]
     other = for_device(here.profile)
-    return (*recipes, *(Recipe((student.step,), r.backend) for student in students for r in other))
+    return (
+        *_packed_and_not(here, taught),
+        *smaller(here),
+        *(Recipe((student.step,), r.backend) for student in students for r in other),
+    )
+
+
+def smaller(here: Circumstances) -> tuple[Recipe, ...]:
+    """The same network in fewer bits than int8 takes: four, codebooks, and packed files."""
+    int8 = _int8(here)
+    packed = Recipe((int8.step,), OnnxRuntime(packed=True, threads=here.threads[0]).step)
+    codebooks: list[tuple[Technique, ...]] = [(KmeansSharing(), int8)] if here.trainable else []
+    return (packed, *_packed_and_not(here, [*codebooks, (Int4(),)]))
+
+
+def _packed_and_not(here: Circumstances, ways: Sequence[Sequence[Technique]]) -> tuple[Recipe, ...]:
+    """Each way as a file that loads as it is, and as one that is decoded first."""
+    return tuple(
+        Recipe(_steps(way), OnnxRuntime(packed=packed, threads=here.threads[0]).step)
+        for way in ways
+        for packed in (False, True)
+    )
 
 
 def settings(recipe: Recipe) -> tuple[Recipe, ...]:
@@ -138,10 +156,15 @@ def repairs(recipe: Recipe, here: Circumstances) -> tuple[Recipe, ...]:
     found: list[Technique] = []
     if last.name == StaticInt8.name:
         found += [StaticInt8.from_settings({**last.settings, "method": method}) for method in MILDER]
-        found.append(MixedInt8.from_settings(last.settings))
+        found.append(MixedInt8.from_settings({**last.settings, **_drop(here)}))
     if here.trainable:
         found.append(QatInt8())
     return tuple(Recipe((*filter(None, before), r.step), recipe.backend) for r in found)
+
+
+def _drop(here: Circumstances) -> dict[str, float]:
+    """How much a repair may lose: a part of what the SLA allows, since the verdict asks for confidence."""
+    return {} if here.max_drop is None else {"max_drop": OF_DROP * here.max_drop}
 
 
 def _int8(here: Circumstances) -> Technique:

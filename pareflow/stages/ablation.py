@@ -9,25 +9,50 @@ from pareflow.compiler import OnnxRuntime
 from pareflow.errors import PareflowError, SpecError
 from pareflow.gate import drop_interval
 from pareflow.intervals import speedup
+from pareflow.search import Trial
+from pareflow.search.effort import Effort
 from pareflow.spec import check_recipe
 from pareflow.stages import optimization
 from pareflow.stages.baseline import SCREENING
-from pareflow.stages.building import evaluate
+from pareflow.stages.building import evaluate, variant_of
 from pareflow.stages.run import Row, Run
+from pareflow.stages.searching import effort_of
 from pareflow.stages.timing import measure
 from pareflow.variant import Recipe
+
+NO_TIME = "not measured: it would be trained anew, and the budget leaves no time for that"
 
 
 def ablations(run: Run, winner: Row | None, known: Sequence[Row]) -> list[Row]:
     """A row per step of the winner, made without it; the backend gives way to plain ONNX Runtime.
 
-    None where no candidate won, where the rest of the recipe cannot run, or where it is known already.
+    None where no candidate won, where the rest of the recipe cannot run, where it is known already, or where
+    it would have to be trained for longer than what is left of the budget.
     """
     if winner is None or winner.role != "candidate":
         return []
     rows = [Row(recipe, "ablation") for _, recipe in _without(winner.recipe)]
     labels = {row.label for row in known}
-    return [r for r in rows if r.label not in labels and optimization.unrunnable(run, r.recipe) is None]
+    new = [r for r in rows if r.label not in labels and optimization.unrunnable(run, r.recipe) is None]
+    return _in_time(run, new, known) if new else []
+
+
+def _in_time(run: Run, rows: Sequence[Row], known: Sequence[Row]) -> list[Row]:
+    """The rows but for those that train anew, as far as the time left is not expected to suffice for them."""
+    effort, left, found = _effort(run, known), run.left("the winner without its steps"), list[Row]()
+    for row in rows:
+        made = run.store.holds(variant_of(row.recipe, run.facts.digest).id)
+        needed = 0.0 if made or not effort.trains(row.recipe) else effort.minutes(row.recipe)
+        if needed <= max(left, 0):
+            found.append(row)
+            left -= needed
+    return found
+
+
+def _effort(run: Run, known: Sequence[Row]) -> Effort:
+    """What training takes, as seen in this run."""
+    seen = [Trial(row.recipe, minutes=row.build_s / 60) for row in known if row.build_s is not None]
+    return effort_of(run, known[0]).corrected(seen)
 
 
 def contributions(run: Run, winner: Row | None, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -43,7 +68,7 @@ def contributions(run: Run, winner: Row | None, rows: Sequence[Row]) -> list[dic
         {
             "step": step,
             "without": Row(recipe).label,
-            **_contribution(run, winner, known.get(Row(recipe).label)),
+            **_contribution(run, winner, recipe, known.get(Row(recipe).label)),
         }
         for step, recipe in _without(winner.recipe)
     ]
@@ -67,10 +92,11 @@ def _runs(recipe: Recipe) -> bool:
     return True
 
 
-def _contribution(run: Run, winner: Row, without: Row | None) -> dict[str, Any]:
+def _contribution(run: Run, winner: Row, recipe: Recipe, without: Row | None) -> dict[str, Any]:
     unknown: dict[str, Any] = {"speedup": None, "quality_lost": None, "size": None, "reason": None}
     if without is None:
-        return {**unknown, "reason": "it cannot run here without this step"}
+        able = optimization.unrunnable(run, recipe) is None
+        return {**unknown, "reason": NO_TIME if able else "it cannot run here without this step"}
     if without.status != "ok" or without.size_mib is None or winner.size_mib is None:
         return {**unknown, "reason": without.reason}
     try:
@@ -88,4 +114,5 @@ def _contribution(run: Run, winner: Row, without: Row | None) -> dict[str, Any]:
 
 def _on_search(run: Run, winner: Row) -> Row:
     """The winner with its quality on the search split, where the others were evaluated."""
-    return evaluate(run, dataclasses.replace(winner, quality=None), "search")
+    once = dataclasses.replace(run, remeasure=False)  # the search has evaluated it
+    return evaluate(once, dataclasses.replace(winner, quality=None), "search")

@@ -11,7 +11,7 @@ from pareflow.errors import InputError, TimedOutError, VariantError
 from pareflow.search import Circumstances, Ended, Search, Trial, Wave, training_space
 from pareflow.search.effort import Effort, level_of
 from pareflow.search.halving import MOST_EPOCHS
-from pareflow.search.space import smallest, untrained
+from pareflow.search.space import smaller, smallest, untrained
 from pareflow.search.trial import best
 from pareflow.sla import Objective
 from pareflow.stages import fitting
@@ -20,6 +20,7 @@ from pareflow.stages.optimization import strong_baseline, unrunnable
 from pareflow.stages.room import check_room
 from pareflow.stages.run import Row, Run
 from pareflow.stages.screening import checks_of, cost_of, objective_value, original_of, over, share_of
+from pareflow.stages.validation import KEPT, kept_minutes, minutes_of_looks
 from pareflow.variant import Recipe
 
 
@@ -38,6 +39,7 @@ class Asked:
 
 TIMES: tuple[Objective, ...] = ("latency_p50", "latency_p99", "throughput")
 """The objectives that shares of the time bound."""
+SIZES: tuple[Objective, ...] = ("size", "peak_memory")
 
 Asking = Generator[Asked, Sequence[Row], Ended]
 """What to try; it is sent the rows as they became, of a preflight those that failed."""
@@ -52,10 +54,12 @@ def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
     check_objective(run, baselines)
     check_loadgen(run)
     check_room(run, baselines, sure_rows(run, baselines, profile))
+    run = run.holding_back(kept_minutes(run, baselines))
     wanted = run.spec.recipes()
     rows: list[Row] = []
     if wanted is not None:
-        rows += yield Asked("the pipeline's own candidates", _new(wanted, baselines), listed=True)
+        for asked in _listed(run, _new(wanted, baselines)):
+            rows += yield asked
         ended = Ended("the pipeline names its candidates")
     else:
         ended = yield from _searched(run, baselines, profile, rows)
@@ -63,7 +67,21 @@ def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
         smaller = _new(last_resort(run), [*baselines, *rows])
         words = f"nothing fits the device yet: {len(smaller)} smaller variants"
         rows += yield Asked(words, smaller)
-    return _nothing_tried(run, rows) or replace(ended, following=(*_late(rows), *ended.following))
+    return _nothing_tried(run, baselines, rows) or replace(ended, following=(*_late(rows), *ended.following))
+
+
+def _listed(run: Run, rows: Sequence[Row]) -> list[Asked]:
+    """The candidates that the pipeline names: those that cannot run here are told before hours are spent."""
+    absent = {row.label: unrunnable(run, row.recipe) for row in rows}
+    able = tuple(row for row in rows if absent[row.label] is None)
+    others = tuple(
+        replace(row, status="unavailable", reason=absent[row.label]) for row in rows if row not in able
+    )
+    found = (
+        Asked("of the pipeline's own candidates, what cannot run here", others, listed=True),
+        Asked("the pipeline's own candidates", able, listed=True),
+    )
+    return [asked for asked in found if asked.rows]
 
 
 def _late(rows: Sequence[Row]) -> tuple[Recipe, ...]:
@@ -82,16 +100,17 @@ def check_objective(run: Run, baselines: Sequence[Row]) -> None:
         ) from error
 
 
-def _nothing_tried(run: Run, rows: Sequence[Row]) -> Ended | None:
+def _nothing_tried(run: Run, baselines: Sequence[Row], rows: Sequence[Row]) -> Ended | None:
     """What is said where no candidate was begun, or none can run here; None where some were."""
     recipes = tuple(row.recipe for row in rows)
     if rows and all(row.status == "unavailable" for row in rows):
         return Ended(f"none of {len(rows)} candidates can run here; of the first: {rows[0].reason}", recipes)
     if rows and all(row.status in ("pruned", "unavailable") for row in rows):
-        minutes = run.spec.budget.minutes - run.minutes_left
+        used = run.spec.budget.minutes - run.minutes_left
+        enough = min(used + minutes_of_looks(run, baselines), used / (1 - KEPT))
         return Ended(
             f"no candidate was begun: the budget of {run.spec.budget.minutes:g} minutes was used up by the "
-            f"baseline; raise `budget.minutes` above {minutes:.1f}",
+            f"baseline, but for what the verdict takes; raise `budget.minutes` above {enough:.1f}",
             recipes,
         )
     return None
@@ -116,7 +135,8 @@ def first_rows(run: Run, known: Sequence[Row] = (), profile: Mapping[str, Any] |
         for name, settings in training_space.families(here).items()
         for start in training_space.first(settings)
     ]
-    return list(_new([*untrained(here), *trained], known))
+    few = smaller(here) if here.smallest_wins else ()
+    return list(_new([*untrained(here), *few, *trained], known))
 
 
 def sure_rows(run: Run, known: Sequence[Row], profile: Mapping[str, Any] | None) -> list[Row]:
@@ -124,8 +144,8 @@ def sure_rows(run: Run, known: Sequence[Row], profile: Mapping[str, Any] | None)
     found = [row for row in first_rows(run, known, profile) if unrunnable(run, row.recipe) is None]
     if run.spec.candidates is not None:
         return found
-    plain = [row for row in found if level_of(row.recipe) != "architecture"]
-    return found[: len(plain) + 1]  # what trains comes last
+    trained = [row for row in found if level_of(row.recipe) == "architecture"]
+    return [row for row in found if row not in trained[1:]]
 
 
 def circumstances(
@@ -135,7 +155,16 @@ def circumstances(
     facts, spec = run.facts, run.spec
     sums = profile["graph"]["before"].get("Add", 0) if profile is not None else 0
     return Circumstances(
-        run.threads, facts.tokens, facts.students, trainable, sums > 0, spec.target.profile, spec.space
+        threads=run.threads,
+        tokens=facts.tokens,
+        students=facts.students,
+        trainable=trainable,
+        shortcuts=sums > 0,
+        profile=spec.target.profile,
+        chosen=spec.space,
+        max_drop=run.share_lost,
+        smallest_wins=spec.objective in SIZES,
+        size_bounded=spec.sla.size is not None or spec.sla.memory is not None,
     )
 
 
@@ -160,12 +189,10 @@ def _searched(
 def search_of(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | None) -> Search:
     """The search for this run's baselines, told of the strong one."""
     strong, original = baselines[0], original_of(baselines)
-    assert strong.measurement is not None  # baselines are timed
     looks = itertools.count(1)
-    per_sample = strong.measurement.quantile_ms(0.5) / run.spec.sla.batch_size
     return Search(
         here=circumstances(run, profile, trainable=original.role == "original"),
-        effort=Effort.of(run.facts.sizes["train"], per_sample),
+        effort=effort_of(run, strong),
         minutes=run.spec.budget.minutes,
         minutes_left=lambda: run.left(f"look {next(looks)} of the search"),
         seed=run.facts.seed,
@@ -174,6 +201,13 @@ def search_of(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
         families=_shares(profile) if run.spec.objective in TIMES else {},
         known=[trial_of(run, strong, baselines)],
     )
+
+
+def effort_of(run: Run, strong: Row) -> Effort:
+    """What training is expected to take, by how fast the strong baseline answers."""
+    assert strong.measurement is not None  # baselines are timed
+    per_sample = strong.measurement.quantile_ms(0.5) / run.spec.sla.batch_size
+    return Effort.of(run.facts.sizes["train"], per_sample)
 
 
 def _shares(profile: Mapping[str, Any] | None) -> dict[str, float]:
@@ -217,13 +251,17 @@ def trial_of(run: Run, row: Row, baselines: Sequence[Row], recipe: Recipe | None
 
 @dataclass
 class Contest:
-    """What a row must beat to become the best: the best so far of those that pass, carried along."""
+    """What a row must beat to become the best: the best so far of those that pass, carried along.
+
+    `run` holds back what the verdict takes.
+    """
 
     run: Run
     baselines: Sequence[Row]
     leader: Trial | None = None
 
     def __post_init__(self) -> None:
+        self.run = self.run.holding_back(kept_minutes(self.run, self.baselines))
         self.ran(self.baselines[0])
 
     def needed(self, row: Row) -> float | None:

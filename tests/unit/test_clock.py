@@ -1,10 +1,12 @@
 """What the clock decided is kept: killed or not, and asked again, a run decides the same."""
 
 import dataclasses
+import fcntl
 import math
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.pipeline import side_by_side, tried
+from pareflow.compiler import OnnxRuntime
 from pareflow.errors import CrashedError, TimedOutError
-from pareflow.hardware.device import INTERRUPTED
+from pareflow.hardware.device import INTERRUPTED, lock_folder
+from pareflow.hardware.waits import WAITS
 from pareflow.isolation import interruptible
 from pareflow.measurement import Measurement
-from pareflow.stages import building, optimization
+from pareflow.stages import baseline, building, jobs, optimization
 from pareflow.stages.clock import Clock, Meter
 from pareflow.stages.run import Row, Run
 from pareflow.stages.searching import Contest, trial_of
@@ -53,7 +57,7 @@ def test_a_line_that_a_kill_cut_short_costs_that_answer_alone(lefts: list[float]
         assert Clock(clock.file).first(str(len(lefts) - 1), 0.0) == math.pi
 
 
-def test_what_a_time_limit_stopped_is_kept_beside_the_answers(tmp_path: Path) -> None:
+def test_what_failed_is_kept_beside_the_answers(tmp_path: Path) -> None:
     clock = Clock(tmp_path / "runs" / "clock.jsonl")
     assert clock.stopped("make a") is None
     clock.first("make a", 3.0)
@@ -64,17 +68,19 @@ def test_what_a_time_limit_stopped_is_kept_beside_the_answers(tmp_path: Path) ->
     assert clock.stopped("make a") is None
 
 
-def test_a_run_that_goes_on_is_told_what_a_time_limit_stopped_and_tries_the_rest_again(
+def test_a_run_that_goes_on_is_told_what_failed_and_tries_again_what_was_killed(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One is stopped, one dies, one is stopped while it is timed. What is asked for anew is tried anew."""
-    endings = {"none": TimedOutError, "basic": CrashedError}
+    """One is stopped, one dies, one is killed from outside, one is stopped while it is timed. What is asked
+    for anew is tried anew, and so is what has other code since."""
+    endings = {"none": TimedOutError, "basic": CrashedError, "layout": CrashedError}
     made, timed = [], []
 
     def make(run: Run, row: Row) -> Row:
         made.append(level := row.recipe.backend.settings["graph_level"])
         if level in endings:
-            raise endings[level]("it must end", f"{level} did not", "Wait")
+            killed = "it died of SIGKILL" if level == "layout" else f"{level} did not"
+            raise endings[level]("it must end", killed, "Wait")
         return dataclasses.replace(trained.rows[0], recipe=row.recipe)
 
     def measure(run: Run, rows: Sequence[Row], *_: object, **__: object) -> dict[str, Measurement]:
@@ -83,7 +89,8 @@ def test_a_run_that_goes_on_is_told_what_a_time_limit_stopped_and_tries_the_rest
 
     monkeypatch.setattr(building, "make", make)
     monkeypatch.setattr(optimization, "measure", measure)
-    rows = [Row(Recipe((), Step("onnxruntime", {"graph_level": n}))) for n in ("none", "basic", "extended")]
+    levels = ("none", "basic", "extended", "layout")
+    rows = [Row(Recipe((), Step("onnxruntime", {"graph_level": level}))) for level in levels]
 
     def told(run: Run) -> list[Row]:
         made.clear()
@@ -91,14 +98,18 @@ def test_a_run_that_goes_on_is_told_what_a_time_limit_stopped_and_tries_the_rest
         return list(tried(None, "", Plain(), rows, Contest(run, trained.rows)))
 
     first = told(trained.run)
-    assert [row.status for row in first] == ["failed"] * 3
-    assert (sorted(made), timed) == (["basic", "extended", "extended", "none"], ["extended"])
+    everything = ["basic", "extended", "extended", "layout", "none"]
+    assert [row.status for row in first] == ["failed"] * 4
+    assert (sorted(made), timed) == (everything, ["extended"])
     stopped = [trial_of(trained.run, row, trained.rows).stopped for row in first]
-    assert stopped == [True, False, True]
+    assert stopped == [True, False, True, False]
     assert told(trained.run) == first
-    assert (sorted(made), timed) == (["basic", "extended"], [])
+    assert (sorted(made), timed) == (["extended", "layout"], [])
     assert told(trained.run.anew()) == first
-    assert (sorted(made), timed) == (["basic", "extended", "extended", "none"], ["extended"])
+    assert (sorted(made), timed) == (everything, ["extended"])
+    monkeypatch.setattr(OnnxRuntime, "code_version", classmethod(lambda _: "another"))
+    assert [row.status for row in told(trained.run)] == ["failed"] * 4
+    assert (sorted(made), timed) == (everything, ["extended"])
 
 
 def test_a_preflight_that_a_time_limit_stopped_is_not_tried_again(
@@ -188,6 +199,66 @@ def test_what_is_asked_again_gives_no_time_back(trained: Trained, monkeypatch: p
     now += 30
     assert [second.left(asked) for asked in "cabc"] == pytest.approx([0.5, 7, 1, 0.5])
     assert second.minutes_left == pytest.approx(0.5)
+
+
+def test_waiting_for_what_another_run_holds_is_not_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: 2 minutes of work, 3 of waiting for the device, and 4 of waiting beside a build of its own."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    meter = Meter()
+    now += 2 * 60
+    with WAITS.waiting():
+        now += 3 * 60
+        assert meter.minutes == pytest.approx(2)
+        with WAITS.working():
+            now += 4 * 60
+    assert meter.minutes == pytest.approx(6)
+    meter.restart()
+    assert meter.minutes == 0
+
+
+@pytest.mark.parametrize("what", ["the device", "training"])
+def test_who_waits_for_another_run_counts_it_as_waiting(what: str, trained: Trained) -> None:
+    run = trained.run
+    key = jobs.original(run.facts.digest).id
+    before, freed = WAITS.seconds, threading.Event()
+
+    def hold(begun: threading.Event) -> None:
+        """As another process would, by a descriptor of its own."""
+        path = lock_folder() / "cpu.lock" if what == "the device" else run.store.root / "locks" / key
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            begun.set()
+            freed.wait()
+
+    begun = threading.Event()
+    holder = threading.Thread(target=hold, args=(begun,))
+    holder.start()
+    begun.wait()
+    threading.Timer(0.1, freed.set).start()
+    baseline.train(run)
+    holder.join()
+    assert WAITS.seconds > before
+
+
+def test_the_verdict_has_the_time_of_its_looks_where_the_search_has_used_up_its_own(
+    trained: Trained, measured: Callable[..., Measurement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: 480 blocks of 25 ms and 80 loads of 0.1 s, 20 s each for a baseline and a finalist; of a
+    minute at most a quarter."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    strong = dataclasses.replace(trained.rows[0], measurement=measured(*[[1.0] * 25] * 30))
+    run = dataclasses.replace(trained.run, meter=Meter())
+    contest, row = Contest(run, [strong]), Row(Recipe((), Step("onnxruntime")))
+    assert contest.run.held_back == pytest.approx(40 / 60)
+    minute = dataclasses.replace(trained.with_budget(minutes=1), meter=Meter())
+    assert Contest(minute, [strong]).run.held_back == 1 / 4
+    now += 600 * 60 - 30
+    pruned = optimization.begun(contest.run, row, "make")
+    reason = "the budget of 600 minutes was used up, but for 0.67 that the verdict takes"
+    assert (pruned.status, pruned.reason) == ("pruned", reason)
+    assert not run.late("look 2 at the finalists")
 
 
 def test_a_run_begins_though_one_in_this_process_was_interrupted(trained: Trained) -> None:

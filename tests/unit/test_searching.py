@@ -28,6 +28,7 @@ from pareflow.stages import (
     screening,
     searching,
 )
+from pareflow.stages.clock import Meter
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Step
 
@@ -49,10 +50,33 @@ def test_a_pipeline_that_names_its_candidates_is_asked_for_them_and_no_others(tr
     assert end.value.value == Ended("the pipeline names its candidates")
 
 
+def test_named_candidates_that_cannot_run_here_are_told_before_any_is_made(trained: Any) -> None:
+    """They are the last of the list."""
+    run = searched(trained.run, candidates=(["fp16", "onnxruntime"], [{"coreml": {}}], ["openvino"]))
+    asking = searching.searching(run, trained.rows, None)
+    absent = next(asking)
+    assert [(row.label, row.status) for row in absent.rows] == [("coreml", "unavailable")]
+    assert all(row.reason for row in absent.rows)
+    able = asking.send(list(absent.rows))
+    assert [(row.label, row.status) for row in able.rows] == [
+        ("fp16 → onnxruntime", "ok"),
+        ("openvino", "ok"),
+    ]
+    assert absent.listed is able.listed is True
+
+
+def test_the_space_is_told_what_the_sla_says_of_size_and_quality(trained: Any) -> None:
+    """Size is bounded in the tests' pipeline, and a fifth of the answers may be lost."""
+    here = searching.circumstances(searched(trained.run))
+    assert (here.smallest_wins, here.size_bounded, here.max_drop) == (False, True, 0.2)
+    for objective in ("size", "peak_memory"):
+        assert searching.circumstances(searched(trained.run, objective=objective)).smallest_wins
+
+
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        ("pruned", "no candidate was begun: the budget of 600 minutes was used up by the baseline; raise "),
+        ("pruned", "no candidate was begun: the budget of 600 minutes was used up by the baseline, but for "),
         ("unavailable", "none of 1 candidates can run here; of the first: so it is"),
     ],
 )
@@ -279,7 +303,9 @@ def test_an_attempt_counts_if_something_of_it_is_left(
     assert attempts.seconds(run, "name") == expected
 
 
-def test_the_winner_is_measured_without_each_of_its_steps(trained: Any) -> None:
+def test_the_winner_is_measured_without_each_of_its_steps(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = trained.run
     recipe = Recipe((Step("fp16"),), Step("onnxruntime", {"graph_level": "basic", "threads": 1}))
     winner = optimization.make(run, Row(recipe))
@@ -293,8 +319,43 @@ def test_the_winner_is_measured_without_each_of_its_steps(trained: Any) -> None:
     assert all(step["speedup"]["low"] <= step["speedup"]["estimate"] for step in found)
     assert found[0]["size"] < 0.9 < found[1]["size"] < 1.1  # halves of weights are half as large
     assert ablation.contributions(run, trained.strong, made) == []
+    monkeypatch.setattr(optimization, "missing", lambda _: "so")
     (without, _) = ablation.contributions(run, winner, [])
     assert (without["speedup"], without["reason"]) == (None, "it cannot run here without this step")
+
+
+def test_an_ablation_that_the_budget_has_no_time_to_train_is_not_measured_and_says_so(trained: Any) -> None:
+    """Without its student int8 is trained anew; without int8 the student is there already."""
+    student, learnt = Step("distillation", {"student": "narrow", "epochs": 1}), Step("qat_int8")
+    made: Row = trained.strong
+    winner = dataclasses.replace(
+        made, recipe=Recipe((student, learnt), made.recipe.backend), role="candidate", build_s=60.0
+    )
+    known = [*trained.rows, winner]
+    late = dataclasses.replace(trained.run, meter=Meter(float("-inf")))
+    assert [row.label for row in ablation.ablations(trained.run.unhurried, winner, known)] == [
+        "qat_int8 → onnxruntime",
+        "distillation(epochs=1, student=narrow) → onnxruntime",
+    ]
+    (less,) = ablation.ablations(late, winner, known)
+    assert less.label == "distillation(epochs=1, student=narrow) → onnxruntime"
+    without, _ = ablation.contributions(late, winner, known)
+    assert (without["step"], without["speedup"]) == ("distillation(epochs=1, student=narrow)", None)
+    assert without["reason"].startswith("not measured: it would be trained anew")
+
+
+def test_what_is_made_by_timings_is_made_alone(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def lock(device: str, *, exclusive: bool) -> Any:
+        asked.append(exclusive)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "device_lock", lock)
+    for name in ("mixed_int8", "dynamic_int8"):
+        with pytest.raises(KeyboardInterrupt):
+            building.make(trained.run, Row(Recipe((Step(name),), PLAIN)))
+    assert asked == [True, False]
 
 
 def rows_of(judged: Any) -> list[Row]:
@@ -327,6 +388,27 @@ def test_a_row_that_won_or_missed_a_clause_says_so(judged: Any) -> None:
     lost = dataclasses.replace(candidate, verdict=dataclasses.replace(missed, checks=checks))
     said = explaining.explanation(judged.run, lost, rows, rows[0])
     assert said == f"It did not pass: {missed.checks[0].clause}: 0.5 is above 0.2."
+
+
+def test_a_row_is_told_by_what_was_minimised_and_plainly_where_it_is_slower(judged: Any) -> None:
+    """Half the size, and half as fast; the other is judged, and has a quarter of it."""
+    run = searched(judged.run, objective="size")
+    strong, candidate = judged.finalists[0], judged.finalists[-1]
+    half = dataclasses.replace(candidate.measurement, size_mib=strong.measurement.size_mib / 2)
+    slow = dataclasses.replace(candidate.speedup, estimate=0.5, low=0.4, high=0.625)
+    row = dataclasses.replace(candidate, verdict=None, measurement=half, speedup=slow)
+    gained = {"clause": "do_no_harm", "estimate": 4.0, "low": 4.0, "high": 4.0}
+    checks = (dataclasses.replace(candidate.verdict.checks[-1], **gained),)
+    verdict = dataclasses.replace(candidate.verdict, checks=checks)
+    winner = dataclasses.replace(candidate, id="winner", verdict=verdict, speedup=slow)
+    rows = [*rows_of(judged), winner]
+    slower = "of the strong baseline and is 2.00 times (1.6 to 2.5) slower"
+    assert explaining.explanation(run, winner, rows, winner) == (
+        f"It won: it meets every clause, and has 0.25 times the size {slower}."
+    )
+    assert explaining.explanation(run, row, rows, winner) == (
+        f"It was not judged: it has 0.50 times the size {slower}, and the winner 0.25 times."
+    )
 
 
 def test_a_winner_says_what_it_became_by_other_seeds(judged: Any) -> None:
