@@ -1,32 +1,38 @@
 """What a step needs of a machine, and how many such steps machines hold side by side."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pareflow.hardware import probe
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What one step takes; a `memory_mib` of None is not declared."""
+    """What one step takes; a `memory_mib` of None is not declared.
+
+    With `gpu_if_any` it computes on a GPU where it finds one, and does without else.
+    """
 
     cpus: int = 1
     gpus: int = 0
     memory_mib: int | None = None
+    gpu_if_any: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What one machine offers to steps."""
+    """What one machine offers to steps. Of `assumed` GPUs nobody knows whether they are there."""
 
     cpus: int
     gpus: int
     memory_mib: int
+    assumed: bool = False
 
 
 def this_machine() -> Machine:
     """Where `nvidia-smi` tells of no GPU it is counted as one: whether there is one, the step itself says."""
-    return Machine(len(probe.cores()), probe.gpus() or 1, probe.memory_mib())
+    gpus = probe.gpus()
+    return Machine(len(probe.cores()), gpus or 1, probe.memory_mib(), assumed=not gpus)
 
 
 def lacking(needs: Needs, machines: Sequence[Machine], where: str) -> str | None:
@@ -45,9 +51,12 @@ def lacking(needs: Needs, machines: Sequence[Machine], where: str) -> str | None
 
 
 def granted(needs: Needs, machines: Sequence[Machine]) -> Needs:
-    """The needs, with no more processors than the largest machine has that can hold the step."""
-    most = max((machine.cpus for machine in machines if _can(machine, needs)), default=needs.cpus)
-    return Needs(min(needs.cpus, most), needs.gpus, needs.memory_mib)
+    """The needs, with no more processors than the largest machine has that can hold the step, and with the
+    GPU that it would find."""
+    finds = needs.gpu_if_any and any(m.gpus and not m.assumed and _can(m, needs) for m in machines)
+    asked = replace(needs, gpus=max(needs.gpus, int(finds)), gpu_if_any=False)
+    most = max((machine.cpus for machine in machines if _can(machine, asked)), default=asked.cpus)
+    return replace(asked, cpus=min(asked.cpus, most))
 
 
 def held(steps: Sequence[Needs], machines: Sequence[Machine]) -> int:
@@ -64,8 +73,11 @@ def held(steps: Sequence[Needs], machines: Sequence[Machine]) -> int:
         if place is None:
             return max(count, 1)
         left = room[place]
-        room[place] = Machine(
-            left.cpus - asked.cpus, left.gpus - asked.gpus, left.memory_mib - (asked.memory_mib or 0)
+        room[place] = replace(
+            left,
+            cpus=left.cpus - asked.cpus,
+            gpus=left.gpus - asked.gpus,
+            memory_mib=left.memory_mib - (asked.memory_mib or 0),
         )
     return len(steps)
 

@@ -1,5 +1,6 @@
 """What steps need, and what machines hold: counted by hand, and that no machine is overfilled."""
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -50,6 +51,15 @@ def test_one_gpu_is_used_by_one_step_at_a_time() -> None:
     assert held([Needs(memory_mib=3000)] * 20, [SMALL, WITH_GPU]) == 1 + 5
 
 
+def test_what_trains_takes_a_gpu_where_one_is_surely_there() -> None:
+    trains, assumed = Needs(gpu_if_any=True), Machine(8, 1, 16000, assumed=True)
+    assert granted(trains, [SMALL, WITH_GPU]) == Needs(gpus=1)
+    assert granted(trains, [SMALL, assumed]) == Needs()
+    assert held([trains] * 3, [WITH_GPU]) == 1
+    assert held([trains] * 3, [assumed]) == 3
+    assert lacking(trains, [SMALL], "the cluster") is None
+
+
 def test_what_no_machine_holds_takes_no_place() -> None:
     assert held([Needs(gpus=2)] * 5 + [Needs()] * 3, [SMALL]) == 7
 
@@ -83,6 +93,14 @@ def test_a_recipe_needs_what_its_steps_and_its_budget_say(trained: Trained) -> N
     assert of() == Needs(1, 0, 2048)
     assert of(device="cuda", threads=2) == Needs(2, 1, 2048)
     assert BACKENDS["tensorrt"]().gpus() == 1
+
+
+def test_a_build_takes_as_many_threads_as_any_variant_and_a_gpu_if_it_trains(trained: Trained) -> None:
+    target = trained.run.spec.target.model_copy(update={"threads": (1, 4)})
+    run = dataclasses.replace(trained.run, spec=trained.run.spec.model_copy(update={"target": target}))
+    backend = Step("onnxruntime", {"threads": 1})
+    assert needs_of(run, Recipe((Step("fp16"),), backend)) == Needs(4)
+    assert needs_of(run, Recipe((Step("qat_int8"),), backend)) == Needs(4, gpu_if_any=True)
 
 
 def test_a_row_that_no_machine_holds_is_unavailable_and_says_why(trained: Trained) -> None:
