@@ -1,6 +1,7 @@
 """A full disk and a read-only store: exit code 4, what is finished is kept, and the same call goes on."""
 
 import dataclasses
+import errno
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -14,11 +15,13 @@ from pareflow import spec as specs
 from pareflow.errors import StoreError
 from pareflow.isolation import Limits, run_isolated
 from pareflow.network import FORMS, Form
-from pareflow.stages import optimization, profiling
+from pareflow.reporting import page
+from pareflow.stages import optimization, outcome, profiling
 from pareflow.stages.baseline import baseline
 from pareflow.stages.run import Row, Run
 from pareflow.store import Store
 from pareflow.variant import Recipe, Step
+from tasks import steps
 
 Mount = Callable[..., Any]
 GRAPH_LEVEL_NONE = Row(Recipe((), Step("onnxruntime", {"graph_level": "none"})))
@@ -155,3 +158,23 @@ def test_file_in_the_way_of_the_store_is_told(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         Store(tmp_path / "data" / "store")
     check(caught.value, "a file stands in its way")
+
+
+def test_the_last_outcome_stays_whole_where_a_new_one_is_cut_short(
+    judged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a kill amid the writing: `plan`, `export` and `list runs` read it."""
+    run = dataclasses.replace(judged.run, data_dir=tmp_path)
+    document = outcome.document(run, judged.finalists, judged.finalists, None, None, None)
+    steps.record_outcome.fn(run, None, "", document)
+    told = run.output / "run.json"
+    before = told.read_text()
+    monkeypatch.setattr(page, "write", lambda *_: None)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StoreError, match="the disk is full"):
+        steps.record_outcome.fn(run, None, "", {**document, "winner": "another"})
+    assert told.read_text() == before
