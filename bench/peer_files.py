@@ -1,6 +1,6 @@
-"""What other tools make of a pipeline's original: each a script of `peers/`, in an environment of its own.
+"""What other tools make of a pipeline's original: each a script of `peer_tools/`, in an environment of its own.
 
-A script is handed files (`peers/job.py`) and knows nothing of pareflow. What it made is kept in the store.
+A script is handed files (`peer_tools/job.py`) and knows nothing of pareflow. What it made is kept in the store.
 """
 
 import os
@@ -26,12 +26,12 @@ from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, digest, file_digest
 from pareflow.workload import load
 
-FOLDER = Path(__file__).parent / "peers"
+FOLDER = Path(__file__).parent / "peer_tools"
 LIMITS = Limits(seconds=15 * 60)
 
 
 class PeerEnvironment(WorkerEnvironment):
-    """A worker environment whose lock file lies in `peers/`."""
+    """A worker environment whose lock file lies in `peer_tools/`."""
 
     @property
     def lock(self) -> Path:

@@ -85,7 +85,7 @@ def compare(workload: str, peers: Sequence[Peer]) -> Comparison:
     config = CONFIGS / workload / "pipeline.yaml"
     document, winner = chosen(config, remeasure=False)
     pipeline = spec.read(config).model_copy(update={"budget": PATIENT})
-    run = Run.open(pipeline, config, DATA_DIR, remeasure=True)
+    run = Run.open(pipeline, config, DATA_DIR).aside()
     baselines = [as_row(one) for one in document["variants"] if one["role"] in ("baseline", "original")]
     made = [make(run, peer, baselines[0]) for peer in peers]
     entered = {row.id: row for row in (*baselines, as_row(winner), *made) if row.status == "ok"}
@@ -120,8 +120,16 @@ def _judged(name: str, row: Row) -> Iterator[Claim]:
     checks = () if row.verdict is None else row.verdict.checks
     for check in checks:
         if check.clause == "quality.max_drop":
-            numbers = (check.limit, check.estimate, "share", check.samples, "at most", check.low, check.high)
-            yield Claim(f"{name}: lost", *numbers)
+            yield Claim(
+                f"{name}: lost",
+                check.limit,
+                check.estimate,
+                "share",
+                check.samples,
+                "at most",
+                check.low,
+                check.high,
+            )
 
 
 def _over_fastest(workload: str, faster: Interval | None, note: str, samples: int = 0) -> Claim:
