@@ -1,6 +1,6 @@
-"""What other tools make of a pipeline's original: each a script of `peer_tools/`, in an environment of its own.
+"""What other tools make of a pipeline's original: scripts of `peer_tools/`, in environments of their own.
 
-A script is handed files (`peer_tools/job.py`) and knows nothing of pareflow. What it made is kept in the store.
+A script is handed files (`peer_tools/job.py`) and knows nothing of pareflow. What it made is in the store.
 """
 
 import os
