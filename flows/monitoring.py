@@ -35,7 +35,6 @@ def monitoring(
     return monitor(Asked(name, url, Path(data_dir), **paths, seconds=seconds, api_key=api_key()), print)
 
 
-
 def monitor(asked: Asked, told: Told) -> dict[str, Any]:
     """The same as a plain function; `told` hears each breach, and what goes wrong on the way.
 

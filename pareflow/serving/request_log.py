@@ -69,7 +69,7 @@ class RequestLogSettings(BaseModel):
         """Raises: InputError where it names none of these tensors: nothing would be hidden by that."""
         if unknown := self.hidden - {*known, SAMPLES, PREDICTIONS}:
             raise InputError(
-                f"what a request log hides must be of the tensors that are served: {', '.join(sorted(known))}, "
+                f"what a request log hides must be tensors of what is served: {', '.join(sorted(known))}, "
                 f"`{SAMPLES}` or `{PREDICTIONS}`",
                 f"got `{min(unknown)}`",
                 "Mend the settings of the request log",
@@ -332,7 +332,7 @@ def retain(folder: Path, keep_days: float, keep_mib: float) -> int:
 
 
 def note_days(folder: Path, days: float) -> None:
-    """Write down for how long what a folder holds is kept, for whoever removes it once nobody writes there."""
+    """Write down for how long what a folder holds is kept, for whoever removes it once nobody writes."""
     (folder / NOTE).write_text(f"{days:g}\n")
 
 
