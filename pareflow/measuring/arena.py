@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from pareflow.errors import PareflowError, TimedOutError
+from pareflow.errors import PareflowError, TimedOutError, WorkloadError
 from pareflow.hardware import probe
 from pareflow.hardware.energy import device_joules, processor_joules
 from pareflow.hardware.noise import Noise, await_quiet
@@ -336,4 +336,20 @@ class _Running:
 def write_feeds(batches: Sequence[Arrays], path: Path) -> None:
     """Save batches of named arrays for contestants to read, so that no timing includes preprocessing."""
     arrays = {f"{i}/{name}": array for i, batch in enumerate(batches) for name, array in batch.items()}
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    np.savez(path, **storable(arrays))  # type: ignore[arg-type]
+
+
+def storable(arrays: Arrays) -> Arrays:
+    """The arrays as numpy stores them without pickling; objects must be texts. Raises: WorkloadError."""
+    objects = {name: array for name, array in arrays.items() if array.dtype.hasobject}
+    return {**arrays, **{name: _of_texts(name, array) for name, array in objects.items()}}
+
+
+def _of_texts(name: str, array: np.ndarray) -> np.ndarray:
+    if not all(isinstance(value, str) for value in array.flat):
+        raise WorkloadError(
+            "inputs and predictions must be arrays of numbers or texts, whose rows have one shape",
+            f"`{name}` holds objects of other types",
+            "Give each array a dtype, such as float32",
+        )
+    return array.astype(str)

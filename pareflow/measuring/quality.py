@@ -2,8 +2,9 @@
 
 import ast
 import functools
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pareflow.comparison import difference
 from pareflow.compiler.backend import Session
 from pareflow.errors import MetricError, WorkloadError
 from pareflow.measurement import Quality
@@ -24,13 +26,16 @@ SAYS = {"SHARE_CORRECT", "HIGHER_IS_BETTER", "RANGE", "AGAINST"}
 """What a metric's module may say of itself."""
 BATCH = 64
 """Samples that are answered together, where an answer does not depend on those beside it."""
+ALONE = 16
+"""Of these, so many are answered alone too, to see whether it does."""
 
 
 @dataclass(frozen=True)
 class Answers:
     """Predictions, and the network's first output, one row per sample of a split.
 
-    `outputs` is empty where rows differ in shape from batch to batch.
+    `outputs` is empty where nobody asked for it, or where rows differ in shape between batches. Predictions
+    that do are lists, in an array of objects.
     """
 
     predictions: np.ndarray
@@ -63,7 +68,8 @@ def evaluate_quality(
     `original` is what the original answered there: what metrics of fidelity compare with, and no other.
     Raises: BadOutputError, MetricError, WorkloadError.
     """
-    found = predict(session.run, workload, split, batch_size)
+    outputs = wants_outputs(metric_name, workload.definition.folder)
+    found = predict(session.run, workload, split, batch_size, outputs=outputs)
     return quality_of(found, workload, split, variant, metric_name, original)
 
 
@@ -77,20 +83,11 @@ def quality_of(
 ) -> Quality:
     """The same of what a variant has answered to the split. Raises: MetricError, WorkloadError."""
     metric = Metric(find_metric(metric_name, workload.definition.folder))
-    predictions, references = found.predictions, workload.split(split).targets
-    if metric.against is not None:
-        assert original is not None  # the job that evaluates a fidelity asked the original first
-        predictions, references = found.part(metric.against), original.part(metric.against)
-    elif references is None:
-        raise WorkloadError(
-            f"`{metric_name}` needs targets",
-            f"the `{split}` split has none",
-            "Give them in `data()`, or compare with the original: `metric: agreement`",
-        )
+    predictions, references = _compared(metric, found, workload, split, original)
     whole = _quality(metric, predictions, references, exact=split == "verdict")
     slices = {
         name: _quality(metric, predictions[rows], references[rows], exact=False)
-        for name, rows in _slices(metric, workload, split).items()
+        for name, rows in slice_rows(metric, workload, split).items()
     }
     named = partial(
         Quality,
@@ -102,6 +99,39 @@ def quality_of(
         value_range=metric.value_range,
     )
     return named(**whole, slices={name: named(**part) for name, part in slices.items()})
+
+
+def check_metric(run: Callable[[Arrays], Arrays], workload: LoadedWorkload, metric_name: str) -> None:
+    """Compute a share of correct answers on the search split by `evaluate`, as the verdict will.
+
+    Other metrics are computed so on every split. Raises: MetricError, WorkloadError.
+    """
+    metric = Metric(find_metric(metric_name, workload.definition.folder))
+    if metric.share_correct:
+        found = predict(run, workload, "search")
+        _quality(metric, *_compared(metric, found, workload, "search", found), exact=True)
+
+
+def wants_outputs(metric_name: str, folder: Path) -> bool:
+    """Whether a metric compares the network's outputs, which may be large."""
+    return Metric(find_metric(metric_name, folder)).against == "outputs"
+
+
+def _compared(
+    metric: "Metric", found: Answers, workload: LoadedWorkload, split: SplitName, original: Answers | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a metric takes: predictions, or outputs, and their references. Raises: WorkloadError."""
+    if metric.against is not None:
+        assert original is not None  # the job that evaluates a fidelity asked the original first
+        return found.part(metric.against), original.part(metric.against)
+    references = workload.split(split).targets
+    if references is None:
+        raise WorkloadError(
+            f"`{metric.name}` needs targets",
+            f"the `{split}` split has none",
+            "Give them in `data()`, or compare with the original: `metric: agreement`",
+        )
+    return found.predictions, references
 
 
 def _quality(
@@ -124,7 +154,7 @@ def _quality(
     }
 
 
-def _slices(metric: "Metric", workload: LoadedWorkload, split: SplitName) -> dict[str, np.ndarray]:
+def slice_rows(metric: "Metric", workload: LoadedWorkload, split: SplitName) -> dict[str, np.ndarray]:
     """The rows of each slice, shape (k,); empty ones left out. Raises: WorkloadError."""
     data = workload.split(split)
     given = workload.definition.slices(data)
@@ -169,25 +199,73 @@ def _scores(predictions: np.ndarray, targets: np.ndarray) -> tuple[int, ...]:
     return tuple((predictions == targets).astype(int).tolist())
 
 
+def mixes_samples(run: Callable[[Arrays], Arrays], workload: LoadedWorkload, tolerance: float) -> bool:
+    """Whether answers depend on the samples beside them, as where padding to the longest is not masked.
+
+    The first samples of the search split are answered together, and some of them alone.
+    """
+    split, preprocess = workload.split("search"), workload.definition.preprocess
+    count = min(BATCH, len(split))
+    together = run(preprocess(split.take(np.arange(count)).samples))
+    for position in range(min(ALONE, count)):
+        alone = run(preprocess(split.take(np.array([position])).samples))
+        for name, answers in together.items():
+            ours, theirs = _of_one_shape(answers[position : position + 1], alone[name])
+            if not difference(name, ours, theirs, tolerance).within(tolerance):
+                return True
+    return False
+
+
+def _of_one_shape(*arrays: np.ndarray) -> list[np.ndarray]:
+    """Arrays without what some have less of: what is behind a text differs with the longest beside it."""
+    sizes = map(min, *(array.shape for array in arrays))
+    kept = tuple(map(slice, sizes))
+    return [array[kept] for array in arrays]
+
+
 def predict(
-    run: Callable[[Arrays], Arrays], workload: LoadedWorkload, split: SplitName, batch_size: int = BATCH
+    run: Callable[[Arrays], Arrays],
+    workload: LoadedWorkload,
+    split: SplitName,
+    batch_size: int = BATCH,
+    *,
+    outputs: bool = False,
 ) -> Answers:
-    """What is answered to every sample of the split. Raises: BadOutputError, WorkloadError."""
-    predictions, outputs = [], []
+    """What is answered to every sample of the split, with the first output where `outputs` are asked for.
+
+    Raises: BadOutputError, WorkloadError.
+    """
+    predictions, first = [], []
     for feeds in workload.feeds(split, batch_size):
         answers = run(feeds)
         check_outputs(answers, samples=len(next(iter(feeds.values()))))
-        predictions.append(workload.definition.postprocess(answers))
-        outputs.append(next(iter(answers.values())))
-    joined = np.concatenate(predictions)
+        predictions.append(np.asarray(workload.definition.postprocess(answers)))
+        if outputs:
+            first.append(next(iter(answers.values())))
+    joined = _joined(predictions)
     if len(joined) != len(workload.split(split)):
         raise WorkloadError(
             "`postprocess` must give one prediction per sample",
             f"it gave {len(joined)} for {len(workload.split(split))} samples",
             "Mend the workload",
         )
-    alike = len({batch.shape[1:] for batch in outputs}) == 1
-    return Answers(joined, np.concatenate(outputs) if alike else np.empty(0))
+    return Answers(joined, np.concatenate(first) if _alike(first) else np.empty(0))
+
+
+def _alike(batches: Sequence[np.ndarray]) -> bool:
+    """Whether the rows of all have one shape."""
+    return len({batch.shape[1:] for batch in batches}) == 1
+
+
+def _joined(batches: Sequence[np.ndarray]) -> np.ndarray:
+    """The rows of all; as lists, where they differ in shape from batch to batch, as sequences may."""
+    if _alike(batches):
+        return np.concatenate(batches)
+    rows = [row.tolist() for batch in batches for row in batch]
+    joined = np.empty(len(rows), dtype=object)
+    for position, row in enumerate(rows):
+        joined[position] = row
+    return joined
 
 
 class Metric:
@@ -270,7 +348,14 @@ class Metric:
         self, predictions: np.ndarray, targets: np.ndarray, draws: Iterator[np.ndarray]
     ) -> tuple[float, ...]:
         compute = self._module._compute
-        return tuple(float(compute(predictions[d].tolist(), targets[d].tolist())[self.name]) for d in draws)
+
+        def of(draw: np.ndarray) -> float:
+            try:
+                return float(compute(predictions[draw].tolist(), targets[draw].tolist())[self.name])
+            except Exception:  # such as an AUC without a positive: there is no interval then
+                return math.nan
+
+        return tuple(map(of, draws))
 
 
 def _constants(path: Path) -> dict[str, Any]:

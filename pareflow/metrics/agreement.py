@@ -15,10 +15,11 @@ class Agreement(evaluate.Metric):  # type: ignore[misc]
         return evaluate.MetricInfo(
             description=__doc__,
             citation="",
-            inputs_description="predictions and references: class ids",
-            features=datasets.Features(
-                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-            ),
+            inputs_description="predictions and references: class ids, or their names",
+            features=[
+                datasets.Features({"predictions": datasets.Value(kind), "references": datasets.Value(kind)})
+                for kind in ("string", "int64")
+            ],
         )
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:

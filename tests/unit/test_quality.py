@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pareflow.errors import BadOutputError, MetricError, WorkloadError
+from pareflow.intervals import bca_interval
 from pareflow.measurement import Ran
 from pareflow.measuring import quality
 from pareflow.measuring.quality import Metric, _scores, evaluate_quality, find_metric, predict
@@ -90,6 +91,13 @@ def test_every_metric_that_pareflow_brings_is_computed_by_hand_here() -> None:
 def test_metric_says_of_itself_what_it_is(name: str, said: tuple[bool, bool, str | None]) -> None:
     metric = Metric(METRICS / f"{name}.py")
     assert (metric.share_correct, metric.higher_is_better, metric.against) == said
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1_macro", "agreement"])
+def test_classes_may_have_names(name: str) -> None:
+    """Also one that could be read as a number."""
+    names, metric = np.asarray(["cat", "7", "07"], dtype=object), Metric(METRICS / f"{name}.py")
+    assert metric.value(names[PREDICTIONS], names[TARGETS]) == metric.value(PREDICTIONS, TARGETS)
 
 
 def test_jackknife_leaves_out_each_sample_once() -> None:
@@ -190,6 +198,66 @@ def test_fidelity_compares_with_the_original_and_needs_no_targets(
         evaluate_quality(Answers(), workload, "search", "v", "accuracy")
 
 
+@pytest.fixture
+def named(load_tiny: Callable[[str], LoadedWorkload], monkeypatch: pytest.MonkeyPatch) -> LoadedWorkload:
+    """The images, their classes told by names."""
+    workload, names = load_tiny("images"), np.asarray(list("abcd"))
+    search = workload.split("search")
+    splits = dataclasses.replace(workload.splits, search=Split(search.samples, names[search.labels()]))
+    definition = workload.definition.model_copy()
+    monkeypatch.setattr(
+        type(definition), "postprocess", lambda _, outputs: names[outputs["output"].argmax(1)]
+    )
+    return dataclasses.replace(workload, definition=definition, splits=splits)
+
+
+def test_metric_that_takes_no_names_is_told_before_the_verdict(named: LoadedWorkload, tmp_path: Path) -> None:
+    """On the search split alone it would not be: there, right answers are counted without it."""
+    strict = "SHARE_CORRECT = True\n" + MODULE.replace("BODY", '{"strict": 1.0}')
+    (tmp_path / "strict.py").write_text(strict)
+    named.definition._folder = tmp_path
+    quality.check_metric(Answers().run, named, "accuracy")
+    with pytest.raises(MetricError, match="`strict` must be defined on the predictions"):
+        quality.check_metric(Answers().run, named, "strict.py")
+
+
+def beside(run: Callable[[Arrays], Arrays]) -> Callable[[Arrays], Arrays]:
+    """The network, if its answers moved with their batch."""
+    return lambda feeds: {"output": run(feeds)["output"] + len(feeds["images"]) / 100}
+
+
+def padded(run: Callable[[Arrays], Arrays]) -> Callable[[Arrays], Arrays]:
+    """The network, if its answers were as long as the longest beside them."""
+    return lambda feeds: {"output": np.pad(run(feeds)["output"], ((0, 0), (0, len(feeds["images"]))))}
+
+
+@pytest.mark.parametrize(("network", "mixes"), [(lambda run: run, False), (beside, True), (padded, False)])
+def test_answers_that_depend_on_those_beside_them_are_seen(
+    load_tiny: Callable[[str], LoadedWorkload],
+    network: Callable[[Callable[[Arrays], Arrays]], Callable[[Arrays], Arrays]],
+    mixes: bool,
+) -> None:
+    assert quality.mixes_samples(network(Answers().run), load_tiny("images"), 1e-3) == mixes
+
+
+def test_outputs_are_kept_where_they_are_asked_for(load_tiny: Callable[[str], LoadedWorkload]) -> None:
+    """Of a segmentation they take gigabytes, and most metrics see predictions alone."""
+    kept = [predict(Answers().run, load_tiny("images"), "search", outputs=asked) for asked in (True, False)]
+    assert [len(answers.outputs) for answers in kept] == [100, 0]
+
+
+def test_sequences_whose_length_differs_between_batches_are_lists(
+    load_tiny: Callable[[str], LoadedWorkload], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a class per token is, padded to the longest of each batch."""
+    workload = load_tiny("images")
+    tags = lambda _, outputs: np.ones((len(outputs["output"]), len(outputs["output"]) // 10))  # noqa: E731
+    monkeypatch.setattr(type(workload.definition), "postprocess", tags)
+    found = predict(Answers().run, workload, "search")
+    assert (found.predictions[0], found.predictions[99]) == ([1.0] * 6, [1.0] * 3)
+    assert found.predictions[[0, 99]].tolist() == [[1.0] * 6, [1.0] * 3]
+
+
 def test_quality_on_the_verdict_split_is_evaluates_own(load_tiny: Callable[[str], LoadedWorkload]) -> None:
     workload = load_tiny("images").for_validation()
     found = evaluate_quality(Answers(), workload, "verdict", "v", "accuracy")
@@ -253,6 +321,17 @@ def test_metric_that_is_undefined_is_told(tmp_path: Path, name: str, body: str, 
     (tmp_path / f"{name}.py").write_text(MODULE.replace("BODY", body))
     with pytest.raises(MetricError, match=said):
         Metric(find_metric(f"{name}.py", tmp_path)).value(PREDICTIONS, TARGETS)
+
+
+def test_metric_that_a_resample_leaves_undefined_has_no_bounds(tmp_path: Path) -> None:
+    """As an AUC is where a resample holds no positive: the metric itself is defined."""
+    (tmp_path / "rare.py").write_text(MODULE.replace("BODY", '{"rare": 1 / sum(references)}'))
+    metric, targets = Metric(tmp_path / "rare.py"), np.asarray([0, 0, 0, 1])
+    assert metric.value(targets, targets) == 1.0
+    found = metric.replicates(targets, targets)
+    assert 0.2 < np.isnan(found).mean() < 0.45  # 0.75 to the fourth
+    interval = bca_interval(1.0, found, metric.jackknife(targets, targets), 4)
+    assert (interval.low, interval.high) == (None, None)
 
 
 def test_metric_that_only_claims_to_be_the_share_correct_is_told(tmp_path: Path) -> None:
