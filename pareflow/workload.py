@@ -1,11 +1,15 @@
 """What a user brings: the model, its data splits, its metric, its pre- and postprocessing."""
 
+import ast
 import hashlib
 import importlib.util
+import itertools
 import os
 import sys
+import sysconfig
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -35,10 +39,22 @@ SPLITS: tuple[SplitName, ...] = ("train", "calibration", "search", "verdict")
 
 @dataclass(frozen=True)
 class Split:
-    """Samples and their targets, of equal length; no targets where the data have no labels."""
+    """Samples and their targets, of equal length; no targets where the data have no labels.
+
+    What is neither an array nor a sequence of texts, such as a pandas Series, becomes one: it would be taken
+    from by its labels, and not by position.
+    """
 
     samples: Samples
     targets: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.targets is not None and not isinstance(self.targets, np.ndarray):
+            object.__setattr__(self, "targets", np.asarray(self.targets))
+        if hasattr(self.samples, "__array__") and not isinstance(self.samples, np.ndarray):
+            samples = np.asarray(self.samples)
+            texts = all(isinstance(sample, str) for sample in samples)
+            object.__setattr__(self, "samples", samples.tolist() if texts else samples)
 
     def __len__(self) -> int:
         return len(self.samples) if self.targets is None else len(self.targets)
@@ -87,8 +103,9 @@ class Splits:
         """About these shares for each purpose, all others for training; for data that grow.
 
         A sample's own digest says where it belongs, so that it stays there whatever joins it: no champion of
-        before is judged on what it was trained on. Equal samples stay together. Each part is in the order of
-        these digests, so that its first samples are as mixed as all, also of data sorted by class or time.
+        before is judged on what it was trained on. Equal samples stay together, and the first alone decides
+        for them: intervals take samples for independent. Each part is in the order of these digests, so that
+        its first samples are as mixed as all, also of data sorted by class or time.
         """
         drawn = np.array(
             [int(hashlib.sha256(f"{seed} {d}".encode()).hexdigest()[:13], 16) for d in data.sample_digests()]
@@ -96,7 +113,8 @@ class Splits:
         edges = np.cumsum([verdict, search, calibration])
         order = np.argsort(drawn, kind="stable")
         part = np.searchsorted(edges, drawn[order] / 16**13, side="right")
-        parts = [data.take(order[part == number]) for number in range(4)]
+        first = np.diff(drawn[order], prepend=-1) > 0
+        parts = [data.take(order[(part == number) & (first | (number > 0))]) for number in range(4)]
         return cls(verdict=parts[0], search=parts[1], calibration=parts[2], train=parts[3])
 
     def first(self, count: int) -> "Splits":
@@ -127,7 +145,7 @@ class Splits:
                 raise SplitError(
                     "no sample may be in two splits",
                     f"{len(shared)} samples of `{name}` are also in `{shared[0]}`",
-                    "Remove duplicates before splitting in `data()`",
+                    "Keep one of each before they are split: in `data()`, or in the file that holds them",
                 )
             seen |= dict.fromkeys(ours, name)
             unlabelled = split.targets is None
@@ -396,6 +414,64 @@ def _code_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
             yield from _code_below(folder / entry.name, inside)
 
 
+def imported_files(code: Iterable[Path]) -> dict[str, Path]:
+    """The modules that this code imports, and that these import, by name, but for installed ones.
+
+    Such lie on PYTHONPATH, or in an editable install. Imports within functions count.
+    """
+    found: dict[str, Path] = {}
+    waiting, met = [name for path in code for name in _imports(path, "")], set[str]()
+    while waiting:
+        name = waiting.pop()
+        path = None if name in met else _own_module(name)
+        met.add(name)
+        if path is not None:
+            found[name] = path
+            waiting += _imports(path, name if path.name == "__init__.py" else name.rpartition(".")[0])
+    return found
+
+
+def _imports(path: Path, package: str) -> Iterator[str]:
+    """The modules that a file of a package may import, each behind those that it lies in.
+
+    Without a package, relative ones are left out.
+    """
+    with suppress(SyntaxError):  # whoever imports it is told
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and (package or not node.level):
+                with suppress(ImportError):  # too many dots
+                    base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                    names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+            for name in names:
+                yield from itertools.accumulate(name.split("."), "{}.{}".format)
+
+
+def _own_module(name: str) -> Path | None:
+    """The file of a module that is neither installed nor of pareflow; None where there is none."""
+    top, *rest = name.split(".")
+    try:
+        spec = None if top == "pareflow" else importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        return None
+    places = [Path(folder, *rest) for folder in spec.submodule_search_locations or ()]
+    files = [
+        file for place in places for file in (place / "__init__.py", place.with_name(place.name + ".py"))
+    ]
+    found = next((file for file in (files if rest else [Path(spec.origin or "")]) if file.is_file()), None)
+    return None if found is None or found.suffix != ".py" or _installed(found) else found
+
+
+def _installed(file: Path) -> bool:
+    """Whether it came with Python or by an installer, so that its content changes with a version alone."""
+    standard = Path(sysconfig.get_path("stdlib"))
+    return not {"site-packages", "dist-packages"}.isdisjoint(file.parts) or file.is_relative_to(standard)
+
+
 def _digests(files: Mapping[str, Path]) -> set[tuple[str, str]]:
     return {(name, file_digest(path)) for name, path in files.items()}
 
@@ -403,7 +479,9 @@ def _digests(files: Mapping[str, Path]) -> set[tuple[str, str]]:
 def _code_digest(workload: Workload) -> str:
     """A digest of the code of each class that the workload is made of, this module excepted."""
     classes = [cls for cls in type(workload).__mro__ if issubclass(cls, Workload) and cls is not Workload]
-    return digest(sorted(set[tuple[str, str]]().union(*(_digests(_code_of(cls)) for cls in classes))))
+    files = [_code_of(cls) for cls in classes]
+    files += [imported_files(code.values()) for code in files]
+    return digest(sorted(set[tuple[str, str]]().union(*map(_digests, files))))
 
 
 def _code_of(cls: type[Workload]) -> dict[str, Path]:

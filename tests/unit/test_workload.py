@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ from pareflow.workload import (
     _code_of,
     code_files,
     define,
+    imported_files,
     load,
 )
 
@@ -87,7 +89,10 @@ def kept(values: list[int], seed: int) -> dict[int, str]:
     """The split of each sample, cut by content; fails where equal samples are not in one."""
     cut = Splits.by_content(numbers(*values), calibration=0.1, search=0.2, verdict=0.3, seed=seed)
     found = [(int(x), name) for name in SPLITS for x in getattr(cut, name).samples]
-    assert sorted(x for x, _ in found) == sorted(values)
+    decide = [x for x, name in found if name == "verdict"]
+    others = [x for x in values if x not in decide]
+    assert sorted(x for x, name in found if name != "verdict") == sorted(others)
+    assert sorted(decide) == sorted(set(values) - set(others))  # equal samples count once
     assert len(set(found)) == len(set(values))
     return dict(found)
 
@@ -126,6 +131,17 @@ def test_taken_samples_keep_their_targets(samples: np.ndarray | list[str]) -> No
     taken = Split(samples, np.asarray([0, 1, 2])).take(np.asarray([2, 0]))
     assert list(taken.samples) == [samples[2], samples[0]]
     assert taken.labels().tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("column", ["text", "number"])
+def test_columns_of_a_shuffled_table_are_taken_by_position(column: str) -> None:
+    """By their labels, a row would get the target of another."""
+    table = pandas.DataFrame({"text": list("abcd"), "number": range(4), "label": list("ABCD")})
+    shuffled = table.iloc[[2, 0, 3, 1]]
+    taken = Split(shuffled[column], shuffled["label"]).take(np.asarray([0, 3]))
+    assert list(taken.samples) == table[column].iloc[[2, 1]].tolist()
+    assert taken.labels().tolist() == ["C", "B"]
+    assert isinstance(taken.samples, list if column == "text" else np.ndarray)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +273,35 @@ def test_code_beside_the_workload_names_it_too(tmp_path: Path) -> None:
     folder = written(tmp_path / "w")
     before = load(file(), folder).digest
     (folder / "layers.py").write_text("WIDTH = 3\n")
+    assert load(file(), folder).digest != before
+
+
+def test_own_code_from_elsewhere_names_the_workload_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an editable install has it: imported within a function, and what that module imports in turn."""
+    for name, code in {
+        "nets": "from .blocks.norm import SIZE",
+        "blocks/norm": "SIZE = 3",
+        "unused": "",
+    }.items():
+        (tmp_path / "company" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "company" / f"{name}.py").write_text(code + "\n")
+    (tmp_path / "company" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    source = SOURCE.replace(
+        "def network(self): ...", "def network(self):\n        from company.nets import Net"
+    )
+    folder = written(tmp_path / "w", source=source)
+    assert set(imported_files(code_files(folder).values())) == {
+        "company",
+        "company.nets",
+        "company.blocks.norm",
+    }
+    before = load(file(), folder).digest
+    (tmp_path / "company" / "unused.py").write_text("# more\n")
+    assert load(file(), folder).digest == before
+    (tmp_path / "company" / "blocks" / "norm.py").write_text("SIZE = 4\n")
     assert load(file(), folder).digest != before
 
 
