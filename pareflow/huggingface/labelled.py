@@ -1,6 +1,7 @@
 """Rows of a dataset to the four splits of a classification workload."""
 
 import base64
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -157,11 +158,17 @@ def class_ids(
     """Positions in `classes`, int64, of labels that are names or numbers. Raises: WorkloadError.
 
     Where a dataset numbers its labels by names of its own, and these are the network's too, the names
-    decide: the two may count in different orders.
+    decide: the two may count in different orders. Where both have names, and others, numbers tell nothing.
     """
     position = {name.casefold(): index for index, name in enumerate(classes)}
     if feature_names is not None and {name.casefold() for name in feature_names} <= set(position):
         labels = [feature_names[label] if label is not None and label >= 0 else label for label in labels]
+    elif feature_names is not None and _named(feature_names) and _named(classes):
+        raise WorkloadError(
+            "dataset and network must call their classes the same: each may count them in its own order",
+            f"the dataset has {', '.join(feature_names[:5])}, and the network {', '.join(classes[:5])}",
+            "Give `label_names`: a file with the network's classes in its order, by the dataset's names",
+        )
     ids = [position.get(label.casefold(), label) if isinstance(label, str) else label for label in labels]
     wrong = [
         label for label in ids if not isinstance(label, (int, np.integer)) or not 0 <= label < len(classes)
@@ -173,6 +180,11 @@ def class_ids(
             f"The classes are {', '.join(classes[:5])}, …; give `label_names`, or another `verdict_split`",
         )
     return np.array(ids, dtype=np.int64)
+
+
+def _named(classes: Sequence[str]) -> bool:
+    """Whether these names say what the classes are, and are no numbers nor transformers' `LABEL_0`."""
+    return any(not re.fullmatch(r"(label_)?\d+", name.casefold()) for name in classes)
 
 
 def split_rows(rows: Split, test: Split | None, sizes: Sizes, seed: int, key: Callable[[str], str]) -> Splits:
