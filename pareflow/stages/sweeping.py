@@ -32,9 +32,9 @@ def point(run: Run, baseline: Row, winner: Row, inputs: Inputs, protocol: Protoc
 
     Raises: WorkloadError where the workload has no such length.
     """
-    feed(run, inputs)
     document = {"batch_size": inputs.batch_size, "length": inputs.length}
     try:
+        feed(run, inputs)
         measured = measure(run, [baseline, winner], protocol, inputs)
     except VariantError as error:
         unknown = dict.fromkeys(("baseline", "winner", "speedup"))

@@ -53,6 +53,12 @@ def test_point_at_which_one_dies_has_its_reason_and_no_numbers(trained: Any) -> 
     shown(trained.run, trained.rows, [point])
 
 
+def test_point_whose_inputs_cannot_be_made_has_its_reason(judged: Any, trained: Any) -> None:
+    run = swept(trained.with_budget(variant_minutes=1e-4), batch_sizes=(5,))
+    (point,) = sweeping.sweep(run, judged.finalists, judged.candidate)
+    assert point["reason"].startswith("TimedOutError: ")
+
+
 def test_without_a_winner_or_where_the_baseline_wins_there_is_nothing_to_compare(trained: Any) -> None:
     run = swept(trained.run)
     assert sweeping.sweep(run, trained.rows, None) == []
