@@ -17,9 +17,11 @@ from pareflow.errors import (
     WorkloadError,
 )
 from pareflow.stages import jobs
-from pareflow.stages.baseline import baseline
+from pareflow.stages.baseline import baseline, train
+from pareflow.stages.jobs import original
 from pareflow.stages.run import Run
 from pareflow.store import Store
+from pareflow.workload import define
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,11 @@ BEFORE_ANYTHING_RUNS = [
     Case("splits overlap", SplitError, "no sample may be in two splits", "400 samples of `verdict`"),
     Case("preprocess raises", WorkloadError, "`preprocess()`", "it raised ValueError: not an image"),
     Case("preprocess gives a bare array", WorkloadError, "`preprocess()`", "it raised AttributeError"),
+    Case("preprocess gives objects", WorkloadError, "arrays of numbers or texts", "`images` holds objects"),
 ]
 WHILE_TRAINING = [
     Case("network raises", WorkloadError, "`network()`", "RuntimeError: no such architecture"),
+    Case("network does not pickle", WorkloadError, "can be pickled whole", "torch.save raised"),
     Case("train raises", WorkloadError, "`train()`", "ZeroDivisionError: learning rate"),
     Case("train gives nan", WorkloadError, "`train()`", "every output must be finite"),
     Case("train gives nothing", WorkloadError, "`train()`", "AttributeError: 'NoneType'"),
@@ -52,6 +56,7 @@ DOES_NOT_EXPORT = Case(
     "network does not export", ExportError, "must become an ONNX graph", "torch.onnx.export raised"
 )
 IN_THE_BASELINE = [
+    Case("data is drawn anew", WorkloadError, "be the same in every process", "it has another digest"),
     Case("train segfaults", InputError, "the original must run", "it died of SIGSEGV"),
     Case("postprocess raises", InputError, "the original must run", "KeyError: 'logits'"),
 ]
@@ -144,6 +149,48 @@ def test_percentage_for_a_share_is_told_before_training(workloads: Path, tmp_pat
     assert "sla.quality.max_drop: " in str(caught.value)
 
 
+def test_slices_that_are_judged_and_not_there_are_told_before_training(
+    workloads: Path, tmp_path: Path
+) -> None:
+    """Every variant would end inconclusive."""
+    case = Case("targets are values", SpecError, "images.yaml must be valid", "1 problem")
+    sla = {"quality": {"worst_slice_max_drop": 0.1}}
+    with pytest.raises(SpecError, match="`accuracy` has none by itself on these targets") as caught:
+        opened(workloads, tmp_path, workload=faulty(case), sla=sla)
+    check(caught.value, case)
+
+
+def test_distribution_by_another_name_is_told_before_training(
+    workloads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its version would be pinned as None."""
+    definition = define({"file": {"path": "images.py"}}, workloads)
+    monkeypatch.setattr(type(definition), "serving_requires", ("numpy", "sklearn"))
+    with pytest.raises(WorkloadError, match="distributions that are installed, but sklearn is not"):
+        jobs.describe({"file": {"path": "images.py"}}, str(workloads), metric=None)
+
+
+def test_data_are_loaded_with_as_many_threads_by_whoever_loads_them(
+    workloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their features may be rounded by them. Training takes all that the user grants."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    run = opened(
+        workloads, tmp_path, workload=faulty(Case("data follows the threads", WorkloadError, "", ""))
+    )
+    train(run)
+    assert run.store.find(original(run.facts.digest).id) is not None
+
+
+def test_original_that_is_missing_is_told(workloads: Path, tmp_path: Path) -> None:
+    """As it is where `data()` gives other data in this process."""
+    case = Case("missing", WorkloadError, "be the same in every process", "the store has no original")
+    reference, recipe = {"file": {"path": "images.py"}}, [{"onnxruntime": {}}]
+    with pytest.raises(PareflowError) as caught:
+        jobs.build(reference, str(workloads), str(tmp_path / "store"), recipe)
+    check(caught.value, case)
+
+
 def test_unknown_key_is_told_with_what_was_meant(workloads: Path) -> None:
     document = {**specs.read(workloads / "images.yaml").to_json(), "sal": {}}
     case = Case("key", SpecError, "must be valid", "1 problem")
@@ -160,7 +207,7 @@ def test_what_was_finished_before_the_mistake_is_kept(workloads: Path, tmp_path:
     check(caught.value, DOES_NOT_EXPORT)
     entries = run.store.root / "entries"
     kept = {path.name: path.stat().st_ino for path in entries.iterdir()}
-    assert len(kept) == 2  # the original, and the inputs to measure with
+    assert len(kept) == 3  # the original, what its first answers tell, and the inputs to measure with
     with pytest.raises(ExportError):
         baseline(run)
     assert {path.name: path.stat().st_ino for path in entries.iterdir()} == kept

@@ -1,6 +1,8 @@
 """The images, by a user who has made one mistake."""
 
 import ctypes
+import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,6 +21,10 @@ Fault = Literal[
     "package is missing",
     "split is empty",
     "splits overlap",
+    "data is drawn anew",
+    "data follows the threads",
+    "targets are values",
+    "preprocess gives objects",
     "preprocess raises",
     "preprocess gives a bare array",
     "network raises",
@@ -27,8 +33,13 @@ Fault = Literal[
     "train gives nan",
     "train gives nothing",
     "network does not export",
+    "network does not pickle",
     "postprocess raises",
 ]
+
+
+THREADS = 3
+"""That training takes where the data follow them."""
 
 
 class Faulty(Images):
@@ -43,11 +54,22 @@ class Faulty(Images):
         if self.fault == "data gives nothing":
             return None  # type: ignore[return-value]
         splits = super().data()
+        if self.fault == "data is drawn anew":
+            return self._disturbed(splits, np.random.default_rng())
+        if self.fault == "data follows the threads":
+            return self._disturbed(splits, np.random.default_rng(int(os.environ["OMP_NUM_THREADS"])))
+        if self.fault == "targets are values":
+            return replace(splits, search=Split(splits.search.samples, splits.search.labels() + 0.5))
         if self.fault == "split is empty":
             return Splits(splits.train, splits.calibration.take(np.arange(0)), splits.search, splits.verdict)
         if self.fault == "splits overlap":
             return Splits(splits.verdict, splits.calibration, splits.search, splits.verdict)
         return splits
+
+    def _disturbed(self, splits: Splits, generator: np.random.Generator) -> Splits:
+        samples = np.asarray(splits.train.samples)
+        noise = generator.random(samples.shape, dtype=np.float32) / 1e6
+        return replace(splits, train=Split(samples + noise, splits.train.labels()))
 
     def network(self) -> "nn.Module":
         if self.fault == "network raises":
@@ -56,13 +78,20 @@ class Faulty(Images):
             from .networks import EigenNet
 
             return EigenNet()
-        return super().network()
+        made = super().network()
+        if self.fault == "network does not pickle":
+            made.register_forward_hook(lambda *given: None)
+        return made
 
     def train(self, network: "nn.Module", data: Split) -> "nn.Module":
-        if self.fault == "train raises":
+        import torch
+
+        if self.fault in ("train raises", "network does not pickle"):
             raise ZeroDivisionError("learning rate")
         if self.fault == "train segfaults":
             ctypes.string_at(0)
+        if self.fault == "data follows the threads" and torch.get_num_threads() != THREADS:
+            raise RuntimeError(f"on {torch.get_num_threads()} threads")
         if self.fault == "train gives nothing":
             return None  # type: ignore[return-value]
         if self.fault == "train gives nan":
@@ -76,6 +105,8 @@ class Faulty(Images):
         feeds = super().preprocess(samples)
         if self.fault == "preprocess gives a bare array":
             return feeds["images"]  # type: ignore[return-value]
+        if self.fault == "preprocess gives objects":
+            return {"images": feeds["images"].astype(object)}
         return feeds
 
     def postprocess(self, outputs: Arrays) -> np.ndarray:
