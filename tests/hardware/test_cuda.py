@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pareflow import network
+from pareflow import network, torch_network
 from pareflow.compiler import Backend, OnnxRuntime, TorchCompile, TorchEager
 from pareflow.compiler.cuda_graphs import graphed
 from pareflow.errors import UnsuitableError
@@ -59,6 +59,13 @@ def agrees(backend: Backend, name: str, forms: Forms, load_tiny: Load, folder: P
         error = np.abs(session.run(feeds)["output"] - expected).max() / np.abs(expected).max()
         assert error <= TOLERANCE[session.ran().precision]
     assert session.ran().device.lower().startswith("cuda")
+
+
+def test_network_that_lies_on_the_device_is_stored_on_the_processor(cuda: Device) -> None:
+    import torch
+
+    stored = torch_network.as_stored(torch.nn.Linear(2, 2).cuda(), ["input"])
+    assert {weight.device.type for weight in stored.parameters()} == {"cpu"}
 
 
 @pytest.mark.parametrize("name", ["images", "texts"])

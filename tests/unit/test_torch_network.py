@@ -20,6 +20,8 @@ from pareflow.compiler import TorchEager
 from pareflow.compiler.autocast import exported as under_autocast
 from pareflow.errors import WorkloadError
 from pareflow.exported import runner as program_runner
+from pareflow.model import Distillation
+from pareflow.model.shapes import untrained
 from pareflow.model.training import Batch, task_loss
 from pareflow.network import FILES, Form
 from pareflow.serving import pickled
@@ -29,9 +31,9 @@ from pareflow.workload import Arrays, LoadedWorkload, Samples, Split, Splits, Wo
 class MaskedSum(nn.Module):
     """The sum of what the mask lets through, scaled by kind; its parameters are in BERT's order."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         self.scale = nn.Linear(1, 3)
 
     def forward(
@@ -125,6 +127,28 @@ def test_what_is_given_by_name_may_be_opened_from_a_registry(tmp_path: Path) -> 
     pickled.check(tmp_path)
     feeds = {"input2": np.ones((5, 3), np.float32), "input1": np.ones((5, 2), np.float32)}
     assert network.runner(tmp_path)(feeds)["output"].shape == (5, 4)
+
+
+class Learned(Tokens):
+    """The same, with what techniques train beside the network itself."""
+
+    def network(self) -> nn.Module:
+        return MaskedSum(self.seed)
+
+    def train(self, network: nn.Module, data: Split) -> nn.Module:
+        return network
+
+    def students(self) -> dict[str, Callable[[], nn.Module]]:
+        return {"small": MaskedSum}
+
+
+def test_students_and_what_is_trained_anew_take_inputs_as_the_network_does(tokens: LoadedWorkload) -> None:
+    learned = LoadedWorkload(Learned(), "", "", tokens.splits)
+    stored = torch_network.as_stored(MaskedSum(), list(tokens.example(1)))
+    student = Distillation(student="small")._student(stored, learned)
+    for made in (student, untrained(learned, stored, seed=1)):
+        assert isinstance(made, torch_network.ByName)
+        assert made.takes == ("values", "kinds", "mask")
 
 
 @pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])

@@ -73,6 +73,21 @@ def test_same_seed_gives_the_same_weights(load_tiny: Load, name: str) -> None:
     assert not same(first, Trained(epochs=1, seed=workload.definition.seed + 1).apply(module, workload))
 
 
+def test_augmented_inputs_may_come_in_any_order(load_tiny: Load) -> None:
+    """The network takes them by position: by the order of `preprocess`."""
+    workload = load_tiny("texts")
+
+    class Turned(type(workload.definition)):  # type: ignore[misc]
+        def augment(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return dict(reversed(inputs.items()))
+
+    made = [
+        Trained(epochs=1).apply(fresh(workload), replace(workload, definition=definition))
+        for definition in (workload.definition, Turned())
+    ]
+    assert same(*made)
+
+
 def test_no_epoch_leaves_the_network_as_it_is(load_tiny: Load) -> None:
     workload = load_tiny("images")
     module = fresh(workload)
