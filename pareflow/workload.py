@@ -263,7 +263,7 @@ class Workload(Member, ABC):
 
     @abstractmethod
     def preprocess(self, samples: Samples) -> Arrays:
-        """The network's inputs, by name, in the order of its `forward`."""
+        """The network's inputs: by the names of its `forward`'s parameters, or in their order."""
 
     @abstractmethod
     def postprocess(self, outputs: Arrays) -> np.ndarray:
@@ -274,7 +274,7 @@ class Workload(Member, ABC):
         return None
 
     def dynamic_axes(self) -> dict[str, dict[int, str]]:
-        """Per input and output, which axes vary, by name. The default: the batch, and nothing else."""
+        """Per input and output, which axes vary beside the batch, by name. The default: none."""
         return {}
 
     def check(self, example: Arrays) -> None:
