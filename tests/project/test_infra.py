@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from pareflow.monitoring import rules
+from pareflow.serving.server import DRAIN_S
 
 SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|API_KEYS|SESSION_KEY|ACCESS_KEY")
 PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
@@ -278,6 +279,15 @@ def test_pods_run_as_no_root_with_limits(infra: Path) -> None:
         for container in pod["containers"]:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert "memory" in container["resources"]["limits"]
+
+
+def test_a_server_has_the_time_to_be_let_go_of_by_the_service_and_to_drain(infra: Path) -> None:
+    """From its SIGTERM on it takes no connections: nobody may send it any by then."""
+    pods = [thing["spec"]["template"]["spec"] for thing in objects(infra) if thing["kind"] == "Deployment"]
+    ((pod, server),) = [(pod, one) for pod in pods for one in pod["containers"] if one["name"] == "serving"]
+    program, seconds = server["lifecycle"]["preStop"]["exec"]["command"]
+    assert (program, int(seconds) > 0) == ("sleep", True)
+    assert pod["terminationGracePeriodSeconds"] > int(seconds) + DRAIN_S
 
 
 def test_a_monitor_that_ends_does_not_take_its_server_out_of_the_service(infra: Path, tmp_path: Path) -> None:
