@@ -151,9 +151,13 @@ def judged_batch_size(run: Run, recipe: Recipe) -> int | None:
 
 
 def first_answers_key(run: Run) -> str:
-    """Names what the job `first_answers` finds of the original and the metric."""
-    metric = file_digest(find_metric(run.metric, run.folder))
-    return digest("first answers", run.facts.digest, run.metric, metric, file_digest(_INSTRUMENT))
+    """Names what the original's first answers tell of it."""
+    return digest("first answers", run.facts.digest, file_digest(_INSTRUMENT))
+
+
+def tried_metric_key(run: Run) -> str:
+    """Stands for the metric's having taken them."""
+    return digest("tried metric", first_answers_key(run), file_digest(find_metric(run.metric, run.folder)))
 
 
 @functools.cache

@@ -143,9 +143,11 @@ def _take(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def first_answers(reference: Mapping[str, Any], folder: str, root: str, key: str, metric: str) -> None:
-    """What the original's first answers tell: whether they depend on those beside them, and that the metric
-    takes them.
+def first_answers(
+    reference: Mapping[str, Any], folder: str, root: str, key: str, metric: str, tried: str
+) -> None:
+    """What the original's first answers tell: whether they depend on those beside them; that the metric takes
+    them is kept as `tried`.
 
     Raises: MetricError, WorkloadError, BadOutputError.
     """
@@ -154,8 +156,11 @@ def first_answers(reference: Mapping[str, Any], folder: str, root: str, key: str
     run, form = network.runner(source), network.form_of(source)
     few = replace(workload, splits=workload.splits.first(BATCH))
 
-    def write(into: Path) -> None:
+    def write_tried(into: Path) -> None:
         check_metric(run, few, metric)
+        (into / "metric.txt").write_text(metric)
+
+    def write(into: Path) -> None:
         if form == "onnx":
             mixed = graph_file.mixes_samples(source / network.FILES["onnx"])
             tolerance = network.tolerance_of(source)
@@ -164,6 +169,7 @@ def first_answers(reference: Mapping[str, Any], folder: str, root: str, key: str
         mixed = mixed or mixes_samples(run, few, tolerance)
         (into / "answers.json").write_text(json.dumps({"mixes_samples": mixed}))
 
+    store.ensure(tried, write_tried)
     store.ensure(key, write)
 
 

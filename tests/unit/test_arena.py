@@ -18,7 +18,14 @@ import pytest
 from pareflow import network
 from pareflow.compiler import OnnxRuntime, OpenVino, TorchEager, openvino
 from pareflow.compiler.openvino import OpenVinoSession
-from pareflow.errors import BusyMachineError, CrashedError, PareflowError, StepFailedError, TimedOutError
+from pareflow.errors import (
+    BusyMachineError,
+    CrashedError,
+    PareflowError,
+    StepFailedError,
+    TimedOutError,
+    WorkloadError,
+)
 from pareflow.hardware import noise, probe
 from pareflow.hardware.noise import Noise
 from pareflow.isolation import Child, Limits
@@ -350,6 +357,16 @@ def test_feeds_come_back_as_they_were(tmp_path: Path) -> None:
     found = read_feeds(tmp_path / "feeds.npz")
     assert [list(batch) for batch in found] == [["ids", "mask"]] * 12
     assert all(np.array_equal(one["ids"], other["ids"]) for one, other in zip(batches, found, strict=True))
+
+
+def test_texts_are_fed_as_texts_and_other_objects_are_refused(tmp_path: Path) -> None:
+    """Pickled, they would not be read."""
+    from pareflow.measuring.contestant import read_feeds
+
+    write_feeds([{"text": np.array([["good"], ["very bad"]], dtype=object)}], tmp_path / "feeds.npz")
+    assert read_feeds(tmp_path / "feeds.npz")[0]["text"].tolist() == [["good"], ["very bad"]]
+    with pytest.raises(WorkloadError, match="`0/text` holds objects of other types"):
+        write_feeds([{"text": np.array([None, "bad"], dtype=object)}], tmp_path / "feeds.npz")
 
 
 def test_what_is_loaded_has_met_every_shape_and_no_other(
