@@ -91,7 +91,8 @@ def set_up_problems(data_dir: Path) -> list[str]:
         asked.append(partial(_mlflow, data_dir))
     if "Prefect" in names:
         asked.append(_workers)
-    return [problem for ask in (*asked, partial(tag_problems, data_dir)) for problem in _told(ask)]
+    asked.append(partial(tag_problems, data_dir))
+    return [problem for ask in asked for problem in _told(ask)]
 
 
 def promotions_meet_in() -> Literal["database", "data folder"]:

@@ -438,7 +438,8 @@ class Tracker:
             try:
                 self.client.log_text(run.run_id, "kept?", "doctor.txt")
                 self.client.download_artifacts(run.run_id, "doctor.txt", folder)
-                get_artifact_repository(run.artifact_uri, self.uri).delete_artifacts("doctor.txt")
+                store: Any = get_artifact_repository(run.artifact_uri, self.uri)
+                store.delete_artifacts("doctor.txt")
             finally:
                 self.client.delete_run(run.run_id)
 

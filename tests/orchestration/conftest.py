@@ -203,8 +203,8 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     found: list[ReceivedEvent] = []
 
     def received(event: str, resource: dict[str, str], payload: dict[str, Any]) -> ReceivedEvent:
-        told = {"event": event, "resource": resource, "payload": payload}
-        found.append(ReceivedEvent(**told, id=uuid.uuid4(), occurred=datetime.now(UTC)))
+        told = {"event": event, "resource": resource, "payload": payload, "id": uuid.uuid4()}
+        found.append(ReceivedEvent.model_validate({**told, "occurred": datetime.now(UTC)}))
         return found[-1]
 
     monkeypatch.setattr("tasks.events.emit_event", received)

@@ -81,10 +81,12 @@ def automations() -> tuple[EventTrigger, EventTrigger]:
 def ended(flow: str, state: str) -> ReceivedEvent:
     """What Prefect's server itself tells of a flow run."""
     related = {"prefect.resource.id": f"prefect.flow.{uuid.uuid4()}", "prefect.resource.role": "flow"}
-    return ReceivedEvent(
-        occurred=datetime.now(UTC),
-        event=f"prefect.flow-run.{state}",
-        resource={"prefect.resource.id": f"prefect.flow-run.{uuid.uuid4()}"},
-        related=[{**related, "prefect.resource.name": flow}],
-        id=uuid.uuid4(),
+    return ReceivedEvent.model_validate(
+        {
+            "id": uuid.uuid4(),
+            "occurred": datetime.now(UTC),
+            "event": f"prefect.flow-run.{state}",
+            "resource": {"prefect.resource.id": f"prefect.flow-run.{uuid.uuid4()}"},
+            "related": [{**related, "prefect.resource.name": flow}],
+        }
     )

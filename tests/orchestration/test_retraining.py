@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -140,8 +141,10 @@ def test_a_retrained_model_that_is_worse_stays_challenger_and_says_so(
     assert json.loads(none.stdout)["retraining"]["new"] is None
 
     reference = {"file": {"path": "images.py", "settings": {"steps": 1}}}
-    config = pipeline_file("hardly", workload=reference)
+    budget = {"minutes": 60, "variant_minutes": 10, "quiet_minutes": 30, "store_gib": 0}
+    config = pipeline_file("hardly", workload=reference, budget=budget)
     done = pareflow_command("retrain", config, *arguments)
+    assert re.search(r"the store: \d+ entries removed", done.stderr)  # as at the end of `optimize`
     document = json.loads(done.stdout)
     assert document["retraining"]["new"] == "its workload changed"
     original, registered = document["retraining"]["original"], document["registered"]

@@ -296,7 +296,7 @@ def test_a_registry_that_cannot_be_asked_is_no_trouble_of_a_finished_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is told, and nothing is removed."""
-    from flows.pipeline import _collect
+    from flows.pipeline import bound_store
 
     class Notes(Silent):
         texts: ClassVar[list[str]] = []
@@ -308,7 +308,7 @@ def test_a_registry_that_cannot_be_asked_is_no_trouble_of_a_finished_run(
     Store(tmp_path / "store").ensure("key", lambda into: (into / "file").touch())
     registries.remember(tmp_path, "http://127.0.0.1:9")
     token = shown.set(Notes())
-    _collect(tmp_path, 0)
+    bound_store(tmp_path, 0)
     shown.reset(token)
     assert "the store was not collected: MLflow at http://127.0.0.1:9 must be reachable" in Notes.texts[0]
     assert Store(tmp_path / "store").find("key") is not None
