@@ -115,8 +115,8 @@ class PackagedModel:
     @functools.cached_property
     def _texts_in_array(self) -> bool:
         kind: str = self.document["samples"]
-        golden = kind == "object" and self.golden()["samples"]
-        return kind.startswith(("<U", ">U")) or (bool(golden) and all(isinstance(one, str) for one in golden))
+        golden: list[Any] = self.golden()["samples"] if kind == "object" else [None]
+        return kind.startswith(("<U", ">U")) or all(isinstance(one, str) for one in golden)
 
     def _raw(self, samples: Any) -> Samples:
         kind: str = self.document["samples"]
@@ -212,7 +212,8 @@ def _check_finite(samples: Samples) -> None:
 def _held(samples: Samples) -> Iterator[np.ndarray]:
     """The arrays that samples are made of."""
     if not isinstance(samples, np.ndarray):
-        yield from (sample for sample in samples if isinstance(sample, np.ndarray))
+        given: Sequence[Any] = samples
+        yield from (sample for sample in given if isinstance(sample, np.ndarray))
     elif samples.dtype.names is not None:
         yield from (samples[name] for name in samples.dtype.names)
     elif _are_arrays(samples):

@@ -43,8 +43,10 @@ def recorded(opened: Opened) -> Standing:
     """What the gate said of a version, as the registry knows it and as its package says."""
     document = _document(opened)
     verdict = document.get("verdict")
-    ours = verdict is not None and document["environment"]["fingerprint"] == here(_backend_of(document))
-    decision = opened.release.judged or (verdict["decision"] if ours else None)
+    decision = opened.release.judged
+    if decision is None and verdict is not None:
+        ours = document["environment"]["fingerprint"] == here(_backend_of(document))
+        decision = verdict["decision"] if ours else None
     if decision is not None:
         return OF_DECISION[decision]
     return "unknown" if verdict is None else "elsewhere"

@@ -178,7 +178,8 @@ def test_only_outputs_that_there_are_may_be_asked_for() -> None:
 
 @pytest.mark.parametrize("key", ["id", "parameters", "outputs"])
 def test_null_is_as_if_it_were_left_out(key: str) -> None:
-    found = parse({**tensor(), "parameters": None}, **{key: None})
+    more: Mapping[str, Any] = {key: None}
+    found = parse({**tensor(), "parameters": None}, **more)
     assert (found.id, found.outputs, found.raw_by_default, found.timeout_s) == (None, None, False, None)
 
 

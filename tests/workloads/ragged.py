@@ -28,7 +28,7 @@ class Ragged(Workload):
         given: Any = rows if self.in_list else samples
         return Splits.cut(Split(given, targets), calibration=10, search=10, verdict=10, seed=self.seed)
 
-    def network(self) -> "onnx.ModelProto":  # type: ignore[override]
+    def network(self) -> "onnx.ModelProto":
         from onnx import TensorProto, helper
 
         nodes = [
