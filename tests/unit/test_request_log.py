@@ -219,8 +219,8 @@ def test_what_a_server_kept_goes_though_none_keeps_any_more(tmp_path: Path) -> N
     theirs.parent.mkdir(parents=True)
     theirs.touch()
     assert expire(tmp_path / "ours") == 0
-    for path in (ours, theirs):
-        os.utime(path, (0, time.time() - 3 * 86_400))
+    for path, days in ((ours, 3), (theirs, 100)):
+        os.utime(path, (0, time.time() - days * 86_400))
     assert (expire(tmp_path / "ours"), expire(tmp_path / "theirs")) == (1, 0)
 
 
