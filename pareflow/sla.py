@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pareflow.measurement import CONFIDENCE
 
 Objective = Literal["latency_p50", "latency_p99", "throughput", "size", "peak_memory"]
-OBJECTIVES: Mapping[Objective, str] = {
+OBJECTIVES: Mapping[str, str] = {
     "latency_p50": "p50 latency",
     "latency_p99": "p99 latency",
     "throughput": "throughput",

@@ -112,7 +112,7 @@ def _won(winner: Record, document: Record) -> Headline:
 def by_objective(row: Record, document: Record) -> tuple[Ratio, str] | None:
     """How many times the strong baseline's a judged row's objective is, and what that is called; None where
     it is the speed-up, or not known."""
-    objective = document.get("objective")
+    objective = str(document.get("objective"))
     checks = (check for check in checks_of(row) if check.get("clause") == "do_no_harm")
     gain = next(checks, {})
     if objective not in OBJECTIVES or objective == "latency_p50" or not known(gain.get("estimate")):
@@ -147,7 +147,7 @@ def _bounds(ratio: Ratio) -> str:
 
 
 def _kept(winner: Record, document: Record) -> Headline:
-    role, objective = winner["role"], document.get("objective")
+    role, objective = winner["role"], str(document.get("objective"))
     better = f"better by {OBJECTIVES[objective]}" if objective in OBJECTIVES else "faster"
     text = Markup("No candidate was {} inside the SLA. The {}, <code>{}</code>, meets every clause of it.")
     return Headline("pass", f"Keep the {role}", text.format(better, role, recipe_of(winner)))

@@ -48,7 +48,7 @@ def run_document() -> dict[str, Any]:
     winner = variants["variants"][2]
     winner["speedup"] = {"estimate": 0.21, "low": 0.2, "high": 0.25}
     winner["verdict"]["checks"][-1].update(estimate=4, low=4, high=4)
-    step = {"step": "static_int8", "without": "onnxruntime", "reason": None, "size": 0.25}
+    step: dict[str, Any] = {"step": "static_int8", "without": "onnxruntime", "reason": None, "size": 0.25}
     step["speedup"] = {"estimate": 2.35, "low": 2.3, "high": 2.4}
     more = {"sweep": [], "target": None, "contributions": [step], "search": None, "registered": None}
     return {**variants, "objective": "size", **more}
