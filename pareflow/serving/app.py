@@ -193,7 +193,8 @@ class App:
         header = request.headers.get(protocol.HEADER)
         asked = await aside(len(body), lambda: protocol.parse(body, header))
         slot, hosted = self._slot(request), self._hosted(request)
-        protocol.check_wanted(asked, hosted.gives(asked.inputs))
+        if asked.outputs is not None:
+            protocol.check_wanted(asked.outputs, hosted.gives(asked.inputs))
         trial = None if "version" in request.path_params else slot.trial
         axis = next((one.shape[:1] for one in asked.inputs.values()), ())
         question = _Question(request, asked.timeout_s, _key(request, asked.id, body), axis)

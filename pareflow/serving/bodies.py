@@ -1,8 +1,7 @@
 """Bodies of requests as they come in: no larger, no slower, and no more of them at once than may be."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -32,8 +31,7 @@ class Bodies:
         self._most_mib, self._room_mib = most_mib, max(ROOM_MIB, most_mib)
         self._held = 0
 
-    @asynccontextmanager
-    async def of(self, request: Request) -> AsyncIterator[bytes]:
+    def of(self, request: Request) -> "_Held":
         """The body of a request, which counts as held inside.
 
         Raises: UnreadableError; TooLargeError as soon as it is known, SlowBodyError, OverloadedError.
@@ -41,31 +39,12 @@ class Bodies:
         if request.headers.get("content-encoding", "identity") != "identity":
             raise UnreadableError("a body must not be encoded", "it is", "Send it plain")
         told = request.headers.get("content-length", "")
-        self._check(int(told) if told.isdecimal() else 0)
-        pieces = list[bytes]()
-        try:
-            await self._read(request, pieces)
-            yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        finally:
-            self._held -= sum(map(len, pieces))
+        self.hold(0, int(told) if told.isdecimal() else 0)
+        return _Held(self, request)
 
-    async def _read(self, request: Request, pieces: list[bytes]) -> None:
-        size = 0
-        try:
-            async with asyncio.timeout(COMES_WITHIN_S):
-                async for piece in request.stream():
-                    if piece:
-                        pieces.append(piece)
-                        size += len(piece)
-                        self._held += len(piece)
-                        self._check(size)
-        except TimeoutError as error:
-            raise SlowBodyError(
-                f"a body must be there within {COMES_WITHIN_S:g} s", f"{size} bytes are", "Send it again"
-            ) from error
-
-    def _check(self, size: int) -> None:
-        """Raises: TooLargeError, OverloadedError."""
+    def hold(self, more: int, size: int) -> None:
+        """Count so many bytes more, of a body of this size by now. Raises: TooLargeError, OverloadedError."""
+        self._held += more
         if size > self._most_mib * 2**20:
             raise TooLargeError(
                 f"a body must be at most {self._most_mib:g} MiB", "it is larger", "Send fewer samples at once"
@@ -76,3 +55,43 @@ class Bodies:
                 "with this one they are more",
                 "Try again later, or send fewer samples at once",
             )
+
+    def let_go(self, size: int) -> None:
+        """Count so many bytes less."""
+        self._held -= size
+
+
+class _Held:
+    """A body that is taken in, and counted until it is no longer needed."""
+
+    __slots__ = ("_bodies", "_request", "_size")
+
+    def __init__(self, bodies: Bodies, request: Request) -> None:
+        self._bodies, self._request, self._size = bodies, request, 0
+
+    async def __aenter__(self) -> bytes:
+        try:
+            async with asyncio.timeout(COMES_WITHIN_S):
+                return await self._read()
+        except TimeoutError as error:
+            self._bodies.let_go(self._size)
+            raise SlowBodyError(
+                f"a body must be there within {COMES_WITHIN_S:g} s",
+                f"{self._size} bytes are",
+                "Send it again",
+            ) from error
+        except BaseException:
+            self._bodies.let_go(self._size)
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._bodies.let_go(self._size)
+
+    async def _read(self) -> bytes:
+        pieces = list[bytes]()
+        async for piece in self._request.stream():
+            if piece:
+                pieces.append(piece)
+                self._size += len(piece)
+                self._bodies.hold(len(piece), self._size)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)

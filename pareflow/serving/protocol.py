@@ -117,9 +117,9 @@ def render(
     return (head + b"".join(pieces), len(head)) if pieces else (head, None)
 
 
-def check_wanted(request: Request, names: Collection[str]) -> None:
+def check_wanted(outputs: Sequence[str], names: Collection[str]) -> None:
     """Raises: InputError where an output is asked for that is none of these."""
-    unknown = [one for one in request.outputs or () if one not in names]
+    unknown = [one for one in outputs if one not in names]
     if unknown:
         known = ", ".join(map(repr, sorted(names)))
         raise _refused(f"an output must be one of {known}", f"`{unknown[0]}` is not")

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from pareflow.monitoring import rules
+from pareflow.runtime.pool import HANGS_S
 from pareflow.serving.server import DRAIN_S
 
 SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|API_KEYS|SESSION_KEY|ACCESS_KEY")
@@ -287,7 +288,7 @@ def test_a_server_has_the_time_to_be_let_go_of_by_the_service_and_to_drain(infra
     ((pod, server),) = [(pod, one) for pod in pods for one in pod["containers"] if one["name"] == "serving"]
     program, seconds = server["lifecycle"]["preStop"]["exec"]["command"]
     assert (program, int(seconds) > 0) == ("sleep", True)
-    assert pod["terminationGracePeriodSeconds"] > int(seconds) + DRAIN_S
+    assert pod["terminationGracePeriodSeconds"] > int(seconds) + DRAIN_S + HANGS_S
 
 
 def test_a_monitor_that_ends_does_not_take_its_server_out_of_the_service(infra: Path, tmp_path: Path) -> None:
