@@ -74,14 +74,28 @@ def _summary(times: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     ]
 
 
-def _plain(samples: Samples) -> Any:
-    return samples.tolist() if isinstance(samples, np.ndarray) else list(samples)
+def _plain(samples: Samples) -> list[Any]:
+    """Raw samples as JSON holds them: of records their values."""
+    given: Any = samples
+    if isinstance(samples, np.ndarray) and samples.dtype.names is not None:
+        return [[sample[name].tolist() for name in samples.dtype.names] for sample in given]
+    return [sample if isinstance(sample, str) else np.asarray(sample).tolist() for sample in given]
 
 
-def _decoded(body: str, like: Samples) -> Samples:
+def _decoded(body: str, like: Samples) -> Any:
     """The raw samples of a request, in the form that the workload's own samples have."""
-    samples: Samples = json.loads(body)
-    return np.asarray(samples, dtype=like.dtype) if isinstance(like, np.ndarray) else samples
+    samples: list[Any] = json.loads(body)
+    in_array, first = isinstance(like, np.ndarray), like[0]
+    if isinstance(like, np.ndarray) and like.dtype.names is not None:
+        return np.array([tuple(sample) for sample in samples], dtype=like.dtype)
+    if isinstance(like, np.ndarray) and not (like.dtype == object and isinstance(first, np.ndarray)):
+        return np.asarray(samples, dtype=like.dtype)
+    if isinstance(first, str):
+        return samples
+    found = np.empty(len(samples), dtype=object)  # arrays of several lengths
+    for position, sample in enumerate(samples):
+        found[position] = np.asarray(sample, dtype=np.asarray(first).dtype)
+    return found if in_array else list(found)
 
 
 def _encoded(predictions: np.ndarray) -> str:

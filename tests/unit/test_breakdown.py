@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pareflow.compiler import OnnxRuntime
@@ -141,3 +142,25 @@ def test_one_trace_holds_a_process_row_per_runtime_all_starting_at_zero() -> Non
 
 def event(name: str, start: float, took: float) -> dict[str, Any]:
     return {"ph": "X", "name": name, "ts": start, "dur": took, "pid": 77, "tid": 1, "args": {}}
+
+
+def ragged() -> np.ndarray:
+    found = np.empty(2, dtype=object)
+    found[0], found[1] = np.ones(2, np.float32), np.zeros(3, np.float32)
+    return found
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        np.arange(6, dtype=np.uint8).reshape(2, 3),
+        ["a", "bc"],
+        np.array([(1.5, [1, 2]), (2.5, [3, 4])], dtype=[("a", "<f4"), ("b", "<i8", (2,))]),
+        ragged(),
+        list(ragged()),
+    ],
+    ids=["numbers", "texts", "records", "arrays of several lengths", "a list of them"],
+)
+def test_a_request_is_decoded_into_samples_as_the_workload_has_them(samples: Any) -> None:
+    found = instrument._decoded(json.dumps(instrument._plain(samples)), samples)
+    assert repr(found) == repr(samples)  # with their types
