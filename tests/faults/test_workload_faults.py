@@ -185,9 +185,9 @@ def test_data_are_loaded_with_as_many_threads_by_whoever_loads_them(
 def test_original_that_is_missing_is_told(workloads: Path, tmp_path: Path) -> None:
     """As it is where `data()` gives other data in this process."""
     case = Case("missing", WorkloadError, "be the same in every process", "the store has no original")
-    reference, recipe = {"file": {"path": "images.py"}}, [{"onnxruntime": {}}]
+    reference: dict[str, object] = {"file": {"path": "images.py"}}
     with pytest.raises(PareflowError) as caught:
-        jobs.build(reference, str(workloads), str(tmp_path / "store"), recipe)
+        jobs.build(reference, str(workloads), str(tmp_path / "store"), [{"onnxruntime": {}}])
     check(caught.value, case)
 
 
