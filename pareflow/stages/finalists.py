@@ -35,7 +35,7 @@ def promising(run: Run, candidates: Sequence[Row], baselines: Sequence[Row]) -> 
     costs = {row.id: cost_of(run, row, baselines) for row in candidates}
     ranked = sorted(candidates, key=lambda row: costs[row.id])
     chances = {row.id: chance(run, row, baselines) for row in ranked}
-    nothing = 1.0 if min(costs.values(), default=1.0) < 1 else max(costs.values())
+    nothing = 1.0 if min(costs.values(), default=0.0) < 1 else max(costs.values())
     chosen: list[Row] = []
     while ranked and len(chosen) < run.spec.finalists:
         best = min(

@@ -163,3 +163,7 @@ def slowed(row: Row) -> Any:
     assert row.measurement is not None
     blocks = tuple(tuple(2 * ms for ms in block) for block in row.measurement.blocks_ms)
     return dataclasses.replace(row.measurement, blocks_ms=blocks)
+
+
+def test_where_no_candidate_is_left_the_baselines_are_judged_alone(run: Run, judged: Any) -> None:
+    assert chosen(run, judged, []) == []
