@@ -58,11 +58,11 @@ def difference(output: str, ours: np.ndarray, theirs: np.ndarray, tolerance: flo
         return Difference(output, 0.0, 1.0, 1.0)
     ours, theirs = (np.atleast_1d(array).astype(np.float64) for array in (ours, theirs))
     masked = np.isinf(ours) & (ours == theirs)
-    seen = [np.where(masked, 0.0, array) for array in (ours, theirs)]
-    largest = max(float(np.abs(seen[0]).max()), 1e-6)
-    error = float(np.abs(seen[0] - seen[1]).max()) / largest
+    left, right = (np.where(masked, 0.0, array) for array in (ours, theirs))
+    largest = max(float(np.abs(left).max()), 1e-6)
+    error = float(np.abs(left - right).max()) / largest
     floor = _NOISE * largest
-    return Difference(output, error, _cosine(*seen, floor), _agreement(ours, theirs, tolerance, floor))
+    return Difference(output, error, _cosine(left, right, floor), _agreement(ours, theirs, tolerance, floor))
 
 
 def _cosine(ours: np.ndarray, theirs: np.ndarray, floor: float) -> float:

@@ -282,8 +282,13 @@ def test_weights_in_a_file_each_are_carried_along(tmp_path: Path, monkeypatch: p
 
     def scattered(self: Any, module: nn.Module, loaded: LoadedWorkload, path: Path) -> None:
         network.export_onnx(module, loaded, path)
-        beside = {"all_tensors_to_one_file": False, "size_threshold": 0}
-        onnx.save_model(onnx.load_model(path), path, save_as_external_data=True, **beside)
+        onnx.save_model(
+            onnx.load_model(path),
+            path,
+            save_as_external_data=True,
+            size_threshold=0,
+            all_tensors_to_one_file=False,
+        )
         assert len(list(path.parent.iterdir())) > 3
 
     monkeypatch.setattr(Rows, "export", scattered, raising=False)
