@@ -205,7 +205,8 @@ def test_a_semantic_cache_gets_a_threshold_of_its_own(versions: Versions) -> Non
         versions.calibrated([{"semantic_cache": {"max_false_hits": 0.001}}])
 
 
-CASCADE, CACHE = {"confidence_cascade": {}}, {"semantic_cache": {"max_false_hits": 0.02}}
+CASCADE: Any = {"confidence_cascade": {}}
+CACHE: Any = {"semantic_cache": {"max_false_hits": 0.02}}
 
 
 @pytest.mark.parametrize(

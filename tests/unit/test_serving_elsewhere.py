@@ -124,13 +124,13 @@ def test_a_pod_is_given_no_policies_that_ask_for_other_versions(packaged: Packag
     """What is calibrated, and what names tiers, would keep it from starting."""
     record = {"variants": {"small": "a", "full": "b"}, "max_drop": 0.01, "confidence": 0.95, "samples": 600}
     record |= {"drop": 0.0, "score": "max_softmax", "threshold": 0.9, "answered": {"small": 0.5}}
-    cascade, batching = {"confidence_cascade": {"calibration": record}}, {"exact_cache": {}}
-    plan = ServingPlan(tiers={"small": "models:/images/1"}, sessions=2, policies=(cascade, batching))
+    policies: Any = ({"confidence_cascade": {"calibration": record}}, {"exact_cache": {}})
+    plan = ServingPlan(tiers={"small": "models:/images/1"}, sessions=2, policies=policies)
     found = export_kserve(packaged("images"), plan, tmp_path / "kserve", **CLUSTER)
     words = "asks for registered versions, and the pod has one package"
     assert found["left_out"] == [f"`confidence_cascade` {words}"]
     written = yaml.safe_load((tmp_path / "kserve" / "model" / "plan.yaml").read_text())
-    assert written == {"sessions": 2, "policies": [batching]}
+    assert written == {"sessions": 2, "policies": [{"exact_cache": {}}]}
 
 
 def test_a_variant_that_triton_cannot_read_is_refused(packaged: Packaged, tmp_path: Path) -> None:
