@@ -719,7 +719,7 @@ def test_a_round_without_hope_does_not_end_the_search(tmp_path: Path) -> None:
     ids=["it wins", "nothing is small enough", "the baseline is", "nobody asks"],
 )
 def test_fewer_bits_are_tried_where_size_matters(
-    changes: dict[str, bool], excess: float, tried: bool, tmp_path: Path
+    changes: dict[str, Any], excess: float, tried: bool, tmp_path: Path
 ) -> None:
     here, known = dataclasses.replace(IMAGES, **changes), [Trial(PLAIN, 1.0, excess)]
     waves, _ = run(search(tmp_path, here, known=known), lambda _: (0.9, excess, 0.0))
