@@ -59,10 +59,12 @@ def difference(output: str, ours: np.ndarray, theirs: np.ndarray, tolerance: flo
     ours, theirs = (np.atleast_1d(array).astype(np.float64) for array in (ours, theirs))
     masked = np.isinf(ours) & (ours == theirs)
     left, right = (np.where(masked, 0.0, array) for array in (ours, theirs))
-    largest = max(float(np.abs(left).max()), 1e-6)
-    error = float(np.abs(left - right).max()) / largest
-    floor = _NOISE * largest
-    return Difference(output, error, _cosine(left, right, floor), _agreement(ours, theirs, tolerance, floor))
+    with np.errstate(invalid="ignore"):  # others than these give NaN
+        largest = max(float(np.abs(left).max()), 1e-6)
+        error = float(np.abs(left - right).max()) / largest
+        floor = _NOISE * largest
+        cosine, agreement = _cosine(left, right, floor), _agreement(ours, theirs, tolerance, floor)
+    return Difference(output, error, cosine, agreement)
 
 
 def _cosine(ours: np.ndarray, theirs: np.ndarray, floor: float) -> float:
@@ -79,8 +81,7 @@ def _agreement(ours: np.ndarray, theirs: np.ndarray, tolerance: float, floor: fl
         return 1.0
     first, second = (array.reshape(-1, array.shape[-1]) for array in (ours, theirs))
     rows = np.arange(len(first))
-    with np.errstate(invalid="ignore"):  # of a row that is masked whole
-        lead = first[rows, first.argmax(axis=1)] - first[rows, second.argmax(axis=1)]
+    lead = first[rows, first.argmax(axis=1)] - first[rows, second.argmax(axis=1)]
     sizes = np.abs(np.where(np.isinf(first), 0.0, first)).max(axis=1)
     return float(np.mean(~(lead > np.maximum(tolerance * sizes, floor))))
 

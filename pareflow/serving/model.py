@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 import pareflow  # noqa: F401  (fills the catalog)
+from pareflow.comparison import difference
 from pareflow.compiler.backend import Backend, Session, backend_of
 from pareflow.errors import BadOutputError, InputError, WorkloadError
 from pareflow.serving import pickled
@@ -81,9 +82,7 @@ class PackagedModel:
         golden = self.golden()
         answered = self.outputs(golden["samples"])
         for name, outputs in answered.items():
-            expected = np.asarray(golden["outputs"][name])
-            differences = np.subtract(outputs, expected, dtype=np.float64)  # of booleans too
-            error = float(np.abs(differences).max() / max(float(np.abs(expected).max()), 1e-6))
+            error = difference(name, np.asarray(golden["outputs"][name]), outputs).error
             if not error <= TOLERANCE:
                 raise BadOutputError(
                     f"a packaged model must repeat its golden outputs within {TOLERANCE:g}",

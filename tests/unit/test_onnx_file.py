@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pareflow import spec as specs
 from pareflow import workload
-from pareflow.errors import ExportError, InputError, SplitError, WorkloadError
+from pareflow.errors import BadOutputError, ExportError, InputError, SplitError, WorkloadError
 from pareflow.model import Given
 from pareflow.serving.model import PackagedModel, as_json
 from pareflow.stages import optimization, searching, validation
@@ -207,6 +207,31 @@ def test_records_of_several_inputs_survive_a_package(loaded: Load, files: Path) 
     sent[-1]["z"] = 0.5
     with pytest.raises(InputError, match=r"numbers that int64 holds, but one is 0\.5"):
         package._raw(sent)
+
+
+class Kept(PackagedModel):
+    """A package whose network answers so, and did when it was packaged."""
+
+    def __init__(self, answers: dict[str, np.ndarray]) -> None:
+        self.answers = answers
+
+    def outputs(self, samples: Any) -> dict[str, np.ndarray]:
+        return self.answers
+
+    def postprocess(self, outputs: Any) -> np.ndarray:
+        return np.zeros(2, int)
+
+    def golden(self) -> dict[str, Any]:
+        answers = {"label": ["cat", "dog"], "logits": [[1.0, -np.inf], [0.5, 2.0]], "kept": [True, False]}
+        return {"samples": [], "outputs": answers, "predictions": [0, 0]}
+
+
+def test_texts_masked_logits_and_booleans_are_repeated_by_a_package() -> None:
+    answers = {name: np.asarray(values) for name, values in Kept({}).golden()["outputs"].items()}
+    Kept(answers).check_golden()
+    for name, values in answers.items():
+        with pytest.raises(BadOutputError, match=f"`{name}` differs by"):
+            Kept({**answers, name: values[::-1]}).check_golden()
 
 
 def test_damaged_original_is_bad_input_and_a_damaged_variant_a_failed_row(files: Path) -> None:
