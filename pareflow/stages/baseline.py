@@ -12,7 +12,7 @@ from pareflow.intervals import speedup
 from pareflow.isolation import Limits
 from pareflow.measuring.arena import Protocol
 from pareflow.network import form_of
-from pareflow.stages.building import first_answers_key, judged_batch_size, make, tried_metric_key
+from pareflow.stages.building import first_answers, judged_batch_size, make
 from pareflow.stages.fitting import fitted
 from pareflow.stages.jobs import feeds_key, original
 from pareflow.stages.run import TRAINING_HOURS, Row, Run
@@ -46,9 +46,7 @@ def train(run: Run) -> None:
         if run.store.find(original(run.facts.digest).id) is None:
             arguments = {"named": run.facts.digest, "threads": _training_threads()}
             run.job("train", arguments, f"train-{run.id}", limits=limits)
-        answers = {"key": first_answers_key(run), "tried": tried_metric_key(run)}
-        if None in map(run.store.find, answers.values()):
-            run.job("first_answers", {**answers, "metric": run.metric}, f"first-answers-{run.id}")
+        first_answers(run)
         if run.store.find(feeds_key(run.facts.digest, batch_size)) is None:
             run.job("feeds", {"batch_size": batch_size}, f"feeds-{run.id}")
 

@@ -15,7 +15,7 @@ from pareflow.model.technique import Technique
 from pareflow.model.training import TrainedTechnique
 from pareflow.remote_store import opened
 from pareflow.stages import attempts
-from pareflow.stages.jobs import artifact_size_mib, feeds_key, links
+from pareflow.stages.jobs import artifact_size_mib, feeds_key, links, original
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Variant, digest, file_digest
 from pareflow.workload import SplitName
@@ -145,13 +145,20 @@ def judged_batch_size(run: Run, recipe: Recipe) -> int | None:
 
     None where they do not.
     """
-    given = _original_mixes_samples(run.store.root, first_answers_key(run))
+    given = _original_mixes_samples(run)
     mixes = given or any(member.mixes_samples for member in members(recipe))
     return run.spec.sla.batch_size if mixes else None
 
 
+def first_answers(run: Run) -> None:
+    """What the original's first answers tell, found out where the store lacks it. Raises: as the job."""
+    answers = {"key": first_answers_key(run), "tried": tried_metric_key(run)}
+    if None in map(run.store.find, answers.values()):
+        run.job("first_answers", {**answers, "metric": run.metric}, f"first-answers-{run.id}")
+
+
 def first_answers_key(run: Run) -> str:
-    """Names what the original's first answers tell of it."""
+    """Names what they tell of the original."""
     return digest("first answers", run.facts.digest, file_digest(_INSTRUMENT))
 
 
@@ -160,9 +167,18 @@ def tried_metric_key(run: Run) -> str:
     return digest("tried metric", first_answers_key(run), file_digest(find_metric(run.metric, run.folder)))
 
 
-@functools.cache
-def _original_mixes_samples(root: Path, key: str) -> bool:
+def _original_mixes_samples(run: Run) -> bool:
     """As one may that reads the padding, or an ONNX file that was given quantized."""
+    key = first_answers_key(run)
+    if run.store.find(key) is None:
+        if run.store.find(original(run.facts.digest).id) is None:
+            return False
+        first_answers(run)
+    return _told_to_mix(run.store.root, key)
+
+
+@functools.cache
+def _told_to_mix(root: Path, key: str) -> bool:
     entry = opened(root).find(key)
-    assert entry is not None  # the baseline stage made it
+    assert entry is not None  # it was there, or the job has just made it
     return bool(json.loads((entry / "answers.json").read_text())["mixes_samples"])

@@ -158,7 +158,7 @@ def first_answers(
 
     def write_tried(into: Path) -> None:
         check_metric(run, few, metric)
-        (into / "metric.txt").write_text(metric)
+        (into / "tried.json").write_text(json.dumps(metric))
 
     def write(into: Path) -> None:
         if form == "onnx":

@@ -23,6 +23,8 @@ KINDS: Mapping[str, str] = {
     "preflight.json": "preflights",
     "feeds.npz": "inputs to measure with",
     "answers.npz": "answers of originals",
+    "answers.json": "answers of originals",
+    "tried.json": "answers of originals",
     "facts.json": "profiles",
     "stages.json": "profiles",
     "operators.json": "profiles",

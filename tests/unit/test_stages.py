@@ -329,7 +329,7 @@ def test_network_that_was_given_may_have_such_scales_and_is_evaluated_so(trained
 def test_original_that_was_given_with_such_scales_is_evaluated_so_with_all_its_variants(
     trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "_original_mixes_samples", lambda root, variant: True)
+    monkeypatch.setattr(building, "_original_mixes_samples", lambda run: True)
     assert building._evaluation(trained.run, trained.strong, "search")["batch_size"] == 1
     (strong, _) = baseline(trained.run)
     assert "judged in batches of 1" in (strong.reason or "")
