@@ -113,8 +113,7 @@ def _attempt(run: Run, row: Row, work: Work) -> str:
 
 
 def _used_up(run: Run) -> str:
-    but = f", but for {run.held_back:.2g} that the verdict takes" if run.held_back else ""
-    return f"the budget of {run.spec.budget.minutes:g} minutes was used up{but}"
+    return f"the budget of {run.spec.budget.minutes:g} minutes was used up"
 
 
 def strong_baseline(row: Row, baselines: Sequence[Row]) -> Row:

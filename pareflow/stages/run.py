@@ -74,8 +74,6 @@ class Run:
     """What this process is charged for: all that is new. What a kill took, and asking again, is free."""
     apart: bool = False
     """Whether what is measured is kept under keys of its own, which the run itself never asks for."""
-    held_back: float = 0.0
-    """Minutes of the budget that are not there for who asks with this: what comes after it takes them."""
 
     @classmethod
     def open(
@@ -181,13 +179,10 @@ class Run:
         return self.spec.budget.minutes - self.spent - self.meter.minutes
 
     def left(self, asked: str) -> float:
-        """The minutes left when this was first asked, which is kept; without what is held back.
+        """The minutes left when this was first asked, which is kept. Raises: StoreError.
 
-        Until this process decides something anew, it only asks again, and that is free. Raises: StoreError.
+        Until this process decides something anew, it only asks again, and that is free.
         """
-        return self._first_left(asked) - self.held_back
-
-    def _first_left(self, asked: str) -> float:
         left = self.minutes_left
         if left == math.inf:
             return left
@@ -207,10 +202,6 @@ class Run:
     def late(self, asked: str) -> bool:
         """Whether the budget was used up when this was first asked."""
         return self.left(asked) < 0
-
-    def holding_back(self, minutes: float) -> "Run":
-        """The run with so many minutes less of its budget: they are for later."""
-        return dataclasses.replace(self, held_back=minutes)
 
     def stop(self, work: str, words: str) -> None:
         """Keep what this work failed of: told once, it is told whenever the run is asked again."""

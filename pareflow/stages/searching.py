@@ -20,7 +20,6 @@ from pareflow.stages.optimization import strong_baseline, unrunnable
 from pareflow.stages.room import check_room
 from pareflow.stages.run import Row, Run
 from pareflow.stages.screening import checks_of, cost_of, objective_value, original_of, over, share_of
-from pareflow.stages.validation import KEPT, kept_minutes, minutes_of_looks
 from pareflow.variant import Recipe
 
 
@@ -54,7 +53,6 @@ def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
     check_objective(run, baselines)
     check_loadgen(run)
     check_room(run, baselines, sure_rows(run, baselines, profile))
-    run = run.holding_back(kept_minutes(run, baselines))
     wanted = run.spec.recipes()
     rows: list[Row] = []
     if wanted is not None:
@@ -67,7 +65,7 @@ def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
         smaller = _new(last_resort(run), [*baselines, *rows])
         words = f"nothing fits the device yet: {len(smaller)} smaller variants"
         rows += yield Asked(words, smaller)
-    return _nothing_tried(run, baselines, rows) or replace(ended, following=(*_late(rows), *ended.following))
+    return _nothing_tried(run, rows) or replace(ended, following=(*_late(rows), *ended.following))
 
 
 def _listed(run: Run, rows: Sequence[Row]) -> list[Asked]:
@@ -100,17 +98,16 @@ def check_objective(run: Run, baselines: Sequence[Row]) -> None:
         ) from error
 
 
-def _nothing_tried(run: Run, baselines: Sequence[Row], rows: Sequence[Row]) -> Ended | None:
+def _nothing_tried(run: Run, rows: Sequence[Row]) -> Ended | None:
     """What is said where no candidate was begun, or none can run here; None where some were."""
     recipes = tuple(row.recipe for row in rows)
     if rows and all(row.status == "unavailable" for row in rows):
         return Ended(f"none of {len(rows)} candidates can run here; of the first: {rows[0].reason}", recipes)
     if rows and all(row.status in ("pruned", "unavailable") for row in rows):
         used = run.spec.budget.minutes - run.minutes_left
-        enough = min(used + minutes_of_looks(run, baselines), used / (1 - KEPT))
         return Ended(
             f"no candidate was begun: the budget of {run.spec.budget.minutes:g} minutes was used up by the "
-            f"baseline, but for what the verdict takes; raise `budget.minutes` above {enough:.1f}",
+            f"baseline; raise `budget.minutes` above {used:.1f}",
             recipes,
         )
     return None
@@ -251,17 +248,13 @@ def trial_of(run: Run, row: Row, baselines: Sequence[Row], recipe: Recipe | None
 
 @dataclass
 class Contest:
-    """What a row must beat to become the best: the best so far of those that pass, carried along.
-
-    `run` holds back what the verdict takes.
-    """
+    """What a row must beat to become the best: the best so far of those that pass, carried along."""
 
     run: Run
     baselines: Sequence[Row]
     leader: Trial | None = None
 
     def __post_init__(self) -> None:
-        self.run = self.run.holding_back(kept_minutes(self.run, self.baselines))
         self.ran(self.baselines[0])
 
     def needed(self, row: Row) -> float | None:

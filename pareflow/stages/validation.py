@@ -22,8 +22,8 @@ LOOKS = 4
 """How often the gate may look: while a timing clause is inconclusive, it is looked at again with more."""
 TIMING = ("latency.", "load.", "throughput.")
 """How the clauses begin that more samples could decide; quality is measured once."""
-KEPT = 1 / 4
-"""Share of the budget that the search leaves to the verdict, at most."""
+PROMISED = 2
+"""So many looks there are in any case: the search may have used up the budget."""
 
 
 def final(run: Run, among: int, look: int) -> Protocol:
@@ -36,33 +36,11 @@ def final(run: Run, among: int, look: int) -> Protocol:
     return Protocol(blocks=BLOCKS * 2 ** max(look - 2, 0), least=least, seed=look)
 
 
-def minutes_of_looks(run: Run, baselines: Sequence[Row]) -> float:
-    """What all looks at the finalists take, expected of what the baselines took."""
-    known = [row.measurement for row in baselines if row.measurement is not None]
-    timed = [*known, *known[:1] * run.spec.finalists]  # a finalist takes no longer than the strong baseline
-    among = len(baselines) + run.spec.finalists
-    protocols = [final(run, among, look) for look in range(1, LOOKS + 1)]
-    return sum(_seconds(run, protocol, one) for protocol in protocols for one in timed) / 60
-
-
-def _seconds(run: Run, protocol: Protocol, measured: Measurement) -> float:
-    """How long a contestant like the measured one takes at this protocol, and under the SLA's load."""
-    loads, least_ms = protocol.blocks / protocol.blocks_per_load, protocol.least * measured.quantile_ms(0.5)
-    timing = protocol.blocks * max(protocol.block_ms, least_ms) / 1000 + loads * (measured.load_s or 0)
-    under = run.spec.sla.load
-    return timing + (protocol.blocks * protocol.least / under.per_s if under is not None else 0.0)
-
-
-def kept_minutes(run: Run, baselines: Sequence[Row]) -> float:
-    """How much of the budget the search leaves to the verdict, which may need more measurements (law 3)."""
-    return min(minutes_of_looks(run, baselines), KEPT * run.spec.budget.minutes)
-
-
 def validate(run: Run, chosen: Sequence[Row]) -> list[Row]:
     """The finalists with their quality on the verdict split, a longer measurement, and their verdicts.
 
-    More samples are bought while a timing clause is inconclusive for one that could still win, within the
-    budget (law 3). A candidate that fails on the way is a failed row (law 7).
+    More samples are bought while a timing clause is inconclusive for one that could still win (law 3), once
+    whatever the budget says, and then within it. A candidate that fails on the way is a failed row (law 7).
     Raises: VariantError where a baseline fails.
     """
     rows = [_evaluated(run, row) for row in chosen]
@@ -72,7 +50,8 @@ def validate(run: Run, chosen: Sequence[Row]) -> list[Row]:
         rows, more = _measured(run, _under_load(run, rows, protocol), protocol)
         measured = {key: measured[key].extended(more[key]) if key in measured else more[key] for key in more}
         rows = _judged(run, rows, measured, look)
-        if run.late(f"look {look + 1} at the finalists") or not any(_may_win(run, row, rows) for row in rows):
+        late = run.late(f"look {look + 1} at the finalists") and look >= PROMISED
+        if late or not any(_may_win(run, row, rows) for row in rows):
             break
     return [fitting.confine(run, row) if row.status == "ok" else row for row in rows]
 

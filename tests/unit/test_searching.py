@@ -76,7 +76,7 @@ def test_the_space_is_told_what_the_sla_says_of_size_and_quality(trained: Any) -
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        ("pruned", "no candidate was begun: the budget of 600 minutes was used up by the baseline, but for "),
+        ("pruned", "no candidate was begun: the budget of 600 minutes was used up by the baseline; raise "),
         ("unavailable", "none of 1 candidates can run here; of the first: so it is"),
     ],
 )
