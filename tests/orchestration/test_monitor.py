@@ -404,6 +404,7 @@ def otherwise(package: Path, into: Path) -> Path:
 @pytest.fixture
 def wrong_champion(judged: Judged, new_tracker: Callable[[Path], Tracker], tmp_path: Path) -> Tracker:
     """Version 1 was champion; version 2, which answers otherwise, is."""
+    shutil.copytree(judged.run.data_dir / "store", tmp_path / "store")  # it holds their original
     tracker = new_tracker(tmp_path)
     parent = tracker.begin(judged.run)
     first = tracker.register(judged.run, parent, judged.package(judged.fp32), judged.fp32)
