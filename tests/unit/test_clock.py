@@ -18,11 +18,11 @@ from flows.pipeline import side_by_side, tried
 from pareflow.compiler import OnnxRuntime
 from pareflow.errors import CrashedError, TimedOutError
 from pareflow.hardware.device import INTERRUPTED, lock_folder
-from pareflow.hardware.waits import WAITS
+from pareflow.hardware.waits import WAITS, Waits
 from pareflow.isolation import interruptible
 from pareflow.measurement import Measurement
 from pareflow.measuring.arena import Protocol
-from pareflow.stages import baseline, building, jobs, optimization, validation
+from pareflow.stages import baseline, building, clock, jobs, optimization, validation
 from pareflow.stages.clock import Clock, Meter
 from pareflow.stages.run import Row, Run
 from pareflow.stages.searching import Contest, trial_of
@@ -204,14 +204,15 @@ def test_what_is_asked_again_gives_no_time_back(trained: Trained, monkeypatch: p
 
 def test_waiting_for_what_another_run_holds_is_not_charged(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: 2 minutes of work, 3 of waiting for the device, and 4 of waiting beside a build of its own."""
-    now = 1000.0
+    now, waits = 1000.0, Waits()
     monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(clock, "WAITS", waits)
     meter = Meter()
     now += 2 * 60
-    with WAITS.waiting():
+    with waits.waiting():
         now += 3 * 60
         assert meter.minutes == pytest.approx(2)
-        with WAITS.working():
+        with waits.working():
             now += 4 * 60
     assert meter.minutes == pytest.approx(6)
     meter.restart()
