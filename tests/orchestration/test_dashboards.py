@@ -92,7 +92,8 @@ def test_every_metric_that_is_named_is_told_by_a_server(series: Series) -> None:
 
 
 def test_every_label_and_value_that_is_asked_for_is_there(series: Series) -> None:
-    """But for statuses: a server that has not failed knows none of 5xx."""
+    """But for what this server is not: one that has not failed has no status of 5xx, none is both judged here
+    and rejected."""
     checked = 0
     for expression in expressions():
         for name, body in SELECTED.findall(expression):
@@ -101,7 +102,7 @@ def test_every_label_and_value_that_is_asked_for_is_there(series: Series) -> Non
                     continue
                 values = {labels.get(label) for labels in series[name]}
                 assert None not in values, f"{name} has no label {label}"
-                if label != "status" and not value.startswith("$"):  # a variable's, which come from a series
+                if label not in ("status", "judged") and not value.startswith("$"):  # $: from a series
                     pattern = value if operator == "=~" else re.escape(value)
                     assert any(re.fullmatch(pattern, str(known)) for known in values), (
                         f"{name}: {label}={value}"

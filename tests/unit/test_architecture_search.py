@@ -242,7 +242,10 @@ def in_order(splits: Splits) -> list[Split]:
     return [splits.train, splits.calibration, splits.search, splits.verdict]
 
 
-@families
+@pytest.mark.parametrize(
+    "family",
+    ["resnet", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "resnet")],
+)
 def test_result_exports_and_learns(load_tiny: Load, family: Family, tmp_path: Path) -> None:
     workload = load_tiny("images")
     found = search(blocks=family, trials=2, epochs=2, learning_rate=1e-2).apply(fresh(workload), workload)

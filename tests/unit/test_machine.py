@@ -68,7 +68,7 @@ def test_threads_need_cores(trained: Any, monkeypatch: pytest.MonkeyPatch) -> No
 def test_commands_tell_it_before_training(command: str, own_workloads: Path, tmp_path: Path) -> None:
     described = yaml.safe_load((own_workloads / "images.yaml").read_text())
     path = own_workloads / "many.yaml"
-    path.write_text(yaml.safe_dump({**described, "target": {"threads": [1000]}}))
+    path.write_text(yaml.safe_dump({**described, "target": {"threads": [1000]}, "candidates": None}))
     plainly = ["--no-orchestrator"] if command in ("optimize", "retrain") else []
     words = [command, str(path), *plainly, "--data-dir", str(tmp_path / "data")]
     error = CliRunner().invoke(app, words).exception
