@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .serve import UnsupportedError  # type: ignore[import-untyped]  # beside it in the worker
+from .serve import UnsupportedError  # type: ignore[import-not-found]  # beside it in the worker
 
 
 def versions() -> dict[str, str]:
