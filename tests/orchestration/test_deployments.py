@@ -119,6 +119,12 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 
 @pytest.fixture
+def shared_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One MLflow for commands, and for the workers that begin after it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
+
+
+@pytest.fixture
 def worker(api: Api, tmp_path: Path) -> Iterator[Path]:
     """A process worker of the pool; the path of its log."""
     log = tmp_path / "worker.log"
@@ -321,10 +327,9 @@ def test_a_pipeline_with_a_problem_and_an_unknown_deployment_start_nothing(
 
 @pytest.mark.slow
 def test_the_command_waits_for_the_outcome_of_a_worker_s_run(
-    api: Api, worker: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    api: Api, shared_mlflow: None, worker: Path, config: Path, tmp_path: Path
 ) -> None:
     """Command and worker share MLflow, so that the command's document is the run's."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
     document = optimize_deployed(config, None, "on-demand", tmp_path, wait=True, remeasure=False)
     assert document["state"] == "COMPLETED", worker.read_text()
     assert document["outcome"]["pipeline"] == "mean"
