@@ -1,7 +1,11 @@
 """The main job: baseline → profile → optimize → validate → serve → register."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 from flows.environment import set_environment
@@ -16,6 +20,7 @@ from pareflow import collection, spec  # noqa: E402
 from pareflow.errors import PareflowError  # noqa: E402
 from pareflow.hardware.device import INTERRUPTED  # noqa: E402
 from pareflow.hardware.needs import held  # noqa: E402
+from pareflow.isolation import interrupt  # noqa: E402
 from pareflow.search import Ended  # noqa: E402
 from pareflow.stages import (  # noqa: E402
     ablation,
@@ -154,24 +159,51 @@ def searched(
     asking, rows = searching.searching(run, baselines, profile), list[Row]()
     contest = searching.Contest(run, baselines)
     done: list[Row] | None = None
+    with stoppable(lambda: any(row.measurement is not None for row in rows)) as stopped:
+        try:
+            while not stopped.is_set():
+                asked = next(asking) if done is None else asking.send(done)
+                shown.get().stage("optimize", len(asked.rows))
+                shown.get().note(asked.words)
+                done = []
+                for row in _attempted(tracker, parent, execution, asked, contest):
+                    if stopped.is_set():
+                        break  # it was ended, or what it was timed beside
+                    done.append(row)
+                    if row.status != "pruned" or asked.listed:
+                        rows.append(row)
+        except StopIteration as end:
+            return rows, end.value
+        except PareflowError:  # of what was ended
+            if not stopped.is_set():
+                raise
+    return rows, Ended("it was stopped by Ctrl-C; the same command goes on with it")
+
+
+@contextmanager
+def stoppable(worth: Callable[[], bool]) -> Iterator[threading.Event]:
+    """Within, the first Ctrl-C sets the event and ends what is built and timed, where that is `worth` it: an
+    exception amid an orchestrator's own work would end more than that. Else, and from then on, it is as ever.
+    """
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped  # signals are the main thread's
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stopped.is_set() or not worth():
+            signal.default_int_handler(number, frame)
+        stopped.set()
+        interrupt()
+        shown.get().note("stopping: what was found so far is judged; Ctrl-C again ends the command")
+
+    before = signal.signal(signal.SIGINT, ask)
     try:
-        while True:
-            asked = next(asking) if done is None else asking.send(done)
-            shown.get().stage("optimize", len(asked.rows))
-            shown.get().note(asked.words)
-            done = []
-            for row in _attempted(tracker, parent, execution, asked, contest):
-                done.append(row)
-                if row.status != "pruned" or asked.listed:
-                    rows.append(row)
-    except StopIteration as end:
-        return rows, end.value
-    except KeyboardInterrupt:
-        if all(row.measurement is None for row in rows):
-            raise
-        INTERRUPTED.clear()  # what comes now is not interrupted, unless it is again
-        shown.get().note("stopped: what was found so far is judged now; Ctrl-C again ends the command")
-        return rows, Ended("it was stopped by Ctrl-C; the same command goes on with it")
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if stopped.is_set():
+            INTERRUPTED.clear()  # what comes now is not interrupted, unless it is again
 
 
 def _attempted(

@@ -76,10 +76,15 @@ def interruptible() -> Iterator[None]:
     except Exception:
         raise
     except BaseException:
-        INTERRUPTED.set()
-        for child in tuple(_LIVE):
-            child.kill()
+        interrupt()
         raise
+
+
+def interrupt() -> None:
+    """End every child, and each that begins from now on, until `INTERRUPTED` is cleared."""
+    INTERRUPTED.set()
+    for child in tuple(_LIVE):
+        child.kill()
 
 
 class Child:

@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from prefect.context import FlowRunContext
-from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task
 
@@ -46,12 +45,9 @@ class Orchestrated:
         return task(*arguments)
 
     def each(self, task: "Task[..., R]", calls: Sequence[Call], needs: Sequence[Needs]) -> list[R]:
-        futures = [task.submit(*call) for call in calls]
-        try:
-            with interruptible():
-                return [future.result() for future in futures]
-        finally:
-            wait(futures)  # where it was interrupted: nothing of it goes on beside what comes next
+        with interruptible():
+            futures = [task.submit(*call) for call in calls]
+            return [future.result() for future in futures]
 
 
 class Plain:
