@@ -172,11 +172,16 @@ def _checks(
             interval = _quality(clause, evidence, quality)
         else:
             interval = _measured(clause, evidence, timing)
-        check = _check(clause, limit, interval, upper=not clause.endswith((".min", ".min_per_s")))
+        check = _check(clause, limit, interval, upper=not from_below(clause))
         yield check if evidence.fit is None else elsewhere(check, evidence.fit)
     if sla.quality is None:
         yield _quality_harm(drop_interval(evidence.original, evidence.quality, quality))
     yield _check("do_no_harm", _least(evidence, least_gain), gain(evidence, timing), upper=False)
+
+
+def from_below(clause: str) -> bool:
+    """Whether the limit of a clause is the least that is allowed."""
+    return clause.endswith((".min", ".min_per_s"))
 
 
 def _quality_harm(drop: Interval | None) -> Check:

@@ -81,6 +81,7 @@ class RegistrySource:
         self._tracker: Tracker | None = None
         self._verified: dict[str, Path] = {}
         self._versions: dict[str, tuple[float, Version]] = {}
+        self._judged: dict[Path, tuple[str | None, str]] = {}
 
     def current(self) -> Release:
         """Raises: TransientError, TrackingError; InputError where it is not there, or damaged."""
@@ -148,8 +149,16 @@ class RegistrySource:
             with suppress(OSError):  # it may be another user's
                 os.utime(kept)  # it is needed from now on
         self._verified[role] = kept  # whoever opens it verifies it again: here it is asked every second
-        judged = version.tags.get(verdict_tag_of(here(backend_in(kept))))
+        judged = version.tags.get(verdict_tag_of(self._where_judged(kept)[1]))
         return Release(self.name, str(version.version), kept, plan_of(version), judged)
+
+    def _where_judged(self, package: Path) -> tuple[str | None, str]:
+        """What runs a package, and the environment that verdicts on it belong to here: read once, since both
+        stay for as long as this process, which asks every second."""
+        if package not in self._judged:
+            backend = backend_in(package)
+            self._judged[package] = backend, here(backend)
+        return self._judged[package]
 
     def last(self) -> Release | None:
         told = self._told().get(self._uri)
@@ -188,8 +197,8 @@ class RegistrySource:
 
     def _remember(self, release: Release) -> None:
         plan = None if release.plan is None else release.plan.model_dump(mode="json", exclude_defaults=True)
-        backend = backend_in(release.package)
-        judged = {} if release.judged is None else {here(backend)[:12]: release.judged}
+        backend, where = self._where_judged(release.package)
+        judged = {} if release.judged is None else {where[:12]: release.judged}
         told = {
             "version": release.version,
             "package": release.package.name,

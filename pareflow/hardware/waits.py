@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 
@@ -24,29 +24,27 @@ class Waits:
         with self._lock:
             return self._until(time.monotonic())
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting(self) -> AbstractContextManager[None]:
         """Around a wait for a lock."""
-        self._change(waiting=+1)
-        try:
-            yield
-        finally:
-            self._change(waiting=-1)
+        return self._counted(1, 0)
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
+    def working(self) -> AbstractContextManager[None]:
         """Around what is done while a device is held."""
-        self._change(working=+1)
-        try:
-            yield
-        finally:
-            self._change(working=-1)
+        return self._counted(0, 1)
 
     def note_in(self, file: Path) -> None:
         """Keep a file up to date, by which another process can tell with `noted`."""
         self._note = file
 
-    def _change(self, waiting: int = 0, working: int = 0) -> None:
+    @contextmanager
+    def _counted(self, waiting: int, working: int) -> Iterator[None]:
+        self._change(waiting, working)
+        try:
+            yield
+        finally:
+            self._change(-waiting, -working)
+
+    def _change(self, waiting: int, working: int) -> None:
         with self._lock:
             now = time.monotonic()
             self._seconds, self._since = self._until(now), now

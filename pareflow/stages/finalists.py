@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from pareflow.gate import QUALITY_HARM, Check
+from pareflow.gate import QUALITY_HARM, Check, from_below
 from pareflow.stages.run import Row, Run
-from pareflow.stages.screening import checks_of, cost_of, lower, over, rejected
+from pareflow.stages.screening import checks_of, cost_of, over, rejected
 
 
 def finalists(run: Run, rows: Sequence[Row]) -> list[Row]:
@@ -77,8 +77,7 @@ def _kept(check: Check, samples: int) -> float:
     if check.clause == QUALITY_HARM:
         return float(check.decision != "reject")
     assert check.estimate is not None  # what was not measured is no check of the search split
-    side = -1 if lower(check) else 1
-    bound = check.low if lower(check) else check.high
+    side, bound = (-1, check.low) if from_below(check.clause) else (1, check.high)
     estimate = max(check.estimate, 0.0) if check.clause.endswith("max_drop") else check.estimate
     if bound is None or check.confidence is None or bound == check.estimate:
         return float(over(check) == 0)

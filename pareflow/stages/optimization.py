@@ -89,7 +89,7 @@ def begun(run: Run, row: Row, work: Work) -> Row:
     Asked on the flow's machine, which keeps the answers. A preflight takes little, and is not pruned.
     """
     if work != "preflight" and run.late(f"{work} {row.label}"):
-        return _ended(row, "pruned", _used_up(run))
+        return _ended(row, "pruned", f"the budget of {run.spec.budget.minutes:g} minutes was used up")
     former = run.clock.stopped(_attempt(run, row, work))
     return row if former is None else _ended(row, "failed", former)
 
@@ -110,10 +110,6 @@ def kept(run: Run, row: Row, work: Work) -> Row:
 def _attempt(run: Run, row: Row, work: Work) -> str:
     """Names a piece of work by all that it depends on, code included: what was mended is tried again."""
     return f"{work} {row.label}, {building.variant_of(row.recipe, run.facts.digest).id}"
-
-
-def _used_up(run: Run) -> str:
-    return f"the budget of {run.spec.budget.minutes:g} minutes was used up"
 
 
 def strong_baseline(row: Row, baselines: Sequence[Row]) -> Row:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from pareflow.errors import VariantError
-from pareflow.gate import QUALITY_HARM, Check, Evidence, judge
+from pareflow.gate import QUALITY_HARM, Check, Evidence, from_below, judge
 from pareflow.measurement import Measurement
 from pareflow.sla import Objective
 from pareflow.stages.optimization import strong_baseline
@@ -82,10 +82,5 @@ def over(check: Check) -> float:
     """
     if check.estimate is None or (check.clause == QUALITY_HARM and check.decision != "reject"):
         return 0.0
-    found = check.limit - check.estimate if lower(check) else check.estimate - check.limit
+    found = check.limit - check.estimate if from_below(check.clause) else check.estimate - check.limit
     return max(found, 0.0) if check.clause.startswith("quality.") else max(found / check.limit, 0.0)
-
-
-def lower(check: Check) -> bool:
-    """Whether the limit of a clause is the least that is allowed."""
-    return check.clause.endswith((".min", ".min_per_s"))

@@ -199,23 +199,20 @@ def test_a_decision_that_says_too_little_starts_no_run(api: Api, changed: dict[s
     refused.value.close()
 
 
-def test_on_event_runs_for_a_registered_original_and_not_for_what_the_pipeline_registers(api: Api) -> None:
-    """The event of its own variant comes first: it had its chance when the original's run is there."""
-    name = "pareflow.model.registered"
+@pytest.mark.parametrize(
+    ("deployment", "name", "others", "ours"),
+    [
+        ("on-event", "pareflow.model.registered", {"role": "optimized"}, {"role": "original"}),
+        ("on-breach", "pareflow.monitoring.breach", {"retrain": "no"}, {"retrain": "yes"}),
+    ],
+    ids=["a registered original, not what the pipeline registers", "a rule that asks for a retraining"],
+)
+def test_an_event_starts_a_run_where_it_asks_for_one(
+    deployment: str, name: str, others: dict[str, str], ours: dict[str, str], api: Api
+) -> None:
+    """The event that asks for none comes first: it had its chance when the other's run is there."""
     found = begun(
-        api,
-        "on-event",
-        lambda: [event(name, "none.yaml", role="optimized"), event(name, "some.yaml", role="original")],
-    )
-    assert found == [{"config": "some.yaml"}] * len(found)
-
-
-def test_on_breach_runs_where_the_rule_asks_for_a_retraining(api: Api) -> None:
-    name = "pareflow.monitoring.breach"
-    found = begun(
-        api,
-        "on-breach",
-        lambda: [event(name, "none.yaml", retrain="no"), event(name, "some.yaml", retrain="yes")],
+        api, deployment, lambda: [event(name, "none.yaml", **others), event(name, "some.yaml", **ours)]
     )
     assert found == [{"config": "some.yaml"}] * len(found)
 
