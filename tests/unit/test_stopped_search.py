@@ -37,7 +37,10 @@ def listed(trained: Trained) -> Run:
 
 
 def test_what_is_timed_already_goes_on_to_the_verdict(listed: Run, trained: Trained) -> None:
-    rows, ended = searched(listed, None, "", Stopped(1), trained.rows, None)
+    try:
+        rows, ended = searched(listed, None, "", Stopped(1), trained.rows, None)
+    except KeyboardInterrupt:  # it would end pytest
+        pytest.fail("the search ended, though one candidate was timed")
     assert [row.label for row in rows] == ["onnxruntime(graph_level=basic)"]
     assert rows[0].measurement is not None
     assert ended == Ended("it was stopped by Ctrl-C; the same command goes on with it")
