@@ -5,6 +5,7 @@ Techniques change a network within one form; backends run one form. The ways go 
 onnx → openvino, and torch or onnx → exported, so a recipe's techniques come in that order.
 """
 
+import functools
 import logging
 import re
 import warnings
@@ -92,9 +93,16 @@ def load(form: Form, folder: Path) -> Any:
         import onnx
 
         return onnx.load_model(path)
+    return openvino_core().read_model(path)
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """This process's only `openvino.Core`, which stays: one that is freed takes the signal stack along that it
+    gave the thread that made it, and the next signal there ends the process, unless that thread frees it."""
     import openvino
 
-    return openvino.Core().read_model(path)
+    return openvino.Core()
 
 
 def _unpickled(path: Path) -> Any:
@@ -339,11 +347,8 @@ def graph_runner(path: Path) -> Callable[[Arrays], Arrays]:
 
 def _runner_openvino(folder: Path) -> Callable[[Arrays], Arrays]:
     """The OpenVINO model of `folder` as a function of named arrays, in 32 bits."""
-    import openvino
-
-    core = openvino.Core()
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    request = core.compile_model(folder / FILES["openvino"], "CPU", hints).create_infer_request()
+    request = openvino_core().compile_model(folder / FILES["openvino"], "CPU", hints).create_infer_request()
     ports = openvino_ports(request.get_compiled_model().inputs)
     return ports.fitted(
         lambda feeds: {port.get_any_name(): np.array(array) for port, array in request.infer(feeds).items()}

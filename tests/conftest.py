@@ -27,7 +27,6 @@ from pareflow.measurement import Measurement, Quality, Ran
 from pareflow.network import Form
 from pareflow.stages import jobs
 from pareflow.stages.building import variant_of
-from pareflow.stages.clock import Meter
 from pareflow.stages.run import Row, Run
 from pareflow.store import Store
 from pareflow.variant import Recipe, Step, digest
@@ -266,10 +265,9 @@ def _trained_once(workloads: Path, shared_folder: Path, once: Once) -> Trained:
 
 @pytest.fixture
 def trained(_trained_once: Trained, tmp_path: Path) -> Trained:
-    """The tiny images after the baseline stage, with a data folder and a budget of its own."""
+    """The tiny images after the baseline stage, with a data folder of its own."""
     data_dir = shutil.copytree(_trained_once.run.data_dir, tmp_path / "data")
-    run = dataclasses.replace(_trained_once.run, data_dir=data_dir, meter=Meter())
-    return Trained(run, _trained_once.rows)
+    return Trained(dataclasses.replace(_trained_once.run, data_dir=data_dir), _trained_once.rows)
 
 
 @pytest.fixture(scope="session")

@@ -54,9 +54,7 @@ class OpenVino(Paged, Backend):
         """Processors, graphics processors (`GPU`) and neural ones (`NPU`) that OpenVINO has a plugin for."""
         if cls.unavailable() is not None:
             return {}
-        import openvino
-
-        core = openvino.Core()
+        core = network.openvino_core()
         return {name: str(core.get_property(name, "FULL_DEVICE_NAME")) for name in core.available_devices}
 
     def compile(self, source: Path, into: Path) -> None:
@@ -67,8 +65,6 @@ class OpenVino(Paged, Backend):
             place(file, into)
 
     def load(self, artifact: Path) -> "OpenVinoSession | StaticSession":
-        import openvino
-
         configuration = {
             "INFERENCE_NUM_THREADS": self.threads,
             "INFERENCE_PRECISION_HINT": self.precision,
@@ -76,7 +72,7 @@ class OpenVino(Paged, Backend):
             "NUM_STREAMS": self.streams,
             "ENABLE_CPU_PINNING": False,
         }
-        core, path = openvino.Core(), artifact / network.FILES["openvino"]
+        core, path = network.openvino_core(), artifact / network.FILES["openvino"]
         packed = packed_openvino.read(artifact / packed_openvino.FILE) if self.packed else (path,)
         model = core.read_model(*packed)
 

@@ -101,8 +101,6 @@ def _totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _openvino(folder: Path, feeds: Arrays, threads: int) -> dict[str, Any]:
     """Layers have no start and no duration of one request: their means are laid end to end in the last."""
-    import openvino
-
     settings = {
         "PERF_COUNT": True,
         "INFERENCE_NUM_THREADS": threads,
@@ -111,7 +109,7 @@ def _openvino(folder: Path, feeds: Arrays, threads: int) -> dict[str, Any]:
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,
     }
-    compiled = openvino.Core().compile_model(folder / network.FILES["onnx"], "CPU", settings)
+    compiled = network.openvino_core().compile_model(folder / network.FILES["onnx"], "CPU", settings)
     request = compiled.create_infer_request()
     inputs = {name for port in compiled.inputs for name in port.names}
     given = {name: array for name, array in feeds.items() if name in inputs}
