@@ -105,12 +105,13 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
     profile, told = execution.call(steps.profile, run, baselines)
     progress.note(told)
 
-    rows, ended = searched(run, tracker, parent, execution, baselines, profile)
+    rows, ended, first = searched(run, tracker, parent, execution, baselines, profile)
     progress.note(f"the search ended: {ended.words}")
 
     progress.stage("validate")
     screened = fitting.with_nearest([*baselines, *rows])
-    judged = execution.call(steps.validate, run, tracker, parent, screened)
+    before = 0 if first is None else 1
+    judged = execution.call(steps.validate, run, tracker, parent, screened, before)
     winner = validation.winner(run, judged)
     finals = {row.label: row for row in judged}
     table = [finals.get(row.label, row) for row in screened]
@@ -137,10 +138,20 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
     less = list(tried(tracker, parent, execution, wanted, contest))
     given = execution.call(steps.contributions, run, winner, [*screened, *less])
 
-    rows, before = [*table, *less], [*screened, *less]
-    why = told if profile is None else None
+    rows, as_screened = [*table, *less], [*screened, *less]
     document = outcome.document(
-        run, rows, before, winner, profile, registered, swept, ended, given, serving, no_profile=why
+        run,
+        rows,
+        as_screened,
+        winner,
+        profile,
+        registered,
+        swept,
+        ended,
+        given,
+        serving,
+        no_profile=told if profile is None else None,
+        first=first,
     )
     execution.call(steps.record_outcome, run, tracker, parent, document)
     return document
@@ -153,16 +164,21 @@ def searched(
     execution: Execution,
     baselines: Sequence[Row],
     profile: Mapping[str, Any] | None,
-) -> tuple[list[Row], Ended]:
-    """All rows that the search asked for, wave by wave, and why it ended. Ctrl-C ends it where one is timed:
-    what is there is judged."""
+) -> tuple[list[Row], Ended, dict[str, Any] | None]:
+    """All rows that the search asked for, wave by wave, why it ended, and what was registered before that.
+    Ctrl-C ends it where one is timed: what is there is judged."""
     asking, rows = searching.searching(run, baselines, profile), list[Row]()
     contest = searching.Contest(run, baselines)
     done: list[Row] | None = None
+    first: dict[str, Any] | None = None
     with stoppable(lambda: any(row.measurement is not None for row in rows)) as stopped:
         try:
             while not stopped.is_set():
                 asked = next(asking) if done is None else asking.send(done)
+                if first is None and searching.first_to_register(run, asked, contest):
+                    shown.get().stage("first version")
+                    first = execution.call(steps.first_version, run, tracker, parent, [*baselines, *rows])
+                    shown.get().note(_of_the_first(run, first))
                 shown.get().stage("optimize", len(asked.rows))
                 shown.get().note(asked.words)
                 done = []
@@ -173,11 +189,19 @@ def searched(
                     if row.status != "pruned" or asked.listed:
                         rows.append(row)
         except StopIteration as end:
-            return rows, end.value
+            return rows, end.value, first
         except PareflowError:  # of what was ended
             if not stopped.is_set():
                 raise
-    return rows, Ended("it was stopped by Ctrl-C; the same command goes on with it")
+    return rows, Ended("it was stopped by Ctrl-C; the same command goes on with it"), first
+
+
+def _of_the_first(run: Run, first: Mapping[str, Any]) -> str:
+    """What became of the first version, in a line."""
+    if first["version"] is None:
+        return f"nothing is registered yet: {first['recipe']}: {first['reason']}"
+    where = f"models:/{run.spec.name}/{first['version']}"
+    return f"{where} meets the SLA, and is registered: {first['recipe']}; the search goes on"
 
 
 @contextmanager

@@ -108,18 +108,21 @@ class Verdict:
         return cls(**{**document, "checks": tuple(Check(**check) for check in document["checks"])})
 
 
-def judge_all(sla: SLA, finalists: Sequence[Evidence], look: int | None = None) -> list[Verdict]:
+def judge_all(
+    sla: SLA, finalists: Sequence[Evidence], look: int | None = None, others: int = 0
+) -> list[Verdict]:
     """A verdict per finalist; the chance that any is promoted wrongly is at most 1 - `sla.confidence`.
 
     Holm's step-down: all are judged at the error divided by their number; those that pass are set aside, and
     the others judged again at the error divided by how many are left, until none passes. A finalist passes
-    if all of its clauses do, so that its p-value is its worst clause's.
+    if all of its clauses do, so that its p-value is its worst clause's. `others` share the error, and
+    are judged elsewhere: they never count as set aside.
     Source: Holm, 1979, Scandinavian Journal of Statistics 6:65; Berger, 1982, Technometrics 24:295.
     """
     verdicts: dict[int, Verdict] = {}
     left = list(range(len(finalists)))
     while left:
-        judged = {i: judge(sla, finalists[i], among=len(left), look=look) for i in left}
+        judged = {i: judge(sla, finalists[i], among=len(left) + others, look=look) for i in left}
         passed = [i for i in left if judged[i].decision == "promote"]
         verdicts |= {i: judged[i] for i in passed or left}
         left = [i for i in left if i not in passed] if passed else []

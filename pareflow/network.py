@@ -98,8 +98,8 @@ def load(form: Form, folder: Path) -> Any:
 
 @functools.cache
 def openvino_core() -> Any:
-    """This process's only `openvino.Core`, which stays: one that is freed takes the signal stack along that it
-    gave the thread that made it, and the next signal there ends the process, unless that thread frees it."""
+    """This process's only `openvino.Core`, which stays: freed by another thread than made it, it takes along
+    the signal stack that it gave that thread, and the next signal there ends the process."""
     import openvino
 
     return openvino.Core()

@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
-from pareflow.errors import TransientError
+from pareflow.errors import TransientError, VariantError
 from pareflow.reporting import page
 from pareflow.serving.plan import ServingPlan
 from pareflow.stages import (
@@ -101,13 +101,39 @@ def time_variant(
     return timed
 
 
+@task(task_run_name="first version", **_POLICY)
+def first_version(run: Run, tracker: Tracker | None, parent: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """The most promising of the rows, judged and registered while the search goes on: however that ends, a
+    version that meets the SLA is there.
+
+    The search is told nothing of it (law 5), and the verdict at the end shares its error. No alias names it:
+    what follows those is told of one version a run, the best.
+    """
+    chosen = finalists.finalists(run, rows, 1)
+    *_, row = validation.validate(run, chosen, run.spec.finalists, "the first version")
+    told = {"variant": row.id, "recipe": row.label, "version": None}
+    if validation.winner(run, [row]) is None:
+        return {**told, "reason": row.reason or "the gate does not promote it on the verdict split"}
+    try:
+        package = registration.package(run, row)
+    except VariantError as error:
+        return {**told, "reason": str(error)}
+    if tracker is None:
+        return {**told, "reason": "nothing is registered without MLflow"}
+    version = str(tracker.register(run, parent, package, row).version)
+    return {**told, "version": version, "reason": "it meets the SLA; the search went on"}
+
+
 @task(task_run_name="validate", **_POLICY)
-def validate(run: Run, tracker: Tracker | None, parent: str, rows: Sequence[Row]) -> list[Row]:
+def validate(
+    run: Run, tracker: Tracker | None, parent: str, rows: Sequence[Row], others: int = 0
+) -> list[Row]:
     """The finalists, judged on the verdict split, and the winner packaged; where that fails, the next wins.
 
-    And how high a load it holds, where the SLA has one.
+    And how high a load it holds, where the SLA has one. `others` were judged before.
     """
-    judged = registration.packaged(run, validation.validate(run, finalists.finalists(run, rows)))
+    judged = validation.validate(run, finalists.finalists(run, rows), others)
+    judged = registration.packaged(run, judged)
     judged = loading.with_highest_load(run, judged, validation.winner(run, judged))
     _record(run, tracker, parent, judged)
     return judged

@@ -12,8 +12,9 @@ from pareflow.stages.run import Row, Run
 from pareflow.stages.screening import checks_of, cost_of, over, rejected
 
 
-def finalists(run: Run, rows: Sequence[Row]) -> list[Row]:
-    """The baselines, and the most promising candidates of those that miss no clause already, with confidence.
+def finalists(run: Run, rows: Sequence[Row], count: int | None = None) -> list[Row]:
+    """The baselines, and the most promising candidates of those that miss no clause already, with confidence:
+    as many as the pipeline says, unless a `count` is given.
 
     Where every row misses some, baselines too, the best are judged all the same: the verdict says how much.
     """
@@ -23,10 +24,10 @@ def finalists(run: Run, rows: Sequence[Row]) -> list[Row]:
     lost = {row.id for row in timed if rejected(run, row, baselines)}
     hopeless = all(row.id in lost for row in timed)
     left = [row for row in candidates if hopeless or row.id not in lost]
-    return [*baselines, *promising(run, left, baselines)]
+    return [*baselines, *promising(run, left, baselines, count or run.spec.finalists)]
 
 
-def promising(run: Run, candidates: Sequence[Row], baselines: Sequence[Row]) -> list[Row]:
+def promising(run: Run, candidates: Sequence[Row], baselines: Sequence[Row], count: int) -> list[Row]:
     """As many as are judged, the best by the objective first; each adds most to what is expected.
 
     What is expected of some is the cost of the best that passes; where none does, the strong baseline's own,
@@ -37,7 +38,7 @@ def promising(run: Run, candidates: Sequence[Row], baselines: Sequence[Row]) -> 
     chances = {row.id: chance(run, row, baselines) for row in ranked}
     nothing = 1.0 if min(costs.values(), default=0.0) < 1 else max(costs.values())
     chosen: list[Row] = []
-    while ranked and len(chosen) < run.spec.finalists:
+    while ranked and len(chosen) < count:
         best = min(
             ranked,
             key=lambda row: expected([(costs[o.id], chances[o.id]) for o in (*chosen, row)], nothing),

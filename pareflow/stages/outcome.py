@@ -27,12 +27,13 @@ def document(
     contributions: Sequence[Mapping[str, Any]] = (),
     serving: Mapping[str, Any] | None = None,
     no_profile: str | None = None,
+    first: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The document of DESIGN.md section 6; row 0 is the strong baseline.
 
     `screened` holds the rows as they were before finalists were measured again; `ended` says why the search
-    did, `contributions` what each step of the winner gives, `serving` what its plan keeps, and `no_profile`
-    why there is no profile.
+    did, `contributions` what each step of the winner gives, `serving` what its plan keeps, `no_profile` why
+    there is no profile, and `first` what was judged and registered while the search went on.
     """
     shown = winner or _closest(rows)
     named = "" if run.target is None else f" --target {run.target}"
@@ -55,6 +56,7 @@ def document(
         "winner": winner.id if winner else None,
         "verdict": _verdict(shown, met=winner is not None),
         "search": None if ended is None else _search(ended),
+        "first_version": None if first is None else dict(first),
         "contributions": [dict(step) for step in contributions],
         "selection": selection(rows, screened, shown),
         "slices": slice_drops(rows, shown, run.spec.sla.confidence),

@@ -40,6 +40,10 @@ TIMES: tuple[Objective, ...] = ("latency_p50", "latency_p99", "throughput")
 """The objectives that shares of the time bound."""
 SIZES: tuple[Objective, ...] = ("size", "peak_memory")
 
+LONG = 20.0
+"""Minutes. A search that may go on for so long, by training, has what is best so far judged and registered
+first: the verdict takes a minute or two of them."""
+
 Asking = Generator[Asked, Sequence[Row], Ended]
 """What to try; it is sent the rows as they became, of a preflight those that failed."""
 
@@ -271,6 +275,21 @@ class Contest:
         """A row as it was timed."""
         found = trial_of(self.run, row, self.baselines)
         self.leader = best([found] if self.leader is None else [self.leader, found])
+
+
+def first_to_register(run: Run, asked: Asked, contest: Contest) -> bool:
+    """Whether what is best so far is worth a version before the search goes on with this.
+
+    Not under a load, which the served path keeps: its plan is tuned at the end; nor where the pipeline names
+    its candidates.
+    """
+    leader = contest.leader
+    if asked.preflight or asked.listed or run.spec.sla.load is not None:
+        return False
+    if leader is None or leader.cost is None or leader.cost >= 1:
+        return False
+    trains = any(level_of(row.recipe) == "architecture" for row in asked.rows)
+    return trains and run.left("a first version") >= LONG
 
 
 def excess_of(run: Run, row: Row, baselines: Sequence[Row]) -> dict[str, float] | None:

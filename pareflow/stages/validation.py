@@ -36,8 +36,10 @@ def final(run: Run, among: int, look: int) -> Protocol:
     return Protocol(blocks=BLOCKS * 2 ** max(look - 2, 0), least=least, seed=look)
 
 
-def validate(run: Run, chosen: Sequence[Row]) -> list[Row]:
+def validate(run: Run, chosen: Sequence[Row], others: int = 0, what: str = "the finalists") -> list[Row]:
     """The finalists with their quality on the verdict split, a longer measurement, and their verdicts.
+
+    `others` share the error, and are judged at another time: each time has a name, `what`.
 
     More samples are bought while a timing clause is inconclusive for one that could still win (law 3), once
     whatever the budget says, and then within it. A candidate that fails on the way is a failed row (law 7).
@@ -46,11 +48,11 @@ def validate(run: Run, chosen: Sequence[Row]) -> list[Row]:
     rows = [_evaluated(run, row) for row in chosen]
     measured: dict[str, Measurement] = {}
     for look in range(1, LOOKS + 1):
-        protocol = final(run, len(chosen), look)
+        protocol = final(run, len(chosen) + others, look)
         rows, more = _measured(run, _under_load(run, rows, protocol), protocol)
         measured = {key: measured[key].extended(more[key]) if key in measured else more[key] for key in more}
-        rows = _judged(run, rows, measured, look)
-        late = run.late(f"look {look + 1} at the finalists") and look >= PROMISED
+        rows = _judged(run, rows, measured, look, others)
+        late = run.late(f"look {look + 1} at {what}") and look >= PROMISED
         if late or not any(_may_win(run, row, rows) for row in rows):
             break
     return [fitting.confine(run, row) if row.status == "ok" else row for row in rows]
@@ -102,11 +104,14 @@ def winner(run: Run, judged: Sequence[Row]) -> Row | None:
     return min(passed, key=lambda row: objective_value(run.spec.objective, row), default=None)
 
 
-def _judged(run: Run, rows: Sequence[Row], measured: Mapping[str, Measurement], look: int) -> list[Row]:
+def _judged(
+    run: Run, rows: Sequence[Row], measured: Mapping[str, Measurement], look: int, others: int = 0
+) -> list[Row]:
     """The rows with their measurements and verdicts; failed ones stay as they are."""
     alive = [row for row in rows if row.status == "ok"]
     evidence = [_evidence(run, row, alive, measured) for row in alive]
-    verdicts = dict(zip((row.id for row in alive), judge_all(run.spec.sla, evidence, look), strict=True))
+    found = judge_all(run.spec.sla, evidence, look, others)
+    verdicts = dict(zip((row.id for row in alive), found, strict=True))
     judged = []
     for row in rows:
         if row.status == "ok":

@@ -295,6 +295,16 @@ def test_finalists_share_the_error_by_holms_steps(good: Evidence, scored: Score)
     )
 
 
+def test_what_is_judged_at_another_time_shares_the_error_to_the_end(good: Evidence, scored: Score) -> None:
+    """As above, among one more, which is never set aside: a quarter of the error, then a half."""
+    sla = SLA.model_validate({"quality": {"max_drop": 0.02}})
+    verdicts = judge_all(sla, losers(scored, good, 3, 20, 4), others=1)
+    assert [verdict.decision for verdict in verdicts] == ["promote", "inconclusive", "promote"]
+    assert [verdict.checks[0].confidence for verdict in verdicts] == pytest.approx(
+        [1 - 0.05 / 4, 1 - 0.05 / 2, 1 - 0.05 / 4]
+    )
+
+
 def test_what_passes_alone_may_fail_among_many(good: Evidence, scored: Score) -> None:
     sla = SLA.model_validate({"quality": {"max_drop": 0.02}})
     (alone,) = judge_all(sla, losers(scored, good, 12))

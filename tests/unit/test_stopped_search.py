@@ -38,7 +38,7 @@ def listed(trained: Trained) -> Run:
 
 def test_what_is_timed_already_goes_on_to_the_verdict(listed: Run, trained: Trained) -> None:
     try:
-        rows, ended = searched(listed, None, "", Stopped(1), trained.rows, None)
+        rows, ended, _ = searched(listed, None, "", Stopped(1), trained.rows, None)
     except KeyboardInterrupt:  # it would end pytest
         pytest.fail("the search ended, though one candidate was timed")
     assert [row.label for row in rows] == ["onnxruntime(graph_level=basic)"]
