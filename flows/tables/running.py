@@ -51,8 +51,8 @@ def plan(document: Document, console: Console) -> None:
     for row in document["candidates"]:
         state = row["unavailable"] or ("made" if row["made"] else "to make")
         bound = "unknown" if row["at_most"] is None else f"{row['at_most']:.1f}×"
-        minutes = "unknown" if row["minutes"] is None else f"{row['minutes']:.1f}"
-        table.add_row(row["level"], escape(row["recipe"]), row["effort"], minutes, bound, escape(state))
+        takes = (row["effort"], f"{row['minutes']:.1f}")
+        table.add_row(row["level"], escape(row["recipe"]), *takes, bound, escape(state))
     console.print(table)
     serving = document["serving"]
     if serving is not None:

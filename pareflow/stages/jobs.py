@@ -3,8 +3,10 @@
 import json
 import platform
 import shutil
+import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -44,7 +46,7 @@ from pareflow.serving.model import as_json, kind_of, write_manifest
 from pareflow.stages import processing
 from pareflow.store import MANIFEST, Store
 from pareflow.variant import Recipe, Step, Variant, digest
-from pareflow.workload import SPLITS, LoadedWorkload, SplitName, code_files, load
+from pareflow.workload import SPLITS, Arrays, LoadedWorkload, SplitName, code_files, load
 
 GOLDEN = 8
 """Samples that a package must repeat its answers to wherever it is opened."""
@@ -54,6 +56,9 @@ PLAIN: tuple[Form, ...] = ("torch", "onnx")
 
 PREFLIGHT = 64
 """Samples of each split that a recipe is tried on before hours are spent on it."""
+
+TOGETHER = 32
+"""Samples that a network answers together where it is only to be known about how long it takes."""
 
 FEEDS = 32
 """Batches of real inputs that a measurement cycles through."""
@@ -123,6 +128,34 @@ def train(
             network.check_outputs(network.runner(into)(workload.example(2)), samples=2)
 
     store.ensure(variant.id, write)
+
+
+def answering(reference: Mapping[str, Any], folder: str, root: str, threads: int) -> float:
+    """Milliseconds that the network takes for a sample of many at once, as it is made, before any training;
+    a torch module on so many `threads`.
+
+    Raises: WorkloadError.
+    """
+    workload, _ = _loaded(reference, folder, root)
+    with _users_code("`network()` must give a network that answers"), tempfile.TemporaryDirectory() as into:
+        made = workload.definition.network()
+        form = network.form_of_network(made)
+        if form == "torch":
+            from pareflow import torch_network
+
+            _take(threads)
+            made = torch_network.as_stored(made, list(workload.example(1)))
+        network.save(made, form, Path(into))
+        run, feeds = network.runner(Path(into)), workload.example(TOGETHER)
+        run(feeds)
+        took = [_ms(run, feeds) for _ in range(3)]
+    return statistics.median(took) / TOGETHER
+
+
+def _ms(run: Callable[[Arrays], Arrays], feeds: Arrays) -> float:
+    began = time.perf_counter()
+    run(feeds)
+    return 1000 * (time.perf_counter() - began)
 
 
 def _trained(made: Any, workload: LoadedWorkload) -> Any:

@@ -20,7 +20,8 @@ def plan(run: Run) -> dict[str, Any]:
 
     Gains are bounds, and estimates: of a family by Amdahl's law where a profile of this run is at hand, of a
     narrower precision by the ratio of the peak rates that the target's profile tells. `minutes` is estimated
-    from what the baseline took in an earlier run; None before there is one.
+    from what the baseline took in an earlier run; before there is one, from what the network takes as it is
+    made. Raises: WorkloadError where it is not made, or does not answer.
     """
     before = _before(run)
     families, effort = _families(before), _effort(run, before)
@@ -52,9 +53,7 @@ def accelerator(run: Run) -> dict[str, str]:
     return {"name": probe.processor(), "why": why}
 
 
-def planned(
-    run: Run, row: Row, families: Mapping[str, float], effort: Effort | None = None
-) -> dict[str, Any]:
+def planned(run: Run, row: Row, families: Mapping[str, float], effort: Effort) -> dict[str, Any]:
     """One candidate. `at_most` is how many times faster a request could become; None where nothing tells."""
     variant = variant_of(row.recipe, run.facts.digest)
     level, strong = level_of(row.recipe), OnnxRuntime(threads=row.threads).step
@@ -63,7 +62,7 @@ def planned(
         "id": variant.id,
         "level": level,
         "effort": EFFORT[level],
-        "minutes": None if effort is None else effort.minutes(row.recipe),
+        "minutes": effort.minutes(row.recipe),
         "at_most": bounds.at_most(row.recipe, strong, run.spec.target.profile, families),
         "unavailable": optimization.unrunnable(run, row.recipe),
         "made": run.store.find(variant.id) is not None,
@@ -83,11 +82,13 @@ def _families(before: Mapping[str, Any] | None) -> dict[str, float]:
     return {row["family"]: row["share"] for row in before["profile"]["advice"]["families"]}
 
 
-def _effort(run: Run, before: Mapping[str, Any] | None) -> Effort | None:
-    """Minutes per pass of training, by what the strong baseline took to answer."""
+def _effort(run: Run, before: Mapping[str, Any] | None) -> Effort:
+    """Minutes per pass of training, by what the strong baseline took to answer; or, before it was timed, by
+    what the network takes for one of many samples, which is about as long (`effort.PASSES`)."""
     if before is None:
-        return None
-    per_sample = before["baseline"]["latency_ms"]["p50"] / run.spec.sla.batch_size
+        per_sample = float(run.job("answering", {"threads": run.threads[0]}, f"{run.spec.name}-answering"))
+    else:
+        per_sample = before["baseline"]["latency_ms"]["p50"] / run.spec.sla.batch_size
     return Effort.of(run.facts.sizes["train"], per_sample)
 
 
