@@ -1,12 +1,12 @@
 """What `optimize` chooses beside what other tools make of the same network, in one run on this machine.
 
 Each tool's file is made in an environment of its own (`peer_files.py`), judged on the verdict split by the
-same gate, and timed in one arena with the winner and ONNX Runtime fp32. A peer's row is met where it is no
-slower than that, and loses no more than the SLA allows; its note says which clauses it misses.
+same gate, each alone, and timed in one arena with the winner and ONNX Runtime fp32. A peer's row is met where
+it is no slower than that, and loses no more than the SLA allows; its note says which clauses it misses.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from recipes import PATIENT
 
 from pareflow import spec
 from pareflow.errors import PareflowError
-from pareflow.gate import Decision
+from pareflow.gate import Decision, Evidence, judge
 from pareflow.intervals import speedup
 from pareflow.measurement import Interval
 from pareflow.sla import Objective
 from pareflow.stages.run import Row, Run
-from pareflow.stages.screening import objective_value
+from pareflow.stages.screening import objective_value, original_of
 from pareflow.stages.validation import validate
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -89,10 +89,34 @@ def compare(workload: str, peers: Sequence[Peer]) -> Comparison:
     baselines = [as_row(one) for one in document["variants"] if one["role"] in ("baseline", "original")]
     made = [make(run, peer, baselines[0]) for peer in peers]
     entered = {row.id: row for row in (*baselines, as_row(winner), *made) if row.status == "ok"}
-    judged = {row.id: row for row in validate(run, list(entered.values()))}
+    rows = validate(run, list(entered.values()))
+    judged = {row.id: alone(run, row, rows) for row in rows}
     names = [peer.name for peer in peers]
     compared = dict(zip(names, (judged.get(row.id, row) for row in made), strict=True))
     return Comparison(workload, winner["recipe"], pipeline.objective, judged[winner["id"]], compared)
+
+
+def alone(run: Run, row: Row, rows: Sequence[Row]) -> Row:
+    """The row, judged as if nothing had been compared with it: whoever uses one tool asks of one variant.
+
+    Holm's correction among all of these would turn peers down that pass, the more so the more there are.
+    """
+    if row.status != "ok":
+        return row
+    strong = min(
+        (r for r in rows if r.role == "baseline"), key=lambda r: objective_value(run.spec.objective, r)
+    )
+    evidence = Evidence(
+        variant=str(row.id),
+        objective=run.spec.objective,
+        quality=row.quality,
+        original=original_of(rows).quality,
+        measurement=row.measurement,
+        baseline=strong.measurement,
+        served=row.served,
+        fit=row.fit,
+    )
+    return replace(row, verdict=judge(run.spec.sla, evidence))
 
 
 def _claims(found: Comparison) -> Iterator[Claim]:
@@ -102,12 +126,10 @@ def _claims(found: Comparison) -> Iterator[Claim]:
         yield from _judged(f"{found.workload}, {name}", row)
     missing = "no peer meets the SLA" if found.fastest is None else _missed(found.winner)
     note = missing or f"{found.fastest} is the fastest"
-    yield _over_fastest(found.workload, found.over(found.fastest), note, _samples(found.winner))
+    yield _over_fastest(found.workload, found.over(found.fastest), note)
     if found.doubtful is not None:
         name = f"{found.workload}: winner over {found.doubtful}, of which the gate cannot tell"
-        yield _claim(
-            name, 1, found.over(found.doubtful), _samples(found.winner), "faster than those that pass"
-        )
+        yield _claim(name, 1, found.over(found.doubtful), "faster than those that pass")
 
 
 def _judged(name: str, row: Row) -> Iterator[Claim]:
@@ -116,7 +138,7 @@ def _judged(name: str, row: Row) -> Iterator[Claim]:
     if row.measurement is not None:
         ran = row.measurement.ran
         note = f"{note}; ran {ran.precision} on {ran.runtime} {ran.version}"
-    yield _claim(f"{name}: speed over ORT fp32", 1, row.speedup, _samples(row), note)
+    yield _claim(f"{name}: speed over ORT fp32", 1, row.speedup, note)
     checks = () if row.verdict is None else row.verdict.checks
     for check in checks:
         if check.clause == "quality.max_drop":
@@ -132,13 +154,15 @@ def _judged(name: str, row: Row) -> Iterator[Claim]:
             )
 
 
-def _over_fastest(workload: str, faster: Interval | None, note: str, samples: int = 0) -> Claim:
-    return _claim(f"{workload}: winner over the fastest peer that meets the SLA", 1, faster, samples, note)
+def _over_fastest(workload: str, faster: Interval | None, note: str) -> Claim:
+    return _claim(f"{workload}: winner over the fastest peer that meets the SLA", 1, faster, note)
 
 
-def _claim(name: str, claimed: float, found: Interval | None, samples: int, note: str) -> Claim:
-    low, high, measured = (None,) * 3 if found is None else (found.low, found.high, found.estimate)
-    return Claim(name, claimed, measured, "×", samples, "at least", low, high, note)
+def _claim(name: str, claimed: float, found: Interval | None, note: str) -> Claim:
+    """Its samples are the loads that the interval is of."""
+    if found is None:
+        return Claim(name, claimed, None, "×", 0, "at least", note=note)
+    return Claim(name, claimed, found.estimate, "×", found.samples, "at least", found.low, found.high, note)
 
 
 def often(found: Sequence[Comparison], _: bool) -> Iterator[Claim]:
@@ -148,10 +172,6 @@ def often(found: Sequence[Comparison], _: bool) -> Iterator[Claim]:
     much = sum(gain >= FASTER for gain in gained)
     name = f"workloads of {len(WORKLOADS)} where the winner is at least {FASTER:g}× the fastest passing peer"
     yield Claim(name, OFTEN, much if found else None, "workloads", len(gained), "at least")
-
-
-def _samples(row: Row) -> int:
-    return 0 if row.measurement is None else len(row.measurement.samples_ms)
 
 
 def _passed(row: Row) -> bool:

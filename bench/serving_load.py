@@ -28,6 +28,8 @@ from pareflow.workload import Arrays
 
 SERVERS = Path(__file__).parent / "servers"
 READY_S = 120
+TYPES = {"int64": "INT64", "float32": "FP32"}
+"""The protocol's names of what is asked with."""
 _LUA = """
 local file = io.open("{body}", "rb")
 wrk.method, wrk.body = "POST", file:read("*a")
@@ -181,26 +183,25 @@ def _ms(text: str) -> float:
 
 
 @contextmanager
-def pareflow(name: str, **plan: object) -> Iterator[Server]:
-    """`pareflow serve` with a plan, asked by raw tensors."""
+def pareflow(name: str, *, raw: bool = True, **plan: object) -> Iterator[Server]:
+    """`pareflow serve` with a plan, asked by raw tensors, or by nested lists as other servers are."""
     port = free_port()
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(json.dumps(plan))
         file.flush()
         command = [sys.executable, "-m", "flows.cli", "serve", package(name), "--port", port]
         url = f"http://127.0.0.1:{port}/v2/models/{name}/infer"
-        posts = [binary(url, feeds) for feeds in rows(name)]
+        posts = [(binary if raw else listed)(url, feeds) for feeds in rows(name)]
         with running([*command, "--plan", file.name], url, posts) as server:
             yield server
 
 
 def binary(url: str, feeds: Arrays) -> Post:
     """A request of the protocol with raw tensors, answered raw."""
-    types = {"int64": "INT64", "float32": "FP32"}
     tensors = [
         {
             "name": name,
-            "datatype": types[array.dtype.name],
+            "datatype": TYPES[array.dtype.name],
             "shape": list(array.shape),
             "parameters": {"binary_data_size": array.nbytes},
         }
@@ -209,6 +210,20 @@ def binary(url: str, feeds: Arrays) -> Post:
     head = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": True}}).encode()
     headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
     return Post(url, head + b"".join(array.tobytes() for array in feeds.values()), headers)
+
+
+def listed(url: str, feeds: Arrays) -> Post:
+    """A request of the protocol as JSON, answered so."""
+    tensors = [
+        {
+            "name": name,
+            "datatype": TYPES[array.dtype.name],
+            "shape": list(array.shape),
+            "data": array.tolist(),
+        }
+        for name, array in feeds.items()
+    ]
+    return Post(url, json.dumps({"inputs": tensors}).encode(), {"Content-Type": "application/json"})
 
 
 def as_json(url: str, feeds: Mapping[str, np.ndarray], key: str | None = None) -> Post:

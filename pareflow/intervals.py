@@ -140,6 +140,11 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
     return float(optimize.brentq(function, low, high, xtol=1e-10))
 
 
+FEWEST = 10
+"""Resamples of fewer tell too little of how far off they are: means of five normal samples were bounded
+wrongly in 44 of 1000, where 12.5 are stated."""
+
+
 def bca_interval(
     estimate: float,
     replicates: Samples,
@@ -154,15 +159,18 @@ def bca_interval(
     `within` is the least and the most it can be: each bound is at least as far out as inputs that were not
     drawn could move it, of which there may be about 3 / n at 95 % ("the rule of three"). Where any replicate
     is no number, there are no bounds; nor where hardly any differ (`_alike`), nothing bounds the statistic,
-    and the samples are fewer than bound a p99: what was not drawn could then be anything.
-    Source: Efron, 1987, Journal of the American Statistical Association 82:171, sections 2 and 6.
+    and the samples are fewer than bound a p99: what was not drawn could then be anything. Levels are widened
+    for few samples; fewer than `FEWEST` bound only what has a range.
+    Source: Efron, 1987, Journal of the American Statistical Association 82:171, sections 2 and 6; Hesterberg,
+    2015, The American Statistician 69:371, section 5.3.
     """
     from scipy import stats
 
     drawn, left_out = np.asarray(replicates, dtype=float), np.asarray(jackknife, dtype=float)
     known = len(drawn) and np.isfinite(drawn).all() and np.isfinite(left_out).all()
     few = within is None and samples < samples_needed(0.99, confidence)
-    if not known or (few and _alike(drawn, confidence)):
+    least = FEWEST if within is None else 2
+    if not known or samples < least or (few and _alike(drawn, confidence)):
         return Interval(estimate, None, None, samples, confidence)
     below = float(np.mean(drawn < estimate) + np.mean(drawn == estimate) / 2)
     below = min(max(below, 0.5 / len(drawn)), 1 - 0.5 / len(drawn))
@@ -172,7 +180,7 @@ def bca_interval(
     acceleration = float((spread**3).sum()) / (6 * squares**1.5) if squares > 0 else 0.0
 
     def bound(level: float) -> float:
-        shifted = bias + float(stats.norm.ppf(level))
+        shifted = bias + _normal(level, samples)
         return float(np.quantile(drawn, stats.norm.cdf(bias + shifted / (1 - acceleration * shifted))))
 
     low, high = bound(1 - confidence), bound(confidence)
@@ -181,6 +189,14 @@ def bca_interval(
         low = min(low, estimate - share * (estimate - within[0]))
         high = max(high, estimate + share * (within[1] - estimate))
     return Interval(estimate, low, high, samples, confidence)
+
+
+def _normal(level: float, n: int) -> float:
+    """The standard normal quantile at which replicates of n samples cover as Student's t does: those vary by
+    (n - 1) / n of what the samples do."""
+    from scipy import stats
+
+    return math.sqrt(n / (n - 1)) * float(stats.t.ppf(level, n - 1))
 
 
 def _alike(drawn: np.ndarray, confidence: float) -> bool:
@@ -309,7 +325,7 @@ def _bootstrap(estimate: float, replicates: np.ndarray, blocks: Blocks, confiden
     n, samples = len(blocks), sum(map(len, blocks))
     if n < 2:
         return Interval(estimate, None, None, samples, confidence)
-    level = float(stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf(confidence, n - 1)))
+    level = float(stats.norm.cdf(_normal(confidence, n)))
     low, high = np.quantile(replicates, [1 - level, level])
     return Interval(estimate, float(low), float(high), samples, confidence)
 

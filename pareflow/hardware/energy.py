@@ -1,5 +1,6 @@
 """Energy, where the machine counts it."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,20 +17,22 @@ def processor_joules(powercap: Path = _POWERCAP) -> Callable[[], float] | None:
     packages = [
         _Package(path)
         for path in sorted(powercap.glob("intel-rapl:*"))
-        if path.name.count(":") == 1 and _readable(path)
+        if path.name.count(":") == 1 and _is_package(path) and _readable(path)
     ]
     return partial(_total, packages) if packages else None
 
 
-def device_joules(index: int = 0) -> Callable[[], float] | None:
-    """A counter of the joules that an NVIDIA device has used (NVML), or None where there is none."""
+def device_joules() -> Callable[[], float] | None:
+    """A counter of the joules that CUDA's first device has used (NVML), or None where there is none."""
     try:
         import pynvml
     except ImportError:
         return None
     try:
         pynvml.nvmlInit()
-        device = pynvml.nvmlDeviceGetHandleByIndex(index)
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
+        by_name = pynvml.nvmlDeviceGetHandleByUUID
+        device = pynvml.nvmlDeviceGetHandleByIndex(int(first)) if first.isdecimal() else by_name(first)
         pynvml.nvmlDeviceGetTotalEnergyConsumption(device)
     except pynvml.NVMLError:  # no driver, no such device, or it does not count
         return None
@@ -53,6 +56,14 @@ class _Package:
 
 def _total(packages: list[_Package]) -> float:
     return sum(package.joules() for package in packages)
+
+
+def _is_package(path: Path) -> bool:
+    """Not so `psys`, which holds the packages and the rest of the machine."""
+    try:
+        return (path / "name").read_text().startswith("package")
+    except OSError:
+        return False
 
 
 def _readable(path: Path) -> bool:

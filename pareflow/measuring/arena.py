@@ -280,15 +280,17 @@ class _Running:
 
     def time(self, count: int, start: int = 0) -> tuple[float, ...]:
         """The ms of `count` requests, from batch `start` on and round. Raises: what it died of."""
-        before = self._joules() if self._joules else 0.0
+        before, began = self._joules() if self._joules else 0.0, time.perf_counter()
         self._tell(f"{count} {start}")
         answer = self._read()
+        joules = self._joules() - before if self._joules else 0.0
+        answering = sum(answer["ms"]) / (1000 * (time.perf_counter() - began))
         self._peak_memory_mib = answer["peak_memory_mib"]
         self._device_memory_mib = answer["device_memory_mib"]
         self._device_reserved_mib = answer["device_reserved_mib"]
         self._requests += count
         self._cpu_ms += answer["cpu_ms"]
-        self._energy_j += self._joules() - before if self._joules else 0.0
+        self._energy_j += joules * min(answering, 1.0)  # the rest went to telling and being told
         return tuple(answer["ms"])
 
     def _tell(self, command: str) -> None:

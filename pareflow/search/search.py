@@ -168,7 +168,7 @@ class Search:
         one's one by one."""
         ways = _each_way(t for t in self.known if t.passes)
         near = [way for way in ways if way.cost is not None and way.cost <= NEAR * (ways[0].cost or 0)]
-        found = [settings for way in near if (settings := space.settings(way.recipe))]
+        found = [settings for way in near if (settings := space.settings(way.recipe, self.here))]
         together = [settings[-1] for settings in found]
         return [*together, *(found[0][:-1] if found else ())]
 

@@ -39,7 +39,8 @@ class Circumstances:
     its graph adds up what went beside each other, as residual networks do, `chosen` which techniques with
     training the user allows, with the values of settings that he gives; None allows all. `max_drop` is the
     share of right answers that the SLA lets be lost, where it says so; `smallest_wins` whether size or memory
-    is what is minimised, `size_bounded` whether the SLA bounds one of them.
+    is what is minimised, `size_bounded` whether the SLA bounds one of them; `varied` whether inputs differ in
+    size.
     """
 
     threads: tuple[int, ...]
@@ -52,6 +53,7 @@ class Circumstances:
     max_drop: float | None = None
     smallest_wins: bool = False
     size_bounded: bool = False
+    varied: bool = False
 
 
 def untrained(here: Circumstances) -> tuple[Recipe, ...]:
@@ -128,15 +130,16 @@ def _packed_and_not(here: Circumstances, ways: Sequence[Sequence[Technique]]) ->
     )
 
 
-def settings(recipe: Recipe) -> tuple[Recipe, ...]:
-    """The recipe with other settings of its runtime: huge pages, static shapes; all together come last."""
+def settings(recipe: Recipe, here: Circumstances) -> tuple[Recipe, ...]:
+    """The recipe with other settings of its runtime: huge pages, static shapes; all together come last.
+
+    Static shapes are compiled one by one: where inputs differ in size, who sends the first of a size waits
+    for that, and no measurement of sizes that were met before tells.
+    """
+    paged, static = {"huge_pages": True}, {"static_shapes": True}
     offered: dict[str, list[dict[str, bool]]] = {
-        OnnxRuntime.name: [{"huge_pages": True}],
-        OpenVino.name: [
-            {"static_shapes": True},
-            {"huge_pages": True},
-            {"static_shapes": True, "huge_pages": True},
-        ],
+        OnnxRuntime.name: [paged],
+        OpenVino.name: [paged] if here.varied else [static, paged, {**static, **paged}],
     }
     backend = recipe.backend
     changed = [{**backend.settings, **more} for more in offered.get(backend.name, [])]

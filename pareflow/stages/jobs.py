@@ -1,5 +1,6 @@
 """The child side of the stages: what runs in a process of its own. Arguments and results are JSON."""
 
+import itertools
 import json
 import platform
 import shutil
@@ -23,6 +24,7 @@ from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.errors import EnvironmentUnfitError, NodeError, TransientError, WorkloadError
 from pareflow.hardware.counters import counted
 from pareflow.measuring import arena, breakdown, operators
+from pareflow.measuring.contestant import of_each_shape
 from pareflow.measuring.graph_report import graph_report
 from pareflow.measuring.network_facts import network_facts
 from pareflow.measuring.quality import (
@@ -60,8 +62,11 @@ PREFLIGHT = 64
 TOGETHER = 32
 """Samples that a network answers together where it is only to be known about how long it takes."""
 
-FEEDS = 32
-"""Batches of real inputs that a measurement cycles through."""
+FEEDS, VARIED = 32, 512
+"""Batches of real inputs that a measurement cycles through: more where they differ in size, for what takes
+long may be rare then, and quantiles are those of these inputs."""
+VARIED_MIB = 64
+"""Of which no more are taken once they are this large."""
 
 SPLIT_FEEDS = 4
 """Batches of real inputs that the halves of a split network are measured with."""
@@ -80,6 +85,7 @@ def describe(
         example = workload.example(1)
         tokens = all(array.dtype.kind == "i" for array in example.values())
         arena.storable(example)
+        varied = differ(list(workload.feeds("search", 1, FEEDS)))
     workload.definition.check(example)
     with _users_code("`slices()` must give parts of a split"):
         slices = slice_rows(named, workload, "search")
@@ -93,6 +99,7 @@ def describe(
         "seed": workload.definition.seed,
         "serving_requires": list(workload.definition.serving_requires),
         "tokens": tokens,
+        "varied": varied,
         "students": sorted(workload.definition.students()),
     }
 
@@ -265,11 +272,34 @@ def feeds(
         workload = replace(workload, definition=workload.definition.at_length(length))
 
     def write(into: Path) -> None:
-        batches = list(workload.feeds("search", batch_size, FEEDS * batch_size))
-        whole = [b for b in batches if len(next(iter(b.values()))) == batch_size]
-        arena.write_feeds(whole or [workload.example(batch_size)], into / "feeds.npz")
+        batches = workload.feeds("search", batch_size, VARIED * batch_size)
+        found = list(_enough(b for b in batches if len(next(iter(b.values()))) == batch_size))
+        arena.write_feeds(found or [workload.example(batch_size)], into / "feeds.npz")
 
     store.ensure(feeds_key(workload.digest, batch_size, length, own), write)
+
+
+def _enough(batches: Iterator[Arrays]) -> Iterator[Arrays]:
+    """As many of the batches as a measurement needs."""
+    first = list(itertools.islice(batches, FEEDS))
+    yield from first
+    if not differ(first):
+        return
+    size = _bytes(first)
+    for batch in itertools.islice(batches, VARIED - FEEDS):
+        size += _bytes([batch])
+        if size > VARIED_MIB * 2**20:
+            return
+        yield batch
+
+
+def differ(batches: Sequence[Arrays]) -> bool:
+    """Whether inputs differ in size."""
+    return len(of_each_shape(batches)) > 1
+
+
+def _bytes(batches: Sequence[Arrays]) -> int:
+    return sum(array.nbytes for batch in batches for array in batch.values())
 
 
 def calibration_inputs(reference: Mapping[str, Any], folder: str, root: str, limit: int) -> None:
@@ -597,7 +627,9 @@ def feeds_key(
     workload_digest: str, batch_size: int, length: int | None = None, own: str | None = None
 ) -> str:
     """Names the measuring inputs by their samples, their form, and the processing of a package's own."""
-    return digest("feeds", workload_digest, batch_size, length, FEEDS, *([] if own is None else [own]))
+    return digest(
+        "feeds", workload_digest, batch_size, length, FEEDS, VARIED, *([] if own is None else [own])
+    )
 
 
 def calibration_key(workload_digest: str, limit: int) -> str:

@@ -25,6 +25,9 @@ SEARCH_S = 60.0
 """How long the search for the highest load may take per variant."""
 PARTS = 3
 """Runs at most of one look, which go on while latencies are worth fewer than were asked for."""
+LIMITS = 20
+"""A run lasts so many limits of the latency: what comes faster than it is answered, by a twentieth, has a
+line by then that is longer than the limit."""
 PRECISION = 1.1
 """It ends where the lowest rate that fails is at most so many times the highest that holds."""
 
@@ -122,17 +125,18 @@ def highest_load(run: Run, row: Row) -> float | None:
     start = Load("Server", clause.per_s, clause.p99_ms)
     if run.late(f"highest load of {row.id}"):
         return None
-    key = digest("highest load", loading_key(run, row, start), SEARCH_S, PRECISION)
+    key = digest("highest load", loading_key(run, row, start), SEARCH_S, LIMITS, PRECISION)
     found: float | None = run.kept(key, "highest.json", lambda: _searched(run, row, start))
     return found
 
 
 def _searched(run: Run, row: Row, start: Load) -> float | None:
-    assert start.per_s is not None  # it is of the Server scenario
+    assert start.per_s is not None and start.limit_ms is not None  # it is of the Server scenario
+    limit_s = start.limit_ms / 1000
     deadline = time.monotonic() + SEARCH_S
 
     def holds(per_s: float) -> bool | None:
-        load = replace(start, per_s=per_s)
+        load = replace(start, per_s=per_s, seconds=max(start.seconds, LIMITS * limit_s))
         if time.monotonic() + load.duration_s > deadline:
             return None
         return measure(run, row, load).said.valid

@@ -46,6 +46,8 @@ class WorkloadFacts:
     serving_requires: tuple[str, ...]
     tokens: bool
     """Whether it takes integers, as networks over tokens do: the built-in list treats it as a transformer."""
+    varied: bool = False
+    """Whether its inputs differ in size from sample to sample, as texts do."""
     students: tuple[str, ...] = ()
     """The smaller networks that it offers to be taught."""
     scale: tuple[float, float] | None = None

@@ -166,6 +166,7 @@ def circumstances(
         max_drop=run.share_lost,
         smallest_wins=spec.objective in SIZES,
         size_bounded=spec.sla.size is not None or spec.sla.memory is not None,
+        varied=facts.varied,
     )
 
 

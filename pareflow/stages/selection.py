@@ -22,7 +22,7 @@ def selection(rows: Sequence[Row], screened: Sequence[Row], chosen: Row | None) 
     faster = early.speedup.estimate / chosen.speedup.estimate if early.speedup and chosen.speedup else None
     return {
         "candidates": sum(row.role == "candidate" and row.status == "ok" for row in screened),
-        "finalists": sum(row.verdict is not None for row in rows),
+        "finalists": sum(row.role == "candidate" and row.verdict is not None for row in rows),
         "correction": "Holm",
         "quality_bias": optimism,
         "speedup_bias": faster,

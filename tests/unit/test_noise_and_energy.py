@@ -57,11 +57,12 @@ def test_a_machine_that_stays_busy_is_refused(monkeypatch: pytest.MonkeyPatch) -
     assert caught.value.exit_code == 4
 
 
-def package(root: Path, name: str, joules: float) -> Path:
+def package(root: Path, name: str, joules: float, zone: str = "package-0") -> Path:
     folder = root / name
     folder.mkdir(exist_ok=True)
     (folder / "energy_uj").write_text(f"{int(joules * 1e6)}\n")
     (folder / "max_energy_range_uj").write_text("100000000\n")
+    (folder / "name").write_text(f"{zone}\n")
     return folder
 
 
@@ -78,6 +79,17 @@ def test_joules_are_summed_over_packages_and_unwrapped(tmp_path: Path) -> None:
     assert joules() == pytest.approx(5)
     package(tmp_path, "intel-rapl:0", 1)
     assert joules() == pytest.approx(8)
+
+
+def test_what_holds_the_whole_machine_is_not_counted_beside_its_processor(tmp_path: Path) -> None:
+    """`psys` of client machines: its joules are the package's too."""
+    package(tmp_path, "intel-rapl:0", 10)
+    package(tmp_path, "intel-rapl:1", 30, "psys")
+    joules = processor_joules(tmp_path)
+    assert joules is not None
+    package(tmp_path, "intel-rapl:0", 12)
+    package(tmp_path, "intel-rapl:1", 39, "psys")
+    assert joules() == pytest.approx(2)
 
 
 def test_where_nothing_counts_there_is_no_counter(tmp_path: Path) -> None:
