@@ -44,7 +44,7 @@ class Circumstances:
     """
 
     threads: tuple[int, ...]
-    tokens: bool
+    transformer: bool
     students: tuple[str, ...] = ()
     trainable: bool = True
     shortcuts: bool = False
@@ -64,7 +64,7 @@ def untrained(here: Circumstances) -> tuple[Recipe, ...]:
     Source: ONNX Runtime, Quantize ONNX models, "When and why do I need to try U8U8".
     """
     narrow, threads = not has_vnni(), here.threads
-    operators: Operators = "products" if here.tokens else "all"
+    operators: Operators = "products" if here.transformer else "all"
     levels = [Recipe((), OnnxRuntime(graph_level=level, threads=threads[0]).step) for level in LOWER_LEVELS]
     plain: list[tuple[Technique, ...]] = [
         (StaticInt8(operators=operators, reduce_range=narrow),),
@@ -75,7 +75,7 @@ def untrained(here: Circumstances) -> tuple[Recipe, ...]:
         Recipe(_steps(techniques), OnnxRuntime(threads=n).step)
         for n, techniques in itertools.product(threads, plain)
     ]
-    nncf = NncfInt8(model_type="transformer" if here.tokens else "general")
+    nncf = NncfInt8(model_type="transformer" if here.transformer else "general")
     for n in threads:
         recipes += [
             Recipe((nncf.step,), OpenVino(threads=n).step),
@@ -172,7 +172,7 @@ def _drop(here: Circumstances) -> dict[str, float]:
 
 def _int8(here: Circumstances) -> Technique:
     narrow = not has_vnni()
-    return DynamicInt8(reduce_range=narrow) if here.tokens else StaticInt8(reduce_range=narrow)
+    return DynamicInt8(reduce_range=narrow) if here.transformer else StaticInt8(reduce_range=narrow)
 
 
 def _steps(techniques: Sequence[Technique]) -> tuple[Step, ...]:

@@ -76,8 +76,8 @@ def _built_in(here: Circumstances) -> dict[str, Settings]:
 
     Layers go where a shortcut leads around them: what follows still gets about what it was trained on.
     """
-    rates = {"learning_rate": TOKEN_RATES if here.tokens else RATES}
-    smaller: Settings = {"depth": SHARES} if here.tokens else {"width": SHARES}
+    rates = {"learning_rate": TOKEN_RATES if here.transformer else RATES}
+    smaller: Settings = {"depth": SHARES} if here.transformer else {"width": SHARES}
     taught: Settings = {"student": here.students} if here.students else smaller
     layers: dict[str, Settings] = {LayerPruning.name: {"ratio": SHARES, **rates}}
     heads: dict[str, Settings] = {HeadPruning.name: {"ratio": SHARES, **rates}}
@@ -88,8 +88,8 @@ def _built_in(here: Circumstances) -> dict[str, Settings]:
             "scope": ("global", "layer"),  # ratios per layer by what its channels are worth, or one for all
             **rates,
         },
-        **(layers if here.tokens or here.shortcuts else {}),
-        **(heads if here.tokens else {}),
+        **(layers if here.transformer or here.shortcuts else {}),
+        **(heads if here.transformer else {}),
         LowRank.name: {"share": (0.2, 0.3, 0.4, 0.5), "of": ("products",), **rates},
         Distillation.name: {**taught, **rates},
         ArchitectureSearch.name: {"max_latency_share": SHARES, "trials": (TRIALS,), **rates},

@@ -152,15 +152,16 @@ def sure_rows(run: Run, known: Sequence[Row], profile: Mapping[str, Any] | None)
 def circumstances(
     run: Run, profile: Mapping[str, Any] | None = None, *, trainable: bool = True
 ) -> Circumstances:
-    """What the space of a run depends on; whether there are shortcuts only a profile tells."""
+    """What the space of a run depends on. Only a profile tells whether there are shortcuts, and whether a
+    network over anything else than tokens attends: a classifier's last softmax is one, and not many."""
     facts, spec = run.facts, run.spec
-    sums = profile["graph"]["before"].get("Add", 0) if profile is not None else 0
+    nodes = {} if profile is None else profile["graph"]["before"]
     return Circumstances(
         threads=run.threads,
-        tokens=facts.tokens,
+        transformer=facts.tokens or nodes.get("Softmax", 0) > 1,
         students=facts.students,
         trainable=trainable,
-        shortcuts=sums > 0,
+        shortcuts=nodes.get("Add", 0) > 0,
         profile=spec.target.profile,
         chosen=spec.space,
         max_drop=run.share_lost,

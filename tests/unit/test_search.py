@@ -28,16 +28,16 @@ from pareflow.search.study import Study
 from pareflow.search.trial import best, better
 from pareflow.variant import Recipe, Step
 
-IMAGES = Circumstances((1,), tokens=False, students=("half", "quarter"))
+IMAGES = Circumstances((1,), transformer=False, students=("half", "quarter"))
 RESIDUAL = dataclasses.replace(IMAGES, shortcuts=True)
-TEXTS = Circumstances((1,), tokens=True)
+TEXTS = Circumstances((1,), transformer=True)
 PLAIN = Recipe((), Step("onnxruntime", {"threads": 1}))
 
 
 @pytest.mark.parametrize("vnni", [True, False], ids=["VNNI", "no VNNI"])
 def test_weights_keep_to_seven_bits_where_bytes_saturate(vnni: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "instruction_flags", lambda: ("avx512_vnni",) if vnni else ("avx2",))
-    recipes = space.untrained(Circumstances((1, 2), tokens=True))
+    recipes = space.untrained(Circumstances((1, 2), transformer=True))
     steps = [step for recipe in recipes for step in recipe.techniques]
     narrow = [step.settings["reduce_range"] for step in steps if "reduce_range" in step.settings]
     assert len(narrow) == 4
@@ -45,7 +45,7 @@ def test_weights_keep_to_seven_bits_where_bytes_saturate(vnni: bool, monkeypatch
 
 
 def test_the_space_without_training_asks_each_thread_count_and_makes_sense() -> None:
-    recipes = space.untrained(Circumstances((1, 2), tokens=False))
+    recipes = space.untrained(Circumstances((1, 2), transformer=False))
     assert {recipe.backend.settings["threads"] for recipe in recipes} == {1, 2}
     assert_sensible(recipes)
 

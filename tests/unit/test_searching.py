@@ -73,6 +73,14 @@ def test_the_space_is_told_what_the_sla_says_of_size_and_quality(trained: Any) -
         assert searching.circumstances(searched(trained.run, objective=objective)).smallest_wins
 
 
+@pytest.mark.parametrize(("softmaxes", "attends"), [(0, False), (1, False), (2, True)])
+def test_a_network_over_images_that_attends_is_a_transformer(
+    trained: Any, softmaxes: int, attends: bool
+) -> None:
+    profile = {"graph": {"before": {"MatMul": 9, "Softmax": softmaxes}}}
+    assert searching.circumstances(searched(trained.run), profile).transformer is attends
+
+
 @pytest.mark.parametrize(
     ("status", "said"),
     [
