@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint requirements.lock
 EXTRAS := orchestration,openvino,serving,simplification,training
+QUICK := -n 2 --dist worksteal -m "not slow and not cuda"
 
-.PHONY: demo install install-dev servers test test-slow test-production check docs bench lock clean
+.PHONY: demo install install-dev servers test coverage test-slow test-production check docs bench lock clean
 
 demo: install  ## install, and run the main job on scikit-learn's digits
 	$(BIN)/pareflow optimize configs/digits/pipeline.yaml
@@ -14,7 +15,10 @@ install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
 test: install-dev  ## all tests but the slow ones, in two processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not cuda" --cov --cov-report=term:skip-covered --cov-fail-under=90 --durations=25
+	$(BIN)/python -m pytest $(QUICK) --durations=25
+
+coverage: install-dev  ## the same, and which lines they run: that takes a third as long again
+	$(BIN)/python -m pytest $(QUICK) --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-slow: install-dev
 	$(BIN)/python -m pytest -m "slow and not production"
