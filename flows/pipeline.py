@@ -179,6 +179,8 @@ def searched(
                     shown.get().stage("first version")
                     first = execution.call(steps.first_version, run, tracker, parent, [*baselines, *rows])
                     shown.get().note(_of_the_first(run, first))
+                if stopped.is_set():  # while the search thought, or the first version was judged
+                    break
                 shown.get().stage("optimize", len(asked.rows))
                 shown.get().note(asked.words)
                 done = []
@@ -193,7 +195,8 @@ def searched(
         except PareflowError:  # of what was ended
             if not stopped.is_set():
                 raise
-    return rows, Ended("it was stopped by Ctrl-C; the same command goes on with it"), first
+    again = "the same command without --remeasure" if run.remeasure else "the same command"
+    return rows, Ended(f"it was stopped by Ctrl-C; {again} goes on with it"), first
 
 
 def _of_the_first(run: Run, first: Mapping[str, Any]) -> str:
@@ -207,11 +210,13 @@ def _of_the_first(run: Run, first: Mapping[str, Any]) -> str:
 @contextmanager
 def stoppable(worth: Callable[[], bool]) -> Iterator[threading.Event]:
     """Within, the first Ctrl-C sets the event and ends what is built and timed, where that is `worth` it: an
-    exception amid an orchestrator's own work would end more than that. Else, and from then on, it is as ever.
+    exception amid an orchestrator's own work would end more than that. Else, and from then on, it is as ever;
+    so it is where Ctrl-C is ignored, as by what a script began with `&`.
     """
     stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped  # signals are the main thread's
+    signals_are_ours = threading.current_thread() is threading.main_thread()
+    if not signals_are_ours or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield stopped
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -270,11 +275,12 @@ def side_by_side(
 ) -> Iterator[Row]:
     """The candidates as the work leaves them, in their order, as many at a time as the machines hold.
 
-    One that no machine can hold is unavailable. Between two of them nothing runs, and may be timed.
+    One that no machine can hold is unavailable. Between two of them nothing runs, and may be timed. Once it is
+    interrupted, none is begun.
     """
     task = steps.make_variant if work == "make" else steps.preflight
     waiting = [(row, needs_of(run, row.recipe)) for row in candidates]
-    while waiting:
+    while waiting and not INTERRUPTED.is_set():
         machines = execution.machines()
         count = held([needs for _, needs in waiting], machines)
         wave, waiting = waiting[:count], waiting[count:]

@@ -68,9 +68,8 @@ _BEGINNING = threading.Lock()
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Ctrl-C within, or whatever else is no error (Prefect makes such of SIGTERM), ends every child at once,
-    whatever thread waits for it, and each that begins after it: children lead sessions of their own, which
-    the terminal does not tell."""
-    INTERRUPTED.clear()
+    whatever thread waits for it, and each that begins after it, in this run: children lead sessions of their
+    own, which the terminal does not tell."""
     try:
         yield
     except Exception:
