@@ -21,7 +21,8 @@ def graphed(run: "Call") -> "Call":
 
     There are at most `MOST` graphs, each with memory of its own: further shapes are computed without. Answers
     are copies: a later request writes into the graph's own. Threads wait for each other.
-    Source: PyTorch, "CUDA semantics", CUDA graphs; Ng and Gray, 2021, "Accelerating PyTorch with CUDA graphs".
+    Source: PyTorch, "CUDA semantics", CUDA graphs; Ng and Gray, 2021, "Accelerating PyTorch with CUDA
+    graphs".
     """
     graphs: dict[tuple[object, ...], Captured] = {}
     turn = threading.Lock()
