@@ -17,7 +17,7 @@ LARGEST_BYTES = 2**31 - 1
 CHOOSABLE_WEIGHTS_IR = 4
 """The IR version from which on a weight need not be an input as well."""
 OPSET = 13
-"""The oldest that operators are written for here, and that scales per channel need: older graphs are raised."""
+"""The oldest that operators are written for, and that has scales per channel; older graphs are raised."""
 _KINDS = {
     b"\x89HDF": ("an HDF5 file, such as Keras writes", "tf2onnx converts it: `python -m tf2onnx.convert`"),
     b"PK\x03\x04": (
