@@ -110,8 +110,7 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
 
     progress.stage("validate")
     screened = fitting.with_nearest([*baselines, *rows])
-    before = 0 if first is None else 1
-    judged = execution.call(steps.validate, run, tracker, parent, screened, before)
+    judged = execution.call(steps.validate, run, tracker, parent, screened, first)
     winner = validation.winner(run, judged)
     finals = {row.label: row for row in judged}
     table = [finals.get(row.label, row) for row in screened]
@@ -151,7 +150,7 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
         given,
         serving,
         no_profile=told if profile is None else None,
-        first=first,
+        first=None if first is None else first.to_json(),
     )
     execution.call(steps.record_outcome, run, tracker, parent, document)
     return document
@@ -164,13 +163,13 @@ def searched(
     execution: Execution,
     baselines: Sequence[Row],
     profile: Mapping[str, Any] | None,
-) -> tuple[list[Row], Ended, dict[str, Any] | None]:
-    """All rows that the search asked for, wave by wave, why it ended, and what was registered before that.
+) -> tuple[list[Row], Ended, steps.First | None]:
+    """All rows that the search asked for, wave by wave, why it ended, and what was judged before that.
     Ctrl-C ends it where one is timed: what is there is judged."""
     asking, rows = searching.searching(run, baselines, profile), list[Row]()
     contest = searching.Contest(run, baselines)
     done: list[Row] | None = None
-    first: dict[str, Any] | None = None
+    first: steps.First | None = None
     with stoppable(lambda: any(row.measurement is not None for row in rows)) as stopped:
         try:
             while not stopped.is_set():
@@ -199,12 +198,12 @@ def searched(
     return rows, Ended(f"it was stopped by Ctrl-C; {again} goes on with it"), first
 
 
-def _of_the_first(run: Run, first: Mapping[str, Any]) -> str:
+def _of_the_first(run: Run, first: steps.First) -> str:
     """What became of the first version, in a line."""
-    if first["version"] is None:
-        return f"nothing is registered yet: {first['recipe']}: {first['reason']}"
-    where = f"models:/{run.spec.name}/{first['version']}"
-    return f"{where} meets the SLA, and is registered: {first['recipe']}; the search goes on"
+    if first.version is None:
+        return f"nothing is registered yet: {first.row.label}: {first.reason}"
+    where = f"models:/{run.spec.name}/{first.version}"
+    return f"{where} meets the SLA, and is registered: {first.row.label}; the search goes on"
 
 
 @contextmanager
@@ -275,7 +274,7 @@ def side_by_side(
 ) -> Iterator[Row]:
     """The candidates as the work leaves them, in their order, as many at a time as the machines hold.
 
-    One that no machine can hold is unavailable. Between two of them nothing runs, and may be timed. Once it is
+    One that no machine can hold is unavailable. Between two of them nothing runs, and may be timed. Once
     interrupted, none is begun.
     """
     task = steps.make_variant if work == "make" else steps.preflight

@@ -266,6 +266,13 @@ class Tracker:
             registries.remember(self.locks.parent, registries.named() or self.uri)
         return self.add(name, package, tags, parent)
 
+    def holding(self, name: str, package: Path) -> ModelVersion | None:
+        """The version of this model that has this package's content, or None."""
+        return self._holding(name, content_digest(package, FORMAT))
+
+    def _holding(self, name: str, content: str) -> ModelVersion | None:
+        return next((found for found in self.versions(name) if found.tags.get(CONTENT) == content), None)
+
     def add(
         self, name: str, package: Path, tags: Mapping[str, str], parent: str | None = None
     ) -> ModelVersion:
@@ -277,9 +284,8 @@ class Tracker:
             self.check_alive()
             if not self.client.search_registered_models(f"name = '{name}'"):
                 self.client.create_registered_model(name, {"pareflow.pipeline": name})
-            found = [v for v in self.versions(name) if v.tags.get(CONTENT) == tags[CONTENT]]
-            if found:
-                version = found[0]
+            version = self._holding(name, tags[CONTENT])
+            if version is not None:
                 for tag, value in tags.items():
                     self.client.set_model_version_tag(name, version.version, tag, value)
                 return version

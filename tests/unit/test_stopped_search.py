@@ -104,15 +104,18 @@ def asks(monkeypatch: pytest.MonkeyPatch, *waves: searching.Asked, stopped_befor
     monkeypatch.setattr(searching, "searching", asking)
 
 
+@pytest.mark.parametrize(("remeasure", "again"), [(False, ""), (True, " without --remeasure")])
 def test_stopped_while_the_search_thinks_nothing_more_is_built(
-    listed: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch
+    remeasure: bool, again: str, listed: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With --remeasure, the same command would forget what there is."""
+    run = dataclasses.replace(listed, remeasure=remeasure)
     asks(monkeypatch, searching.Asked("one", (BASIC,)), searching.Asked("more", OTHERS), stopped_before=1)
     execution = InWaves()
-    rows, ended, _ = searched(listed, None, "", execution, trained.rows, None)
+    rows, ended, _ = searched(run, None, "", execution, trained.rows, None)
     assert execution.tried == [BASIC.label]
     assert [row.label for row in rows] == [BASIC.label]
-    assert ended.words.startswith("it was stopped")
+    assert ended.words == f"it was stopped by Ctrl-C; the same command{again} goes on with it"
 
 
 @pytest.mark.usefixtures("worth_a_first_version")
@@ -130,7 +133,7 @@ def test_stopped_while_the_first_version_is_judged_nothing_more_is_built(
         return call(task, *arguments)
 
     monkeypatch.setattr(execution, "call", stop)
-    rows, ended, first = searched(listed, None, "", execution, trained.rows, None)
+    _, ended, first = searched(listed, None, "", execution, trained.rows, None)
     assert execution.tried == [BASIC.label]
     assert first is None
     assert ended.words.startswith("it was stopped")
