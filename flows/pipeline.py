@@ -107,6 +107,9 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
 
     rows, ended, first = searched(run, tracker, parent, execution, baselines, profile)
     progress.note(f"the search ended: {ended.words}")
+    stopped = isinstance(ended, Stopped)
+    if stopped and tracker is not None:
+        tracker.stop(parent)
 
     progress.stage("validate")
     screened = fitting.with_nearest([*baselines, *rows])
@@ -152,8 +155,12 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
         no_profile=told if profile is None else None,
         first=None if first is None else first.to_json(),
     )
-    execution.call(steps.record_outcome, run, tracker, parent, document)
+    execution.call(steps.record_outcome, run, tracker, parent, document, stopped)
     return document
+
+
+class Stopped(Ended):
+    """Why the search ended: by Ctrl-C, so that it can go on."""
 
 
 def searched(
@@ -195,7 +202,7 @@ def searched(
             if not stopped.is_set():
                 raise
     again = "the same command without --remeasure" if run.remeasure else "the same command"
-    return rows, Ended(f"it was stopped by Ctrl-C; {again} goes on with it"), first
+    return rows, Stopped(f"it was stopped by Ctrl-C; {again} goes on with it"), first
 
 
 def _of_the_first(run: Run, first: steps.First) -> str:

@@ -241,14 +241,17 @@ def contributions(run: Run, winner: Row | None, made: Sequence[Row]) -> list[dic
 
 
 @task(task_run_name="report", **_POLICY)
-def record_outcome(run: Run, tracker: Tracker | None, parent: str, document: Mapping[str, Any]) -> None:
-    """The report and its documents, beside the run and in MLflow."""
+def record_outcome(
+    run: Run, tracker: Tracker | None, parent: str, document: Mapping[str, Any], stopped: bool = False
+) -> None:
+    """The report and its documents, beside the run and in MLflow, where it is kept whether the search was
+    `stopped`."""
     with run.store.lock(f"outcome-{run.id}"):  # two commands may be ending the same run
         page.write(document, Path(document["report"]))
         with writing(run.data_dir):
             replace(Path(document["report"]).with_name("run.json"), json.dumps(document, indent=1))
         if tracker is not None:
-            tracker.finish(run, parent, document)
+            tracker.finish(run, parent, document, stopped=stopped)
 
 
 def _record(run: Run, tracker: Tracker | None, parent: str, rows: Sequence[Row]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from flows import pipeline
-from pareflow.search import Ended
 from pareflow.sla import QualityClause
 from pareflow.stages import finalists, registration, validation
 from pareflow.stages.run import Row
@@ -122,10 +121,12 @@ def test_a_run_of_which_only_the_first_version_passed_ends_with_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As where it is none of the finalists: it is registered already, and becomes champion."""
+    """As where it is none of the finalists: it is registered already, and becomes champion. That the search
+    was stopped is kept."""
     tracker = new_tracker(tmp_path)
     first = judged_first(judged, tracker)
-    monkeypatch.setattr(pipeline, "searched", lambda *_: ([judged.int8], Ended("that was all"), first))
+    stopped = pipeline.Stopped("that was all")
+    monkeypatch.setattr(pipeline, "searched", lambda *_: ([judged.int8], stopped, first))
     monkeypatch.setattr(finalists, "finalists", lambda *_: [judged.fp32, judged.eager])
     document = pipeline.optimized(judged.run, tracker, tracker.begin(judged.run), Plain())
     assert document["winner"] == judged.int8.id
@@ -133,3 +134,4 @@ def test_a_run_of_which_only_the_first_version_passed_ends_with_it(
     assert (document["registered"]["version"], document["registered"]["alias"]) == (first.version, "champion")
     (row,) = [row for row in document["variants"] if row["id"] == judged.int8.id]
     assert row["finalist"]
+    assert tracker.stopped(judged.run)

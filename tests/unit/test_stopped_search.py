@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flows.pipeline import searched, stoppable
+from flows.pipeline import Stopped, searched, stoppable
 from pareflow.hardware.device import INTERRUPTED
 from pareflow.hardware.needs import Machine
 from pareflow.search import Ended
@@ -30,7 +30,7 @@ def _not_ignored() -> Iterator[None]:
     INTERRUPTED.clear()
 
 
-class Stopped(Plain):
+class Interrupted(Plain):
     """Plain execution, in which Ctrl-C comes while this candidate, counted from 0, is timed."""
 
     def __init__(self, at: int) -> None:
@@ -54,18 +54,18 @@ def listed(trained: Trained) -> Run:
 
 def test_what_is_timed_already_goes_on_to_the_verdict(listed: Run, trained: Trained) -> None:
     try:
-        rows, ended, _ = searched(listed, None, "", Stopped(1), trained.rows, None)
+        rows, ended, _ = searched(listed, None, "", Interrupted(1), trained.rows, None)
     except KeyboardInterrupt:  # it would end pytest
         pytest.fail("the search ended, though one candidate was timed")
     assert [row.label for row in rows] == ["onnxruntime(graph_level=basic)"]
     assert rows[0].measurement is not None
-    assert ended == Ended("it was stopped by Ctrl-C; the same command goes on with it")
+    assert ended == Stopped("it was stopped by Ctrl-C; the same command goes on with it")
     assert not INTERRUPTED.is_set()  # else whatever is begun for the verdict would be ended at once
 
 
 def test_before_anything_is_timed_it_ends_the_command(listed: Run, trained: Trained) -> None:
     with pytest.raises(KeyboardInterrupt):
-        searched(listed, None, "", Stopped(0), trained.rows, None)
+        searched(listed, None, "", Interrupted(0), trained.rows, None)
 
 
 class InWaves(Plain):
