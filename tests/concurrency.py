@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from pareflow.session import Session
 from pareflow.workload import Arrays
 
 
@@ -27,14 +26,16 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def answered_at_once(session: Session, asked: Sequence[Arrays], expected: Sequence[np.ndarray]) -> None:
+def answered_at_once(
+    run: Callable[[Arrays], Arrays], asked: Sequence[Arrays], expected: Sequence[np.ndarray]
+) -> None:
     """One thread for each request asks it again and again, and gets the answer to it each time."""
     together = Barrier(len(asked))
 
     def ask(feeds: Arrays, answer: np.ndarray) -> None:
         together.wait(20)
         for _ in range(100):
-            np.testing.assert_allclose(session.run(feeds)["output"], answer, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(run(feeds)["output"], answer, rtol=1e-4, atol=1e-5)
 
     with ThreadPoolExecutor(len(asked)) as threads:
         list(threads.map(ask, asked, expected))

@@ -127,7 +127,7 @@ def test_threads_that_ask_at_fixed_addresses_get_their_own_answers(
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     fixed, feeds = FixedSession(session, 1, "float32", device="cpu"), load_tiny("images").example(8)
     alone = [{name: array[row : row + 4] for name, array in feeds.items()} for row in range(4)]
-    answered_at_once(fixed, alone, [fixed.run(one)["output"] for one in alone])
+    answered_at_once(fixed.run, alone, [fixed.run(one)["output"] for one in alone])
 
 
 class Recorded:
@@ -164,12 +164,11 @@ def test_graphs_are_kept_for_so_many_shapes_and_threads_replay_in_turn(
         assert run({"x": torch.ones(size)})["y"].tolist() == [2.0] * size
     assert sizes == [1, 1, 2, 2, 3, 3]  # captured and replayed; the third shape is computed without
 
-    class Replaying:
-        def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-            return {"output": run({"x": torch.tensor(feeds["x"])})["y"].numpy()}
+    def answer(feeds: Arrays) -> Arrays:
+        return {"output": run({"x": torch.tensor(feeds["x"])})["y"].numpy()}
 
     rows = [np.full(2, row, np.float32) for row in range(4)]
-    answered_at_once(Replaying(), [{"x": row} for row in rows], [row * 2 for row in rows])
+    answered_at_once(answer, [{"x": row} for row in rows], [row * 2 for row in rows])
 
 
 @pytest.mark.skipif(accelerators.device() is not None, reason="there is a CUDA device")

@@ -174,7 +174,7 @@ def test_threads_that_ask_at_once_get_their_own_answers(
     session, feeds = backend.load(tmp_path), load_tiny("images").example(8)
     alone = [{name: array[row : row + 4] for name, array in feeds.items()} for row in range(4)]
     expected = [session.run(one)["output"] for one in alone]
-    answered_at_once(session, alone, expected)
+    answered_at_once(session.run, alone, expected)
 
 
 def test_static_shapes_keep_the_last_ones(
