@@ -107,11 +107,13 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
 
     rows, ended, first = searched(run, tracker, parent, execution, baselines, profile)
     progress.note(f"the search ended: {ended.words}")
+    stopped = isinstance(ended, Stopped)
+    if stopped and tracker is not None:
+        tracker.stop(parent)
 
     progress.stage("validate")
     screened = fitting.with_nearest([*baselines, *rows])
-    before = 0 if first is None else 1
-    judged = execution.call(steps.validate, run, tracker, parent, screened, before)
+    judged = execution.call(steps.validate, run, tracker, parent, screened, first)
     winner = validation.winner(run, judged)
     finals = {row.label: row for row in judged}
     table = [finals.get(row.label, row) for row in screened]
@@ -151,10 +153,14 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
         given,
         serving,
         no_profile=told if profile is None else None,
-        first=first,
+        first=None if first is None else first.to_json(),
     )
-    execution.call(steps.record_outcome, run, tracker, parent, document)
+    execution.call(steps.record_outcome, run, tracker, parent, document, stopped)
     return document
+
+
+class Stopped(Ended):
+    """Why the search ended: by Ctrl-C, so that it can go on."""
 
 
 def searched(
@@ -164,13 +170,13 @@ def searched(
     execution: Execution,
     baselines: Sequence[Row],
     profile: Mapping[str, Any] | None,
-) -> tuple[list[Row], Ended, dict[str, Any] | None]:
-    """All rows that the search asked for, wave by wave, why it ended, and what was registered before that.
+) -> tuple[list[Row], Ended, steps.First | None]:
+    """All rows that the search asked for, wave by wave, why it ended, and what was judged before that.
     Ctrl-C ends it where one is timed: what is there is judged."""
     asking, rows = searching.searching(run, baselines, profile), list[Row]()
     contest = searching.Contest(run, baselines)
     done: list[Row] | None = None
-    first: dict[str, Any] | None = None
+    first: steps.First | None = None
     with stoppable(lambda: any(row.measurement is not None for row in rows)) as stopped:
         try:
             while not stopped.is_set():
@@ -179,6 +185,8 @@ def searched(
                     shown.get().stage("first version")
                     first = execution.call(steps.first_version, run, tracker, parent, [*baselines, *rows])
                     shown.get().note(_of_the_first(run, first))
+                if stopped.is_set():  # while the search thought, or the first version was judged
+                    break
                 shown.get().stage("optimize", len(asked.rows))
                 shown.get().note(asked.words)
                 done = []
@@ -193,25 +201,28 @@ def searched(
         except PareflowError:  # of what was ended
             if not stopped.is_set():
                 raise
-    return rows, Ended("it was stopped by Ctrl-C; the same command goes on with it"), first
+    again = "the same command without --remeasure" if run.remeasure else "the same command"
+    return rows, Stopped(f"it was stopped by Ctrl-C; {again} goes on with it"), first
 
 
-def _of_the_first(run: Run, first: Mapping[str, Any]) -> str:
+def _of_the_first(run: Run, first: steps.First) -> str:
     """What became of the first version, in a line."""
-    if first["version"] is None:
-        return f"nothing is registered yet: {first['recipe']}: {first['reason']}"
-    where = f"models:/{run.spec.name}/{first['version']}"
-    return f"{where} meets the SLA, and is registered: {first['recipe']}; the search goes on"
+    if first.version is None:
+        return f"nothing is registered yet: {first.row.label}: {first.reason}"
+    where = f"models:/{run.spec.name}/{first.version}"
+    return f"{where} meets the SLA, and is registered: {first.row.label}; the search goes on"
 
 
 @contextmanager
 def stoppable(worth: Callable[[], bool]) -> Iterator[threading.Event]:
     """Within, the first Ctrl-C sets the event and ends what is built and timed, where that is `worth` it: an
-    exception amid an orchestrator's own work would end more than that. Else, and from then on, it is as ever.
+    exception amid an orchestrator's own work would end more than that. Else, and from then on, it is as ever;
+    so it is where Ctrl-C is ignored, as by what a script began with `&`.
     """
     stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped  # signals are the main thread's
+    signals_are_ours = threading.current_thread() is threading.main_thread()
+    if not signals_are_ours or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield stopped
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -270,11 +281,12 @@ def side_by_side(
 ) -> Iterator[Row]:
     """The candidates as the work leaves them, in their order, as many at a time as the machines hold.
 
-    One that no machine can hold is unavailable. Between two of them nothing runs, and may be timed.
+    One that no machine can hold is unavailable. Between two of them nothing runs, and may be timed. Once
+    interrupted, none is begun.
     """
     task = steps.make_variant if work == "make" else steps.preflight
     waiting = [(row, needs_of(run, row.recipe)) for row in candidates]
-    while waiting:
+    while waiting and not INTERRUPTED.is_set():
         machines = execution.machines()
         count = held([needs for _, needs in waiting], machines)
         wave, waiting = waiting[:count], waiting[count:]

@@ -115,6 +115,6 @@ def calibration(workload: LoadedWorkload) -> Arrays:
 
 
 def _tensors(feeds: Arrays) -> dict[str, Any]:
-    import torch
+    from pareflow.torch_network import as_tensor
 
-    return {name: torch.from_numpy(array) for name, array in feeds.items()}
+    return {name: as_tensor(array) for name, array in feeds.items()}

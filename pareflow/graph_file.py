@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pareflow.errors import WorkloadError
+from pareflow.errors import ExportError, WorkloadError
 from pareflow.ports import Port, Ports
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ LARGEST_BYTES = 2**31 - 1
 """Of a protobuf: its lengths are signed and have 32 bits."""
 CHOOSABLE_WEIGHTS_IR = 4
 """The IR version from which on a weight need not be an input as well."""
+OPSET = 13
+"""The oldest that operators are written for, and that has scales per channel; older graphs are raised."""
 _KINDS = {
     b"\x89HDF": ("an HDF5 file, such as Keras writes", "tf2onnx converts it: `python -m tf2onnx.convert`"),
     b"PK\x03\x04": (
@@ -135,6 +137,23 @@ def external_files(path: Path) -> list[Path]:
         entry.value for tensor in external(model) for entry in tensor.external_data if entry.key == "location"
     }
     return [path.parent / location for location in sorted(locations)]
+
+
+def raised(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """The model, of opset `OPSET` where it is of an older one. Raises: ExportError."""
+    from onnx import version_converter
+
+    opset = next((entry.version for entry in model.opset_import if not _domain(entry.domain)), OPSET)
+    if opset >= OPSET:
+        return model
+    try:
+        return version_converter.convert_version(model, OPSET)
+    except Exception as error:
+        raise ExportError(
+            f"the graph must be of opset {OPSET} or later, or be raised to it",
+            f"it is of opset {opset}, and onnx says: {str(error).strip().partition(chr(10))[0]}",
+            "Export it again with opset 17",
+        ) from error
 
 
 def ports(model: "onnx.ModelProto") -> Ports:

@@ -17,8 +17,6 @@ from pareflow.comparison import first_line
 from pareflow.errors import ExportError
 from pareflow.graph_operators import OF_SIZES, OPERATORS, as_tensor, torch_kind
 
-OPSET = 13
-"""The oldest that the operators are written for; older graphs are raised to it."""
 SMALL = 2**10
 """Integers of at most so many values may be sizes."""
 _REMEDY = "Take a backend of the form onnx or openvino, or export the network without this operator"
@@ -35,7 +33,7 @@ class GraphModule(torch.nn.Module):
 
     def __init__(self, model: onnx.ModelProto, takes: Sequence[str]) -> None:
         super().__init__()
-        graph = raised(model).graph
+        graph = graph_file.raised(model).graph
         self._takes, self._gives = tuple(takes), [value.name for value in graph.output]
         self._kinds = {value.name: value.type.tensor_type.elem_type for value in graph.input}
         self._known: dict[str, np.ndarray] = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
@@ -112,23 +110,6 @@ class GraphModule(torch.nn.Module):
             return value
         own = self._weights.get(name)
         return getattr(self, own) if own else as_tensor(value)
-
-
-def raised(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, of opset `OPSET` where it is of an older one. Raises: ExportError."""
-    from onnx import version_converter
-
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
-    if opset >= OPSET:
-        return model
-    try:
-        return version_converter.convert_version(model, OPSET)
-    except Exception as error:
-        raise ExportError(
-            f"the graph must be of opset {OPSET} or later, or be raised to it",
-            f"it is of opset {opset}, and onnx says: {first_line(error)}",
-            "Export it again with opset 17",
-        ) from error
 
 
 def check(node: onnx.NodeProto) -> None:

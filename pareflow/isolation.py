@@ -34,7 +34,7 @@ from pareflow.errors import (
     StoreError,
     TimedOutError,
 )
-from pareflow.hardware.device import INTERRUPTED, lock_folder
+from pareflow.hardware.device import INTERRUPTED
 from pareflow.hardware.probe import disk_is_full
 from pareflow.hardware.waits import WAITS, noted
 from pareflow.nursery import Forked, Nursery, die_with
@@ -68,9 +68,8 @@ _BEGINNING = threading.Lock()
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Ctrl-C within, or whatever else is no error (Prefect makes such of SIGTERM), ends every child at once,
-    whatever thread waits for it, and each that begins after it: children lead sessions of their own, which
-    the terminal does not tell."""
-    INTERRUPTED.clear()
+    whatever thread waits for it, and each that begins after it, in this run: children lead sessions of their
+    own, which the terminal does not tell."""
     try:
         yield
     except Exception:
@@ -335,9 +334,8 @@ def answer() -> None:
 
 def _keep_temporary_files_in(folder: Path) -> None:
     """Temporary files of this process and of those it begins go there: the parent removes the folder, however
-    this process ends. What others find again stays where it was: device locks, and kernels of torch.compile.
+    this process ends. What others find again stays where it was: kernels of torch.compile.
     """
-    os.environ.setdefault("PAREFLOW_LOCK_DIR", str(lock_folder()))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_kernels()))
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 

@@ -8,6 +8,7 @@ onnx → openvino, and torch or onnx → exported, so a recipe's techniques come
 import functools
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -96,10 +97,18 @@ def load(form: Form, folder: Path) -> Any:
     return openvino_core().read_model(path)
 
 
-@functools.cache
+_ONE_CORE = threading.Lock()
+
+
 def openvino_core() -> Any:
     """This process's only `openvino.Core`, which stays: freed by another thread than made it, it takes along
     the signal stack that it gave that thread, and the next signal there ends the process."""
+    with _ONE_CORE:
+        return _core()
+
+
+@functools.cache
+def _core() -> Any:
     import openvino
 
     return openvino.Core()
@@ -253,6 +262,8 @@ def export_onnx(network: Any, workload: LoadedWorkload, path: Path) -> None:
     """
     import torch
 
+    from pareflow.torch_network import as_tensor
+
     feeds = workload.example(batch_size=2)
     outputs = _output_names(network.eval(), feeds)
     axes = _varying_axes(workload, [*feeds, *outputs])
@@ -263,7 +274,7 @@ def export_onnx(network: Any, workload: LoadedWorkload, path: Path) -> None:
         try:
             torch.onnx.export(
                 network,
-                tuple(torch.from_numpy(array) for array in feeds.values()),
+                tuple(map(as_tensor, feeds.values())),
                 str(path),
                 input_names=list(feeds),
                 output_names=outputs,
@@ -387,11 +398,11 @@ def run_torch(network: Any, feeds: Arrays) -> Arrays:
     """One forward pass of a torch module over named arrays; outputs are named `output`, `output_1`, …"""
     import torch
 
-    from pareflow.torch_network import as_array
+    from pareflow.torch_network import as_array, as_tensor
 
     device = next(network.parameters(), torch.empty(0)).device
     with torch.inference_mode():
-        given = network(*(torch.from_numpy(array).to(device) for array in feeds.values()))
+        given = network(*(as_tensor(array, device) for array in feeds.values()))
     return name_outputs(given, as_array)
 
 

@@ -58,7 +58,8 @@ class OnnxFile(Workload):
     search: int = Field(default=200, ge=1, description="how many samples rank candidates; the others decide")
     predicts: Literal["class", "value"] = Field(
         default="class",
-        description="the position of the largest of two outputs at least, or the outputs themselves",
+        description="the position of the largest of two outputs at least, or the outputs themselves: "
+        "of one per sample that number",
     )
     variants: dict[str, str] = Field(
         default_factory=dict, description="ready-made ONNX files by name, for the technique `given`"
@@ -83,7 +84,8 @@ class OnnxFile(Workload):
                 f"it lacks {', '.join(missing)}, and holds {', '.join(stored)}",
                 "Mend `samples` or `targets` (`targets: null` where there are no labels)",
             )
-        rows = Split(self._rows(stored), None if self.targets is None else stored[self.targets])
+        targets = None if self.targets is None else self._one_each(stored[self.targets])
+        rows = Split(self._rows(stored), targets)
         verdict = max(len(rows) - self.training - self.calibration - self.search, 0)
         return Splits.cut(
             rows, calibration=self.calibration, search=self.search, verdict=verdict, seed=self.seed
@@ -189,7 +191,12 @@ class OnnxFile(Workload):
         chosen = next(iter(outputs.values())) if self.output is None else outputs[self.output]
         self._check_classes(chosen.shape)
         predictions: np.ndarray = chosen.argmax(axis=-1) if self.predicts == "class" else chosen
-        return predictions
+        return self._one_each(predictions)
+
+    def _one_each(self, values: np.ndarray) -> np.ndarray:
+        """Where values are predicted: of one number per sample that number, not a row of one."""
+        rows_of_one = self.predicts == "value" and values.ndim == 2 and values.shape[1] == 1
+        return values[:, 0] if rows_of_one else values
 
     def _check_classes(self, shape: Sequence[int | None]) -> None:
         """Raises: WorkloadError where the largest of an output's last axis would be its only one."""

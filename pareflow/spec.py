@@ -143,7 +143,7 @@ class PipelineSpec(_Part):
     space: dict[str, dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]] | None = Field(
         default=None,
         description="the techniques with training that the search may use, each with the values of settings "
-        "that are other than the built-in ones; left out, all",
+        "that are other than the built-in ones; left out, all. It goes with no `candidates`",
     )
 
     @model_validator(mode="after")
@@ -151,6 +151,14 @@ class PipelineSpec(_Part):
         if self.approval_hours is not None and self.promotion != "approval":
             raise ValueError(
                 f"`approval_hours` needs `promotion: approval`, but promotion is {self.promotion}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_list_of_what_is_tried(self) -> Self:
+        if self.space is not None and self.candidates is not None:
+            raise ValueError(
+                "one of `space` and `candidates` must be given, but both are: no search reads `space`"
             )
         return self
 

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pareflow.errors import PareflowError, StoreError
-from pareflow.hardware.device import try_lock
+from pareflow.hardware.device import take_lock, try_lock
 from pareflow.hardware.probe import disk_is_full
-from pareflow.hardware.waits import WAITS
 from pareflow.variant import file_digest
 
 MANIFEST = "manifest.json"
@@ -84,7 +83,7 @@ class Store:
         """The entry's folder, made by `write(folder)` if it is not there yet.
 
         What `write` raises passes through, and leaves nothing behind.
-        Raises: StoreError if the disk is full or read-only.
+        Raises: StoreError if the disk is full or read-only; as `lock`.
         """
         with self.lock(key), writing(self.root):
             found = self._found(key) or self._fetched(key)
@@ -115,11 +114,14 @@ class Store:
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
-        """Hold the key alone; waits. The kernel frees it when the holder dies, however it dies."""
+        """Hold the key alone; waits. The kernel frees it when the holder dies, however it dies.
+
+        Raises: BusyMachineError where it is interrupted while it waits.
+        """
         with writing(self.root), (self.root / "locks" / key).open("w") as file:
             if not try_lock(file.fileno(), fcntl.LOCK_EX):
-                with WAITS.waiting():
-                    fcntl.flock(file, fcntl.LOCK_EX)
+                entry = f"the store's entry `{key}`"
+                take_lock(file.fileno(), fcntl.LOCK_EX, entry, "another process makes it")
             yield
 
     @contextmanager

@@ -61,6 +61,11 @@ def as_stored(network: nn.Module, inputs: Sequence[str]) -> nn.Module:
     return made if _in_order(made, inputs) else ByName(made, inputs)
 
 
+def as_tensor(array: np.ndarray, device: str | torch.device = "cpu") -> torch.Tensor:
+    """An array as a tensor with memory of its own: a network may change its inputs in place."""
+    return torch.tensor(array, device=device)
+
+
 def as_array(tensor: torch.Tensor) -> np.ndarray:
     """A tensor as numpy holds it: of its own kind, but float32 where that is a half precision."""
     narrow = tensor.is_floating_point() and tensor.itemsize < 4

@@ -10,20 +10,16 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
-from mlflow.models import infer_signature
+from mlflow.models import ModelSignature, infer_signature
 
 import pareflow
+from pareflow.serving.model import ARRAYS, LISTED
 from pareflow.stages.registration import golden
 
 
 def save_pyfunc(package: Path, into: Path) -> None:
     """Write an MLflow model around a package: code, files, signature, pinned requirements; no pickle."""
-    document, examples = json.loads((package / "model.json").read_text()), golden(package)
-    samples = examples["samples"]
-    if document["samples"] == "text":
-        inputs: Any = pd.DataFrame({"text": samples})
-    else:
-        inputs = np.asarray(samples, dtype=document["samples"])
+    document = json.loads((package / "model.json").read_text())
     with tempfile.TemporaryDirectory() as folder:
         data, code = Path(folder) / "package", Path(folder) / "pareflow"
         shutil.copytree(package, data, ignore=shutil.ignore_patterns("manifest.json"))
@@ -32,6 +28,8 @@ def save_pyfunc(package: Path, into: Path) -> None:
         with warnings.catch_warnings():
             # An input example would be run here and now; the golden samples are, in a process of their own.
             warnings.filterwarnings("ignore", message=".*input example")
+            # Samples lack no value: one that misses is refused before a network sees it.
+            warnings.filterwarnings("ignore", message=".*integer column")
             warnings.filterwarnings("ignore", message=".*Any type hint")  # MLflow's own, when first imported
             mlflow.pyfunc.save_model(
                 into,
@@ -39,5 +37,30 @@ def save_pyfunc(package: Path, into: Path) -> None:
                 data_path=str(data),
                 code_paths=[str(code)],
                 pip_requirements=[f"mlflow=={mlflow.__version__}", *document["requirements"]],
-                signature=infer_signature(inputs, np.asarray(examples["predictions"])),
+                signature=_signature(document["samples"], golden(package)),
             )
+
+
+def _signature(kind: str, examples: dict[str, Any]) -> ModelSignature | None:
+    """What MLflow says of both sides; nothing of one whose values differ in size."""
+    inputs, outputs = _inputs(kind, examples["samples"]), _even(examples["predictions"])
+    if inputs is None and outputs is None:
+        return None
+    return infer_signature(inputs, outputs)
+
+
+def _inputs(kind: str, samples: list[Any]) -> Any:
+    if kind == "text":
+        return pd.DataFrame({"text": samples})
+    if kind.startswith("["):  # records: a column per input
+        return pd.DataFrame(samples)
+    if kind.startswith((ARRAYS, LISTED)):
+        return None
+    return np.asarray(samples, dtype=kind)
+
+
+def _even(predictions: list[Any]) -> np.ndarray | None:
+    try:
+        return np.asarray(predictions)
+    except ValueError:  # they differ in length
+        return None

@@ -28,6 +28,8 @@ def news(tracker: Tracker, run: Run) -> dict[str, Any]:
     if champion is None:
         return told
     told["data_digest"]["champion"] = champion.tags.get(DATA)
+    if tracker.stopped(run):  # what it had found may be champion by now
+        return told | {"new": "its search was stopped, and goes on"}
     if champion.tags.get(WORKLOAD) == run.facts.digest:
         why = f"version {champion.version}, the champion, was trained on these data, by this code"
         return told | {"new": None, "why": why}

@@ -101,39 +101,66 @@ def time_variant(
     return timed
 
 
+@dataclasses.dataclass(frozen=True)
+class First:
+    """What was judged while the search went on, its version where that is registered, and why or why not."""
+
+    row: Row
+    version: str | None
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        found = {"variant": self.row.id, "recipe": self.row.label}
+        return {**found, "version": self.version, "reason": self.reason}
+
+    def among(self, run: Run, judged: Sequence[Row]) -> list[Row]:
+        """The rows that were judged at the end, with this one where it is registered and no candidate of them
+        wins: it passed by its own share of the error. Not where it failed then, or a clause spoke against it.
+        """
+        best = validation.winner(run, judged)
+        if self.version is None or (best is not None and best.role == "candidate"):
+            return list(judged)
+        again = [row for row in judged if row.id == self.row.id]
+        if any(row.verdict is None or row.verdict.decision == "reject" for row in again):
+            return list(judged)
+        return [*(row for row in judged if row not in again), self.row]
+
+
 @task(task_run_name="first version", **_POLICY)
-def first_version(run: Run, tracker: Tracker | None, parent: str, rows: Sequence[Row]) -> dict[str, Any]:
+def first_version(run: Run, tracker: Tracker | None, parent: str, rows: Sequence[Row]) -> First:
     """The most promising of the rows, judged and registered while the search goes on: however that ends, a
     version that meets the SLA is there.
 
     The search is told nothing of it (law 5), and the verdict at the end shares its error. No alias names it:
-    what follows those is told of one version a run, the best.
+    what follows those is told of one version a run, the best. A version that has this content already stays
+    as it was registered, with its own lineage.
     """
     chosen = finalists.finalists(run, rows, 1)
     *_, row = validation.validate(run, chosen, run.spec.finalists, "the first version")
-    told = {"variant": row.id, "recipe": row.label, "version": None}
     if validation.winner(run, [row]) is None:
-        return {**told, "reason": row.reason or "the gate does not promote it on the verdict split"}
+        return First(row, None, row.reason or "the gate does not promote it on the verdict split")
     try:
         package = registration.package(run, row)
     except VariantError as error:
-        return {**told, "reason": str(error)}
+        return First(row, None, str(error))
     if tracker is None:
-        return {**told, "reason": "nothing is registered without MLflow"}
-    version = str(tracker.register(run, parent, package, row).version)
-    return {**told, "version": version, "reason": "it meets the SLA; the search went on"}
+        return First(row, None, "nothing is registered without MLflow")
+    version = tracker.holding(run.spec.name, package) or tracker.register(run, parent, package, row)
+    return First(row, str(version.version), "it meets the SLA; the search went on")
 
 
 @task(task_run_name="validate", **_POLICY)
 def validate(
-    run: Run, tracker: Tracker | None, parent: str, rows: Sequence[Row], others: int = 0
+    run: Run, tracker: Tracker | None, parent: str, rows: Sequence[Row], first: First | None = None
 ) -> list[Row]:
     """The finalists, judged on the verdict split, and the winner packaged; where that fails, the next wins.
 
-    And how high a load it holds, where the SLA has one. `others` were judged before.
+    And how high a load it holds, where the SLA has one. The `first` was judged before: it wins where it is
+    registered, and no finalist does.
     """
-    judged = validation.validate(run, finalists.finalists(run, rows), others)
+    judged = validation.validate(run, finalists.finalists(run, rows), 0 if first is None else 1)
     judged = registration.packaged(run, judged)
+    judged = judged if first is None else first.among(run, judged)
     judged = loading.with_highest_load(run, judged, validation.winner(run, judged))
     _record(run, tracker, parent, judged)
     return judged
@@ -214,14 +241,17 @@ def contributions(run: Run, winner: Row | None, made: Sequence[Row]) -> list[dic
 
 
 @task(task_run_name="report", **_POLICY)
-def record_outcome(run: Run, tracker: Tracker | None, parent: str, document: Mapping[str, Any]) -> None:
-    """The report and its documents, beside the run and in MLflow."""
+def record_outcome(
+    run: Run, tracker: Tracker | None, parent: str, document: Mapping[str, Any], stopped: bool = False
+) -> None:
+    """The report and its documents, beside the run and in MLflow, where it is kept whether the search was
+    `stopped`."""
     with run.store.lock(f"outcome-{run.id}"):  # two commands may be ending the same run
         page.write(document, Path(document["report"]))
         with writing(run.data_dir):
             replace(Path(document["report"]).with_name("run.json"), json.dumps(document, indent=1))
         if tracker is not None:
-            tracker.finish(run, parent, document)
+            tracker.finish(run, parent, document, stopped=stopped)
 
 
 def _record(run: Run, tracker: Tracker | None, parent: str, rows: Sequence[Row]) -> None:

@@ -51,6 +51,8 @@ BREACH = "pareflow.breach"
 """Of a version: which rule of the monitor's it broke, and when."""
 LEFT = "pareflow.left"
 """Of a version: who rolled back from it, and why."""
+STOPPED = "pareflow.stopped"
+"""Of a run: whether Ctrl-C ended its search, so that the same command goes on with it."""
 LOOKED = "pareflow.looked"
 """Of a monitor's run: the number of the last look that it has a row of."""
 CONFIG = "pareflow.config"
@@ -235,14 +237,31 @@ class Tracker:
                 tags=[RunTag(name, value) for name, value in tags.items()],
             )
 
-    def finish(self, run: Run, parent: str, document: Mapping[str, Any]) -> None:
-        """The outcome: verdicts of the finalists, the document, the report and the traces."""
+    def stop(self, parent: str) -> None:
+        """Keep that the search of this run was stopped, before what it has found is registered."""
+        with _reaching(self.uri):
+            self.check_alive()
+            self.client.set_tag(parent, STOPPED, "true")
+
+    def stopped(self, run: Run) -> bool:
+        """Whether the search of this pipeline run was stopped, and has not gone on to an end since."""
+        with _reaching(self.uri):
+            experiment = self.client.get_experiment_by_name(run.spec.name)
+            if experiment is None:
+                return False
+            wanted = f"tags.`{KEY}` = '{run.id}' AND tags.`{STOPPED}` = 'true'"
+            return bool(self.client.search_runs([experiment.experiment_id], wanted, max_results=1))
+
+    def finish(self, run: Run, parent: str, document: Mapping[str, Any], *, stopped: bool = False) -> None:
+        """The outcome: verdicts of the finalists, the document, the report and the traces; and whether the
+        search was `stopped` before its end."""
         with _reaching(self.uri):
             self.check_alive()
             self.client.log_dict(parent, dict(document), "run.json")
             self.client.log_artifacts(parent, str(run.output), "report")
             verdict = (document["verdict"] or {}).get("decision", "inconclusive")
             self.client.set_tag(parent, "pareflow.verdict", verdict)
+            self.client.set_tag(parent, STOPPED, str(stopped).lower())
             self.client.set_terminated(parent, "FINISHED")
 
     def register(self, run: Run, parent: str, package: Path, winner: Row) -> ModelVersion:
@@ -266,6 +285,13 @@ class Tracker:
             registries.remember(self.locks.parent, registries.named() or self.uri)
         return self.add(name, package, tags, parent)
 
+    def holding(self, name: str, package: Path) -> ModelVersion | None:
+        """The version of this model that has this package's content, or None."""
+        return self._holding(name, content_digest(package, FORMAT))
+
+    def _holding(self, name: str, content: str) -> ModelVersion | None:
+        return next((found for found in self.versions(name) if found.tags.get(CONTENT) == content), None)
+
     def add(
         self, name: str, package: Path, tags: Mapping[str, str], parent: str | None = None
     ) -> ModelVersion:
@@ -277,9 +303,8 @@ class Tracker:
             self.check_alive()
             if not self.client.search_registered_models(f"name = '{name}'"):
                 self.client.create_registered_model(name, {"pareflow.pipeline": name})
-            found = [v for v in self.versions(name) if v.tags.get(CONTENT) == tags[CONTENT]]
-            if found:
-                version = found[0]
+            version = self._holding(name, tags[CONTENT])
+            if version is not None:
                 for tag, value in tags.items():
                     self.client.set_model_version_tag(name, version.version, tag, value)
                 return version

@@ -60,7 +60,7 @@ class Backend(Member, ABC):
 
     @abstractmethod
     def load(self, artifact: Path) -> Session:
-        """Open what `compile` made."""
+        """Open what `compile` made. Threads may ask the session at once: each gets its own answer."""
 
 
 def backend_of(step: Step) -> Backend:

@@ -1,5 +1,6 @@
 """All the kernels of a request launched at once, as a CUDA graph."""
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -11,25 +12,33 @@ if TYPE_CHECKING:
     Captured = tuple[torch.cuda.CUDAGraph, Tensors, Tensors]
 
 WARM_UP = 3
+MOST = 64
+"""Sets of input shapes that a graph is kept for."""
 
 
 def graphed(run: "Call") -> "Call":
     """`run`, captured once per set of input shapes and replayed after; its tensors lie on the device.
 
-    Answers are copies: a later request writes into the graph's own. Source: PyTorch, "CUDA semantics", CUDA
-    graphs; Ng and Gray, 2021, "Accelerating PyTorch with CUDA graphs".
+    There are at most `MOST` graphs, each with memory of its own: further shapes are computed without. Answers
+    are copies: a later request writes into the graph's own. Threads wait for each other.
+    Source: PyTorch, "CUDA semantics", CUDA graphs; Ng and Gray, 2021, "Accelerating PyTorch with CUDA
+    graphs".
     """
     graphs: dict[tuple[object, ...], Captured] = {}
+    turn = threading.Lock()
 
     def replay(feeds: "Tensors") -> "Tensors":
         shapes = tuple((name, tensor.shape) for name, tensor in feeds.items())
-        if shapes not in graphs:
-            graphs[shapes] = _captured(run, feeds)
-        graph, inputs, outputs = graphs[shapes]
-        for name, tensor in feeds.items():
-            inputs[name].copy_(tensor)
-        graph.replay()
-        return {name: tensor.clone() for name, tensor in outputs.items()}
+        with turn:
+            if shapes not in graphs and len(graphs) >= MOST:
+                return run(feeds)
+            if shapes not in graphs:
+                graphs[shapes] = _captured(run, feeds)
+            graph, inputs, outputs = graphs[shapes]
+            for name, tensor in feeds.items():
+                inputs[name].copy_(tensor)
+            graph.replay()
+            return {name: tensor.clone() for name, tensor in outputs.items()}
 
     return replay
 

@@ -23,10 +23,10 @@ HALVES = ("float16", "bfloat16")
 
 
 def to_torch(feeds: Mapping[str, np.ndarray], device: str) -> "dict[str, torch.Tensor]":
-    """Named arrays as tensors on `device`; on a processor they share the arrays' memory."""
-    import torch
+    """Named arrays as tensors on `device`, with memory of their own."""
+    from pareflow.torch_network import as_tensor
 
-    return {name: torch.from_numpy(array).to(device) for name, array in feeds.items()}
+    return {name: as_tensor(array, device) for name, array in feeds.items()}
 
 
 def from_torch(outputs: "Tensors") -> Arrays:

@@ -1,5 +1,6 @@
 """Sessions of ONNX Runtime: arrays passed, bound, or at addresses that stay."""
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,7 +62,7 @@ class FixedSession(OnnxRuntimeSession):
 
     A CUDA graph needs that: it is captured at the second request of a shape, and replayed after. The runtime
     keeps a graph for as long as the session lives, so that there are at most MOST of them: further shapes are
-    computed without.
+    computed without. Threads wait for each other.
     Source: ONNX Runtime, "CUDA execution provider", Using CUDA graphs.
     """
 
@@ -69,11 +70,15 @@ class FixedSession(OnnxRuntimeSession):
         self, session: Any, threads: int, precision: str, notes: str = "", device: str = "cuda"
     ) -> None:
         super().__init__(session, threads, precision, notes)
-        self._device = device
+        self._device, self._turn = device, threading.Lock()
         self._bound: dict[Shapes, tuple[Any, dict[str, Any], Any]] = {}
 
     def _run(self, feeds: Arrays) -> Arrays:
         given = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        with self._turn:
+            return self._computed(given)
+
+    def _computed(self, given: Arrays) -> Arrays:
         shapes = tuple((name, array.shape) for name, array in given.items())
         if shapes not in self._bound:
             if len(self._bound) >= MOST:

@@ -1,5 +1,7 @@
 """OpenVINO on the CPU."""
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -16,6 +18,8 @@ from pareflow.measurement import Ran
 from pareflow.workload import Arrays
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+MOST = 64
+"""Sets of input shapes that an executable is kept for."""
 
 
 class OpenVino(Paged, Backend):
@@ -23,7 +27,7 @@ class OpenVino(Paged, Backend):
 
     `precision` is a request: where the processor has no bf16 instructions OpenVINO computes in f32. What
     ran is read back from the executed graph (law 10). With static shapes there is one executable for each
-    shape that was met, and the first request of a shape waits for it.
+    of the last `MOST` shapes that were met, and the first request of a shape waits for it.
     """
 
     name: ClassVar[str] = "openvino"
@@ -84,10 +88,11 @@ class OpenVino(Paged, Backend):
 
 
 class OpenVinoSession:
-    """A compiled model, and an inference request per stream."""
+    """A compiled model, and an inference request per stream; threads wait for each other."""
 
     def __init__(self, compiled: Any, streams: int, notes: str = "") -> None:
         self._compiled, self._notes = compiled, notes
+        self._turn = threading.Lock()
         self._requests = [compiled.create_infer_request() for _ in range(streams)]
         self._ports = network.openvino_ports(compiled.inputs)
         self._fitted = self._ports.fitted(self._run)
@@ -96,8 +101,12 @@ class OpenVinoSession:
         return self._fitted(feeds)
 
     def _run(self, feeds: Arrays) -> Arrays:
-        if len(self._requests) == 1 or self._ports.batch_size is not None:
-            return _named(self._requests[0].infer(feeds, share_inputs=True))
+        with self._turn:
+            if len(self._requests) == 1 or self._ports.batch_size is not None:
+                return _named(self._requests[0].infer(feeds, share_inputs=True))
+            return self._in_parts(feeds)
+
+    def _in_parts(self, feeds: Arrays) -> Arrays:
         parts = _shared(feeds, len(self._requests))
         running = list(zip(self._requests, parts, strict=False))
         for request, part in running:
@@ -130,11 +139,15 @@ class OpenVinoSession:
 
 
 class StaticSession:
-    """A session for each set of input shapes, compiled when a request first has it."""
+    """A session for each set of input shapes, compiled when a request first has it.
+
+    There are at most `MOST`: the one that was asked longest ago goes.
+    """
 
     def __init__(self, model: Any, compiled: Callable[[Any], OpenVinoSession]) -> None:
         self._model, self._compiled = model, compiled
-        self._sessions: dict[Shapes, OpenVinoSession] = {}
+        self._sessions: OrderedDict[Shapes, OpenVinoSession] = OrderedDict()
+        self._turn = threading.Lock()
         self._ports = network.openvino_ports(model.inputs)
         self._fitted = self._ports.fitted(self._run)
 
@@ -142,17 +155,26 @@ class StaticSession:
         return self._fitted(feeds)
 
     def _run(self, feeds: Arrays) -> Arrays:
+        return self._session(feeds).run(feeds)
+
+    def _session(self, feeds: Arrays) -> OpenVinoSession:
+        """The one for these shapes; threads wait while one is compiled."""
         shapes = tuple((name, array.shape) for name, array in feeds.items())
-        if shapes not in self._sessions:
-            self._ports.check(feeds)  # a model that is given a senseless shape may compile, and answer
-            model = self._model.clone()
-            model.reshape(dict(shapes))
-            self._sessions[shapes] = self._compiled(model)
-        return self._sessions[shapes].run(feeds)
+        with self._turn:
+            if shapes not in self._sessions:
+                self._ports.check(feeds)  # a model that is given a senseless shape may compile, and answer
+                model = self._model.clone()
+                model.reshape(dict(shapes))
+                self._sessions[shapes] = self._compiled(model)
+            self._sessions.move_to_end(shapes)
+            if len(self._sessions) > MOST:
+                self._sessions.popitem(last=False)
+            return self._sessions[shapes]
 
     def ran(self) -> Ran:
-        """Of the last shape compiled; before the first request of the model as it is."""
-        last = next(reversed(self._sessions.values()), None) or self._compiled(self._model)
+        """Of the last shape asked for; before the first request of the model as it is."""
+        with self._turn:
+            last = next(reversed(self._sessions.values()), None) or self._compiled(self._model)
         return last.ran()
 
 

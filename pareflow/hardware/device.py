@@ -7,7 +7,6 @@ keeps the device locked even if its parent is killed.
 
 import fcntl
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -18,16 +17,16 @@ from pareflow.errors import BusyMachineError, EnvironmentUnfitError
 from pareflow.hardware.waits import WAITS
 
 INTERRUPTED = threading.Event()
-"""Set while this process ends its work: no device is waited for, and what is begun is ended."""
+"""Set while this process ends its work: no lock is waited for, and what is begun is ended."""
 
 LOOK_S = 0.02
-"""How often who waits for a device looks whether it is free."""
+"""How often who waits for a lock looks whether it is free."""
 
 
 def lock_folder() -> Path:
-    """Where device locks lie: `PAREFLOW_LOCK_DIR`, else a folder that all users of the host share."""
-    named = os.environ.get("PAREFLOW_LOCK_DIR")
-    return Path(named) if named else Path(tempfile.gettempdir()) / "pareflow-locks"
+    """Where device locks lie: `PAREFLOW_LOCK_DIR`, else a folder that all users of the host share, whatever
+    their `TMPDIR`."""
+    return Path(os.environ.get("PAREFLOW_LOCK_DIR") or "/tmp/pareflow-locks")
 
 
 @contextmanager
@@ -39,19 +38,27 @@ def device_lock(device: str, *, exclusive: bool, wait: bool = True) -> Iterator[
     descriptor = _opened(lock_folder(), f"{device}.lock")
     kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     try:
-        with WAITS.waiting():
-            while not try_lock(descriptor, kind):
-                if not wait or INTERRUPTED.is_set():
-                    raise BusyMachineError(
-                        f"the device `{device}` must be free",
-                        "another process builds or times on it",
-                        "Run the command again when that has ended",
-                    )
-                time.sleep(LOOK_S)
+        take_lock(
+            descriptor, kind, f"the device `{device}`", "another process builds or times on it", wait=wait
+        )
         with WAITS.working():
             yield descriptor
     finally:
         os.close(descriptor)
+
+
+def take_lock(descriptor: int, kind: int, what: str, held: str, *, wait: bool = True) -> None:
+    """Take a `flock` of this kind; waits for it as `device_lock` does.
+
+    Raises: BusyMachineError, which says what must be free, and who has it.
+    """
+    with WAITS.waiting():
+        while not try_lock(descriptor, kind):
+            if not wait or INTERRUPTED.is_set():
+                raise BusyMachineError(
+                    f"{what} must be free", held, "Run the command again when that has ended"
+                )
+            time.sleep(LOOK_S)
 
 
 def try_lock(descriptor: int, kind: int) -> bool:

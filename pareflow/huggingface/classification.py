@@ -26,6 +26,13 @@ _DECISIVE = (".safetensors", ".bin", ".json", ".txt", ".model")
 _UNNAMED = {"0": "LABEL_0", "1": "LABEL_1"}
 """transformers' default, which it leaves out of config.json."""
 
+_UNREAD = {
+    "image_column": ("max_length", "pad_to_length"),
+    "files": ("dataset_config", "dataset_revision"),
+    "dataset": ("encoding",),
+}
+"""By what is given, the settings that are for its alternative."""
+
 
 class HuggingFace(Workload):
     """A fine-tuned transformers checkpoint and the data that judges it.
@@ -79,6 +86,15 @@ class HuggingFace(Workload):
             given = [name for name in (first, second) if getattr(self, name) is not None]
             if len(given) != 1:
                 raise ValueError(f"one of `{first}` and `{second}` must be given, but {len(given)} are")
+        return self
+
+    @model_validator(mode="after")
+    def _none_is_for_the_other_kind(self) -> Self:
+        for chosen, unread in _UNREAD.items():
+            fields = type(self).model_fields
+            given = [name for name in unread if getattr(self, name) != fields[name].default]
+            if given and getattr(self, chosen) is not None:
+                raise ValueError(f"`{given[0]}` must not be given with `{chosen}`, which does not read it")
         return self
 
     @cached_property
@@ -139,6 +155,18 @@ class HuggingFace(Workload):
             source = (self.dataset, self.folder, self.dataset_config, self.dataset_revision)
             with labelled.tables_of_dataset(*source) as tables:
                 yield tables, self.folder
+
+    def check(self, example: Arrays) -> None:
+        """Raises: WorkloadError where texts may have more tokens than the network has positions."""
+        asked = "pad_to_length" if self.pad_to_length else "max_length"
+        length, most = getattr(self, asked), text.places(self.checkpoint_folder)
+        if length is not None and most is not None and length > most:
+            raise WorkloadError(
+                f"`{asked}` must be at most {most}, as many tokens as the checkpoint's config.json has "
+                "positions for",
+                f"it is {length}",
+                f"Set `{asked}: {most}` or less",
+            )
 
     @property
     def task(self) -> "Task":

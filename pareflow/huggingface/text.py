@@ -33,6 +33,9 @@ _POSITIONS_AFTER_PADDING = frozenset(
 """Model types whose tokens are counted from `pad_token_id` + 1 on, so that they take fewer than they have
 positions. Source: transformers, `create_position_ids_from_input_ids` in their modules."""
 
+_ROTARY = {"rope_theta", "rope_parameters", "global_rope_theta"}
+"""What config.json holds where positions are computed, and not looked up."""
+
 
 class TextEncoder:
     """What a checkpoint's tokenizer makes of texts: (batch, sequence) int64 arrays.
@@ -94,13 +97,21 @@ def _tokenizer(folder: Path) -> Any:
 def longest(folder: Path) -> int:
     """How many tokens the checkpoint in a folder takes; 512 where it does not say."""
     config, settings = _read(folder / "config.json"), _read(folder / "tokenizer_config.json")
-    positions = config.get("max_position_embeddings")
-    limits = (settings.get("model_max_length"), positions, 512)
+    limits = (settings.get("model_max_length"), config.get("max_position_embeddings"), 512)
     said = next(int(limit) for limit in limits if limit and limit < _UNLIMITED)
-    if config.get("model_type") in _POSITIONS_AFTER_PADDING and positions:
-        padding = config.get("pad_token_id")
-        said = min(said, positions - 1 - (1 if padding is None else padding))
-    return said
+    return min(said, places(folder) or said)
+
+
+def places(folder: Path) -> int | None:
+    """How many tokens the network in a folder has a learned position for; None where it does not say."""
+    config = _read(folder / "config.json")
+    positions = config.get("max_position_embeddings")
+    if not positions or config.get("position_biased_input") is False or _ROTARY & config.keys():
+        return None
+    if config.get("model_type") not in _POSITIONS_AFTER_PADDING:
+        return int(positions)
+    padding = config.get("pad_token_id")
+    return int(positions - 1 - (1 if padding is None else padding))
 
 
 def _content(token: Any) -> str | None:

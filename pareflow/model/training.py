@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from pareflow.errors import TrainingDivergedError
+from pareflow.errors import TrainingDivergedError, WorkloadError
 from pareflow.model.technique import Technique
 from pareflow.workload import LoadedWorkload
 
@@ -61,14 +61,28 @@ class Batch:
 
 
 def task_loss(workload: LoadedWorkload) -> "Loss":
-    """The workload's own loss of a module's outputs. Raises: WorkloadError where there are no labels."""
+    """The workload's own loss of a module's outputs. Raises: WorkloadError where there are no labels, or they
+    are no numbers."""
     workload.split("train").labels()
+    check_targets(workload)
 
     def loss(module: "nn.Module", batch: Batch) -> "torch.Tensor":
         assert batch.targets is not None  # the training split has labels, so all have
         return workload.definition.loss(module(*batch.inputs.values()), batch.targets)
 
     return loss
+
+
+def check_targets(workload: LoadedWorkload) -> None:
+    """Raises: WorkloadError where there are targets that no loss can take, such as the names of classes."""
+    targets = workload.split("train").targets
+    if targets is not None and targets.dtype.kind not in "biuf":
+        raise WorkloadError(
+            "techniques that train must have targets that are numbers",
+            f"these are of {targets.dtype}, such as {targets.flat[0]!r}",
+            "Let `data()` give the ids of classes, integers in the order of `class_names()`, and "
+            "`postprocess()` the same ids; or take techniques that do not train",
+        )
 
 
 def fit(
@@ -87,11 +101,13 @@ def fit(
     `loss(module, batch)` is what falls. `stage` names the checkpoints where a technique trains more than
     once; `epochs` replaces the settings' own. `after_step` is called with the share of the steps done: to
     apply masks, to move a schedule. The best weights by the loss on the calibration split are kept, or, with
-    `keep="last"`, the last ones. Raises: TrainingDivergedError where the loss is not finite.
+    `keep="last"`, the last ones. Raises: TrainingDivergedError where the loss is not finite; WorkloadError
+    where targets are no numbers.
     """
     epochs = settings.epochs if epochs is None else epochs
     if epochs == 0:
         return module.eval()
+    check_targets(workload)
     return _Fit(module, workload, settings, loss, stage, epochs, after_step, keep).run()
 
 

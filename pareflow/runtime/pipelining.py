@@ -110,7 +110,7 @@ class Pipeline:
         return {**found, "overlapping": self._trial.overlapping, **{k: t for k, t in times.items() if t == t}}
 
     def close(self) -> None:
-        """Let what runs end, and take no more."""
+        """Take no more, and let what runs end; what hangs is left behind."""
         for threads in self._threads.values():
             threads.close()
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -19,7 +19,7 @@ THREADS = "session"
 MAX_WAITING = 256
 """Requests in line for sessions; more are refused."""
 HANGS_S = 10.0
-"""A request that has not ended so long after its pool was closed never will."""
+"""What has not ended so long after its threads were closed never will."""
 
 
 class SessionPool:
@@ -55,11 +55,8 @@ class SessionPool:
             self._asked -= 1
 
     def close(self) -> None:
-        """Take no more, and let what runs end; what does not, hangs: its thread is left behind."""
-        self._threads.shutdown(wait=False)
-        until = time.monotonic() + HANGS_S
-        while self._idle.qsize() < self._size and time.monotonic() < until:
-            time.sleep(0.005)
+        """Take no more, and let what runs end, as `let_end`."""
+        let_end(self._threads, lambda: self._idle.qsize() >= self._size)
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         return self._answered_by(self._idle.get(), feeds)  # there are as many threads as sessions
@@ -69,6 +66,14 @@ class SessionPool:
             return session.run(feeds)
         finally:
             self._idle.put(session)
+
+
+def let_end(threads: ThreadPoolExecutor, ended: Callable[[], bool]) -> None:
+    """Take no more, and let what runs end; what does not, hangs: its thread is left behind."""
+    threads.shutdown(wait=False)
+    until = time.monotonic() + HANGS_S
+    while not ended() and time.monotonic() < until:
+        time.sleep(0.005)
 
 
 def require_room(waiting: int) -> None:

@@ -11,6 +11,7 @@ from typing import TypeVar
 from pareflow.errors import DeadlineError, OverloadedError
 from pareflow.hardware import probe
 from pareflow.runtime.endpoint import deadline
+from pareflow.runtime.pool import let_end
 from pareflow.runtime.service_time import ServiceTime
 
 _Result = TypeVar("_Result")
@@ -75,8 +76,8 @@ class StageThreads:
         return {"waiting": waiting, "refused": self._refused, "late": self._late}
 
     def close(self) -> None:
-        """Let what runs end, and take no more."""
-        self._threads.shutdown(wait=True)
+        """Take no more, and let what runs end, as `let_end`."""
+        let_end(self._threads, lambda: not self._there)
 
     def _admitted(self, takes_s: float, afterwards_s: float) -> float:
         """By when it must begin, by `time.monotonic`. Raises: OverloadedError, DeadlineError."""

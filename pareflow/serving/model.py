@@ -231,8 +231,9 @@ def kind_of(samples: Samples) -> str:
     Raises: WorkloadError where no JSON gives them back.
     """
     if isinstance(samples, np.ndarray) and not _are_arrays(samples):
-        return str(samples.dtype)
-    if not isinstance(samples, np.ndarray) and all(isinstance(sample, str) for sample in samples):
+        if _comes_back(samples):
+            return str(samples.dtype)
+    elif not isinstance(samples, np.ndarray) and all(isinstance(sample, str) for sample in samples):
         return "text"
     try:
         kinds = {np.asarray(sample).dtype for sample in samples}
@@ -241,10 +242,23 @@ def kind_of(samples: Samples) -> str:
     if all(kind.kind in "biuf" for kind in kinds):
         return (ARRAYS if isinstance(samples, np.ndarray) else LISTED) + str(np.result_type(*kinds))
     raise WorkloadError(
-        "samples must be an array, texts, or arrays of numbers",
+        "samples must be an array of numbers or texts, texts, or arrays of numbers, which JSON gives back",
         f"they are a {type(samples).__name__} of {', '.join(sorted(map(str, kinds)))}",
-        "Let `data()` give such samples",
+        "Let `data()` give such samples: bytes as text in base64, dates as text or numbers",
     )
+
+
+def _comes_back(samples: np.ndarray) -> bool:
+    """Whether an array is the same once it was JSON."""
+    if samples.dtype == object:
+        try:
+            json.dumps(as_json(samples))
+        except (TypeError, ValueError):
+            return False
+        return True
+    names = samples.dtype.names
+    kinds = [samples.dtype] if names is None else [samples.dtype[name].base for name in names]
+    return all(kind.kind in "biufU" for kind in kinds)
 
 
 def _are_arrays(samples: np.ndarray) -> bool:

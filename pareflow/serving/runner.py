@@ -112,6 +112,7 @@ def self_test(root: Path, model: Any) -> int:
             print(f"{name} is {installed(name)}; the bundle was tested with {version}")
     model.check_golden()
     cached(model, mib=64).check_golden()
+    answer(root, model, model.golden()["samples"])
     print("self-test passed: every file is whole, and every golden output is repeated")
     return 0
 
@@ -138,8 +139,15 @@ def answer(root: Path, model: Any, samples: Any) -> dict[str, Any]:
     labels = root / "labels.json"
     if not labels.is_file():
         return {"predictions": predictions}
-    names = json.loads(labels.read_text())
-    return {"predictions": predictions, "labels": [names[p] for p in predictions]}
+    return {"predictions": predictions, "labels": named(predictions, json.loads(labels.read_text()))}
+
+
+def named(predictions: Any, names: Sequence[str]) -> Any:
+    """The name of each class, in lists as deep as the predictions'; null where it is no class's position."""
+    if isinstance(predictions, list):
+        return [named(prediction, names) for prediction in predictions]
+    is_one = isinstance(predictions, int) and 0 <= predictions < len(names)
+    return names[predictions] if is_one else None
 
 
 def _parser() -> argparse.ArgumentParser:

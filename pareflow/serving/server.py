@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from pareflow.catalog import installed_version
 from pareflow.errors import InputError, MissingExtraError
+from pareflow.runtime.pipelining import STAGES
 from pareflow.runtime.pool import THREADS
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.settings import Settings
@@ -71,12 +72,12 @@ def serve(
 
 
 def _leave_what_hangs() -> None:
-    """End at once where a network hangs in a thread, for which Python would wait for ever."""
-    left = [thread for thread in threading.enumerate() if thread.name.startswith(THREADS)]
+    """End at once where a network or its processing hangs in a thread: Python would wait for it for ever."""
+    left = [thread for thread in threading.enumerate() if thread.name.startswith((THREADS, *STAGES))]
     for thread in left:
         thread.join(1)
     if any(thread.is_alive() for thread in left):
-        log.error("a network hangs, and is left behind")
+        log.error("a network or its processing hangs, and is left behind")
         logging.shutdown()
         os._exit(1)
 

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pareflow.compiler.backend import backend_of
 from pareflow.errors import InputError
 from pareflow.runtime.batching import DynamicBatching
 from pareflow.runtime.caching import ExactCache
@@ -25,6 +26,8 @@ BACKENDS = {
     "openvino": ("openvino", ("model.xml", "model.bin")),
 }
 """By backend: Triton's name of it, and the files that it reads."""
+_CARRIED = {"threads", "saved"}
+"""Settings that the config says, or the files that are copied."""
 _LEFT_OUT = "has no counterpart in Triton"
 
 
@@ -40,7 +43,8 @@ def describe(folder: str) -> dict[str, list[dict[str, object]]]:
 def write(
     package: Path, plan: ServingPlan, inputs: Sequence[Tensor], outputs: Sequence[Tensor], into: Path
 ) -> list[str]:
-    """Write the model into the repository `into`; what of the plan Triton lacks, in words.
+    """Write the model into the repository `into`; what of the plan Triton lacks, and
+    what of the backend's settings is not carried, in words.
 
     Raises: InputError where Triton cannot read what the variant is made of.
     """
@@ -61,7 +65,22 @@ def write(
         shutil.copy2(path, folder / "1" / path.name)
     lines = _config(document["pipeline"], kind, backend, plan, inputs, outputs)
     (folder / "config.pbtxt").write_text("\n".join(lines) + "\n")
-    return [f"{what} {_LEFT_OUT}" for what in _left_out(plan)]
+    return [*(f"{what} {_LEFT_OUT}" for what in _left_out(plan)), *_not_carried(backend)]
+
+
+def _not_carried(backend: Step) -> Iterator[str]:
+    """What the backend was set to and Triton is not, in words."""
+    member = backend_of(backend)
+    for name, field in type(member).model_fields.items():
+        value = getattr(member, name)
+        if name == "precision":  # ours is not OpenVINO's own default
+            yield (
+                f"`precision: {value}` of `{backend.name}` is not carried to Triton, whose OpenVINO computes "
+                "in bf16 where the processor can: judge its answers there"
+            )
+        elif name not in _CARRIED and value != field.default:
+            said = json.dumps(value, default=str)
+            yield f"`{name}: {said}` of `{backend.name}` is not carried to Triton"
 
 
 def _left_out(plan: ServingPlan) -> Iterator[str]:

@@ -34,12 +34,13 @@ def ablations(run: Run, winner: Row | None, known: Sequence[Row]) -> list[Row]:
     rows = [Row(recipe, "ablation") for _, recipe in _without(winner.recipe)]
     labels = {row.label for row in known}
     new = [r for r in rows if r.label not in labels and optimization.unrunnable(run, r.recipe) is None]
-    return _in_time(run, new, known) if new else []
+    return _in_time(run, winner, new, known) if new else []
 
 
-def _in_time(run: Run, rows: Sequence[Row], known: Sequence[Row]) -> list[Row]:
+def _in_time(run: Run, winner: Row, rows: Sequence[Row], known: Sequence[Row]) -> list[Row]:
     """The rows but for those that train anew, as far as the time left is not expected to suffice for them."""
-    effort, left, found = _effort(run, known), run.left("the winner without its steps"), list[Row]()
+    effort, found = _effort(run, known), list[Row]()
+    left = run.left(f"the winner {winner.label} without its steps")
     for row in rows:
         made = run.store.holds(variant_of(row.recipe, run.facts.digest).id)
         needed = 0.0 if made or not effort.trains(row.recipe) else effort.minutes(row.recipe)

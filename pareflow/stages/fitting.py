@@ -9,7 +9,7 @@ from typing import Any
 from pareflow.errors import DoesNotFitError, ExportError, VariantError
 from pareflow.hardware import probe
 from pareflow.hardware.budget import NetworkFacts, does_not_run, fits
-from pareflow.hardware.device import device_lock
+from pareflow.hardware.device import INTERRUPTED, device_lock
 from pareflow.isolation import Limits, run_isolated
 from pareflow.stages.jobs import feeds_key
 from pareflow.stages.run import Row, Run
@@ -96,6 +96,8 @@ def _confined(run: Run, row: Row, inputs: str, memory_mib: float) -> dict[str, A
                 given = {**arguments, "memory_mib": bound}
                 return {**told, **run_isolated(function, given, limits, log, (descriptor,))}
             except VariantError as error:
+                if INTERRUPTED.is_set():  # it was ended, which says nothing of it
+                    raise
                 told["reason"] = told["reason"] or f"{type(error).__name__}: {error.found}"
     return told
 

@@ -81,6 +81,7 @@ def describe(
     named = Metric(find_metric(metric or workload.definition.metric, Path(folder)))
     for length in lengths:
         workload.definition.at_length(length)
+    kind_of(workload.split("calibration").samples)  # else the winner alone would tell
     with _users_code("`preprocess()` must give named arrays"):
         example = workload.example(1)
         tokens = all(array.dtype.kind == "i" for array in example.values())

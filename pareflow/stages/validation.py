@@ -16,6 +16,7 @@ from pareflow.stages.optimization import failed, strong_baseline
 from pareflow.stages.run import Row, Run
 from pareflow.stages.screening import objective_value, original_of
 from pareflow.stages.timing import measure
+from pareflow.variant import digest
 
 BLOCKS = 60
 LOOKS = 4
@@ -46,13 +47,14 @@ def validate(run: Run, chosen: Sequence[Row], others: int = 0, what: str = "the 
     Raises: VariantError where a baseline fails.
     """
     rows = [_evaluated(run, row) for row in chosen]
+    which = digest(sorted(str(row.id) for row in chosen), others)[:12]  # a stopped run may have judged others
     measured: dict[str, Measurement] = {}
     for look in range(1, LOOKS + 1):
         protocol = final(run, len(chosen) + others, look)
         rows, more = _measured(run, _under_load(run, rows, protocol), protocol)
         measured = {key: measured[key].extended(more[key]) if key in measured else more[key] for key in more}
         rows = _judged(run, rows, measured, look, others)
-        late = run.late(f"look {look + 1} at {what}") and look >= PROMISED
+        late = run.late(f"look {look + 1} at {what}, {which}") and look >= PROMISED
         if late or not any(_may_win(run, row, rows) for row in rows):
             break
     return [fitting.confine(run, row) if row.status == "ok" else row for row in rows]

@@ -24,6 +24,30 @@ signal.signal(signal.SIGTERM, lambda *_: print("told"))
 signal.raise_signal(signal.SIGTERM)
 """
 
+ASKED_AT_ONCE = """
+import threading
+from pareflow.network import openvino_core
+
+together, cores = threading.Barrier(16), []
+
+def ask():
+    together.wait()
+    cores.append(openvino_core())
+
+threads = [threading.Thread(target=ask) for _ in range(16)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len({id(core) for core in cores}))
+"""
+
+
+def test_threads_that_ask_at_once_get_the_only_core() -> None:
+    """Else one of two is freed, by some thread or other."""
+    done = subprocess.run([sys.executable, "-c", ASKED_AT_ONCE], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "1\n", done.stderr
+
 
 def test_a_session_that_another_thread_frees_leaves_signals_as_they_are(
     forms: Callable[[str], Mapping[Form, Path]],

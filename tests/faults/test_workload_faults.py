@@ -41,6 +41,7 @@ BEFORE_ANYTHING_RUNS = [
     Case("package is missing", MissingExtraError, "pillow must be installed", "it is not"),
     Case("split is empty", SplitError, "every split must hold samples", "`calibration` has 0 samples"),
     Case("splits overlap", SplitError, "no sample may be in two splits", "400 samples of `verdict`"),
+    Case("samples are bytes", WorkloadError, "which JSON gives back", "they are a list of |S3"),
     Case("preprocess raises", WorkloadError, "`preprocess()`", "it raised ValueError: not an image"),
     Case("preprocess gives a bare array", WorkloadError, "`preprocess()`", "it raised AttributeError"),
     Case("preprocess gives objects", WorkloadError, "arrays of numbers or texts", "`images` holds objects"),

@@ -1,25 +1,30 @@
 """What torch's backends do with their settings, as far as a processor can tell."""
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pareflow import network
-from pareflow.compiler import OnnxRuntime, TorchEager, onnxruntime_session
+from pareflow.compiler import OnnxRuntime, TorchEager, cuda_graphs, onnxruntime_session
 from pareflow.compiler.cuda_streams import joined, parts
 from pareflow.compiler.onnxruntime_session import FixedSession
 from pareflow.compiler.signature import checked
 from pareflow.errors import EnvironmentUnfitError, WorkloadError
 from pareflow.hardware import accelerators, probe
 from pareflow.network import FILES, Form
-from pareflow.workload import LoadedWorkload
+from pareflow.workload import Arrays, LoadedWorkload
+from tests.concurrency import answered_at_once
 
 Forms = Callable[[str], Mapping[Form, Path]]
 Load = Callable[[str], LoadedWorkload]
+Tensors = Mapping[str, torch.Tensor]
+Call = Callable[[Tensors], Tensors]
 
 TAKES = {
     "ids": {"dtype": "int64", "shape": [None, None]},
@@ -33,8 +38,6 @@ def given_feeds(samples: int = 2) -> dict[str, np.ndarray]:
 
 @given(st.integers(1, 40), st.integers(1, 8))
 def test_parts_of_a_batch_make_the_batch_again(samples: int, count: int) -> None:
-    import torch
-
     batch = {"x": torch.arange(samples * 3).reshape(samples, 3), "y": torch.arange(samples)}
     cut = parts(batch, count)
     sizes = [len(part["x"]) for part in cut]
@@ -44,8 +47,6 @@ def test_parts_of_a_batch_make_the_batch_again(samples: int, count: int) -> None
 
 
 def test_channels_last_moves_weights_and_inputs(tmp_path: Path) -> None:
-    import torch
-
     network.save(torch.nn.Conv2d(3, 8, 3).eval(), "torch", tmp_path)
     plain, session = (TorchEager(channels_last=last).load(tmp_path) for last in (False, True))
     images = torch.rand(2, 3, 8, 8)
@@ -60,8 +61,6 @@ def test_channels_last_moves_weights_and_inputs(tmp_path: Path) -> None:
 def test_a_half_precision_casts_weights_and_keeps_whole_numbers(
     forms: Forms, load_tiny: Load, tmp_path: Path
 ) -> None:
-    import torch
-
     TorchEager().compile(forms("texts")["torch"], tmp_path)
     session = TorchEager(precision="bfloat16").load(tmp_path)
     assert {parameter.dtype for parameter in session._module.parameters()} == {torch.bfloat16}
@@ -117,6 +116,59 @@ def test_fixed_addresses_keep_the_answers_for_every_shape(
         np.testing.assert_allclose(answer, plain.run(feeds)["output"], rtol=1e-5, atol=1e-6)
     assert len(fixed._bound) == 2
     assert all(np.array_equal(answer, copy) for answer, copy in kept)
+
+
+def test_threads_that_ask_at_fixed_addresses_get_their_own_answers(
+    forms: Forms, load_tiny: Load, tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    graph = forms("images")["onnx"] / FILES["onnx"]
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    fixed, feeds = FixedSession(session, 1, "float32", device="cpu"), load_tiny("images").example(8)
+    alone = [{name: array[row : row + 4] for name, array in feeds.items()} for row in range(4)]
+    answered_at_once(fixed.run, alone, [fixed.run(one)["output"] for one in alone])
+
+
+class Recorded:
+    """What a CUDA graph does, on the processor: it computes from its own inputs into its own outputs."""
+
+    def __init__(self, run: Call, feeds: Tensors) -> None:
+        self.inputs = {name: tensor.clone() for name, tensor in feeds.items()}
+        self._run, self.outputs = run, run(self.inputs)
+
+    def replay(self) -> None:
+        for name, tensor in self._run(self.inputs).items():
+            self.outputs[name].copy_(tensor)
+
+
+def recorded(run: Call, feeds: Tensors) -> tuple[Recorded, Tensors, Tensors]:
+    made = Recorded(run, feeds)
+    return made, made.inputs, made.outputs
+
+
+def test_graphs_are_kept_for_so_many_shapes_and_threads_replay_in_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cuda_graphs, "_captured", recorded)
+    monkeypatch.setattr(cuda_graphs, "MOST", 2)
+    sizes: list[int] = []
+
+    def doubled(feeds: Tensors) -> Tensors:
+        sizes.append(len(feeds["x"]))
+        time.sleep(0.0005)  # where another thread has its turn
+        return {"y": feeds["x"] * 2}
+
+    run = cuda_graphs.graphed(doubled)
+    for size in (1, 2, 3, 3):
+        assert run({"x": torch.ones(size)})["y"].tolist() == [2.0] * size
+    assert sizes == [1, 1, 2, 2, 3, 3]  # captured and replayed; the third shape is computed without
+
+    def answer(feeds: Arrays) -> Arrays:
+        return {"output": run({"x": torch.tensor(feeds["x"])})["y"].numpy()}
+
+    rows = [np.full(2, row, np.float32) for row in range(4)]
+    answered_at_once(answer, [{"x": row} for row in rows], [row * 2 for row in rows])
 
 
 @pytest.mark.skipif(accelerators.device() is not None, reason="there is a CUDA device")

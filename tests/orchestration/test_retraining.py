@@ -64,6 +64,24 @@ def test_the_data_and_the_workload_say_whether_there_is_anything_new(
     assert recoded["new"] == "its workload changed"
 
 
+def test_a_search_that_was_stopped_goes_on_though_the_champion_is_of_it(
+    tracker: Tracker, judged: Judged, tmp_path: Path
+) -> None:
+    """Until it has ended by itself; another run's is no news."""
+    champion_of(tracker, judged, judged.int8)
+    run = dataclasses.replace(judged.run, data_dir=tmp_path)
+    run.output.mkdir(parents=True)
+    parent = tracker.begin(run)
+    found = [news(tracker, run)["new"]]
+    tracker.stop(parent)
+    found += [news(tracker, run)["new"], news(tracker, judged.with_objective("latency_p50"))["new"]]
+    for stopped in (True, False):
+        tracker.finish(run, parent, {"verdict": None}, stopped=stopped)
+        found.append(news(tracker, run)["new"])
+    going_on = "its search was stopped, and goes on"
+    assert found == [None, going_on, None, going_on, None]
+
+
 @pytest.mark.slow
 def test_what_was_rejected_against_this_champion_is_not_trained_again(
     tracker: Tracker, judged: Judged

@@ -109,6 +109,26 @@ def test_labels_are_told_and_equal_requests_are_answered_from_the_cache(
     assert "cache: 2 hits, 1 misses" in done.stderr
 
 
+def test_labels_are_in_lists_as_the_predictions_are() -> None:
+    """Of tokens, of which -1 stands for padding; what is no class has no name."""
+    named = [["a", "b"], ["b", None], [], None, None]
+    assert runner.named([[0, 1], [1, -1], [], 2, 0.5], ["a", "b"]) == named
+
+
+def test_what_an_input_would_be_answered_is_tested_too(own: Path) -> None:
+    expected = golden(own / "package")
+    (own / "labels.json").write_text('["first", "second"]')
+    bundle.seal(own)
+    assert run(own, "--self-test").returncode == 0
+    done = run(own, "-", given=json.dumps(expected["samples"]) + "\n")
+    labels = [{0: "first", 1: "second"}.get(prediction) for prediction in expected["predictions"]]
+    assert json.loads(done.stdout) == {"predictions": expected["predictions"], "labels": labels}
+    (own / "labels.json").write_text("no JSON")
+    bundle.seal(own)
+    done = run(own, "--self-test")
+    assert (done.returncode, "JSONDecodeError" in done.stderr) == (1, True)
+
+
 def test_an_input_that_cannot_be_read_is_told(exported: Callable[[str], Path]) -> None:
     for words, said in (
         (["images.csv"], "must end in .npy"),

@@ -255,6 +255,27 @@ def test_a_run_begins_though_one_in_this_process_was_interrupted(trained: Traine
 def test_the_verdict_has_a_second_look_though_the_search_has_used_up_the_budget(
     minutes: float, looks: int, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked = looking(monkeypatch)
+    validation.validate(trained.with_budget(minutes=minutes), trained.rows)
+    assert asked == list(range(1, looks + 1))
+
+
+def test_what_a_stopped_run_had_left_for_its_finalists_is_not_left_for_others(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then the budget is used up; for its own, it goes on as it began."""
+    asked = looking(monkeypatch)
+    stopped = trained.with_budget(minutes=599)
+    gone_on = dataclasses.replace(stopped, spent=600)
+    validation.validate(stopped, trained.rows)
+    validation.validate(gone_on, trained.rows)
+    assert asked == [1, 2, 3, 4] * 2
+    validation.validate(gone_on, trained.rows, others=1)
+    assert asked == [1, 2, 3, 4] * 2 + [1, 2]
+
+
+def looking(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The looks that the verdict takes, where more could decide however much there is."""
     asked = []
 
     def measure(run: Run, rows: Sequence[Row], protocol: Protocol, **_: object) -> dict[str, Measurement]:
@@ -262,6 +283,5 @@ def test_the_verdict_has_a_second_look_though_the_search_has_used_up_the_budget(
         return {str(row.id): row.measurement for row in rows if row.measurement is not None}
 
     monkeypatch.setattr(validation, "measure", measure)
-    monkeypatch.setattr(validation, "_may_win", lambda *_: True)  # more could decide, however much there is
-    validation.validate(trained.with_budget(minutes=minutes), trained.rows)
-    assert asked == list(range(1, looks + 1))
+    monkeypatch.setattr(validation, "_may_win", lambda *_: True)
+    return asked

@@ -71,7 +71,8 @@ def test_descriptor_is_the_lock(folder: Path) -> None:
 def test_folder_is_of_the_host_unless_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lock_folder() == folder
     monkeypatch.delenv("PAREFLOW_LOCK_DIR")
-    assert lock_folder() == Path(tempfile.gettempdir()) / "pareflow-locks"
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))  # a run's own, which no other run looks into
+    assert lock_folder() == Path("/tmp/pareflow-locks")
 
 
 def test_users_with_a_careful_umask_leave_locks_that_others_can_take(folder: Path) -> None:

@@ -58,7 +58,8 @@ def test_the_best_of_what_needs_no_training_is_judged_before_anything_trains(
     rows, _, first = searched(run, None, "", execution, trained.rows, None)
     assert execution.called == ["time_variant", "first_version", "time_variant"]
     assert [row.label for row in rows] == [SMALL.label, TRAINED.label]
-    assert first == {
+    assert first is not None
+    assert first.to_json() == {
         "variant": rows[0].id,
         "recipe": SMALL.label,
         "version": None,
@@ -76,7 +77,7 @@ def test_what_the_verdict_split_does_not_let_pass_is_not_registered(
     first = searched(run, None, "", execution, trained.rows, None)[2]
     assert execution.called.count("first_version") == 1
     assert first is not None
-    assert (first["version"], first["reason"]) == (
+    assert (first.version, first.reason) == (
         None,
         "the gate does not promote it on the verdict split",
     )

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from pareflow.errors import DoesNotFitError
+from pareflow.errors import CrashedError, DoesNotFitError
 from pareflow.gate import Evidence, judge
 from pareflow.hardware.budget import Fit, Need, NetworkFacts, fits
+from pareflow.hardware.device import INTERRUPTED
 from pareflow.hardware.device_profile import DeviceProfile
 from pareflow.sla import SLA
 from pareflow.stages import fitting, optimization, outcome, searching, validation
@@ -109,6 +110,18 @@ def test_a_run_that_gets_too_little_memory_says_so_and_what_it_takes_here(traine
     assert re.match("(OutOfMemory|Crashed|StepFailed)Error: ", told["reason"])
     assert told["held_mib"] > 0.01
     assert told["p50_ms"] > 0
+
+
+def test_a_run_that_was_interrupted_is_not_kept_as_one_that_failed(trained: Any) -> None:
+    run = on(trained.run, ROOMY.model_copy(update={"memory_mib": 2048}))  # of which nothing is in the store
+    row = made(run, Row(BASIC))
+    INTERRUPTED.set()
+    try:
+        with pytest.raises(CrashedError, match="SIGKILL"):
+            confined(run, row)
+    finally:
+        INTERRUPTED.clear()
+    assert confined(run, row)["reason"] is None
 
 
 def test_a_model_over_the_storage_is_a_failed_row_that_names_size_limit_and_the_nearest(trained: Any) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from pareflow import network
 from pareflow.errors import WorkloadError
 from pareflow.huggingface import HuggingFace, checkpoint, labelled
 from pareflow.huggingface.image import ImageEncoder
-from pareflow.huggingface.text import longest
+from pareflow.huggingface.text import longest, places
 from pareflow.stages.exporting import export
 from pareflow.variant import Step
 from pareflow.workload import Split, Workload, define, load
@@ -302,7 +303,7 @@ def test_texts_are_cut_at_max_length_or_at_what_the_checkpoint_takes(bert: Path,
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "xlm-roberta", "camembert", "mpnet"])
-@pytest.mark.parametrize("stated", [None, 12, 10])
+@pytest.mark.parametrize("stated", [None, 15, 12, 10])
 def test_the_longest_text_has_a_position_for_each_token(
     model_type: str, stated: int | None, tmp_path: Path
 ) -> None:
@@ -323,12 +324,46 @@ def test_the_longest_text_has_a_position_for_each_token(
     config.save_pretrained(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": stated or 10**30}))
     most = longest(tmp_path)
-    assert most == (stated or 12 if model_type == "bert" else 10)
+    assert places(tmp_path) == (12 if model_type == "bert" else 10)
+    assert most == (min(stated or 12, 12) if model_type == "bert" else 10)
     network = AutoModelForSequenceClassification.from_config(config).eval()
     network(torch.full((1, most), 5))
     if stated != 10:
         with pytest.raises((IndexError, RuntimeError)):
             network(torch.full((1, most + 1), 5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"max_length": 17}, "`max_length` must be at most 16,.* but it is 17"),
+        ({"pad_to_length": 17}, "`pad_to_length` must be at most 16"),
+        ({"max_length": 4, "pad_to_length": 17}, "`pad_to_length` must be at most 16"),
+        ({"max_length": 16}, None),  # more than the tokenizer's own 12
+        ({"max_length": 17, "pad_to_length": 16}, None),
+    ],
+)
+def test_more_tokens_than_positions_are_told_before_anything_runs(
+    settings: dict[str, Any], said: str | None, bert: Path, texts: Path
+) -> None:
+    workload = defined(bert, texts, **settings)
+    told = pytest.raises(WorkloadError, match=said) if said else nullcontext()
+    with told:
+        workload.check(workload.preprocess(["cat"]))
+
+
+@pytest.mark.parametrize(
+    "others", [{"rope_theta": 1e4}, {"position_biased_input": False}, {"max_position_embeddings": None}]
+)
+def test_positions_that_are_not_looked_up_have_no_most(
+    others: dict[str, Any], bert: Path, texts: Path
+) -> None:
+    """Rotary or relative: a network takes more tokens than it was trained on."""
+    folder = shutil.copytree(bert, texts / "relative")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | others))
+    workload = defined(folder, texts, max_length=100)
+    workload.check(workload.preprocess(["cat"]))
 
 
 def test_token_types_are_left_out_where_the_model_takes_none(bert: Path, texts: Path) -> None:
@@ -491,8 +526,12 @@ def test_what_is_packed_runs_without_torch_transformers_and_datasets(
     kind: str, bert: Path, vit: Path, texts: Path, tmp_path: Path
 ) -> None:
     samples = ["a cat", "old oak"] if kind == "text" else [png(np.full((3, 3), i, np.uint8)) for i in (9, 99)]
-    columns = {"text_column": "text"} if kind == "text" else {"text_column": None, "image_column": "image"}
-    workload = defined(bert if kind == "text" else vit, texts, max_length=7, **columns)
+    columns = (
+        {"text_column": "text", "max_length": 7}
+        if kind == "text"
+        else {"text_column": None, "image_column": "image"}
+    )
+    workload = defined(bert if kind == "text" else vit, texts, **columns)
     folder = tmp_path / "packed"
     folder.mkdir()
     step = workload.pack(folder)
@@ -533,6 +572,24 @@ def test_settings_need_one_kind_of_sample_and_one_source(bert: Path) -> None:
         HuggingFace(checkpoint="x", dataset="y")
     with pytest.raises(ValidationError, match="one of `dataset` and `files` must be given, but 2 are"):
         HuggingFace(checkpoint="x", text_column="t", dataset="y", files={"train": "z.csv"})
+
+
+@pytest.mark.parametrize(
+    ("given", "unread"),
+    [
+        ({"image_column": "i", "dataset": "y"}, {"max_length": 8}),
+        ({"image_column": "i", "dataset": "y"}, {"pad_to_length": 8}),
+        ({"text_column": "t", "files": {"train": "z.csv"}}, {"dataset_config": "en"}),
+        ({"text_column": "t", "files": {"train": "z.csv"}}, {"dataset_revision": "main"}),
+        ({"text_column": "t", "dataset": "y"}, {"encoding": "latin-1"}),
+    ],
+)
+def test_settings_that_nothing_would_read_are_refused(given: dict[str, Any], unread: dict[str, Any]) -> None:
+    made = HuggingFace.model_validate({"checkpoint": "x", **given})
+    assert HuggingFace.model_validate(made.model_dump(mode="json")) == made
+    (name,) = unread
+    with pytest.raises(ValidationError, match=f"`{name}` must not be given with"):
+        HuggingFace.model_validate({"checkpoint": "x", **given, **unread})
 
 
 @pytest.mark.parametrize(

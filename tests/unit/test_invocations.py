@@ -10,7 +10,9 @@ import pytest
 from onnx import TensorProto, helper
 from starlette.testclient import TestClient
 
+from pareflow.errors import WorkloadError
 from pareflow.serving.executable import Release
+from pareflow.serving.model import kind_of
 from pareflow.serving.slot import FolderSource
 from pareflow.variant import Step
 from tests.unit.conftest import Packaged, Serve, Shelf
@@ -108,3 +110,41 @@ def test_samples_of_different_sizes_and_outputs_that_are_booleans_survive_a_pack
     answer = client.post("/invocations", json={"inputs": [[1, -2.5], [0.5], [-3, 1, 4]]})
     assert answer.json() == {"predictions": [0, 1, 1]}
     assert client.post("/invocations", json={"inputs": [["a"]]}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("samples", "found"),
+    [
+        (np.array([b"one", b"two"]), "ndarray of |S3"),
+        (np.array([b"one", b"two"], dtype=object), "ndarray of |S3"),
+        (np.array(["2026-11-30"], dtype="datetime64[ns]"), r"ndarray of datetime64[ns]"),
+        (np.array([5], dtype="timedelta64[s]"), "ndarray of timedelta64[s]"),
+        (np.array([1 + 2j]), "ndarray of complex128"),
+        (np.zeros(2, dtype="V8"), "ndarray of |V8"),
+        (np.zeros(2, dtype=[("age", "<f4"), ("born", "<M8[D]")]), "ndarray of [('age', '<f4'), ('born'"),
+        (np.zeros(2, dtype=[("name", "O")]), "ndarray of [('name', 'O')]"),
+        ([("a question", "an answer"), ("another", "one more")], "list of <U10, <U8"),
+        ([b"one", b"two"], "list of |S3"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_samples_that_json_does_not_give_back_are_refused(samples: Any, found: str) -> None:
+    with pytest.raises(WorkloadError, match=r"samples must be .* which JSON gives back") as told:
+        kind_of(samples)
+    assert found in told.value.found
+
+
+@pytest.mark.parametrize(
+    ("samples", "kind"),
+    [
+        (np.zeros((2, 3), dtype=">i2"), ">i2"),
+        (np.array([True]), "bool"),
+        (np.array(["one"]), "<U3"),
+        (np.array(["one", {"a": [1]}], dtype=object), "object"),
+        (np.zeros(1, dtype=[("a", "<i8", (3,)), ("b", "<U4")]), "[('a', '<i8', (3,)), ('b', '<U4')]"),
+        (["one"], "text"),
+        ([np.zeros(2), np.zeros(3)], "list of float64"),
+    ],
+)
+def test_samples_that_it_does_are_named(samples: Any, kind: str) -> None:
+    assert kind_of(samples) == kind

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from pareflow import graph_file, network
-from pareflow.compiler import OnnxRuntime
+from pareflow.compiler import OnnxRuntime, TorchEager
 from pareflow.compiler.backend import place
 from pareflow.errors import BadOutputError, ExportError, UnsuitableError, WorkloadError
 from pareflow.model import Simplification
@@ -38,6 +38,18 @@ class DependsOnTheBatch(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         scale = float(images.sum()) if len(images) > 2 else 1.0
         return images.flatten(1) * scale
+
+
+class ChangesItsInput(nn.Module):
+    """It centres what it is given, in place: a second time it finds something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(64, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.last(images.sub_(0.5).flatten(1))
+        return found
 
 
 class HasNoOnnx(nn.Module):
@@ -90,6 +102,23 @@ def test_network_that_does_not_export_is_told(
     with pytest.raises(ExportError, match=said) as caught:
         network.convert(tmp_path, "onnx", load_tiny("images"), tmp_path)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("form", ["onnx", "exported"])
+def test_network_that_changes_its_input_in_place_converts_and_leaves_it(
+    form: Form, tmp_path: Path, load_tiny: Load
+) -> None:
+    workload = load_tiny("images")
+    network.save(ChangesItsInput().eval(), "torch", tmp_path)
+    feeds = workload.example(2)
+    before = {name: array.copy() for name, array in feeds.items()}
+    (tmp_path / "made").mkdir()
+    network.convert(tmp_path, form, workload, tmp_path / "made")
+    TorchEager().load(tmp_path).run(feeds)
+    for run in (network.runner(tmp_path), network.runner(tmp_path / "made")):
+        run(feeds)
+    for name, array in feeds.items():
+        np.testing.assert_array_equal(array, before[name])
 
 
 def test_openvino_model_is_held_to_its_graph(

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pareflow import spec as specs
 from pareflow import workload
 from pareflow.errors import BadOutputError, ExportError, InputError, SplitError, WorkloadError
+from pareflow.measuring.quality import Metric, find_metric
 from pareflow.model import Given
 from pareflow.serving.model import PackagedModel, as_json
 from pareflow.stages import optimization, searching, validation
@@ -84,6 +85,22 @@ def test_predictions_are_the_largest_outputs_position_or_the_outputs(loaded: Loa
     outputs = {"y": np.asarray([[0.1, 0.9]])}
     assert loaded().definition.postprocess(outputs).tolist() == [1]
     assert loaded(predicts="value").definition.postprocess(outputs).tolist() == [[0.1, 0.9]]
+
+
+@pytest.mark.parametrize("metric", ["rmse", "mae", "spearman"])
+@pytest.mark.parametrize("column", [True, False])
+def test_one_number_per_sample_is_judged_as_that_number(
+    loaded: Load, files: Path, metric: str, column: bool
+) -> None:
+    """A network gives a column of them, and so may the targets be."""
+    targets = np.arange(400.0)
+    np.savez(files / "data.npz", samples=SAMPLES, targets=targets[:, None] if column else targets)
+    given = loaded(predicts="value")
+    references = given.split("search").labels()
+    predictions = given.definition.postprocess({"y": references.reshape(-1, 1)})
+    assert predictions.shape == references.shape == (200,)
+    best = 1 if metric == "spearman" else 0
+    assert Metric(find_metric(metric, files)).value(predictions, references) == pytest.approx(best)
 
 
 @pytest.mark.parametrize("sizes", [["batch", 1], ["batch"]], ids=["sigmoid", "label"])

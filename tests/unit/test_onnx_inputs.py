@@ -171,6 +171,19 @@ def test_every_opset_runs(opened: Opened, backend: Backend, opset: int) -> None:
         agree(session.run(feeds), {"y": by_torch(feeds["x"])})
 
 
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("opset", [9, 12])
+def test_graph_of_an_opset_before_scales_per_channel_is_quantized(
+    opened: Opened, opset: int, per_channel: bool
+) -> None:
+    """`axis` of DequantizeLinear came with opset 13, which the graph is raised to."""
+    _, loaded = opened(OnnxRuntime(), convolutional(opset), {"x": floats(ROWS, 2, 6, 6)})
+    made = StaticInt8(per_channel=per_channel).apply(convolutional(opset), loaded)
+    feeds = loaded.example(7)
+    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, feeds)[0], by_torch(feeds["x"]), atol=0.1)
+
+
 @pytest.mark.parametrize("opset", [9, 22])
 @backends
 def test_weights_that_are_inputs_too_are_weights(opened: Opened, backend: Backend, opset: int) -> None:

@@ -1,6 +1,8 @@
 """Pipelining: what is long leaves the event loop, what is short stays, and what lies between is tried."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 
 from pareflow.errors import DeadlineError, OverloadedError
 from pareflow.hardware import probe
+from pareflow.runtime import pool
 from pareflow.runtime.endpoint import answered_within
 from pareflow.runtime.pipelining import BLOCKS, Pipeline, Pipelining, Trial
 from tests.concurrency import run, settle
@@ -176,12 +179,13 @@ class Held:
     """A stage that runs until it is let; it counts how often it was begun."""
 
     def __init__(self) -> None:
-        self.begun = 0
+        self.begun = self.ended = 0
         self._let = threading.Event()
 
     def __call__(self) -> str:
         self.begun += 1
         self._let.wait(20)
+        self.ended += 1
         return "done"
 
     def let(self) -> None:
@@ -313,3 +317,42 @@ def test_who_gives_up_leaves_the_line_and_no_thread_before_it_is_free() -> None:
         assert called.begun == 0
 
     run(scenario)
+
+
+def test_a_stage_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "HANGS_S", 0.05)
+
+    async def scenario() -> None:
+        pipeline, held, tasks = await full(10)
+        pipeline.close()
+        assert held.ended == 0
+        await ended(pipeline, held, tasks)
+        assert held.ended == len(tasks)
+
+    run(scenario, 40)
+
+
+HANGING = """
+import asyncio, threading
+from pareflow.runtime import pool
+from pareflow.runtime.pipelining import Pipeline, Pipelining
+from pareflow.serving.server import _leave_what_hangs
+
+async def given_up():
+    try:
+        await asyncio.wait_for(pipeline.run("preprocess", 1, threading.Event().wait), 0.1)
+    except TimeoutError:
+        print("given up", flush=True)
+
+pool.HANGS_S = 0.05
+pipeline = Pipeline(Pipelining())
+pipeline.learn("preprocess", 1)
+asyncio.run(given_up())
+pipeline.close()
+_leave_what_hangs()
+"""
+
+
+def test_a_server_ends_though_a_stage_hangs() -> None:
+    done = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout) == (1, "given up\n"), done.stderr

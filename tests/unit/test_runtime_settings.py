@@ -11,6 +11,7 @@ import onnx
 import pytest
 from pydantic import ValidationError
 
+from pareflow.compiler import openvino
 from pareflow.compiler.backend import Backend
 from pareflow.compiler.graph_passes import NEEDED, PASSES, Pass, switched_off
 from pareflow.compiler.onnxruntime import OnnxRuntime
@@ -19,6 +20,7 @@ from pareflow.measuring.graph_report import graph_report
 from pareflow.measuring.network_facts import called
 from pareflow.network import FILES, Form
 from pareflow.workload import Arrays, LoadedWorkload
+from tests.concurrency import answered_at_once
 
 Forms = Callable[[str], Mapping[Form, Path]]
 Load = Callable[[str], LoadedWorkload]
@@ -157,6 +159,37 @@ def test_static_shapes_compile_once_per_shape(forms: Forms, load_tiny: Load, tmp
     for samples in (1, 3, 1):
         session.run(load_tiny("texts").example(samples))
     assert len(session._sessions) == 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [OpenVino(), OpenVino(static_shapes=True), OpenVino(threads=2, streams=2), OnnxRuntime()],
+    ids=lambda backend: str(backend.label),
+)
+def test_threads_that_ask_at_once_get_their_own_answers(
+    backend: Backend, forms: Forms, load_tiny: Load, tmp_path: Path
+) -> None:
+    """As MLflow's server asks a packaged model."""
+    backend.compile(forms("images")[backend.form], tmp_path)
+    session, feeds = backend.load(tmp_path), load_tiny("images").example(8)
+    alone = [{name: array[row : row + 4] for name, array in feeds.items()} for row in range(4)]
+    expected = [session.run(one)["output"] for one in alone]
+    answered_at_once(session.run, alone, expected)
+
+
+def test_static_shapes_keep_the_last_ones(
+    forms: Forms, load_tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "MOST", 2)
+    backend = OpenVino(static_shapes=True)
+    backend.compile(forms("images")["openvino"], tmp_path)
+    session, feeds = backend.load(tmp_path), load_tiny("images").example(3)
+    expected = session.run(feeds)["output"]
+    for samples in (1, 3, 2, 3):
+        answer = session.run({name: array[:samples] for name, array in feeds.items()})["output"]
+        np.testing.assert_allclose(answer, expected[:samples], rtol=1e-5, atol=1e-6)
+    assert isinstance(session, openvino.StaticSession)
+    assert [shape[0] for ((_, shape),) in session._sessions] == [2, 3]
 
 
 def test_switched_off_names_each_pass_once() -> None:

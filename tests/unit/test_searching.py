@@ -352,6 +352,31 @@ def test_an_ablation_that_the_budget_has_no_time_to_train_is_not_measured_and_sa
     assert without["reason"].startswith("not measured: it would be trained anew")
 
 
+def test_what_was_left_for_the_ablations_of_a_stopped_runs_winner_is_not_left_for_anothers(
+    trained: Any,
+) -> None:
+    made: Row = trained.strong
+
+    def winner(student: str) -> Row:
+        steps = Step("distillation", {"student": student, "epochs": 1}), Step("qat_int8")
+        recipe = Recipe(steps, made.recipe.backend)
+        return dataclasses.replace(made, recipe=recipe, role="candidate", build_s=60.0)
+
+    def trains(run: Run, winner: Row) -> bool:
+        return "qat_int8 → onnxruntime" in [
+            row.label for row in ablation.ablations(run, winner, [*trained.rows, winner])
+        ]
+
+    stopped = trained.with_budget(minutes=598)
+    gone_on = dataclasses.replace(stopped, spent=600)
+    found = [
+        trains(stopped, winner("narrow")),
+        trains(gone_on, winner("narrow")),
+        trains(gone_on, winner("x")),
+    ]
+    assert found == [True, True, False]
+
+
 def test_what_is_made_by_timings_is_made_alone(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

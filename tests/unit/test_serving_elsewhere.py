@@ -120,6 +120,36 @@ def test_what_triton_lacks_is_said(
     assert found == [f"{what} has no counterpart in Triton" for what in left_out]
 
 
+@pytest.mark.parametrize(
+    ("backend", "left_out"),
+    [
+        (
+            Step("onnxruntime", {"threads": 2, "graph_level": "basic", "without": ["fusion"]}),
+            ['`graph_level: "basic"`', '`without: ["fusion"]`'],
+        ),
+        (Step("openvino", {"threads": 2}), ["`precision: f32`"]),
+        (
+            Step("openvino", {"threads": 2, "static_shapes": True}),
+            ["`precision: f32`", "`static_shapes: true`"],
+        ),
+    ],
+)
+def test_settings_that_triton_is_not_given_are_said(
+    make_package: Callable[..., Path],
+    workloads: Path,
+    tmp_path: Path,
+    backend: Step,
+    left_out: list[str],
+) -> None:
+    reference = {"file": {"path": "ragged.py"}}
+    package = make_package(reference, workloads, tmp_path / "store", backend, "ragged")
+    tensors = [Tensor("x", "FP32", (-1, 4))]
+    found = triton.write(package, ServingPlan(policies=()), tensors, tensors, tmp_path / "repository")
+    assert len(found) == len(left_out)
+    for said, setting in zip(found, left_out, strict=True):
+        assert said.startswith(f"{setting} of `{backend.name}` is not carried to Triton")
+
+
 def test_a_pod_is_given_no_policies_that_ask_for_other_versions(packaged: Packaged, tmp_path: Path) -> None:
     """What is calibrated, and what names tiers, would keep it from starting."""
     record = {"variants": {"small": "a", "full": "b"}, "max_drop": 0.01, "confidence": 0.95, "samples": 600}

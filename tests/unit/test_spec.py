@@ -48,7 +48,7 @@ documents = st.fixed_dictionaries(
 )
 
 
-@given(documents)
+@given(documents.filter(lambda document: not {"space", "candidates"} <= document.keys()))
 def test_what_is_written_reads_as_it_was(document: Document) -> None:
     spec = specs.parse(document, "here")
     assert specs.parse(yaml.safe_load(yaml.safe_dump(spec.to_json())), "there") == spec
@@ -251,6 +251,12 @@ def test_profile_leaves_event_files_only_where_asked_for(tiny_document: Document
     assert asked.profile.tensorboard is True
     with pytest.raises(SpecError, match="did you mean 'tensorboard'"):
         specs.parse({**tiny_document, "profile": {"tensorbord": True}}, "here")
+
+
+def test_space_is_the_searchs_and_goes_with_no_candidates(tiny_document: Document) -> None:
+    both = {**tiny_document, "space": {"low_rank": {}}, "candidates": [["onnxruntime"]]}
+    (problem,) = problems_of(both)
+    assert "one of `space` and `candidates` must be given" in problem
 
 
 def test_only_an_approval_has_hours() -> None:

@@ -4,13 +4,15 @@ import itertools
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from pareflow.errors import StoreError, VariantError
+from pareflow.errors import BusyMachineError, StoreError, VariantError
+from pareflow.hardware.device import INTERRUPTED
 from pareflow.store import MANIFEST, Store
 
 
@@ -87,6 +89,19 @@ def test_failed_writer_leaves_nothing(store: Store) -> None:
     assert store.find("key") is None
     assert leftovers(store) == []
     assert store.ensure("key", writer()).exists()
+
+
+def test_who_waits_for_a_key_can_be_interrupted(store: Store) -> None:
+    """The descriptor is another's, as another process's would be."""
+    with store.lock("key"):
+        threading.Timer(0.1, INTERRUPTED.set).start()
+        try:
+            with pytest.raises(BusyMachineError, match="`key` must be free, but another process makes it"):
+                store.ensure("key", never)
+            store.ensure("other", writer())  # which is free
+        finally:
+            INTERRUPTED.clear()
+    store.ensure("key", writer())
 
 
 def test_evicted_entry_is_made_again(store: Store) -> None:

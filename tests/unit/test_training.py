@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from pareflow.errors import TrainingDivergedError, WorkloadError
-from pareflow.model import training
+from pareflow.model import Distillation, LowRank, UnstructuredPruning, training
 from pareflow.model.training import Batch, TrainedTechnique, fit, task_loss
 from pareflow.network import Form
 from pareflow.workload import SPLITS, LoadedWorkload, Split, Splits
@@ -100,7 +100,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch, pareflow
 from pareflow import network
-from pareflow.model import training
+from pareflow.model import Distillation, LowRank, UnstructuredPruning, training
 from pareflow.workload import load
 
 torch.set_num_threads(1)
@@ -264,3 +264,28 @@ def test_two_processes_share_the_samples_and_end_with_one_network(
     assert all(map(torch.equal, first[1].values(), second[1].values()))
     workload = load_tiny("images")
     assert first[2] < 0.9 * loss_on("search", fresh(workload), workload)
+
+
+@pytest.mark.parametrize("kind", [np.str_, object])
+@pytest.mark.parametrize(
+    "technique",
+    [
+        Trained(),
+        LowRank(share=0.5),
+        Distillation(alpha=0, width=0.5),
+        UnstructuredPruning(importance="taylor", epochs=0),
+    ],
+    ids=lambda technique: type(technique).__name__,
+)
+def test_names_of_classes_are_no_targets_to_train_on(
+    load_tiny: Load, technique: TrainedTechnique, kind: type
+) -> None:
+    """It is told once, and not by torch."""
+    workload = load_tiny("images")
+    names: np.ndarray = np.array(["cat", "dog", "cow", "hen"], dtype=kind)
+    parts = {name: getattr(workload.splits, name) for name in SPLITS}
+    named = {name: Split(part.samples, names[part.labels()]) for name, part in parts.items()}
+    with pytest.raises(
+        WorkloadError, match=r"targets that are numbers.*such as .*order of `class_names\(\)`"
+    ):
+        technique.apply(fresh(workload), replace(workload, splits=Splits(**named)))

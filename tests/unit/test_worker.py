@@ -149,6 +149,19 @@ def test_threads_wait_for_each_other(echo: Worker) -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_what_tells_the_server_to_end_leaves_its_workers_to_it(name: str) -> None:
+    """A terminal's Ctrl-C and systemd's SIGTERM reach all at once: requests under way are answered."""
+    told = Worker("echo", PYTHON, START)
+    told.call("load")
+    pid = told.pid
+    os.kill(pid, signal.Signals[name])
+    assert "images" in told.call("run", FEEDS)[1]
+    del told
+    gc.collect()
+    assert not psutil.pid_exists(pid)
+
+
 def test_worker_that_nobody_holds_ends_and_is_reaped() -> None:
     worker = Worker("echo", PYTHON, START)
     pid = worker.pid

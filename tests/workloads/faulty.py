@@ -24,6 +24,7 @@ Fault = Literal[
     "data is drawn anew",
     "data follows the threads",
     "targets are values",
+    "samples are bytes",
     "preprocess gives objects",
     "preprocess raises",
     "preprocess gives a bare array",
@@ -60,6 +61,8 @@ class Faulty(Images):
             return self._disturbed(splits, np.random.default_rng(int(os.environ["OMP_NUM_THREADS"])))
         if self.fault == "targets are values":
             return replace(splits, search=Split(splits.search.samples, splits.search.labels() + 0.5))
+        if self.fault == "samples are bytes":
+            return replace(splits, calibration=Split([b"one", b"two"]))  # type: ignore[list-item]
         if self.fault == "split is empty":
             return Splits(splits.train, splits.calibration.take(np.arange(0)), splits.search, splits.verdict)
         if self.fault == "splits overlap":

@@ -2,12 +2,14 @@
 
 It is started by `BOOT` with its name and this folder, which makes a package of that alone: its files may be
 called like the runtimes that they import, and nothing else of pareflow is seen. Whatever is printed goes to
-stderr. Where pareflow dies the worker ends at once, also amid a request.
+stderr. Where pareflow dies the worker ends at once, also amid a request. Ctrl-C in a terminal and a
+service's SIGTERM reach the worker too, which leaves it to pareflow when both end.
 """
 
 import importlib
 import os
 import select
+import signal
 import sys
 import threading
 import traceback
@@ -33,6 +35,8 @@ class UnsupportedError(Exception):
 
 def main(name: str) -> None:
     """Serve the runtime of `workers/<name>.py` on stdin and stdout."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     requests, answers = _pipes()
     threading.Thread(target=_end_with, args=(requests.fileno(),), daemon=True).start()
     try:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from pareflow.errors import UnsuitableError
-from pareflow.model.training import Batch, TrainedTechnique
+from pareflow.model.training import Batch, TrainedTechnique, check_targets
 from pareflow.workload import LoadedWorkload
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ class ResponseTechnique(TrainedTechnique):
     temperature: float = Field(default=4.0, gt=0, description="what logits are divided by before the softmax")
 
     def check_labels(self, workload: LoadedWorkload) -> None:
-        """Raises: UnsuitableError where the labels have a weight, and there are none."""
+        """Raises: UnsuitableError where the labels have a weight, and there are none; WorkloadError where it
+        trains, and they are no numbers."""
+        if self.epochs:
+            check_targets(workload)
         if self.alpha and workload.split("train").targets is None:
             raise UnsuitableError(
                 "`alpha > 0` must go with labels",

@@ -55,7 +55,8 @@ class StaticInt8(Technique):
 class Calibrated:
     """A graph that is prepared for quantization, and the ranges of its activations, in `folder`.
 
-    Raises: UnsuitableError where nothing can be quantized, or the calibration samples do not do.
+    Raises: UnsuitableError where nothing can be quantized, or the calibration samples do not do; ExportError
+    where scales per channel are for a later opset, and the graph cannot be raised to it.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class Calibrated:
 
         check_floats(network, settings.name)
         layers(network)
+        if settings.per_channel:
+            network = graph_file.raised(network)
         plain, self._path = folder / "plain.onnx", folder / "prepared.onnx"
         onnx.save_model(network, plain)
         quant_pre_process(plain, self._path, skip_symbolic_shape=True)
