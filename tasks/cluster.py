@@ -11,6 +11,7 @@ from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
 
 from pareflow.errors import EnvironmentUnfitError, MissingExtraError, TransientError
+from pareflow.hardware.device import INTERRUPTED
 from pareflow.hardware.needs import Machine, Needs, granted, lacking
 from tasks.execution import Call, Orchestrated
 from tasks.registries import without_secrets
@@ -47,6 +48,9 @@ def task_runner(address: str | None, variables: Sequence[str]) -> TaskRunner[Any
     return runner
 
 
+_AGAIN = "Run the same command again; what is finished is kept"
+
+
 class OnRay(Orchestrated):
     """By Prefect and Ray: tasks over many items run on the nodes of the cluster that has what they need.
 
@@ -65,7 +69,8 @@ class OnRay(Orchestrated):
         return [_machine(node["Resources"]) for node in _nodes()]
 
     def each(self, task: "Task[..., R]", calls: Sequence[Call], needs: Sequence[Needs]) -> list[R]:
-        """Raises: TransientError where the cluster fails, or loses the node that a step needs."""
+        """Raises: TransientError where the cluster fails, or loses the node that a step needs, and where the
+        search is stopped by Ctrl-C."""
         import ray
         from prefect_ray.context import remote_options
 
@@ -82,10 +87,16 @@ class OnRay(Orchestrated):
             raise _lost(f"Ray gave up: {type(error).__name__}: {str(error).splitlines()[0]}") from error
 
     def _wait(self, pending: dict[Any, Needs]) -> None:
-        """Until all have ended. Ray would wait for ever for a node that is gone."""
+        """Until all have ended, or are to be ended. Ray would wait for ever for a node that is gone."""
         import ray
 
         while pending:
+            if INTERRUPTED.is_set():
+                for future in pending:
+                    ray.cancel(future, force=True)  # what it has begun dies with its worker
+                raise TransientError(
+                    "steps on the cluster must come to their end", "they were interrupted", _AGAIN
+                )
             ended, _ = ray.wait(list(pending), num_returns=len(pending), timeout=LOOK_S)
             pending = {future: step for future, step in pending.items() if future not in ended}
             machines = self.machines()
@@ -99,7 +110,7 @@ def _lost(found: str) -> TransientError:
     return TransientError(
         "the cluster must keep the nodes that a step needs",
         found,
-        "Run the same command again; what is finished is kept",
+        _AGAIN,
     )
 
 

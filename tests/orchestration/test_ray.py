@@ -212,6 +212,45 @@ def test_a_node_that_goes_with_the_only_gpu_is_told_and_not_waited_for(nodes: No
     assert "but a step needs 1 GPU, the cluster has none. Run the same" in told
 
 
+STOPPED = """
+import os, sys, threading, time, ray
+from pathlib import Path
+from pareflow.errors import TransientError
+from pareflow.hardware.needs import Needs
+from pareflow.isolation import interrupt
+from tasks.cluster import OnRay, _options
+ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
+
+@ray.remote(**_options(Needs()))
+def build(pid):
+    Path(pid).write_text(str(os.getpid()))
+    time.sleep(600)
+
+def stop():
+    while not Path(pid).exists():
+        time.sleep(0.05)
+    interrupt()
+
+pid = sys.argv[1]
+threading.Thread(target=stop).start()
+try:
+    OnRay()._wait({build.remote(pid): Needs()})
+except TransientError as error:
+    print(error)
+while Path("/proc", Path(pid).read_text()).exists():
+    time.sleep(0.05)
+print("ended")
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_search_ends_what_is_built_on_the_cluster(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", STOPPED, str(tmp_path / "pid")]
+    done = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, timeout=120, check=False)
+    assert "they were interrupted. Run the same command again" in done.stdout, done.stderr
+    assert done.stdout.endswith("ended\n")
+
+
 def refused(config: Path, data_dir: Path, **options: Any) -> None:
     from rich.console import Console
 
