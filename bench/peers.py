@@ -17,13 +17,13 @@ from recipes import PATIENT
 
 from pareflow import spec
 from pareflow.errors import PareflowError
-from pareflow.gate import Decision, Evidence, judge
+from pareflow.gate import Decision, judge
 from pareflow.intervals import speedup
 from pareflow.measurement import Interval
 from pareflow.sla import Objective
 from pareflow.stages.run import Row, Run
-from pareflow.stages.screening import objective_value, original_of
-from pareflow.stages.validation import validate
+from pareflow.stages.screening import objective_value
+from pareflow.stages.validation import evidence, validate
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WORKLOADS = ("digits", "fashion", "intent")
@@ -90,33 +90,23 @@ def compare(workload: str, peers: Sequence[Peer]) -> Comparison:
     made = [make(run, peer, baselines[0]) for peer in peers]
     entered = {row.id: row for row in (*baselines, as_row(winner), *made) if row.status == "ok"}
     rows = validate(run, list(entered.values()))
-    judged = {row.id: alone(run, row, rows) for row in rows}
+    judged = {row.id: row for row in rows} | alone(run, rows)
     names = [peer.name for peer in peers]
     compared = dict(zip(names, (judged.get(row.id, row) for row in made), strict=True))
     return Comparison(workload, winner["recipe"], pipeline.objective, judged[winner["id"]], compared)
 
 
-def alone(run: Run, row: Row, rows: Sequence[Row]) -> Row:
-    """The row, judged as if nothing had been compared with it: whoever uses one tool asks of one variant.
+def alone(run: Run, rows: Sequence[Row]) -> dict[str | None, Row]:
+    """The rows by their ids, each judged as if no other had been: whoever uses one tool asks of one variant.
 
     Holm's correction among all of these would turn peers down that pass, the more so the more there are.
     """
-    if row.status != "ok":
-        return row
-    strong = min(
-        (r for r in rows if r.role == "baseline"), key=lambda r: objective_value(run.spec.objective, r)
-    )
-    evidence = Evidence(
-        variant=str(row.id),
-        objective=run.spec.objective,
-        quality=row.quality,
-        original=original_of(rows).quality,
-        measurement=row.measurement,
-        baseline=strong.measurement,
-        served=row.served,
-        fit=row.fit,
-    )
-    return replace(row, verdict=judge(run.spec.sla, evidence))
+    alive = [row for row in rows if row.status == "ok"]
+    measured = {str(row.id): row.measurement for row in alive if row.measurement is not None}
+    return {
+        row.id: replace(row, verdict=judge(run.spec.sla, evidence(run, row, alive, measured)))
+        for row in alive
+    }
 
 
 def _claims(found: Comparison) -> Iterator[Claim]:

@@ -199,13 +199,7 @@ def pareflow(name: str, *, raw: bool = True, **plan: object) -> Iterator[Server]
 def binary(url: str, feeds: Arrays) -> Post:
     """A request of the protocol with raw tensors, answered raw."""
     tensors = [
-        {
-            "name": name,
-            "datatype": TYPES[array.dtype.name],
-            "shape": list(array.shape),
-            "parameters": {"binary_data_size": array.nbytes},
-        }
-        for name, array in feeds.items()
+        _tensor(name, array, parameters={"binary_data_size": array.nbytes}) for name, array in feeds.items()
     ]
     head = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": True}}).encode()
     headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
@@ -214,16 +208,12 @@ def binary(url: str, feeds: Arrays) -> Post:
 
 def listed(url: str, feeds: Arrays) -> Post:
     """A request of the protocol as JSON, answered so."""
-    tensors = [
-        {
-            "name": name,
-            "datatype": TYPES[array.dtype.name],
-            "shape": list(array.shape),
-            "data": array.tolist(),
-        }
-        for name, array in feeds.items()
-    ]
+    tensors = [_tensor(name, array, data=array.tolist()) for name, array in feeds.items()]
     return Post(url, json.dumps({"inputs": tensors}).encode(), {"Content-Type": "application/json"})
+
+
+def _tensor(name: str, array: np.ndarray, **told: object) -> dict[str, object]:
+    return {"name": name, "datatype": TYPES[array.dtype.name], "shape": list(array.shape), **told}
 
 
 def as_json(url: str, feeds: Mapping[str, np.ndarray], key: str | None = None) -> Post:

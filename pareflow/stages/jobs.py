@@ -4,10 +4,8 @@ import itertools
 import json
 import platform
 import shutil
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -44,6 +42,7 @@ from pareflow.model.technique import Technique
 from pareflow.network import Form
 from pareflow.remote_store import opened
 from pareflow.serving import halves
+from pareflow.serving.executable import seconds
 from pareflow.serving.model import as_json, kind_of, write_manifest
 from pareflow.stages import processing
 from pareflow.store import MANIFEST, Store
@@ -155,15 +154,7 @@ def answering(reference: Mapping[str, Any], folder: str, root: str, threads: int
             made = torch_network.as_stored(made, list(workload.example(1)))
         network.save(made, form, Path(into))
         run, feeds = network.runner(Path(into)), workload.example(TOGETHER)
-        run(feeds)
-        took = [_ms(run, feeds) for _ in range(3)]
-    return statistics.median(took) / TOGETHER
-
-
-def _ms(run: Callable[[Arrays], Arrays], feeds: Arrays) -> float:
-    began = time.perf_counter()
-    run(feeds)
-    return 1000 * (time.perf_counter() - began)
+        return 1000 * seconds(lambda: run(feeds)) / TOGETHER
 
 
 def _trained(made: Any, workload: LoadedWorkload) -> Any:

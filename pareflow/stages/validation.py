@@ -111,8 +111,8 @@ def _judged(
 ) -> list[Row]:
     """The rows with their measurements and verdicts; failed ones stay as they are."""
     alive = [row for row in rows if row.status == "ok"]
-    evidence = [_evidence(run, row, alive, measured) for row in alive]
-    found = judge_all(run.spec.sla, evidence, look, others)
+    shown = [evidence(run, row, alive, measured) for row in alive]
+    found = judge_all(run.spec.sla, shown, look, others)
     verdicts = dict(zip((row.id for row in alive), found, strict=True))
     judged = []
     for row in rows:
@@ -130,7 +130,7 @@ def _judged(
     return judged
 
 
-def _evidence(run: Run, row: Row, rows: Sequence[Row], measured: Mapping[str, Measurement]) -> Evidence:
+def evidence(run: Run, row: Row, rows: Sequence[Row], measured: Mapping[str, Measurement]) -> Evidence:
     """What is known of a row. Harm is what is worse than the best of the strong baselines, on however many
     threads that runs: it is what would be served otherwise."""
     timed = [dataclasses.replace(one, measurement=measured[str(one.id)]) for one in rows]

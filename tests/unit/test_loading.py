@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pareflow.errors import MissingExtraError
+from pareflow.errors import MissingExtraError, StepFailedError
 from pareflow.measuring.load import Load
 from pareflow.reporting import page
 from pareflow.stages import loading, optimization, outcome, searching, validation
@@ -127,3 +127,18 @@ def test_search_that_runs_out_of_time_gives_what_it_knows() -> None:
     answers = iter([True, True, None])
     assert loading.highest(lambda rate: next(answers), 100.0) == 200.0
     assert loading.highest(lambda rate: None, 100.0) is None
+
+
+def test_a_rate_is_tried_for_long_enough_that_its_line_would_outgrow_the_limit(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 0.2 s twenty limits are 4 s, which a rate of 5 % too much fills with a line of 0.2 s."""
+    asked = list[Load]()
+
+    def measured(run: Run, row: Row, load: Load) -> Any:
+        asked.append(load)
+        raise StepFailedError("a load must be measured", "it is only looked at here", "Ask no more")
+
+    monkeypatch.setattr(loading, "measure", measured)
+    assert loading._searched(trained.run, trained.strong, Load("Server", 1000, 200)) is None
+    assert [load.duration_s for load in asked] == [4.0]
