@@ -54,6 +54,17 @@ def shipped(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in files if "__pycache__" not in path.parts}
 
 
+def test_only_what_was_written_by_hand_is_tracked(checkout: Path) -> None:
+    """Models and data are made; one that lies about is committed unseen."""
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=checkout, capture_output=True, text=True, check=True
+    )
+    large = {
+        n: size for n in names.stdout.split("\0") if n and (size := (checkout / n).stat().st_size) > 2**18
+    }
+    assert not large
+
+
 def test_mlflow_holds_data_files_only(checkout: Path) -> None:
     """A module there would stand in for the real mlflow."""
     assert [*(checkout / "mlflow").rglob("*.py"), *(checkout / "mlflow").rglob("*.pyc")] == []
