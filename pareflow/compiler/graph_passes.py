@@ -5,14 +5,13 @@ Its own names, as `disabled_optimizers` takes them (1.32 writes each to its log 
 
 from typing import Literal
 
-Pass = Literal["fusion", "folding", "elimination", "layout", "planning"]
+Pass = Literal["fusion", "skip_layer_norm", "folding", "elimination", "layout", "planning"]
 
 PASSES: dict[Pass, tuple[str, ...]] = {
     "fusion": (
         "AttentionFusion",
         "BiasDropoutFusion",
         "BiasGeluFusion",
-        "BiasSkipLayerNormFusion",
         "BiasSoftmaxFusion",
         "ConvActivationFusion",
         "ConvAddActivationFusion",
@@ -49,10 +48,10 @@ PASSES: dict[Pass, tuple[str, ...]] = {
         "QuickGeluFusion",
         "ReshapeFusion",
         "SimplifiedLayerNormFusion",
-        "SkipLayerNormFusion",
         "SliceConcatToSpaceToDepthFusion",
         "SwiGluFusion",
     ),
+    "skip_layer_norm": ("BiasSkipLayerNormFusion", "SkipLayerNormFusion"),
     "folding": ("ConstantFolding", "ConstantSharing"),
     "elimination": (
         "CastChainElimination",

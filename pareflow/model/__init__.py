@@ -1,6 +1,7 @@
 """Level 1: techniques, which change the network. One line per member."""
 
 from pareflow.model.architecture_search import ArchitectureSearch
+from pareflow.model.attention_fusion import AttentionFusion
 from pareflow.model.distillation.born_again import BornAgain
 from pareflow.model.distillation.distillation import Distillation
 from pareflow.model.distillation.early_exit import EarlyExit
@@ -31,6 +32,7 @@ from pareflow.model.weight_sharing.layer_sharing import LayerSharing
 
 __all__ = [
     "ArchitectureSearch",
+    "AttentionFusion",
     "Bf16",
     "Binary",
     "BornAgain",

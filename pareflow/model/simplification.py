@@ -1,11 +1,10 @@
 """The same graph with fewer nodes."""
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pareflow import comparison, network
+from pareflow import comparison
 from pareflow.errors import UnsuitableError
+from pareflow.model.same_answers import check_same
 from pareflow.model.technique import Technique
 from pareflow.network import Form
 from pareflow.workload import LoadedWorkload
@@ -40,21 +39,3 @@ class Simplification(Technique):
             ) from error
         check_same(network, slim, workload)
         return slim
-
-
-def check_same(before: "onnx.ModelProto", after: "onnx.ModelProto", workload: LoadedWorkload) -> None:
-    """Raises: UnsuitableError where two graphs answer real inputs otherwise."""
-    with tempfile.TemporaryDirectory() as folder:
-        runs = []
-        for name, graph in (("before", before), ("after", after)):
-            (into := Path(folder) / name).mkdir()
-            network.save(graph, "onnx", into)
-            runs.append(network.runner(into))
-        source, made = runs
-        found = comparison.mismatch(source, made, comparison.real_inputs(workload))
-    if found:
-        raise UnsuitableError(
-            f"a simplified graph must agree with its source within {comparison.TOLERANCE:g}",
-            found,
-            "Leave this technique out",
-        )

@@ -11,6 +11,7 @@ from pareflow.compiler.onnxruntime import GraphLevel
 from pareflow.hardware.device_profile import DeviceProfile
 from pareflow.hardware.probe import has_vnni
 from pareflow.model import (
+    AttentionFusion,
     Distillation,
     DynamicInt8,
     Fp16,
@@ -60,6 +61,7 @@ def untrained(here: Circumstances) -> tuple[Recipe, ...]:
     """int8 dynamic and static, fp16, OpenVINO, lower graph levels; each thread count; the device's runtimes.
 
     Of a transformer only products are quantized with fixed scales: all operators lose most of its quality.
+    Its attention is tried as one operator, too.
     Where the processor lacks VNNI, u8×s8 products saturate in 16 bits, and weights keep to 7 bits.
     Source: ONNX Runtime, Quantize ONNX models, "When and why do I need to try U8U8".
     """
@@ -71,6 +73,8 @@ def untrained(here: Circumstances) -> tuple[Recipe, ...]:
         (DynamicInt8(reduce_range=narrow),),
         (Fp16(),),
     ]
+    if here.transformer:
+        plain += [(AttentionFusion(),), (AttentionFusion(), DynamicInt8(reduce_range=narrow))]
     recipes = [
         Recipe(_steps(techniques), OnnxRuntime(threads=n).step)
         for n, techniques in itertools.product(threads, plain)
@@ -131,14 +135,15 @@ def _packed_and_not(here: Circumstances, ways: Sequence[Sequence[Technique]]) ->
 
 
 def settings(recipe: Recipe, here: Circumstances) -> tuple[Recipe, ...]:
-    """The recipe with other settings of its runtime: huge pages, static shapes; all together come last.
+    """The recipe with other settings of its runtime: huge pages, static shapes, and a transformer's sums and
+    normalizations left apart; all together come last.
 
     Static shapes are compiled one by one: where inputs differ in size, who sends the first of a size waits
     for that, and no measurement of sizes that were met before tells.
     """
-    paged, static = {"huge_pages": True}, {"static_shapes": True}
-    offered: dict[str, list[dict[str, bool]]] = {
-        OnnxRuntime.name: [paged],
+    paged, static, apart = {"huge_pages": True}, {"static_shapes": True}, {"without": ["skip_layer_norm"]}
+    offered: dict[str, list[dict[str, Any]]] = {
+        OnnxRuntime.name: [apart, paged, {**apart, **paged}] if here.transformer else [paged],
         OpenVino.name: [paged] if here.varied else [static, paged, {**static, **paged}],
     }
     backend = recipe.backend

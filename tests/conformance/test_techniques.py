@@ -77,13 +77,14 @@ class Made:
 @pytest.fixture(scope="session")
 def make(forms: Forms, timed: Timed, tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Apply a technique, once, to the given network, or, where it refuses that one for what it lacks, to the
-    `encoder`, which has more parts, or, where its settings are for images, to the images'. One must do."""
+    `encoder`, which has more parts, or to `bert`, whose parts are the field's, or, where its settings are for
+    images, to the images'. One must do."""
     found: dict[str, Made] = {}
 
     def made(technique: Technique, given: str) -> Made:
         key = key_of(technique, given)
         if key not in found:
-            names = list(dict.fromkeys((given, "encoder", "images")))
+            names = list(dict.fromkeys((given, "encoder", "bert", "images")))
             found[key] = next(filter(None, (attempt(technique, name, names[-1]) for name in names)))
         return found[key]
 

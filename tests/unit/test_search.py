@@ -40,7 +40,7 @@ def test_weights_keep_to_seven_bits_where_bytes_saturate(vnni: bool, monkeypatch
     recipes = space.untrained(Circumstances((1, 2), transformer=True))
     steps = [step for recipe in recipes for step in recipe.techniques]
     narrow = [step.settings["reduce_range"] for step in steps if "reduce_range" in step.settings]
-    assert len(narrow) == 4
+    assert len(narrow) == 6
     assert set(narrow) == {not vnni}
 
 
@@ -143,6 +143,23 @@ def test_other_settings_of_a_runtime_are_those_that_it_has_not() -> None:
     assert len(space.settings(Recipe((), Step("openvino")), IMAGES)) == 3
     assert_sensible(space.settings(Recipe((), Step("openvino")), IMAGES))
     assert space.settings(Recipe((), Step("tvm")), IMAGES) == ()
+
+
+def test_sums_and_normalizations_of_a_transformer_are_tried_apart() -> None:
+    apart, paged, both = space.settings(PLAIN, TEXTS)
+    assert apart.backend.settings == {"threads": 1, "without": ["skip_layer_norm"]}
+    assert paged.backend.settings == {"threads": 1, "huge_pages": True}
+    assert both.backend.settings == {**apart.backend.settings, "huge_pages": True}
+    assert space.settings(both, TEXTS) == ()
+    assert_sensible((apart, both))
+
+
+def test_attention_is_tried_as_one_operator_where_there_is_attention() -> None:
+    fused = [tuple(step.name for step in r.techniques) for r in space.untrained(TEXTS)]
+    assert ("attention_fusion",) in fused
+    assert ("attention_fusion", "dynamic_int8") in fused
+    images = space.untrained(IMAGES)
+    assert "attention_fusion" not in {step.name for recipe in images for step in recipe.techniques}
 
 
 def test_static_shapes_are_not_tried_where_inputs_differ_in_size() -> None:
@@ -788,7 +805,8 @@ def test_other_seeds_are_trained_as_far_as_the_time_goes_and_named_else(tmp_path
     assert [1] in seeds
     assert [2] in seeds
     paged = [r for r in ended.following if r.backend.settings.get("huge_pages")]
-    assert [s.settings.get("seed") for r in paged for s in r.techniques] == [None]  # of the best one
+    seeds_of_best = [s.settings.get("seed") for r in paged for s in r.techniques]
+    assert seeds_of_best == [None, None]  # normalizations merged, and apart
 
 
 def trained(epochs: int) -> Recipe:

@@ -75,6 +75,28 @@ class TinyEncoder(nn.Module):
         return logits
 
 
+class TinyBert(nn.Module):
+    """BERT of `transformers`: token ids and their mask to logits of shape (batch, 2)."""
+
+    def __init__(self, width: int = 16, heads: int = 2, blocks: int = 2, tokens: int = 7) -> None:
+        from transformers import BertConfig, BertForSequenceClassification
+
+        super().__init__()
+        config = BertConfig(
+            vocab_size=tokens,
+            hidden_size=width,
+            num_hidden_layers=blocks,
+            num_attention_heads=heads,
+            intermediate_size=2 * width,
+            max_position_embeddings=32,
+        )
+        self.bert = BertForSequenceClassification(config)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.bert(input_ids=ids, attention_mask=mask).logits
+        return logits
+
+
 class EigenNet(nn.Module):
     """Uses an operation that ONNX lacks."""
 

@@ -41,6 +41,7 @@ class DynamicInt8(Technique):
 
     def apply(self, network: "onnx.ModelProto", workload: LoadedWorkload) -> "onnx.ModelProto":
         import onnx
+        from onnx import TensorProto
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         check_floats(network, self.name)
@@ -53,6 +54,7 @@ class DynamicInt8(Technique):
                 per_channel=self.per_channel,
                 reduce_range=self.reduce_range,
                 weight_type=QuantType.QInt8,
+                extra_options={"DefaultTensorType": TensorProto.FLOAT},  # of what no shape inference reaches
             )
             quantized = onnx.load_model(path)
         _check_stored(quantized)
