@@ -18,7 +18,7 @@ from pareflow.search import bounds, space, training_space
 from pareflow.search.effort import LEVELS, Effort, epochs_of, level_of
 from pareflow.search.halving import ETA, MOST_EPOCHS, rungs, survivors
 from pareflow.search.trial import Trial, best, better
-from pareflow.variant import Recipe, Step
+from pareflow.variant import Recipe
 
 if TYPE_CHECKING:
     from pareflow.search.study import Study
@@ -352,6 +352,5 @@ def _each_way(trials: Iterable[Trial]) -> list[Trial]:
     known = [(t.excess, t.cost, t) for t in trials if t.excess is not None and t.cost is not None]
     found: dict[str, Trial] = {}
     for _, _, trial in sorted(known, key=lambda one: one[:2]):
-        way = Recipe(trial.recipe.techniques, Step(trial.recipe.backend.name))
-        found.setdefault(way.label, trial)
+        found.setdefault(space.way_of(trial.recipe).label, trial)
     return list(found.values())

@@ -7,6 +7,7 @@ from typing import Any
 
 from pareflow.catalog import BACKENDS
 from pareflow.compiler import OnnxRuntime, OpenVino, TorchEager
+from pareflow.compiler.graph_passes import Pass
 from pareflow.compiler.onnxruntime import GraphLevel
 from pareflow.hardware.device_profile import DeviceProfile
 from pareflow.hardware.probe import has_vnni
@@ -30,6 +31,9 @@ MILDER: tuple[Method, ...] = ("entropy", "percentile")
 """Other ways to choose ranges: as fast as the first, so that they are tried where that loses too much."""
 LOWER_LEVELS: tuple[GraphLevel, ...] = ("extended", "layout")
 """Those that were ever as fast as the highest (docs/log.md)."""
+APART: tuple[Pass, ...] = ("skip_layer_norm",)
+"""What is left apart in a transformer: merged with the sum before it, a normalization takes three times as
+long on processors (measured: docs/log.md)."""
 OF_DROP = 1 / 2
 """Share of what the SLA lets be lost, that a repair stops at."""
 
@@ -61,24 +65,29 @@ def untrained(here: Circumstances) -> tuple[Recipe, ...]:
     """int8 dynamic and static, fp16, OpenVINO, lower graph levels; each thread count; the device's runtimes.
 
     Of a transformer only products are quantized with fixed scales: all operators lose most of its quality.
-    Its attention is tried as one operator, too.
+    Its attention is tried as one operator, too, and its sums and normalizations as two.
     Where the processor lacks VNNI, u8×s8 products saturate in 16 bits, and weights keep to 7 bits.
     Source: ONNX Runtime, Quantize ONNX models, "When and why do I need to try U8U8".
     """
     narrow, threads = not has_vnni(), here.threads
     operators: Operators = "products" if here.transformer else "all"
     levels = [Recipe((), OnnxRuntime(graph_level=level, threads=threads[0]).step) for level in LOWER_LEVELS]
+    dynamic = DynamicInt8(reduce_range=narrow)
     plain: list[tuple[Technique, ...]] = [
         (StaticInt8(operators=operators, reduce_range=narrow),),
-        (DynamicInt8(reduce_range=narrow),),
+        (dynamic,),
         (Fp16(),),
     ]
-    if here.transformer:
-        plain += [(AttentionFusion(),), (AttentionFusion(), DynamicInt8(reduce_range=narrow))]
+    fused: list[tuple[Technique, ...]] = [(AttentionFusion(), dynamic), (AttentionFusion(),)]
     recipes = [
         Recipe(_steps(techniques), OnnxRuntime(threads=n).step)
         for n, techniques in itertools.product(threads, plain)
     ]
+    if here.transformer:
+        recipes += [
+            Recipe(_steps(techniques), OnnxRuntime(threads=n, without=APART).step)
+            for n, techniques in itertools.product(threads, fused)
+        ]
     nncf = NncfInt8(model_type="transformer" if here.transformer else "general")
     for n in threads:
         recipes += [
@@ -141,7 +150,7 @@ def settings(recipe: Recipe, here: Circumstances) -> tuple[Recipe, ...]:
     Static shapes are compiled one by one: where inputs differ in size, who sends the first of a size waits
     for that, and no measurement of sizes that were met before tells.
     """
-    paged, static, apart = {"huge_pages": True}, {"static_shapes": True}, {"without": ["skip_layer_norm"]}
+    paged, static, apart = {"huge_pages": True}, {"static_shapes": True}, {"without": list(APART)}
     offered: dict[str, list[dict[str, Any]]] = {
         OnnxRuntime.name: [apart, paged, {**apart, **paged}] if here.transformer else [paged],
         OpenVino.name: [paged] if here.varied else [static, paged, {**static, **paged}],
@@ -150,6 +159,14 @@ def settings(recipe: Recipe, here: Circumstances) -> tuple[Recipe, ...]:
     changed = [{**backend.settings, **more} for more in offered.get(backend.name, [])]
     new = [one for i, one in enumerate(changed) if one != backend.settings and one not in changed[:i]]
     return tuple(Recipe(recipe.techniques, Step(backend.name, one)) for one in new)
+
+
+def way_of(recipe: Recipe) -> Recipe:
+    """What decides what a recipe answers: its techniques but for one that rewrites the graph, and what runs
+    it, in which precision. Recipes of one way pass or miss a clause of quality together."""
+    kept = {name: value for name, value in recipe.backend.settings.items() if name == "precision"}
+    changing = tuple(step for step in recipe.techniques if step.name != AttentionFusion.name)
+    return Recipe(changing, Step(recipe.backend.name, kept))
 
 
 def repairs(recipe: Recipe, here: Circumstances) -> tuple[Recipe, ...]:

@@ -15,6 +15,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 
+from pareflow.model import AttentionFusion
 from pareflow.search.training_space import Settings, first, grid, milder, step, trained_for
 from pareflow.search.trial import Trial
 from pareflow.store import replace, writing
@@ -53,6 +54,7 @@ class Study:
         self._finishes = {finish.label: finish for finish in finishes}
         self._seed = seed
         self._asked: dict[str, optuna.Trial] = {}
+        self._unfused: set[tuple[str, str | None]] = set()
         self._journal = Journal()
         self._study = optuna.create_study(
             storage=JournalStorage(self._journal),
@@ -135,7 +137,7 @@ class Study:
             for name, settings in self._families.items()
             for chosen in grid(settings)
             for label, finish in self._finishes.items()
-            if _recipe(name, chosen, finish).label not in self._asked
+            if self._recipe(name, chosen, finish).label not in self._asked
         ]
 
     def tell(self, asked: Recipe, trial: Trial) -> None:
@@ -143,9 +145,18 @@ class Study:
         told = self._asked[asked.label]
         if trial.cost is None or trial.excess is None:
             self._study.tell(told, state=optuna.trial.TrialState.FAIL)
+            if trial.reason is not None and not trial.stopped:
+                self._without_fusion(asked, told)
             return
         told.set_constraint("excess", trial.excess)
         self._study.tell(told, (trial.cost, max(trial.excess, 0.0)))
+
+    def _without_fusion(self, failed: Recipe, told: optuna.Trial) -> None:
+        """Ask again, with its attention left as it is, what may have failed of that after its training, which
+        the store has: factors, and students of other kinds, hold no attention that can be fused."""
+        if AttentionFusion.name in {step.name for step in failed.techniques}:
+            self._unfused.add(_kind(told.params["technique"], failed.techniques[0].settings))
+            self._starts.insert(0, told.params)
 
     def write(self, file: Path) -> None:
         """All asked and told so far, as a file for Optuna's dashboard. Raises: StoreError."""
@@ -161,13 +172,20 @@ class Study:
             for setting, values in self._families[name].items()
         }
         finish = self._finishes[trial.suggest_categorical("finish", list(self._finishes))]
-        return _recipe(name, settings, finish)
+        return self._recipe(name, settings, finish)
+
+    def _recipe(self, name: str, settings: Mapping[str, Any], finish: Recipe) -> Recipe:
+        """A technique trained for one pass, and the finish after it; its attention fused where that went."""
+        following = finish.techniques
+        if _kind(name, settings) in self._unfused:
+            following = tuple(one for one in following if one.name != AttentionFusion.name)
+        return Recipe((step(name, settings, epochs=1), *following), finish.backend)
 
     def _parameters(self, name: str, settings: Settings, chosen: Mapping[str, Any]) -> dict[str, Any]:
         positions = {f"{name}.{key}": values.index(chosen[key]) for key, values in settings.items()}
         return {"technique": name, "finish": next(iter(self._finishes)), **positions}
 
 
-def _recipe(name: str, settings: Mapping[str, Any], finish: Recipe) -> Recipe:
-    """A technique trained for one pass, and the finish after it."""
-    return Recipe((step(name, settings, epochs=1), *finish.techniques), finish.backend)
+def _kind(name: str, settings: Mapping[str, Any]) -> tuple[str, str | None]:
+    """What decides what a trained network is made of: the technique, and the student where it has one."""
+    return name, settings.get("student")

@@ -4,10 +4,11 @@ Every finalist costs the others confidence (Holm's correction), and time.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 from pareflow.gate import QUALITY_HARM, Check, from_below
+from pareflow.search.space import way_of
 from pareflow.stages.run import Row, Run
 from pareflow.stages.screening import checks_of, cost_of, over, rejected
 
@@ -39,13 +40,20 @@ def promising(run: Run, candidates: Sequence[Row], baselines: Sequence[Row], cou
     nothing = 1.0 if min(costs.values(), default=0.0) < 1 else max(costs.values())
     chosen: list[Row] = []
     while ranked and len(chosen) < count:
-        best = min(
-            ranked,
-            key=lambda row: expected([(costs[o.id], chances[o.id]) for o in (*chosen, row)], nothing),
-        )
+        best = min(ranked, key=lambda row: expected(_bets((*chosen, row), costs, chances), nothing))
         ranked.remove(best)
         chosen.append(best)
     return sorted(chosen, key=lambda row: costs[row.id])
+
+
+def _bets(
+    rows: Sequence[Row], costs: Mapping[str | None, float], chances: Mapping[str | None, float]
+) -> list[tuple[float, float]]:
+    """Cost and chance of each way's best: the others of it answer alike, and miss where it does."""
+    found: dict[str, tuple[float, float]] = {}
+    for row in sorted(rows, key=lambda row: costs[row.id]):
+        found.setdefault(way_of(row.recipe).label, (costs[row.id], chances[row.id]))
+    return list(found.values())
 
 
 def expected(options: Sequence[tuple[float, float]], nothing: float) -> float:

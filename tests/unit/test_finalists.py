@@ -15,6 +15,7 @@ from pareflow.sla import SLA
 from pareflow.stages import finalists
 from pareflow.stages.finalists import _kept, expected
 from pareflow.stages.run import Row, Run
+from pareflow.variant import Step
 
 SAMPLES = 700
 VERDICT = 3000
@@ -36,7 +37,8 @@ def promising(run: Run, **clauses: Any) -> Run:
 def answering(
     row: Row, wrong: int, right_instead: int = 0, *, times: float = 1.0, name: str = "", mib: float = 1.0
 ) -> Row:
-    """The row `times` as fast, wrong on the first samples, and right on some that the original misses."""
+    """The row `times` as fast, wrong on the first samples, and right on some that the original misses; with a
+    `name`, of a network of its own."""
     assert row.measurement is not None
     assert row.speedup is not None
     scores = [0] * wrong + [1] * (SAMPLES - 20 - wrong) + [1] * right_instead + [0] * (20 - right_instead)
@@ -45,7 +47,8 @@ def answering(
     blocks = tuple(tuple(ms / times for ms in block) for block in row.measurement.blocks_ms)
     measurement = dataclasses.replace(row.measurement, blocks_ms=blocks, size_mib=mib)
     speedup = dataclasses.replace(row.speedup, estimate=row.speedup.estimate * times)
-    named = dataclasses.replace(row, id=name or row.id, quality=quality)
+    recipe = dataclasses.replace(row.recipe, techniques=(Step(name),)) if name else row.recipe
+    named = dataclasses.replace(row, id=name or row.id, recipe=recipe, quality=quality)
     return dataclasses.replace(named, measurement=measurement, speedup=speedup)
 
 
@@ -88,6 +91,20 @@ def test_a_bet_takes_a_place_beside_one_that_is_none(run: Run, judged: Any) -> N
     safe = [answering(judged.candidate, 0, times=t, name=f"safe {t}") for t in (2.0, 3.0)]
     assert chosen(run, judged, [fast, faster, *safe]) == ["bet 6.0", "safe 3.0"]
     assert chosen(run, judged, [fast, faster]) == ["bet 6.0", "bet 5.0"]
+
+
+def test_the_same_network_in_other_settings_is_no_bet_of_its_own(run: Run, judged: Any) -> None:
+    """All of them miss where one does: another network takes the second place, though it is slower."""
+    plain, other = (
+        answering(judged.candidate, 4, times=t, name=n) for t, n in ((6.0, "plain"), (5.0, "other"))
+    )
+    settings = {**plain.recipe.backend.settings, "huge_pages": True}
+    recipe = dataclasses.replace(plain.recipe, backend=Step(plain.recipe.backend.name, settings))
+    paged = dataclasses.replace(answering(plain, 4, times=1.01, name="paged"), recipe=recipe)
+    fused = dataclasses.replace(recipe, techniques=(Step("attention_fusion"), *recipe.techniques))
+    rewritten = dataclasses.replace(answering(plain, 4, times=1.02, name="rewritten"), recipe=fused)
+    assert chosen(run, judged, [plain, paged, rewritten, other]) == ["rewritten", "other"]
+    assert chosen(run, judged, [plain, paged, rewritten]) == ["rewritten", "paged"]
 
 
 def test_what_loses_too_much_by_its_estimate_takes_the_place_of_none_that_does_not(

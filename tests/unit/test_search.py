@@ -158,6 +158,8 @@ def test_attention_is_tried_as_one_operator_where_there_is_attention() -> None:
     fused = [tuple(step.name for step in r.techniques) for r in space.untrained(TEXTS)]
     assert ("attention_fusion",) in fused
     assert ("attention_fusion", "dynamic_int8") in fused
+    apart = [r.backend.settings["without"] for r in space.untrained(TEXTS) if "attention_fusion" in r.label]
+    assert apart == [["skip_layer_norm"]] * 2
     images = space.untrained(IMAGES)
     assert "attention_fusion" not in {step.name for recipe in images for step in recipe.techniques}
 
@@ -807,6 +809,32 @@ def test_other_seeds_are_trained_as_far_as_the_time_goes_and_named_else(tmp_path
     paged = [r for r in ended.following if r.backend.settings.get("huge_pages")]
     seeds_of_best = [s.settings.get("seed") for r in paged for s in r.techniques]
     assert seeds_of_best == [None, None]  # normalizations merged, and apart
+
+
+def test_a_way_is_what_decides_the_answers() -> None:
+    """Rewritten graphs, pages and passes are not part of it; a precision is."""
+    dynamic, fused = Step("dynamic_int8"), Step("attention_fusion")
+    paged = Recipe((fused, dynamic), Step("onnxruntime", {"huge_pages": True}))
+    assert space.way_of(paged) == space.way_of(Recipe((dynamic,), Step("onnxruntime", {"threads": 1})))
+    narrow = Recipe((), Step("openvino", {"precision": "bf16", "threads": 1}))
+    assert space.way_of(narrow) == Recipe((), Step("openvino", {"precision": "bf16"}))
+
+
+def test_what_fails_where_attention_is_fused_is_asked_again_without(tmp_path: Path) -> None:
+    """Of factors none can be fused: that is seen once, and what was trained goes on without."""
+
+    def outcome(recipe: Recipe) -> tuple[float, float] | str:
+        names = [step.name for step in recipe.techniques]
+        if not {"attention_fusion", "dynamic_int8"} <= set(names):
+            return (0.9, 0.0) if names else (1.0, 0.0)
+        return "UnsuitableError: none was found" if "low_rank" in names else (0.5, 0.0)
+
+    waves, _ = run(search(tmp_path), outcome)
+    asked = [[[s.name for s in r.techniques] for r in wave.recipes] for wave in waves if not wave.preflight]
+    fused, plain = ["low_rank", "attention_fusion", "dynamic_int8"], ["low_rank", "dynamic_int8"]
+    (failed,) = [i for i, names in enumerate(asked) if fused in names]
+    assert plain in [names for wave in asked[failed + 1 :] for names in wave]
+    assert ["head_pruning", "attention_fusion", "dynamic_int8"] in asked[failed]
 
 
 def trained(epochs: int) -> Recipe:
