@@ -72,7 +72,15 @@ def assembled(
     """
     metrics = Metrics()
     slots = [
-        Slot(source, plan, metrics, found, standby=settings.standby, unjudged=settings.unjudged)
+        Slot(
+            source,
+            plan,
+            metrics,
+            found,
+            standby=settings.standby,
+            unjudged=settings.unjudged,
+            models=len(sources),
+        )
         for source in sources
     ]
     return App(slots, settings, metrics)

@@ -92,19 +92,19 @@ class Opened(Protocol):
 
 
 class Executable:
-    """A release and its sessions. Making it blocks.
+    """A release and its sessions, of one of so many `models` that share the machine. Making it blocks.
 
     `apart`: its network runs in a process of its own, which may crash or hang and harms nobody.
     Raises: InputError where a file is not what was packaged; BadOutputError where it answers otherwise here.
     """
 
-    def __init__(self, release: Release, plan: ServingPlan, *, apart: bool = False) -> None:
+    def __init__(self, release: Release, plan: ServingPlan, *, apart: bool = False, models: int = 1) -> None:
         self.release, self.apart = release, apart
         self.model = ModelApart(release.package) if apart else PackagedModel(release.package)
         self.model.check_golden()
         self.ran: Ran = self.model.session.ran()
         self.inputs, self.outputs = described(self.model)
-        self._pool = self._sessions(plan)
+        self._pool = self._sessions(plan, models)
 
     @property
     def processing(self) -> PackagedModel:
@@ -137,12 +137,12 @@ class Executable:
             self.model.end()
         self._pool.close()
 
-    def _sessions(self, plan: ServingPlan) -> SessionPool:
+    def _sessions(self, plan: ServingPlan, models: int) -> SessionPool:
         """As many as the plan says, or as there are cores for; one on the event loop, and one apart."""
         feeds = self.model.preprocess(self.model.golden()["samples"][:1])
         brief = 1000 * seconds(lambda: self.model.session.run(feeds)) < plan.inline_ms
         self._brief = brief and not self.apart  # and the event loop waits for no other process
-        self.sessions = 1 if self._brief or self.apart else plan.sessions_of(self.ran.threads)
+        self.sessions = 1 if self._brief or self.apart else plan.sessions_of(self.ran.threads, models)
         largest = max((getattr(policy, "max_batch_size", 1) for policy in plan.chosen()), default=1)
         sizes = range(1, largest + 1) if self.model.backend.prepares_shapes else {1, largest}
 

@@ -17,8 +17,11 @@ from pareflow.serving.plan import ServingPlan, default
 log = logging.getLogger("pareflow.serving")
 
 
-def opened(releases: Mapping[str, Release], plan: ServingPlan | None, *, apart: bool = False) -> Hosted:
+def opened(
+    releases: Mapping[str, Release], plan: ServingPlan | None, *, apart: bool = False, models: int = 1
+) -> Hosted:
     """Open releases by the name of the tier, the main one's empty; `apart`, that one in a process of its own.
+    So many `models` share the machine.
 
     Without a plan it is the default of the main one's package.
     Raises: as `Executable` and `LanguageModel`, once all that was opened is closed; InputError where the plan
@@ -44,7 +47,7 @@ def opened(releases: Mapping[str, Release], plan: ServingPlan | None, *, apart: 
     with ExitStack() as opening:
         executables: dict[str, Executable] = {}
         for name, release in releases.items():
-            executables[name] = Executable(release, plan, apart=apart and not name)
+            executables[name] = Executable(release, plan, apart=apart and not name, models=models)
             opening.callback(executables[name].close)
         hosted = Hosted(executables.pop(""), executables, plan)
         opening.pop_all()  # it closes them from now on

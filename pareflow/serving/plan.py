@@ -25,7 +25,8 @@ class ServingPlan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     sessions: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="that compute side by side; left out, as many as there are cores for"
+        default=None,
+        description="that compute side by side; left out, one per core, shared by all models",
     )
     inline_ms: float = Field(
         default=0.1,
@@ -68,9 +69,10 @@ class ServingPlan(BaseModel):
                 )
         return self
 
-    def sessions_of(self, threads: int) -> int:
-        """Sessions of so many threads each: as planned, or as many as this machine has cores for."""
-        return self.sessions or max(1, len(probe.cores()) // threads)
+    def sessions_of(self, threads: int, models: int = 1) -> int:
+        """Sessions of so many threads each: as planned, or as many as this machine has cores for, in equal
+        shares of so many models that it serves: what one is asked does not delay another."""
+        return self.sessions or max(1, len(probe.cores()) // models // threads)
 
     def chosen(self) -> tuple[Policy, ...]:
         """The policies, with their settings checked. Raises: SpecError."""

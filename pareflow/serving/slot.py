@@ -126,7 +126,7 @@ class Slot:
     Where the registry is away it is the last version that came whole from there. Without a plan it is served
     by the one that was tuned or calibrated for the version in this environment, else by the default. `found`
     gives the source of what the plan's tiers name. `standby`: the previous version is kept loaded, which
-    takes its memory.
+    takes its memory. So many `models` share the machine.
     Raises: PareflowError where there is neither, or it cannot be served.
     """
 
@@ -139,9 +139,10 @@ class Slot:
         *,
         standby: bool = True,
         unjudged: Unjudged = "check",
+        models: int = 1,
     ) -> None:
         self.source, self.plan = source, plan
-        self._found, self._tiers = found, dict[str, Source]()
+        self._found, self._tiers, self._models = found, dict[str, Source](), models
         self._metrics, self._keeps, self._unjudged = metrics, standby, unjudged
         self._troubles: dict[str, str] = {}
         self._refusals: dict[str, _Refusal] = {}
@@ -305,7 +306,7 @@ class Slot:
             raise
 
     def _opened(self, releases: Mapping[str, Release], *, apart: bool = False) -> Hosted:
-        hosted = opened(releases, self._plan_of(releases[""]), apart=apart)
+        hosted = opened(releases, self._plan_of(releases[""]), apart=apart, models=self._models)
         try:
             hosted.standing = standing(hosted.main, self._unjudged)
         except BaseException:

@@ -13,6 +13,7 @@ import pytest
 
 from pareflow.errors import InputError, SpecError
 from pareflow.hardware import probe
+from pareflow.serving.app import assembled
 from pareflow.serving.executable import Executable, Release
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.model import PackagedModel
@@ -161,3 +162,19 @@ def test_sessions_on_a_processor_are_made_side_by_side(
     executable = Executable(Release("images", "1", packaged("images")), plan)
     assert executable.sessions == 3
     executable.close()
+
+
+def test_models_of_one_server_share_its_cores(packaged: Packaged, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five cores each of two models has two, at two threads one; and as many as its plan says."""
+    monkeypatch.setattr(probe, "cores", lambda: [0, 1, 2, 3, 4])
+    assert ServingPlan().sessions_of(1) == 5
+    assert (ServingPlan().sessions_of(1, models=2), ServingPlan().sessions_of(2, models=2)) == (2, 1)
+    assert ServingPlan().sessions_of(1, models=9) == 1
+    assert ServingPlan(sessions=4).sessions_of(1, models=2) == 4
+    sources = [FolderSource(packaged(name)) for name in ("images", "texts")]
+    slots = assembled(sources, ServingPlan(inline_ms=0), Settings(), lambda _: sources[0])._slots.values()
+    try:
+        assert [slot.hosted.main.sessions for slot in slots] == [2, 2]
+    finally:
+        for slot in slots:
+            slot.hosted.close()

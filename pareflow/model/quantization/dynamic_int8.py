@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from pareflow import graph_file
 from pareflow.errors import UnsuitableError
 from pareflow.model.quantization.floats import check_floats
 from pareflow.model.technique import Technique
