@@ -1,5 +1,6 @@
 """The collection: least recently used first, down to the limit, and nothing that is needed."""
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from pareflow import collection
 from pareflow.collection import Collected, collect, holders, holding, items, leftovers, size
+from pareflow.errors import StoreError
 from pareflow.store import MANIFEST, Store
 
 
@@ -159,6 +161,23 @@ def test_dead_run_holds_nothing(store: Store) -> None:
     assert holders(store) == []
     entry(store, "key", 1, used=2**62)  # long after it began
     assert collect(store, 0).removed == 1
+    assert list((store.root / "running").iterdir()) == []
+
+
+def test_who_finds_no_room_to_say_who_he_is_holds_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A monitor tries it again every minute: no descriptor and no lock may stay."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.write", full)
+        with pytest.raises(StoreError, match="the disk is full"), holding(store, "monitor m"):
+            pass
+    assert os.listdir("/proc/self/fd") == before
     assert list((store.root / "running").iterdir()) == []
 
 
