@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pareflow.catalog import installed_version
 from pareflow.gate import Evidence, judge
 from pareflow.intervals import speedup
 from pareflow.measurement import Environment, Measurement
@@ -65,7 +66,6 @@ def test_a_verdict_belongs_to_what_its_backend_runs_on_too(
 ) -> None:
     """A worker's runtime lies in no interpreter of ours: its lock says what it is, and an upgrade counts."""
     here = environment()
-    assert of_verdict(here, "onnxruntime") == of_verdict(here, "torch_eager") == here
     before = of_verdict(here, "litert")
     assert before.runtimes["litert"].startswith("ai-edge-litert ")
     lock = (checkout / "infra" / "environments" / "litert.txt").read_text()
@@ -75,6 +75,47 @@ def test_a_verdict_belongs_to_what_its_backend_runs_on_too(
     after = of_verdict(here, "litert")
     assert after.runtimes["litert"] == "ai-edge-litert 99.0"
     assert len({one.fingerprint for one in (here, before, after)}) == 3
+
+
+def verdicts_of(found: Environment) -> dict[str, str]:
+    return {name: of_verdict(found, name).fingerprint for name in ("onnxruntime", "openvino", "torch_eager")}
+
+
+def differing(found: Environment, other: Environment) -> set[str]:
+    """The backends whose verdicts in one environment do not hold in the other."""
+    return {name for name, _ in verdicts_of(found).items() - verdicts_of(other).items()}
+
+
+def test_a_verdict_holds_in_an_image_that_lacks_what_its_backend_does_not_run_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The image that serves has no torch, and the worker's, which judged, has."""
+    worker = environment()
+    monkeypatch.setattr(
+        "pareflow.measuring.environment.installed_version",
+        lambda name: None if name == "torch" else installed_version(name),
+    )
+    serving = environment()
+    assert worker.fingerprint != serving.fingerprint
+    assert of_verdict(worker, "onnxruntime") == of_verdict(serving, "onnxruntime")
+    assert of_verdict(worker, "onnxruntime").runtimes.keys() == {"numpy", "onnxruntime"}
+    assert differing(worker, serving) == {"torch_eager"}
+
+
+@pytest.mark.parametrize(
+    ("library", "judged_anew"),
+    [
+        ("numpy", {"onnxruntime", "openvino", "torch_eager"}),
+        ("onnxruntime", {"onnxruntime"}),
+        ("openvino", {"openvino"}),
+        ("torch", {"torch_eager"}),
+    ],
+)
+def test_another_version_of_what_a_backend_runs_on_is_another_environment(
+    library: str, judged_anew: set[str]
+) -> None:
+    here = environment()
+    assert differing(here, replace(here, runtimes={**here.runtimes, library: "99.0"})) == judged_anew
 
 
 def test_a_registered_verdict_is_judged_again_where_the_environment_differs(

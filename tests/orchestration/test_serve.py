@@ -255,7 +255,7 @@ def test_a_version_is_served_by_the_plan_that_was_tuned_for_it_here(
     """In this environment, and where no other plan is named; also without the registry."""
     version = register(judged.fp32)
     caching = ServingPlan(policies=({"exact_cache": {}},))
-    register_plan(tmp_path, Release("images", version, tmp_path), caching)
+    register_plan(tmp_path, Release("images", version, judged.package(judged.fp32)), caching)
     for more in ({}, AWAY):
         server = start(CHAMPION, "--data-dir", tmp_path, **more)
         ask(server)
