@@ -29,6 +29,8 @@ def environment() -> Environment:
         driver=driver,
         accelerator=accelerator,
         governor=probe.governor(),
+        cpu_quota=probe.cpu_quota(),
+        memory_limit_mib=probe.memory_limit_mib(),
     )
 
 
@@ -36,11 +38,12 @@ def of_verdict(found: Environment, backend: str) -> Environment:
     """The environment that a verdict on what this backend runs belongs to: of libraries its own, and numpy.
 
     What else is installed says nothing of it: an image that serves has no torch where the one that judged
-    has. A backend that is not defined here is taken to run on everything.
+    has. Nor does a container's limit of memory, while it suffices: who serves has less than who trains.
+    A backend that is not defined here is taken to run on everything.
     """
     if backend not in BACKENDS:
         return found
-    return replace(found, runtimes=_runs_on(found, BACKENDS[backend]))
+    return replace(found, memory_limit_mib=None, runtimes=_runs_on(found, BACKENDS[backend]))
 
 
 def _runs_on(found: Environment, backend: type[Member]) -> dict[str, str]:

@@ -102,6 +102,13 @@ def test_a_verdict_holds_in_an_image_that_lacks_what_its_backend_does_not_run_on
     assert differing(worker, serving) == {"torch_eager"}
 
 
+def test_a_verdict_belongs_to_a_quota_of_processor_time_and_to_no_limit_of_memory() -> None:
+    """Less time is slower; memory that suffices is not: who serves is given less than who trains."""
+    here = environment()
+    assert differing(here, replace(here, cpu_quota=0.5)) == {"onnxruntime", "openvino", "torch_eager"}
+    assert differing(here, replace(here, memory_limit_mib=512)) == set()
+
+
 @pytest.mark.parametrize(
     ("library", "judged_anew"),
     [
@@ -121,12 +128,13 @@ def test_another_version_of_what_a_backend_runs_on_is_another_environment(
 def test_a_registered_verdict_is_judged_again_where_the_environment_differs(
     judged: Any, tmp_path: Path
 ) -> None:
-    """The package says that it was judged on another processor: that is told, and it is measured here."""
+    """The package says that it was judged on another processor, in a container: that is told, and it is
+    measured here."""
     run = dataclasses.replace(judged.run, data_dir=shutil.copytree(judged.run.data_dir, tmp_path / "data"))
     row = next(row for row in judged.finalists if row.verdict.decision == "promote")
     package = shutil.copytree(registration.package(run, row), tmp_path / "package")
     document = json.loads((package / "model.json").read_text())
-    document["environment"]["processor"] = "another"
+    document["environment"] |= {"processor": "another", "cpu_quota": 0.5}
     (package / "model.json").write_text(json.dumps(document))
     own = run.store.root / "entries" / measuring_key(run, judged.baselines, SCREENING) / "measurements.json"
     before, clock = own.read_bytes(), run.clock.file.read_text()
@@ -136,6 +144,7 @@ def test_a_registered_verdict_is_judged_again_where_the_environment_differs(
         clock,
     )  # by which the run goes on where it is asked again
     assert found["environment_changes"] == {
-        "processor": {"then": "another", "now": run.environment.processor}
+        "cpu_quota": {"then": 0.5, "now": None},
+        "processor": {"then": "another", "now": run.environment.processor},
     }
     assert found["now"]["environment"] == run.environment.fingerprint
