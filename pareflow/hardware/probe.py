@@ -8,6 +8,7 @@ import re
 import subprocess
 from pathlib import Path
 
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _CORES = Path("/sys/devices/system/cpu")
 _GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _RELEVANT = re.compile(r"^(avx\w*|amx\w*|fma|sse4_\d|f16c|neon|asimd\w*|sve\w*|i8mm|bf16|dotprod)$")
@@ -119,6 +120,12 @@ def disk_is_full(path: Path) -> bool:
     """Whether there is no room (less than 1 MiB, or no inode) where `path` lies: native code does not say."""
     disk = os.statvfs(path)
     return disk.f_bavail * disk.f_frsize < 2**20 or (disk.f_files > 0 and disk.f_favail == 0)
+
+
+def boot() -> str:
+    """Tells this machine from others of its kind, and is the same in all of its containers, until it is
+    started again; its name where the system gives no such number."""
+    return _BOOT.read_text().strip() if _BOOT.exists() else platform.node()
 
 
 def system() -> str:

@@ -142,6 +142,12 @@ def test_bounds_of_a_container_are_its_control_groups(
     assert (probe.cpu_quota(), probe.memory_limit_mib()) == (quota, limit_mib)
 
 
+def test_a_machine_is_told_from_its_like_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert probe.boot() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    monkeypatch.setattr(probe, "_BOOT", Path("/nowhere"))
+    assert probe.boot() == platform.node()
+
+
 def test_cache_is_the_largest_that_the_system_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "_CORES", tmp_path)
     assert probe.cache_bytes() is None
