@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -30,6 +31,8 @@ from tasks.tracking import (
     check_format,
     verdict_tag_of,
 )
+
+log = logging.getLogger("pareflow.serving")
 
 LAST = "last.json"
 KEPT_DAYS = 30.0
@@ -84,6 +87,7 @@ class RegistrySource:
         self._verified: dict[str, Path] = {}
         self._versions: dict[str, tuple[float, Version]] = {}
         self._judged: dict[Path, tuple[str | None, str]] = {}
+        self._unnoted = ""
 
     def current(self) -> Release:
         """Raises: TransientError, TrackingError; InputError where it is not there, or damaged."""
@@ -199,6 +203,24 @@ class RegistrySource:
                 shutil.rmtree(copy, ignore_errors=True)
 
     def _remember(self, release: Release) -> None:
+        """Note what is served, for a start while the registry is away. Where the disk takes no note, which is
+        told once for as long as it lasts, it is served all the same."""
+        try:
+            self._note(release)
+            self._unnoted = ""
+        except OSError as error:
+            trouble = error.strerror or str(error)
+            if trouble != self._unnoted:
+                log.warning(
+                    "version %s of %s is served, but a start without the registry would not know of it: %s",
+                    release.version,
+                    release.name,
+                    trouble,
+                )
+            self._unnoted = trouble
+
+    def _note(self, release: Release) -> None:
+        """Raises: OSError."""
         plan = None if release.plan is None else release.plan.model_dump(mode="json", exclude_defaults=True)
         backend, where = self._where_judged(release.package)
         judged = {} if release.judged is None else {where[:12]: release.judged}
