@@ -172,12 +172,12 @@ def test_who_finds_no_room_to_say_who_he_is_holds_nothing(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    before = os.listdir("/proc/self/fd")
+    before = len(list(Path("/proc/self/fd").iterdir()))
     with monkeypatch.context() as patch:
         patch.setattr("os.write", full)
         with pytest.raises(StoreError, match="the disk is full"), holding(store, "monitor m"):
             pass
-    assert os.listdir("/proc/self/fd") == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert list((store.root / "running").iterdir()) == []
 
 
