@@ -59,7 +59,7 @@ def cpu_quota() -> float | None:
 
     Source: Linux, Documentation/admin-guide/cgroup-v2.rst; scheduler/sched-bwc.rst of version 1.
     """
-    told = [line.split() for line in _stated("", "cpu.max")]
+    told = [tuple(line.split()) for line in _stated("", "cpu.max")]
     told += zip(_stated("cpu", "cpu.cfs_quota_us"), _stated("cpu", "cpu.cfs_period_us"), strict=True)
     bounded = [int(quota) / int(period) for quota, period in told if quota not in ("max", "-1")]
     least = min(bounded, default=math.inf)
