@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pareflow.store import MANIFEST, Store, writing
+from pareflow.store import MANIFEST, UNSENT, Store, writing
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An entry, or the scratch folder of a build that was killed; `files` holds bytes by inode."""
+    """An entry, also one that was never sent, or a killed build's scratch folder; `files`: bytes by inode."""
 
     key: str
     path: Path
@@ -77,7 +77,7 @@ def holders(store: Store) -> list[Holder]:
 
 def items(store: Store) -> list[Item]:
     """All that a limit may remove; what was used least recently comes first."""
-    folders = (store.root / "entries", store.root / "unfinished")
+    folders = (store.root / "entries", store.root / UNSENT, store.root / "unfinished")
     found = [_item(path) for folder in folders for path in folder.glob("*")]
     return sorted(found, key=lambda item: (item.used_ns, item.key))
 

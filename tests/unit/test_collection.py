@@ -106,6 +106,16 @@ def test_scratch_of_killed_builds_goes_in_its_turn(store: Store) -> None:
     assert left(store) == ["new"]
 
 
+def test_what_was_never_sent_goes_in_its_turn(store: Store) -> None:
+    """It was finished, and the remote was away; nobody asked for it again."""
+    for key, used in (("unsent", 10), ("needed", 20)):
+        entry(store, key, 1, used).rename(store.root / "unsent" / key)
+    entry(store, "later", 1, used=30)
+    assert left(store) == ["unsent", "needed", "later"]
+    assert collect(store, 1024, {"needed"}) == Collected(removed=2, freed=2048, left=1024)
+    assert left(store) == ["needed"]
+
+
 @pytest.mark.parametrize("make", [entry, scratch])
 def test_a_key_that_somebody_makes_is_left_alone(store: Store, make: Callable[..., Path]) -> None:
     folder = make(store, "key", 1, used=1)
