@@ -141,12 +141,13 @@ def export_served(
     """
     from pareflow.serving import plan as plans
     from pareflow.serving.model import verified
+    from pareflow.serving.standing import backend_in
     from pareflow.stages import exporting
     from tasks.serving import plan_of
 
     named = None if plan is None else plans.read(plan)
     with _package(target, data_dir) as (package, version):
-        kept = None if version is None else plan_of(version)
+        kept = None if version is None else plan_of(version, backend_in(package))
         chosen = named or kept or plans.default(verified(package))
         about = {**_told(version), "plan": chosen.model_dump(mode="json", exclude_defaults=True)}
         if kind == "triton":

@@ -14,19 +14,20 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pareflow.store import MANIFEST, Store, writing
+from pareflow.store import MANIFEST, UNSENT, Store, writing
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An entry, or the scratch folder of a build that was killed; `files` holds bytes by inode."""
+    """An entry, also one that was never sent, or a killed build's scratch folder; `files`: bytes by inode."""
 
     key: str
     path: Path
@@ -56,17 +57,16 @@ class Collected:
 def holding(store: Store, what: str) -> Iterator[None]:
     """Until the end, or until this process dies: no collection removes what is used from now on."""
     folder = store.root / "running"
-    with writing(store.root):
-        with store.collections_wait():
-            folder.mkdir(exist_ok=True)
-            descriptor, name = tempfile.mkstemp(prefix=f"{os.getpid()}.", dir=folder)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.write(descriptor, json.dumps({"what": what, "pid": os.getpid()}).encode())
-    try:
+    with ExitStack() as held:
+        with writing(store.root):
+            with store.collections_wait():
+                folder.mkdir(exist_ok=True)
+                descriptor, name = tempfile.mkstemp(prefix=f"{os.getpid()}.", dir=folder)
+                held.callback(os.close, descriptor)
+                held.callback(Path(name).unlink, missing_ok=True)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.write(descriptor, json.dumps({"what": what, "pid": os.getpid()}).encode())
         yield
-    finally:
-        Path(name).unlink(missing_ok=True)
-        os.close(descriptor)
 
 
 def holders(store: Store) -> list[Holder]:
@@ -77,7 +77,7 @@ def holders(store: Store) -> list[Holder]:
 
 def items(store: Store) -> list[Item]:
     """All that a limit may remove; what was used least recently comes first."""
-    folders = (store.root / "entries", store.root / "unfinished")
+    folders = (store.root / "entries", store.root / UNSENT, store.root / "unfinished")
     found = [_item(path) for folder in folders for path in folder.glob("*")]
     return sorted(found, key=lambda item: (item.used_ns, item.key))
 
@@ -131,8 +131,8 @@ def _removed(store: Store, item: Item) -> bool:
             running = holders(store)
             if running and item.used_ns >= running[0].began_ns:
                 return False
-            away = Path(tempfile.mkdtemp(prefix=f"{item.key}.", dir=store.root / "making"))
-            item.path.rename(away)
+            away = store.root / "making" / f"{item.key}.{uuid.uuid4().hex}"
+            item.path.rename(away)  # a new folder for it would need room, and the disk may be full
         _delete(away)
     return True
 

@@ -231,7 +231,7 @@ def _death(what: str, returncode: int, limits: Limits, log: Path, answers: Path)
     for folder in (answers, log.parent):
         if disk_is_full(folder):
             return _no_room(what, str(folder))
-    tail = log.read_text(errors="replace")[-2000:]
+    tail = _end_of(log)
     shown = f"The end of its log {log}:\n{tail}" if tail.strip() else f"Its log {log} is empty"
     if _tells_of_memory(tail):
         return _out_of_memory(what, limits)
@@ -240,6 +240,13 @@ def _death(what: str, returncode: int, limits: Limits, log: Path, answers: Path)
         hint = " (often: out of memory)" if name == "SIGKILL" else ""
         return CrashedError(f"`{what}` must end by itself", f"it died of {name}{hint}", shown)
     return CrashedError(f"`{what}` must give an answer", f"it exited with status {returncode}", shown)
+
+
+def _end_of(log: Path, size: int = 2000) -> str:
+    """The last characters of a log, which may be longer than memory."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 4 * size))
+        return file.read().decode(errors="replace")[-size:]
 
 
 def _tells_of_memory(text: str) -> bool:

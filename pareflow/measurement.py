@@ -34,7 +34,8 @@ class Environment:
     """The machine and software that a measurement belongs to (law 8).
 
     Nothing that changes by itself, such as a frequency or a load: equal machines have equal environments.
-    `accelerator` and `driver` are the graphics processors', `governor` the cores'; None where there is none.
+    `accelerator` and `driver` are the graphics processors', `governor` the cores'; `cpu_quota` (in cores) and
+    `memory_limit_mib` a container's, where they are less than the machine's. None where there is none.
     """
 
     processor: str
@@ -47,6 +48,8 @@ class Environment:
     driver: str | None = None
     accelerator: str | None = None
     governor: str | None = None
+    cpu_quota: float | None = None
+    memory_limit_mib: int | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -54,7 +57,11 @@ class Environment:
         return digest(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "flags": list(self.flags), "runtimes": dict(self.runtimes)}
+        bounds = ("cpu_quota", "memory_limit_mib")  # only where there are: fingerprints are older than they
+        told = {
+            name: value for name, value in asdict(self).items() if value is not None or name not in bounds
+        }
+        return {**told, "flags": list(self.flags), "runtimes": dict(self.runtimes)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Environment":

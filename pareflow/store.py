@@ -30,6 +30,8 @@ MANIFEST = "manifest.json"
 VERSION = "version"
 FORMAT = 1
 """Of the store's folders and manifests. Stores from before the file `version` are of format 1 too."""
+UNSENT = "unsent"
+"""The folder of finished entries that have not yet been sent to the remote, each under its key."""
 
 
 class Remote(Protocol):
@@ -57,7 +59,7 @@ class Store:
         self.root, self.remote = root, remote
         with writing(root):
             stated = _stated_format(root)
-            for name in ("entries", "making", "locks"):
+            for name in ("entries", "making", "locks", UNSENT):
                 (root / name).mkdir(parents=True, exist_ok=True)
             if stated is None:
                 self._state_format()
@@ -106,7 +108,8 @@ class Store:
         with self.lock(key):
             if self.remote is not None:
                 self.remote.forget(key)
-            shutil.rmtree(self.root / "entries" / key, ignore_errors=True)
+            for folder in ("entries", UNSENT):
+                shutil.rmtree(self.root / folder / key, ignore_errors=True)
 
     def scratch(self, key: str) -> Path:
         """Where the maker of a key leaves what it would go on from if it were killed; not verified."""
@@ -165,11 +168,21 @@ class Store:
 
     def _made(self, key: str, write: Callable[[Path], None]) -> Path:
         """The entry as `write` makes it, then sent to the remote; or the remote's, where that came first."""
-        with self._making(key) as making:
-            _written(making, write)
-            _seal(making)
-            first = self.remote is None or self.remote.send(key, making)
-            return self._kept(making, key) if first else self._fetched(key) or self._kept(making, key)
+        sealed = self._sealed(key, write)
+        first = self.remote is None or self.remote.send(key, sealed)
+        return self._kept(sealed, key) if first else self._fetched(key) or self._kept(sealed, key)
+
+    def _sealed(self, key: str, write: Callable[[Path], None]) -> Path:
+        """What `write` makes. It waits aside until it is sent: where the remote is away, or this process is
+        killed meanwhile, it is sent the next time, and not made again (law 6)."""
+        waiting = self.root / UNSENT / key
+        if not _intact(waiting):
+            with self._making(key) as making:
+                _written(making, write)
+                _seal(making)
+                shutil.rmtree(waiting, ignore_errors=True)  # damaged
+                making.rename(waiting)
+        return waiting
 
     @contextmanager
     def _making(self, key: str) -> Iterator[Path]:
@@ -190,6 +203,7 @@ class Store:
             shutil.rmtree(entry)  # damaged, or it had been found
         making.rename(entry)
         _sync(entry.parent)
+        shutil.rmtree(self.root / UNSENT / key, ignore_errors=True)  # the remote had it first
         return entry
 
     def _used(self, entry: Path) -> bool:

@@ -3,7 +3,8 @@
 The flow that asks ends; nothing waits but the request, a tag of the version in the name of the environment
 that judged it. Who approves lets the promotion protocol run, against the champion of that moment: an approval
 does not stand in for a verdict. Every decision is taken under the promotion lock, so that of two at once the
-second one is told of the first. A request that nobody decides in time expires.
+second one is told of the first; it ends what other environments asked of the same two versions, too. A
+request that nobody decides in time expires.
 """
 
 import json
@@ -102,8 +103,7 @@ def decide(tracker: Tracker, approved: Bout) -> dict[str, Any]:
         request = _waiting(tracker, name, version)
         audit.note(tracker, approved.move("approved", request.reason, before=request.champion))
         moved = settle(tracker, approved, still_held)
-        decided = replace(request, state="approved", by=approved.by, why=approved.why)
-        _keep(tracker, name, version, decided)
+        _decided(tracker, name, version, replace(request, state="approved", by=approved.by, why=approved.why))
     return {"name": name, **asdict(moved)}
 
 
@@ -114,7 +114,7 @@ def decline(tracker: Tracker, name: str, by: str, why: str) -> dict[str, Any]:
         request = _waiting(tracker, name, version)
         move = audit.Move(name, "declined", version, by, why, request.champion, request.champion)
         with audit.recorded(tracker, replace(move, environment=request.environment)):
-            _keep(tracker, name, version, replace(request, state="declined", by=by, why=why))
+            _decided(tracker, name, version, replace(request, state="declined", by=by, why=why))
     return {"name": name, **asdict(Promotion(version, "challenger", f"{by} declined it: {why}"))}
 
 
@@ -184,6 +184,14 @@ def _current(tracker: Tracker, name: str, version: str, request: Request | None)
     with audit.recorded(tracker, replace(move, environment=request.environment)):
         _keep(tracker, name, version, expired)
     return expired
+
+
+def _decided(tracker: Tracker, name: str, version: str, decision: Request) -> None:
+    """Keep a decision as that of every request which asks the same: each environment may have one."""
+    for request in requests(tracker, name, version).values():
+        if request.state == "pending" and request.champion == decision.champion:
+            decided = replace(request, state=decision.state, by=decision.by, why=decision.why)
+            _keep(tracker, name, version, decided)
 
 
 def _keep(tracker: Tracker, name: str, version: str, request: Request) -> None:

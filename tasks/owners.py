@@ -20,7 +20,7 @@ def take(tracker: Tracker, run: str, owner: Owner) -> None:
     """Make it an owner of a run, which goes on if it had been given up."""
     tags = {OWNED: "yes", OWNER + owner.name: "0"}
     if owner.flow_run is not None:
-        tags[FLOW_RUN + owner.flow_run] = "yes"
+        tags[FLOW_RUN + owner.flow_run] = str(time.time_ns())
     with tracker.reached() as client, tracker.locked("mlflow"):
         client.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()])
         if client.get_run(run).info.status in GIVEN_UP:
@@ -57,12 +57,17 @@ def owned_runs(tracker: Tracker) -> list[Owned]:
 
 
 def outcome_of(tracker: Tracker, flow_run: str) -> dict[str, Any] | None:
-    """The document of what a flow run of Prefect's did, or None: it is not recorded here."""
+    """The document of what a flow run of Prefect's did, or None: it is not recorded here.
+
+    Of the runs that it worked on, on one machine and then on another, the one that was taken up last.
+    """
+    tag = FLOW_RUN + flow_run
     with tracker.reached() as client, tempfile.TemporaryDirectory() as folder:
-        found = _tagged(client, FLOW_RUN + flow_run)
+        found = _tagged(client, tag)
         if not found:
             return None
-        path = client.download_artifacts(found[0].info.run_id, "run.json", folder)
+        last = max(found, key=lambda run: str(run.data.tags[tag]))
+        path = client.download_artifacts(last.info.run_id, "run.json", folder)
         document: dict[str, Any] = json.loads(Path(path).read_text())
         return document
 
@@ -81,4 +86,4 @@ def _without(client: MlflowClient, run: str, owner: Owner) -> None:
 def _tagged(client: MlflowClient, tag: str) -> Sequence[Run]:
     """The runs of all experiments with this tag."""
     experiments = [one.experiment_id for one in client.search_experiments()]
-    return list(client.search_runs(experiments, f"tags.`{tag}` = 'yes'")) if experiments else []
+    return list(client.search_runs(experiments, f"tags.`{tag}` LIKE '%'")) if experiments else []

@@ -17,7 +17,7 @@ OWNED = "pareflow.owned"
 OWNER = "pareflow.owner."
 DEAD = "pareflow.dead."
 FLOW_RUN = "pareflow.flow_run."
-"""The flow runs of Prefect's that worked on it."""
+"""The flow runs of Prefect's that worked on it, and when each took it up last."""
 WINDOW_S = 150.0
 """So long without a heartbeat who works on a run is taken for dead, where nothing else is asked for."""
 _COMMAND = "command"

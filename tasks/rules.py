@@ -26,11 +26,6 @@ class Registered:
     tags: Mapping[str, str]
 
     @property
-    def key(self) -> str:
-        """What its one flow run is known by."""
-        return f"{self.name}:{self.version}"
-
-    @property
     def own(self) -> bool:
         """Whether pareflow registered it."""
         return any(tag in self.tags for tag in OWN_TAGS)
@@ -72,6 +67,13 @@ class Rule(_Part):
             and (self.alias is None or self.alias in version.aliases)
             and all(version.tags.get(tag) == value for tag, value in self.tags.items())
         )
+
+    def key(self, registry: str, version: Registered) -> str:
+        """What the one flow run of a version is known by, of the registry at this address.
+
+        Prefect's server may work for several, whose models share names, and has one list of keys per flow.
+        """
+        return f"{registry} {self.deployment} {version.name}:{version.version}"
 
 
 class Rules(_Part):

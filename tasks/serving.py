@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -31,6 +32,8 @@ from tasks.tracking import (
     verdict_tag_of,
 )
 
+log = logging.getLogger("pareflow.serving")
+
 LAST = "last.json"
 KEPT_DAYS = 30.0
 """So long a copy stays that no alias and no server needs."""
@@ -44,24 +47,26 @@ def source(target: str, data_dir: Path) -> Source:
 
 
 @functools.cache
-def plan_tag() -> str:
-    """The tag of a plan carries the environment that it was tuned in: elsewhere it does not hold (law 8)."""
-    return f"pareflow.plan.{here()[:12]}"
+def plan_tag(backend: str | None) -> str:
+    """The tag of a plan for what this backend runs carries the environment that it was tuned in: elsewhere it
+    does not hold (law 8)."""
+    return f"pareflow.plan.{here(backend)[:12]}"
 
 
 def register_plan(data_dir: Path, release: Release, plan: ServingPlan) -> None:
     """Keep a plan with the version that it was tuned for, in this environment. Raises: TrackingError."""
-    keep_plan(Tracker.open(data_dir), release.name, release.version, plan)
+    backend = backend_in(release.package)
+    keep_plan(Tracker.open(data_dir), release.name, release.version, backend, plan)
 
 
-def keep_plan(tracker: Tracker, name: str, version: str, plan: ServingPlan) -> None:
-    """The same, with a tracker that is open."""
-    tracker.tag_version(name, version, plan_tag(), plan.model_dump_json(exclude_defaults=True))
+def keep_plan(tracker: Tracker, name: str, version: str, backend: str | None, plan: ServingPlan) -> None:
+    """The same, with a tracker that is open; `backend` runs the version."""
+    tracker.tag_version(name, version, plan_tag(backend), plan.model_dump_json(exclude_defaults=True))
 
 
-def plan_of(version: Version) -> ServingPlan | None:
-    """The plan that is kept with a version for this environment; None where there is none."""
-    told = version.tags.get(plan_tag())
+def plan_of(version: Version, backend: str | None) -> ServingPlan | None:
+    """The plan that is kept with a version, which this backend runs, for this environment; or None."""
+    told = version.tags.get(plan_tag(backend))
     return None if told is None else ServingPlan.model_validate_json(told)
 
 
@@ -82,6 +87,7 @@ class RegistrySource:
         self._verified: dict[str, Path] = {}
         self._versions: dict[str, tuple[float, Version]] = {}
         self._judged: dict[Path, tuple[str | None, str]] = {}
+        self._unnoted = ""
 
     def current(self) -> Release:
         """Raises: TransientError, TrackingError; InputError where it is not there, or damaged."""
@@ -149,8 +155,9 @@ class RegistrySource:
             with suppress(OSError):  # it may be another user's
                 os.utime(kept)  # it is needed from now on
         self._verified[role] = kept  # whoever opens it verifies it again: here it is asked every second
-        judged = version.tags.get(verdict_tag_of(self._where_judged(kept)[1]))
-        return Release(self.name, str(version.version), kept, plan_of(version), judged)
+        backend, where = self._where_judged(kept)
+        judged = version.tags.get(verdict_tag_of(where))
+        return Release(self.name, str(version.version), kept, plan_of(version, backend), judged)
 
     def _where_judged(self, package: Path) -> tuple[str | None, str]:
         """What runs a package, and the environment that verdicts on it belong to here: read once, since both
@@ -196,6 +203,24 @@ class RegistrySource:
                 shutil.rmtree(copy, ignore_errors=True)
 
     def _remember(self, release: Release) -> None:
+        """Note what is served, for a start while the registry is away. Where the disk takes no note, which is
+        told once for as long as it lasts, it is served all the same."""
+        try:
+            self._note(release)
+            self._unnoted = ""
+        except OSError as error:
+            trouble = error.strerror or str(error)
+            if trouble != self._unnoted:
+                log.warning(
+                    "version %s of %s is served, but a start without the registry would not know of it: %s",
+                    release.version,
+                    release.name,
+                    trouble,
+                )
+            self._unnoted = trouble
+
+    def _note(self, release: Release) -> None:
+        """Raises: OSError."""
         plan = None if release.plan is None else release.plan.model_dump(mode="json", exclude_defaults=True)
         backend, where = self._where_judged(release.package)
         judged = {} if release.judged is None else {where[:12]: release.judged}

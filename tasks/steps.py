@@ -199,7 +199,8 @@ def register(
     told = {"config": str(run.config), "variant": winner.id, "run": run.id}
     events.emit("model.registered", run.spec.name, version, told, role="optimized")
     if serving["plan"] is not None:
-        keep_plan(tracker, run.spec.name, version, ServingPlan(**serving["plan"]))
+        plan, backend = ServingPlan(**serving["plan"]), winner.recipe.backend.name
+        keep_plan(tracker, run.spec.name, version, backend, plan)
     promotion.challenge(tracker, run, version)
     profile = run.spec.target.profile
     if profile is not None:

@@ -57,6 +57,10 @@ LOOKED = "pareflow.looked"
 """Of a monitor's run: the number of the last look that it has a row of."""
 CONFIG = "pareflow.config"
 """Where the pipeline YAML lay when the version was registered."""
+ENVIRONMENT = "pareflow.environment"
+"""The fingerprint of the environment of the run."""
+VERDICT, ASKED = "pareflow.verdict.", "pareflow.sla."
+"""How the tags of a version begin that say what the gate decided in an environment, and by which SLA."""
 Version: TypeAlias = ModelVersion
 Model: TypeAlias = RegisteredModel
 """Of the registry, for modules that must not import mlflow."""
@@ -199,7 +203,7 @@ class Tracker:
 
     def begin(self, run: Run) -> str:
         """The id of the parent run of this pipeline run, found or made."""
-        tags = {"pareflow.environment": run.environment.fingerprint, DATA: run.facts.data_digest}
+        tags = {ENVIRONMENT: run.environment.fingerprint, DATA: run.facts.data_digest}
         with _reaching(self.uri):
             return self._run(run, run.id, f"{run.spec.name}-{run.id[:8]}", tags)
 
@@ -214,7 +218,7 @@ class Tracker:
         tags = {
             VARIANT: str(row.id),
             "pareflow.status": row.status,
-            "pareflow.environment": run.environment.fingerprint,
+            ENVIRONMENT: run.environment.fingerprint,
             f"pareflow.recorded.{phase}": content,
         }
         params = [Param(name, settings) for name, settings in figures.params(row).items()]
@@ -277,7 +281,7 @@ class Tracker:
             DATA: run.facts.data_digest,
             WORKLOAD: run.facts.digest,
             "pareflow.seed": str(run.facts.seed),
-            "pareflow.environment": run.environment.fingerprint,
+            ENVIRONMENT: run.environment.fingerprint,
             CONFIG: str(run.config.resolve()),
             **_verdict_tags(run, winner.verdict.decision, winner.recipe.backend.name),
         }
@@ -297,7 +301,8 @@ class Tracker:
     ) -> ModelVersion:
         """The version with the content that `tags` name, found or made of the package, with these tags.
 
-        Its files are logged by the MLflow run `parent`; where there is none, by one made for it.
+        One that came from another environment keeps its lineage, which leads to folders there, and is told
+        the verdict. Its files are logged by the MLflow run `parent`; where there is none, by one made for it.
         """
         with _reaching(self.uri), self.locked("mlflow"):
             self.check_alive()
@@ -305,8 +310,10 @@ class Tracker:
                 self.client.create_registered_model(name, {"pareflow.pipeline": name})
             version = self._holding(name, tags[CONTENT])
             if version is not None:
+                ours = version.tags.get(ENVIRONMENT) == tags.get(ENVIRONMENT)
                 for tag, value in tags.items():
-                    self.client.set_model_version_tag(name, version.version, tag, value)
+                    if ours or tag.startswith((VERDICT, ASKED)):
+                        self.client.set_model_version_tag(name, version.version, tag, value)
                 return version
             if parent is None:
                 made = self.client.create_run(self.experiment(name), run_name=f"copy {tags[CONTENT][:8]}")
@@ -577,7 +584,7 @@ def _verdict_tags(run: Run, decision: str, backend: str | None) -> dict[str, str
     """A decision, and what was asked: by which SLA, and for which objective."""
     where = where_judged(run, backend)
     asked = digest(run.spec.sla.model_dump(mode="json"), run.spec.objective)
-    return {verdict_tag_of(where): decision, f"pareflow.sla.{where[:12]}": asked}
+    return {verdict_tag_of(where): decision, f"{ASKED}{where[:12]}": asked}
 
 
 def where_judged(run: Run, backend: str | None) -> str:
@@ -598,4 +605,4 @@ def check_format(version: Version) -> None:
 def verdict_tag_of(fingerprint: str) -> str:
     """The tag of a verdict in the environment with this fingerprint: copying a version copies its tags
     (law 8)."""
-    return f"pareflow.verdict.{fingerprint[:12]}"
+    return f"{VERDICT}{fingerprint[:12]}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pareflow import spec
 from pareflow.errors import InputError
 from tasks import flow_runs, registry
+from tasks.registries import without_secrets
 from tasks.rules import Rules
 from tasks.tracking import Tracker
 
@@ -31,7 +32,7 @@ class Handled:
 def handle(tracker: Tracker, rules: Rules, name: str, number: str) -> Handled:
     """The run of the rule that names a version, started unless it was. The registry is asked, not the sender.
 
-    However often and from wherever it is called for a version, one run is started: its key is `name:version`.
+    However often and from wherever it is called for a version, one run is started, by its key.
     A run that is older than the version was of a namesake: a model that was deleted, and registered anew.
     Raises: InputError where the rule's pipeline cannot be run; TransientError, TrackingError.
     """
@@ -47,9 +48,10 @@ def handle(tracker: Tracker, rules: Rules, name: str, number: str) -> Handled:
         return Handled(name, number, "no rule names it")
     spec.read(rule.config, rule.target)  # no run is started that could only fail
     tags = [f"models:/{name}/{number}"]
-    started = flow_runs.start(rule.deployment, rule.parameters, version.key, tags)
+    key = rule.key(without_secrets(tracker.registry_uri).rstrip("/"), version)
+    started = flow_runs.start(rule.deployment, rule.parameters, key, tags)
     if started.at_ms < version.created_ms - SKEW_MS:
-        key = f"{version.key}:{version.created_ms}"
+        key = f"{key}:{version.created_ms}"
         started = flow_runs.start(rule.deployment, rule.parameters, key, tags)
     return Handled(name, number, f"{rule.deployment} for {rule.config}", started.run_id, started.new)
 

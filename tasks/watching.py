@@ -106,12 +106,14 @@ class Session:
             state.write(self.state_path)
             self._unkept = ""
         except OSError as error:
-            if str(error) != self._unkept:
-                self.told(f"what is known of the rules is not kept: {error}")
-            self._unkept = str(error)
+            trouble = error.strerror or str(error)  # without the name of a file that is another each time
+            if trouble != self._unkept:
+                self.told(f"what is known of the rules is not kept: {trouble}")
+            self._unkept = trouble
 
     def _readings(self, until: float | None) -> Iterator[Reading | None]:
-        """One reading every so often; None where the server does not answer, which is told once."""
+        """One reading every so often; None where the server does not answer, or refuses by now (a proxy that
+        is set up anew, a key that is changed), which is told once."""
         due = time.monotonic()
         while until is None or time.monotonic() < until:
             due = max(due + self.rules.every_s, time.monotonic())
@@ -121,7 +123,7 @@ class Session:
                 reading = exposition.read(self.asked.url, self.asked.name, self.asked.api_key)
                 self._trouble = ""
                 yield reading
-            except TransientError as error:
+            except (TransientError, InputError) as error:
                 if str(error) != self._trouble:
                     self.told(str(error))
                 self._trouble = str(error)
@@ -230,7 +232,7 @@ class Monitored:
             self._incomparable = str(error)
             self._stop_comparing(MISSING_S)
             return []
-        except PareflowError as error:
+        except (PareflowError, OSError) as error:  # no room, or no descriptor is free: what fails is followed
             self._session.told(f"kept requests are not compared for {AGAIN_S:g} s: {error}")
             self._stop_comparing(AGAIN_S)
             return []

@@ -1,13 +1,16 @@
 """What this machine is."""
 
 import functools
+import math
 import os
 import platform
 import re
 import subprocess
 from pathlib import Path
 
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _CORES = Path("/sys/devices/system/cpu")
+_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _RELEVANT = re.compile(r"^(avx\w*|amx\w*|fma|sse4_\d|f16c|neon|asimd\w*|sve\w*|i8mm|bf16|dotprod)$")
 
 
@@ -49,6 +52,28 @@ def memory_mib() -> int:
     import psutil  # bundles do without it
 
     return psutil.virtual_memory().total // 2**20
+
+
+def cpu_quota() -> float | None:
+    """How many cores' time control groups leave this process; None where that bounds its cores no further.
+
+    Source: Linux, Documentation/admin-guide/cgroup-v2.rst; scheduler/sched-bwc.rst of version 1.
+    """
+    told = [tuple(line.split()) for line in _stated("", "cpu.max")]
+    told += zip(_stated("cpu", "cpu.cfs_quota_us"), _stated("cpu", "cpu.cfs_period_us"), strict=True)
+    bounded = [int(quota) / int(period) for quota, period in told if quota not in ("max", "-1")]
+    least = min(bounded, default=math.inf)
+    return least if least < len(cores()) else None
+
+
+def memory_limit_mib() -> int | None:
+    """The memory that control groups leave this process, in MiB; None where it is the machine's.
+
+    Source: Linux, Documentation/admin-guide/cgroup-v2.rst; cgroup-v1/memory.rst.
+    """
+    told = [*_stated("", "memory.max"), *_stated("memory", "memory.limit_in_bytes")]
+    least = min((int(most) // 2**20 for most in told if most != "max"), default=memory_mib())
+    return least if least < memory_mib() else None
 
 
 def cache_bytes() -> int | None:
@@ -97,6 +122,12 @@ def disk_is_full(path: Path) -> bool:
     return disk.f_bavail * disk.f_frsize < 2**20 or (disk.f_files > 0 and disk.f_favail == 0)
 
 
+def boot() -> str:
+    """Tells this machine from others of its kind, and is the same in all of its containers, until it is
+    started again; its name where the system gives no such number."""
+    return _BOOT.read_text().strip() if _BOOT.exists() else platform.node()
+
+
 def system() -> str:
     """Operating system, its release and the architecture."""
     return f"{platform.system()} {platform.release()} {platform.machine()}"
@@ -108,3 +139,13 @@ def _cpuinfo() -> dict[str, str]:
         return {}
     lines = (line.partition(":") for line in path.read_text().split("\n\n")[0].splitlines())
     return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def _stated(controller: str, file: str) -> list[str]:
+    """What a file says of this process' control group, and of those above it; "" stands for version 2."""
+    rows = _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.exists() else []
+    found = [path for _, held, path in (row.split(":", 2) for row in rows) if controller in held.split(",")]
+    root = _GROUPS / controller
+    groups = [group for path in found for group in (Path(path), *Path(path).parents)]
+    paths = [root / group.relative_to("/") / file for group in groups]
+    return [path.read_text().strip() for path in paths if path.is_file()]

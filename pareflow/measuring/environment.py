@@ -29,25 +29,30 @@ def environment() -> Environment:
         driver=driver,
         accelerator=accelerator,
         governor=probe.governor(),
+        cpu_quota=probe.cpu_quota(),
+        memory_limit_mib=probe.memory_limit_mib(),
     )
 
 
 def of_verdict(found: Environment, backend: str) -> Environment:
-    """The environment that a verdict on what this backend runs belongs to: what else it runs on counts, too.
+    """The environment that a verdict on what this backend runs belongs to: of libraries its own, and numpy.
 
-    The same one for most backends, whose runtimes are in it. A backend that is not defined here adds nothing.
+    What else is installed says nothing of it: an image that serves has no torch where the one that judged
+    has. Nor does a container's limit of memory, while it suffices: who serves has less than who trains.
+    A backend that is not defined here is taken to run on everything.
     """
     if backend not in BACKENDS:
         return found
-    return replace(found, runtimes={**found.runtimes, **_runs_on(BACKENDS[backend])})
+    return replace(found, memory_limit_mib=None, runtimes=_runs_on(found, BACKENDS[backend]))
 
 
-def _runs_on(backend: type[Member]) -> dict[str, str]:
+def _runs_on(found: Environment, backend: type[Member]) -> dict[str, str]:
     """The versions of what a backend needs here; and of a worker, by its name, of what its lock pins."""
-    names = (*backend.requires, *LIBRARIES.get(backend.name, ()))
-    versions = {name: version for name in names if (version := installed_version(name)) is not None}
+    names = ("numpy", *backend.requires, *LIBRARIES.get(backend.name, ()))
+    told = {name: found.runtimes.get(name) or installed_version(name) for name in names}
+    versions = {name: version for name, version in told.items() if version is not None}
     if not issubclass(backend, WorkerBackend):
         return versions
     locked = pins(backend.environment().lock.read_text())
-    told = ", ".join(f"{name} {locked[name]}" for name in backend.runtime if name in locked)
-    return {**versions, backend.name: told}
+    pinned = ", ".join(f"{name} {locked[name]}" for name in backend.runtime if name in locked)
+    return {**versions, backend.name: pinned}

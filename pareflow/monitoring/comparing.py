@@ -8,7 +8,7 @@ reads a file removes it; what waits for labels is in a table beside them (`label
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ REFERENCE = "reference.npz"
 POLL_S = 0.5
 BACK_S = 600.0
 """What was kept so long before the process began is compared too, and nothing older: now is what counts."""
+AHEAD_S = 60.0
+"""A name that lies further ahead is of a clock that was set back since."""
+REASONS = 100
+"""So many different ones are told, each once: a log must not grow for as long as requests come."""
 _FORGET_S = 3600.0
 FEATURE = "feature."
 TEXTS = "OSU"
@@ -57,6 +61,7 @@ class Comparison:
         self._original = loaded.load(Path(original))
         self._watched = watched
         self._spread: np.ndarray | float = 0.0
+        self._told = set[str]()
 
     def reference(self, batches: Iterable[Arrays]) -> Arrays:
         """The rows of the calibration data. It also says how far predictions with fractions may differ."""
@@ -82,10 +87,15 @@ class Comparison:
                 rows.append(self._rows(one.id, feeds, np.asarray(served), self._original.run(feeds)))
             except Exception as error:  # redacted, or a client's own mistake that was answered all the same
                 left_out += 1
-                print(
-                    f"request {one.id} cannot be compared: {type(error).__name__}: {error}", file=sys.stderr
-                )
+                self.tell(f"request {one.id} cannot be compared", error)
         return joined([*rows, {COUNT: np.array(left_out)}])
+
+    def tell(self, what: str, error: Exception) -> None:
+        """Print what could not be done, once for each reason."""
+        reason = f"{type(error).__name__}: {error}"
+        if reason not in self._told and len(self._told) < REASONS:
+            self._told.add(reason)
+            print(f"{what}: {reason}", file=sys.stderr)
 
     def _holds_samples(self, one: request_log.Exchange) -> bool:
         """Whether it was asked with raw samples, rather than with what the network takes.
@@ -158,35 +168,58 @@ def follow(
     """
     folder = Path(into)
     folder.mkdir(parents=True, exist_ok=True)
-    began = request_log.name_of(time.time() - BACK_S)
-    comparison, answers = Comparison(package, original, backend, watched), Answers(folder)
+    answers = Answers(folder)
+    unread = Unread(Path(requests), answers.done())
+    comparison = Comparison(package, original, backend, watched)
     reference = comparison.reference(read_feeds(Path(calibration)))
     _write(folder / REFERENCE, reference | ({} if max_drop is None else {MAX_DROP: np.array(max_drop)}))
-    done, forgotten = max(answers.done(), began), 0.0
+    forgotten = 0.0
     while True:
-        for path in request_log.files(Path(requests), after=done):
-            rows = comparison.live(_of(path, model, version))
+        for path in unread.new():
+            rows = comparison.live(_of(path, model, version, comparison.tell))
             _write(folder / path.name, rows)
             answers.add(rows, path.name)
-            done = path.name
         if time.monotonic() - forgotten > _FORGET_S:
             answers.forget(float(watched["keep_days"]))
             forgotten = time.monotonic()
         time.sleep(POLL_S)
 
 
-def results(folder: Path, after: str = "") -> list[Path]:
+class Unread:
+    """The files of a request log, each once; `done` is the name of the last one that was read before.
+
+    Names tell the time, and the clock may be set back: what is new then is not what has the highest name, but
+    what was not there at the look before.
+    """
+
+    def __init__(self, folder: Path, done: str) -> None:
+        self._folder = folder
+        self._since, ahead = (request_log.name_of(time.time() + s) for s in (-BACK_S, AHEAD_S))
+        there = (path.name for path in request_log.files(folder, after=self._since))
+        self._seen = {name for name in there if name <= done or name > ahead}
+
+    def new(self) -> list[Path]:
+        """What came since the look before, the oldest first."""
+        since = request_log.name_of(time.time() - BACK_S)
+        there = request_log.files(self._folder, after=min(since, self._since))
+        found = [path for path in there if path.name > self._since and path.name not in self._seen]
+        self._since, self._seen = since, {path.name for path in there}
+        return found
+
+
+def results(folder: Path) -> list[Path]:
     """The files of compared requests, the oldest first."""
-    found = (path for path in folder.glob(f"[0-9]*{request_log.SUFFIX}") if path.name > after)
-    return sorted(found, key=lambda path: path.name)
+    return sorted(folder.glob(f"[0-9]*{request_log.SUFFIX}"), key=lambda path: path.name)
 
 
-def _of(path: Path, model: str, version: str) -> Iterator[request_log.Exchange]:
+def _of(
+    path: Path, model: str, version: str, tell: Callable[[str, Exception], None]
+) -> Iterator[request_log.Exchange]:
     """The exchanges of one version; none of a file that is damaged, or was removed meanwhile."""
     try:
         found = list(request_log.exchanges(path))
     except (OSError, ValueError, KeyError, PareflowError) as error:
-        print(f"{path} cannot be read: {error}", file=sys.stderr)
+        tell(f"{path} cannot be read", error)
         return
     yield from (one for one in found if (one.model, one.version) == (model, version))
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pareflow.collection import Item, holders, items, leftovers, size
-from pareflow.stages.jobs import original
+from pareflow.stages.jobs import calibration_key, original
+from pareflow.stages.monitoring import CALIBRATION, answering_key
 from pareflow.store import Store
 
 KINDS: Mapping[str, str] = {
@@ -40,7 +41,8 @@ def needed(store: Store, registered: Mapping[str, str]) -> dict[str, str]:
 
     `registered` names a version for each variant. It needs the variant and its packages, which `export`
     opens, and the original of its workload, which `check` and `promote` compare with: it may have trained for
-    hours. All else they make again in seconds, or get from the registry.
+    hours. What a monitor compares its requests with cannot be made again once the data are others. All else
+    they make again in seconds, or get from the registry.
     """
     found = dict(registered)
     for path in (store.root / "entries").glob("*/model.json"):
@@ -48,7 +50,10 @@ def needed(store: Store, registered: Mapping[str, str]) -> dict[str, str]:
         version = registered.get(str(about.get("variant")))
         if version is not None:
             found[path.parent.name] = version
-            found.setdefault(original(str(about.get("workload_digest"))).id, version)
+            workload = str(about.get("workload_digest"))
+            compared = (answering_key(workload), calibration_key(workload, CALIBRATION))
+            for key in (original(workload).id, *compared):
+                found.setdefault(key, version)
     return found
 
 

@@ -23,7 +23,7 @@ from pareflow.stages import jobs
 from pareflow.stages.building import make, variant_of
 from pareflow.stages.run import Row, Run
 from pareflow.store import Store
-from pareflow.variant import Recipe
+from pareflow.variant import Recipe, digest
 from pareflow.workload import Arrays
 
 CALIBRATION = 2000
@@ -41,10 +41,16 @@ class Original:
     calibration: Path
 
 
+def answering_key(workload: str) -> str:
+    """Names the original as ONNX Runtime runs it, by what it was trained from alone: a later version opens
+    the same file, when the data may be others and it can be made no more."""
+    return digest("the original as it answers", jobs.original(workload).id)
+
+
 def stored(store: Store, workload: str) -> Original | None:
     """What live requests of a version are answered again by; `workload` is the digest of what its original
     was trained from. None where the store lacks a part of it."""
-    artifact = store.find(variant_of(AS_IT_ANSWERS, workload).id)
+    artifact = store.find(answering_key(workload))
     calibration = store.find(jobs.calibration_key(workload, CALIBRATION))
     if artifact is None or calibration is None:
         return None
@@ -66,6 +72,10 @@ def made(run: Run, workload: str) -> Original:
             )
         make(run, Row(AS_IT_ANSWERS, "baseline"))
         run.job("calibration_inputs", {"limit": CALIBRATION}, f"calibration-{run.spec.name}")
+    compiled = run.store.find(variant_of(AS_IT_ANSWERS, workload).id)
+    if compiled is not None:
+        source = compiled
+        run.store.ensure(answering_key(workload), lambda into: OnnxRuntime(threads=1).compile(source, into))
     found = stored(run.store, workload)
     if found is None:
         raise InputError(
@@ -102,6 +112,7 @@ class Comparer:
     def __init__(self, child: Child, folder: Path) -> None:
         self._child, self.folder = child, folder
         self._began = name_of(time.time() - comparing.BACK_S)
+        self._read: list[Path] | None = None
 
     def reference(self) -> Arrays | None:
         """The compared calibration data, or None until they are there. Raises: what the process died of."""
@@ -112,11 +123,19 @@ class Comparer:
     def news(self, after: str) -> tuple[Arrays, str]:
         """All rows since the file of this name, and the last file's. Raises: what the process died of."""
         self.check()
-        for read in comparing.results(self.folder):
-            if read.name <= max(after, self._began):  # by an earlier look, or of an earlier time
-                read.unlink(missing_ok=True)
-        paths = comparing.results(self.folder, after)
-        return comparing.joined([_loaded(path) for path in paths]), paths[-1].name if paths else after
+        for path in self._done(after):
+            path.unlink(missing_ok=True)
+        self._read = comparing.results(self.folder)
+        last = self._read[-1].name if self._read else after
+        return comparing.joined([_loaded(path) for path in self._read]), last
+
+    def _done(self, after: str) -> list[Path]:
+        """What the look before has read. At first that is told by the names, which an earlier process gave;
+        from then on not, since the clock may be set back."""
+        if self._read is None:
+            until = max(after, self._began)
+            return [path for path in comparing.results(self.folder) if path.name <= until]
+        return self._read if self._read and self._read[-1].name == after else []
 
     def check(self) -> None:
         """Raises: what the process died of, if it did."""

@@ -29,12 +29,15 @@ def here(run: Run) -> Run:
             f"has no {run.config}",
             "Copy the folder there, data included, or share it",
         )
-    if run.store.find(original(run.facts.digest).id) is None:
+
+    def absent(_: Path) -> None:
         raise _unfit(
             "every machine that builds must find the trained original in its store",
             f"does not in {run.store.root}",
             "Share the data folder, or name a store that all reach with --store s3://bucket/prefix",
         )
+
+    run.store.ensure(original(run.facts.digest).id, absent)  # a neighbour who brings it here is waited for
     return run
 
 

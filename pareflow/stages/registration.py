@@ -54,9 +54,10 @@ def made(run: Run, winner: Row) -> Path:
     assert winner.verdict is not None  # only judged rows win
     code, needed = file_digest(_CODE), requirements(run, winner)
     batch = judged_batch_size(run, winner.recipe)
-    key = digest("package", winner.id, run.facts.digest, winner.verdict.to_json(), needed, batch, code)
+    where = of_verdict(run.environment, winner.recipe.backend.name)
+    judged = (where.fingerprint, winner.verdict.to_json())
+    key = digest("package", winner.id, run.facts.digest, judged, needed, batch, code)
     if run.store.find(key) is None:
-        where = of_verdict(run.environment, winner.recipe.backend.name)
         lineage = {
             "pipeline": run.spec.name,
             "run": run.id,

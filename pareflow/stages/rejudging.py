@@ -65,5 +65,6 @@ def _words(verdict: Verdict | None) -> str:
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """What differs between two environments, as `{name: {then, now}}`."""
-    differing = {name for name in now if then.get(name) != now[name]}
-    return {name: {"then": then.get(name), "now": now[name]} for name in sorted(differing)}
+    told = {*then, *now} - {"fingerprint"}
+    differing = {name for name in told if then.get(name) != now.get(name)}
+    return {name: {"then": then.get(name), "now": now.get(name)} for name in sorted(differing)}

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pareflow.catalog import members
 from pareflow.errors import SpecError
 from pareflow.gate import Verdict
+from pareflow.hardware import probe
 from pareflow.hardware.budget import Fit
 from pareflow.hardware.device import INTERRUPTED
 from pareflow.isolation import Limits, run_isolated
@@ -226,8 +227,11 @@ class Run:
         return dataclasses.replace(self, remeasure=True, spent=0.0)
 
     def own_key(self, key: str) -> str:
-        """Where this run keeps what it measures; what is there is forgotten if it is to be measured again."""
-        key = digest("apart", key) if self.apart else key
+        """Where this run keeps what it measures; what is there is forgotten if it is to be measured again.
+
+        Beside the run it is this machine that is asked: an equal one that shares the store has other keys.
+        """
+        key = digest("apart", probe.boot(), key) if self.apart else key
         if self.remeasure:
             self.store.evict(key)
         return key

@@ -5,6 +5,7 @@ import errno
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from pareflow import network
 from pareflow import spec as specs
+from pareflow.collection import collect
 from pareflow.errors import StoreError
 from pareflow.isolation import Limits, run_isolated
 from pareflow.network import FORMS, Form
@@ -51,6 +53,19 @@ def test_entry_that_does_not_fit_leaves_nothing_and_fits_later(mount: Mount) -> 
     assert store.find("new") is None
     disk.empty()
     assert store.ensure("new", write_a_mebibyte).exists()
+
+
+def test_a_collection_needs_no_room(mount: Mount) -> None:
+    """It is what a full disk is told to be freed by: it makes no file and no folder."""
+    disk = mount("size=4m,nr_inodes=32")
+    store = Store(disk.path / "store")
+    store.ensure("old", write_a_mebibyte)
+    disk.fill()
+    with suppress(OSError):
+        for number in range(32):
+            (disk.path / str(number)).touch()
+    assert collect(store, 0).removed == 1
+    assert store.find("old") is None
 
 
 @pytest.mark.parametrize("form", FORMS)

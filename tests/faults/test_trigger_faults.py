@@ -60,12 +60,13 @@ class Stack:
         return str(version.version)
 
     def runs(self, key: str) -> list[dict[str, Any]]:
-        """The flow runs of a key, whatever became of them."""
+        """The flow runs of `name:version`, whatever became of them."""
         types = ("SCHEDULED", "PENDING", "RUNNING", *flow_runs.ENDED)
-        return [run for run in flow_runs.in_state(*types) if run["idempotency_key"] == key]
+        whole = f"{self.mlflow} pipeline/on-demand {key}"
+        return [run for run in flow_runs.in_state(*types) if run["idempotency_key"] == whole]
 
     def run_of(self, key: str) -> dict[str, Any]:
-        """The one flow run of a key, waited for."""
+        """The one flow run of `name:version`, waited for."""
         deadline = time.monotonic() + servers.PATIENCE_S
         while not (found := self.runs(key)) and time.monotonic() < deadline:
             time.sleep(0.2)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pareflow.catalog import installed_version
 from pareflow.gate import Evidence, judge
 from pareflow.intervals import speedup
 from pareflow.measurement import Environment, Measurement
@@ -65,7 +66,6 @@ def test_a_verdict_belongs_to_what_its_backend_runs_on_too(
 ) -> None:
     """A worker's runtime lies in no interpreter of ours: its lock says what it is, and an upgrade counts."""
     here = environment()
-    assert of_verdict(here, "onnxruntime") == of_verdict(here, "torch_eager") == here
     before = of_verdict(here, "litert")
     assert before.runtimes["litert"].startswith("ai-edge-litert ")
     lock = (checkout / "infra" / "environments" / "litert.txt").read_text()
@@ -77,15 +77,64 @@ def test_a_verdict_belongs_to_what_its_backend_runs_on_too(
     assert len({one.fingerprint for one in (here, before, after)}) == 3
 
 
+def verdicts_of(found: Environment) -> dict[str, str]:
+    return {name: of_verdict(found, name).fingerprint for name in ("onnxruntime", "openvino", "torch_eager")}
+
+
+def differing(found: Environment, other: Environment) -> set[str]:
+    """The backends whose verdicts in one environment do not hold in the other."""
+    return {name for name, _ in verdicts_of(found).items() - verdicts_of(other).items()}
+
+
+def test_a_verdict_holds_in_an_image_that_lacks_what_its_backend_does_not_run_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The image that serves has no torch, and the worker's, which judged, has."""
+    worker = environment()
+    monkeypatch.setattr(
+        "pareflow.measuring.environment.installed_version",
+        lambda name: None if name == "torch" else installed_version(name),
+    )
+    serving = environment()
+    assert worker.fingerprint != serving.fingerprint
+    assert of_verdict(worker, "onnxruntime") == of_verdict(serving, "onnxruntime")
+    assert of_verdict(worker, "onnxruntime").runtimes.keys() == {"numpy", "onnxruntime"}
+    assert differing(worker, serving) == {"torch_eager"}
+
+
+def test_a_verdict_belongs_to_a_quota_of_processor_time_and_to_no_limit_of_memory() -> None:
+    """Less time is slower; memory that suffices is not: who serves is given less than who trains."""
+    here = environment()
+    assert differing(here, replace(here, cpu_quota=0.5)) == {"onnxruntime", "openvino", "torch_eager"}
+    assert differing(here, replace(here, memory_limit_mib=512)) == set()
+
+
+@pytest.mark.parametrize(
+    ("library", "judged_anew"),
+    [
+        ("numpy", {"onnxruntime", "openvino", "torch_eager"}),
+        ("onnxruntime", {"onnxruntime"}),
+        ("openvino", {"openvino"}),
+        ("torch", {"torch_eager"}),
+    ],
+)
+def test_another_version_of_what_a_backend_runs_on_is_another_environment(
+    library: str, judged_anew: set[str]
+) -> None:
+    here = environment()
+    assert differing(here, replace(here, runtimes={**here.runtimes, library: "99.0"})) == judged_anew
+
+
 def test_a_registered_verdict_is_judged_again_where_the_environment_differs(
     judged: Any, tmp_path: Path
 ) -> None:
-    """The package says that it was judged on another processor: that is told, and it is measured here."""
+    """The package says that it was judged on another processor, in a container: that is told, and it is
+    measured here."""
     run = dataclasses.replace(judged.run, data_dir=shutil.copytree(judged.run.data_dir, tmp_path / "data"))
     row = next(row for row in judged.finalists if row.verdict.decision == "promote")
     package = shutil.copytree(registration.package(run, row), tmp_path / "package")
     document = json.loads((package / "model.json").read_text())
-    document["environment"]["processor"] = "another"
+    document["environment"] |= {"processor": "another", "cpu_quota": 0.5}
     (package / "model.json").write_text(json.dumps(document))
     own = run.store.root / "entries" / measuring_key(run, judged.baselines, SCREENING) / "measurements.json"
     before, clock = own.read_bytes(), run.clock.file.read_text()
@@ -95,6 +144,7 @@ def test_a_registered_verdict_is_judged_again_where_the_environment_differs(
         clock,
     )  # by which the run goes on where it is asked again
     assert found["environment_changes"] == {
-        "processor": {"then": "another", "now": run.environment.processor}
+        "cpu_quota": {"then": 0.5, "now": None},
+        "processor": {"then": "another", "now": run.environment.processor},
     }
     assert found["now"]["environment"] == run.environment.fingerprint

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import pytest
+
 from pareflow.measuring.race import Race
 from pareflow.stages import building
 from pareflow.stages.baseline import SCREENING, baseline
@@ -39,6 +41,17 @@ def test_a_question_that_is_asked_beside_the_run_leaves_the_runs_own_quality(tra
     aside = building.evaluate(trained.run.aside(), trained.strong, "search")
     assert aside.quality == trained.strong.quality
     assert evaluated(trained.run, trained.strong) == answered
+
+
+def test_what_is_asked_beside_the_run_is_answered_by_this_machine(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a store that machines share an equal machine's answer would be fetched, where it asks just now."""
+    here, key = trained.run.aside().own_key("asked"), trained.run.own_key("asked")
+    assert here == trained.run.aside().own_key("asked")
+    monkeypatch.setattr("pareflow.hardware.probe.boot", lambda: "another machine's")
+    assert trained.run.aside().own_key("asked") != here
+    assert trained.run.own_key("asked") == key  # the run itself goes on wherever it was killed
 
 
 def test_a_whole_measurement_serves_every_race(trained: Any) -> None:

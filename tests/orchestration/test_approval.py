@@ -155,6 +155,28 @@ def test_a_request_of_an_older_challenger_cannot_be_approved(tracker: Tracker) -
         decide(tracker, bout(tracker, older, by="Ada", why="yes"))
 
 
+@pytest.mark.parametrize("decision", ["approved", "declined"])
+def test_a_decision_is_of_every_environment_that_asked_the_same(tracker: Tracker, decision: str) -> None:
+    """Two machines' runs asked; and a third one once, for the version beside an older champion."""
+    version = challenging(tracker, 1)
+    for environment in (HERE, "f" * 64, "a" * 64):
+        with tracker.moving(MODEL):
+            file(tracker, bout(tracker, version, environment=environment), 1)
+    third = requests(tracker, MODEL, version)["a" * 12]
+    other = replace(third, champion="9", asked=(datetime.now(UTC) - timedelta(hours=2)).isoformat())
+    tracker.tag_version(MODEL, version, third.tag, json.dumps(asdict(other)))
+    if decision == "approved":
+        decide(tracker, bout(tracker, version, by="Ada", why="yes"))
+    else:
+        decline(tracker, MODEL, "Ada", "yes")
+    found = requests(tracker, MODEL, version)
+    assert {name: (one.state, one.by, one.why) for name, one in found.items()} == {
+        HERE[:12]: (decision, "Ada", "yes"),
+        "f" * 12: (decision, "Ada", "yes"),
+        "a" * 12: ("pending", None, ""),
+    }
+
+
 @pytest.mark.parametrize("second", ["approve", "reject"])
 def test_of_two_decisions_at_once_one_counts(tracker: Tracker, second: str) -> None:
     """The first one judges for as long as it takes the other to wait for the lock."""

@@ -16,7 +16,7 @@ from tasks import audit
 from tasks.copying import ORIGIN, copy
 from tasks.promotion import challenge, number, promote, promote_challenger
 from tasks.serving import RegistrySource
-from tasks.tracking import CONTENT, Tracker, verdict_tag_of
+from tasks.tracking import CONTENT, Tracker, verdict_tag_of, where_judged
 from tests.orchestration.conftest import Judged
 
 
@@ -61,7 +61,7 @@ def test_a_copy_is_what_was_registered_and_arrives_as_challenger_without_a_verdi
     ours, theirs = development.version("images", here), production.version("images", there)
     assert theirs.tags[CONTENT] == ours.tags[CONTENT]
     assert theirs.tags[ORIGIN] == f"{development.uri} models:/images/{here}"
-    assert ours.tags[verdict_tag_of(judged.run.environment.fingerprint)] == "promote"
+    assert ours.tags[verdict_tag_of(where_judged(judged.run, "onnxruntime"))] == "promote"
     assert not [tag for tag in theirs.tags if tag.startswith(("pareflow.verdict.", "pareflow.against."))]
     assert number(production, "images", "challenger") == there
     assert number(production, "images", "champion") is None
@@ -102,17 +102,17 @@ def test_a_copy_is_judged_where_it_arrives_before_it_is_champion(
     assert refused["alias"] == "challenger"
     assert "size.max_mib" in refused["reason"]
     assert (
-        production.version("images", there).tags[verdict_tag_of(judged.run.environment.fingerprint)]
+        production.version("images", there).tags[verdict_tag_of(where_judged(judged.run, "onnxruntime"))]
         == "reject"
     )
 
     production.client.delete_model_version_tag(
-        "images", there, verdict_tag_of(judged.run.environment.fingerprint)
+        "images", there, verdict_tag_of(where_judged(judged.run, "onnxruntime"))
     )
     moved = promote_challenger(production, judged.run)
     assert (moved["version"], moved["alias"]) == (there, "champion")
     assert (
-        production.version("images", there).tags[verdict_tag_of(judged.run.environment.fingerprint)]
+        production.version("images", there).tags[verdict_tag_of(where_judged(judged.run, "onnxruntime"))]
         == "promote"
     )
 

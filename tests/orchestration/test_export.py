@@ -59,12 +59,13 @@ def test_a_versions_own_plan_goes_with_it_where_no_other_is_named(
     tracker = new_tracker(tmp_path)
     parent = tracker.begin(judged.run)
     version = str(tracker.register(judged.run, parent, judged.package(judged.fp32), judged.fp32).version)
-    keep_plan(tracker, "images", version, ServingPlan(sessions=3, policies=({"exact_cache": {}},)))
+    plan = ServingPlan(sessions=3, policies=({"exact_cache": {}},))
+    keep_plan(tracker, "images", version, "onnxruntime", plan)
     other = tmp_path / "plan.yaml"
     other.write_text("sessions: 2")
-    for plan, sessions, cached in ((None, 3, True), (other, 2, False)):
+    for named, sessions, cached in ((None, 3, True), (other, 2, False)):
         to = tmp_path / f"repository{sessions}"
-        told = commands.export_served(f"models:/images/{version}", to, tmp_path, "triton", plan)
+        told = commands.export_served(f"models:/images/{version}", to, tmp_path, "triton", named)
         config = (to / "images" / "config.pbtxt").read_text()
         assert told["plan"]["sessions"] == sessions
         assert (f"count: {sessions}" in config, "response_cache" in config) == (True, cached)

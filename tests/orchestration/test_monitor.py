@@ -21,6 +21,7 @@ from onnx import helper
 
 from flows.monitoring import monitor
 from pareflow.collection import Holder, holders
+from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.errors import InputError
 from pareflow.monitoring.comparing import REFERENCE
 from pareflow.monitoring.exposition import Reading
@@ -41,6 +42,7 @@ from tasks.tracking import BREACH, CONFIG, CONTENT, FORMAT, FORMAT_TAG, Tracker
 from tasks.watching import Asked, Monitored, Session
 from tests.orchestration.conftest import Judged
 from tests.orchestration.test_serve import Server, ask
+from tests.replies import replying
 
 
 def breach(version: str, then: Any = ("rollback", "retrain")) -> Breach:
@@ -187,6 +189,15 @@ def test_a_version_is_compared_with_its_own_original_or_with_none(judged: Judged
     assert stage.stored(run.store, "another") is None
 
 
+def test_a_version_is_compared_after_an_upgrade_though_its_data_are_gone(
+    judged: Judged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ONNX Runtime opened it opens in its next version; it could not be made of other data."""
+    made = stage.made(judged.run, judged.run.facts.digest)
+    monkeypatch.setattr(OnnxRuntime, "code_version", classmethod(lambda _: "another"))
+    assert stage.stored(judged.run.store, judged.run.facts.digest) == made
+
+
 def test_what_has_no_original_is_told_once_and_its_errors_are_watched(
     judged: Judged, tmp_path: Path, new_tracker: Callable[[Path], Tracker]
 ) -> None:
@@ -262,6 +273,40 @@ def test_a_full_disk_keeps_no_monitor_from_going_back(
         fail(served, session, reading)
     assert champion(tracker, name) == "2"
     assert [words for words in told if "No space left" in words] == told[:1]
+
+
+def test_without_a_free_descriptor_nothing_is_compared_and_the_rest_is_watched(
+    tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where the disk is full: it is tried again, as what a comparing process died of."""
+
+    def exhausted(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("tasks.watching.RegistrySource.copy", exhausted)
+    watched = Rules.model_validate({"variant_drift": {"max_disagreement": 0.1}})
+    told = list[str]()
+    asked, config = Asked(name, "http://127.0.0.1:9", tmp_path), tmp_path / "pipeline.yaml"
+    session = Session(asked, tracker, watched, config, told.append)
+    reading = Reading(0.0, name, "3", {}, {}, 0.0, {}, None, None, None)
+    with ExitStack() as stack:
+        Monitored(session, reading, stack, State("3")).look(reading)
+    assert "Too many open files" in told[0]
+    assert holders(Store(tmp_path / "store")) == []
+
+
+@pytest.mark.parametrize("status", [b"401 Unauthorized", b"403 Forbidden", b"404 Not Found", b"502 Bad"])
+def test_a_server_that_refuses_amid_the_run_is_told_once_and_asked_again(
+    tracker: Tracker, tmp_path: Path, status: bytes
+) -> None:
+    """A proxy before it is set up anew, or it is asked while it is replaced."""
+    watched, told = Rules.model_validate({"every_s": 0.01, "errors": {}}), list[str]()
+    with replying(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n") as url:
+        session = Session(Asked("images", url, tmp_path), tracker, watched, None, told.append)
+        readings = session._readings(None)
+        assert [next(readings) for _ in range(3)] == [None] * 3
+    assert len(told) == 1
+    assert status[:3].decode() in told[0]
 
 
 def test_a_monitor_of_errors_holds_up_no_collection(tmp_path: Path) -> None:

@@ -88,6 +88,17 @@ def test_a_run_is_found_by_the_flow_runs_that_worked_on_it(tracker: Tracker, par
     assert owners.outcome_of(tracker, "another") is None
 
 
+def test_the_outcome_of_a_flow_run_is_its_last_owner_s(tracker: Tracker, parent: str) -> None:
+    """The first one died, on a machine of another kind, whose run of the pipeline is younger."""
+    younger = tracker.client.create_run(tracker.client.get_run(parent).info.experiment_id).info.run_id
+    first, last = (Owner.new("4567-flow-run") for _ in range(2))
+    for run, owner, winner in ((younger, first, "long ago"), (parent, last, "int8")):
+        owners.take(tracker, run, owner)
+        tracker.client.log_dict(run, {"winner": winner}, "run.json")
+    owners.declare_dead(tracker, younger, first)
+    assert owners.outcome_of(tracker, "4567-flow-run") == {"winner": "int8"}
+
+
 WRITES: dict[str, Callable[[Tracker, Judged, str], object]] = {
     "variant": lambda late, judged, parent: late.variant(judged.run, parent, judged.int8),
     "outcome": lambda late, judged, parent: late.finish(judged.run, parent, {"verdict": None}),

@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pareflow.compiler.onnxruntime import OnnxRuntime
+from pareflow.measuring.environment import environment, of_verdict
 from tasks.tracking import KEY, Tracker
 from tests.orchestration.conftest import Finished
 
@@ -147,13 +148,14 @@ def test_the_winner_is_a_ready_version_with_its_lineage(document: dict[str, Any]
     assert version.status == "READY"
     (listed,) = tracker.registered()
     assert listed["aliases"] == ["challenger", "champion"]
+    judged_in = of_verdict(environment(), "onnxruntime").fingerprint
     expected = {
         "pareflow.run": document["run_id"],
         "pareflow.variant": document["winner"],
         "pareflow.data": document["data_digest"],
         "pareflow.seed": str(document["seed"]),
         "pareflow.environment": document["environment"]["fingerprint"],
-        f"pareflow.verdict.{document['environment']['fingerprint'][:12]}": "promote",
+        f"pareflow.verdict.{judged_in[:12]}": "promote",
     }
     assert expected.items() <= version.tags.items()
     assert (document["registered"]["version"], document["registered"]["alias"]) == ("1", "champion")

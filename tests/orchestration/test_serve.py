@@ -1,5 +1,6 @@
 """`pareflow serve` as its users run it: a process, clients that others wrote, and a registry that moves."""
 
+import errno
 import json
 import os
 import shutil
@@ -255,7 +256,7 @@ def test_a_version_is_served_by_the_plan_that_was_tuned_for_it_here(
     """In this environment, and where no other plan is named; also without the registry."""
     version = register(judged.fp32)
     caching = ServingPlan(policies=({"exact_cache": {}},))
-    register_plan(tmp_path, Release("images", version, tmp_path), caching)
+    register_plan(tmp_path, Release("images", version, judged.package(judged.fp32)), caching)
     for more in ({}, AWAY):
         server = start(CHAMPION, "--data-dir", tmp_path, **more)
         ask(server)
@@ -293,6 +294,31 @@ def test_servers_of_one_folder_keep_what_each_of_them_served(
             found = list(pool.map(RegistrySource.current, sources))
         assert [source.last() for source in sources] == found, f"in turn {turn}"
         shutil.rmtree(tmp_path / "served")
+
+
+def test_a_full_disk_keeps_no_server_from_following_its_alias(
+    tracker: Tracker,
+    register: Register,
+    judged: Judged,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What it serves is noted for a start without the registry: that it is not noted is said once."""
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", f"{path}.{time.monotonic_ns()}")
+
+    first = register(judged.fp32)
+    RegistrySource(CHAMPION, tmp_path).current()
+    second, source = register(judged.int8), RegistrySource(CHAMPION, tmp_path)
+    monkeypatch.setattr("pareflow.store.replace", full)
+    assert [source.current().version for _ in range(3)] == [second] * 3
+    assert caplog.text.count("No space left") == 1
+    roll_back(tracker, "images")
+    assert source.current().version == first
+    monkeypatch.undo()
+    assert source.current() == source.last()
 
 
 def test_old_copies_go_when_a_new_version_comes(register: Register, judged: Judged, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The record in MLflow: found again and not doubled, begun by many at once, and told when it is not there."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ from tasks.collecting import registered
 from tasks.copying import copy
 from tasks.promotion import as_registered
 from tasks.serving import RegistrySource
-from tasks.tracking import CONTENT, FORMAT, FORMAT_TAG, KEY, Tracker
+from tasks.tracking import CONFIG, CONTENT, FORMAT, FORMAT_TAG, KEY, Tracker, verdict_tag_of, where_judged
 from tests.orchestration.conftest import CHECKOUT, PATIENCE_SECONDS, Judged
 
 BEGIN = """
@@ -89,6 +91,28 @@ def test_the_same_content_registered_again_is_one_version(tracker: Tracker, judg
     versions = [tracker.register(judged.run, parent, package, judged.int8).version for _ in range(2)]
     assert versions[0] == versions[1]
     assert len(tracker.versions("images")) == 1
+
+
+def test_content_that_another_machine_registers_too_keeps_where_it_came_from(
+    tracker: Tracker, judged: Judged
+) -> None:
+    """The pipeline's YAML lies elsewhere there; where it was moved on the same machine it is found again."""
+    package = judged.package(judged.int8)
+
+    def registered(**changes: Any) -> dict[str, str]:
+        run = dataclasses.replace(judged.run, **changes)
+        return tracker.register(run, tracker.begin(run), package, judged.int8).tags
+
+    first, another = registered(), dataclasses.replace(judged.run.environment, processor="another")
+    registered(environment=another, config=Path("/there/pipeline.yaml"))
+    (version,) = tracker.versions("images")
+    told = {tag: value for tag, value in version.tags.items() if tag not in first}
+    assert version.tags.items() >= first.items()
+    where = verdict_tag_of(where_judged(dataclasses.replace(judged.run, environment=another), "onnxruntime"))
+    assert told[where] == "promote"
+    assert {tag.split(".")[1] for tag in told} == {"verdict", "sla"}
+    registered(config=Path("/moved/pipeline.yaml"))
+    assert tracker.version("images", "1").tags[CONFIG] == "/moved/pipeline.yaml"
 
 
 def test_every_page_of_a_registry_is_listed_with_its_aliases(tracker: Tracker) -> None:

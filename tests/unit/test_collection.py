@@ -1,5 +1,6 @@
 """The collection: least recently used first, down to the limit, and nothing that is needed."""
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from pareflow import collection
 from pareflow.collection import Collected, collect, holders, holding, items, leftovers, size
+from pareflow.errors import StoreError
 from pareflow.store import MANIFEST, Store
 
 
@@ -104,6 +106,16 @@ def test_scratch_of_killed_builds_goes_in_its_turn(store: Store) -> None:
     assert left(store) == ["new"]
 
 
+def test_what_was_never_sent_goes_in_its_turn(store: Store) -> None:
+    """It was finished, and the remote was away; nobody asked for it again."""
+    for key, used in (("unsent", 10), ("needed", 20)):
+        entry(store, key, 1, used).rename(store.root / "unsent" / key)
+    entry(store, "later", 1, used=30)
+    assert left(store) == ["unsent", "needed", "later"]
+    assert collect(store, 1024, {"needed"}) == Collected(removed=2, freed=2048, left=1024)
+    assert left(store) == ["needed"]
+
+
 @pytest.mark.parametrize("make", [entry, scratch])
 def test_a_key_that_somebody_makes_is_left_alone(store: Store, make: Callable[..., Path]) -> None:
     folder = make(store, "key", 1, used=1)
@@ -159,6 +171,23 @@ def test_dead_run_holds_nothing(store: Store) -> None:
     assert holders(store) == []
     entry(store, "key", 1, used=2**62)  # long after it began
     assert collect(store, 0).removed == 1
+    assert list((store.root / "running").iterdir()) == []
+
+
+def test_who_finds_no_room_to_say_who_he_is_holds_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A monitor tries it again every minute: no descriptor and no lock may stay."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with monkeypatch.context() as patch:
+        patch.setattr("os.write", full)
+        with pytest.raises(StoreError, match="the disk is full"), holding(store, "monitor m"):
+            pass
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert list((store.root / "running").iterdir()) == []
 
 

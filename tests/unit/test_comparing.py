@@ -12,13 +12,19 @@ import pytest
 
 from pareflow.errors import CrashedError
 from pareflow.measuring.arena import write_feeds
-from pareflow.monitoring.comparing import Comparison, results
+from pareflow.monitoring.comparing import REASONS, Comparison, Unread, results
 from pareflow.monitoring.rules import Rules, VariantDrift
 from pareflow.serving.model import PackagedModel, told
-from pareflow.serving.request_log import Exchange, Names, RequestLog, RequestLogSettings
-from pareflow.stages.building import variant_of
+from pareflow.serving.request_log import (
+    Exchange,
+    Names,
+    RequestLog,
+    RequestLogSettings,
+    name_of,
+    place,
+)
 from pareflow.stages.jobs import calibration_key
-from pareflow.stages.monitoring import AS_IT_ANSWERS, CALIBRATION, compared
+from pareflow.stages.monitoring import CALIBRATION, answering_key, compared
 from pareflow.store import Store
 from pareflow.variant import Step
 from pareflow.workload import Arrays
@@ -101,8 +107,8 @@ def test_texts_that_come_together_are_no_drift(packaged: Callable[..., Path]) ->
 
 def _tokens(rows: list[np.ndarray]) -> Arrays:
     ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
-    for place, row in zip(ids, rows, strict=True):
-        place[: len(row)] = row
+    for line, row in zip(ids, rows, strict=True):
+        line[: len(row)] = row
     return {"ids": ids, "mask": (ids > 0).astype(np.int64)}
 
 
@@ -177,18 +183,89 @@ def test_what_cannot_be_answered_again_is_left_out_and_counted(
     assert (rows["id"].tolist(), int(rows["left_out"])) == (["a"], 1)
 
 
+def test_what_cannot_be_compared_is_told_once_for_each_reason_and_not_for_ever(
+    comparison: Comparison, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A client may send the same mistake for months."""
+    comparison._told.clear()
+    empty = [Exchange(str(number), "images", "1", 0.0, {}, {}, {}) for number in range(3)]
+    assert int(comparison.live(empty)["left_out"]) == 3
+    for number in range(2 * REASONS):
+        comparison.tell("request a cannot be compared", ValueError(number))
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("request 0 cannot be compared: ")
+    assert len(told) == REASONS
+
+
+Clock = Callable[[float], None]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Set it, in seconds from a time of ours."""
+    return lambda at_s: monkeypatch.setattr("time.time", lambda: 1e9 + at_s)
+
+
+def kept(folder: Path, at_s: float) -> Path:
+    """A file of a request log that is written now."""
+    path = place(folder, f"{name_of(1e9 + at_s)}-1-000001.npz")
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize("step_s", [10, 500, 7200])
+def test_each_kept_file_is_new_once_though_the_clock_is_set_back(
+    tmp_path: Path, clock: Clock, step_s: float
+) -> None:
+    """Its name tells the time: a new one may lie before those that were read."""
+    clock(0)
+    kept(tmp_path, -700)  # before anybody compared
+    first, unread = kept(tmp_path, -1), Unread(tmp_path, "")
+    assert unread.new() == [first]
+    clock(1)
+    second = kept(tmp_path, 1)
+    assert unread.new() == [second]
+    clock(2 - step_s)
+    assert unread.new() == []
+    later = [kept(tmp_path, at_s - step_s) for at_s in (3, 4)]
+    clock(4 - step_s)
+    assert unread.new() == later
+    for at_s in (5, 1000, 9000):  # the clock passes the names from before
+        clock(at_s - step_s)
+        assert unread.new() == []
+
+
+def test_a_process_goes_on_where_the_clock_was_set_back_since_the_one_before(
+    tmp_path: Path, clock: Clock
+) -> None:
+    clock(0)
+    before = [kept(tmp_path, at_s) for at_s in (-5, -1)]
+    for done, went_on in ((before[-1], []), (kept(tmp_path, -7200), [kept(tmp_path, -7190)])):
+        clock(-7180)
+        unread = Unread(tmp_path, done.name)
+        assert unread.new() == went_on
+        new = kept(tmp_path, -7180)
+        assert unread.new() == [new]
+        new.unlink()
+
+
 def test_a_process_compares_what_is_kept_of_one_version_and_another_goes_on(
-    package: Path, answered: Callable[..., Exchange], tmp_path: Path
+    package: Path, answered: Callable[..., Exchange], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of this version only, after the calibration data's; one that is killed is told."""
-    log = RequestLog(RequestLogSettings(share=1, flush_s=0.01), tmp_path / "log")
-    for identity, version in (("a", "1"), ("b", "2")):
-        one = answered(identity, 2)
-        log.take(identity, "images", version, one.inputs, one.outputs, 100, Names((), ()))
-    log.close()
+
+    def keep(*kept: tuple[str, str]) -> None:
+        log = RequestLog(RequestLogSettings(share=1, flush_s=0.01), tmp_path / "log")
+        for identity, version in kept:
+            one = answered(identity, 2)
+            log.take(identity, "images", version, one.inputs, one.outputs, 100, Names((), ()))
+        log.close()
+
+    keep(("a", "1"), ("b", "2"))
     feeds = [answered(str(count), 1).inputs for count in range(3)]
     store, workload = Store(tmp_path / "store"), told(package)["workload_digest"]
-    store.bring(variant_of(AS_IT_ANSWERS, workload).id, package / "artifact")
+    store.bring(answering_key(workload), package / "artifact")
     store.ensure(
         calibration_key(workload, CALIBRATION), lambda folder: write_feeds(feeds, folder / "feeds.npz")
     )
@@ -208,6 +285,17 @@ def test_a_process_compares_what_is_kept_of_one_version_and_another_goes_on(
         assert len(reference["agrees"]) == 3
         assert comparer.news(last)[0].keys() == {"left_out"}
         assert results(into) == []  # what was read is removed
+        for identity, back_s in (("c", 300), ("d", 0)):  # c's name is lower than what was read before
+            kept_at, rows = time.time() - back_s, Arrays()
+            with monkeypatch.context() as patch:
+                patch.setattr("time.time", lambda kept_at=kept_at: kept_at)
+                keep((identity, "1"))
+            while "id" not in rows:
+                assert time.monotonic() < until, log_file.read_text()
+                rows, last = comparer.news(last)
+                time.sleep(0.1)
+            assert rows["id"].tolist() == [identity] * 2
+        assert comparer.news(last)[0].keys() == {"left_out"}
         for child in psutil.Process().children():
             child.kill()
             child.wait()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +25,7 @@ from pareflow.errors import (
 )
 from pareflow.hardware.device import INTERRUPTED, lock_folder
 from pareflow.hardware.waits import noted
-from pareflow.isolation import Child, Limits, interruptible, run_isolated
+from pareflow.isolation import Child, Limits, _death, interruptible, run_isolated
 from pareflow.store import Store
 from tests.processes import gone, started
 
@@ -107,6 +108,22 @@ def test_segfault_is_told_with_the_end_of_the_log(call: Call, log: Path) -> None
     with pytest.raises(CrashedError, match="it died of SIGSEGV") as caught:
         call("segfault")
     assert "about to read address 0" in str(caught.value)
+
+
+def test_a_death_is_told_by_the_end_of_a_log_however_long_that_is(tmp_path: Path) -> None:
+    """Of processes that run for months: 64 MiB here, of which a few KiB are read."""
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        file.truncate(2**26)
+        file.seek(2**26)
+        file.write("the laßt word\n".encode())
+    tracemalloc.start()
+    try:
+        told = _death("work", 3, Limits(), log, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert told.remedy.endswith("the laßt word\n")
 
 
 def test_temporary_files_of_the_killed_go_with_them(call: Call, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from pareflow.collection import holding
 from pareflow.stages import keeping
-from pareflow.stages.jobs import original
+from pareflow.stages.jobs import calibration_key, original
+from pareflow.stages.monitoring import CALIBRATION, answering_key
 from pareflow.store import Store
 
 
@@ -33,9 +34,12 @@ def put(store: Store, key: str, file: str, text: str) -> None:
     store.ensure(key, write)
 
 
-def test_a_version_needs_its_variant_its_packages_and_its_original(store: Store) -> None:
+def test_a_version_needs_its_variant_its_packages_its_original_and_what_a_monitor_compares_with(
+    store: Store,
+) -> None:
     put(store, "judged again", "model.json", json.dumps({"variant": "variant-a", "workload_digest": "a"}))
-    keys = {"variant-a", "package-a", "judged again", original("a").id}
+    compared = {answering_key("a"), calibration_key("a", CALIBRATION)}
+    keys = {"variant-a", "package-a", "judged again", original("a").id, *compared}
     assert keeping.needed(store, {"variant-a": "models:/a/1"}) == dict.fromkeys(keys, "models:/a/1")
 
 

@@ -59,6 +59,13 @@ def test_environment_comes_back_from_json_with_its_fingerprint() -> None:
     assert (found, found.fingerprint) == (HERE, HERE.fingerprint)
 
 
+def test_a_machine_without_bounds_of_a_container_is_named_as_it_always_was() -> None:
+    """What was measured before there were such bounds is found again."""
+    assert HERE.to_json().keys().isdisjoint({"cpu_quota", "memory_limit_mib"})
+    bounded = replace(HERE, cpu_quota=1.5, memory_limit_mib=512)
+    assert Environment.from_json(bounded.to_json()) == bounded
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -67,8 +74,10 @@ def test_environment_comes_back_from_json_with_its_fingerprint() -> None:
         replace(HERE, runtimes={"onnxruntime": "1.1"}),
         replace(HERE, driver="580"),
         replace(HERE, cores=4),
+        replace(HERE, cpu_quota=1.5),
+        replace(HERE, memory_limit_mib=512),
     ],
-    ids=["processor", "flags", "runtime", "driver", "cores"],
+    ids=["processor", "flags", "runtime", "driver", "cores", "quota", "limit"],
 )
 def test_environments_that_differ_have_different_fingerprints(other: Environment) -> None:
     assert other.fingerprint != HERE.fingerprint

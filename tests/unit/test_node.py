@@ -5,6 +5,7 @@ import math
 import pickle
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,19 @@ def test_a_node_without_the_original_is_named(trained: Trained, monkeypatch: pyt
     trained.run.store.evict(original(trained.run.facts.digest).id)
     with pytest.raises(NodeError, match=r"`box-7` does not in .*--store s3://bucket/prefix"):
         node.here(trained.run)
+
+
+def test_a_builder_waits_for_the_original_that_a_neighbour_brings(trained: Trained) -> None:
+    """The first one on a machine fetches it from the shared store; until then the others find nothing."""
+    store, key = trained.run.store, original(trained.run.facts.digest).id
+    entry, elsewhere = store.root / "entries" / key, store.root / "brought"
+    with ThreadPoolExecutor(2) as builders:
+        with store.lock(key):
+            entry.rename(elsewhere)
+            asked = [builders.submit(node.here, trained.run) for _ in range(2)]
+            assert not wait(asked, 0.2).done
+            elsewhere.rename(entry)
+        assert [one.result() for one in asked] == [trained.run] * 2
 
 
 def test_a_node_with_another_workload_is_told(trained: Trained) -> None:

@@ -91,6 +91,63 @@ def test_memory_and_system_are_the_kernels() -> None:
     assert probe.system() == f"{os.uname().sysname} {os.uname().release} {os.uname().machine}"
 
 
+@pytest.mark.parametrize(
+    ("own", "files", "quota", "limit_mib"),
+    [
+        ("0::/", {}, None, None),
+        ("0::/", {"cpu.max": "max 100000", "memory.max": "max"}, None, None),
+        ("0::/", {"cpu.max": "150000 100000", "memory.max": "2147483648"}, 1.5, 2048),
+        ("0::/", {"cpu.max": "400000 100000", "memory.max": str(2**50)}, None, None),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "50000 100000"}, 0.5, None),
+        ("0::/a/b", {"a/memory.max": str(2**30), "a/b/memory.max": str(2**29)}, None, 512),
+        (
+            "4:memory:/x\n3:cpu,cpuacct:/x\n0::/",
+            {
+                "cpu/cpu.cfs_quota_us": "50000",
+                "cpu/cpu.cfs_period_us": "100000",
+                "memory/memory.limit_in_bytes": str(2**30),
+            },
+            0.5,
+            1024,
+        ),
+        (
+            "4:memory:/x\n3:cpu:/",
+            {
+                "cpu/cpu.cfs_quota_us": "-1",
+                "cpu/cpu.cfs_period_us": "100000",
+                "memory/x/memory.limit_in_bytes": "9223372036854771712",
+            },
+            None,
+            None,
+        ),
+    ],
+    ids=["no file", "no bound", "bound", "more than there is", "above", "both", "version 1", "unbounded 1"],
+)
+def test_bounds_of_a_container_are_its_control_groups(
+    own: str,
+    files: dict[str, str],
+    quota: float | None,
+    limit_mib: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of its own and of those above it, the lowest; None where the machine has no more."""
+    monkeypatch.setattr(probe, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(probe, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(probe, "cores", lambda: (0, 1))
+    monkeypatch.setattr(probe, "memory_mib", lambda: 8192)
+    written(tmp_path / "own", own)
+    for name, text in files.items():
+        written(tmp_path / "groups" / name, text)
+    assert (probe.cpu_quota(), probe.memory_limit_mib()) == (quota, limit_mib)
+
+
+def test_a_machine_is_told_from_its_like_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert probe.boot() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    monkeypatch.setattr(probe, "_BOOT", Path("/nowhere"))
+    assert probe.boot() == platform.node()
+
+
 def test_cache_is_the_largest_that_the_system_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "_CORES", tmp_path)
     assert probe.cache_bytes() is None

@@ -235,6 +235,29 @@ def test_a_server_that_goes_while_an_entry_is_made_leaves_none(
     assert not (stores("one").root / "entries" / KEY).exists()
 
 
+def test_what_could_not_be_sent_is_sent_the_next_time_and_not_made_again(
+    stores: Callable[[str], Store], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training takes hours; the server may refuse or be away just when it has ended."""
+    test_a_server_that_goes_while_an_entry_is_made_leaves_none(stores, server)
+    assert text(stores("one").root / "unsent" / KEY) == "abc"
+    back = Server()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", back.url)
+    assert back.bucket.name == "bucket"
+    assert text(stores("one").ensure(KEY, never)) == "abc" == text(stores("two").find(KEY))
+    assert list((stores("one").root / "unsent").iterdir()) == []
+    back.stop()
+
+
+def test_what_another_sent_meanwhile_stands(stores: Callable[[str], Store], server: Server) -> None:
+    """What could not be sent before is not needed then."""
+    stores("one").ensure(KEY, writer("another's"))
+    two = stores("two")
+    two._sealed(KEY, writer("own"))
+    assert text(two.ensure(KEY, never)) == "another's"
+    assert list((two.root / "unsent").iterdir()) == []
+
+
 def test_without_credentials_the_error_says_which_and_shows_none(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

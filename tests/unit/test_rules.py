@@ -52,7 +52,16 @@ def test_no_rule_names_what_pareflow_registered(tag: str, value: str, name: str)
 
 @given(st.text(min_size=1), st.integers(min_value=1))
 def test_a_version_s_key_is_its_own(name: str, number: int) -> None:
-    assert version(name, version=str(number)).key.rpartition(":") == (name, ":", str(number))
+    (rule,) = of({"model": "*", "deployment": "a/first"}).rules
+    key = rule.key("http://mlflow:5000", version(name, version=str(number)))
+    assert key == f"http://mlflow:5000 a/first {name}:{number}"
+
+
+def test_a_server_of_prefect_s_tells_two_registries_and_two_deployments_apart() -> None:
+    """Both registries have a version 3 of `digits`, and two listeners have rules for it."""
+    found = of({"model": "digits", "deployment": "a/first"}, {"model": "digits", "deployment": "a/second"})
+    addresses = ("http://here", "http://there")
+    assert len({rule.key(address, version()) for rule in found.rules for address in addresses}) == 4
 
 
 def test_every_problem_of_the_rules_is_told(tmp_path: Path) -> None:

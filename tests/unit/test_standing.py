@@ -95,16 +95,17 @@ def slot(source: Any, **settings: Any) -> Slot:
 
 
 def test_a_verdict_of_this_environment_is_taken_at_its_word(judged: Judged) -> None:
-    assert slot(FolderSource(judged("promote", here()))).hosted.standing == "here"
+    assert slot(FolderSource(judged("promote", here("onnxruntime")))).hosted.standing == "here"
     with pytest.raises(EnvironmentUnfitError, match="the gate rejected it in this environment"):
-        slot(FolderSource(judged("reject", here())))
+        slot(FolderSource(judged("reject", here("onnxruntime"))))
 
 
 def test_a_verdict_made_with_another_runtime_of_its_backend_was_made_elsewhere(
     judged: Judged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = here("onnxruntime")
     monkeypatch.setattr(OnnxRuntime, "requires", ("onnxruntime", "onnx"))
-    now, before = here("onnxruntime"), here()
+    now = here("onnxruntime")
     standings = [slot(FolderSource(judged("promote", where))).hosted.standing for where in (now, before)]
     assert standings == ["here", "elsewhere"]
 
@@ -165,12 +166,13 @@ def test_times_that_were_promised_elsewhere_are_measured_before_the_first_reques
 def test_who_wants_a_verdict_of_this_environment_gets_no_other(judged: Judged, packaged: Packaged) -> None:
     for package, said in (
         (judged("promote", "another"), "it has no verdict of this environment"),
-        (judged("inconclusive", here()), "its verdict of this environment is inconclusive"),
+        (judged("inconclusive", here("onnxruntime")), "its verdict of this environment is inconclusive"),
         (packaged("images"), "it has no verdict of this environment"),
     ):
         with pytest.raises(EnvironmentUnfitError, match=said):
             slot(FolderSource(package), unjudged="refuse")
-    assert slot(FolderSource(judged("promote", here())), unjudged="refuse").hosted.standing == "here"
+    promoted = FolderSource(judged("promote", here("onnxruntime")))
+    assert slot(promoted, unjudged="refuse").hosted.standing == "here"
 
 
 def test_a_switch_to_a_version_that_breaks_its_promise_here_leaves_the_present_one(
@@ -189,7 +191,7 @@ def test_a_version_in_doubt_here_is_served_and_said_to_be(
     judged: Judged, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its verdict is of this environment: it was not judged elsewhere (law 3)."""
-    served = serve(FolderSource(judged("inconclusive", here())))
+    served = serve(FolderSource(judged("inconclusive", here("onnxruntime"))))
     assert served.observed()["judged"] == "inconclusive"
     assert "the verdict is inconclusive" in caplog.text
     metrics = served.client.get("/metrics").text
@@ -200,7 +202,7 @@ def test_a_version_that_is_rejected_while_it_answers_goes_on_and_is_said_to_be(
     judged: Judged, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No server ends the service of its only version by itself."""
-    source = Shelf(Release("images", "1", judged("promote", here()), judged="promote"))
+    source = Shelf(Release("images", "1", judged("promote", here("onnxruntime")), judged="promote"))
     served = serve(source)
     assert isinstance(source.release, Release)
     source.release = replace(source.release, judged="reject")
@@ -221,7 +223,7 @@ def test_a_rollback_to_a_version_that_was_rejected_since_leaves_the_present_one(
     judged: Judged, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Though it stands ready: what begins to answer must not be rejected here."""
-    first = Release("images", "1", judged("promote", here()), judged="promote")
+    first = Release("images", "1", judged("promote", here("onnxruntime")), judged="promote")
     second = replace(first, version="2")
     source = Shelf(first)
     served = serve(source)

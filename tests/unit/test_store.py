@@ -6,6 +6,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -158,6 +159,39 @@ def test_what_a_killed_maker_left_is_swept(store: Store) -> None:
     (store.root / "making" / "other.abandoned").mkdir()
     store.ensure("key", writer())
     assert [path.name for path in leftovers(store)] == ["other.abandoned"]
+
+
+class Cut:
+    """A remote in the midst of whose taking an entry its maker is killed."""
+
+    def fetch(self, key: str, into: Path) -> bool:
+        return False
+
+    def send(self, key: str, folder: Path) -> bool:
+        os._exit(9)
+
+    def forget(self, key: str) -> None: ...
+
+    def alone(self, key: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_a_maker_finished_that_is_killed_while_it_sends_is_not_made_again(
+    store: Store, damaged: bool
+) -> None:
+    """Only what is whole is taken; until then there is no entry."""
+    if (child := os.fork()) == 0:
+        with suppress(BaseException):  # of two processes one goes on here
+            Store(store.root, Cut()).ensure("key", writer())
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert store.find("key") is None
+    if damaged:
+        (store.root / "unsent" / "key" / "sub" / "file").write_text("other")
+    made = store.ensure("key", writer("again") if damaged else never)
+    assert (made / "sub" / "file").read_text() == ("again" if damaged else "abc")
+    assert list((store.root / "unsent").iterdir()) == leftovers(store) == []
 
 
 def test_foreign_trouble_passes_through(store: Store) -> None:
