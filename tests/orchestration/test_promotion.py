@@ -115,11 +115,11 @@ def test_a_larger_challenger_is_rejected_where_size_is_the_objective(
 def test_a_slower_challenger_is_rejected_where_speed_is_the_objective(
     tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]
 ) -> None:
-    """Torch eager takes several times as long as ONNX Runtime for a network this small."""
-    run = judged.with_objective("latency_p50")
+    """Torch eager takes several times as long as ONNX Runtime for a network this small. The champion became
+    so by another objective: beside itself it is no faster."""
     champion, slower = register(judged, judged.fp32), register(judged, judged.eager)
-    promote(tracker, run, champion, judged.fp32)
-    moved = promote(tracker, run, slower, judged.eager)
+    promote(tracker, judged.run, champion, judged.fp32)
+    moved = promote(tracker, judged.with_objective("latency_p50"), slower, judged.eager)
     assert moved.reason.startswith(f"version {champion} stays champion (reject: do_no_harm")
     assert aliases(tracker) == {"champion": champion}
 
