@@ -1,5 +1,6 @@
 """What one request of a network costs, computed from its ONNX graph: weights, activations, operations."""
 
+import copy
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,8 +75,7 @@ def tensors(model: "onnx.ModelProto", feeds: Arrays) -> Tensors:
     """Shape and element type of every tensor, by inference for these inputs, then by one run."""
     import onnx
 
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
+    fixed = copy.deepcopy(model)
     for value in fixed.graph.input:
         if value.name in feeds:
             dimensions = value.type.tensor_type.shape.dim

@@ -1,11 +1,10 @@
 """Each self-attention as one operator."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from pareflow import comparison
 from pareflow.errors import UnsuitableError
 from pareflow.model.quantization.floats import check_floats
-from pareflow.model.same_answers import check_same
+from pareflow.model.rewriting import WAY_OUT, check_same, rewritten
 from pareflow.model.technique import Technique
 from pareflow.network import Form
 from pareflow.workload import LoadedWorkload
@@ -32,25 +31,14 @@ class AttentionFusion(Technique):
     requires: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
 
     def apply(self, network: "onnx.ModelProto", workload: LoadedWorkload) -> "onnx.ModelProto":
-        from onnxruntime.transformers.optimizer import optimize_model
-
         check_floats(network, self.name)
-        given = type(network)()
-        given.CopyFrom(network)
-        try:
-            made = optimize_model(given, "bert", opt_level=0, optimization_options=_options())
-        except Exception as error:
-            raise UnsuitableError(
-                "ONNX Runtime's optimizer of transformers must be able to read the graph",
-                f"it raised {type(error).__name__}: {comparison.first_line(error)}",
-                "Leave this technique out",
-            ) from error
-        fused: onnx.ModelProto = made.model
+        must = "ONNX Runtime's optimizer of transformers must be able to read the graph"
+        fused = rewritten(network, _optimized, must)
         if not any((node.domain, node.op_type) == (DOMAIN, FUSED) for node in fused.graph.node):
             raise UnsuitableError(
                 "the graph must hold a self-attention of a pattern that ONNX Runtime knows",
                 "none was found",
-                "Leave this technique out",
+                WAY_OUT,
             )
         if all(opset.domain != DOMAIN for opset in fused.opset_import):
             fused.opset_import.add(domain=DOMAIN, version=1)
@@ -58,12 +46,14 @@ class AttentionFusion(Technique):
         return fused
 
 
-def _options() -> Any:
+def _optimized(graph: "onnx.ModelProto") -> "onnx.ModelProto":
     """Attention alone: what else could be fused ONNX Runtime fuses at load. Padding may be at either side."""
     from onnxruntime.transformers.fusion_options import AttentionMaskFormat, FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_model
 
     options = FusionOptions("bert")
     options.enable_skip_layer_norm = options.enable_bias_skip_layer_norm = False
     options.enable_embed_layer_norm = options.enable_bias_gelu = False
     options.attention_mask_format = AttentionMaskFormat.AttentionMask
-    return options
+    made: onnx.ModelProto = optimize_model(graph, "bert", opt_level=0, optimization_options=options).model
+    return made

@@ -2,9 +2,7 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pareflow import comparison
-from pareflow.errors import UnsuitableError
-from pareflow.model.same_answers import check_same
+from pareflow.model.rewriting import check_same, rewritten
 from pareflow.model.technique import Technique
 from pareflow.network import Form
 from pareflow.workload import LoadedWorkload
@@ -27,15 +25,6 @@ class Simplification(Technique):
     def apply(self, network: "onnx.ModelProto", workload: LoadedWorkload) -> "onnx.ModelProto":
         import onnxslim
 
-        given = type(network)()
-        given.CopyFrom(network)
-        try:
-            slim: onnx.ModelProto = onnxslim.slim(given)
-        except Exception as error:
-            raise UnsuitableError(
-                "OnnxSlim must be able to simplify the graph",
-                f"it raised {type(error).__name__}: {comparison.first_line(error)}",
-                "Leave this technique out",
-            ) from error
+        slim = rewritten(network, onnxslim.slim, "OnnxSlim must be able to simplify the graph")
         check_same(network, slim, workload)
         return slim

@@ -4,6 +4,7 @@ Source: Kang et al., 2017, Neurosurgeon (ASPLOS), section 4, which cuts chains o
 cut after each operator whose answer, with few others, separates the inputs from the outputs.
 """
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -81,8 +82,7 @@ def tensors_of(model: "onnx.ModelProto", batches: Sequence[Arrays]) -> list[Arra
     import onnxruntime
 
     flow = Dataflow(model.graph)
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
+    watched = copy.deepcopy(model)
     present = {value.name for value in watched.graph.output}
     wanted = [
         name
@@ -181,7 +181,6 @@ def _part(
     outputs: Sequence["onnx.ValueInfoProto"],
 ) -> "onnx.ModelProto":
     """These nodes and the constants they read, as a model of their own."""
-    import onnx
 
     flow, graph = Dataflow(model.graph), model.graph
     kept, due = set(positions), list(positions)
@@ -192,8 +191,7 @@ def _part(
                 kept.add(maker)
                 due.append(maker)
     read = set().union(*(_read_by(flow.nodes[position]) for position in kept))
-    part = onnx.ModelProto()
-    part.CopyFrom(model)
+    part = copy.deepcopy(model)
     part.ir_version = max(model.ir_version, 4)  # before, weights had to be inputs too
     part.graph.ClearField("node")
     part.graph.ClearField("value_info")

@@ -275,7 +275,9 @@ class Search:
         first = training_space.trained_for(recipe, self._rungs()[0])
         stopped = (t.recipe for t in self.known if t.stopped and t.recipe.techniques)
         return any(
-            _work(before) == _work(first) and epochs_of(before) <= epochs_of(first) for before in stopped
+            training_space.kind(before.techniques[0]) == training_space.kind(first.techniques[0])
+            and epochs_of(before) <= epochs_of(first)
+            for before in stopped
         )
 
     def _fitting(self, asked: Sequence[Recipe]) -> tuple[list[Recipe], list[Recipe]]:
@@ -339,11 +341,6 @@ class Search:
         minutes = min(self.minutes * LONGEST, self.recipe_minutes * OF_LIMIT)
         longest = minutes / max(self._effort_now().epoch_minutes, 1e-9)
         return rungs(int(max(1, min(MOST_EPOCHS, longest))))
-
-
-def _work(recipe: Recipe) -> tuple[str, str | None]:
-    """What decides how long a pass of training takes: the technique, and the student where it has one."""
-    return recipe.techniques[0].name, recipe.techniques[0].settings.get("student")
 
 
 def _each_way(trials: Iterable[Trial]) -> list[Trial]:

@@ -73,21 +73,17 @@ def untrained(here: Circumstances) -> tuple[Recipe, ...]:
     operators: Operators = "products" if here.transformer else "all"
     levels = [Recipe((), OnnxRuntime(graph_level=level, threads=threads[0]).step) for level in LOWER_LEVELS]
     dynamic = DynamicInt8(reduce_range=narrow)
-    plain: list[tuple[Technique, ...]] = [
-        (StaticInt8(operators=operators, reduce_range=narrow),),
-        (dynamic,),
-        (Fp16(),),
-    ]
-    fused: list[tuple[Technique, ...]] = [(AttentionFusion(), dynamic), (AttentionFusion(),)]
-    recipes = [
-        Recipe(_steps(techniques), OnnxRuntime(threads=n).step)
-        for n, techniques in itertools.product(threads, plain)
+    ways: list[tuple[tuple[Technique, ...], tuple[Pass, ...]]] = [
+        ((StaticInt8(operators=operators, reduce_range=narrow),), ()),
+        ((dynamic,), ()),
+        ((Fp16(),), ()),
     ]
     if here.transformer:
-        recipes += [
-            Recipe(_steps(techniques), OnnxRuntime(threads=n, without=APART).step)
-            for n, techniques in itertools.product(threads, fused)
-        ]
+        ways += [((AttentionFusion(), dynamic), APART), ((AttentionFusion(),), APART)]
+    recipes = [
+        Recipe(_steps(techniques), OnnxRuntime(threads=n, without=without).step)
+        for n, (techniques, without) in itertools.product(threads, ways)
+    ]
     nncf = NncfInt8(model_type="transformer" if here.transformer else "general")
     for n in threads:
         recipes += [
@@ -165,8 +161,12 @@ def way_of(recipe: Recipe) -> Recipe:
     """What decides what a recipe answers: its techniques but for one that rewrites the graph, and what runs
     it, in which precision. Recipes of one way pass or miss a clause of quality together."""
     kept = {name: value for name, value in recipe.backend.settings.items() if name == "precision"}
-    changing = tuple(step for step in recipe.techniques if step.name != AttentionFusion.name)
-    return Recipe(changing, Step(recipe.backend.name, kept))
+    return Recipe(unfused(recipe.techniques), Step(recipe.backend.name, kept))
+
+
+def unfused(techniques: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps without what rewrites a graph and leaves its answers as they are."""
+    return tuple(step for step in techniques if step.name != AttentionFusion.name)
 
 
 def repairs(recipe: Recipe, here: Circumstances) -> tuple[Recipe, ...]:

@@ -15,8 +15,8 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 
-from pareflow.model import AttentionFusion
-from pareflow.search.training_space import Settings, first, grid, milder, step, trained_for
+from pareflow.search.space import unfused
+from pareflow.search.training_space import Settings, first, grid, kind, milder, step, trained_for
 from pareflow.search.trial import Trial
 from pareflow.store import replace, writing
 from pareflow.variant import Recipe
@@ -154,8 +154,8 @@ class Study:
     def _without_fusion(self, failed: Recipe, told: optuna.Trial) -> None:
         """Ask again, with its attention left as it is, what may have failed of that after its training, which
         the store has: factors, and students of other kinds, hold no attention that can be fused."""
-        if AttentionFusion.name in {step.name for step in failed.techniques}:
-            self._unfused.add(_kind(told.params["technique"], failed.techniques[0].settings))
+        if unfused(failed.techniques) != failed.techniques:
+            self._unfused.add(kind(failed.techniques[0]))
             self._starts.insert(0, told.params)
 
     def write(self, file: Path) -> None:
@@ -176,16 +176,11 @@ class Study:
 
     def _recipe(self, name: str, settings: Mapping[str, Any], finish: Recipe) -> Recipe:
         """A technique trained for one pass, and the finish after it; its attention fused where that went."""
-        following = finish.techniques
-        if _kind(name, settings) in self._unfused:
-            following = tuple(one for one in following if one.name != AttentionFusion.name)
-        return Recipe((step(name, settings, epochs=1), *following), finish.backend)
+        trained = step(name, settings, epochs=1)
+        fuses = kind(trained) not in self._unfused
+        following = finish.techniques if fuses else unfused(finish.techniques)
+        return Recipe((trained, *following), finish.backend)
 
     def _parameters(self, name: str, settings: Settings, chosen: Mapping[str, Any]) -> dict[str, Any]:
         positions = {f"{name}.{key}": values.index(chosen[key]) for key, values in settings.items()}
         return {"technique": name, "finish": next(iter(self._finishes)), **positions}
-
-
-def _kind(name: str, settings: Mapping[str, Any]) -> tuple[str, str | None]:
-    """What decides what a trained network is made of: the technique, and the student where it has one."""
-    return name, settings.get("student")

@@ -105,6 +105,12 @@ def step(name: str, settings: Mapping[str, Any], epochs: int) -> Step:
     return find(TECHNIQUES, Step(name, {**fixed, **settings, "epochs": epochs}), "technique").step
 
 
+def kind(trained: Step) -> tuple[str, str | None]:
+    """What decides what a trained network is made of, and how long a pass of training takes: the technique,
+    and the student where it has one."""
+    return trained.name, trained.settings.get("student")
+
+
 def probe(name: str, settings: Settings) -> Step:
     """The technique where its search starts, with as little work as it takes: for a preflight."""
     few = {"trials": 2} if "trials" in settings else {}

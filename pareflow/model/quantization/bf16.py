@@ -1,5 +1,6 @@
 """Weights in bfloat16."""
 
+import copy
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -31,8 +32,7 @@ class Bf16(Technique):
         import onnx
         from onnx import helper, numpy_helper
 
-        changed = type(network)()
-        changed.CopyFrom(network)
+        changed = copy.deepcopy(network)
         floats = onnx.TensorProto.FLOAT
         weights = [w for w in changed.graph.initializer if w.data_type == floats and len(w.dims) > 1]
         if not weights:

@@ -1,5 +1,6 @@
 """Calibration data for techniques that look at activations: enough of it, and not all the same."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,8 +70,7 @@ def check_varied(
     import onnxruntime
 
     seen = _layer_inputs(model)
-    watched = type(model)()
-    watched.CopyFrom(model)
+    watched = copy.deepcopy(model)
     outputs = {output.name for output in model.graph.output}
     watched.graph.output.extend(
         type(model.graph.output[0])(name=name) for name in seen if name not in outputs

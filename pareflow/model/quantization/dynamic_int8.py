@@ -1,5 +1,6 @@
 """Integers of eight bits, the activations' scales found at run time."""
 
+import copy
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -40,7 +41,6 @@ class DynamicInt8(Technique):
 
     def apply(self, network: "onnx.ModelProto", workload: LoadedWorkload) -> "onnx.ModelProto":
         import onnx
-        from onnx import TensorProto
         from onnxruntime.quantization import QuantType, quantize_dynamic
         from onnxruntime.quantization.registry import IntegerOpsRegistry
 
@@ -48,13 +48,15 @@ class DynamicInt8(Technique):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             quantize_dynamic(
-                _copy(network),
+                copy.deepcopy(network),  # it writes into what it is given
                 path,
                 op_types_to_quantize=[name for name in IntegerOpsRegistry if name != "Conv"],
                 per_channel=self.per_channel,
                 reduce_range=self.reduce_range,
                 weight_type=QuantType.QInt8,
-                extra_options={"DefaultTensorType": TensorProto.FLOAT},  # of what no shape inference reaches
+                extra_options={
+                    "DefaultTensorType": onnx.TensorProto.FLOAT
+                },  # of what no shape inference reaches
             )
             quantized = onnx.load_model(path)
         _check_stored(quantized)
@@ -72,10 +74,3 @@ def _check_stored(quantized: "onnx.ModelProto") -> None:
             "no weight was stored in eight bits",
             "Quantize the float network (not after bf16), or use static_int8, which takes convolutions",
         )
-
-
-def _copy(graph: "onnx.ModelProto") -> "onnx.ModelProto":
-    """The quantizer writes into what it is given."""
-    copy = type(graph)()
-    copy.CopyFrom(graph)
-    return copy

@@ -1,5 +1,6 @@
 """Floating point of sixteen bits."""
 
+import copy
 from typing import TYPE_CHECKING, ClassVar
 
 from pareflow.model.technique import Technique
@@ -24,7 +25,5 @@ class Fp16(Technique):
     def apply(self, network: "onnx.ModelProto", workload: LoadedWorkload) -> "onnx.ModelProto":
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        copy = type(network)()
-        copy.CopyFrom(network)
-        converted: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True)
+        converted: onnx.ModelProto = convert_float_to_float16(copy.deepcopy(network), keep_io_types=True)
         return converted

@@ -1,5 +1,6 @@
 """Weights of four bits."""
 
+import copy
 import logging
 import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -53,8 +54,7 @@ class Int4(Technique):
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
         check_floats(network, self.name)
-        changed = type(network)()
-        changed.CopyFrom(network)
+        changed = copy.deepcopy(network)
         gemm_as_matmul(changed)
         quantizer = MatMulNBitsQuantizer(changed, algo_config=self._configuration())
         logging.getLogger(MatMulNBitsQuantizer.__module__).setLevel(logging.WARNING)  # a line per node

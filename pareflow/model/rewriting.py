@@ -1,6 +1,8 @@
-"""Whether a graph that was rewritten answers real inputs as before."""
+"""A graph that another tool rewrites, held to the one that it came from."""
 
+import copy
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,19 @@ from pareflow.workload import LoadedWorkload
 
 if TYPE_CHECKING:
     import onnx
+
+WAY_OUT = "Leave this technique out"
+
+
+def rewritten(
+    graph: "onnx.ModelProto", rewrite: "Callable[[onnx.ModelProto], onnx.ModelProto]", must: str
+) -> "onnx.ModelProto":
+    """What a tool makes of a copy. Raises: UnsuitableError, with what the tool `must` be able to do."""
+    try:
+        return rewrite(copy.deepcopy(graph))
+    except Exception as error:
+        found = f"it raised {type(error).__name__}: {comparison.first_line(error)}"
+        raise UnsuitableError(must, found, WAY_OUT) from error
 
 
 def check_same(before: "onnx.ModelProto", after: "onnx.ModelProto", workload: LoadedWorkload) -> None:
@@ -23,8 +38,5 @@ def check_same(before: "onnx.ModelProto", after: "onnx.ModelProto", workload: Lo
         source, made = runs
         found = comparison.mismatch(source, made, comparison.real_inputs(workload))
     if found:
-        raise UnsuitableError(
-            f"a rewritten graph must agree with its source within {comparison.TOLERANCE:g}",
-            found,
-            "Leave this technique out",
-        )
+        must = f"a rewritten graph must agree with its source within {comparison.TOLERANCE:g}"
+        raise UnsuitableError(must, found, WAY_OUT)
