@@ -16,11 +16,13 @@ from pareflow.gate import Evidence, judge
 from pareflow.intervals import speedup
 from pareflow.measurement import Environment, Measurement
 from pareflow.measuring.environment import environment, of_verdict
+from pareflow.serving import standing
 from pareflow.sla import SLA
 from pareflow.stages import registration
 from pareflow.stages.baseline import SCREENING
 from pareflow.stages.rejudging import rejudge
 from pareflow.stages.timing import measuring_key
+from tasks.serving import plan_tag
 
 ANY = SLA.model_validate({"size": {"max_mib": 10}})
 
@@ -86,20 +88,39 @@ def differing(found: Environment, other: Environment) -> set[str]:
     return {name for name, _ in verdicts_of(found).items() - verdicts_of(other).items()}
 
 
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "pareflow.measuring.environment.installed_version",
+        lambda name: None if name == "torch" else installed_version(name),
+    )
+
+
 def test_a_verdict_holds_in_an_image_that_lacks_what_its_backend_does_not_run_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The image that serves has no torch, and the worker's, which judged, has."""
     worker = environment()
-    monkeypatch.setattr(
-        "pareflow.measuring.environment.installed_version",
-        lambda name: None if name == "torch" else installed_version(name),
-    )
+    without_torch(monkeypatch)
     serving = environment()
     assert worker.fingerprint != serving.fingerprint
     assert of_verdict(worker, "onnxruntime") == of_verdict(serving, "onnxruntime")
     assert of_verdict(worker, "onnxruntime").runtimes.keys() == {"numpy", "onnxruntime"}
     assert differing(worker, serving) == {"torch_eager"}
+
+
+def test_a_tuned_plan_holds_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tags() -> tuple[str, str]:
+        found = environment()
+        monkeypatch.setattr(standing, "_environment", lambda: found)
+        plan_tag.cache_clear()
+        return plan_tag("onnxruntime"), plan_tag("torch_eager")
+
+    ours, eager = tags()
+    without_torch(monkeypatch)
+    theirs, other = tags()
+    plan_tag.cache_clear()
+    assert ours == theirs
+    assert eager != other
 
 
 def test_a_verdict_belongs_to_a_quota_of_processor_time_and_to_no_limit_of_memory() -> None:
