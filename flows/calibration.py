@@ -53,7 +53,7 @@ def calibrate(
         run = Run.open(run_spec, path, data_dir)
         main = _release(run, target, data_dir)
         if register:  # before minutes are spent
-            calibrating.require_kept(main, described, Budget(**budget))
+            calibrating.require_kept(main, described, Budget(**budget), run_spec.sla)
         tiers = {name: source(one, data_dir).current() for name, one in described.tiers.items()}
         releases = {"": main, **tiers}
         done = calibrating.calibrate(run, releases, described, Budget(**budget), learn_scores=learn_scores)
@@ -69,7 +69,7 @@ def calibrate(
         "samples": done.samples,
         **budget,
         "may_lose": calibrating.may_lose(done.plan, Budget(**budget)),
-        "left_by_sla": calibrating.left_by(main),
+        "left_by_sla": calibrating.left_by(main, run_spec.sla),
         "calibrated": done.found,
         "plan": document,
         "written": None if to is None else str(to),
@@ -86,9 +86,10 @@ def show(document: Mapping[str, Any], console: Console) -> None:
         threshold = f"{row['threshold']:.6g}"
         table.add_row(row["policy"], threshold, row["score"], f"{samples} samples", escape(_found(row)))
     console.print(table)
-    left = document["left_by_sla"]
-    if left is not None and document["may_lose"] > left:
-        loss = f"the plan may lose {document['may_lose']:.4g} of the metric, and the SLA leaves it {left:.4g}"
+    left, loses = document["left_by_sla"], document["may_lose"]
+    if left is not None and (loses is None or loses > left):
+        most = "any share" if loses is None else f"{loses:.4g}"
+        loss = f"the plan may lose {most} of the metric, and the SLA leaves it {left:.4g}"
         console.print(f"[bold red]together they may break the SLA[/]: {loss}", soft_wrap=True)
     written = f"; written to {document['written']}" if document["written"] else ""
     registered = "; registered with the version, for this environment" if document["registered"] else ""

@@ -18,6 +18,7 @@ from prefect.tasks import Task, exponential_backoff
 
 from pareflow.errors import TransientError, VariantError
 from pareflow.reporting import page
+from pareflow.serving.executable import Release
 from pareflow.serving.plan import ServingPlan
 from pareflow.stages import (
     ablation,
@@ -36,6 +37,7 @@ from pareflow.stages.run import Row, Run
 from pareflow.store import replace, writing
 from tasks import approval, events, promotion, retraining
 from tasks.serving import keep_plan
+from tasks.thresholds import calibrate_again
 from tasks.tracking import Tracker
 
 
@@ -186,8 +188,8 @@ def register(
     winner: Row,
     serving: Mapping[str, Any] = serving_plans.NO_LOAD,
 ) -> dict[str, Any] | None:
-    """The winner as a model version with its plan; challenger, and champion where the pipeline promotes by
-    itself and the server keeps the SLA's load.
+    """The winner as a model version with its plan, or the champion's thresholds calibrated again; challenger,
+    and champion where the pipeline promotes by itself and the server keeps the SLA's load.
 
     Where a person must approve, it ends with the request. Whoever follows is told of the version each time
     it is registered, also where the registry had it.
@@ -196,13 +198,16 @@ def register(
     if tracker is None:
         return None
     version = str(tracker.register(run, parent, package, winner).version)
+    profile, backend = run.spec.target.profile, winner.recipe.backend.name
     told = {"config": str(run.config), "variant": winner.id, "run": run.id}
     events.emit("model.registered", run.spec.name, version, told, role="optimized")
     if serving["plan"] is not None:
-        plan, backend = ServingPlan(**serving["plan"]), winner.recipe.backend.name
-        keep_plan(tracker, run.spec.name, version, backend, plan)
+        keep_plan(tracker, run.spec.name, version, backend, ServingPlan(**serving["plan"]))
+    thresholds = None
+    if profile is None and serving["kept"] is not False:
+        new, tuned = Release(run.spec.name, version, package), serving["plan"] is not None
+        thresholds = calibrate_again(run, tracker, new, backend, tuned)
     promotion.challenge(tracker, run, version)
-    profile = run.spec.target.profile
     if profile is not None:
         reason = f"it was judged here, not on {profile.name}: `pareflow check` judges it there"
         moved = promotion.Promotion(version, "challenger", reason)
@@ -215,7 +220,7 @@ def register(
         moved = promotion.Promotion(version, "challenger", reason)
     else:
         moved = promotion.promote(tracker, run, version, winner)
-    return {"name": run.spec.name, **dataclasses.asdict(moved)}
+    return {"name": run.spec.name, **dataclasses.asdict(moved), "thresholds": thresholds}
 
 
 @task(task_run_name="compare with the champion", **_POLICY)

@@ -38,6 +38,8 @@ def outcome(document: Document, console: Console) -> None:
             soft_wrap=True,
             highlight=False,
         )
+        if registered["thresholds"]:
+            console.print(escape(registered["thresholds"]), soft_wrap=True, highlight=False)
     console.print(f"report: {document['report']}", soft_wrap=True, highlight=False)
 
 

@@ -169,7 +169,7 @@ def _with_thresholds(
                 "a pipeline's workload has single samples",
                 "Call `pareflow.runtime.ranking_calibration.calibrate_ranking`, as bench/ranking.py does",
             )
-        policies.append(_as_json(policy))
+        policies.append(as_json(policy))
     if not found:
         raise InputError(
             "the plan must have a policy with a threshold",
@@ -295,7 +295,8 @@ def _predictions(main: Executable, outputs: Sequence[Arrays]) -> np.ndarray:
     return np.concatenate([main.model.postprocess(one) for one in outputs])
 
 
-def _as_json(policy: Policy) -> dict[str, Any]:
+def as_json(policy: Policy) -> dict[str, Any]:
+    """A policy as a plan names it."""
     return {policy.name: policy.model_dump(mode="json", exclude_defaults=True)}
 
 

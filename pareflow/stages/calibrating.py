@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from pareflow.errors import InputError
@@ -9,11 +10,15 @@ from pareflow.isolation import run_isolated
 from pareflow.runtime.caching.semantic_cache import SemanticCache
 from pareflow.runtime.cascade import ConfidenceCascade
 from pareflow.runtime.complexity_routing import ComplexityRouting
-from pareflow.serving.calibrating import Budget
+from pareflow.runtime.routing import DeadlineRouting
+from pareflow.serving.calibrating import Budget, as_json
 from pareflow.serving.executable import Release
 from pareflow.serving.model import network
 from pareflow.serving.plan import ServingPlan
+from pareflow.serving.standing import here
+from pareflow.sla import SLA
 from pareflow.stages.run import Run
+from pareflow.variant import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,46 +60,97 @@ def calibrate(
     return Calibrated(ServingPlan(**done["plan"]), done["samples"], done["found"])
 
 
-def may_lose(plan: ServingPlan, budget: Budget) -> float:
+def may_lose(plan: ServingPlan, budget: Budget) -> float | None:
     """The most of the metric that a plan may lose, once it is calibrated, beside what its version lost.
 
-    It is the budget of what chooses tiers, and every false hit of its semantic caches.
+    It is the budget of what chooses tiers, and every false hit of its semantic caches. None where nothing
+    bounds it: tiers that answer where time is short.
     """
     policies = plan.chosen()
+    if plan.tiers and any(isinstance(policy, DeadlineRouting) for policy in policies):
+        return None
     chooses = any(isinstance(policy, (ConfidenceCascade, ComplexityRouting)) for policy in policies)
     false_hits = (policy.max_false_hits for policy in policies if isinstance(policy, SemanticCache))
     return round((budget.max_drop if chooses else 0.0) + sum(false_hits), 9)
 
 
-def left_by(release: Release) -> float | None:
-    """How much more of the metric a version may lose by the SLA that it was judged by, surely.
+def again(run: Run, releases: Mapping[str, Release], plan: ServingPlan, budget: Budget) -> Calibrated:
+    """A plan that was calibrated for other versions, calibrated by the same budget for these; scores that
+    were learned are learned again, since those of others may have seen what is held out now.
 
-    None where that asks for no quality; 0 where it does of the worst slice, which no calibration looks at.
+    Raises: InputError where it may lose more than the SLA leaves; as `calibrate`.
     """
-    verdict = network(release.package).get("verdict") or {"checks": []}
-    left = [_left(check) for check in verdict["checks"] if check["clause"] in _BEARS_ON]
+    require_kept(releases[""], plan, budget, run.spec.sla)
+    policies = plan.chosen()
+    learned = any(isinstance(policy, ComplexityRouting) and policy.scores for policy in policies)
+    asked = [
+        policy.model_copy(update={"scores": {}}) if isinstance(policy, ComplexityRouting) else policy
+        for policy in policies
+    ]
+    described = plan.model_copy(update={"policies": tuple(map(as_json, asked))})
+    return calibrate(run, releases, described, budget, learn_scores=learned)
+
+
+def promised(plan: ServingPlan) -> Budget | None:
+    """What all thresholds of a calibrated plan keep to, as was asked for; None where it has none."""
+    policies = plan.chosen()
+    shares = [
+        policy.calibration
+        for policy in policies
+        if isinstance(policy, (ConfidenceCascade, ComplexityRouting)) and policy.calibration is not None
+    ]
+    if shares:
+        error = sum(1 - share.confidence for share in shares)
+        return Budget(sum(share.max_drop for share in shares), 1 - error)
+    hits = [policy.calibration for policy in policies if isinstance(policy, SemanticCache)]
+    sure = [record.confidence for record in hits if record is not None]
+    return Budget(confidence=max(sure)) if sure else None
+
+
+def left_by(release: Release, sla: SLA) -> float | None:
+    """How much more of the metric a version may lose by the SLA, surely; None where that asks for no quality.
+
+    By the bounds of its verdict: 0 where that is of another environment (law 8), or says nothing of a clause;
+    and where the SLA bounds the worst slice, which no calibration looks at.
+    """
+    asked = {} if sla.quality is None else sla.quality.model_dump(exclude_none=True)
+    bounds = _bounds(release.package)
+    left = [
+        _left(name, asked[name], bounds.get(f"quality.{name}", {})) for name in _BEARS_ON if name in asked
+    ]
     return max(0.0, round(min(left), 9)) if left else None  # floats: 0.03 - 0.02 is less than 0.01
 
 
-_BEARS_ON = ("quality.max_drop", "quality.min", "quality.worst_slice_max_drop")
-"""The clauses that a loss may break."""
+_BEARS_ON = ("max_drop", "min", "worst_slice_max_drop")
+"""The limits that a loss may break."""
 
 
-def _left(check: Mapping[str, Any]) -> float:
-    if check["clause"] == "quality.max_drop" and check["high"] is not None:
-        return float(check["limit"] - check["high"])
-    if check["clause"] == "quality.min" and check["low"] is not None:
-        return float(check["low"] - check["limit"])
+def _bounds(package: Path) -> dict[str, Mapping[str, Any]]:
+    """The checks of a package's verdict by their clauses; none where it was not given in this environment."""
+    document = network(package)
+    verdict = document.get("verdict")
+    backend = Step.from_json(document["backend"]).name
+    if verdict is None or document["environment"]["fingerprint"] != here(backend):
+        return {}
+    return {check["clause"]: check for check in verdict["checks"]}
+
+
+def _left(name: str, limit: float, check: Mapping[str, Any]) -> float:
+    if name == "max_drop" and check.get("high") is not None:
+        return float(limit - check["high"])
+    if name == "min" and check.get("low") is not None:
+        return float(check["low"] - limit)
     return 0.0
 
 
-def require_kept(release: Release, plan: ServingPlan, budget: Budget) -> None:
+def require_kept(release: Release, plan: ServingPlan, budget: Budget, sla: SLA) -> None:
     """Raises: InputError where a version and its plan may lose more, together, than the SLA lets them."""
-    left, loses = left_by(release), may_lose(plan, budget)
-    if left is not None and loses > left:
+    left, loses = left_by(release, sla), may_lose(plan, budget)
+    if left is not None and (loses is None or loses > left):
+        loss = "any share of it: `deadline_routing` has no bound" if loses is None else f"{loses:.4g}"
         raise InputError(
             "a registered plan must keep the SLA of its version, by what both may lose together",
-            f"the SLA leaves {left:.4g} of the metric to version {release.version} of {release.name}, "
-            f"and the plan may lose {loses:.4g}",
+            f"the SLA leaves {left:.4g} of the metric to version {release.version} of {release.name}, by its "
+            f"verdict of this environment, and the plan may lose {loss}",
             "Give a smaller --max-drop or `max_false_hits`; or write the plan with --to, and `serve` by it",
         )

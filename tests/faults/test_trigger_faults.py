@@ -231,20 +231,19 @@ def test_an_event_reaches_the_server_before_its_process_ends(stack: Stack, tmp_p
 
 
 def test_doctor_tells_what_servers_that_answer_lack(stack: Stack, data_dir: Path) -> None:
-    """A worker, whoever listens to the webhook, a place for artifacts."""
-    (worker,) = set_up_problems(data_dir)
-    assert "must have a worker online" in worker
+    """A worker, whoever listens to the webhook, a place for artifacts; other tests may have left more."""
+    before = set_up_problems(data_dir)
+    assert any("must have a worker online" in problem for problem in before)
     hook = registry.call(Tracker.open(data_dir), "http://127.0.0.1:9/webhooks/mlflow", servers.SECRET)
     artifacts, aside = stack.folder / "artifacts", stack.folder / "aside"
     try:
-        unheard, _ = set_up_problems(data_dir)
+        (unheard,) = set(set_up_problems(data_dir)) - set(before)
         assert unheard.startswith(
             "MLflow must reach `pareflow listen` at http://127.0.0.1:9/webhooks/mlflow, but"
         )
         artifacts.rename(aside)
         artifacts.write_text("in the way")
-        refused, _ = set_up_problems(data_dir)
-        assert f"MLflow at {stack.mlflow} must" in refused
+        assert any(f"MLflow at {stack.mlflow} must" in problem for problem in set_up_problems(data_dir))
     finally:
         stack.client.delete_webhook(hook["id"])
         artifacts.unlink(missing_ok=True)

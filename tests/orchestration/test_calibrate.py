@@ -11,8 +11,11 @@ import pytest
 from rich.console import Console
 
 from flows import calibration
+from pareflow.runtime.complexity_routing import ComplexityRouting
 from pareflow.serving.plan import read
 from pareflow.variant import Step
+from tasks.serving import plan_of
+from tasks.tracking import Tracker
 from tests.orchestration.test_serve import Server
 
 Done = subprocess.CompletedProcess[str]
@@ -44,7 +47,7 @@ def test_a_plan_gets_thresholds_to_serve_with(
     document = json.loads(done.stdout)
     (record,) = document["calibrated"]
     assert (document["samples"], record["drop"], record["answered"]) == (1200, 0.0, {"small": 1.0})
-    assert (document["may_lose"], document["left_by_sla"]) == (0.01, None)  # no verdict: no SLA
+    assert (document["may_lose"], document["left_by_sla"]) == (0.01, 0.0)  # no verdict: nothing is sure
     assert read(to).model_dump(mode="json", exclude_defaults=True) == document["plan"]
     console = Console(record=True, width=200)
     calibration.show(document, console)
@@ -81,19 +84,22 @@ def test_what_cannot_be_calibrated_is_told(
 def test_thresholds_are_kept_with_their_version_and_served(
     pareflow_command: Callable[..., Done],
     command: Callable[..., list[str]],
+    pipeline_file: Callable[..., Path],
     pipeline: Path,
     tmp_path: Path,
 ) -> None:
-    """From `optimize` to `serve`: the champion's plan comes with its tiers, where no other is named."""
+    """From `optimize` to `serve`: the champion's plan comes with its tiers, where no other is named; and to
+    the next version, which is calibrated by itself."""
     data = ["--data-dir", tmp_path / "data"]
     made = pareflow_command("optimize", pipeline, *data, "--no-orchestrator")
     assert made.returncode == 0, made.stderr
     plan = tmp_path / "plan.yaml"
-    cascade = {"tiers": {"small": "models:/images/1"}, "policies": [{"confidence_cascade": {}}]}
-    plan.write_text(json.dumps(cascade))
+    routing = [{"complexity_routing": {"input": "images"}}]
+    plan.write_text(json.dumps({"tiers": {"small": "models:/images/1"}, "policies": routing}))
     for target in ("models:/images@champion", str(pipeline)):
         options = ["--register"] if target.startswith("models:") else []
-        done = pareflow_command("calibrate", target, "--plan", plan, *options, *data, "--json")
+        asked = ["calibrate", target, "--plan", plan, "--learn-scores", *options, *data, "--json"]
+        done = pareflow_command(*asked)
         assert done.returncode == 0, done.stderr
         document = json.loads(done.stdout)
         assert (document["registered"], document["samples"]) == (bool(options), 1200)
@@ -105,9 +111,40 @@ def test_thresholds_are_kept_with_their_version_and_served(
         assert len(json.loads(answer.read())["predictions"]) == 1
     with urllib.request.urlopen(f"{server.url}/metrics") as answer:
         told = answer.read().decode().splitlines()
-    counted = 'figure="answered_small",model="images",policy="confidence_cascade"'
+    counted = 'figure="answered_small",model="images",policy="complexity_routing"'
     assert f"pareflow_policy_total{{{counted}}} 1.0" in told
     assert server.end()[0] == 0
+
+    of_first = "the thresholds of version 1's plan were"
+    document = _retrained(pareflow_command, pipeline_file("longer", workload=_many(steps=21)), *data)
+    assert (document["version"], document["thresholds"]) == (
+        "2",
+        f"{of_first} calibrated again, on 1200 samples",
+    )
+    kept = plan_of(Tracker.open(tmp_path / "data").version("images", "2"), "onnxruntime")
+    assert kept is not None
+    (policy,) = kept.chosen()
+    assert isinstance(policy, ComplexityRouting)
+    assert policy.calibration is not None
+    assert policy.calibration.score.startswith("learned ")
+    assert policy.calibration.variants["full"].startswith("images/2 ")
+    assert policy.calibration.variants["small"].startswith("images/1 ")
+    assert (policy.calibration.max_drop, policy.calibration.samples) == (0.01, 800)
+
+    document = _retrained(pareflow_command, pipeline_file("other", workload=_many(seed=9)), *data)
+    assert "not calibrated again: version 1 of images must have been made with" in document["thresholds"]
+
+
+def _many(**settings: int) -> dict[str, Any]:
+    return {"file": {**MANY["file"], "settings": {"steps": 20, **settings}}}
+
+
+def _retrained(run: Callable[..., Done], pipeline: Path, *data: object) -> dict[str, Any]:
+    """What became of the new version in the registry."""
+    done = run("optimize", pipeline, *data, "--no-orchestrator", "--json")
+    assert done.returncode == 0, done.stderr
+    registered: dict[str, Any] = json.loads(done.stdout)["registered"]
+    return registered
 
 
 @pytest.mark.slow

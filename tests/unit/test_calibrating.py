@@ -23,7 +23,9 @@ from pareflow.serving.hosting import Hosted
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.plan import ServingPlan
 from pareflow.serving.slot import Slot
-from pareflow.stages.calibrating import left_by, may_lose, require_kept
+from pareflow.serving.standing import here
+from pareflow.sla import SLA, QualityClause, SizeClause
+from pareflow.stages.calibrating import left_by, may_lose, promised, require_kept
 from pareflow.variant import Step
 from pareflow.workload import LoadedWorkload, Split, SplitName, load
 
@@ -167,7 +169,14 @@ def test_two_cascades_share_one_budget_and_the_first_stands_before_the_second(ve
     assert outer["confidence"] == inner["confidence"] == 0.975
     assert outer["samples"] == inner["samples"] == 600
     assert outer["variants"]["full"].startswith(f"{inner['variants']['full']}+")
+    assert _promised(done["plan"]) == pytest.approx((0.03, 0.95))
     assert versions.slot(ServingPlan(**done["plan"])).hosted.release.version == "3"
+
+
+def _promised(plan: Mapping[str, Any]) -> tuple[float, float] | None:
+    """What a plan's thresholds keep to together: the drop, and how surely."""
+    found = promised(ServingPlan(**plan))
+    return None if found is None else (found.max_drop, found.confidence)
 
 
 def test_scores_are_learned_on_samples_that_no_threshold_is_calibrated_on(versions: Versions) -> None:
@@ -189,6 +198,8 @@ def test_a_semantic_cache_gets_a_threshold_of_its_own(versions: Versions) -> Non
     assert (record["pairs"], record["score"]) == (600, "similarity")
     assert record["hits"] >= pairs_needed(0.9, 0.95)
     assert record["variants"].keys() == {"full"}
+    assert _promised({"policies": [loose]}) is None
+    assert _promised(done["plan"]) == (Budget().max_drop, 0.95)
     (step,) = done["plan"]["policies"]
     assert step["semantic_cache"]["calibration"]["threshold"] == record["threshold"]
     other = replace(versions.full, version="4")
@@ -209,38 +220,67 @@ CASCADE: Any = {"confidence_cascade": {}}
 CACHE: Any = {"semantic_cache": {"max_false_hits": 0.02}}
 
 
+ROUTING: Any = {"deadline_routing": {}}
+
+
 @pytest.mark.parametrize(
-    ("checks", "left"),
+    ("quality", "checks", "left"),
     [
-        ([("max_drop", 0.03, 0.0, 0.012)], 0.018),
-        ([("max_drop", 0.03, 0.0, 0.02)], 0.01),
-        ([("min", 0.9, 0.93, 0.97)], 0.03),
-        ([("max_drop", 0.03, 0.0, 0.012), ("min", 0.9, 0.905, 0.97)], 0.005),
-        ([("max_drop", 0.03, 0.0, 0.04)], 0.0),
-        ([("max_drop", 0.03, None, None)], 0.0),
-        ([("max_drop", 0.03, 0.0, 0.0), ("worst_slice_max_drop", 0.1, 0.0, 0.0)], 0.0),
-        ([], None),
+        ({"max_drop": 0.03}, {"max_drop": 0.012}, 0.018),
+        ({"max_drop": 0.03}, {"max_drop": 0.02}, 0.01),
+        ({"max_drop": 0.015}, {"max_drop": 0.012}, 0.003),  # the SLA of now, whichever it was judged by
+        ({"min": 0.9}, {"min": 0.93}, 0.03),
+        ({"max_drop": 0.03, "min": 0.9}, {"max_drop": 0.012, "min": 0.905}, 0.005),
+        ({"max_drop": 0.03}, {"max_drop": 0.04}, 0.0),
+        ({"max_drop": 0.03}, {"max_drop": None}, 0.0),
+        ({"max_drop": 0.03}, {}, 0.0),  # it was judged by an SLA that did not ask
+        ({"max_drop": 0.1, "worst_slice_max_drop": 0.1}, {"max_drop": 0, "worst_slice_max_drop": 0}, 0.0),
+        (None, {"max_drop": 0.0}, None),
     ],
 )
 def test_a_registered_plan_and_its_version_keep_the_sla_together(
-    packaged: Callable[..., Path], tmp_path: Path, checks: list[Any], left: float | None
+    packaged: Callable[..., Path],
+    tmp_path: Path,
+    quality: dict[str, float] | None,
+    checks: dict[str, float | None],
+    left: float | None,
 ) -> None:
     """By hand: of a drop of 3 points the version may have used 1.2, so that 1.8 are left to its plan."""
-    folder = shutil.copytree(packaged("images"), tmp_path / "judged")
-    document, names = json.loads((folder / "model.json").read_text()), ("limit", "low", "high")
-    verdict = [{"clause": f"quality.{clause}", **dict(zip(names, of, strict=True))} for clause, *of in checks]
-    verdict.append({"clause": "size.max_mib", "limit": 5, "low": 2, "high": 2})
-    (folder / "model.json").write_text(json.dumps({**document, "verdict": {"checks": verdict}}))
-    release = Release("images", "1", folder)
-    assert left_by(release) == (left if left is None else pytest.approx(left))
+    sla = SLA(quality=None if quality is None else QualityClause(**quality), size=SizeClause(max_mib=5))
+    release = _judged(packaged("images"), tmp_path / "judged", checks, here("onnxruntime"))
+    assert left_by(release, sla) == (left if left is None else pytest.approx(left))
     for policies, loses in (((CASCADE,), 0.01), ((CASCADE, CASCADE), 0.01), ((CACHE, CASCADE), 0.03)):
         plan, budget = ServingPlan(policies=policies), Budget(max_drop=0.01)
         assert may_lose(plan, budget) == pytest.approx(loses)
         if left is None or loses <= left:
-            require_kept(release, plan, budget)
+            require_kept(release, plan, budget, sla)
         else:
             with pytest.raises(InputError, match="a registered plan must keep the SLA of its version"):
-                require_kept(release, plan, budget)
+                require_kept(release, plan, budget, sla)
+
+
+def test_nothing_is_left_by_a_verdict_of_elsewhere_and_to_what_has_no_bound(
+    packaged: Callable[..., Path], tmp_path: Path
+) -> None:
+    sla, budget = SLA(quality=QualityClause(max_drop=0.03)), Budget(max_drop=0.01)
+    elsewhere = _judged(packaged("images"), tmp_path / "elsewhere", {"max_drop": 0.0}, "another machine")
+    assert left_by(elsewhere, sla) == 0
+    ours = _judged(packaged("images"), tmp_path / "here", {"max_drop": 0.0}, here("onnxruntime"))
+    routed = ServingPlan(tiers={"small": "models:/images/1"}, policies=(CASCADE, ROUTING))
+    assert may_lose(routed, budget) is None
+    with pytest.raises(InputError, match="any share of it: `deadline_routing` has no bound"):
+        require_kept(ours, routed, budget, sla)
+    require_kept(ours, routed.model_copy(update={"tiers": {}}), budget, sla)  # nobody else answers
+
+
+def _judged(package: Path, to: Path, checks: Mapping[str, float | None], environment: str) -> Release:
+    """A copy of a package that says so of its quality: what was lost at most, or how good it is at least."""
+    folder = shutil.copytree(package, to)
+    told = [{"clause": f"quality.{name}", "low": bound, "high": bound} for name, bound in checks.items()]
+    added = {"verdict": {"checks": told}, "environment": {"fingerprint": environment}}
+    document = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**document, **added}))
+    return Release("images", "1", folder)
 
 
 @pytest.fixture(scope="module")
