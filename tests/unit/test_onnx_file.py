@@ -192,6 +192,13 @@ def test_what_the_graph_does_not_take_is_told_at_check(
         checked()
 
 
+@pytest.mark.parametrize("targets", [350, 450])
+def test_rows_without_a_target_each_are_told(loaded: Load, files: Path, targets: int) -> None:
+    np.savez(files / "data.npz", samples=SAMPLES, targets=np.zeros(targets, np.int64))
+    with pytest.raises(SplitError, match=f"has 400 samples and {targets} targets"):
+        loaded()
+
+
 def test_file_that_is_no_npz_is_told(loaded: Load, files: Path) -> None:
     (files / "data.npz").write_text("1,2,3")
     with pytest.raises(WorkloadError, match=r"data\.npz must be a \.npz file of plain arrays"):
