@@ -1,5 +1,6 @@
 """What can be known of `infra/` without an engine: schemas, references, and that no secret is in it."""
 
+import inspect
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.cli import running
 from pareflow.monitoring import rules
 from pareflow.runtime.pool import HANGS_S
 from pareflow.serving.server import DRAIN_S
@@ -121,6 +123,11 @@ def test_images_are_pinned(infra: Path, compose: dict[str, Any]) -> None:
     assert len(installed) >= 5
     for line in installed:
         assert re.search(r"--constraint requirements.lock|torch==[\d.]+|--no-deps", line), line
+
+
+def test_kserve_is_told_an_image_that_the_dockerfile_makes(infra: Path) -> None:
+    image = inspect.signature(running.export).parameters["image"].default
+    assert f"-t {image} " in (infra / "Dockerfile").read_text()
 
 
 def test_compose_is_one_by_its_schema(infra: Path) -> None:
