@@ -252,6 +252,20 @@ def test_the_worker_has_what_the_deployments_name(infra: Path) -> None:
         assert path.split("/")[0] in copied, path
 
 
+def test_the_page_tells_each_place_that_names_the_digits(infra: Path) -> None:
+    """Whoever has a pipeline of their own changes them all."""
+    page = (infra.parent / "docs/production.md").read_text()
+    told = page.partition("## Your own pipeline")[2].partition("\n## ")[0]
+    deployed = yaml.safe_load((infra.parent / "prefect.yaml").read_text())["deployments"]
+    named = [one["name"] for one in deployed if "digits" in str(one.get("parameters"))]
+    assert len(named) >= 4
+    assert [name for name in named if f"`{name}`" not in told] == []
+    manifests = "".join(path.read_text() for path in (infra / "kubernetes").rglob("*.yaml"))
+    places = re.findall(r"[\w:/ -]*\bdigits\b[@\w]*", manifests)
+    assert len(places) == 2
+    assert [place for place in places if f"`{place.strip()}`" not in told] == []
+
+
 def test_every_variable_of_compose_is_in_the_example(infra: Path) -> None:
     used = set(re.findall(r"(?<!\$)\$\{(\w+)", (infra / "compose.yaml").read_text()))
     told = set(re.findall(r"^(\w+)=", (infra / "secrets.env.example").read_text(), re.MULTILINE))
