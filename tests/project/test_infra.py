@@ -148,6 +148,15 @@ def test_compose_names_only_what_is_there(infra: Path, compose: dict[str, Any]) 
             assert there, f"{name}: {volume}"
 
 
+def test_mlflow_answers_to_the_addresses_that_it_is_reached_at(compose: dict[str, Any]) -> None:
+    """It refuses every other `Host` with 403: those of its clients, and of whoever asks the published port."""
+    service = compose["services"]["mlflow"]
+    (allowed,) = re.findall(r'--allowed-hosts "([\w.:,]+)', service["command"][0])
+    published = {port.rpartition(":")[0] for port in service["ports"]}
+    asked = compose["x-client"]["MLFLOW_TRACKING_URI"].removeprefix("http://")
+    assert {asked, "localhost:5000", *published} <= set(allowed.split(","))
+
+
 def test_nothing_waits_for_a_champion(compose: dict[str, Any]) -> None:
     """A new host has none, and `up` gives up where a service ends that another waits for to be healthy."""
     services = compose["services"]
