@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from flows.cli import running
+from pareflow.catalog import BUILDS
 from pareflow.monitoring import rules
 from pareflow.runtime.pool import HANGS_S
 from pareflow.serving.server import DRAIN_S
@@ -123,6 +124,13 @@ def test_images_are_pinned(infra: Path, compose: dict[str, Any]) -> None:
     assert len(installed) >= 5
     for line in installed:
         assert re.search(r"--constraint requirements.lock|torch==[\d.]+|--no-deps", line), line
+
+
+def test_the_cuda_image_has_the_gpu_build_of_onnx_runtime_and_not_the_other_beside_it(infra: Path) -> None:
+    made, (gpu, cpu) = stages(infra)["build-worker"], BUILDS["onnxruntime"]
+    (line,) = [line for line in made if line.startswith("RUN ")]
+    assert "ARG DEVICE" in made  # else it is empty there
+    assert re.search(rf'"\${{DEVICE}}" = cuda .* uninstall --yes {cpu} .* install .*"{gpu}==', line)
 
 
 def test_kserve_is_told_an_image_that_the_dockerfile_makes(infra: Path) -> None:
