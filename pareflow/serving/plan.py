@@ -54,7 +54,7 @@ class ServingPlan(BaseModel):
             self.chosen()
         except SpecError as error:
             raise ValueError("; ".join(error.problems)) from error
-        except (ValueError, AttributeError):
+        except (ValueError, TypeError, AttributeError):
             raise ValueError("each of `policies` must be one `name: {settings}`") from None
         return self
 
