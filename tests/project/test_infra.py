@@ -415,6 +415,16 @@ def test_in_compose_who_moves_aliases_shares_a_data_folder(
     assert f"{compose['name']}_data:/opt/pareflow/.pareflow" in docker["defaults"]["volumes"]
 
 
+def test_worker_environments_outlive_their_container(
+    compose: dict[str, Any], pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """A home in memory would lose them, and runs no code besides: they lie on the volume of the data."""
+    told = [compose["services"][name]["environment"] for name in ("worker", "worker-cuda")]
+    told += [pools[name][0]["defaults"]["env"] for name in ("pareflow-docker", "pareflow-kubernetes")]
+    for environment in told:
+        assert environment["PAREFLOW_ENVIRONMENTS"].startswith("/opt/pareflow/.pareflow/")
+
+
 def test_who_runs_a_rollout_has_a_key_of_the_servers(
     infra: Path, compose: dict[str, Any], pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
 ) -> None:
@@ -436,7 +446,7 @@ def test_who_runs_a_rollout_has_a_key_of_the_servers(
 def test_every_secret_block_is_one_that_the_pages_have_made(infra: Path) -> None:
     """A run whose pool names a block that is not there does not start."""
     named = set(re.findall(r"prefect\.blocks\.secret\.([\w-]+)", (infra / "work-pools.yaml").read_text()))
-    assert len(named) == 2
+    assert len(named) == 3
     page = (infra.parent / "docs/production.md").read_text()
     assert set(re.findall(r"Secret\(value=.*?\.save\(\"([\w-]+)\"", page)) == named
 
