@@ -126,7 +126,7 @@ def test_images_are_pinned(infra: Path, compose: dict[str, Any]) -> None:
         assert re.search(r"--constraint requirements.lock|torch==[\d.]+|--no-deps", line), line
 
 
-def test_the_cuda_image_has_the_gpu_build_of_onnx_runtime_and_not_the_other_beside_it(infra: Path) -> None:
+def test_the_cuda_image_has_the_gpu_build_of_onnx_runtime_alone(infra: Path) -> None:
     made, (gpu, cpu) = stages(infra)["build-worker"], BUILDS["onnxruntime"]
     (line,) = [line for line in made if line.startswith("RUN ")]
     assert "ARG DEVICE" in made  # else it is empty there
