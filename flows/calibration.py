@@ -46,6 +46,7 @@ def calibrate(
         raise InputError(
             "a plan can be registered with a registered version", f"got {target}", "Name models:/NAME@ALIAS"
         )
+    plans.check_place(to)
     described = plans.read(plan)
     path = _config(target, data_dir, config)
     run_spec = spec.read(path)
@@ -58,10 +59,10 @@ def calibrate(
         releases = {"": main, **tiers}
         done = calibrating.calibrate(run, releases, described, Budget(**budget), learn_scores=learn_scores)
     document = done.plan.model_dump(mode="json", exclude_defaults=True)
-    if to is not None:
-        to.write_text(yaml.safe_dump(document, sort_keys=False))
     if register:
         register_plan(data_dir, main, done.plan)
+    if to is not None:
+        to.write_text(yaml.safe_dump(document, sort_keys=False))
     return {
         "model": main.name,
         "version": main.version,

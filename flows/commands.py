@@ -268,6 +268,7 @@ def tune(
 ) -> dict[str, Any]:
     """The serving plans of a registered version or a package, tried; the best written, and registered."""
     from pareflow.isolation import Limits
+    from pareflow.serving import plan as plans
     from pareflow.stages import tuning
     from tasks.serving import register_plan, source
 
@@ -275,15 +276,16 @@ def tune(
         raise InputError(
             "a plan can be registered with a registered version", f"got {target}", "Name models:/NAME@ALIAS"
         )
+    plans.check_place(to)
     release = source(target, data_dir).current()
     wanted = tuning.Promise(**promise)
     ground = tuning.Ground(release.package, Limits(), data_dir / "logs", QUIET_S)
     tried = tuning.tune(ground, wanted)
     best = tried[0] if tried[0].decision == "promote" else None
-    if best is not None and to is not None:
-        to.write_text(yaml.safe_dump(best.plan.model_dump(mode="json", exclude_defaults=True)))
     if best is not None and register:
         register_plan(data_dir, release, best.plan)
+    if best is not None and to is not None:
+        to.write_text(yaml.safe_dump(best.plan.model_dump(mode="json", exclude_defaults=True)))
     return {
         "model": release.name,
         "version": release.version,

@@ -74,7 +74,7 @@ class OnnxFile(Workload):
         return self
 
     def data(self) -> Splits:
-        """The rows, shuffled by the seed and cut. Raises: WorkloadError where an array is missing."""
+        """The rows, shuffled by the seed and cut. Raises: WorkloadError where arrays or rows are missing."""
         stored = self._stored()
         names = [self.samples] if isinstance(self.samples, str) else list(self.samples.values())
         missing = [name for name in (*names, self.targets) if name is not None and name not in stored]
@@ -86,7 +86,14 @@ class OnnxFile(Workload):
             )
         targets = None if self.targets is None else self._one_each(stored[self.targets])
         rows = Split(self._rows(stored), targets)
-        verdict = max(len(rows) - self.training - self.calibration - self.search, 0)
+        verdict = len(rows.samples) - self.training - self.calibration - self.search
+        if verdict < 1:
+            raise WorkloadError(
+                f"{self.training} training, {self.calibration} calibration, {self.search} search samples "
+                "must leave some that decide",
+                f"{self.arrays} has {len(rows.samples)} rows",
+                "Lower `training`, `calibration` or `search`",
+            )
         return Splits.cut(
             rows, calibration=self.calibration, search=self.search, verdict=verdict, seed=self.seed
         )

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from pareflow.catalog import TECHNIQUES, WORKLOADS, complete, members, problem, unknown
+from pareflow.catalog import TECHNIQUES, WORKLOADS, complete, find, members, problem, unknown
 from pareflow.errors import InputError, SpecError
 from pareflow.hardware.device_profile import DeviceProfile
 from pareflow.sla import SLA, Objective
-from pareflow.variant import Recipe
+from pareflow.variant import Recipe, Step
 
 _Model = TypeVar("_Model", bound=BaseModel)
 NAME = r"^[a-z0-9][a-z0-9_-]*$"
@@ -272,6 +272,12 @@ def _workload_problems(reference: Any) -> list[str]:
         return [f"workload.file: {unknown(key, ('path', 'settings'), 'key')}" for key in sorted(extra)]
     if name not in WORKLOADS:
         return [f"workload: {unknown(name, ('file', *WORKLOADS), 'workload')}"]
+    if settings is not None and not isinstance(settings, Mapping):
+        return [f"workload.{name}: must be a mapping of settings, but got {settings!r}"]
+    try:
+        find(WORKLOADS, Step.from_json(reference), "workload")
+    except SpecError as error:
+        return [f"workload.{name}: {text}" for text in error.problems]
     return []
 
 

@@ -59,6 +59,15 @@ class Split:
     def __len__(self) -> int:
         return len(self.samples) if self.targets is None else len(self.targets)
 
+    def check_lengths(self, name: str) -> None:
+        """Raises: SplitError where there are no samples, or not as many targets; `name` says of what."""
+        if len(self) == 0 or len(self.samples) != len(self):
+            raise SplitError(
+                "every split must hold samples, each with its target",
+                f"{name} has {len(self.samples)} samples and {len(self)} targets",
+                "Mend `data()`, or the file that holds them",
+            )
+
     def take(self, indices: np.ndarray) -> "Split":
         """The samples at these positions."""
         targets = None if self.targets is None else self.targets[indices]
@@ -90,7 +99,11 @@ class Splits:
 
     @classmethod
     def cut(cls, data: Split, *, calibration: int, search: int, verdict: int, seed: int) -> "Splits":
-        """Shuffle and cut: these many samples for each purpose, all others for training."""
+        """Shuffle and cut: these many samples for each purpose, all others for training.
+
+        Raises: SplitError where not every sample has a target.
+        """
+        data.check_lengths("what is cut")
         order = np.random.default_rng(seed).permutation(len(data))
         edges = np.cumsum([verdict, search, calibration])
         parts = [data.take(part) for part in np.split(order, edges)]
@@ -106,7 +119,9 @@ class Splits:
         before is judged on what it was trained on. Equal samples stay together, and the first alone decides
         for them: intervals take samples for independent. Each part is in the order of these digests, so that
         its first samples are as mixed as all, also of data sorted by class or time.
+        Raises: SplitError where not every sample has a target.
         """
+        data.check_lengths("what is cut")
         drawn = np.array(
             [int(hashlib.sha256(f"{seed} {d}".encode()).hexdigest()[:13], 16) for d in data.sample_digests()]
         )
@@ -133,12 +148,7 @@ class Splits:
         summary = hashlib.sha256()
         for name in SPLITS:
             split: Split = getattr(self, name)
-            if len(split) == 0 or len(split.samples) != len(split):
-                raise SplitError(
-                    "every split must hold samples, each with its target",
-                    f"`{name}` has {len(split.samples)} samples and {len(split)} targets",
-                    "Give it some in `data()`",
-                )
+            split.check_lengths(f"`{name}`")
             ours = split.sample_digests()
             shared = [other for other in map(seen.get, ours) if other is not None]
             if shared:

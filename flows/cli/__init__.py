@@ -3,6 +3,11 @@
 import gc
 import sys
 
+if sys.platform != "linux":  # else the first import that needs what only Linux has ends in a stack trace
+    remedy = "Use a virtual machine, a container or WSL 2"
+    print(f"error: pareflow must run on Linux, but this is {sys.platform}. {remedy}", file=sys.stderr)
+    sys.exit(4)
+
 # What imports make stays to the end, and there is much of it: as often as by default, and once more at the
 # end, the collector would take a third of a short command.
 gc.set_threshold(50_000, 20, 100)

@@ -12,7 +12,7 @@ import numpy as np
 from pareflow.errors import ExportError, WorkloadError
 from pareflow.huggingface.hub import missing, summary
 from pareflow.huggingface.image import ImageEncoder
-from pareflow.huggingface.text import TextEncoder
+from pareflow.huggingface.text import TextEncoder, read_json
 from pareflow.workload import Samples
 
 Task = Literal["text-classification", "image-classification"]
@@ -20,6 +20,28 @@ _HEADS: dict[Task, str] = {
     "text-classification": "AutoModelForSequenceClassification",
     "image-classification": "AutoModelForImageClassification",
 }
+_AS_IT_LIES: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""No hub is asked, nor whoever sits there whether a checkpoint's own code may run."""
+_WRITE_A_WORKLOAD = "Write a workload.py whose `network()` loads it: no code of checkpoints is run here"
+
+
+def check_code(folder: Path) -> None:
+    """Raises: WorkloadError where only code of the checkpoint's own makes its network."""
+    if not _has_code(folder):
+        return
+    kind = read_json(folder / "config.json").get("model_type")
+    with quiet() as transformers:
+        if kind not in transformers.CONFIG_MAPPING:
+            raise WorkloadError(
+                "transformers must know the checkpoint's architecture",
+                f"`{kind}` of {folder} is in code of its own (`auto_map` in its config.json)",
+                _WRITE_A_WORKLOAD,
+            )
+
+
+def _has_code(folder: Path) -> bool:
+    """Whether the checkpoint comes with code, which it may do without where transformers has the same."""
+    return "auto_map" in read_json(folder / "config.json")
 
 
 def load_model(folder: Path, task: Task) -> Any:
@@ -28,17 +50,17 @@ def load_model(folder: Path, task: Task) -> Any:
 
     with quiet() as transformers:
         try:
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = transformers.AutoConfig.from_pretrained(folder, **_AS_IT_LIES)
             _check_task(config, folder, task)
             config.return_dict, config.torchscript = True, False  # logits are read by name
             model, found = getattr(transformers, _HEADS[task]).from_pretrained(
-                folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
+                folder, config=config, **_AS_IT_LIES, dtype=torch.float32, output_loading_info=True
             )
         except (OSError, ValueError, KeyError) as error:
             raise WorkloadError(
                 f"transformers must load {folder} for {task}",
                 f"it raised {summary(error)}",
-                "Mend `checkpoint:`, or the files in that folder",
+                _WRITE_A_WORKLOAD if _has_code(folder) else "Mend `checkpoint:`, or the files in that folder",
             ) from error
     if found["missing_keys"]:
         raise _other_task(
@@ -89,10 +111,10 @@ def _transformers_inputs(encoder: TextEncoder | ImageEncoder, samples: Samples, 
         try:
             if isinstance(encoder, ImageEncoder):
                 processor = transformers.AutoImageProcessor.from_pretrained(
-                    folder, local_files_only=True, use_fast=False
+                    folder, **_AS_IT_LIES, use_fast=False
                 )
                 return processor(list(samples), return_tensors="np")
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **_AS_IT_LIES)
             length = {"truncation": True, "max_length": encoder.max_length, "padding": True}
             return tokenizer(list(samples), return_tensors="np", **length)
         except (OSError, ValueError, KeyError) as error:

@@ -157,7 +157,10 @@ class HuggingFace(Workload):
                 yield tables, self.folder
 
     def check(self, example: Arrays) -> None:
-        """Raises: WorkloadError where texts may have more tokens than the network has positions."""
+        """Raises: WorkloadError where the network is the checkpoint's own code, or has too few positions."""
+        from pareflow.huggingface.checkpoint import check_code
+
+        check_code(self.checkpoint_folder)
         asked = "pad_to_length" if self.pad_to_length else "max_length"
         length, most = getattr(self, asked), text.places(self.checkpoint_folder)
         if length is not None and most is not None and length > most:

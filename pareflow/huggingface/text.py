@@ -45,8 +45,8 @@ class TextEncoder:
     """
 
     def __init__(self, folder: Path, max_length: int | None, pad_to_length: int | None) -> None:
-        config = _read(folder / "config.json")
-        settings = _read(folder / "tokenizer_config.json")
+        config = read_json(folder / "config.json")
+        settings = read_json(folder / "tokenizer_config.json")
         limits = (max_length or longest(folder), pad_to_length)
         self.max_length = min(limit for limit in limits if limit is not None)
         self.takes_token_types = (config.get("type_vocab_size") or 0) > 1
@@ -96,7 +96,7 @@ def _tokenizer(folder: Path) -> Any:
 
 def longest(folder: Path) -> int:
     """How many tokens the checkpoint in a folder takes; 512 where it does not say."""
-    config, settings = _read(folder / "config.json"), _read(folder / "tokenizer_config.json")
+    config, settings = read_json(folder / "config.json"), read_json(folder / "tokenizer_config.json")
     limits = (settings.get("model_max_length"), config.get("max_position_embeddings"), 512)
     said = next(int(limit) for limit in limits if limit and limit < _UNLIMITED)
     return min(said, places(folder) or said)
@@ -104,7 +104,7 @@ def longest(folder: Path) -> int:
 
 def places(folder: Path) -> int | None:
     """How many tokens the network in a folder has a learned position for; None where it does not say."""
-    config = _read(folder / "config.json")
+    config = read_json(folder / "config.json")
     positions = config.get("max_position_embeddings")
     if not positions or config.get("position_biased_input") is False or _ROTARY & config.keys():
         return None
@@ -120,6 +120,7 @@ def _content(token: Any) -> str | None:
     return text
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file of a checkpoint says; nothing where it is not there."""
     document: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return document

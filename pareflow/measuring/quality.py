@@ -359,16 +359,22 @@ class Metric:
 
 
 def _constants(path: Path) -> dict[str, Any]:
-    """What the module says of itself. Raises: MetricError where that is not a plain value."""
+    """What the module says of itself. Raises: MetricError unless it is Python, and that a plain value."""
+    try:
+        module = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise MetricError(
+            "a metric must be a Python module", f"{path.name} is none: {error}", "Mend the metric's module"
+        ) from error
     found = {}
-    for node in ast.parse(path.read_text()).body:
+    for node in module.body:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         for name in SAYS.intersection(map(ast.unparse, targets)):
             try:
                 found[name] = ast.literal_eval(node.value)
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 raise MetricError(
                     "what a metric says of itself must be a plain value: it is read from its source",
                     f"{path.name} says `{ast.unparse(node)}`",

@@ -78,17 +78,21 @@ def describe(
     workload = load(reference, Path(folder))
     _check_installed(workload.definition.serving_requires)
     named = Metric(find_metric(metric or workload.definition.metric, Path(folder)))
-    for length in lengths:
-        workload.definition.at_length(length)
+    with _users_code("`at_length()` must give a workload"):
+        for length in lengths:
+            workload.definition.at_length(length)
     kind_of(workload.split("calibration").samples)  # else the winner alone would tell
     with _users_code("`preprocess()` must give named arrays"):
         example = workload.example(1)
         tokens = all(array.dtype.kind == "i" for array in example.values())
         arena.storable(example)
         varied = differ(list(workload.feeds("search", 1, FEEDS)))
-    workload.definition.check(example)
+    with _users_code("`check()` must find nothing, or raise a WorkloadError"):
+        workload.definition.check(example)
     with _users_code("`slices()` must give parts of a split"):
         slices = slice_rows(named, workload, "search")
+    with _users_code("`students()` must give networks by name"):
+        students = sorted(workload.definition.students())
     return {
         "digest": workload.digest,
         "data_digest": workload.data_digest,
@@ -100,7 +104,7 @@ def describe(
         "serving_requires": list(workload.definition.serving_requires),
         "tokens": tokens,
         "varied": varied,
-        "students": sorted(workload.definition.students()),
+        "students": students,
     }
 
 

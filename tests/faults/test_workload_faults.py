@@ -45,6 +45,8 @@ BEFORE_ANYTHING_RUNS = [
     Case("preprocess raises", WorkloadError, "`preprocess()`", "it raised ValueError: not an image"),
     Case("preprocess gives a bare array", WorkloadError, "`preprocess()`", "it raised AttributeError"),
     Case("preprocess gives objects", WorkloadError, "arrays of numbers or texts", "`images` holds objects"),
+    Case("check raises", WorkloadError, "`check()`", "it raised KeyError: 'pixels'"),
+    Case("students raises", WorkloadError, "`students()`", "it raised NameError"),
 ]
 WHILE_TRAINING = [
     Case("network raises", WorkloadError, "`network()`", "RuntimeError: no such architecture"),
@@ -85,6 +87,13 @@ def test_mistake_is_told_before_anything_runs(case: Case, workloads: Path) -> No
     """The job of `Run.open`, called here: a process of its own for each would take a minute."""
     with pytest.raises(PareflowError) as caught:
         jobs.describe(faulty(case), str(workloads), metric=None)
+    check(caught.value, case)
+
+
+def test_mistake_in_the_sweep_is_told_before_anything_runs(workloads: Path) -> None:
+    case = Case("at_length raises", WorkloadError, "`at_length()`", "it raised IndexError: no such axis")
+    with pytest.raises(PareflowError) as caught:
+        jobs.describe(faulty(case), str(workloads), metric=None, lengths=[8])
     check(caught.value, case)
 
 

@@ -64,6 +64,17 @@ def test_the_lock_holds_every_requirement_in_a_version_that_it_allows(checkout: 
         assert allowed, f"{place}: {requirement} is {version}"
 
 
+def test_what_serves_has_what_our_own_workloads_process_with(checkout: Path) -> None:
+    """Else the golden samples of a text checkpoint are not repeated there, and the server never starts."""
+    sources = [path for folder in ("pareflow", "configs") for path in (checkout / folder).rglob("*.py")]
+    texts = [path.read_text() for path in sources]
+    said = [found for text in texts for found in re.findall(r"serving_requires.*= \((.*)\)", text)]
+    asked = {name for names in said for name in re.findall(r'"([\w.-]+)"', names)}
+    assert {"tokenizers", "pillow"} <= asked
+    installed = {Requirement(line).name for line in pins(checkout / "infra" / "requirements" / "serving.txt")}
+    assert asked <= installed
+
+
 def test_what_serves_needs_neither_torch_nor_prefect(checkout: Path) -> None:
     """The image `serving` holds infra/requirements/serving.txt, and pareflow without its dependencies."""
     code = (

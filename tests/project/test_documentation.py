@@ -143,6 +143,18 @@ def test_reference_holds_every_other_file() -> None:
     assert [name for name in read if f"### {name}\n" not in part("files")] == []
 
 
+def test_reference_holds_every_variable_that_the_code_reads() -> None:
+    folders = ("pareflow", "tasks", "flows")
+    code = "".join(path.read_text() for name in folders for path in (CHECKOUT / name).rglob("*.py"))
+    read = {*re.findall(r"PAREFLOW_[A-Z_]+", code), *re.findall(r'environ\.get\("(MLFLOW_[A-Z_]+)"', code)}
+    page = (CHECKOUT / "docs/reference/environment.md").read_text()
+    cells = re.findall(r"^\| (`.+?`) \|", page, re.MULTILINE)
+    told = {name for cell in cells for name in re.findall(r"\w+", cell)}
+    assert {"PAREFLOW_LOCK_DIR", "MLFLOW_REGISTRY_URI"} <= read
+    assert sorted(read - told) == []
+    assert sorted(name for name in told - read if name.startswith("PAREFLOW_")) == []
+
+
 def test_reference_holds_every_error_with_its_code() -> None:
     text = part("error_classes")
     found = inspect.getmembers(errors, lambda v: inspect.isclass(v) and issubclass(v, PareflowError))

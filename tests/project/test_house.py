@@ -80,6 +80,15 @@ def test_importing_pareflow_wakes_nothing_heavy(checkout: Path) -> None:
     assert python(code, checkout).strip() == "[]"
 
 
+def test_elsewhere_than_on_linux_the_command_says_so(checkout: Path) -> None:
+    """Before it imports what only Linux has."""
+    code = "import sys; sys.platform = 'darwin'; sys.modules['fcntl'] = None; import flows.cli"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.startswith("error: pareflow must run on Linux, but this is darwin. Use ")
+
+
 def test_core_imports_whole_without_prefect_and_mlflow(checkout: Path) -> None:
     code = (
         "import sys; sys.modules['prefect'] = sys.modules['mlflow'] = None\n"

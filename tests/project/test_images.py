@@ -29,10 +29,14 @@ def steps(dockerfile: Path, stage: str) -> list[str]:
     return found[stage]
 
 
-def built(checkout: Path, stage: str, root: Path) -> Path:
-    """Do what a stage says, below `root`; its environment. Only what it copies is there."""
+def built(checkout: Path, stage: str, root: Path, **arguments: str) -> Path:
+    """Do what a stage says, below `root`, with these build arguments; its environment.
+
+    Only what it copies is there.
+    """
     folder = root / "opt" / "pareflow"
     folder.mkdir(parents=True)
+    given = dict[str, str]()
     for line in steps(checkout / "infra" / "Dockerfile", stage):
         verb, _, rest = line.partition(" ")
         if verb == "COPY":
@@ -44,11 +48,15 @@ def built(checkout: Path, stage: str, root: Path) -> Path:
                     shutil.copytree(checkout / source, into, dirs_exist_ok=True, ignore=ignored)
                 else:
                     shutil.copy(checkout / source, into)
+        elif verb == "ARG":
+            name, _, default = rest.partition("=")
+            given[name] = arguments.get(name, default.strip('"'))
         elif verb == "RUN":
             for path in PATHS:
                 rest = rest.replace(path, f"{root}{path}")
             rest = rest.replace("python -m venv", f"{sys.executable} -m venv")
             alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+            alone |= given
             done = subprocess.run(
                 ["sh", "-euc", rest], cwd=folder, env=alone, capture_output=True, text=True, timeout=500
             )
@@ -59,7 +67,8 @@ def built(checkout: Path, stage: str, root: Path) -> Path:
 def test_what_the_image_serving_holds_serves_a_model(
     checkout: Path, packaged: Callable[..., Path], tmp_path: Path
 ) -> None:
-    environment = built(checkout, "build-serving", tmp_path)
+    environment = built(checkout, "build-serving", tmp_path, DISTRIBUTIONS="redis")
+    assert list(environment.glob("lib/*/site-packages/redis")), "a build argument adds to it"
     assert not list(environment.glob("lib/*/site-packages/torch")), "the image is to be small"
     command = [str(environment / "bin" / "pareflow"), "serve", str(packaged("images")), "--port", "0"]
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

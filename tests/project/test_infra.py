@@ -1,5 +1,6 @@
 """What can be known of `infra/` without an engine: schemas, references, and that no secret is in it."""
 
+import inspect
 import json
 import os
 import re
@@ -17,6 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.cli import running
+from pareflow.catalog import BUILDS
 from pareflow.monitoring import rules
 from pareflow.runtime.pool import HANGS_S
 from pareflow.serving.server import DRAIN_S
@@ -123,6 +126,18 @@ def test_images_are_pinned(infra: Path, compose: dict[str, Any]) -> None:
         assert re.search(r"--constraint requirements.lock|torch==[\d.]+|--no-deps", line), line
 
 
+def test_the_cuda_image_has_the_gpu_build_of_onnx_runtime_alone(infra: Path) -> None:
+    made, (gpu, cpu) = stages(infra)["build-worker"], BUILDS["onnxruntime"]
+    (line,) = [line for line in made if line.startswith("RUN ")]
+    assert "ARG DEVICE" in made  # else it is empty there
+    assert re.search(rf'"\${{DEVICE}}" = cuda .* uninstall --yes {cpu} .* install .*"{gpu}==', line)
+
+
+def test_kserve_is_told_an_image_that_the_dockerfile_makes(infra: Path) -> None:
+    image = inspect.signature(running.export).parameters["image"].default
+    assert f"-t {image} " in (infra / "Dockerfile").read_text()
+
+
 def test_compose_is_one_by_its_schema(infra: Path) -> None:
     pytest.importorskip("check_jsonschema")
     checked = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
@@ -139,6 +154,15 @@ def test_compose_names_only_what_is_there(infra: Path, compose: dict[str, Any]) 
             source = volume.partition(":")[0]
             there = (infra / source).exists() if source.startswith(".") else source in compose["volumes"]
             assert there, f"{name}: {volume}"
+
+
+def test_mlflow_answers_to_the_addresses_that_it_is_reached_at(compose: dict[str, Any]) -> None:
+    """It refuses every other `Host` with 403: those of its clients, and of whoever asks the published port."""
+    service = compose["services"]["mlflow"]
+    (allowed,) = re.findall(r'--allowed-hosts "([\w.:,]+)', service["command"][0])
+    published = {port.rpartition(":")[0] for port in service["ports"]}
+    asked = compose["x-client"]["MLFLOW_TRACKING_URI"].removeprefix("http://")
+    assert {asked, "localhost:5000", *published} <= set(allowed.split(","))
 
 
 def test_nothing_waits_for_a_champion(compose: dict[str, Any]) -> None:
@@ -243,6 +267,20 @@ def test_the_worker_has_what_the_deployments_name(infra: Path) -> None:
     for path in named:
         assert (infra.parent / path).is_file(), path
         assert path.split("/")[0] in copied, path
+
+
+def test_the_page_tells_each_place_that_names_the_digits(infra: Path) -> None:
+    """Whoever has a pipeline of their own changes them all."""
+    page = (infra.parent / "docs/production.md").read_text()
+    told = page.partition("## Your own pipeline")[2].partition("\n## ")[0]
+    deployed = yaml.safe_load((infra.parent / "prefect.yaml").read_text())["deployments"]
+    named = [one["name"] for one in deployed if "digits" in str(one.get("parameters"))]
+    assert len(named) >= 4
+    assert [name for name in named if f"`{name}`" not in told] == []
+    manifests = "".join(path.read_text() for path in (infra / "kubernetes").rglob("*.yaml"))
+    places = re.findall(r"[\w:/ -]*\bdigits\b[@\w]*", manifests)
+    assert len(places) == 2
+    assert [place for place in places if f"`{place.strip()}`" not in told] == []
 
 
 def test_every_variable_of_compose_is_in_the_example(infra: Path) -> None:
@@ -377,6 +415,16 @@ def test_in_compose_who_moves_aliases_shares_a_data_folder(
     assert f"{compose['name']}_data:/opt/pareflow/.pareflow" in docker["defaults"]["volumes"]
 
 
+def test_worker_environments_outlive_their_container(
+    compose: dict[str, Any], pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """A home in memory would lose them, and runs no code besides: they lie on the volume of the data."""
+    told = [compose["services"][name]["environment"] for name in ("worker", "worker-cuda")]
+    told += [pools[name][0]["defaults"]["env"] for name in ("pareflow-docker", "pareflow-kubernetes")]
+    for environment in told:
+        assert environment["PAREFLOW_ENVIRONMENTS"].startswith("/opt/pareflow/.pareflow/")
+
+
 def test_who_runs_a_rollout_has_a_key_of_the_servers(
     infra: Path, compose: dict[str, Any], pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
 ) -> None:
@@ -398,7 +446,7 @@ def test_who_runs_a_rollout_has_a_key_of_the_servers(
 def test_every_secret_block_is_one_that_the_pages_have_made(infra: Path) -> None:
     """A run whose pool names a block that is not there does not start."""
     named = set(re.findall(r"prefect\.blocks\.secret\.([\w-]+)", (infra / "work-pools.yaml").read_text()))
-    assert len(named) == 2
+    assert len(named) == 3
     page = (infra.parent / "docs/production.md").read_text()
     assert set(re.findall(r"Secret\(value=.*?\.save\(\"([\w-]+)\"", page)) == named
 

@@ -636,6 +636,29 @@ def test_a_checkpoint_of_another_task_is_an_error(bert: Path, vit: Path, texts: 
         defined(folder, texts).network()
 
 
+def with_code(folder: Path, **said: Any) -> Path:
+    """The checkpoint, whose config.json names code of its own, and says this besides."""
+    config = json.loads((folder / "config.json").read_text()) | said
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "own.OwnConfig"}}))
+    return folder
+
+
+def test_a_checkpoint_whose_network_is_code_of_its_own_is_told_what_does_help(
+    bert: Path, texts: Path
+) -> None:
+    """At `check` already; and where it is loaded, since nobody may be asked whether to run it."""
+    workload = defined(with_code(shutil.copytree(bert, texts / "own"), model_type="own"), texts)
+    for fails in (lambda: workload.check({}), workload.network):
+        with pytest.raises(WorkloadError, match=r"Write a workload\.py whose `network\(\)` loads it"):
+            fails()
+
+
+def test_a_checkpoint_with_code_that_transformers_has_too_needs_none_of_it(bert: Path, texts: Path) -> None:
+    workload = defined(with_code(shutil.copytree(bert, texts / "both")), texts)
+    workload.check({})
+    assert type(workload.network().model).__name__ == "BertForSequenceClassification"
+
+
 def test_a_checkpoint_without_a_head_is_an_error(bert: Path, texts: Path) -> None:
     from safetensors.numpy import load_file, save_file
 

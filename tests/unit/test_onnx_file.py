@@ -151,7 +151,7 @@ def test_every_file_counts_in_the_digest(loaded: Load, files: Path) -> None:
         ({"variants": {"a": "absent.onnx"}}, WorkloadError, r"there is no .*absent\.onnx"),
         ({"arrays": "absent.npz"}, WorkloadError, r"there is no .*absent\.npz"),
         ({"samples": "images"}, WorkloadError, "it lacks images, and holds samples, targets"),
-        ({"search": 400}, SplitError, "`train` has 0 samples"),
+        ({"search": 299}, WorkloadError, r"299 search samples .* data\.npz has 400 rows"),
     ],
     ids=["model", "variant", "arrays", "array", "nothing left"],
 )
@@ -190,6 +190,13 @@ def test_what_the_graph_does_not_take_is_told_at_check(
 
     with pytest.raises(WorkloadError, match=said):
         checked()
+
+
+@pytest.mark.parametrize("targets", [350, 450])
+def test_rows_without_a_target_each_are_told(loaded: Load, files: Path, targets: int) -> None:
+    np.savez(files / "data.npz", samples=SAMPLES, targets=np.zeros(targets, np.int64))
+    with pytest.raises(SplitError, match=f"has 400 samples and {targets} targets"):
+        loaded()
 
 
 def test_file_that_is_no_npz_is_told(loaded: Load, files: Path) -> None:

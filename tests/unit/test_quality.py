@@ -372,6 +372,13 @@ def test_what_a_metric_computes_of_itself_is_refused(tmp_path: Path, said: str) 
     assert f"odd.py says `{said}`" in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["def compute(:", "RANGE = (0, 1\n", "x = '\0'"])
+def test_metric_that_is_no_python_is_told_as_the_users(tmp_path: Path, text: str) -> None:
+    (tmp_path / "odd.py").write_text(text)
+    with pytest.raises(MetricError, match=r"a metric must be a Python module, but odd\.py is none: "):
+        Metric(tmp_path / "odd.py")
+
+
 def test_value_outside_the_range_that_a_metric_claims_is_told(tmp_path: Path) -> None:
     (tmp_path / "boast.py").write_text("RANGE = (-1, 1)\n" + MODULE.replace("BODY", '{"boast": 2.0}'))
     with pytest.raises(MetricError, match=r"must lie in its RANGE, \(-1.0, 1.0\), but it is 2.0"):

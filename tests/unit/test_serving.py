@@ -568,6 +568,8 @@ def test_what_tiers_keep_goes_with_their_version(
         ({"policies": [{"dynamic_batch": {}}]}, "dynamic_batching"),
         ({"policies": [{"dynamic_batching": {"max_batch_size": 0}}]}, "max_batch_size"),
         ({"policies": [{"a": {}, "b": {}}]}, "one `name: {settings}`"),
+        ({"policies": [{"dynamic_batching": 8}]}, "one `name: {settings}`"),
+        ({"policies": [8]}, "one `name: {settings}`"),
         ({"sessions": 0}, "sessions"),
         (
             {"policies": [{"exact_cache": {}}, {"dynamic_batching": {}}, {"deadline_routing": {}}]},

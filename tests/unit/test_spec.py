@@ -137,6 +137,20 @@ def test_every_problem_is_told_at_once(tiny_document: Document) -> None:
         ),
         pytest.param({"workload": {"file": {"pth": "w.py"}}}, ["workload.file: must be `{path:"], id="path"),
         pytest.param(
+            {"workload": {"onnx": "network.onnx"}},
+            ["workload.onnx: must be a mapping of settings, but got 'network.onnx'"],
+            id="no settings",
+        ),
+        pytest.param(
+            {"workload": {"onnx": {"modl": "a.onnx", "arrays": "a.npz"}}, "name": 3},
+            [
+                "name: should be a valid string, but got 3",
+                "workload.onnx: model: must be given",
+                "workload.onnx: unknown key 'modl'; did you mean 'model'?",
+            ],
+            id="workload's settings",
+        ),
+        pytest.param(
             {"workload": {"file": {"path": "w.py", "setings": {}}}},
             ["workload.file: unknown key 'setings'; did you mean 'settings'?"],
             id="workload key",

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pareflow.errors import StepFailedError
+from flows import calibration, commands
+from pareflow.errors import InputError, StepFailedError
 from pareflow.isolation import Limits
 from pareflow.serving.plan import ServingPlan
 from pareflow.stages import plan_space, tuning
@@ -55,6 +56,16 @@ def ground(packaged: Callable[..., Path], tmp_path: Path) -> Callable[..., Groun
         return Ground(packaged("images"), Limits(), tmp_path, 0, known, **more)
 
     return made
+
+
+@pytest.mark.parametrize("place", ["absent/plan.yaml", "."])
+def test_where_no_plan_can_be_written_none_is_measured(tmp_path: Path, place: str) -> None:
+    """Neither is there such a version, nor such a plan to calibrate: neither was looked for."""
+    to, version = tmp_path / place, "models:/none@champion"
+    with pytest.raises(InputError, match="must be written to a file in a folder"):
+        commands.tune(version, tmp_path, {}, to, register=False)
+    with pytest.raises(InputError, match="must be written to a file in a folder"):
+        calibration.calibrate(version, tmp_path, tmp_path / "none.yaml", {}, to=to)
 
 
 def served(tried: list[Tried]) -> list[Tried]:

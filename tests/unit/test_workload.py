@@ -126,6 +126,15 @@ def test_cut_by_content_gives_about_the_shares_that_were_asked_for() -> None:
     assert kept(list(range(50)), 7) != kept(list(range(50)), 8)
 
 
+@pytest.mark.parametrize(("samples", "targets"), [(1000, 900), (900, 1000)])
+def test_samples_without_a_target_each_are_not_cut(samples: int, targets: int) -> None:
+    data = Split(np.arange(samples), np.zeros(targets, dtype=np.int64))
+    with pytest.raises(SplitError, match=f"has {samples} samples and {targets} targets"):
+        Splits.cut(data, calibration=100, search=200, verdict=300, seed=0)
+    with pytest.raises(SplitError, match=f"has {samples} samples and {targets} targets"):
+        Splits.by_content(data, calibration=0.1, search=0.2, verdict=0.3, seed=0)
+
+
 @pytest.mark.parametrize("samples", [np.asarray([5, 6, 7]), ["five", "six", "seven"]], ids=["array", "texts"])
 def test_taken_samples_keep_their_targets(samples: np.ndarray | list[str]) -> None:
     taken = Split(samples, np.asarray([0, 1, 2])).take(np.asarray([2, 0]))

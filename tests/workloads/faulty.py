@@ -2,13 +2,14 @@
 
 import ctypes
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from pareflow.errors import MissingExtraError
-from pareflow.workload import Arrays, Samples, Split, Splits
+from pareflow.workload import Arrays, Samples, Split, Splits, Workload
 
 from .images import Images
 
@@ -28,6 +29,9 @@ Fault = Literal[
     "preprocess gives objects",
     "preprocess raises",
     "preprocess gives a bare array",
+    "at_length raises",
+    "check raises",
+    "students raises",
     "network raises",
     "train raises",
     "train segfaults",
@@ -111,6 +115,21 @@ class Faulty(Images):
         if self.fault == "preprocess gives objects":
             return {"images": feeds["images"].astype(object)}
         return feeds
+
+    def at_length(self, length: int) -> Workload:
+        if self.fault == "at_length raises":
+            raise IndexError("no such axis")
+        return super().at_length(length)
+
+    def check(self, example: Arrays) -> None:
+        if self.fault == "check raises":
+            raise KeyError("pixels")
+        super().check(example)
+
+    def students(self) -> "dict[str, Callable[[], nn.Module]]":
+        if self.fault == "students raises":
+            raise NameError("name 'Small' is not defined")
+        return super().students()
 
     def postprocess(self, outputs: Arrays) -> np.ndarray:
         if self.fault == "postprocess raises":
