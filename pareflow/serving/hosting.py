@@ -22,6 +22,7 @@ from pareflow.serving.executable import Opened, Release, Tensor, seconds
 from pareflow.serving.generate import Asked, Spelling, encoded, spelled
 from pareflow.serving.language_model import LanguageModel
 from pareflow.serving.model import PackagedModel
+from pareflow.serving.names import check_names
 from pareflow.serving.plan import ServingPlan
 from pareflow.workload import Arrays
 
@@ -54,7 +55,8 @@ class Hosted:
     """A release that answers, and its tiers: other variants of the same model, by name.
 
     Made by `opening.opened`, which blocks; then `started` in the event loop. Raises: InputError where a tier
-    is not of this model, CalibrationError where a threshold is for other versions.
+    is not of this model, SpecError where the plan names a tensor that is not there, CalibrationError where a
+    threshold is for other versions.
     """
 
     def __init__(self, main: Opened, tiers: Mapping[str, Opened], plan: ServingPlan) -> None:
@@ -62,6 +64,7 @@ class Hosted:
         self.standing: Standing = "unknown"
         for name, tier in tiers.items():
             _check_alike(main, name, tier)
+        check_names(plan, main, tiers)
         self._check_calibrations()
         self._processing = main.processing
         own = {tensor.name for tensor in main.inputs}

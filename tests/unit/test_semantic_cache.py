@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pareflow.errors import BadOutputError, SpecError
+from pareflow.errors import BadOutputError, SpecError, UnsuitableError
 from pareflow.runtime import SemanticCache
 from pareflow.runtime.caching.index import ExactIndex, Index, UsearchIndex
 from pareflow.runtime.caching.near_answers import NearAnswers
@@ -144,6 +144,13 @@ def test_one_output_may_be_judged_alone() -> None:
     first, second = ({"label": np.array([3]), "score": np.array([score])} for score in (0.1, 0.2))
     assert same(first, second, classes=True, judged="label", tolerance=0)
     assert not same(first, second, classes=True, judged=None, tolerance=0)
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_an_output_that_is_not_there_makes_no_two_answers_the_same(classes: bool) -> None:
+    first, second = ({"logits": np.array([[0.0, value]])} for value in (1, -1))
+    with pytest.raises(UnsuitableError, match="it is 'logit', and there are logits"):
+        same(first, second, classes=classes, judged="logit", tolerance=0)
 
 
 def test_hits_that_are_computed_again_are_compared_and_answered_afresh() -> None:
