@@ -341,3 +341,24 @@ def test_an_index_finds_the_nearest_of_what_is_in_it(kind: Callable[[int], Index
             assert found.similarity == pytest.approx(float(kept[best] @ query), abs=1e-5)
             margin = found.similarity - max(others) if others else 0
             assert found.margin == pytest.approx(margin, abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3, 64, 100])
+@pytest.mark.parametrize("kind", [ExactIndex, UsearchIndex])
+def test_nobody_knows_how_far_an_answer_reaches_before_there_is_another(
+    kind: Callable[[int], Index], count: int
+) -> None:
+    """However many are kept of one kind; and again when the only other one has gone."""
+    if kind is UsearchIndex:
+        pytest.importorskip("usearch", reason="not installed: usearch")
+    vectors = np.random.default_rng(0).normal(size=(count + 1, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = kind(8)
+    for slot, vector in enumerate(vectors[:count]):
+        index.add(slot, vector, 1)
+    query = np.eye(8, dtype=np.float32)[:1]
+    assert [near.margin for near in index.nearest(query)] == [0]
+    index.add(count, vectors[count], 2)
+    assert index.nearest(query)[0].margin != 0
+    index.remove(count)
+    assert [near.margin for near in index.nearest(query)] == [0]
