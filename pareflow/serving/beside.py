@@ -60,22 +60,27 @@ class Beside:
         return trial.challenger
 
     async def keep(self, before: Hosted) -> None:
-        """Keep a version that answered until now, if it is the previous one; else let go of it.
+        """Keep a version that answered until now, if it is the previous one, in place of another; else let go
+        of it.
 
-        It stands here meanwhile, for who names it.
+        Where no other is there it stands here meanwhile, for who names it.
         """
-        stood = self.standby is None
-        if stood:
+        stood = self.standby
+        if stood is None:
             self.standby = before
         try:
             previous = await in_background(self._source.previous)
         except PareflowError:
             previous = None
-        if stood and (previous == before.release or self.standby is not before):
+        if stood is None and (previous == before.release or self.standby is not before):
             return  # it stays, or somebody has let go of it meanwhile
-        if stood:
+        gone: Hosted | None = before
+        if stood is None:
             self.standby = None
-        self._retire(before)
+        elif previous == before.release and self.standby in (stood, None):
+            gone, self.standby = self.standby, before
+        if gone is not None:
+            self._retire(gone)
 
     async def keep_previous(self, hosted: Hosted) -> None:
         """Have the previous version loaded. Raises: what the sources do, and opening it."""

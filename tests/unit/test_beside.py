@@ -116,6 +116,30 @@ def test_who_answered_until_now_stands_ready_and_not_what_is_opened_for_it(
     asyncio.run(scenario())
 
 
+def test_every_promotion_leaves_the_version_before_it_ready_as_it_is(three: tuple[Release, ...]) -> None:
+    """Nothing is opened again for a way back, and what stood ready before is let go of."""
+    first, second, third = three
+    source = Shelf(first)
+
+    async def scenario() -> None:
+        slot = Slot(source, ServingPlan(), Metrics())
+        slot.start()
+        held = Held(slot, "nothing")
+        await look(slot, source, release=second, before=first)
+        await slot.settled()
+        replaced = slot.hosted
+        await look(slot, source, release=third, before=second)
+        assert slot.beside.standby is replaced
+        await held.let(slot)
+        assert slot.beside.standby is replaced
+        assert held.retired == [first]
+        assert slot.hosted.release == third
+        await replaced.answer(IMAGE)
+        await slot.close()
+
+    asyncio.run(scenario())
+
+
 def tiered(target: str) -> ServingPlan:
     return ServingPlan(tiers={"small": target}, policies=({"deadline_routing": {}},))
 
