@@ -31,7 +31,7 @@ import pareflow
 from pareflow.errors import DeadlineError, PareflowError
 from pareflow.runtime.endpoint import answered_within, deadline
 from pareflow.serving import generate, invocations, openapi, protocol, refusals
-from pareflow.serving.bodies import Bodies, aside
+from pareflow.serving.bodies import WHOLE, Bodies, aside
 from pareflow.serving.executable import Opened
 from pareflow.serving.hosting import PREDICTIONS, SAMPLES, Hosted
 from pareflow.serving.metrics import CONTENT_TYPE, Metrics
@@ -166,10 +166,11 @@ class App:
             await asyncio.to_thread(self._requests.close)
 
     def _told(self, route: str, answer: Answer) -> Answer:
-        """The route, counted and timed, its errors in the protocol's form."""
+        """The route, counted, timed from when the request is whole, its errors in the protocol's form."""
 
         async def answered(request: Request) -> Response:
-            began = time.perf_counter()
+            if request.method != "POST":
+                request.scope[WHOLE] = time.perf_counter()  # it has no body
             try:
                 response = await answer(request)
             except ClientDisconnect:
@@ -179,7 +180,8 @@ class App:
             except Exception:
                 log.exception("a request to %s failed", request.url.path)
                 response = refusals.as_json(refusals.FAILED, 500)
-            seconds = time.perf_counter() - began
+            whole = request.scope.get(WHOLE)
+            seconds = None if whole is None else time.perf_counter() - whole
             self._metrics.answered(self._counted_for(route, request), route, response.status_code, seconds)
             return response
 
