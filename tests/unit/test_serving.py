@@ -362,10 +362,13 @@ def test_metrics_count_requests_and_what_policies_count(serve: Serve) -> None:
     assert 'pareflow_policy_total{figure="batches",model="images",policy="dynamic_batching"} 1.0' in lines
 
 
-def test_who_gave_up_is_counted_and_timed_and_neither_a_success_nor_a_failure(serve: Serve) -> None:
+@pytest.mark.parametrize("inline_ms", [0, 1e9], ids=["in a thread", "on the event loop"])
+def test_who_gave_up_is_counted_and_timed_and_neither_a_success_nor_a_failure(
+    serve: Serve, inline_ms: float
+) -> None:
     """A client that goes while its request waits for others to come."""
     waiting = {"min_batch_size": 2, "max_wait_ms": 60_000}
-    served = serve(plan={"inline_ms": 0, "policies": [{"dynamic_batching": waiting}]})
+    served = serve(plan={"inline_ms": inline_ms, "policies": [{"dynamic_batching": waiting}]})
     client = served.client
     before = exposition.parse(client.get("/metrics").text, "images", at_s=0)
     body = json.dumps({"inputs": [served.input(1)]}).encode()
