@@ -91,7 +91,12 @@ class SemanticCache(Cache):
         return "not installed: usearch" if absent else None
 
     def tensors(self) -> tuple[TensorName, ...]:
-        return () if self.judged is None else (TensorName("judged", "outputs", self.judged),)
+        found = list[TensorName]()
+        if self.judged is not None:
+            found.append(TensorName("judged", "outputs", self.judged))
+        if self.embedding is not None and self.encoder is not None:
+            found.append(TensorName("embedding", "outputs", self.embedding, self.encoder))
+        return tuple(found)
 
     def wrap(self, below: Endpoint) -> Endpoint:
         """Raises: SpecError where `encoder` is no tier, CalibrationError where the record is of others."""
