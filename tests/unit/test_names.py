@@ -1,16 +1,18 @@
-"""The inputs and outputs that a plan names are the model's, or nothing is served."""
+"""What a plan names is the model's, and its tiers are, or nothing is served."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pareflow.catalog import POLICIES
-from pareflow.errors import SpecError
+from pareflow.errors import InputError, SpecError
 from pareflow.serving.executable import Release
 from pareflow.serving.opening import opened
 from pareflow.serving.plan import ServingPlan
-from tests.unit.conftest import Packaged
+from tests.unit.conftest import Linear, Packaged
 
 
 def start(policy: Any, **packages: Path) -> None:
@@ -67,3 +69,45 @@ def test_a_name_that_is_none_of_the_models_stops_the_start(
 )
 def test_the_models_own_names_are_taken_and_so_is_none(packaged: Packaged, policy: Any) -> None:
     start(policy, main=packaged("images"), encoder=packaged("images"))
+
+
+def embedding(*policies: Any) -> ServingPlan:
+    cache = {"encoder": "encoder", "score": "similarity", "threshold": 0.99, "rerun_share": 1e-9}
+    return ServingPlan(policies=(*policies, {"semantic_cache": cache}, {"dynamic_batching": {}}))
+
+
+@pytest.fixture
+def releases(packaged: Packaged, linear: Linear) -> dict[str, Release]:
+    """Images, and a network of the same images with an output of its own as a tier."""
+    main, encoder = packaged("images"), linear(image="images", scores="vector")
+    return {"": Release("images", "1", main), "encoder": Release("linear", "1", encoder)}
+
+
+def test_a_tier_that_only_embeds_has_outputs_of_its_own_and_answers_nobody(
+    releases: dict[str, Release],
+) -> None:
+    hosted = opened(releases, embedding({"deadline_routing": {}}))
+    feeds = {"images": np.full((1, 1, 8, 8), 0.5, np.float32)}
+
+    async def scenario() -> None:
+        endpoint = hosted.started().endpoint
+        for _ in range(2):
+            assert (await endpoint.answer(feeds)).keys() == {"output"}
+        cache, routing = (endpoint.figures[name]() for name in ("semantic_cache", "deadline_routing"))
+        assert (cache["hits"], cache["unembedded"]) == (1, 0)
+        assert routing["answered_full"] == 2
+        assert "answered_encoder" not in routing
+        await hosted.retire()
+
+    asyncio.run(scenario())
+
+
+def test_a_tier_that_embeds_and_answers_must_have_the_models_outputs(releases: dict[str, Release]) -> None:
+    with pytest.raises(InputError, match="the tier `encoder` must have the outputs of images: `output` FP32"):
+        opened(releases, embedding({"deadline_routing": {"tiers": ["encoder"]}}))
+
+
+def test_a_tier_that_embeds_takes_what_the_model_takes(packaged: Packaged, linear: Linear) -> None:
+    releases = {"": Release("images", "1", packaged("images")), "encoder": Release("x", "1", linear())}
+    with pytest.raises(InputError, match="the tier `encoder` must have the inputs of images: `images` FP32"):
+        opened(releases, embedding())
