@@ -105,7 +105,8 @@ class Beside:
 
     async def follow_challenger(self, hosted: Hosted) -> None:
         """Try what the source names, on the traffic that it names. Raises: as `keep_previous`."""
-        found, champion = await in_background(self._source.challenger), hosted.release.version
+        trial, champion = self.trial, hosted.release.version
+        found = await in_background(self._source.challenger)
         if found is None or not found.traffic.flows() or found.release.version == champion:
             self.refused = None
             self.end_trial()
@@ -117,7 +118,8 @@ class Beside:
         except Exception as error:
             self._refuse(found, error)
             raise
-        trial = self.trial
+        if self.trial is not trial:
+            return  # what is tried was promoted meanwhile
         if trial is not None and trial.record.champion == champion:
             trial.traffic = trial.traffic.model_copy(update={"until": found.traffic.until})  # it is renewed
             if trial.traffic == found.traffic and trial.challenger.releases == releases:
