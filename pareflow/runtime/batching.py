@@ -15,7 +15,7 @@ from pareflow.errors import DeadlineError, OverloadedError
 from pareflow.runtime.decoding import heard_by
 from pareflow.runtime.endpoint import Endpoint, answered_within, deadline
 from pareflow.runtime.padding import Padding
-from pareflow.runtime.policy import Policy
+from pareflow.runtime.policy import Policy, TensorName
 from pareflow.runtime.pool import MAX_WAITING
 from pareflow.runtime.rows import check_rows
 from pareflow.runtime.service_time import ServiceTime
@@ -62,6 +62,10 @@ class DynamicBatching(Policy):
         if self.min_batch_size > 1 and not self.max_wait_ms:
             raise ValueError("`min_batch_size` above 1 needs `max_wait_ms` above 0: how long it may take")
         return self
+
+    def tensors(self) -> tuple[TensorName, ...]:
+        filled = (TensorName("pad_values", "inputs", name) for name in self.pad_values)
+        return (*filled, *(TensorName("padded_outputs", "outputs", name) for name in self.padded_outputs))
 
     def wrap(self, below: Endpoint) -> Endpoint:
         line = _Line(self, below)

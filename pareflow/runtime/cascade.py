@@ -9,7 +9,7 @@ from pydantic import Field
 from pareflow.runtime.calibration import ThresholdCalibration
 from pareflow.runtime.confidence import Measure, confidence
 from pareflow.runtime.endpoint import Endpoint
-from pareflow.runtime.policy import Policy
+from pareflow.runtime.policy import Policy, TensorName
 from pareflow.runtime.rows import taken
 from pareflow.runtime.tiers import Part, Tiered, named_after, scored_by
 
@@ -33,6 +33,9 @@ class ConfidenceCascade(Policy):
     calibration: ThresholdCalibration | None = Field(
         default=None, description="which tiers, and from which confidence on; none: the full model alone"
     )
+
+    def tensors(self) -> tuple[TensorName, ...]:
+        return (TensorName("output", "outputs", self.output),) if self.output else ()
 
     def wrap(self, below: Endpoint) -> Endpoint:
         """Raises: CalibrationError where the calibration is of other variants or another measure."""

@@ -9,7 +9,7 @@ from pydantic import Field
 from pareflow.runtime.calibration import ThresholdCalibration
 from pareflow.runtime.complexity import SimplicityScore, name_of, simplicity
 from pareflow.runtime.endpoint import Endpoint
-from pareflow.runtime.policy import Policy
+from pareflow.runtime.policy import Policy, TensorName
 from pareflow.runtime.rows import taken
 from pareflow.runtime.tiers import Part, Tiered, named_after, scored_by
 
@@ -37,6 +37,9 @@ class ComplexityRouting(Policy):
     calibration: ThresholdCalibration | None = Field(
         default=None, description="which tiers, and from which score on; none: the full model alone"
     )
+
+    def tensors(self) -> tuple[TensorName, ...]:
+        return (TensorName("input", "inputs", self.input),) if self.input or self.calibration else ()
 
     def wrap(self, below: Endpoint) -> Endpoint:
         """Raises: CalibrationError where the calibration is of other variants or other scores."""

@@ -50,7 +50,8 @@ class Padding:
         if self.axis is not None:
             for part, feeds in zip(parts, batch, strict=True):
                 keep = (slice(None),) * self.axis + (slice(self._length(feeds)),)
-                part.update({name: part[name][keep] for name in self.outputs})
+                there = [name for name in self.outputs if name in part]  # a tier that embeds has others
+                part.update({name: part[name][keep] for name in there})
         return parts
 
     def _open(self, array: np.ndarray) -> tuple[int | None, ...]:

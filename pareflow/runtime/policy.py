@@ -1,10 +1,19 @@
 """Level 3, the runtime: the interface of what stands between requests and a loaded executable."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal, NamedTuple
 
 from pareflow.catalog import POLICIES, Member
 from pareflow.runtime.endpoint import Endpoint
+
+
+class TensorName(NamedTuple):
+    """An input or output that a setting names: the model's own, or that of one of its tiers."""
+
+    setting: str
+    side: Literal["inputs", "outputs"]
+    name: str
+    tier: str | None = None
 
 
 class Policy(Member, ABC):
@@ -32,3 +41,7 @@ class Policy(Member, ABC):
     @abstractmethod
     def wrap(self, below: Endpoint) -> Endpoint:
         """An endpoint that answers as `below` does, by this policy. Called inside the event loop."""
+
+    def tensors(self) -> tuple[TensorName, ...]:
+        """The inputs and outputs that its settings name: whoever serves sees first that they are there."""
+        return ()

@@ -10,7 +10,7 @@ from pydantic import Field
 from pareflow.errors import BadOutputError
 from pareflow.runtime.confidence import named
 from pareflow.runtime.endpoint import Endpoint
-from pareflow.runtime.policy import Policy
+from pareflow.runtime.policy import Policy, TensorName
 from pareflow.runtime.ranking_calibration import RankingCalibration
 from pareflow.runtime.rows import row_count, taken
 from pareflow.runtime.tiers import Part, calibrated, named_after
@@ -37,6 +37,9 @@ class RankingCascade(Policy):
     calibration: RankingCalibration | None = Field(
         default=None, description="which stages, and how many each lets through; none: the full model alone"
     )
+
+    def tensors(self) -> tuple[TensorName, ...]:
+        return (TensorName("output", "outputs", self.output),) if self.output else ()
 
     def wrap(self, below: Endpoint) -> Endpoint:
         """Raises: CalibrationError where the calibration is of other variants."""

@@ -40,7 +40,9 @@ class DeadlineRouting(Policy):
     approximates: ClassVar[bool] = True
     minds_deadlines: ClassVar[bool] = True
 
-    tiers: tuple[str, ...] = Field(default=(), description="names, cheapest first; none: all there are")
+    tiers: tuple[str, ...] = Field(
+        default=(), description="names, cheapest first; none: all there are, but for a cache's encoder"
+    )
     caution: float = Field(default=1.2, ge=1, description="what predicted times are multiplied by")
     probe_every_s: float = Field(
         default=5, gt=0, description="how often a variant that is passed over is timed on a copy"

@@ -31,7 +31,7 @@ import pareflow
 from pareflow.errors import DeadlineError, PareflowError
 from pareflow.runtime.endpoint import answered_within, deadline
 from pareflow.serving import generate, invocations, openapi, protocol, refusals
-from pareflow.serving.bodies import Bodies, aside
+from pareflow.serving.bodies import WHOLE, Bodies, aside
 from pareflow.serving.executable import Opened
 from pareflow.serving.hosting import PREDICTIONS, SAMPLES, Hosted
 from pareflow.serving.metrics import CONTENT_TYPE, Metrics
@@ -54,6 +54,8 @@ request again: the one that it sent, or one that is made."""
 _PLAIN_ID = re.compile(r"[!-~]{1,128}")  # what a header can hold, and nobody's line break
 GRACE_S = 0.005
 """After a deadline: whoever has a request in line tells by then how long that is."""
+SOON_S = 0.01
+"""Whether a client has gone is listened for from then on: what is answered by then is not worth a task."""
 OPEN_TO_ALL = ("/v2/health/", "/ping", "/health")
 """What an orchestrator asks without a key."""
 
@@ -166,10 +168,11 @@ class App:
             await asyncio.to_thread(self._requests.close)
 
     def _told(self, route: str, answer: Answer) -> Answer:
-        """The route, counted and timed, its errors in the protocol's form."""
+        """The route, counted, timed from when the request is whole, its errors in the protocol's form."""
 
         async def answered(request: Request) -> Response:
-            began = time.perf_counter()
+            if request.method != "POST":
+                request.scope[WHOLE] = time.perf_counter()  # it has no body
             try:
                 response = await answer(request)
             except ClientDisconnect:
@@ -179,7 +182,8 @@ class App:
             except Exception:
                 log.exception("a request to %s failed", request.url.path)
                 response = refusals.as_json(refusals.FAILED, 500)
-            seconds = time.perf_counter() - began
+            whole = request.scope.get(WHOLE)
+            seconds = None if whole is None else time.perf_counter() - whole
             self._metrics.answered(self._counted_for(route, request), route, response.status_code, seconds)
             return response
 
@@ -223,7 +227,7 @@ class App:
         hosted = self._hosted(request)
         async with hosted.asked():
             with _within(asked.timeout_s, hosted):
-                text = await _unless_gone(request, hosted, hosted.generate(asked))
+                text = await _unless_gone(request, hosted.generate(asked))
         release = hosted.release
         return refusals.as_json(generate.answer(release.name, release.version, text))
 
@@ -235,7 +239,7 @@ class App:
         hosted = self._hosted(request)
         pieces = _pieces(hosted, asked)
         with _within(asked.timeout_s, hosted):
-            first = await _unless_gone(request, hosted, anext(pieces))
+            first = await _unless_gone(request, anext(pieces))
         events = generate.events(hosted.release.name, hosted.release.version, first, pieces)
         return StreamingResponse(events, media_type=generate.EVENTS)
 
@@ -391,14 +395,14 @@ async def _answered(
 
     async def ask(by: Hosted) -> Arrays:
         if by is hosted:  # which counts this request already
-            return await _unless_gone(question.request, by, work(by))
+            return await _unless_gone(question.request, work(by))
         async with by.asked():
-            return await _unless_gone(question.request, by, work(by))
+            return await _unless_gone(question.request, work(by))
 
     async with hosted.asked():
         with _within(question.timeout_s, hosted):
             if trial is None:
-                return await _unless_gone(question.request, hosted, work(hosted)), hosted
+                return await _unless_gone(question.request, work(hosted)), hosted
             rows = question.axis[0] if question.axis else 0
             return await trial.answered(hosted, question.key, rows, ask, copy)
 
@@ -417,34 +421,39 @@ def _key(request: Request, identity: str | None, body: bytes) -> bytes:
     return body if named is None else named.encode()
 
 
-async def _unless_gone(request: Request, hosted: Hosted, answer: Awaitable[_Answer]) -> _Answer:
+async def _unless_gone(request: Request, answer: Awaitable[_Answer]) -> _Answer:
     """The answer, for as long as somebody waits for it, and until its deadline: else it is given up, unless
     it is in a batch by then.
 
-    One that is computed on the event loop is there before anybody could go. Raises: ClientDisconnect,
-    DeadlineError.
+    What never waits is there before anybody could go. Raises: ClientDisconnect, DeadlineError.
     """
-    if hosted.main.inline:
-        return await answer
-    limit = deadline()
+    loop, limit, listening = asyncio.get_running_loop(), deadline(), list[asyncio.Task[None]]()
     left_s = None if limit is None else limit + GRACE_S - time.monotonic()
-    asked, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait((asked, gone), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        if asked.done():
-            return asked.result()
-        if gone.done():
-            raise ClientDisconnect
-        raise DeadlineError("a request must be answered before its deadline", "there is no answer by then")
-    finally:
-        asked.cancel()
-        gone.cancel()
+        async with asyncio.timeout(left_s) as wait:
+            late = loop.call_later(SOON_S, lambda: listening.append(loop.create_task(_ends(wait, request))))
+            try:
+                return await answer
+            finally:
+                late.cancel()
+                for task in listening:
+                    task.cancel()
+    except TimeoutError:
+        if not wait.expired():
+            raise
+        if any(task.done() for task in listening):
+            raise ClientDisconnect from None
+        raise DeadlineError(
+            "a request must be answered before its deadline", "there is no answer by then"
+        ) from None
 
 
-async def _disconnected(request: Request) -> None:
-    """Wait until the client has gone."""
+async def _ends(wait: asyncio.Timeout, request: Request) -> None:
+    """End a wait once the client has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    if not wait.expired():
+        wait.reschedule(asyncio.get_running_loop().time())
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """What stands beside the version that answers: the previous one, ready, and a challenger that is tried."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pareflow.errors import PareflowError
+from pareflow.errors import PareflowError, TrackingError, TransientError
 from pareflow.serving.background import in_background
 from pareflow.serving.executable import Release
 from pareflow.serving.hosting import Hosted
@@ -26,13 +27,20 @@ class Opens(Protocol):
 class Beside:
     """The versions beside one that answers. Use it in the event loop.
 
-    `retire` lets go of a version when nobody waits for an answer of it.
+    `with_tiers` gives a version and the tiers of its own plan, by name, and blocks; `retire` lets go of a
+    version when nobody waits for an answer of it.
     """
 
     def __init__(
-        self, source: "Source", metrics: Metrics, opens: Opens, retire: Callable[[Hosted], None]
+        self,
+        source: "Source",
+        metrics: Metrics,
+        with_tiers: Callable[[Release], Mapping[str, Release]],
+        opens: Opens,
+        retire: Callable[[Hosted], None],
     ) -> None:
         self._source, self._metrics, self._opens, self._retire = source, metrics, opens, retire
+        self._with_tiers = with_tiers
         self.standby: Hosted | None = None
         self.trial: Trial | None = None
         self.refused: dict[str, str] | None = None
@@ -52,36 +60,44 @@ class Beside:
         return trial.challenger
 
     async def keep(self, before: Hosted) -> None:
-        """Keep a version that answered until now, if it is the previous one; else let go of it.
+        """Keep a version that answered until now, if it is the previous one, in place of another; else let go
+        of it.
 
-        It stands here meanwhile, for who names it.
+        Where no other is there it stands here meanwhile, for who names it.
         """
-        stood = self.standby is None
-        if stood:
+        stood = self.standby
+        if stood is None:
             self.standby = before
         try:
             previous = await in_background(self._source.previous)
         except PareflowError:
             previous = None
-        if stood and (previous == before.release or self.standby is not before):
+        if stood is None and (previous == before.release or self.standby is not before):
             return  # it stays, or somebody has let go of it meanwhile
-        if stood:
+        gone: Hosted | None = before
+        if stood is None:
             self.standby = None
-        self._retire(before)
+        elif previous == before.release and self.standby in (stood, None):
+            gone, self.standby = self.standby, before
+        if gone is not None:
+            self._retire(gone)
 
     async def keep_previous(self, hosted: Hosted) -> None:
-        """Have the previous version loaded. Raises: what the source does, and opening it."""
-        release = await in_background(self._source.previous)
-        if release is not None and release.version == hosted.release.version:
-            release = None
+        """Have the previous version loaded. Raises: what the sources do, and opening it."""
+        stood, release = self.standby, await in_background(self._source.previous)
+        releases: Mapping[str, Release] | None = None
+        if release is not None and release.version != hosted.release.version:
+            releases = await in_background(partial(self._with_tiers, release))
+        if self.standby is not stood:
+            return  # another version took over meanwhile, and the next look is at what is previous then
         if self.standby is not None:
-            if self.standby.release == release:
+            if self.standby.releases == releases:
                 return
             before, self.standby = self.standby, None
             self._retire(before)
-        if release is None:
+        if releases is None:
             return
-        made = await self._opens("previous", {**hosted.releases, "": release})
+        made = await self._opens("previous", releases)
         if self.standby is None:
             self.standby = made
         else:  # meanwhile another version took over, and the one before it stands here
@@ -89,17 +105,26 @@ class Beside:
 
     async def follow_challenger(self, hosted: Hosted) -> None:
         """Try what the source names, on the traffic that it names. Raises: as `keep_previous`."""
-        found, champion = await in_background(self._source.challenger), hosted.release.version
+        trial, champion = self.trial, hosted.release.version
+        found = await in_background(self._source.challenger)
         if found is None or not found.traffic.flows() or found.release.version == champion:
             self.refused = None
             self.end_trial()
             return
-        trial = self.trial
+        try:
+            releases = await in_background(partial(self._with_tiers, found.release))
+        except (TransientError, TrackingError):
+            raise  # what is tried is tried on
+        except Exception as error:
+            self._refuse(found, error)
+            raise
+        if self.trial is not trial:
+            return  # what is tried was promoted meanwhile
         if trial is not None and trial.record.champion == champion:
             trial.traffic = trial.traffic.model_copy(update={"until": found.traffic.until})  # it is renewed
-            if trial.traffic == found.traffic and trial.challenger.release == found.release:
+            if trial.traffic == found.traffic and trial.challenger.releases == releases:
                 return
-        await self._begin_trial(hosted, found)
+        await self._begin_trial(hosted, found, releases)
 
     def end_trial(self) -> None:
         """Let go of the challenger; its traffic is the champion's from now on."""
@@ -123,16 +148,15 @@ class Beside:
             "refused": self.refused,
         }
 
-    async def _begin_trial(self, hosted: Hosted, found: "Challenge") -> None:
+    async def _begin_trial(self, hosted: Hosted, found: "Challenge", releases: Mapping[str, Release]) -> None:
         """Load the challenger, unless it is, and give it its traffic."""
-        releases, apart = {**hosted.releases, "": found.release}, not found.traffic.canary
+        apart = not found.traffic.canary
         challenger = None if self.trial is None else self.trial.challenger
         if challenger is None or challenger.releases != releases or challenger.main.apart != apart:
             try:
                 challenger = await self._opens("challenger", releases, apart=apart)
             except Exception as error:
-                self.end_trial()
-                self.refused = {"version": found.release.version, "reason": str(error)}
+                self._refuse(found, error)
                 raise
         self.refused = None
         before = self.trial  # as it is now: a challenger that was promoted meanwhile is nobody's here
@@ -142,6 +166,11 @@ class Beside:
                 self._retire(before.challenger)
         self.trial = Trial(challenger, hosted, found.traffic, self._metrics)
         self._metrics.tries(self._source.name, found.traffic)
+
+    def _refuse(self, found: "Challenge", error: Exception) -> None:
+        """End the trial, and note why there is none."""
+        self.end_trial()
+        self.refused = {"version": found.release.version, "reason": str(error)}
 
 
 def _is(hosted: Hosted, releases: Mapping[str, Release]) -> bool:

@@ -1,6 +1,7 @@
 """Bodies of requests as they come in: no larger, no slower, and no more of them at once than may be."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,6 +16,8 @@ ROOM_MIB = 256
 """For the bodies of all requests that are under way; one of the largest size fits in any case."""
 LARGE = 256 * 2**10
 """Bytes that take milliseconds to read or to write: that is done in a thread, and others go on meanwhile."""
+WHOLE = "pareflow.whole"
+"""Since when, by `time.perf_counter`, a request is here with its whole body: in its scope."""
 
 _Found = TypeVar("_Found")
 
@@ -94,4 +97,5 @@ class _Held:
                 pieces.append(piece)
                 self._size += len(piece)
                 self._bodies.hold(len(piece), self._size)
+        self._request.scope[WHOLE] = time.perf_counter()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -42,6 +42,7 @@ from pareflow.runtime.endpoint import Endpoint
 from pareflow.runtime.policy import Policy
 from pareflow.runtime.ranking import RankingCascade
 from pareflow.serving.executable import Executable, Release
+from pareflow.serving.names import check_names
 from pareflow.serving.plan import ServingPlan
 from pareflow.workload import Arrays, LoadedWorkload, Samples, Split, SplitName, load
 
@@ -115,7 +116,8 @@ def calibrated(
 
     `releases` are the main one, whose name is empty, and the tiers by name: each `{name, version, package}`.
     Raises: CalibrationError where there are too few samples or they show too little; InputError where a
-    version was made with other data, or the plan has nothing to calibrate; as `Executable`.
+    version was made with other data, or the plan names what is not there, or has nothing to calibrate; as
+    `Executable`.
     """
     described, workload = ServingPlan(**plan), load(reference, Path(folder))
     opened = {
@@ -125,6 +127,7 @@ def calibrated(
     for executable in opened.values():
         _check_data(executable, workload)
     main = opened.pop("")
+    check_names(described, main, opened)
     asked = _asked(workload, main, Metric(find_metric(metric, Path(folder))))
     endpoint = replace(main.endpoint, tiers={name: tier.endpoint for name, tier in opened.items()})
     wanted = Wanted(Budget(**budget), learn_scores)

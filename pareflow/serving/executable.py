@@ -64,10 +64,6 @@ class Opened(Protocol):
     sessions: int
 
     @property
-    def inline(self) -> bool:
-        """Whether it is computed on the event loop."""
-
-    @property
     def inputs(self) -> tuple[Tensor, ...]: ...
 
     @property
@@ -121,11 +117,6 @@ class Executable:
     @property
     def endpoint(self) -> Endpoint:
         return self._pool.endpoint(self.identity)
-
-    @property
-    def inline(self) -> bool:
-        """Whether it is computed on the event loop."""
-        return self._pool.inline
 
     def aside(self, wanted: bool) -> None:
         """Compute in a thread, however brief it is, where a hang holds up nobody; or as it was planned."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pareflow.errors import InputError, PareflowError, StoreError, TransientError
+from pareflow.runtime.caching.semantic_cache import SemanticCache
 from pareflow.runtime.calibration import Calibration, VariantBound
 from pareflow.runtime.decoding import heard_by
 from pareflow.runtime.endpoint import Endpoint, Figures
@@ -22,6 +23,7 @@ from pareflow.serving.executable import Opened, Release, Tensor, seconds
 from pareflow.serving.generate import Asked, Spelling, encoded, spelled
 from pareflow.serving.language_model import LanguageModel
 from pareflow.serving.model import PackagedModel
+from pareflow.serving.names import check_alike, check_names, only_encoders
 from pareflow.serving.plan import ServingPlan
 from pareflow.workload import Arrays
 
@@ -54,14 +56,15 @@ class Hosted:
     """A release that answers, and its tiers: other variants of the same model, by name.
 
     Made by `opening.opened`, which blocks; then `started` in the event loop. Raises: InputError where a tier
-    is not of this model, CalibrationError where a threshold is for other versions.
+    is not of this model, SpecError where the plan names a tensor that is not there, CalibrationError where a
+    threshold is for other versions.
     """
 
     def __init__(self, main: Opened, tiers: Mapping[str, Opened], plan: ServingPlan) -> None:
         self.main, self.tiers, self.plan = main, dict(tiers), plan
         self.standing: Standing = "unknown"
-        for name, tier in tiers.items():
-            _check_alike(main, name, tier)
+        check_alike(plan, main, tiers)
+        check_names(plan, main, tiers)
         self._check_calibrations()
         self._processing = main.processing
         own = {tensor.name for tensor in main.inputs}
@@ -96,13 +99,15 @@ class Hosted:
         """With its policies in place; call it in the event loop."""
         self._idle.set()
         tiers = {name: tier.endpoint for name, tier in self.tiers.items()}
-        endpoint, chosen = replace(self.main.endpoint, tiers=tiers), False
+        encoders, endpoint, chosen = only_encoders(self.plan), self.main.endpoint, False
         for policy in reversed(self.plan.chosen()):
             chosen = chosen or policy.chooses
             if not chosen:  # what stands below the choice stands before every tier
                 tiers = {name: policy.wrap(tier) for name, tier in tiers.items()}
-            endpoint = replace(policy.wrap(endpoint), tiers=tiers)
-        self.endpoint: Endpoint = endpoint
+            embeds = isinstance(policy, SemanticCache)
+            seen = {name: tier for name, tier in tiers.items() if embeds or name not in encoders}
+            endpoint = policy.wrap(replace(endpoint, tiers=seen))
+        self.endpoint: Endpoint = replace(endpoint, tiers=tiers)
         return self
 
     @asynccontextmanager
@@ -351,19 +356,3 @@ def _measure(pipeline: Pipeline, processing: PackagedModel) -> None:
 def _takes(tensor: Tensor) -> str:
     said = f"`{tensor.name}` {tensor.datatype} {list(tensor.shape)}"
     return f"{said} (optional)" if tensor.optional else said
-
-
-def _check_alike(main: Opened, name: str, tier: Opened) -> None:
-    """Raises: InputError where a tier takes or gives other tensors than the model that it stands in for."""
-    for side in ("inputs", "outputs"):
-        ours, theirs = ({(t.name, t.datatype) for t in getattr(one, side)} for one in (main, tier))
-        if ours != theirs:
-            raise InputError(
-                f"the tier `{name}` must have the {side} of {main.release.name}: {_named(ours)}",
-                f"{tier.release.name} has {_named(theirs)}",
-                "Name a variant of the same model",
-            )
-
-
-def _named(tensors: set[tuple[str, str]]) -> str:
-    return ", ".join(f"`{name}` {datatype}" for name, datatype in sorted(tensors))

@@ -59,7 +59,7 @@ class LanguageModel:
     draft is not there, or of another vocabulary.
     """
 
-    inline, apart, sessions = False, False, 1
+    apart, sessions = False, 1
     processing = None
     """It takes no raw samples: texts are `generate`'s, by the tokenizer."""
     inputs, outputs = INPUTS, OUTPUTS

@@ -84,10 +84,14 @@ class Metrics:
         self._registry.register(_Policies(self))
         ProcessCollector(registry=self._registry)  # processor seconds and memory
 
-    def answered(self, model: str, route: str, status: int, seconds: float) -> None:
-        """Count one request; `model` is one that is served, or empty where it names none."""
+    def answered(self, model: str, route: str, status: int, seconds: float | None) -> None:
+        """Count one request; `model` is one that is served, or empty where it names none.
+
+        `seconds` are those since it was whole; None where it never was, and is not timed.
+        """
         self._answered.labels(model, route, str(status)).inc()
-        self._seconds.labels(model, route).observe(seconds)
+        if seconds is not None:
+            self._seconds.labels(model, route).observe(seconds)
 
     def serves(self, name: str, version: str, figures: Mapping[str, Figures], standing: str) -> None:
         """From now on this version answers; `figures` are its policies', `standing` how it was judged."""

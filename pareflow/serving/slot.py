@@ -148,7 +148,7 @@ class Slot:
         self._refusals: dict[str, _Refusal] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._tending: asyncio.Task[None] | None = None
-        self.beside = Beside(source, metrics, self._ready, self._retire)
+        self.beside = Beside(source, metrics, self._with_tiers, self._ready, self._retire)
         self.hosted: Hosted = self._opened(self._first())
 
     @property
@@ -239,7 +239,10 @@ class Slot:
 
     def _current(self) -> dict[str, Release]:
         """What should answer now, by the name of the tier. Raises: as `Source.current`."""
-        main = self.source.current()
+        return self._with_tiers(self.source.current())
+
+    def _with_tiers(self, main: Release) -> dict[str, Release]:
+        """A version and the tiers of its own plan, as they should be now. Raises: as `Source.current`."""
         return {"": main, **{name: tier.current() for name, tier in self._tiers_of(main).items()}}
 
     def _first(self) -> dict[str, Release]:

@@ -46,20 +46,26 @@ def _simulated(
                     yield plan, 1000 * float(np.quantile(found, 0.99))
 
 
-def sizes(samples: int, judged: int | None) -> list[int]:
-    """The samples of each batch that is tried, of requests of so many.
+def sizes(samples: int, judged: int | None, default: ServingPlan) -> list[int]:
+    """The samples of each batch that is tried, of requests of so many: those of the default plan among them.
 
     `judged`: the most where answers depend on their batch, and one request at least.
     """
-    return [samples * size for size in BATCHES if size == 1 or judged is None or samples * size <= judged]
+    small = {size for size in BATCHES if size == 1 or judged is None or samples * size <= judged}
+    return [samples * size for size in sorted(small | {_together(default, samples)})]
 
 
 def usual(default: ServingPlan, sessions: int, samples: int) -> ServingPlan:
     """What `serve` does with such requests by the default plan; its batches hold whole requests."""
+    batching = _batching(_together(default, samples) * samples, 1, 0)
+    return ServingPlan(sessions=sessions, policies=(batching.step.to_json(),))
+
+
+def _together(default: ServingPlan, samples: int) -> int:
+    """Requests of so many samples that the default plan computes together, at most."""
     (batching,) = default.chosen()
     assert isinstance(batching, DynamicBatching)
-    together = max(1, batching.max_batch_size // samples)
-    return ServingPlan(sessions=sessions, policies=(_batching(together * samples, 1, 0).step.to_json(),))
+    return max(1, batching.max_batch_size // samples)
 
 
 def worth_serving(found: Sequence[Simulated], without: ServingPlan, count: int) -> list[Simulated]:

@@ -141,14 +141,15 @@ def tune(ground: Ground, promise: Promise) -> list[Tried]:
     document = network(ground.package)
     threads = int(Step.from_json(document["backend"]).settings.get("threads", 1))
     most = max(1, len(probe.cores()) // threads)
-    sizes = plan_space.sizes(promise.samples, document.get("judged_batch_size"))
+    without = default(document)
+    sizes = plan_space.sizes(promise.samples, document.get("judged_batch_size"), without)
     arguments = {"folder": str(ground.package), "sessions": list(range(1, most + 1)), "sizes": sizes}
     asked = {name: value for name, value in arguments.items() if name != "folder"}
     times = ground.kept(
         "service times", asked, lambda: ground.alone("service_times:measure", arguments, ground.limits)
     )
     found = plan_space.ranked(times, promise.per_s, promise.samples, promise.seed)
-    usual = plan_space.usual(default(document), most, promise.samples)
+    usual = plan_space.usual(without, most, promise.samples)
     chosen = plan_space.worth_serving(found, usual, MEASURED)
     requests = cache(partial(_requests, ground, promise.samples))
     served = _served(

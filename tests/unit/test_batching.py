@@ -13,6 +13,7 @@ from pareflow.errors import BadOutputError, DeadlineError, OverloadedError
 from pareflow.runtime import DynamicBatching
 from pareflow.runtime.decoding.listening import heard_by, take_listener
 from pareflow.runtime.endpoint import Endpoint, Handler, answered_within
+from pareflow.runtime.padding import Padding
 from pareflow.workload import Arrays
 from tests.concurrency import run, settle
 
@@ -441,6 +442,13 @@ def test_shorter_requests_are_filled_up_and_their_answers_cut_back() -> None:
         assert [a["y"].tolist() for a in answers] == [[[0, 2, 4, 6]], [[0, 2]], [[0, 2, 4]]]
 
     run(scenario)
+
+
+def test_an_output_that_a_tier_has_not_is_not_cut_back() -> None:
+    """One that embeds stands behind the policies of the model, and has outputs of its own."""
+    feeds = [{"x": np.ones((1, length))} for length in (2, 3)]
+    first, second = Padding(axis=1, outputs=("y",)).parted({"vector": np.eye(2)}, feeds)
+    assert (first["vector"].tolist(), second["vector"].tolist()) == ([[1, 0]], [[0, 1]])
 
 
 def test_an_output_without_the_batch_is_computed_request_by_request() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pareflow.errors import InputError, PareflowError, TransientError
 from pareflow.serving.executable import Release
 from pareflow.serving.hosting import Hosted
 from pareflow.serving.metrics import Metrics
@@ -110,6 +111,95 @@ def test_who_answered_until_now_stands_ready_and_not_what_is_opened_for_it(
         assert slot.beside.standby is champion
         assert held.retired == [first]
         await champion.answer(IMAGE)
+        await slot.close()
+
+    asyncio.run(scenario())
+
+
+def test_every_promotion_leaves_the_version_before_it_ready_as_it_is(three: tuple[Release, ...]) -> None:
+    """Nothing is opened again for a way back, and what stood ready before is let go of."""
+    first, second, third = three
+    source = Shelf(first)
+
+    async def scenario() -> None:
+        slot = Slot(source, ServingPlan(), Metrics())
+        slot.start()
+        held = Held(slot, "nothing")
+        await look(slot, source, release=second, before=first)
+        await slot.settled()
+        replaced = slot.hosted
+        await look(slot, source, release=third, before=second)
+        assert slot.beside.standby is replaced
+        await held.let(slot)
+        assert slot.beside.standby is replaced
+        assert held.retired == [first]
+        assert slot.hosted.release == third
+        await replaced.answer(IMAGE)
+        await slot.close()
+
+    asyncio.run(scenario())
+
+
+def tiered(target: str) -> ServingPlan:
+    return ServingPlan(tiers={"small": target}, policies=({"deadline_routing": {}},))
+
+
+@pytest.mark.parametrize(
+    ("champions", "others"),
+    [(None, tiered("one")), (tiered("one"), None), (tiered("one"), tiered("two"))],
+    ids=["none and some", "some and none", "others of one name"],
+)
+def test_what_stands_beside_has_the_tiers_of_its_own_plan(
+    three: tuple[Release, ...], champions: ServingPlan | None, others: ServingPlan | None
+) -> None:
+    """And takes over as it is; the version before it keeps its own."""
+    first, second, third = (
+        replace(release, plan=plan) for release, plan in zip(three, (others, champions, others), strict=True)
+    )
+    targets = {name: replace(three[0], version=name) for name in ("one", "two")}
+    source = Shelf(second, before=first, tried=canary(third))
+
+    def own(release: Release) -> dict[str, Release]:
+        tiers = {} if release.plan is None else release.plan.tiers
+        return {"": release, **{name: targets[target] for name, target in tiers.items()}}
+
+    async def scenario() -> None:
+        slot = Slot(source, None, Metrics(), lambda target: Shelf(targets[target]))
+        slot.start()
+        await slot.refresh()
+        await slot.settled()
+        champion, standby, trial = slot.hosted, slot.beside.standby, slot.trial
+        assert standby is not None
+        assert trial is not None
+        assert (standby.releases, trial.challenger.releases) == (own(first), own(third))
+        await look(slot, source, release=third, before=second, tried=None)
+        await slot.settled()
+        assert slot.hosted is trial.challenger
+        assert champion.releases == own(second)
+        await slot.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("kind", [InputError, TransientError])
+def test_a_tier_that_is_not_there_refuses_a_challenger_and_a_registry_that_is_away_does_not(
+    three: tuple[Release, ...], kind: type[PareflowError]
+) -> None:
+    first, second, third = three
+    source = Shelf(first, tried=canary(second))
+    away = Shelf(kind("it must be there", "it is not", "Wait"))
+
+    async def scenario() -> None:
+        slot = Slot(source, None, Metrics(), lambda _: away)
+        slot.start()
+        await slot.refresh()
+        await slot.settled()
+        trial = slot.trial
+        await look(slot, source, tried=canary(replace(third, plan=tiered("one"))))
+        await slot.settled()
+        assert slot.trial is (trial if kind is TransientError else None)
+        refused = slot.observed()["refused"]
+        assert (refused and refused["version"]) == (None if kind is TransientError else "3")
         await slot.close()
 
     asyncio.run(scenario())

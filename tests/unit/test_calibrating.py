@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pareflow.errors import CalibrationError, InputError
+from pareflow.errors import CalibrationError, InputError, SpecError
 from pareflow.runtime.caching.calibration import pairs_needed
 from pareflow.runtime.caching.semantic_cache import SemanticCache
 from pareflow.runtime.calibration import Calibration
@@ -158,6 +158,11 @@ def test_a_plan_without_a_threshold_to_fill_in_is_told(
 ) -> None:
     with pytest.raises(InputError, match=said):
         versions.calibrated(policies)
+
+
+def test_a_name_that_is_none_of_the_models_is_told_before_anything_is_asked(versions: Versions) -> None:
+    with pytest.raises(SpecError, match="judged: unknown output 'outputs'; did you mean 'output'"):
+        versions.calibrated([{"semantic_cache": {"judged": "outputs"}}])
 
 
 def test_two_cascades_share_one_budget_and_the_first_stands_before_the_second(versions: Versions) -> None:

@@ -80,6 +80,28 @@ def test_equal_requests_at_once_are_computed_once_and_each_may_write_into_its_an
     run(scenario)
 
 
+def test_who_writes_into_his_answer_at_once_changes_nobody_elses() -> None:
+    """In the task that asked, before anybody else who waited has gone on."""
+
+    async def scenario() -> None:
+        below = Scaling(held=True)
+        endpoint = ExactCache().wrap(below.endpoint)
+
+        async def ask() -> float:
+            answer = (await endpoint.answer(row(3)))["y"]
+            found = float(answer[0, 0])
+            answer.fill(0)
+            return found
+
+        asked = [asyncio.ensure_future(ask()) for _ in range(3)]
+        await settle()
+        below.let()
+        assert await asyncio.gather(*asked, ask()) == [6] * 4
+        assert below.asked == 1
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("gone", [[0], [1], [0, 1]], ids=["the first", "a later one", "both"])
 def test_a_cancelled_caller_takes_nobody_with_it(gone: list[int]) -> None:
     async def scenario() -> None:

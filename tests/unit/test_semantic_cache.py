@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pareflow.errors import BadOutputError, SpecError
+from pareflow.errors import BadOutputError, SpecError, UnsuitableError
 from pareflow.runtime import SemanticCache
 from pareflow.runtime.caching.index import ExactIndex, Index, UsearchIndex
 from pareflow.runtime.caching.near_answers import NearAnswers
@@ -144,6 +144,13 @@ def test_one_output_may_be_judged_alone() -> None:
     first, second = ({"label": np.array([3]), "score": np.array([score])} for score in (0.1, 0.2))
     assert same(first, second, classes=True, judged="label", tolerance=0)
     assert not same(first, second, classes=True, judged=None, tolerance=0)
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_an_output_that_is_not_there_makes_no_two_answers_the_same(classes: bool) -> None:
+    first, second = ({"logits": np.array([[0.0, value]])} for value in (1, -1))
+    with pytest.raises(UnsuitableError, match="it is 'logit', and there are logits"):
+        same(first, second, classes=classes, judged="logit", tolerance=0)
 
 
 def test_hits_that_are_computed_again_are_compared_and_answered_afresh() -> None:
@@ -334,3 +341,24 @@ def test_an_index_finds_the_nearest_of_what_is_in_it(kind: Callable[[int], Index
             assert found.similarity == pytest.approx(float(kept[best] @ query), abs=1e-5)
             margin = found.similarity - max(others) if others else 0
             assert found.margin == pytest.approx(margin, abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3, 64, 100])
+@pytest.mark.parametrize("kind", [ExactIndex, UsearchIndex])
+def test_nobody_knows_how_far_an_answer_reaches_before_there_is_another(
+    kind: Callable[[int], Index], count: int
+) -> None:
+    """However many are kept of one kind; and again when the only other one has gone."""
+    if kind is UsearchIndex:
+        pytest.importorskip("usearch", reason="not installed: usearch")
+    vectors = np.random.default_rng(0).normal(size=(count + 1, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = kind(8)
+    for slot, vector in enumerate(vectors[:count]):
+        index.add(slot, vector, 1)
+    query = np.eye(8, dtype=np.float32)[:1]
+    assert [near.margin for near in index.nearest(query)] == [0]
+    index.add(count, vectors[count], 2)
+    assert index.nearest(query)[0].margin != 0
+    index.remove(count)
+    assert [near.margin for near in index.nearest(query)] == [0]

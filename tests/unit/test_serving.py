@@ -362,10 +362,13 @@ def test_metrics_count_requests_and_what_policies_count(serve: Serve) -> None:
     assert 'pareflow_policy_total{figure="batches",model="images",policy="dynamic_batching"} 1.0' in lines
 
 
-def test_who_gave_up_is_counted_and_timed_and_neither_a_success_nor_a_failure(serve: Serve) -> None:
+@pytest.mark.parametrize("inline_ms", [0, 1e9], ids=["in a thread", "on the event loop"])
+def test_who_gave_up_is_counted_and_timed_and_neither_a_success_nor_a_failure(
+    serve: Serve, inline_ms: float
+) -> None:
     """A client that goes while its request waits for others to come."""
     waiting = {"min_batch_size": 2, "max_wait_ms": 60_000}
-    served = serve(plan={"inline_ms": 0, "policies": [{"dynamic_batching": waiting}]})
+    served = serve(plan={"inline_ms": inline_ms, "policies": [{"dynamic_batching": waiting}]})
     client = served.client
     before = exposition.parse(client.get("/metrics").text, "images", at_s=0)
     body = json.dumps({"inputs": [served.input(1)]}).encode()
@@ -387,6 +390,35 @@ def test_who_gave_up_is_counted_and_timed_and_neither_a_success_nor_a_failure(se
     assert reading.statuses == {"499": 1}
     window = exposition.between(before, reading)
     assert (window.requests, window.failed, window.answered) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["comes slowly", "never comes whole"])
+def test_how_long_a_body_takes_to_come_is_not_the_servers_time(serve: Serve, ends: bool) -> None:
+    """A request is timed from when it is whole; one that never is, is counted alone."""
+    served = serve()
+    client, body = served.client, json.dumps({"inputs": [served.input(1)]}).encode()
+    last = {"type": "http.request", "body": body[10:]} if ends else {"type": "http.disconnect"}
+    told = [{"type": "http.request", "body": body[:10], "more_body": True}, last]
+    upload_s = 1.0
+
+    async def scenario() -> None:
+        async def receive() -> Any:
+            if len(told) == 1:
+                await asyncio.sleep(upload_s)
+            return told.pop(0) if told else await asyncio.Event().wait()
+
+        async def send(_: Any) -> None:
+            pass
+
+        scope = {"type": "http", "method": "POST", "path": INFER, "headers": [], "query_string": b""}
+        await client.app(scope, receive, send)
+
+    assert client.portal is not None
+    client.portal.call(scenario)
+    reading = exposition.parse(client.get("/metrics").text, "images", at_s=1)
+    assert reading.statuses == ({"200": 1} if ends else {"499": 1})
+    assert max(reading.buckets.values(), default=0) == ends
+    assert reading.total_s < upload_s
 
 
 def test_metrics_tell_the_policies_of_every_model() -> None:

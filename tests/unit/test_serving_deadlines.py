@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -61,6 +62,21 @@ def door(monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
 
 
 @pytest.fixture
+def processing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
+    """Before raw samples become inputs, which takes so long that it is done in a thread."""
+    made, preprocess = Door(), PackagedModel.preprocess
+
+    def held(model: PackagedModel, samples: Any, *, finite: bool = False) -> Arrays:
+        time.sleep(0.005)
+        made.passed()
+        return preprocess(model, samples, finite=finite)
+
+    monkeypatch.setattr(PackagedModel, "preprocess", held)
+    yield made
+    made.opened()
+
+
+@pytest.fixture
 def asked() -> Iterator[Line]:
     """Ask in a thread of its own: what a server answers to one of the golden samples."""
     with ThreadPoolExecutor(8) as threads:
@@ -112,3 +128,14 @@ def test_who_comes_to_a_full_line_is_told_to_come_again(
     assert answer.json()["error"].startswith("at most 1 requests may wait, but the line is full")
     door.opened()
     assert {one.result(PATIENCE_S).status_code for one in (first, waits)} == {200}
+
+
+def test_a_network_on_the_event_loop_is_not_waited_for_where_its_processing_takes_too_long(
+    serve: Serve, processing: Door
+) -> None:
+    served = serve(plan={"inline_ms": 1e9, "deadline_ms": 100, "policies": ()})
+    processing.shut()
+    with ThreadPoolExecutor(1) as client:
+        body = {"inputs": served.golden["samples"][:1]}
+        asked = client.submit(served.client.post, "/invocations", json=body)
+        assert asked.result(PATIENCE_S / 2).status_code == 503

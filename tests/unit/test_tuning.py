@@ -1,5 +1,6 @@
 """Which serving plans are tried, how often the gate looks, and what it takes for one to be chosen."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from flows import calibration, commands
 from pareflow.errors import InputError, StepFailedError
 from pareflow.isolation import Limits
-from pareflow.serving.plan import ServingPlan
+from pareflow.serving.plan import ServingPlan, default
 from pareflow.stages import plan_space, tuning
 from pareflow.stages.tuning import Ground, Promise, Tried, tune
 
@@ -160,24 +161,42 @@ def test_no_batch_is_tried_that_is_larger_than_answers_were_judged_in(
     tried = tune(replace(ground(Known(steady)), package=mixing), PROMISE)
     assert {_largest(one.plan) for one in tried} == {1, 2}
     assert any(_largest(one.plan) == 2 for one in served(tried))
-    assert plan_space.sizes(3, 2) == [3]  # a request is whole, whatever was judged
+    judged = default({"judged_batch_size": 2})
+    assert plan_space.sizes(3, 2, judged) == [3]  # a request is whole, whatever was judged
 
 
 def _largest(plan: ServingPlan) -> int:
     return int(plan.chosen()[0].model_dump()["max_batch_size"])
 
 
-@given(
-    simulated=st.lists(st.integers(1, 8).map(float), min_size=1, max_size=12),
-    usual=st.integers(0, 20),
-)
-def test_what_is_served_without_tuning_always_competes(simulated: list[float], usual: int) -> None:
-    """With the best of the others, of equal ones once; `usual` may not be among them."""
+@given(judged=st.none() | st.integers(1, 100), samples=st.integers(1, 20))
+def test_the_batch_of_the_default_plan_is_tried_whatever_was_judged(judged: int | None, samples: int) -> None:
+    plan = default({} if judged is None else {"judged_batch_size": judged})
+    sizes = plan_space.sizes(samples, judged, plan)
+    assert _largest(plan_space.usual(plan, 1, samples)) in sizes
+    assert sizes == sorted(set(sizes))
+    assert max(sizes) <= max(samples, judged or max(sizes))
+
+
+def test_what_serve_does_by_default_is_served_though_its_batch_is_none_of_the_usual_ones(
+    ground: Callable[..., Ground], mixing: Path
+) -> None:
+    """Judged in batches of three, between two and four."""
+    document = json.loads((mixing / "model.json").read_text())
+    (mixing / "model.json").write_text(json.dumps({**document, "judged_batch_size": 3}))
+    tried = tune(replace(ground(Known(steady)), package=mixing), PROMISE)
+    assert {_largest(one.plan) for one in tried} == {1, 2, 3}
+    assert any(_largest(one.plan) == 3 for one in served(tried))
+
+
+@given(simulated=st.lists(st.integers(1, 8).map(float), min_size=1, max_size=12), data=st.data())
+def test_what_is_served_without_tuning_always_competes(simulated: list[float], data: st.DataObject) -> None:
+    """With the best of the others, of equal ones once."""
     ranked = [(ServingPlan(sessions=i + 1), ms) for i, ms in enumerate(sorted(simulated))]
-    chosen = plan_space.worth_serving(ranked, ServingPlan(sessions=usual + 1), tuning.MEASURED)
+    usual = data.draw(st.sampled_from(ranked))
+    chosen = plan_space.worth_serving(ranked, usual[0], tuning.MEASURED)
     times = [ms for _, ms in chosen]
     assert len(chosen) == min(tuning.MEASURED, len(set(simulated)))
     assert times == sorted(set(times))
     assert times[0] == min(simulated)
-    if usual < len(ranked):
-        assert ranked[usual] in chosen
+    assert usual in chosen

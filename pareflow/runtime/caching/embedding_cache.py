@@ -13,6 +13,7 @@ from pareflow.runtime.caching.keys import row_keys
 from pareflow.runtime.caching.lookups import Lookups
 from pareflow.runtime.caching.rows import joined, parted
 from pareflow.runtime.endpoint import Endpoint, Handler
+from pareflow.runtime.policy import TensorName
 from pareflow.runtime.rows import taken
 from pareflow.workload import Arrays
 
@@ -34,6 +35,9 @@ class EmbeddingCache(KeyedCache):
     mask: str | None = Field(
         default=None, description="input that is 0 where rows are filled up, so that filling changes no key"
     )
+
+    def tensors(self) -> tuple[TensorName, ...]:
+        return () if self.mask is None else (TensorName("mask", "inputs", self.mask),)
 
     def _kind(self) -> str:
         return f"{self.name} {self.mask}"

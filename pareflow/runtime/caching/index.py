@@ -1,5 +1,6 @@
 """The nearest of the kept vectors: exact, or approximate where there are too many to look at each."""
 
+from collections import Counter
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -81,23 +82,31 @@ class UsearchIndex:
 
         self._graph = Graph(ndim=width, metric="cos", dtype="f32")
         self._kinds: dict[int, int] = {}
+        self._of_kind = Counter[int]()
 
     def add(self, slot: int, vector: np.ndarray, kind: int) -> None:
         self._graph.add(slot, np.ascontiguousarray(vector, np.float32))
         self._kinds[slot] = kind
+        self._of_kind[kind] += 1
 
     def remove(self, slot: int) -> None:
         self._graph.remove(slot)
-        del self._kinds[slot]
+        kind = self._kinds.pop(slot)
+        self._of_kind[kind] -= 1
+        if not self._of_kind[kind]:
+            del self._of_kind[kind]
 
     def nearest(self, vectors: np.ndarray) -> list[Near]:
         return [self._near(vector) for vector in vectors] if self._kinds else []
 
     def _near(self, vector: np.ndarray) -> Near:
-        """Where all that were looked at are of one kind, another is at most as near as the last of them."""
         found = self._graph.search(np.ascontiguousarray(vector, np.float32), LOOKED_AT)
         slots, similarities = found.keys.tolist(), 1 - found.distances
         kinds = np.array([self._kinds[slot] for slot in slots])
         others = similarities[kinds != kinds[0]]
-        best, other = float(similarities[0]), float(others[0] if len(others) else similarities[-1])
+        best = other = float(similarities[0])
+        if len(others):
+            other = float(others[0])
+        elif len(self._of_kind) > 1 and len(self._kinds) > LOOKED_AT:  # it is no nearer than the last of them
+            other = float(similarities[-1])
         return Near(slots[0], best, best - other)

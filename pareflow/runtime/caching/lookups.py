@@ -22,9 +22,10 @@ class _Flight:
         self._taken = set[bytes]()
 
     def answer(self, key: bytes) -> Arrays:
+        """Itself for the last one who waited, once: whoever gets that may write into it at once."""
         answer = self.task.result()[self.places[key]]
-        if key in self._taken:
-            return copied(answer)  # another has it, and may write into it
+        if self.waiting or key in self._taken:
+            return copied(answer)
         self._taken.add(key)
         return answer
 
@@ -84,16 +85,14 @@ class Lookups:
     async def _computed(
         self, keys: Sequence[bytes], missing: list[int], own: _Flight | None, compute: Compute
     ) -> list[Arrays]:
-        flights = [self._flights[keys[i]] for i in missing]
-        await self._landed(set(flights))
-        failed = [i for i, flight in zip(missing, flights, strict=True) if flight.task.exception()]
+        flights = {i: self._flights[keys[i]] for i in missing}
+        await self._landed(set(flights.values()))
+        failed = [i for i, flight in flights.items() if flight.task.exception()]
         if own is not None:
             own.task.result()  # raises what it failed of
-        again = dict(zip(failed, await compute(failed) if failed else (), strict=True))
-        return [
-            again[i] if i in again else flight.answer(keys[i])
-            for i, flight in zip(missing, flights, strict=True)
-        ]
+        answers = {i: flight.answer(keys[i]) for i, flight in flights.items() if not flight.task.exception()}
+        answers |= zip(failed, await compute(failed) if failed else (), strict=True)
+        return [answers[i] for i in missing]
 
     async def _landed(self, flights: set[_Flight]) -> None:
         """Wait for all of them. One that nobody waits for any more is given up."""

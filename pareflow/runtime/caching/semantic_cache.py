@@ -22,6 +22,7 @@ from pareflow.runtime.caching.rows import joined, parted
 from pareflow.runtime.caching.sameness import kind_of, same
 from pareflow.runtime.caching.session import copied
 from pareflow.runtime.endpoint import Endpoint
+from pareflow.runtime.policy import TensorName
 from pareflow.runtime.rows import row_count, taken
 from pareflow.variant import digest
 from pareflow.workload import Arrays
@@ -88,6 +89,14 @@ class SemanticCache(Cache):
     def unfit(self) -> str | None:
         absent = self.index == "usearch" and installed_version("usearch") is None
         return "not installed: usearch" if absent else None
+
+    def tensors(self) -> tuple[TensorName, ...]:
+        found = list[TensorName]()
+        if self.judged is not None:
+            found.append(TensorName("judged", "outputs", self.judged))
+        if self.embedding is not None and self.encoder is not None:
+            found.append(TensorName("embedding", "outputs", self.embedding, self.encoder))
+        return tuple(found)
 
     def wrap(self, below: Endpoint) -> Endpoint:
         """Raises: SpecError where `encoder` is no tier, CalibrationError where the record is of others."""
