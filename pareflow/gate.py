@@ -178,7 +178,7 @@ def _checks(
         check = _check(clause, limit, interval, upper=not from_below(clause))
         yield check if evidence.fit is None else elsewhere(check, evidence.fit)
     if sla.quality is None:
-        yield _quality_harm(drop_interval(evidence.original, evidence.quality, quality))
+        yield _quality_harm(drop_interval(evidence.original, evidence.quality, sla.confidence))
     yield _check("do_no_harm", _least(evidence, least_gain), gain(evidence, timing), upper=False)
 
 
@@ -191,10 +191,11 @@ def _quality_harm(drop: Interval | None) -> Check:
     """Whether quality is surely worse than the original's, where no limit is stated.
 
     Nobody said how much may be lost, so that no drop is shown to be small enough: what is not surely one
-    passes. What was not measured does not.
+    passes, as far as a bound says so. It is a veto, at the whole error: a share of it would let more pass the
+    more finalists there are.
     """
     check = _check(QUALITY_HARM, 0.0, drop, upper=True)
-    if check.decision == "inconclusive" and check.estimate is not None:
+    if check.decision == "inconclusive" and check.low is not None:
         unsure = f"not surely worse than the original, at {check.confidence:.4g} confidence"
         check = replace(check, decision="promote", reason=unsure, more_samples=None)
     elif check.decision == "reject":

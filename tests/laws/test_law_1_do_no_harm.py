@@ -58,6 +58,18 @@ def test_surely_worse_than_the_original_is_harm_where_the_sla_says_nothing_of_qu
     assert reason.endswith("`quality: {max_drop: …}` in the SLA states a limit")
 
 
+@pytest.mark.parametrize("among", [1, 7])
+def test_harm_to_quality_is_no_smaller_for_there_being_more_finalists(
+    good: Evidence, scored: Callable[..., Quality], among: int
+) -> None:
+    """30 of 1000 lost and 15 won are 15 / √45 = 2.24 standard errors: more than the 1.645 of the whole error,
+    less than the 2.45 of a seventh."""
+    original = scored([1] * 985 + [0] * 15, variant="original")
+    worse = scored([1] * 955 + [0] * 30 + [1] * 15)
+    verdict = judge(ANYTHING_GOES, replace(good, original=original, quality=worse), among=among)
+    assert (verdict.checks[1].clause, verdict.decision) == ("quality.harm", "reject")
+
+
 def test_a_limit_of_quality_that_is_stated_is_the_only_one(
     good: Evidence, scored: Callable[..., Quality]
 ) -> None:

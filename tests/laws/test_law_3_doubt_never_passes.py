@@ -22,6 +22,7 @@ EVERYTHING = SLA.model_validate(
         "memory": {"max_mib": 100},
     }
 )
+ANY_SIZE = SLA.model_validate({"size": {"max_mib": 10}})
 latencies = st.floats(0.01, 500)
 
 
@@ -72,6 +73,24 @@ def test_quality_that_is_no_number_is_not_a_pass(good: Evidence, part: str) -> N
     nan: dict[str, Any] = {part: NAN if part == "value" else (NAN,) * len(getattr(original, part))}
     broken = replace(original, **nan)
     assert judge(EVERYTHING, replace(good, original=original, quality=broken)).decision != "promote"
+
+
+@pytest.mark.parametrize(
+    ("samples", "replicates"),
+    [(500, (*[0.9] * 99, NAN)), (9, tuple(i / 100 for i in range(100)))],
+    ids=["no number on a resample", "few samples of what has no range"],
+)
+def test_harm_to_quality_that_nothing_bounds_is_not_a_pass(
+    good: Evidence, scored: Callable[..., Quality], samples: int, replicates: tuple[float, ...]
+) -> None:
+    """An AUC of five positives has resamples without any; the estimate alone says that nothing is lost."""
+    original = replace(
+        scored([1] * samples, variant="original"), scores=None, replicates=(0.9,) * 100, jackknife=(0.9,) * 10
+    )
+    candidate = replace(original, variant="candidate", replicates=replicates)
+    harm = judge(ANY_SIZE, replace(good, original=original, quality=candidate)).checks[1]
+    assert (harm.clause, harm.estimate, harm.decision) == ("quality.harm", 0.0, "inconclusive")
+    assert harm.reason.startswith(f"{samples} samples give no bound on it")
 
 
 @given(st.integers(1, 2000), st.sampled_from([(0.0, 1.0), None]))
