@@ -396,7 +396,8 @@ def gain(evidence: Evidence, confidence: float) -> Interval | None:
 
 
 def drop_interval(original: Quality | None, candidate: Quality | None, confidence: float) -> Interval | None:
-    """How much quality was lost, paired sample by sample; each bound one-sided at `confidence`.
+    """How much quality was lost, paired sample by sample, exactly 0 by the original itself; each bound is
+    one-sided at `confidence`.
 
     For scores of 0 and 1 the score interval for paired shares, for every other metric the BCa bootstrap.
     Raises: ValueError if the two were not taken on the same samples.
@@ -409,6 +410,9 @@ def drop_interval(original: Quality | None, candidate: Quality | None, confidenc
             f"{original.metric} on {original.split_digest[:12]} and "
             f"{candidate.metric} on {candidate.split_digest[:12]}. Evaluate both on one split."
         )
+    if original.variant == candidate.variant:
+        nothing = candidate.value - candidate.value  # no number, where its value is none
+        return Interval(nothing, nothing, nothing, candidate.samples, confidence)
     if original.scores is not None and candidate.scores is not None:
         before, after = np.asarray(original.scores), np.asarray(candidate.scores)
         lost, won = int(((before == 1) & (after == 0)).sum()), int(((before == 0) & (after == 1)).sum())

@@ -70,6 +70,39 @@ def test_harm_to_quality_is_no_smaller_for_there_being_more_finalists(
     assert (verdict.checks[1].clause, verdict.decision) == ("quality.harm", "reject")
 
 
+@pytest.mark.parametrize("clause", [{"max_drop": 0.01}, {"worst_slice_max_drop": 0.01}, None], ids=str)
+def test_the_original_has_lost_nothing_beside_itself(
+    good: Evidence, scored: Callable[..., Quality], clause: dict[str, float] | None
+) -> None:
+    """Of 30 samples, half of a class each, unseen inputs could be 10 %: of another variant that answers
+    alike, and not of itself."""
+    rare = scored([1] * 14 + [0], variant="original")
+    original = replace(scored([1] * 28 + [0] * 2, variant="original"), slices={"rare": rare, "other": rare})
+    other = replace(rare, variant="candidate")
+    alike = replace(original, variant="candidate", slices={"rare": other, "other": other})
+    sla = ANYTHING_GOES if clause is None else SLA.model_validate({"quality": clause, "size": {"max_mib": 5}})
+    found = {
+        quality.variant: [
+            check
+            for check in judge(sla, replace(good, original=original, quality=quality)).checks
+            if check.clause.startswith("quality.")
+        ]
+        for quality in (original, alike)
+    }
+    (itself,), (another,) = found["original"], found["candidate"]
+    assert (itself.estimate, itself.low, itself.high, itself.decision) == (0.0, 0.0, 0.0, "promote")
+    assert itself.samples == (15 if clause == {"worst_slice_max_drop": 0.01} else 30)
+    assert another.decision == ("promote" if clause is None else "inconclusive")
+
+
+def test_an_original_that_is_no_number_is_in_doubt_beside_itself_too(
+    good: Evidence, scored: Callable[..., Quality]
+) -> None:
+    broken = replace(scored([1] * 30, variant="original"), value=float("nan"), scores=None)
+    verdict = judge(ANYTHING_GOES, replace(good, original=broken, quality=broken))
+    assert (verdict.checks[1].clause, verdict.decision) == ("quality.harm", "inconclusive")
+
+
 def test_a_limit_of_quality_that_is_stated_is_the_only_one(
     good: Evidence, scored: Callable[..., Quality]
 ) -> None:

@@ -71,7 +71,7 @@ def test_quality_that_is_no_number_is_not_a_pass(good: Evidence, part: str) -> N
     assert good.original is not None
     original = replace(good.original, scores=None, replicates=(1.0,) * 100, jackknife=(1.0,) * 10)
     nan: dict[str, Any] = {part: NAN if part == "value" else (NAN,) * len(getattr(original, part))}
-    broken = replace(original, **nan)
+    broken = replace(original, variant="candidate", **nan)
     assert judge(EVERYTHING, replace(good, original=original, quality=broken)).decision != "promote"
 
 
@@ -102,7 +102,8 @@ def test_metric_that_never_varied_passes_only_on_enough_samples(
     assert good.original is not None
     alike: dict[str, Any] = {"scores": None, "replicates": (1.0,) * 100, "jackknife": (1.0,) * 10}
     perfect = replace(good.original, **alike, samples=samples, value_range=limits)
-    verdict = judge(sla, replace(good, original=perfect, quality=perfect))
+    ours = replace(perfect, variant="candidate")
+    verdict = judge(sla, replace(good, original=perfect, quality=ours))
     assert verdict.decision == ("promote" if samples >= 299 else "inconclusive")
 
 
@@ -110,7 +111,8 @@ def test_metric_that_never_varied_passes_only_on_enough_samples(
 def test_drop_passes_only_if_its_upper_bound_does(
     good: Evidence, scored: Callable[..., Quality], same: int, lost: int
 ) -> None:
-    original, candidate = scored([1] * (same + lost)), scored([1] * same + [0] * lost)
+    original = scored([1] * (same + lost), variant="original")
+    candidate = scored([1] * same + [0] * lost)
     verdict = judge(EVERYTHING, replace(good, original=original, quality=candidate))
     check = verdict.checks[0]
     assert check.clause == "quality.max_drop"

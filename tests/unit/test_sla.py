@@ -51,7 +51,7 @@ def test_drop_of_another_metric_is_bca_of_paired_replicates(scored: Score) -> No
     1.6766 times the root of 50/49: 4.52 % and 95.48 % instead of 5 and 95.
     """
     drops = [i / 100 for i in range(21)]
-    original = bootstrapped(scored, 0.9, (0.9,) * 21)
+    original = bootstrapped(scored, 0.9, (0.9,) * 21, variant="original")
     candidate = bootstrapped(scored, 0.8, [0.9 - drop for drop in drops])
     found = drop_interval(original, candidate, 0.95)
     assert found is not None
@@ -59,8 +59,9 @@ def test_drop_of_another_metric_is_bca_of_paired_replicates(scored: Score) -> No
 
 
 def test_drop_of_an_error_is_its_rise(scored: Score) -> None:
-    original = bootstrapped(scored, 2.0, (2.0,) * 21, higher_is_better=False)
-    candidate = bootstrapped(scored, 2.5, [2.4 + i / 100 for i in range(21)], higher_is_better=False)
+    error: dict[str, Any] = {"higher_is_better": False}
+    original = bootstrapped(scored, 2.0, (2.0,) * 21, variant="original", **error)
+    candidate = bootstrapped(scored, 2.5, [2.4 + i / 100 for i in range(21)], **error)
     found = drop_interval(original, candidate, 0.95)
     assert found is not None
     assert (found.estimate, found.low, found.high) == pytest.approx((0.5, 0.40903, 0.59097), abs=1e-5)
