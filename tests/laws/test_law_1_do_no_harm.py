@@ -74,8 +74,7 @@ def test_harm_to_quality_is_no_smaller_for_there_being_more_finalists(
 def test_the_original_has_lost_nothing_beside_itself(
     good: Evidence, scored: Callable[..., Quality], clause: dict[str, float] | None
 ) -> None:
-    """Of 30 samples, half of a class each, unseen inputs could be 10 %: of another variant that answers
-    alike, and not of itself."""
+    """Of what answers 30 samples as the original does unseen inputs may lose 10 %; of the original, none."""
     rare = scored([1] * 14 + [0], variant="original")
     original = replace(scored([1] * 28 + [0] * 2, variant="original"), slices={"rare": rare, "other": rare})
     other = replace(rare, variant="candidate")
