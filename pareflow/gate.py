@@ -176,7 +176,7 @@ def _checks(
         else:
             interval = _measured(clause, evidence, timing)
         check = _check(clause, limit, interval, upper=not from_below(clause))
-        yield check if evidence.fit is None else elsewhere(check, evidence.fit)
+        yield check if evidence.fit is None else elsewhere(check, evidence.fit, sla)
     if sla.quality is None:
         yield _quality_harm(drop_interval(evidence.original, evidence.quality, sla.confidence))
     yield _check("do_no_harm", _least(evidence, least_gain), gain(evidence, timing), upper=False)
@@ -270,22 +270,40 @@ def _estimated(clause: str, fit: Fit, measurement: Measurement) -> Interval | No
     return Interval(needs, needs, measurement.peak_memory_mib, samples=0)
 
 
-def elsewhere(check: Check, fit: Fit) -> Check:
+def elsewhere(check: Check, fit: Fit, sla: SLA) -> Check:
     """A check that bears on another device says what was measured here and what is estimated for there.
 
     A time passes by what this machine did (law 8: the verdict is its own), and is rejected where the device
-    cannot be so fast at its peak rates.
+    cannot be so fast at its peak rates; so are a throughput and a load.
     """
     if check.clause in _ESTIMATED:
         bound = ", up to the peak of the process here" if check.clause == "memory.max_mib" else ""
         return replace(check, reason=f"{check.reason}; estimated{bound}, not measured on {fit.device}")
     if not check.clause.startswith(("latency.", "load.", "throughput.")):
         return check
-    least = fit.needed("least_ms")
-    if check.clause.endswith("_ms") and least is not None and least > check.limit:
-        words = f"{fit.device} takes at least {least:.3g} ms (estimated from its peak rates)"
-        return replace(check, decision="reject", reason=f"{words}, more than {check.limit:g}")
+    impossible = _beyond(check, fit, sla)
+    if impossible is not None:
+        return replace(check, decision="reject", reason=impossible)
     return replace(check, reason=f"{check.reason}; measured on this machine, not on {fit.device}")
+
+
+def _beyond(check: Check, fit: Fit, sla: SLA) -> str | None:
+    """Why a device cannot keep a clause of time, however well it is used; None where it may.
+
+    Of a throughput one request at a time is asked; a load is shared by all units that run the variant.
+    """
+    least = fit.needed("least_ms")
+    if not least:
+        return None
+    words = f"{fit.device} takes at least {least:.3g} ms (estimated from its peak rates)"
+    if check.clause.endswith("_ms") and least > check.limit:
+        return f"{words}, more than {check.limit:g}"
+    samples_per_s, requests_per_s = sla.batch_size * 1000 / least, fit.units * 1000 / least
+    if check.clause == "throughput.min_per_s" and check.limit > samples_per_s:
+        return f"{words}, so that it answers {samples_per_s:.4g} per second at most, not {check.limit:g}"
+    if check.clause.startswith("load.") and sla.load is not None and sla.load.per_s > requests_per_s:
+        return f"{words}, so that it answers {requests_per_s:.4g} per second at most, not {sla.load.per_s:g}"
+    return None
 
 
 def _timed(measurement: Measurement) -> bool:
