@@ -354,16 +354,22 @@ def _check(clause: str, limit: float, interval: Interval | None, *, upper: bool)
 
 
 def _more_samples(clause: str, interval: Interval, limit: float) -> int | None:
-    """About how many more samples would move the limit out of the interval, whose width falls with √n."""
+    """About how many more samples would move the limit out of the interval, whose width falls with √n.
+
+    Where none was lost, or none wrong, it falls with n: what may have gone unseen is all its width.
+    """
     bound = interval.high if limit > interval.estimate else interval.low
     if bound is None and clause.endswith(_OF_P99):
         return max(1, intervals.samples_needed(0.99, interval.confidence) - interval.samples)
     if interval.samples < 2 or bound is None or not math.isfinite(bound) or bound == interval.estimate:
         return None
-    nearness = abs(limit - interval.estimate) / abs(bound - interval.estimate)
-    if nearness < _HOPELESS:
+    distance, width = abs(limit - interval.estimate), abs(bound - interval.estimate)
+    if distance < _HOPELESS * width:
         return None
-    return max(1, math.ceil(interval.samples * (1 / nearness**2 - 1)))
+    _, unseen = intervals.share_bounds(0, interval.samples, interval.confidence)
+    if clause.startswith("quality.") and math.isclose(width, unseen):
+        return max(1, intervals.samples_needed(1 - distance, interval.confidence) - interval.samples)
+    return max(1, math.ceil(interval.samples * ((width / distance) ** 2 - 1)))
 
 
 def _reason(

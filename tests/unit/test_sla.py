@@ -247,6 +247,21 @@ def test_more_samples_are_as_many_as_would_move_the_limit_out(good: Evidence, sc
     assert check.more_samples == pytest.approx(300 * (((0.9 - check.low) / 0.02) ** 2 - 1), abs=1)
 
 
+@pytest.mark.parametrize(
+    ("limits", "more"),
+    [({"max_drop": 0.01}, 199), ({"max_drop": 0.001}, 2895), ({"min": 0.99}, 199)],
+    ids=str,
+)
+def test_where_none_was_lost_more_samples_are_as_many_as_bound_what_is_unseen(
+    good: Evidence, scored: Score, limits: dict[str, float], more: int
+) -> None:
+    """100 of 299, since 0.99^299 is the first below 5 %; of 2995 for a thousandth."""
+    original, candidate = pairs(scored, 100, 0, 0)
+    evidence = replace(good, original=original, quality=candidate)
+    check = judge(SLA.model_validate({"quality": limits}), evidence).checks[0]
+    assert (check.decision, check.more_samples) == ("inconclusive", more)
+
+
 def test_too_few_for_a_p99_says_how_many_are_lacking(good: Evidence, measured: Build) -> None:
     evidence = replace(good, measurement=measured(*[[1.0]] * 200), baseline=measured(*[[2.0]] * 200))
     check = judge(SLA.model_validate({"latency": {"p99_ms": 2}}), evidence).checks[0]
