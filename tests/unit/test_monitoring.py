@@ -357,6 +357,19 @@ def test_embeddings_that_turned_are_seen_along_fixed_directions() -> None:
     assert drift.drifted(same, 1e-6, 0.05) is None
 
 
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("missing", [NAN, INFINITY])
+def test_what_is_no_number_is_a_shift_where_its_share_differs(missing: float) -> None:
+    """0 to 9 against 0 to 4 and five that are none: up to 9 lies all of the one, half of the other."""
+    plain, half = np.arange(10.0), np.array([*range(5), *[missing] * 5])
+    shift = drift.numbers("x", plain, half)
+    assert shift.distance == pytest.approx(0.5)
+    assert 0 < shift.p_value < 1
+    assert drift.numbers("x", half, half) == drift.Shift("x", 0.0, 1.0)
+
+
 def joined(lost: int, won: int, count: int) -> labels.Joined:
     before, served = np.ones(count, bool), np.ones(count, bool)
     served[:lost] = False
