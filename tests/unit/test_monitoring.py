@@ -173,6 +173,14 @@ def test_a_server_that_was_started_again_and_counts_more_is_known_by_what_fell(b
     assert (window.requests, window.failed, window.answered) == (2000, 20, 2000)
 
 
+def test_a_server_that_was_started_again_is_known_by_its_times_too(begun: Reading) -> None:
+    """As many answers as before, of which 40 took over 0.1 s where 10 did: 60 under it where 90 were."""
+    before = after(begun, good=100, slow=10)
+    window = between(before, after(begun, good=100, slow=40))
+    assert (window.requests, window.answered) == (100, 100)
+    assert window.slower_than(100) == (40, 100)
+
+
 def test_quantiles_lie_in_their_bucket_in_proportion() -> None:
     """Ten requests under 10 ms, ten to 20: the median is the bound, p75 the middle of the second."""
     window = Window(1, 20, 0, {0.01: 10, 0.02: 20, float("inf"): 20})
