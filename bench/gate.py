@@ -126,14 +126,15 @@ def quality_decisions(times: int, *, lost: float, won: float, max_drop: float) -
     for _ in range(times):
         kind = generator.choice(4, size=2000, p=[lost, won, 0.04, 0.96 - lost - won])
         before, after = np.isin(kind, (0, 3)), np.isin(kind, (1, 3))
-        evidence = Evidence("candidate", "latency_p50", scored(after), scored(before), None, None)
+        quality, original = scored("candidate", after), scored("original", before)
+        evidence = Evidence("candidate", "latency_p50", quality, original, None, None)
         found.append(judge(sla, evidence).checks[0].decision)
     return found
 
 
-def scored(right: np.ndarray) -> Quality:
+def scored(variant: str, right: np.ndarray) -> Quality:
     scores = tuple(right.astype(int).tolist())
-    return Quality("v", "accuracy", "verdict", "same", float(right.mean()), len(scores), scores)
+    return Quality(variant, "accuracy", "verdict", "same", float(right.mean()), len(scores), scores)
 
 
 def lines(times: int) -> list[Claim]:

@@ -147,15 +147,15 @@ def _lost(found: Sequence[Outcome]) -> Interval | None:
     if len(found) == 1 or any(one.before is None or one.before.scores is None for one in found):
         return drop_interval(found[0].before, found[0].after, CONFIDENCE)
     return drop_interval(
-        _joined([outcome.before for outcome in found]),
-        _joined([outcome.after for outcome in found]),
+        _joined("before", [outcome.before for outcome in found]),
+        _joined("after", [outcome.after for outcome in found]),
         CONFIDENCE,
     )
 
 
-def _joined(parts: "Sequence[Quality | None]") -> Quality:
+def _joined(variant: str, parts: "Sequence[Quality | None]") -> Quality:
     scores = tuple(int(score) for part in parts if part is not None for score in part.scores or ())
-    return Quality("all seeds", "accuracy", "verdict", "all", float(np.mean(scores)), len(scores), scores)
+    return Quality(variant, "accuracy", "verdict", "all", float(np.mean(scores)), len(scores), scores)
 
 
 _RUNS: dict[tuple[object, ...], Run] = {}

@@ -176,9 +176,9 @@ def _checks(
         else:
             interval = _measured(clause, evidence, timing)
         check = _check(clause, limit, interval, upper=not from_below(clause))
-        yield check if evidence.fit is None else elsewhere(check, evidence.fit)
+        yield check if evidence.fit is None else elsewhere(check, evidence.fit, sla)
     if sla.quality is None:
-        yield _quality_harm(drop_interval(evidence.original, evidence.quality, quality))
+        yield _quality_harm(drop_interval(evidence.original, evidence.quality, sla.confidence))
     yield _check("do_no_harm", _least(evidence, least_gain), gain(evidence, timing), upper=False)
 
 
@@ -191,10 +191,11 @@ def _quality_harm(drop: Interval | None) -> Check:
     """Whether quality is surely worse than the original's, where no limit is stated.
 
     Nobody said how much may be lost, so that no drop is shown to be small enough: what is not surely one
-    passes. What was not measured does not.
+    passes, as far as a bound says so. It is a veto, at the whole error: a share of it would let more pass the
+    more finalists there are.
     """
     check = _check(QUALITY_HARM, 0.0, drop, upper=True)
-    if check.decision == "inconclusive" and check.estimate is not None:
+    if check.decision == "inconclusive" and check.low is not None:
         unsure = f"not surely worse than the original, at {check.confidence:.4g} confidence"
         check = replace(check, decision="promote", reason=unsure, more_samples=None)
     elif check.decision == "reject":
@@ -269,22 +270,40 @@ def _estimated(clause: str, fit: Fit, measurement: Measurement) -> Interval | No
     return Interval(needs, needs, measurement.peak_memory_mib, samples=0)
 
 
-def elsewhere(check: Check, fit: Fit) -> Check:
+def elsewhere(check: Check, fit: Fit, sla: SLA) -> Check:
     """A check that bears on another device says what was measured here and what is estimated for there.
 
     A time passes by what this machine did (law 8: the verdict is its own), and is rejected where the device
-    cannot be so fast at its peak rates.
+    cannot be so fast at its peak rates; so are a throughput and a load.
     """
     if check.clause in _ESTIMATED:
         bound = ", up to the peak of the process here" if check.clause == "memory.max_mib" else ""
         return replace(check, reason=f"{check.reason}; estimated{bound}, not measured on {fit.device}")
     if not check.clause.startswith(("latency.", "load.", "throughput.")):
         return check
-    least = fit.needed("least_ms")
-    if check.clause.endswith("_ms") and least is not None and least > check.limit:
-        words = f"{fit.device} takes at least {least:.3g} ms (estimated from its peak rates)"
-        return replace(check, decision="reject", reason=f"{words}, more than {check.limit:g}")
+    impossible = _beyond(check, fit, sla)
+    if impossible is not None:
+        return replace(check, decision="reject", reason=impossible)
     return replace(check, reason=f"{check.reason}; measured on this machine, not on {fit.device}")
+
+
+def _beyond(check: Check, fit: Fit, sla: SLA) -> str | None:
+    """Why a device cannot keep a clause of time, however well it is used; None where it may.
+
+    Of a throughput one request at a time is asked; a load is shared by all units that run the variant.
+    """
+    least = fit.needed("least_ms")
+    if not least:
+        return None
+    words = f"{fit.device} takes at least {least:.3g} ms (estimated from its peak rates)"
+    if check.clause.endswith("_ms") and least > check.limit:
+        return f"{words}, more than {check.limit:g}"
+    samples_per_s, requests_per_s = sla.batch_size * 1000 / least, fit.units * 1000 / least
+    if check.clause == "throughput.min_per_s" and check.limit > samples_per_s:
+        return f"{words}, so that it answers {samples_per_s:.4g} per second at most, not {check.limit:g}"
+    if check.clause.startswith("load.") and sla.load is not None and sla.load.per_s > requests_per_s:
+        return f"{words}, so that it answers {requests_per_s:.4g} per second at most, not {sla.load.per_s:g}"
+    return None
 
 
 def _timed(measurement: Measurement) -> bool:
@@ -335,16 +354,22 @@ def _check(clause: str, limit: float, interval: Interval | None, *, upper: bool)
 
 
 def _more_samples(clause: str, interval: Interval, limit: float) -> int | None:
-    """About how many more samples would move the limit out of the interval, whose width falls with √n."""
+    """About how many more samples would move the limit out of the interval, whose width falls with √n.
+
+    Where none was lost, or none wrong, it falls with n: what may have gone unseen is all its width.
+    """
     bound = interval.high if limit > interval.estimate else interval.low
     if bound is None and clause.endswith(_OF_P99):
         return max(1, intervals.samples_needed(0.99, interval.confidence) - interval.samples)
     if interval.samples < 2 or bound is None or not math.isfinite(bound) or bound == interval.estimate:
         return None
-    nearness = abs(limit - interval.estimate) / abs(bound - interval.estimate)
-    if nearness < _HOPELESS:
+    distance, width = abs(limit - interval.estimate), abs(bound - interval.estimate)
+    if distance < _HOPELESS * width:
         return None
-    return max(1, math.ceil(interval.samples * (1 / nearness**2 - 1)))
+    _, unseen = intervals.share_bounds(0, interval.samples, interval.confidence)
+    if clause.startswith("quality.") and math.isclose(width, unseen):
+        return max(1, intervals.samples_needed(1 - distance, interval.confidence) - interval.samples)
+    return max(1, math.ceil(interval.samples * ((width / distance) ** 2 - 1)))
 
 
 def _reason(
@@ -395,7 +420,8 @@ def gain(evidence: Evidence, confidence: float) -> Interval | None:
 
 
 def drop_interval(original: Quality | None, candidate: Quality | None, confidence: float) -> Interval | None:
-    """How much quality was lost, paired sample by sample; each bound one-sided at `confidence`.
+    """How much quality was lost, paired sample by sample, exactly 0 by the original itself; each bound is
+    one-sided at `confidence`.
 
     For scores of 0 and 1 the score interval for paired shares, for every other metric the BCa bootstrap.
     Raises: ValueError if the two were not taken on the same samples.
@@ -408,6 +434,9 @@ def drop_interval(original: Quality | None, candidate: Quality | None, confidenc
             f"{original.metric} on {original.split_digest[:12]} and "
             f"{candidate.metric} on {candidate.split_digest[:12]}. Evaluate both on one split."
         )
+    if original.variant == candidate.variant:
+        nothing = candidate.value - candidate.value  # no number, where its value is none
+        return Interval(nothing, nothing, nothing, candidate.samples, confidence)
     if original.scores is not None and candidate.scores is not None:
         before, after = np.asarray(original.scores), np.asarray(candidate.scores)
         lost, won = int(((before == 1) & (after == 0)).sum()), int(((before == 0) & (after == 1)).sum())

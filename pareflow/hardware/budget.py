@@ -64,12 +64,14 @@ class Need:
 class Fit:
     """Every need of one variant on one device.
 
-    `confined` is what it did here with one core and no more memory than the device has: the nearest thing.
+    `units` is how many units of the device run it, each a request of its own. `confined` is what it did here
+    with one core and no more memory than the device has: the nearest thing.
     """
 
     device: str
     runs_by: str
     needs: tuple[Need, ...]
+    units: int = 1
     confined: Mapping[str, Any] | None = None
 
     @property
@@ -110,7 +112,7 @@ def fits(size_mib: float, facts: NetworkFacts | None, profile: DeviceProfile, ba
     needs = [_runtime(profile, backend), _storage(size_mib, profile), _memory(facts, profile)]
     if profile.operators is not None:
         needs.append(_operators(facts, profile.operators))
-    return Fit(profile.name, runs_by, (*needs, *_rate(facts, profile, backend)))
+    return Fit(profile.name, runs_by, (*needs, *_rate(facts, profile, backend)), len(units))
 
 
 def _runtime(profile: DeviceProfile, backend: str) -> Need:

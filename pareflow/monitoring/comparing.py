@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pareflow.compiler.backend import backend_of
-from pareflow.errors import PareflowError
+from pareflow.errors import InputError, PareflowError
 from pareflow.measuring.contestant import read_feeds
 from pareflow.monitoring import drift
 from pareflow.monitoring.labels import Answers, same_label
@@ -61,6 +61,7 @@ class Comparison:
         self._original = loaded.load(Path(original))
         self._watched = watched
         self._spread: np.ndarray | float = 0.0
+        self._finite: Mapping[int, np.ndarray] = {}
         self._told = set[str]()
 
     def reference(self, batches: Iterable[Arrays]) -> Arrays:
@@ -72,6 +73,9 @@ class Comparison:
         originals = np.concatenate([self._model.postprocess(outputs) for *_, outputs in answered])
         if originals.dtype.kind == "f":
             self._spread = originals.std(axis=0)
+        if self._watched["projections"]:
+            self._finite = finite_columns([self._embedded(outputs) for *_, outputs in answered])
+            self._tell_what_has_none()
         return joined([self._rows(*one) for one in answered])
 
     def live(self, exchanges: Iterable[request_log.Exchange]) -> Arrays:
@@ -121,14 +125,30 @@ class Comparison:
         }
 
     def _features(self, feeds: Arrays, outputs: Arrays) -> Arrays:
+        """Inputs, and projections of the columns that are numbers in all of the reference: one masked logit
+        (-inf) would hide all others. Of a width that the reference lacks the request itself tells which."""
         found = drift.features(feeds, int(self._watched["features"]))
-        embedding, count = self._watched["embedding"], int(self._watched["projections"])
-        if count:
-            chosen = [outputs[embedding]] if embedding else list(outputs.values())
-            rows = [array.reshape(len(array), -1) for array in chosen if array.dtype.kind == "f"]
-            if rows:
-                found |= drift.projections(np.concatenate(rows, axis=1), count)
-        return found
+        if not (count := int(self._watched["projections"])):
+            return found
+        rows = self._embedded(outputs)
+        if not rows.shape[1]:
+            return found
+        finite = self._finite.get(rows.shape[1], np.isfinite(rows).all(axis=0))
+        return found | drift.projections(rows[:, finite] if finite.any() else rows, count)
+
+    def _embedded(self, outputs: Arrays) -> np.ndarray:
+        """What is projected, shape (n, width); of a network that gives no floats the width is 0."""
+        embedding = self._watched["embedding"]
+        chosen = [outputs[embedding]] if embedding else list(outputs.values())
+        rows = [array.reshape(len(array), -1) for array in chosen if array.dtype.kind == "f"]
+        return np.concatenate([np.empty((len(chosen[0]), 0), np.float32), *rows], axis=1)
+
+    def _tell_what_has_none(self) -> None:
+        for width, finite in self._finite.items():
+            if width and not finite.any():
+                must = "embeddings must have values that are numbers in all of the calibration data"
+                remedy = "Name another output in `input_drift.embedding`"
+                self.tell("embeddings are not watched", InputError(must, f"of {width} none is", remedy))
 
     def _agree(self, served: np.ndarray, original: np.ndarray) -> np.ndarray:
         """Row by row, shape (n,)."""
@@ -137,6 +157,15 @@ class Comparison:
         else:
             same = _same_labels(served, original)
         return np.asarray(same.reshape(len(original), -1).all(axis=1))
+
+
+def finite_columns(embedded: Iterable[np.ndarray]) -> dict[int, np.ndarray]:
+    """By width, the columns in which all rows of that width are numbers."""
+    found: dict[int, np.ndarray] = {}
+    for rows in embedded:
+        finite, width = np.isfinite(rows).all(axis=0), rows.shape[1]
+        found[width] = finite & found.get(width, finite)
+    return found
 
 
 def _same_labels(served: np.ndarray, original: np.ndarray) -> np.ndarray:

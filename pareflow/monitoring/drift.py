@@ -20,7 +20,7 @@ from pareflow.runtime.rows import unfilled
 from pareflow.workload import Arrays
 
 KINDS = 32
-"""Predictions of more kinds than this are tested as numbers, by frequency rank."""
+"""Predictions of more kinds than this are tested as numbers."""
 _SEED = 20_26
 
 
@@ -38,8 +38,10 @@ class Shift:
 
 
 def numbers(name: str, reference: np.ndarray, live: np.ndarray) -> Shift:
-    """One feature of numbers, shapes (n,) and (m,)."""
-    found = stats.ks_2samp(reference, live, method="auto")
+    """One feature of numbers, shapes (n,) and (m,), by their ranks. What is no number ranks above all others:
+    where its share differs, that is a shift."""
+    _, ranks = np.unique(np.concatenate([reference, live]), return_inverse=True)
+    found = stats.ks_2samp(ranks[: len(reference)], ranks[len(reference) :], method="auto")
     return Shift(name, float(found.statistic), float(found.pvalue))
 
 
@@ -67,8 +69,7 @@ def of_predictions(reference: np.ndarray, live: np.ndarray) -> list[Shift]:
         ours, theirs = (part[:, 0] for part in flat)
         if len(np.unique(ours)) <= KINDS:
             return [kinds("prediction", ours, theirs)]
-        _, ranks = np.unique(np.concatenate([ours, theirs]), return_inverse=True)
-        return [numbers("prediction", ranks[: len(ours)], ranks[len(ours) :])]
+        return [numbers("prediction", ours, theirs)]
     both = flat[0].shape[1] == flat[1].shape[1]
     width = min(flat[0].shape[1], KINDS) if both else 0
     return [numbers(f"prediction.{i}", flat[0][:, i], flat[1][:, i]) for i in range(width)]
@@ -110,5 +111,6 @@ def projections(embeddings: np.ndarray, count: int) -> Arrays:
     """Embeddings of shape (n, …) along `count` directions that are the same for ever."""
     rows = embeddings.reshape(len(embeddings), -1).astype(np.float64)
     directions = np.random.default_rng(_SEED).standard_normal((rows.shape[1], count))
-    along = rows @ (directions / np.linalg.norm(directions, axis=0))
+    with np.errstate(invalid="ignore"):  # of what is no number the projection is none
+        along = rows @ (directions / np.linalg.norm(directions, axis=0))
     return {f"embedding.{i}": along[:, i] for i in range(count)}

@@ -171,7 +171,8 @@ def parse(text: str, name: str, at_s: float) -> Reading:
 
 def between(before: Reading, after: Reading) -> Window:
     """What happened meanwhile. Where a count fell the server was started again: then all since that."""
-    anew = any(after.statuses.get(status, 0) < count for status, count in before.statuses.items())
+    fell = any(after.statuses.get(status, 0) < count for status, count in before.statuses.items())
+    anew = fell or any(after.buckets.get(bound, 0) < count for bound, count in before.buckets.items())
     base: Mapping[str, float] = {} if anew else before.statuses
     statuses = {status: count - base.get(status, 0) for status, count in after.statuses.items()}
     earlier: Mapping[float, float] = {} if anew else before.buckets

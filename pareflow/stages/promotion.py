@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pareflow.gate import QUALITY_HARM, Evidence, Verdict, judge
+from pareflow.measurement import Measurement
 from pareflow.measuring.quality import Metric, find_metric
 from pareflow.serving.model import network
 from pareflow.stages import processing
@@ -15,7 +16,7 @@ from pareflow.stages.jobs import artifact_size_mib
 from pareflow.stages.loading import under_load
 from pareflow.stages.run import Row, Run
 from pareflow.stages.timing import measure
-from pareflow.stages.validation import final
+from pareflow.stages.validation import LOOKS, extended, final, last, needs_time
 from pareflow.variant import Recipe, digest
 
 _DROPS = ("quality.max_drop", "quality.worst_slice_max_drop", QUALITY_HARM)
@@ -40,23 +41,39 @@ def against_champion(run: Run, winner: Row, package: Path, *, retrained: bool = 
         champion = evaluate(run, champion, "verdict")
     for row in (champion, winner):
         feed(run, row)
-    protocol = final(run, 1, 1)
-    measured = measure(run, [champion, winner], protocol)
-    if winner.served is None:
-        winner = under_load(run, replace(winner, measurement=measured[str(winner.id)]), protocol)
-    evidence = Evidence(
-        variant=str(winner.id),
-        objective=run.spec.objective,
-        quality=winner.quality,
-        original=champion.quality,
-        measurement=measured[str(winner.id)],
-        baseline=measured[str(champion.id)],
-        served=winner.served,
-        fit=winner.fit or fitted(run, winner).fit,
-    )
     margin = run.spec.retraining.objective_margin if retrained else 0.0
-    verdict = judge(run.spec.sla, evidence, least_gain=1 - margin)
+    verdict = _side_by_side(run, champion, winner, 1 - margin)
     return _without_drops(run, verdict) if incomparable else verdict
+
+
+def _side_by_side(run: Run, champion: Row, winner: Row, least_gain: float) -> Verdict:
+    """The verdict on a pair, looked at again with more samples as finalists are.
+
+    Requests of a load that the winner has answered already stay as its first look; all others are new ones.
+    """
+    measured: dict[str, Measurement] = {}
+    fit = winner.fit or fitted(run, winner).fit
+    for look in range(1, LOOKS + 1):
+        protocol = final(run, 1, look)
+        measured = extended(measured, measure(run, [champion, winner], protocol))
+        winner = replace(winner, measurement=measured[str(winner.id)])
+        if winner.served is None or look > 1:
+            winner = under_load(run, winner, replace(protocol, seed=LOOKS + look))
+        evidence = Evidence(
+            variant=str(winner.id),
+            objective=run.spec.objective,
+            quality=winner.quality,
+            original=champion.quality,
+            measurement=winner.measurement,
+            baseline=measured[str(champion.id)],
+            served=winner.served,
+            fit=fit,
+        )
+        verdict = judge(run.spec.sla, evidence, look=look, least_gain=least_gain)
+        beside = f"{str(winner.id)[:12]} beside {str(champion.id)[:12]}"
+        if last(run, look, beside) or not needs_time(verdict):
+            break
+    return verdict
 
 
 def compares_with_original(run: Run) -> bool:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from pareflow.errors import PareflowError, VariantError
-from pareflow.gate import Evidence, judge_all
+from pareflow.gate import Evidence, Verdict, judge_all
 from pareflow.intervals import samples_needed, speedup
 from pareflow.measurement import Measurement
 from pareflow.measuring.arena import Protocol
@@ -37,6 +37,16 @@ def final(run: Run, among: int, look: int) -> Protocol:
     return Protocol(blocks=BLOCKS * 2 ** max(look - 2, 0), least=least, seed=look)
 
 
+def last(run: Run, look: int, what: str) -> bool:
+    """Whether the budget is used up after this look, and so many were had as there are in any case."""
+    return run.late(f"look {look + 1} at {what}") and look >= PROMISED
+
+
+def extended(measured: Mapping[str, Measurement], more: Mapping[str, Measurement]) -> dict[str, Measurement]:
+    """What one more look measured, behind what those before it did."""
+    return {key: measured[key].extended(more[key]) if key in measured else more[key] for key in more}
+
+
 def validate(run: Run, chosen: Sequence[Row], others: int = 0, what: str = "the finalists") -> list[Row]:
     """The finalists with their quality on the verdict split, a longer measurement, and their verdicts.
 
@@ -52,10 +62,9 @@ def validate(run: Run, chosen: Sequence[Row], others: int = 0, what: str = "the 
     for look in range(1, LOOKS + 1):
         protocol = final(run, len(chosen) + others, look)
         rows, more = _measured(run, _under_load(run, rows, protocol), protocol)
-        measured = {key: measured[key].extended(more[key]) if key in measured else more[key] for key in more}
+        measured = extended(measured, more)
         rows = _judged(run, rows, measured, look, others)
-        late = run.late(f"look {look + 1} at {what}, {which}") and look >= PROMISED
-        if late or not any(_may_win(run, row, rows) for row in rows):
+        if last(run, look, f"{what}, {which}") or not any(_may_win(run, row, rows) for row in rows):
             break
     return [fitting.confine(run, row) if row.status == "ok" else row for row in rows]
 
@@ -152,18 +161,16 @@ def evidence(run: Run, row: Row, rows: Sequence[Row], measured: Mapping[str, Mea
 
 def _may_win(run: Run, row: Row, rows: Sequence[Row]) -> bool:
     """Whether more timing could make this row the winner: it is open, and better than what passes already."""
-    if not _needs_time(row):
+    if row.verdict is None or not needs_time(row.verdict):
         return False
     best = winner(run, rows)
     objective = run.spec.objective
     return best is None or objective_value(objective, row) < objective_value(objective, best)
 
 
-def _needs_time(row: Row) -> bool:
+def needs_time(verdict: Verdict) -> bool:
     """Whether more timing could still decide: only timing clauses are inconclusive, and none rejects."""
-    if row.verdict is None:
-        return False
-    doubtful = [check for check in row.verdict.checks if check.decision == "inconclusive"]
-    return row.verdict.decision == "inconclusive" and all(
+    doubtful = [check for check in verdict.checks if check.decision == "inconclusive"]
+    return verdict.decision == "inconclusive" and all(
         check.clause.startswith((*TIMING, "do_no_harm")) and check.estimate is not None for check in doubtful
     )

@@ -58,6 +58,50 @@ def test_surely_worse_than_the_original_is_harm_where_the_sla_says_nothing_of_qu
     assert reason.endswith("`quality: {max_drop: …}` in the SLA states a limit")
 
 
+@pytest.mark.parametrize("among", [1, 7])
+def test_harm_to_quality_is_no_smaller_for_there_being_more_finalists(
+    good: Evidence, scored: Callable[..., Quality], among: int
+) -> None:
+    """30 of 1000 lost and 15 won are 15 / √45 = 2.24 standard errors: more than the 1.645 of the whole error,
+    less than the 2.45 of a seventh."""
+    original = scored([1] * 985 + [0] * 15, variant="original")
+    worse = scored([1] * 955 + [0] * 30 + [1] * 15)
+    verdict = judge(ANYTHING_GOES, replace(good, original=original, quality=worse), among=among)
+    assert (verdict.checks[1].clause, verdict.decision) == ("quality.harm", "reject")
+
+
+@pytest.mark.parametrize("clause", [{"max_drop": 0.01}, {"worst_slice_max_drop": 0.01}, None], ids=str)
+def test_the_original_has_lost_nothing_beside_itself(
+    good: Evidence, scored: Callable[..., Quality], clause: dict[str, float] | None
+) -> None:
+    """Of what answers 30 samples as the original does unseen inputs may lose 10 %; of the original, none."""
+    rare = scored([1] * 14 + [0], variant="original")
+    original = replace(scored([1] * 28 + [0] * 2, variant="original"), slices={"rare": rare, "other": rare})
+    other = replace(rare, variant="candidate")
+    alike = replace(original, variant="candidate", slices={"rare": other, "other": other})
+    sla = ANYTHING_GOES if clause is None else SLA.model_validate({"quality": clause, "size": {"max_mib": 5}})
+    found = {
+        quality.variant: [
+            check
+            for check in judge(sla, replace(good, original=original, quality=quality)).checks
+            if check.clause.startswith("quality.")
+        ]
+        for quality in (original, alike)
+    }
+    (itself,), (another,) = found["original"], found["candidate"]
+    assert (itself.estimate, itself.low, itself.high, itself.decision) == (0.0, 0.0, 0.0, "promote")
+    assert itself.samples == (15 if clause == {"worst_slice_max_drop": 0.01} else 30)
+    assert another.decision == ("promote" if clause is None else "inconclusive")
+
+
+def test_an_original_that_is_no_number_is_in_doubt_beside_itself_too(
+    good: Evidence, scored: Callable[..., Quality]
+) -> None:
+    broken = replace(scored([1] * 30, variant="original"), value=float("nan"), scores=None)
+    verdict = judge(ANYTHING_GOES, replace(good, original=broken, quality=broken))
+    assert (verdict.checks[1].clause, verdict.decision) == ("quality.harm", "inconclusive")
+
+
 def test_a_limit_of_quality_that_is_stated_is_the_only_one(
     good: Evidence, scored: Callable[..., Quality]
 ) -> None:

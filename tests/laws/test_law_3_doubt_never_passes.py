@@ -22,6 +22,7 @@ EVERYTHING = SLA.model_validate(
         "memory": {"max_mib": 100},
     }
 )
+ANY_SIZE = SLA.model_validate({"size": {"max_mib": 10}})
 latencies = st.floats(0.01, 500)
 
 
@@ -70,8 +71,26 @@ def test_quality_that_is_no_number_is_not_a_pass(good: Evidence, part: str) -> N
     assert good.original is not None
     original = replace(good.original, scores=None, replicates=(1.0,) * 100, jackknife=(1.0,) * 10)
     nan: dict[str, Any] = {part: NAN if part == "value" else (NAN,) * len(getattr(original, part))}
-    broken = replace(original, **nan)
+    broken = replace(original, variant="candidate", **nan)
     assert judge(EVERYTHING, replace(good, original=original, quality=broken)).decision != "promote"
+
+
+@pytest.mark.parametrize(
+    ("samples", "replicates"),
+    [(500, (*[0.9] * 99, NAN)), (9, tuple(i / 100 for i in range(100)))],
+    ids=["no number on a resample", "few samples of what has no range"],
+)
+def test_harm_to_quality_that_nothing_bounds_is_not_a_pass(
+    good: Evidence, scored: Callable[..., Quality], samples: int, replicates: tuple[float, ...]
+) -> None:
+    """An AUC of five positives has resamples without any; the estimate alone says that nothing is lost."""
+    original = replace(
+        scored([1] * samples, variant="original"), scores=None, replicates=(0.9,) * 100, jackknife=(0.9,) * 10
+    )
+    candidate = replace(original, variant="candidate", replicates=replicates)
+    harm = judge(ANY_SIZE, replace(good, original=original, quality=candidate)).checks[1]
+    assert (harm.clause, harm.estimate, harm.decision) == ("quality.harm", 0.0, "inconclusive")
+    assert harm.reason.startswith(f"{samples} samples give no bound on it")
 
 
 @given(st.integers(1, 2000), st.sampled_from([(0.0, 1.0), None]))
@@ -83,7 +102,8 @@ def test_metric_that_never_varied_passes_only_on_enough_samples(
     assert good.original is not None
     alike: dict[str, Any] = {"scores": None, "replicates": (1.0,) * 100, "jackknife": (1.0,) * 10}
     perfect = replace(good.original, **alike, samples=samples, value_range=limits)
-    verdict = judge(sla, replace(good, original=perfect, quality=perfect))
+    ours = replace(perfect, variant="candidate")
+    verdict = judge(sla, replace(good, original=perfect, quality=ours))
     assert verdict.decision == ("promote" if samples >= 299 else "inconclusive")
 
 
@@ -91,7 +111,8 @@ def test_metric_that_never_varied_passes_only_on_enough_samples(
 def test_drop_passes_only_if_its_upper_bound_does(
     good: Evidence, scored: Callable[..., Quality], same: int, lost: int
 ) -> None:
-    original, candidate = scored([1] * (same + lost)), scored([1] * same + [0] * lost)
+    original = scored([1] * (same + lost), variant="original")
+    candidate = scored([1] * same + [0] * lost)
     verdict = judge(EVERYTHING, replace(good, original=original, quality=candidate))
     check = verdict.checks[0]
     assert check.clause == "quality.max_drop"

@@ -20,8 +20,9 @@ from pareflow.serving import standing
 from pareflow.sla import SLA
 from pareflow.stages import registration
 from pareflow.stages.baseline import SCREENING
-from pareflow.stages.rejudging import rejudge
+from pareflow.stages.rejudging import held, rejudge
 from pareflow.stages.timing import measuring_key
+from pareflow.variant import Step
 from tasks.serving import plan_tag
 
 ANY = SLA.model_validate({"size": {"max_mib": 10}})
@@ -169,3 +170,26 @@ def test_a_registered_verdict_is_judged_again_where_the_environment_differs(
         "processor": {"then": "another", "now": run.environment.processor},
     }
     assert found["now"]["environment"] == run.environment.fingerprint
+
+
+def test_a_registered_baseline_is_judged_again_as_itself(judged: Any, tmp_path: Path) -> None:
+    """As another variant it would have to hold a hundredth less memory than it does."""
+    spec = judged.run.spec.model_copy(update={"objective": "peak_memory"})
+    data_dir = shutil.copytree(judged.run.data_dir, tmp_path / "data")
+    run = dataclasses.replace(judged.run, spec=spec, data_dir=data_dir)
+    found = rejudge(run.aside(), registration.made(run, judged.finalists[0]))
+    harm = found["now"]["checks"][-1]
+    assert (harm["clause"], harm["limit"], harm["estimate"]) == ("do_no_harm", 1.0, 1.0)
+    assert found["holds"], found["reason"]
+
+
+def test_what_only_resembles_a_baseline_is_not_it(trained: Any) -> None:
+    """Other files, other settings of what runs them, or another way of feeding."""
+    run, (strong, eager) = trained.run, trained.rows
+    packaged = dataclasses.replace(strong, role="candidate")
+    assert held(run, packaged, trained.rows) is strong
+    settings = {**strong.recipe.backend.settings, "graph_level": "basic"}
+    other = dataclasses.replace(strong.recipe, backend=Step("onnxruntime", settings))
+    changes: list[dict[str, Any]] = [{"id": eager.id}, {"recipe": other}, {"processing": "its own"}]
+    for change in changes:
+        assert held(run, dataclasses.replace(packaged, **change), trained.rows) is None

@@ -12,6 +12,7 @@ import pytest
 
 from pareflow.errors import CrashedError
 from pareflow.measuring.arena import write_feeds
+from pareflow.monitoring import drift
 from pareflow.monitoring.comparing import REASONS, Comparison, Unread, results
 from pareflow.monitoring.rules import Rules, VariantDrift
 from pareflow.serving.model import PackagedModel, told
@@ -49,8 +50,13 @@ def package(packaged: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def comparison(package: Path) -> Comparison:
     """The version beside itself as the original."""
+    return beside_itself(package)
+
+
+def beside_itself(package: Path, **watched: Any) -> Comparison:
     document = json.loads((package / "model.json").read_text())
-    return Comparison(str(package), str(package / "artifact"), document["backend"], WATCHED)
+    about = str(package), str(package / "artifact"), document["backend"]
+    return Comparison(*about, {**WATCHED, **watched})
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +187,61 @@ def test_what_cannot_be_answered_again_is_left_out_and_counted(
     redacted = Exchange("r", "images", "1", 0.0, {}, {"output": np.zeros((1, 4), np.float32)}, {})
     rows = comparison.live([redacted, answered("a", 1)])
     assert (rows["id"].tolist(), int(rows["left_out"])) == (["a"], 1)
+
+
+class Masked:
+    """The original with one more output, which holds the same values for every sample."""
+
+    def __init__(self, comparison: Comparison, *values: float) -> None:
+        self.session, self.values = comparison._original, values
+
+    def run(self, feeds: Arrays) -> Arrays:
+        found = self.session.run(feeds)
+        count = len(next(iter(found.values())))
+        return {**found, "masked": np.tile(np.array(self.values, np.float32), (count, 1))}
+
+
+NAN, MASK = float("nan"), float("-inf")
+
+
+@pytest.mark.parametrize(
+    ("embedding", "values", "then", "bright", "drifts"),
+    [
+        pytest.param(None, (MASK, MASK), (MASK, MASK), 0.0, True, id="dark images, beside masked values"),
+        pytest.param(None, (MASK, MASK), (MASK, MASK), 1.0, False, id="the same images"),
+        pytest.param("masked", (0.0, MASK), (NAN, MASK), 1.0, True, id="a number that is none any more"),
+    ],
+)
+def test_masked_values_hide_no_drift_of_others(
+    package: Path,
+    embedding: str | None,
+    values: tuple[float, ...],
+    then: tuple[float, ...],
+    bright: float,
+    drifts: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    comparison = beside_itself(package, embedding=embedding)
+    model, images = PackagedModel(package), np.random.default_rng(1).random((80, 8, 8), np.float32)
+    masked = Masked(comparison, *values)
+    monkeypatch.setattr(comparison, "_original", masked)
+    reference = comparison.reference(model.preprocess(images[i : i + 1]) for i in range(80))
+    masked.values = then
+    feeds = model.preprocess(bright * images)
+    live = comparison.live([Exchange("a", "images", "1", 0.0, feeds, model.session.run(feeds), {})])
+    embedded = {name: column for name, column in reference.items() if name.startswith("feature.embedding")}
+    assert len(embedded) == WATCHED["projections"]
+    assert (drift.drifted(drift.of_inputs(embedded, live), 1e-6, 0.1) is not None) == drifts
+
+
+def test_an_embedding_without_a_number_is_told(
+    package: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparison = beside_itself(package, embedding="masked")
+    monkeypatch.setattr(comparison, "_original", Masked(comparison, MASK, MASK))
+    images = np.zeros((2, 8, 8), np.float32)
+    comparison.reference([PackagedModel(package).preprocess(images)])
+    assert "embeddings must have values that are numbers" in capsys.readouterr().err
 
 
 def test_what_cannot_be_compared_is_told_once_for_each_reason_and_not_for_ever(

@@ -233,3 +233,48 @@ def test_latency_here_is_told_as_such_and_rejected_where_the_device_cannot(good:
     assert missed.decision == "reject"
     assert missed.reason == "roomy takes at least 2 ms (estimated from its peak rates), more than 1.5"
     assert checks({"latency": {"p50_ms": 1.5}}, good)["latency.p50_ms"].decision == "promote"
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "min_per_s", "decision"),
+    [(1, 499, "promote"), (1, 501, "reject"), (4, 1999, "promote"), (4, 2001, "reject")],
+)
+def test_throughput_here_is_rejected_where_the_device_cannot(
+    good: Evidence, batch_size: int, min_per_s: float, decision: str
+) -> None:
+    """Requests of 1 ms here, which take roomy 2 ms at its peak rate: at most 500 in a second."""
+    assert good.measurement is not None
+    assert good.baseline is not None
+    ours, theirs = (
+        dataclasses.replace(one, batch_size=batch_size) for one in (good.measurement, good.baseline)
+    )
+    evidence = dataclasses.replace(good, measurement=ours, baseline=theirs, fit=FIT)
+    sla = {"throughput": {"min_per_s": min_per_s}, "latency": {"p50_ms": 9, "batch_size": batch_size}}
+    found = checks(sla, evidence)["throughput.min_per_s"]
+    assert found.decision == decision
+    most = "roomy takes at least 2 ms (estimated from its peak rates), so that it answers 500 per second"
+    if (batch_size, decision) == (1, "reject"):
+        assert found.reason == f"{most} at most, not 501"
+
+
+@pytest.mark.parametrize(
+    ("units", "per_s", "decision"),
+    [(1, 499, "promote"), (1, 501, "reject"), (2, 501, "promote"), (2, 1001, "reject")],
+)
+def test_a_load_is_rejected_where_the_device_falls_behind_it(
+    good: Evidence, units: int, per_s: float, decision: str
+) -> None:
+    """Of requests that take 2 ms one unit answers 500 in a second, and two units 1000."""
+    fit = dataclasses.replace(FIT, units=units)
+    evidence = dataclasses.replace(good, served=good.measurement, fit=fit)
+    found = checks({"load": {"per_s": per_s, "p99_ms": 9}}, evidence)["load.p99_ms"]
+    assert found.decision == decision
+
+
+def test_all_units_that_run_a_variant_are_counted() -> None:
+    slower = ROOMY.units[0].model_copy(update={"backends": {"onnxruntime": "itself"}})
+    pair = ROOMY.model_copy(update={"units": (*ROOMY.units, slower)})
+    assert {name: fits(1.0, None, pair, name).units for name in ("onnxruntime", "litert")} == {
+        "onnxruntime": 2,
+        "litert": 1,
+    }

@@ -173,6 +173,14 @@ def test_a_server_that_was_started_again_and_counts_more_is_known_by_what_fell(b
     assert (window.requests, window.failed, window.answered) == (2000, 20, 2000)
 
 
+def test_a_server_that_was_started_again_is_known_by_its_times_too(begun: Reading) -> None:
+    """As many answers as before, of which 40 took over 0.1 s where 10 did: 60 under it where 90 were."""
+    before = after(begun, good=100, slow=10)
+    window = between(before, after(begun, good=100, slow=40))
+    assert (window.requests, window.answered) == (100, 100)
+    assert window.slower_than(100) == (40, 100)
+
+
 def test_quantiles_lie_in_their_bucket_in_proportion() -> None:
     """Ten requests under 10 ms, ten to 20: the median is the bound, p75 the middle of the second."""
     window = Window(1, 20, 0, {0.01: 10, 0.02: 20, float("inf"): 20})
@@ -355,6 +363,19 @@ def test_embeddings_that_turned_are_seen_along_fixed_directions() -> None:
         drift.projections(plain, 8), drift.projections(generator.normal(size=(2000, 2)), 8)
     )
     assert drift.drifted(same, 1e-6, 0.05) is None
+
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("missing", [NAN, INFINITY])
+def test_what_is_no_number_is_a_shift_where_its_share_differs(missing: float) -> None:
+    """0 to 9 against 0 to 4 and five that are none: up to 9 lies all of the one, half of the other."""
+    plain, half = np.arange(10.0), np.array([*range(5), *[missing] * 5])
+    shift = drift.numbers("x", plain, half)
+    assert shift.distance == pytest.approx(0.5)
+    assert 0 < shift.p_value < 1
+    assert drift.numbers("x", half, half) == drift.Shift("x", 0.0, 1.0)
 
 
 def joined(lost: int, won: int, count: int) -> labels.Joined:

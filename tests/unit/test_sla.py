@@ -51,7 +51,7 @@ def test_drop_of_another_metric_is_bca_of_paired_replicates(scored: Score) -> No
     1.6766 times the root of 50/49: 4.52 % and 95.48 % instead of 5 and 95.
     """
     drops = [i / 100 for i in range(21)]
-    original = bootstrapped(scored, 0.9, (0.9,) * 21)
+    original = bootstrapped(scored, 0.9, (0.9,) * 21, variant="original")
     candidate = bootstrapped(scored, 0.8, [0.9 - drop for drop in drops])
     found = drop_interval(original, candidate, 0.95)
     assert found is not None
@@ -59,8 +59,9 @@ def test_drop_of_another_metric_is_bca_of_paired_replicates(scored: Score) -> No
 
 
 def test_drop_of_an_error_is_its_rise(scored: Score) -> None:
-    original = bootstrapped(scored, 2.0, (2.0,) * 21, higher_is_better=False)
-    candidate = bootstrapped(scored, 2.5, [2.4 + i / 100 for i in range(21)], higher_is_better=False)
+    error: dict[str, Any] = {"higher_is_better": False}
+    original = bootstrapped(scored, 2.0, (2.0,) * 21, variant="original", **error)
+    candidate = bootstrapped(scored, 2.5, [2.4 + i / 100 for i in range(21)], **error)
     found = drop_interval(original, candidate, 0.95)
     assert found is not None
     assert (found.estimate, found.low, found.high) == pytest.approx((0.5, 0.40903, 0.59097), abs=1e-5)
@@ -244,6 +245,21 @@ def test_more_samples_are_as_many_as_would_move_the_limit_out(good: Evidence, sc
     check = judge(SLA.model_validate({"quality": {"min": 0.88}}), evidence).checks[0]
     assert check.low is not None
     assert check.more_samples == pytest.approx(300 * (((0.9 - check.low) / 0.02) ** 2 - 1), abs=1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "more"),
+    [({"max_drop": 0.01}, 199), ({"max_drop": 0.001}, 2895), ({"min": 0.99}, 199)],
+    ids=str,
+)
+def test_where_none_was_lost_more_samples_are_as_many_as_bound_what_is_unseen(
+    good: Evidence, scored: Score, limits: dict[str, float], more: int
+) -> None:
+    """100 of 299, since 0.99^299 is the first below 5 %; of 2995 for a thousandth."""
+    original, candidate = pairs(scored, 100, 0, 0)
+    evidence = replace(good, original=original, quality=candidate)
+    check = judge(SLA.model_validate({"quality": limits}), evidence).checks[0]
+    assert (check.decision, check.more_samples) == ("inconclusive", more)
 
 
 def test_too_few_for_a_p99_says_how_many_are_lacking(good: Evidence, measured: Build) -> None:
