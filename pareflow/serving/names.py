@@ -13,7 +13,7 @@ from pareflow.serving.plan import ServingPlan
 
 def check_names(plan: ServingPlan, main: Opened, tiers: Mapping[str, Opened]) -> None:
     """Raises: SpecError, with every name that is none of theirs."""
-    opened: dict[str | None, Opened] = {None: main, **tiers}
+    opened: dict[str | None, Opened] = {None: main} | dict(tiers.items())
     problems = []
     for policy in plan.chosen():
         for setting, side, name, tier in policy.tensors():

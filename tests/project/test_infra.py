@@ -157,7 +157,7 @@ def test_compose_names_only_what_is_there(infra: Path, compose: dict[str, Any]) 
 
 
 def test_mlflow_answers_to_the_addresses_that_it_is_reached_at(compose: dict[str, Any]) -> None:
-    """It refuses every other `Host` with 403: those of its clients, and of whoever asks the published port."""
+    """It refuses every other `Host` with 403: those of clients, and of whoever asks the published port."""
     service = compose["services"]["mlflow"]
     (allowed,) = re.findall(r'--allowed-hosts "([\w.:,]+)', service["command"][0])
     published = {port.rpartition(":")[0] for port in service["ports"]}

@@ -246,7 +246,7 @@ ROUTING: Any = {"deadline_routing": {}}
 def test_a_registered_plan_and_its_version_keep_the_sla_together(
     packaged: Callable[..., Path],
     tmp_path: Path,
-    quality: dict[str, float] | None,
+    quality: dict[str, Any] | None,
     checks: dict[str, float | None],
     left: float | None,
 ) -> None:
