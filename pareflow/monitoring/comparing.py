@@ -72,7 +72,7 @@ class Comparison:
             answered.append((f"calibration-{number}", feeds, served, self._original.run(feeds)))
         originals = np.concatenate([self._model.postprocess(outputs) for *_, outputs in answered])
         if originals.dtype.kind == "f":
-            self._spread = originals.std(axis=0)
+            self._spread = np.ma.filled(np.ma.masked_invalid(originals).std(axis=0), 0.0)
         if self._watched["projections"]:
             self._finite = finite_columns([self._embedded(outputs) for *_, outputs in answered])
             self._tell_what_has_none()
@@ -153,7 +153,9 @@ class Comparison:
     def _agree(self, served: np.ndarray, original: np.ndarray) -> np.ndarray:
         """Row by row, shape (n,)."""
         if original.dtype.kind == "f" and served.dtype.kind not in TEXTS:
-            same = np.abs(served - original) <= float(self._watched["tolerance"]) * self._spread
+            with np.errstate(invalid="ignore"):  # of two infinities the difference is no number
+                near = np.abs(served - original) <= float(self._watched["tolerance"]) * self._spread
+            same = near | (served == original)
         else:
             same = _same_labels(served, original)
         return np.asarray(same.reshape(len(original), -1).all(axis=1))

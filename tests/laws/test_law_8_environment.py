@@ -187,7 +187,7 @@ def test_what_only_resembles_a_baseline_is_not_it(trained: Any) -> None:
     """Other files, other settings of what runs them, or another way of feeding."""
     run, (strong, eager) = trained.run, trained.rows
     packaged = dataclasses.replace(strong, role="candidate")
-    assert [held(run, packaged, trained.rows)] == [strong]
+    assert held(run, packaged, trained.rows) == strong
     settings = {**strong.recipe.backend.settings, "graph_level": "basic"}
     other = dataclasses.replace(strong.recipe, backend=Step("onnxruntime", settings))
     changes: list[dict[str, Any]] = [{"id": eager.id}, {"recipe": other}, {"processing": "its own"}]

@@ -146,6 +146,12 @@ def test_predictions_agree_where_they_are_the_same_label_whatever_type_holds_it(
     assert comparison._agree(served, original).tolist() == [agree, agree]
 
 
+def test_predictions_of_numbers_agree_where_both_are_the_same_infinity(comparison: Comparison) -> None:
+    original = np.array([[0.5, -np.inf], [0.5, -np.inf], [0.5, -np.inf]])
+    served = np.array([[0.5, -np.inf], [0.5, 3.0], [0.7, -np.inf]])
+    assert comparison._agree(served, original).tolist() == [True, False, False]
+
+
 @pytest.mark.parametrize(
     ("image", "scores", "left_out"),
     [("x", "predictions", 0), ("samples", "y", 0), ("samples", "predictions", 1)],
@@ -208,7 +214,7 @@ NAN, MASK = float("nan"), float("-inf")
     ("embedding", "values", "then", "bright", "drifts"),
     [
         pytest.param(None, (MASK, MASK), (MASK, MASK), 0.0, True, id="dark images, beside masked values"),
-        pytest.param(None, (MASK, MASK), (MASK, MASK), 1.0, False, id="the same images"),
+        pytest.param(None, (MASK, MASK), (MASK, MASK), 1.0, False, id="images like them"),
         pytest.param("masked", (0.0, MASK), (NAN, MASK), 1.0, True, id="a number that is none any more"),
     ],
 )
@@ -222,12 +228,12 @@ def test_masked_values_hide_no_drift_of_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     comparison = beside_itself(package, embedding=embedding)
-    model, images = PackagedModel(package), np.random.default_rng(1).random((80, 8, 8), np.float32)
+    model, images = PackagedModel(package), np.random.default_rng(1).random((160, 8, 8), np.float32)
     masked = Masked(comparison, *values)
     monkeypatch.setattr(comparison, "_original", masked)
     reference = comparison.reference(model.preprocess(images[i : i + 1]) for i in range(80))
     masked.values = then
-    feeds = model.preprocess(bright * images)
+    feeds = model.preprocess(bright * images[80:])
     live = comparison.live([Exchange("a", "images", "1", 0.0, feeds, model.session.run(feeds), {})])
     embedded = {name: column for name, column in reference.items() if name.startswith("feature.embedding")}
     assert len(embedded) == WATCHED["projections"]

@@ -471,7 +471,8 @@ def test_a_winner_says_what_it_became_by_other_seeds(judged: Any) -> None:
 def test_a_row_that_lost_too_much_on_the_search_split_names_the_clause_and_the_bound(judged: Any) -> None:
     *_, candidate = judged.finalists
     original = judged.baselines[-1].quality
-    wrong = dataclasses.replace(original, scores=(0,) * len(original.scores), value=0.0)
+    none_right = {"variant": str(candidate.id), "scores": (0,) * len(original.scores), "value": 0.0}
+    wrong = dataclasses.replace(original, **none_right)
     rows = [*judged.baselines, dataclasses.replace(candidate, verdict=None, quality=wrong)]
     said = explaining.explanation(judged.run, rows[-1], rows, rows[0])
     assert said.startswith("It was not judged, since it missed clauses before: quality.max_drop: ")
