@@ -10,6 +10,7 @@ SCRIPTS = (
     "peers.py",
     "overhead.py",
     "gate.py",
+    "brief.py",
     "search.py",
     "resume.py",
     "techniques.py",

@@ -3,9 +3,9 @@
 All contestants of an arena are loaded and warm before the first block; then each block times every one of
 them once, on the same inputs, so that drift of the machine hits all alike and ratios are paired by block.
 Where in the inputs a block begins is drawn. The order is shuffled for every other block, and reversed for
-the next: whoever comes first is no faster for it. After some blocks all load their executables anew, since
-where a load lies in memory makes it lastingly faster or slower. Only one runs at a time, the others wait on
-a pipe; the caller holds the device lock.
+the next: whoever comes first is no faster for it. Where a process and its load lie in memory makes it
+lastingly faster or slower: all processes lie alike, and after some blocks all load their executables anew.
+Only one runs at a time, the others wait on a pipe; the caller holds the device lock.
 """
 
 import json
@@ -22,7 +22,7 @@ from typing import Any, Self
 import numpy as np
 
 from pareflow.errors import PareflowError, TimedOutError, WorkloadError
-from pareflow.hardware import probe
+from pareflow.hardware import layout, probe
 from pareflow.hardware.energy import device_joules, processor_joules
 from pareflow.hardware.noise import Noise, await_quiet
 from pareflow.isolation import Child, Limits
@@ -30,6 +30,9 @@ from pareflow.measurement import Measurement, Ran
 from pareflow.measuring.race import Race
 from pareflow.variant import Step
 from pareflow.workload import Arrays
+
+BRIEF_MS = 0.05
+"""Of what takes less, where its process lies in memory is a part that counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +143,17 @@ class Arena:
                 blocks_per_load=protocol.blocks_per_load,
                 batch_size=self._batch_size,
                 environment=self._environment,
-                noise=self._noise(noise, running),
+                noise=self._noise(noise, running, blocks[variant]),
             )
             for variant, running in self._running.items()
         }
 
-    def _noise(self, noise: Noise, running: "_Running") -> str:
-        return noise.words(running.contestant.threads, len(probe.cores()))
+    def _noise(self, noise: Noise, running: "_Running", blocks: Sequence[Sequence[float]]) -> str:
+        words = noise.words(running.contestant.threads, len(probe.cores()))
+        if running.alike or np.median(np.concatenate(blocks)) > BRIEF_MS:
+            return words
+        chance = "its process lies in memory at random, which moves microseconds by some hundredths"
+        return f"{words}, {chance}" if words else chance
 
     def _counts(self, protocol: Protocol) -> dict[str, int]:
         """Warm up; the number of requests of a block, by contestant.
@@ -231,13 +238,9 @@ class _Running:
         }
         limits = Limits(limits.seconds, limits.memory_mib, contestant.threads)
         log = logs / f"arena-{contestant.variant[:12]}.log"
-        self._child = Child(
-            "pareflow.measuring.contestant:serve",
-            arguments,
-            limits,
-            log,
-            (*descriptors, commands_read, answers_write),
-        )
+        passed = (*descriptors, commands_read, answers_write)
+        with layout.alike() as self.alike:
+            self._child = Child("pareflow.measuring.contestant:serve", arguments, limits, log, passed)
         os.close(commands_read)
         os.close(answers_write)
         self._pipes = [self._commands, self._answers]

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from pareflow.errors import (
     TimedOutError,
     WorkloadError,
 )
-from pareflow.hardware import noise, probe
+from pareflow.hardware import layout, noise, probe
 from pareflow.hardware.noise import Noise
 from pareflow.isolation import Child, Limits
 from pareflow.measurement import Ran
@@ -159,6 +160,34 @@ def test_what_disturbs_stands_in_the_measurement(
     with enter(OnnxRuntime().step) as arena:
         found = arena.measure(QUICK)["onnxruntime"]
     assert found.noise == "a busy thread gets 80% of a core"
+
+
+def test_processes_lie_in_memory_alike_where_the_system_lets_them(enter: Callable[..., Arena]) -> None:
+    """Each as the kernel says (proc(5)); whoever begins them stays as it was."""
+    ours = _personality(os.getpid())
+    with enter(OnnxRuntime().step, TorchEager().step) as arena:
+        children = [running._child._process.pid for running in arena._running.values()]
+        assert len(children) == 2
+        for running, pid in zip(arena._running.values(), children, strict=True):
+            assert bool(_personality(pid) & layout.NOT_AT_RANDOM) is running.alike
+    assert _personality(os.getpid()) == ours
+
+
+def _personality(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/personality").read_text(), 16)
+
+
+def test_microseconds_say_where_processes_lie_at_random(
+    enter: Callable[..., Arena], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that refuses it; what takes a millisecond says nothing of it."""
+    monkeypatch.setattr(noise, "watch", lambda: Noise(share=0.8, spread=1.0, steal=0.0, busy_cores=0.0))
+    monkeypatch.setattr(layout, "alike", lambda: nullcontext(False))
+    with enter(OnnxRuntime().step, Step("sluggish")) as arena:
+        found = arena.measure(QUICK)
+    slow = "a busy thread gets 80% of a core"
+    assert found["sluggish"].noise == slow
+    assert found["onnxruntime"].noise.startswith(f"{slow}, its process lies in memory at random")
 
 
 @pytest.mark.parametrize(
