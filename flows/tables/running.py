@@ -129,7 +129,7 @@ def _verdict(document: Document) -> str:
     verdict = document["verdict"]
     if verdict is None:
         return "verdict: inconclusive: no variant could be judged"
-    winner = next((row for row in document["variants"] if row["id"] == document["winner"]), None)
+    winner = wording.winning(document)
     if winner is None:
         return f"verdict: {verdict['decision']}: {verdict['reason']}"
     return (

@@ -64,3 +64,12 @@ def test_a_run_is_told_by_what_it_minimised_and_each_number_by_its_split_and_int
     assert "static_int8: 0.25× the size and 2.35× (2.30–2.40) as fast as onnxruntime, which lacks it" in shown
     searched = [row for row in document["variants"] if (row["quality"] or {}).get("split") == "search"]
     assert shown.count(" (search)") >= len(searched) > 0
+
+
+def test_a_run_that_nothing_won_names_no_row_as_promoted() -> None:
+    """The row that was never built has no id, as the winner has none."""
+    document = run_document()
+    unbuilt = {"id": None, "recipe": "fp16 → onnxruntime", "quality": None, "speedup": None}
+    verdict = {**document["verdict"], "decision": "reject", "reason": "nothing met the SLA"}
+    document |= {"winner": None, "variants": [unbuilt, *document["variants"]], "verdict": verdict}
+    assert running._verdict(document) == "verdict: reject: nothing met the SLA"
