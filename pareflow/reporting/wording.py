@@ -182,14 +182,17 @@ def _not_met(document: Record, decision: Outcome) -> Markup:
     nearest = subject(document)
     missed = misses(checks_of(nearest))
     if nearest is None or not missed:
-        return _not_judged(document)
+        return _not_told_by_clauses(document, nearest)
     doubt = "No candidate was proved to meet the SLA; a larger budget or more verdict data may settle it."
     start = doubt if decision == "doubt" else "No candidate met every clause of the SLA."
     listed = "; ".join(shortfall(check) for check in missed)
     return Markup("{} The closest was <code>{}</code>: {}.").format(start, recipe_of(nearest), listed)
 
 
-def _not_judged(document: Record) -> Markup:
+def _not_told_by_clauses(document: Record, nearest: Record | None) -> Markup:
+    """Where no clause was missed: nothing was judged, or what met all does not fit the device."""
     reason = (document.get("verdict") or {}).get("reason")
-    start = "No candidate was judged against every clause of the SLA, so none can be promoted"
+    start = "No candidate can be promoted"
+    if not checks_of(nearest):
+        start = "No candidate was judged against every clause of the SLA, so none can be promoted"
     return Markup("{}: {}").format(start, reason) if reason else Markup("{}.").format(start)

@@ -23,6 +23,8 @@ def explanation(run: Run, row: Row, screened: Sequence[Row], winner: Row | None)
         return "It is the winner without one of its steps, to show what that step gives."
     if row.role != "candidate":
         return "It is what candidates are measured against."
+    if row.verdict is not None and row.fit is not None and row.fit.decision != "fits":
+        return f"It meets every clause, but does not win: {row.fit.missed}."
     if row.verdict is not None:
         return f"It meets the SLA, but {_beside(run, row, screened, winner)}."
     return _not_judged(run, row, screened, winner)
