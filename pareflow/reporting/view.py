@@ -21,6 +21,7 @@ def view(document: Record) -> dict[str, Any]:
         "document": document,
         "rival": wording.rival_of(subject, document),
         "metric": _metric(document),
+        "lost": "lost" if _higher_is_better(document) else "risen",
         "headline": wording.headline(document),
         "winner": wording.winning(document),
         "subject": subject,

@@ -165,8 +165,10 @@ def _as_served(told: Headline, serving: Record) -> Headline:
 
 
 def _loss(winner: Record, document: Record) -> str:
-    """`a drop in accuracy of 0.0014 (at most 0.0086; limit 0.02)`; without that clause, both values."""
-    metric = (winner.get("quality") or {}).get("metric") or "quality"
+    """`a drop in accuracy of 0.0014 (at most 0.0086; limit 0.02)`, of an error a rise; without that clause,
+    both values."""
+    found = winner.get("quality") or {}
+    metric = found.get("metric") or "quality"
     checks = checks_of(winner) or checks_of(document)
     drop = next((check for check in checks if check.get("clause") == "quality.max_drop"), None)
     if drop is None or not known(drop.get("estimate")):
@@ -175,7 +177,8 @@ def _loss(winner: Record, document: Record) -> str:
         )
         return f"{metric} {quality(ours)} beside the baseline's {quality(theirs)}"
     bounds = f"({span(drop) or 'no interval'}; limit {limit(drop.get('limit'))})"
-    return f"a drop in {metric} of {number(drop['estimate'])} {bounds}"
+    way = "a rise in" if found.get("higher_is_better") is False else "a drop in"
+    return f"{way} {metric} of {number(drop['estimate'])} {bounds}"
 
 
 def _not_met(document: Record, decision: Outcome) -> Markup:

@@ -97,6 +97,22 @@ def test_the_verdict_is_one_sentence_with_speed_up_drop_and_their_intervals(docu
     )
 
 
+def test_an_error_rises_where_an_accuracy_drops(document: dict[str, Any]) -> None:
+    for row in document["variants"]:
+        if row["quality"]:
+            row["quality"] |= {"metric": "mae", "higher_is_better": False}
+    step: dict[str, Any] = {"step": "static_int8", "without": "onnxruntime", "reason": None, "size": 0.27}
+    step["speedup"] = {"estimate": 2.87, "low": 2.78, "high": 2.95}
+    step["quality_lost"] = {"estimate": 0.0012, "low": -0.001, "high": 0.003}
+    document["contributions"] = [step]
+
+    shown = Page(page.render(document))
+
+    assert "with a rise in mae of 0.00286 (−0.0014 to 0.0100; limit 0.02)" in shown.text("sentence")
+    assert "Mae risen on the search data" in shown.text()
+    assert "Mae risen" in [cell["data-label"] for cell in shown.having("number") if "data-label" in cell]
+
+
 def smallest(document: dict[str, Any]) -> dict[str, Any]:
     """The same, had size been minimised: the winner has a quarter of the size, and is 4.76 times slower."""
     winner = document["variants"][2]
