@@ -90,18 +90,22 @@ def rejudged(document: Document, console: Console) -> None:
     """A registered version: every clause then and now, what changed around it, and whether it holds."""
     title = f"models:/{document['name']}/{document['version']}: {document['recipe']}"
     table = Table(title=title)
-    for heading in ("clause", "limit", "then", "now", "decision"):
+    for heading in ("clause", "then", "limit then", "now", "limit now", "decision"):
         table.add_column(heading)
-    now = {check["clause"]: check for check in (document["now"] or {"checks": ()})["checks"]}
-    for check in document["was"]["checks"]:
-        again = now.get(check["clause"])
-        found = ("", "not judged") if again is None else (bounds(again), again["decision"])
-        table.add_row(check["clause"], f"{check['limit']:g}", bounds(check), *found)
+    verdicts = (document["was"], document["now"] or {"checks": ()})
+    then, now = ({check["clause"]: check for check in verdict["checks"]} for verdict in verdicts)
+    for clause in {**then, **now}:
+        decision = now[clause]["decision"] if clause in now else "not judged"
+        table.add_row(clause, *_beside_limit(then.get(clause)), *_beside_limit(now.get(clause)), decision)
     console.print(table)
     for name, change in document["environment_changes"].items():
         console.print(escape(f"{name} was {change['then']}, is {change['now']}"), soft_wrap=True)
     holds = "still holds" if document["holds"] else "does not hold"
     console.print(escape(f"the verdict {holds} here: {document['reason']}"), soft_wrap=True, highlight=False)
+
+
+def _beside_limit(check: Document | None) -> tuple[str, str]:
+    return ("", "") if check is None else (bounds(check), f"{check['limit']:g}")
 
 
 def store(document: Document, console: Console) -> None:

@@ -98,7 +98,7 @@ def test_the_verdict_is_one_sentence_with_speed_up_drop_and_their_intervals(docu
 
 
 def test_an_error_rises_where_an_accuracy_drops(document: dict[str, Any]) -> None:
-    for row in document["variants"]:
+    for row in [document["baseline"], *document["variants"]]:
         if row["quality"]:
             row["quality"] |= {"metric": "mae", "higher_is_better": False}
     step: dict[str, Any] = {"step": "static_int8", "without": "onnxruntime", "reason": None, "size": 0.27}

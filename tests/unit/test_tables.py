@@ -73,3 +73,25 @@ def test_a_run_that_nothing_won_names_no_row_as_promoted() -> None:
     verdict = {**document["verdict"], "decision": "reject", "reason": "nothing met the SLA"}
     document |= {"winner": None, "variants": [unbuilt, *document["variants"]], "verdict": verdict}
     assert running._verdict(document) == "verdict: reject: nothing met the SLA"
+
+
+def test_a_version_judged_again_shows_each_clause_with_the_limit_of_its_time() -> None:
+    """By hand: one limit was 2 and is 3, one clause is asked no more, and one is new."""
+
+    def check(clause: str, limit: float) -> dict[str, Any]:
+        return {"clause": clause, "limit": limit, "estimate": 1, "low": 1, "high": 1, "decision": "promote"}
+
+    document = {
+        **{"name": "digits", "version": "3", "recipe": "onnxruntime", "environment_changes": {}},
+        "was": {"checks": [check("latency.p50_ms", 2), check("size.max_mib", 4)]},
+        "now": {"checks": [check("latency.p50_ms", 3), check("memory.max_mib", 5)]},
+        **{"holds": True, "reason": "every clause is met here too"},
+    }
+    console = Console(width=200, record=True, file=io.StringIO())
+    operating.rejudged(document, console)
+    lines = [line for line in console.export_text().splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in line.strip("│").split("│")] for line in lines] == [
+        ["latency.p50_ms", "1 (1 to 1)", "2", "1 (1 to 1)", "3", "promote"],
+        ["size.max_mib", "1 (1 to 1)", "4", "", "", "not judged"],
+        ["memory.max_mib", "", "", "1 (1 to 1)", "5", "promote"],
+    ]
