@@ -6,9 +6,10 @@ from pareflow.reporting import gains
 from pareflow.reporting.gains import Ratio
 from pareflow.search.training_space import seedless
 from pareflow.sla import OBJECTIVES
+from pareflow.stages.finalists import least_sure
 from pareflow.stages.optimization import strong_baseline
 from pareflow.stages.run import Row, Run
-from pareflow.stages.screening import objective_value, rejected
+from pareflow.stages.screening import cost_of, objective_value, rejected
 
 
 def explanation(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> str:
@@ -56,22 +57,39 @@ def _by_other_seeds(row: Row, screened: Sequence[Row]) -> str:
 
 
 def _not_judged(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> str:
-    """Of a row that was not chosen for the verdict: which clauses it missed already, or what was better."""
+    """Of a row that was not chosen for the verdict: which clauses it missed already, which it was not likely
+    enough to keep, or what was better."""
     missed = "; ".join(f"{check.clause}: {check.reason}" for check in rejected(run, row, screened))
     if missed:
         return f"It was not judged, since it missed clauses before: {missed}."
     if row.measurement is None:
         return "It was not judged: it was not timed."
+    if winner is None or cost_of(run, row, screened) < cost_of(run, winner, screened):
+        return f"It was not judged: {_promised_less(run, row, screened)}."
     return f"It was not judged: {_beside(run, row, screened, winner)}."
 
 
+def _promised_less(run: Run, row: Row, screened: Sequence[Row]) -> str:
+    """Why others were chosen where none of them became better: they were likelier to pass."""
+    doubt = least_sure(run, row, [other for other in screened if other.role in ("baseline", "original")])
+    if doubt is None:
+        return "others promised more"
+    return f"it was less likely to keep {doubt.clause}: on the search split {doubt.reason}"
+
+
 def _beside(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> str:
-    """How a row compares with the winner, both beside the strong baseline."""
-    ours = _ratio(run, row, screened)
-    theirs = None if winner is None else _ratio(run, winner, screened)
-    if ours is None or theirs is None:
+    """How a row compares with the winner, both beside the strong baseline: of other threads, the first."""
+    if winner is not None and winner.threads != row.threads:
+        ours, theirs = (cost_of(run, one, screened) for one in (row, winner))
+        if run.spec.objective == "throughput":
+            ours, theirs = 1 / ours, 1 / theirs
+        same = f"that of {screened[0].label}, and the winner's {theirs:.2f} times"
+        return f"its {OBJECTIVES[run.spec.objective]} is {ours:.2f} times {same}"
+    beside = _ratio(run, row, screened)
+    best = None if winner is None else _ratio(run, winner, screened)
+    if beside is None or best is None:
         return "others are better by the objective"
-    return f"it {_gained(run, row, ours)}, and the winner {_times(theirs)}"
+    return f"it {_gained(run, row, beside)}, and the winner {_times(best)}"
 
 
 def _gained(run: Run, row: Row, ratio: Ratio) -> str:
