@@ -90,6 +90,8 @@ def shortfall(check: Record) -> str:
     if beyond(check, estimate) > 0:
         far = amount(number(beyond(check, estimate)), unit)
         return f"{found}, {far} or {percent(excess(check))} {'short' if at_least(check) else 'over'}"
+    if outcome(check.get("decision")) == "fail":  # of another device, whatever was measured here
+        return f"{found}, but {check.get('reason') or UNKNOWN}"
     bounded = known(worst(check))
     return f"{found}, {'not surely inside the limit' if bounded else 'with no bound on that side'}"
 

@@ -430,6 +430,15 @@ def test_below_a_lower_limit_is_short() -> None:
     )
 
 
+def test_what_the_device_cannot_keep_is_not_told_as_doubt() -> None:
+    reason = "roomy takes at least 8 ms (estimated from its peak rates), more than 5"
+    found = wording.shortfall(check(decision="reject", reason=reason))
+
+    assert found.replace("\u00a0", " ") == (
+        f"the p50 latency is 2 ms (1.00 to 3.00) where at most 5 ms is allowed, but {reason}"
+    )
+
+
 # What is not known
 
 
