@@ -435,9 +435,7 @@ def test_a_row_is_told_by_what_was_minimised_and_plainly_where_it_is_slower(judg
     checks = (dataclasses.replace(candidate.verdict.checks[-1], **gained),)
     verdict = dataclasses.replace(candidate.verdict, checks=checks)
     quarter = dataclasses.replace(half, size_mib=strong.measurement.size_mib / 4)
-    winner = dataclasses.replace(
-        candidate, id="winner", measurement=quarter, verdict=verdict, speedup=slow
-    )
+    winner = dataclasses.replace(candidate, id="winner", measurement=quarter, verdict=verdict, speedup=slow)
     rows = [*rows_of(judged), winner]
     slower = "of the strong baseline and is 2.00 times (1.6 to 2.5) slower"
     assert explaining.explanation(run, winner, rows, winner) == (
