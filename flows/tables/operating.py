@@ -1,5 +1,6 @@
 """Lists, moves, rollouts, what was watched, and the state of store and machine, on a terminal."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -123,9 +124,10 @@ def store(document: Document, console: Console) -> None:
         running = f"{row['what']} (process {row['pid']}) began {row['minutes']:.0f} minutes ago"
         console.print(escape(f"{running}, and needs all that it has used"), soft_wrap=True, highlight=False)
     if document["leftovers"]:
-        console.print(
-            f"{document['leftovers']} leftovers of killed commands: `pareflow collect` removes them"
-        )
+        no_less = math.ceil(document["mib"] / 1024)
+        told = f"`pareflow collect --max-gib {no_less}` removes them and nothing else"
+        line = f"{document['leftovers']} leftovers of killed commands: {told}"
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def collected(document: Document, console: Console) -> None:

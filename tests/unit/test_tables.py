@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from flows.tables import operating, running
@@ -95,3 +96,12 @@ def test_a_version_judged_again_shows_each_clause_with_the_limit_of_its_time() -
         ["size.max_mib", "1 (1 to 1)", "4", "", "", "not judged"],
         ["memory.max_mib", "", "", "1 (1 to 1)", "5", "promote"],
     ]
+
+
+@pytest.mark.parametrize(("mib", "limit"), [(0.0, 0), (0.5, 1), (1024.0, 1), (1024.5, 2)])
+def test_leftovers_are_removed_by_a_limit_that_spares_every_entry(mib: float, limit: int) -> None:
+    counted: dict[str, Any] = {"entries": 1, "mib": mib, "kinds": [], "needed": [], "running": []}
+    console = Console(width=200, record=True, file=io.StringIO())
+    operating.store({"store": "/data/store", "leftovers": 3, **counted}, console)
+    said = f"3 leftovers of killed commands: `pareflow collect --max-gib {limit}` removes them"
+    assert said in console.export_text()
