@@ -79,7 +79,7 @@ def retrained(document: Document, console: Console) -> None:
 
 def _cells(row: Document) -> list[str]:
     if row["latency_ms"] is None:
-        return [row["recipe"], f"{row['status']}: {row['reason']}", *[""] * 6]
+        return [row["recipe"], _state(row), *[""] * 6]
     ran, speedup = row["ran"], row["speedup"]
     return [
         row["recipe"],
@@ -89,8 +89,13 @@ def _cells(row: Document) -> list[str]:
         interval(speedup),
         quality(row["quality"]),
         f"{row['size_mib']:.2f}",
-        row["verdict"]["decision"] if row["verdict"] else row["status"],
+        row["verdict"]["decision"] if row["verdict"] else _state(row),
     ]
+
+
+def _state(row: Document) -> str:
+    """Its status, and why where it is not ok."""
+    return "ok" if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
 
 
 def _precisions(document: Document) -> Table:

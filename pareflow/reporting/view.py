@@ -86,10 +86,11 @@ def _original_quality(document: Record) -> Any:
 
 
 def _points(document: Record) -> Iterator[pareto.Point]:
-    """The variants of which both quality and latency are known."""
+    """The variants of which both quality and latency are known, and that did not fail after that."""
     for index, row in enumerate(document.get("variants") or []):
         latency, quality = row.get("latency_ms") or {}, row.get("quality") or {}
-        if formats.known(latency.get("p50")) and formats.known(quality.get("value")):
+        measured = formats.known(latency.get("p50")) and formats.known(quality.get("value"))
+        if measured and row.get("status", "ok") == "ok":
             yield pareto.Point(
                 row=index,
                 kind=_kind(row, document),

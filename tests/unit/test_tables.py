@@ -9,6 +9,8 @@ import pytest
 from rich.console import Console
 
 from flows.tables import operating, running
+from pareflow.reporting import view
+from pareflow.reporting.precision import precisions
 
 DOCUMENT = Path(__file__).with_name("report.json")
 """The document of a whole run, for the page's tests."""
@@ -105,3 +107,13 @@ def test_leftovers_are_removed_by_a_limit_that_spares_every_entry(mib: float, li
     operating.store({"store": "/data/store", "leftovers": 3, **counted}, console)
     said = f"3 leftovers of killed commands: `pareflow collect --max-gib {limit}` removes them"
     assert said in console.export_text()
+
+
+def test_a_finalist_that_failed_says_why_beside_what_it_was_timed_at() -> None:
+    document = run_document()
+    winner = document["variants"][2]
+    winner |= {"verdict": None, "status": "failed", "reason": "CrashedError: it must answer, but died"}
+    *_, said = running._cells(winner)
+    assert said == "failed: CrashedError: it must answer, but died"
+    assert winner not in [row["variant"] for row in precisions(document)]
+    assert 2 not in [point.row for point in view._points(document)]
