@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.tables.cells import Document, bounds, interval, plain, quality
-from pareflow.reporting import gains, wording
+from pareflow.reporting import formats, gains, wording
 from pareflow.reporting.precision import precisions
 
 
@@ -139,7 +139,7 @@ def _verdict(document: Document) -> str:
         return f"verdict: {verdict['decision']}: {verdict['reason']}"
     return (
         f"verdict: promote {winner['recipe']}: {_gained(winner, document)}, "
-        f"{winner['quality']['metric']} {winner['quality']['value']:.4f}; {verdict['reason']}"
+        f"{winner['quality']['metric']} {formats.quality(winner['quality']['value'])}; {verdict['reason']}"
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from pareflow.reporting import gains
+from pareflow.reporting.formats import quality
 from pareflow.reporting.gains import Ratio
 from pareflow.search.training_space import seedless
 from pareflow.sla import OBJECTIVES
@@ -49,10 +50,10 @@ def _by_other_seeds(row: Row, screened: Sequence[Row]) -> str:
     if not found or here is None:
         return ""
     speedups, values = ((min(numbers), max(numbers)) for numbers in zip(*found, strict=True))
-    fast, good = f"{speedups[0]:.2f} to {speedups[1]:.2f}", f"{values[0]:.4f} to {values[1]:.4f}"
+    fast, good = f"{speedups[0]:.2f} to {speedups[1]:.2f}", " to ".join(map(quality, values))
     return (
         f" Trained by {len(found)} other seeds it is {fast} times as fast, and its {here.metric} {good} "
-        f"on the search split, here {here.value:.4f}."
+        f"on the search split, here {quality(here.value)}."
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from flows.tables import cells
 from pareflow.errors import StoreError
 from pareflow.reporting import formats, page, view, wording
 from pareflow.reporting.checks import bounds_of, closest, excess, outcome
@@ -542,6 +543,15 @@ def test_numbers_have_three_significant_digits(value: float, shown: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0, "0.0000"), (0.97142, "0.9714"), (0.01, "0.0100"), (0.0012345, "0.00123"), (-4e-5, "−4.00e−05")],
+)
+def test_small_errors_keep_their_digits(value: float, shown: str) -> None:
+    assert formats.quality(value) == shown
+    assert cells.quality({"value": value, "split": "search"}) == f"{shown} (search)"
+
+
+@pytest.mark.parametrize(
     ("low", "high", "shown"),
     [
         (-0.00143, 0.01, "−0.0014 to 0.0100"),
@@ -657,7 +667,7 @@ def test_of_an_error_front_and_limit_are_on_the_other_side() -> None:
     assert 'class="front" d="M68.71 42.67 H158.00 V209.33 H258.00"' in drawn
     assert '<rect class="outside" x="58" y="26" width="200" height="100"' in drawn
     assert "mae: lower is better" in drawn
-    assert "SLA: mae ≤ 0.9100" in drawn
+    assert "SLA: mae ≤ 0.91" in drawn
 
 
 @pytest.mark.parametrize(
