@@ -19,8 +19,7 @@ def precisions(document: Record) -> list[dict[str, Any]]:
     fastest: dict[tuple[str, str], Record] = {}
     for row in document.get("variants") or []:
         precision, speedup = (row.get("ran") or {}).get("precision"), _speedup(row)
-        ran_well = row.get("status", "ok") == "ok" and precision is not None
-        if not ran_well or not known(speedup) or not _is_whole(row):
+        if row.get("status", "ok") != "ok" or precision is None or not known(speedup) or not _is_whole(row):
             continue
         key = (_stored_by(row), precision)
         if key not in fastest or speedup > _speedup(fastest[key]):
