@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from pareflow.reporting import formats
 from pareflow.stages.run import Row
 
 
@@ -84,6 +85,6 @@ def _line(row: Row) -> str:
         return f"{row.label}: {row.status}: {row.reason}"
     return (
         f"{row.label}: {row.measurement.quantile_ms(0.5):.3g} ms, "
-        f"{row.speedup.estimate:.2f}×, {row.quality.metric} {row.quality.value:.4f}"
+        f"{row.speedup.estimate:.2f}×, {row.quality.metric} {formats.quality(row.quality.value)}"
         + (f" (noisy: {row.measurement.noise})" if row.measurement.noise else "")
     )

@@ -294,7 +294,10 @@ def replace(path: Path, text: str) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-_FREE = "Free some space (`pareflow collect` shrinks the store), then run the same command again"
+_FREE = (
+    "Free some space (`pareflow collect --max-gib N` shrinks the store to N GiB, least recently used first), "
+    "then run the same command again"
+)
 
 
 @contextmanager

@@ -53,6 +53,8 @@ LEFT = "pareflow.left"
 """Of a version: who rolled back from it, and why."""
 STOPPED = "pareflow.stopped"
 """Of a run: whether Ctrl-C ended its search, so that the same command goes on with it."""
+BEGUN = "pareflow.begun"
+"""Of a run: how often all of it was measured again, after the first time."""
 LOOKED = "pareflow.looked"
 """Of a monitor's run: the number of the last look that it has a row of."""
 CONFIG = "pareflow.config"
@@ -205,12 +207,19 @@ class Tracker:
         """The id of the parent run of this pipeline run, found or made."""
         tags = {ENVIRONMENT: run.environment.fingerprint, DATA: run.facts.data_digest}
         with _reaching(self.uri):
-            return self._run(run, run.id, f"{run.spec.name}-{run.id[:8]}", tags)
+            parent = self._run(run, run.id, f"{run.spec.name}-{run.id[:8]}", tags)
+            if run.remeasure:
+                self.client.set_tag(parent, BEGUN, str(self._begun(parent) + 1))
+            return parent
+
+    def _begun(self, parent: str) -> int:
+        return int(self.client.get_run(parent).data.tags.get(BEGUN, "0"))
 
     def variant(self, run: Run, parent: str, row: Row) -> None:
         """One child run per variant: recipe as params, measurements as metrics, samples as an artifact.
 
-        A finalist is recorded twice: as screened (metrics at step 0), then as judged (step 1).
+        A finalist is recorded twice: as screened (metrics at step 0), then as judged (step 1). What is
+        measured again has steps beyond: MLflow shows the metric of the highest one.
         """
         document = outcome.variant(row)
         phase = "search" if row.verdict is None else "verdict"
@@ -222,14 +231,15 @@ class Tracker:
             f"pareflow.recorded.{phase}": content,
         }
         params = [Param(name, settings) for name, settings in figures.params(row).items()]
-        now, step = int(time.time() * 1000), int(phase == "verdict")
-        metrics = [Metric(name, value, now, step) for name, value in figures.metrics(document).items()]
+        now = int(time.time() * 1000)
         with _reaching(self.uri), self.locked("recording"):
             self.check_alive()
             key = f"{run.id}:{digest(row.recipe.to_json())[:16]}"
             child = self._run(run, key, row.label[:250], {"mlflow.parentRunId": parent})
             if self.client.get_run(child).data.tags.get(f"pareflow.recorded.{phase}") == content:
                 return
+            step = 2 * self._begun(parent) + int(phase == "verdict")
+            metrics = [Metric(name, value, now, step) for name, value in figures.metrics(document).items()]
             self.client.log_dict(child, document, "variant.json")
             if row.measurement is not None:
                 self.client.log_dict(child, row.measurement.to_json(), "samples.json")

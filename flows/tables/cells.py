@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from pareflow.reporting import formats
+
 Document: TypeAlias = Mapping[str, Any]
 
 
@@ -17,7 +19,7 @@ def interval(ratio: Document) -> str:
 
 def quality(found: Document) -> str:
     """The value, marked where it is of the search split: only of finalists is it the verdict split's."""
-    return f"{found['value']:.4f}" + (" (search)" if found.get("split") == "search" else "")
+    return formats.quality(found["value"]) + (" (search)" if found.get("split") == "search" else "")
 
 
 def bounds(check: Document) -> str:

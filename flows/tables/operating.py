@@ -1,5 +1,6 @@
 """Lists, moves, rollouts, what was watched, and the state of store and machine, on a terminal."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -90,18 +91,22 @@ def rejudged(document: Document, console: Console) -> None:
     """A registered version: every clause then and now, what changed around it, and whether it holds."""
     title = f"models:/{document['name']}/{document['version']}: {document['recipe']}"
     table = Table(title=title)
-    for heading in ("clause", "limit", "then", "now", "decision"):
+    for heading in ("clause", "then", "limit then", "now", "limit now", "decision"):
         table.add_column(heading)
-    now = {check["clause"]: check for check in (document["now"] or {"checks": ()})["checks"]}
-    for check in document["was"]["checks"]:
-        again = now.get(check["clause"])
-        found = ("", "not judged") if again is None else (bounds(again), again["decision"])
-        table.add_row(check["clause"], f"{check['limit']:g}", bounds(check), *found)
+    verdicts = (document["was"], document["now"] or {"checks": ()})
+    then, now = ({check["clause"]: check for check in verdict["checks"]} for verdict in verdicts)
+    for clause in {**then, **now}:
+        decision = now[clause]["decision"] if clause in now else "not judged"
+        table.add_row(clause, *_beside_limit(then.get(clause)), *_beside_limit(now.get(clause)), decision)
     console.print(table)
     for name, change in document["environment_changes"].items():
         console.print(escape(f"{name} was {change['then']}, is {change['now']}"), soft_wrap=True)
     holds = "still holds" if document["holds"] else "does not hold"
     console.print(escape(f"the verdict {holds} here: {document['reason']}"), soft_wrap=True, highlight=False)
+
+
+def _beside_limit(check: Document | None) -> tuple[str, str]:
+    return ("", "") if check is None else (bounds(check), f"{check['limit']:g}")
 
 
 def store(document: Document, console: Console) -> None:
@@ -119,9 +124,10 @@ def store(document: Document, console: Console) -> None:
         running = f"{row['what']} (process {row['pid']}) began {row['minutes']:.0f} minutes ago"
         console.print(escape(f"{running}, and needs all that it has used"), soft_wrap=True, highlight=False)
     if document["leftovers"]:
-        console.print(
-            f"{document['leftovers']} leftovers of killed commands: `pareflow collect` removes them"
-        )
+        no_less = math.ceil(document["mib"] / 1024)
+        told = f"`pareflow collect --max-gib {no_less}` removes them and nothing else"
+        line = f"{document['leftovers']} leftovers of killed commands: {told}"
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def collected(document: Document, console: Console) -> None:

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.tables.cells import Document, bounds, interval, plain, quality
-from pareflow.reporting import gains, wording
+from pareflow.reporting import formats, gains, wording
 from pareflow.reporting.precision import precisions
 
 
@@ -79,7 +79,7 @@ def retrained(document: Document, console: Console) -> None:
 
 def _cells(row: Document) -> list[str]:
     if row["latency_ms"] is None:
-        return [row["recipe"], f"{row['status']}: {row['reason']}", *[""] * 6]
+        return [row["recipe"], _state(row), *[""] * 6]
     ran, speedup = row["ran"], row["speedup"]
     return [
         row["recipe"],
@@ -89,8 +89,13 @@ def _cells(row: Document) -> list[str]:
         interval(speedup),
         quality(row["quality"]),
         f"{row['size_mib']:.2f}",
-        row["verdict"]["decision"] if row["verdict"] else row["status"],
+        row["verdict"]["decision"] if row["verdict"] else _state(row),
     ]
+
+
+def _state(row: Document) -> str:
+    """Its status, and why where it is not ok."""
+    return "ok" if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
 
 
 def _precisions(document: Document) -> Table:
@@ -129,12 +134,12 @@ def _verdict(document: Document) -> str:
     verdict = document["verdict"]
     if verdict is None:
         return "verdict: inconclusive: no variant could be judged"
-    winner = next((row for row in document["variants"] if row["id"] == document["winner"]), None)
+    winner = wording.winning(document)
     if winner is None:
         return f"verdict: {verdict['decision']}: {verdict['reason']}"
     return (
         f"verdict: promote {winner['recipe']}: {_gained(winner, document)}, "
-        f"{winner['quality']['metric']} {winner['quality']['value']:.4f}; {verdict['reason']}"
+        f"{winner['quality']['metric']} {formats.quality(winner['quality']['value'])}; {verdict['reason']}"
     )
 
 

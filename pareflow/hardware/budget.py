@@ -85,6 +85,13 @@ class Fit:
         """Every need that the device does not meet, in words; empty where it meets all."""
         return "; ".join(need.words for need in self.needs if need.decision == "does not fit")
 
+    @property
+    def missed(self) -> str:
+        """What keeps it from fitting, and on which device; empty where it fits."""
+        if self.decision == "fits":
+            return ""
+        return f"{self.device}: {self.excess or 'what it needs there is not known'}"
+
     def needed(self, name: str) -> float | None:
         """How much it needs of one thing; None where that is unknown or not asked."""
         return next((need.needs for need in self.needs if need.name == name), None)

@@ -25,7 +25,10 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def quality(value: Any) -> str:
-    """Four decimals: a metric is compared between rows, so all rows have the same."""
+    """Four decimals, since a metric is compared between rows; below 0.01 three significant digits: errors may
+    be small."""
+    if known(value) and 0 < abs(value) < 0.01:
+        return number(float(value))
     return _typeset(f"{value:.4f}") if known(value) else UNKNOWN
 
 
@@ -36,9 +39,9 @@ def percent(share: Any) -> str:
     return f"{number(share * 100, 2) if 0 < round(abs(share), 3) < 0.1 else f'{share * 100:.0f}'} %"
 
 
-def limit(value: Any) -> str:
+def limit(value: Any, digits: int = 10) -> str:
     """A limit exactly as the user gave it, without digits of our own."""
-    return _typeset(f"{value:.10g}") if known(value) else UNKNOWN
+    return _typeset(f"{value:.{digits}g}") if known(value) else UNKNOWN
 
 
 def span(interval: Mapping[str, Any] | None) -> str:

@@ -91,7 +91,8 @@ def _quality_name(axes: Axes, limits: Limits, metric: str) -> str | None:
     """What the level line of the quality limit is called; None if there is no such line in the plot."""
     if limits.quality is None or not axes.y.low <= limits.quality <= axes.y.high:
         return None
-    return f"SLA: {metric} {'≥' if axes.higher_is_better else '≤'} {formats.quality(limits.quality)}"
+    limit = formats.limit(limits.quality, 6)  # it may be computed from a drop, to any number of digits
+    return f"SLA: {metric} {'≥' if axes.higher_is_better else '≤'} {limit}"
 
 
 def _beside_line(axes: Axes, points: Sequence[Point], y: float, text: str) -> Box:

@@ -12,14 +12,14 @@ _BITS = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8}
 def precisions(document: Record) -> list[dict[str, Any]]:
     """The fastest measured variant of each precision, by what stores the numbers and what computes.
 
-    Only variants of the whole network: one that was also made smaller says nothing of precisions. Its `bits`
-    are those stored per weight of the original: the baseline's own, times the share of its size that is left;
-    None where a size is not known.
+    Only variants of the whole network: one that was also made smaller says nothing of precisions; and none
+    that failed after it was timed. Its `bits` are those stored per weight of the original: the baseline's
+    own, times the share of its size that is left; None where a size is not known.
     """
     fastest: dict[tuple[str, str], Record] = {}
     for row in document.get("variants") or []:
         precision, speedup = (row.get("ran") or {}).get("precision"), _speedup(row)
-        if precision is None or not known(speedup) or not _is_whole(row):
+        if row.get("status", "ok") != "ok" or precision is None or not known(speedup) or not _is_whole(row):
             continue
         key = (_stored_by(row), precision)
         if key not in fastest or speedup > _speedup(fastest[key]):

@@ -21,6 +21,7 @@ def view(document: Record) -> dict[str, Any]:
         "document": document,
         "rival": wording.rival_of(subject, document),
         "metric": _metric(document),
+        "lost": "lost" if _higher_is_better(document) else "risen",
         "headline": wording.headline(document),
         "winner": wording.winning(document),
         "subject": subject,
@@ -85,10 +86,11 @@ def _original_quality(document: Record) -> Any:
 
 
 def _points(document: Record) -> Iterator[pareto.Point]:
-    """The variants of which both quality and latency are known."""
+    """The variants of which both quality and latency are known, and that did not fail after that."""
     for index, row in enumerate(document.get("variants") or []):
         latency, quality = row.get("latency_ms") or {}, row.get("quality") or {}
-        if formats.known(latency.get("p50")) and formats.known(quality.get("value")):
+        measured = formats.known(latency.get("p50")) and formats.known(quality.get("value"))
+        if measured and row.get("status", "ok") == "ok":
             yield pareto.Point(
                 row=index,
                 kind=_kind(row, document),

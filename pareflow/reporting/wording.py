@@ -90,6 +90,8 @@ def shortfall(check: Record) -> str:
     if beyond(check, estimate) > 0:
         far = amount(number(beyond(check, estimate)), unit)
         return f"{found}, {far} or {percent(excess(check))} {'short' if at_least(check) else 'over'}"
+    if outcome(check.get("decision")) == "fail":  # of another device, whatever was measured here
+        return f"{found}, but {check.get('reason') or UNKNOWN}"
     bounded = known(worst(check))
     return f"{found}, {'not surely inside the limit' if bounded else 'with no bound on that side'}"
 
@@ -165,8 +167,10 @@ def _as_served(told: Headline, serving: Record) -> Headline:
 
 
 def _loss(winner: Record, document: Record) -> str:
-    """`a drop in accuracy of 0.0014 (at most 0.0086; limit 0.02)`; without that clause, both values."""
-    metric = (winner.get("quality") or {}).get("metric") or "quality"
+    """`a drop in accuracy of 0.0014 (at most 0.0086; limit 0.02)`, of an error a rise; without that clause,
+    both values."""
+    found = winner.get("quality") or {}
+    metric = found.get("metric") or "quality"
     checks = checks_of(winner) or checks_of(document)
     drop = next((check for check in checks if check.get("clause") == "quality.max_drop"), None)
     if drop is None or not known(drop.get("estimate")):
@@ -175,21 +179,25 @@ def _loss(winner: Record, document: Record) -> str:
         )
         return f"{metric} {quality(ours)} beside the baseline's {quality(theirs)}"
     bounds = f"({span(drop) or 'no interval'}; limit {limit(drop.get('limit'))})"
-    return f"a drop in {metric} of {number(drop['estimate'])} {bounds}"
+    way = "a rise in" if found.get("higher_is_better") is False else "a drop in"
+    return f"{way} {metric} of {number(drop['estimate'])} {bounds}"
 
 
 def _not_met(document: Record, decision: Outcome) -> Markup:
     nearest = subject(document)
     missed = misses(checks_of(nearest))
     if nearest is None or not missed:
-        return _not_judged(document)
+        return _not_told_by_clauses(document, nearest)
     doubt = "No candidate was proved to meet the SLA; a larger budget or more verdict data may settle it."
     start = doubt if decision == "doubt" else "No candidate met every clause of the SLA."
     listed = "; ".join(shortfall(check) for check in missed)
     return Markup("{} The closest was <code>{}</code>: {}.").format(start, recipe_of(nearest), listed)
 
 
-def _not_judged(document: Record) -> Markup:
+def _not_told_by_clauses(document: Record, nearest: Record | None) -> Markup:
+    """Where no clause was missed: nothing was judged, or what met all does not fit the device."""
     reason = (document.get("verdict") or {}).get("reason")
-    start = "No candidate was judged against every clause of the SLA, so none can be promoted"
+    start = "No candidate can be promoted"
+    if not checks_of(nearest):
+        start = "No candidate was judged against every clause of the SLA, so none can be promoted"
     return Markup("{}: {}").format(start, reason) if reason else Markup("{}.").format(start)

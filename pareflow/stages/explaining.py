@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 from pareflow.reporting import gains
+from pareflow.reporting.formats import quality
 from pareflow.reporting.gains import Ratio
 from pareflow.search.training_space import seedless
 from pareflow.sla import OBJECTIVES
+from pareflow.stages.finalists import least_sure
 from pareflow.stages.optimization import strong_baseline
 from pareflow.stages.run import Row, Run
-from pareflow.stages.screening import objective_value, rejected
+from pareflow.stages.screening import cost_of, objective_value, rejected
 
 
 def explanation(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> str:
@@ -23,6 +25,8 @@ def explanation(run: Run, row: Row, screened: Sequence[Row], winner: Row | None)
         return "It is the winner without one of its steps, to show what that step gives."
     if row.role != "candidate":
         return "It is what candidates are measured against."
+    if row.verdict is not None and row.fit is not None and row.fit.decision != "fits":
+        return f"It meets every clause, but does not win: {row.fit.missed}."
     if row.verdict is not None:
         return f"It meets the SLA, but {_beside(run, row, screened, winner)}."
     return _not_judged(run, row, screened, winner)
@@ -46,30 +50,47 @@ def _by_other_seeds(row: Row, screened: Sequence[Row]) -> str:
     if not found or here is None:
         return ""
     speedups, values = ((min(numbers), max(numbers)) for numbers in zip(*found, strict=True))
-    fast, good = f"{speedups[0]:.2f} to {speedups[1]:.2f}", f"{values[0]:.4f} to {values[1]:.4f}"
+    fast, good = f"{speedups[0]:.2f} to {speedups[1]:.2f}", " to ".join(map(quality, values))
     return (
         f" Trained by {len(found)} other seeds it is {fast} times as fast, and its {here.metric} {good} "
-        f"on the search split, here {here.value:.4f}."
+        f"on the search split, here {quality(here.value)}."
     )
 
 
 def _not_judged(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> str:
-    """Of a row that was not chosen for the verdict: which clauses it missed already, or what was better."""
+    """Of a row that was not chosen for the verdict: which clauses it missed already, which it was not likely
+    enough to keep, or what was better."""
     missed = "; ".join(f"{check.clause}: {check.reason}" for check in rejected(run, row, screened))
     if missed:
         return f"It was not judged, since it missed clauses before: {missed}."
     if row.measurement is None:
         return "It was not judged: it was not timed."
+    if winner is None or cost_of(run, row, screened) < cost_of(run, winner, screened):
+        return f"It was not judged: {_promised_less(run, row, screened)}."
     return f"It was not judged: {_beside(run, row, screened, winner)}."
 
 
+def _promised_less(run: Run, row: Row, screened: Sequence[Row]) -> str:
+    """Why others were chosen where none of them became better: they were likelier to pass."""
+    doubt = least_sure(run, row, [other for other in screened if other.role in ("baseline", "original")])
+    if doubt is None:
+        return "others promised more"
+    return f"it was less likely to keep {doubt.clause}: on the search split {doubt.reason}"
+
+
 def _beside(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> str:
-    """How a row compares with the winner, both beside the strong baseline."""
-    ours = _ratio(run, row, screened)
-    theirs = None if winner is None else _ratio(run, winner, screened)
-    if ours is None or theirs is None:
+    """How a row compares with the winner, both beside the strong baseline: of other threads, the first."""
+    if winner is not None and winner.threads != row.threads:
+        ours, theirs = (cost_of(run, one, screened) for one in (row, winner))
+        if run.spec.objective == "throughput":
+            ours, theirs = 1 / ours, 1 / theirs
+        same = f"that of {screened[0].label}, and the winner's {theirs:.2f} times"
+        return f"its {OBJECTIVES[run.spec.objective]} is {ours:.2f} times {same}"
+    beside = _ratio(run, row, screened)
+    best = None if winner is None else _ratio(run, winner, screened)
+    if beside is None or best is None:
         return "others are better by the objective"
-    return f"it {_gained(run, row, ours)}, and the winner {_times(theirs)}"
+    return f"it {_gained(run, row, beside)}, and the winner {_times(best)}"
 
 
 def _gained(run: Run, row: Row, ratio: Ratio) -> str:

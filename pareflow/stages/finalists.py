@@ -70,10 +70,20 @@ def expected(options: Sequence[tuple[float, float]], nothing: float) -> float:
 
 def chance(run: Run, row: Row, baselines: Sequence[Row]) -> float:
     """How likely a row is to keep every clause at its verdict, by what the search split shows."""
+    return math.prod(kept for kept, _ in _chances(run, row, baselines))
+
+
+def least_sure(run: Run, row: Row, baselines: Sequence[Row]) -> Check | None:
+    """The clause that a row is least likely to keep; None where it is as sure to keep each as the SLA is
+    confident."""
+    kept, check = min(_chances(run, row, baselines), key=lambda found: found[0], default=(1.0, None))
+    return check if kept < run.spec.sla.confidence else None
+
+
+def _chances(run: Run, row: Row, baselines: Sequence[Row]) -> list[tuple[float, Check]]:
     among = len(baselines) + run.spec.finalists
-    return math.prod(
-        _kept(check, run.facts.sizes["verdict"]) for check in checks_of(run, row, baselines, among)
-    )
+    samples = run.facts.sizes["verdict"]
+    return [(_kept(check, samples), check) for check in checks_of(run, row, baselines, among)]
 
 
 def _kept(check: Check, samples: int) -> float:

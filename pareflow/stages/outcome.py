@@ -198,19 +198,17 @@ def _closest(rows: Sequence[Row]) -> Row | None:
 def _missed(row: Row) -> str:
     """What keeps a judged row from winning: clauses, and the device that it does not fit."""
     assert row.verdict is not None  # it was judged
-    unfit = ""
-    if row.fit is not None and row.fit.decision != "fits":
-        unfit = f"{row.fit.device}: {row.fit.excess or 'what it needs there is not known'}"
-    return "; ".join(filter(None, (row.verdict.missed, unfit)))
+    return "; ".join(filter(None, (row.verdict.missed, row.fit.missed if row.fit else "")))
 
 
 def _verdict(row: Row | None, *, met: bool) -> dict[str, Any] | None:
     if row is None or row.verdict is None:
         return None
     verdict = row.verdict.to_json()
-    reason = (
-        "every clause of the SLA is met"
-        if met
-        else f"nothing met the SLA; closest is {row.label}: " + _missed(row)
-    )
-    return {**verdict, "reason": reason}
+    if met:
+        return {**verdict, "reason": "every clause of the SLA is met"}
+    if row.verdict.decision == "promote":  # by its clauses: only the device keeps it from winning
+        decision = "reject" if row.fit is not None and row.fit.decision == "does not fit" else "inconclusive"
+        reason = f"nothing that met the SLA fits the device; closest is {row.label}: {_missed(row)}"
+        return {**verdict, "decision": decision, "reason": reason}
+    return {**verdict, "reason": f"nothing met the SLA; closest is {row.label}: {_missed(row)}"}

@@ -35,5 +35,6 @@ def check_room(run: Run, baselines: Sequence[Row], rows: Sequence[Row]) -> None:
         raise EnvironmentUnfitError(
             f"the disk of {run.store.root} must have room for the first {len(rows)} candidates",
             f"they take about {wanted:.0f} MiB, and {free:.0f} MiB are free",
-            "Free some (`pareflow collect`), name another folder with --data-dir, or fewer `candidates`",
+            "Free some (`pareflow collect --max-gib N` shrinks the store to N GiB), name another folder with "
+            "--data-dir, or fewer `candidates`",
         )

@@ -86,6 +86,21 @@ def test_a_variant_recorded_again_is_one_run_with_one_history(tracker: Tracker, 
     assert histories["size_mib"][0].value == judged.int8.size_mib
 
 
+def test_what_is_measured_again_is_shown_though_it_is_no_finalist_any_more(
+    tracker: Tracker, judged: Judged
+) -> None:
+    parent = tracker.begin(judged.run)
+    tracker.variant(judged.run, parent, judged.int8)
+    anew = dataclasses.replace(judged.run, remeasure=True)
+    assert tracker.begin(anew) == parent
+    larger = dataclasses.replace(judged.int8, verdict=None, size_mib=2 * (judged.int8.size_mib or 0))
+    assert judged.int8.verdict is not None
+    tracker.variant(anew, parent, larger)
+    experiment = tracker.client.get_run(parent).info.experiment_id
+    (found,) = tracker.client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert found.data.metrics["size_mib"] == larger.size_mib
+
+
 def test_the_same_content_registered_again_is_one_version(tracker: Tracker, judged: Judged) -> None:
     parent, package = tracker.begin(judged.run), judged.package(judged.int8)
     versions = [tracker.register(judged.run, parent, package, judged.int8).version for _ in range(2)]

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pareflow.gate import Check
-from pareflow.measurement import Quality
+from pareflow.measurement import Interval, Quality
 from pareflow.sla import SLA
-from pareflow.stages import finalists
+from pareflow.stages import explaining, finalists
 from pareflow.stages.finalists import _kept, expected
 from pareflow.stages.run import Row, Run
-from pareflow.variant import Step
+from pareflow.variant import Recipe, Step
 
 SAMPLES = 700
 VERDICT = 3000
@@ -184,3 +184,41 @@ def slowed(row: Row) -> Any:
 
 def test_where_no_candidate_is_left_the_baselines_are_judged_alone(run: Run, judged: Any) -> None:
     assert chosen(run, judged, []) == []
+
+
+def test_a_faster_one_that_was_not_judged_says_which_clause_it_was_less_likely_to_keep(
+    run: Run, judged: Any
+) -> None:
+    """Twice as fast as the winner, and six of 700 wrong, where a point may be lost."""
+    safe = answering(judged.candidate, 0, times=20.0, name="safe")
+    bet = answering(judged.candidate, 6, times=40.0, name="bet")
+    sure = answering(judged.candidate, 0, times=40.0, name="sure")
+    rows = [*(answering(row, 0) for row in judged.baselines), safe, bet, sure]
+    rows = [dataclasses.replace(row, verdict=None) for row in rows]
+    *_, safe, bet, sure = rows
+    for winner in (safe, None):
+        assert explaining.explanation(run, bet, rows, winner).startswith(
+            "It was not judged: it was less likely to keep quality.max_drop: on the search split the limit "
+            "0.01 lies inside the interval; 700 samples cannot tell"
+        )
+    assert explaining.explanation(run, sure, rows, safe) == "It was not judged: others promised more."
+    assert explaining.explanation(run, safe, rows, sure).startswith("It was not judged: it is ")
+
+
+def test_rows_on_other_threads_are_compared_beside_one_baseline(run: Run, judged: Any) -> None:
+    """By hand: on two threads the baseline takes half as long. Twice as fast as that is a quarter of the
+    first's median; three times as fast as the first, on one thread, is a third."""
+    strong, *others = (answering(row, 0) for row in judged.baselines)
+    recipe = Recipe((), Step("onnxruntime", {"threads": 2}))
+    two = dataclasses.replace(answering(strong, 0, times=2.0), id="two", recipe=recipe)
+
+    def gaining(row: Row, times: float, **changes: Any) -> Row:
+        speedup = Interval(times, times, times, 100)
+        found = answering(judged.candidate, 0)
+        return dataclasses.replace(found, verdict=None, speedup=speedup, recipe=row.recipe, **changes)
+
+    slower, winner = gaining(strong, 3.0, id="slower"), gaining(two, 2.0, id="winner")
+    assert explaining.explanation(run, slower, [strong, *others, two, slower, winner], winner) == (
+        f"It was not judged: its p50 latency is 0.33 times that of {strong.label}, "
+        "and the winner's 0.25 times."
+    )

@@ -11,8 +11,9 @@ from pareflow.gate import Evidence, judge
 from pareflow.hardware.budget import Fit, Need, NetworkFacts, fits
 from pareflow.hardware.device import INTERRUPTED
 from pareflow.hardware.device_profile import DeviceProfile
+from pareflow.reporting import wording
 from pareflow.sla import SLA
-from pareflow.stages import fitting, optimization, outcome, searching, validation
+from pareflow.stages import explaining, fitting, optimization, outcome, searching, validation
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Step
 
@@ -174,6 +175,36 @@ def test_the_winner_fits_the_device(judged: Any) -> None:
     for fit in (unfit, doubt):
         rows = [dataclasses.replace(row, fit=fit) for row in judged.finalists]
         assert validation.winner(judged.run, rows) is None
+
+
+@pytest.mark.parametrize(
+    ("needs", "decision", "said"),
+    [
+        (Need("storage", "MiB", 2, 1, False, "2 of 1"), "reject", "tiny: 2 of 1"),
+        (
+            Need("memory", "MiB", None, 1, True, "unknown"),
+            "inconclusive",
+            "tiny: what it needs there is not known",
+        ),
+    ],
+    ids=["too large", "unknown"],
+)
+def test_what_met_the_sla_and_does_not_fit_is_not_published_as_promoted(
+    judged: Any, needs: Need, decision: str, said: str
+) -> None:
+    rows = [dataclasses.replace(row, fit=Fit("tiny", "", (needs,))) for row in judged.finalists]
+    told = outcome.document(judged.run, rows, rows, None, None, None)
+    passing = next(row for row in rows if row.id == told["verdict"]["variant"])
+    assert passing.verdict.decision == "promote"
+    assert told["verdict"]["decision"] == decision
+    reason = f"nothing that met the SLA fits the device; closest is {passing.label}: {said}"
+    assert told["verdict"]["reason"] == reason
+    assert wording.headline(told).sentence == f"No candidate can be promoted: {reason}"
+    promoted = dataclasses.replace(rows[-1].verdict, decision="promote")
+    candidate = dataclasses.replace(rows[-1], verdict=promoted)
+    assert explaining.explanation(judged.run, candidate, rows, None) == (
+        f"It meets every clause, but does not win: {said}."
+    )
 
 
 def test_the_document_says_whose_verdict_it_is(trained: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from flows.tables import cells
 from pareflow.errors import StoreError
 from pareflow.reporting import formats, page, view, wording
 from pareflow.reporting.checks import bounds_of, closest, excess, outcome
@@ -95,6 +96,22 @@ def test_the_verdict_is_one_sentence_with_speed_up_drop_and_their_intervals(docu
         "ONNX Runtime fp32 (2.78 to 2.95), with a drop in accuracy of 0.00286 (−0.0014 to 0.0100; "
         "limit 0.02), and meets every clause of the SLA."
     )
+
+
+def test_an_error_rises_where_an_accuracy_drops(document: dict[str, Any]) -> None:
+    for row in [document["baseline"], *document["variants"]]:
+        if row["quality"]:
+            row["quality"] |= {"metric": "mae", "higher_is_better": False}
+    step: dict[str, Any] = {"step": "static_int8", "without": "onnxruntime", "reason": None, "size": 0.27}
+    step["speedup"] = {"estimate": 2.87, "low": 2.78, "high": 2.95}
+    step["quality_lost"] = {"estimate": 0.0012, "low": -0.001, "high": 0.003}
+    document["contributions"] = [step]
+
+    shown = Page(page.render(document))
+
+    assert "with a rise in mae of 0.00286 (−0.0014 to 0.0100; limit 0.02)" in shown.text("sentence")
+    assert "Mae risen on the search data" in shown.text()
+    assert "Mae risen" in [cell["data-label"] for cell in shown.having("number") if "data-label" in cell]
 
 
 def smallest(document: dict[str, Any]) -> dict[str, Any]:
@@ -414,6 +431,15 @@ def test_below_a_lower_limit_is_short() -> None:
     )
 
 
+def test_what_the_device_cannot_keep_is_not_told_as_doubt() -> None:
+    reason = "roomy takes at least 8 ms (estimated from its peak rates), more than 5"
+    found = wording.shortfall(check(decision="reject", reason=reason))
+
+    assert found.replace("\u00a0", " ") == (
+        f"the p50 latency is 2 ms (1.00 to 3.00) where at most 5 ms is allowed, but {reason}"
+    )
+
+
 # What is not known
 
 
@@ -514,6 +540,15 @@ def test_a_trace_is_a_link_only_if_it_lies_beside_the_page(document: dict[str, A
 )
 def test_numbers_have_three_significant_digits(value: float, shown: str) -> None:
     assert formats.number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0, "0.0000"), (0.97142, "0.9714"), (0.01, "0.0100"), (0.0012345, "0.00123"), (-4e-5, "−4.00e−05")],
+)
+def test_small_errors_keep_their_digits(value: float, shown: str) -> None:
+    assert formats.quality(value) == shown
+    assert cells.quality({"value": value, "split": "search"}) == f"{shown} (search)"
 
 
 @pytest.mark.parametrize(
@@ -632,7 +667,7 @@ def test_of_an_error_front_and_limit_are_on_the_other_side() -> None:
     assert 'class="front" d="M68.71 42.67 H158.00 V209.33 H258.00"' in drawn
     assert '<rect class="outside" x="58" y="26" width="200" height="100"' in drawn
     assert "mae: lower is better" in drawn
-    assert "SLA: mae ≤ 0.9100" in drawn
+    assert "SLA: mae ≤ 0.91" in drawn
 
 
 @pytest.mark.parametrize(

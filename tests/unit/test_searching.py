@@ -14,6 +14,7 @@ from pareflow import isolation
 from pareflow.catalog import members
 from pareflow.errors import CrashedError, EnvironmentUnfitError, InputError, TimedOutError
 from pareflow.gate import Verdict
+from pareflow.measurement import Interval
 from pareflow.search import Ended
 from pareflow.search.effort import level_of
 from pareflow.sla import QualityClause, SizeClause
@@ -400,7 +401,7 @@ def rows_of(judged: Any) -> list[Row]:
     ("changes", "said"),
     [
         ({"status": "failed", "reason": "it crashed"}, "It is failed: it crashed."),
-        ({"verdict": None}, "It was not judged: it is "),
+        ({"verdict": None, "speedup": Interval(0.5, 0.4, 0.625, 9)}, "It was not judged: it is 0.50 times "),
         ({"verdict": None, "measurement": None, "speedup": None}, "It was not judged: it was not timed."),
     ],
     ids=["failed", "slower", "not timed"],
@@ -433,7 +434,8 @@ def test_a_row_is_told_by_what_was_minimised_and_plainly_where_it_is_slower(judg
     gained = {"clause": "do_no_harm", "estimate": 4.0, "low": 4.0, "high": 4.0}
     checks = (dataclasses.replace(candidate.verdict.checks[-1], **gained),)
     verdict = dataclasses.replace(candidate.verdict, checks=checks)
-    winner = dataclasses.replace(candidate, id="winner", verdict=verdict, speedup=slow)
+    quarter = dataclasses.replace(half, size_mib=strong.measurement.size_mib / 4)
+    winner = dataclasses.replace(candidate, id="winner", measurement=quarter, verdict=verdict, speedup=slow)
     rows = [*rows_of(judged), winner]
     slower = "of the strong baseline and is 2.00 times (1.6 to 2.5) slower"
     assert explaining.explanation(run, winner, rows, winner) == (

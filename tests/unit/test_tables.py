@@ -5,9 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from flows.tables import operating, running
+from pareflow.reporting import view
+from pareflow.reporting.precision import precisions
 
 DOCUMENT = Path(__file__).with_name("report.json")
 """The document of a whole run, for the page's tests."""
@@ -64,3 +67,53 @@ def test_a_run_is_told_by_what_it_minimised_and_each_number_by_its_split_and_int
     assert "static_int8: 0.25× the size and 2.35× (2.30–2.40) as fast as onnxruntime, which lacks it" in shown
     searched = [row for row in document["variants"] if (row["quality"] or {}).get("split") == "search"]
     assert shown.count(" (search)") >= len(searched) > 0
+
+
+def test_a_run_that_nothing_won_names_no_row_as_promoted() -> None:
+    """The row that was never built has no id, as the winner has none."""
+    document = run_document()
+    unbuilt = {"id": None, "recipe": "fp16 → onnxruntime", "quality": None, "speedup": None}
+    verdict = {**document["verdict"], "decision": "reject", "reason": "nothing met the SLA"}
+    document |= {"winner": None, "variants": [unbuilt, *document["variants"]], "verdict": verdict}
+    assert running._verdict(document) == "verdict: reject: nothing met the SLA"
+
+
+def test_a_version_judged_again_shows_each_clause_with_the_limit_of_its_time() -> None:
+    """By hand: one limit was 2 and is 3, one clause is asked no more, and one is new."""
+
+    def check(clause: str, limit: float) -> dict[str, Any]:
+        return {"clause": clause, "limit": limit, "estimate": 1, "low": 1, "high": 1, "decision": "promote"}
+
+    document = {
+        **{"name": "digits", "version": "3", "recipe": "onnxruntime", "environment_changes": {}},
+        "was": {"checks": [check("latency.p50_ms", 2), check("size.max_mib", 4)]},
+        "now": {"checks": [check("latency.p50_ms", 3), check("memory.max_mib", 5)]},
+        **{"holds": True, "reason": "every clause is met here too"},
+    }
+    console = Console(width=200, record=True, file=io.StringIO())
+    operating.rejudged(document, console)
+    lines = [line for line in console.export_text().splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in line.strip("│").split("│")] for line in lines] == [
+        ["latency.p50_ms", "1 (1 to 1)", "2", "1 (1 to 1)", "3", "promote"],
+        ["size.max_mib", "1 (1 to 1)", "4", "", "", "not judged"],
+        ["memory.max_mib", "", "", "1 (1 to 1)", "5", "promote"],
+    ]
+
+
+@pytest.mark.parametrize(("mib", "limit"), [(0.0, 0), (0.5, 1), (1024.0, 1), (1024.5, 2)])
+def test_leftovers_are_removed_by_a_limit_that_spares_every_entry(mib: float, limit: int) -> None:
+    counted: dict[str, Any] = {"entries": 1, "mib": mib, "kinds": [], "needed": [], "running": []}
+    console = Console(width=200, record=True, file=io.StringIO())
+    operating.store({"store": "/data/store", "leftovers": 3, **counted}, console)
+    said = f"3 leftovers of killed commands: `pareflow collect --max-gib {limit}` removes them"
+    assert said in console.export_text()
+
+
+def test_a_finalist_that_failed_says_why_beside_what_it_was_timed_at() -> None:
+    document = run_document()
+    winner = document["variants"][2]
+    winner |= {"verdict": None, "status": "failed", "reason": "CrashedError: it must answer, but died"}
+    *_, said = running._cells(winner)
+    assert said == "failed: CrashedError: it must answer, but died"
+    assert winner not in [row["variant"] for row in precisions(document)]
+    assert 2 not in [point.row for point in view._points(document)]
