@@ -311,7 +311,9 @@ class Search:
             wave = [training_space.trained_for(recipe, n) for recipe, n in longer]
             trained = {one.label: recipe for one, (recipe, _) in zip(wave, longer, strict=True)}
             told = yield from self._tried(f"trained for {passes} of {rungs_now[-1]} passes", wave)
-            reached |= {trained[label].label: trial for label, trial in told.items()}
+            for label, trial in told.items():
+                if trial.cost is not None or trained[label].label not in reached:
+                    reached[trained[label].label] = trial
             kept = {t.recipe.label for t in survivors(list(told.values()), before)}
             going = [trained[label] for label in told if label in kept]
             if not going or passes == rungs_now[-1]:

@@ -820,6 +820,41 @@ def test_a_way_is_what_decides_the_answers() -> None:
     assert space.way_of(narrow) == Recipe((), Step("openvino", {"precision": "bf16"}))
 
 
+REFUSED = "UnsuitableError: `attention_fusion` needs a self-attention of a known pattern, but none was found"
+FUSED = Recipe((Step("attention_fusion"), Step("dynamic_int8")), PLAIN.backend)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "fused"),
+    [
+        ([REFUSED], False),
+        (["OutOfMemoryError: `make` must have room"], True),
+        (["UnsuitableError: some width must be free to shrink, but none is"], True),
+        ([REFUSED, None], True),
+        ([None, REFUSED], True),
+    ],
+    ids=["refused", "out of memory", "its technique refuses", "refused, then fused", "fused, then refused"],
+)
+def test_attention_is_left_as_it_is_only_where_fusing_it_was_refused_and_never_went(
+    reasons: list[str | None], fused: bool
+) -> None:
+    study = Study({"low_rank": {"share": (0.2, 0.3, 0.4)}}, [FUSED], 0)
+    for reason, recipe in zip(reasons, study.ask(len(reasons)), strict=True):
+        study.tell(recipe, Trial(recipe, reason=reason) if reason else Trial(recipe, 0.5, 0.0))
+    (following,) = study.ask(1)
+    assert ("attention_fusion" in [step.name for step in following.techniques]) is fused
+
+
+def test_what_fails_when_trained_longer_is_told_as_it_was_timed_before(tmp_path: Path) -> None:
+    waves = search(tmp_path)._halved([trained(1)])
+    (short,) = next(waves).recipes
+    timed = Trial(short, 0.5, 0.0)
+    (longer,) = waves.send({short.label: timed}).recipes
+    with pytest.raises(StopIteration) as end:
+        waves.send({longer.label: Trial(longer, reason="OutOfMemoryError")})
+    assert end.value.value == {trained(1).label: timed}
+
+
 def test_what_fails_where_attention_is_fused_is_asked_again_without(tmp_path: Path) -> None:
     """Of factors none can be fused: that is seen once, and what was trained goes on without."""
 
@@ -827,7 +862,7 @@ def test_what_fails_where_attention_is_fused_is_asked_again_without(tmp_path: Pa
         names = [step.name for step in recipe.techniques]
         if not {"attention_fusion", "dynamic_int8"} <= set(names):
             return (0.9, 0.0) if names else (1.0, 0.0)
-        return "UnsuitableError: none was found" if "low_rank" in names else (0.5, 0.0)
+        return REFUSED if "low_rank" in names else (0.5, 0.0)
 
     waves, _ = run(search(tmp_path), outcome)
     asked = [[[s.name for s in r.techniques] for r in wave.recipes] for wave in waves if not wave.preflight]
