@@ -25,7 +25,7 @@ from pareflow.search import Circumstances, Ended, Search, Trial, Wave, halving, 
 from pareflow.search.effort import BUILD_MINUTES, Effort, epochs_of
 from pareflow.search.search import PATIENCE
 from pareflow.search.study import Study
-from pareflow.search.trial import best, better
+from pareflow.search.trial import best, better, gained, nearest
 from pareflow.variant import Recipe, Step
 
 IMAGES = Circumstances((1,), transformer=False, students=("half", "quarter"))
@@ -488,6 +488,37 @@ def test_a_round_goes_back_from_what_loses_too_much(tmp_path: Path) -> None:
     leader = best(ours.known)
     assert leader is not None
     assert leader.recipe.techniques[0].settings["ratio"] == 0.375
+
+
+def too_large(recipe: Recipe) -> tuple[float, float, float]:
+    """The size is exceeded by what stays of the channels, and a little quality goes with the others."""
+    ratios = [s.settings["ratio"] for s in recipe.techniques if s.name == "channel_pruning"]
+    return (0.9, 10 * (1 - ratios[0]) + 0.01, 0.01) if ratios else (0.9, 10.0, 0.0)
+
+
+def test_where_nothing_passes_the_search_goes_on_from_what_is_nearest(tmp_path: Path) -> None:
+    """More of the channels go: steps back from a little lost quality would only miss the size by more."""
+    here = dataclasses.replace(IMAGES, chosen={"channel_pruning": {"learning_rate": (1e-3,)}})
+    waves, ended = run(search(tmp_path, here, known=[Trial(PLAIN, 1.0, 10.0)], minutes=0.5), too_large)
+    first, _, second = [
+        [r.techniques[0].settings["ratio"] for r in wave.recipes]
+        for wave in waves
+        if wave.words.startswith("trained")
+    ][:3]
+    assert second[0] > max(first)
+    assert "rounds of training in a row brought nothing nearer to the limits of the SLA" in ended.words
+
+
+def test_coming_nearer_is_a_gain_where_nothing_passes() -> None:
+    far, near, passing = trial(0.5, 1.0), trial(0.9, 0.9), trial(0.95)
+    assert nearest([far, near, trial(0.1, None)]) is near
+    assert nearest([far, near, passing]) is passing
+    assert gained(near, far)
+    assert gained(passing, near)
+    assert gained(trial(0.9), passing)
+    assert not gained(trial(0.5, 0.99), far)
+    assert not gained(far, far)
+    assert not gained(passing, passing)
 
 
 def test_a_search_goes_from_cheap_to_trained_and_finds_both_together(tmp_path: Path) -> None:
