@@ -277,7 +277,7 @@ class Search:
         return list(itertools.islice(found, FINISHES))
 
     def _too_slow(self, recipe: Recipe) -> bool:
-        """Whether its technique was stopped by its limit of time, trained no longer than the first rung."""
+        """Whether its technique was stopped by its limit of time, in no more passes than it begins with."""
         first = training_space.trained_for(recipe, self._rungs()[0])
         stopped = (t.recipe for t in self.known if t.stopped and t.recipe.techniques)
         return any(

@@ -265,6 +265,29 @@ def test_passes_of_all_steps_count_a_supernets_twice() -> None:
     assert epochs_of(PLAIN) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "passes"),
+    [
+        ("channel_pruning", {"steps": 4}, 12),
+        ("lottery_ticket", {"rounds": 3, "rewind_epochs": 2}, 11),
+        ("born_again", {"generations": 2}, 6),
+        ("unstructured_pruning", {"steps": 4}, 3),
+    ],
+)
+def test_passes_of_all_trainings_of_a_technique_count(
+    name: str, settings: dict[str, int], passes: int
+) -> None:
+    assert epochs_of(Recipe((training_space.step(name, settings, 3),), PLAIN.backend)) == passes
+
+
+def test_what_was_stopped_in_many_passes_bars_nothing_that_takes_fewer(tmp_path: Path) -> None:
+    often, once = (
+        Recipe((training_space.step("channel_pruning", {"steps": n}, 9),), PLAIN.backend) for n in (4, 1)
+    )
+    ours = search(tmp_path, known=[Trial(PLAIN, 1.0, 0.0), Trial(often, reason="slow", stopped=True)])
+    assert (ours._too_slow(often), ours._too_slow(once)) == (True, False)
+
+
 def test_the_study_begins_with_each_technique_and_each_student_and_asks_nothing_twice() -> None:
     study = Study(training_space.families(IMAGES), [PLAIN], 0)
     asked = study.ask(12)
