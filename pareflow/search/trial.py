@@ -16,7 +16,7 @@ class Trial:
     `cost` is the objective over the strong baseline's, both on this machine: 0.5 is twice as good. `excess`
     adds up by how much the SLA's limits are exceeded on the search split; 0 meets them all, as far as the
     estimates say. `lost` is what of it is quality. `minutes` is what building it took, `reason` why it failed
-    or was not tried, `stopped` whether that was its limit of time.
+    or was not tried, `stopped` whether building it took longer than its limit of time.
     """
 
     recipe: Recipe
