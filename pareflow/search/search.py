@@ -18,7 +18,7 @@ from pareflow.search import bounds, space, training_space
 from pareflow.search.effort import LEVELS, Effort, epochs_of, level_of
 from pareflow.search.halving import ETA, MOST_EPOCHS, rungs, survivors
 from pareflow.search.trial import Trial, best, better, gained, nearest
-from pareflow.variant import Recipe
+from pareflow.variant import Recipe, Step
 
 if TYPE_CHECKING:
     from pareflow.search.study import Study
@@ -215,19 +215,30 @@ class Search:
     def _suitable(
         self, techniques: Mapping[str, training_space.Settings]
     ) -> Generator[Wave, Told, dict[str, training_space.Settings]]:
-        """The techniques that suit the network: seen on one batch, where training takes long."""
-        runtime = OnnxRuntime(threads=self.here.threads[0]).step
+        """The techniques that suit the network: seen on one batch, where training takes long.
+
+        One that fails where its search starts may yet suit with as little taken away as it is tried with.
+        """
         left = self.minutes_left()
-        probes = {
-            name: Recipe((training_space.probe(name, settings),), runtime)
-            for name, settings in techniques.items()
-            if PREFLIGHT_MINUTES < self._least_minutes(name, settings) <= left
-        }
-        if not probes:
-            return dict(techniques)
-        told = yield Wave("what trains long, on one batch", tuple(probes.values()), preflight=True)
-        unfit = {name for name, r in probes.items() if r.label in told and told[r.label].reason is not None}
+        long = [n for n, s in techniques.items() if PREFLIGHT_MINUTES < self._least_minutes(n, s) <= left]
+        middle, mildest = (
+            {name: training_space.probe(name, techniques[name], mildest=mild) for name in long}
+            for mild in (False, True)
+        )
+        failed = yield from self._failing("what trains long, on one batch", middle)
+        again = {name: mildest[name] for name in failed if mildest[name] != middle[name]}
+        still = yield from self._failing("what failed of that, as mild as it is tried", again)
+        unfit = {name for name in failed if name not in again or name in still}
         return {name: settings for name, settings in techniques.items() if name not in unfit}
+
+    def _failing(self, words: str, probes: Mapping[str, Step]) -> Generator[Wave, Told, list[str]]:
+        """The techniques whose probes fail on one batch."""
+        if not probes:
+            return []
+        runtime = OnnxRuntime(threads=self.here.threads[0]).step
+        recipes = {name: Recipe((step,), runtime) for name, step in probes.items()}
+        told = yield Wave(words, tuple(recipes.values()), preflight=True)
+        return [n for n, r in recipes.items() if r.label in told and told[r.label].reason is not None]
 
     def _least_minutes(self, name: str, settings: training_space.Settings) -> float:
         """What a technique takes in the first rung."""

@@ -616,9 +616,29 @@ def test_long_training_is_tried_on_one_batch_first_and_what_fails_is_left_out(tm
     waves, _ = run(search(tmp_path, effort=Effort(5.0)), outcome)
     assert waves[0].preflight
     assert {recipe.techniques[0].name for recipe in waves[0].recipes} == set(training_space.families(TEXTS))
-    later = {step.name for wave in waves[1:] for recipe in wave.recipes for step in recipe.techniques}
+    assert [r.techniques[0].settings["share"] for r in waves[1].recipes] == [
+        0.5
+    ]  # once more, as mild as it goes
+    later = {step.name for wave in waves[2:] for recipe in wave.recipes for step in recipe.techniques}
     assert "low_rank" not in later
     assert "distillation" in later
+
+
+def test_what_fails_on_one_batch_with_its_middle_setting_may_yet_suit_with_its_mildest(
+    tmp_path: Path,
+) -> None:
+    def outcome(recipe: Recipe) -> tuple[float, float] | str:
+        settings = recipe.techniques[0].settings if recipe.techniques else {}
+        return "UnsuitableError" if 0.4 in settings.values() or "depth" in settings else (0.5, 0)
+
+    waves, _ = run(search(tmp_path, effort=Effort(5.0)), outcome)
+    again = [(r.techniques[0].name, r.techniques[0].settings) for r in waves[1].recipes]
+    assert waves[1].preflight
+    assert [name for name, _ in again] == ["low_rank", "distillation"]
+    assert (again[0][1]["share"], again[1][1]["depth"]) == (0.5, 0.75)
+    later = {step.name for wave in waves[2:] for recipe in wave.recipes for step in recipe.techniques}
+    assert "low_rank" in later
+    assert "distillation" not in later
 
 
 def test_training_takes_its_share_of_the_budget_at_most(tmp_path: Path) -> None:
