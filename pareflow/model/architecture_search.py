@@ -52,6 +52,11 @@ class ArchitectureSearch(TrainedTechnique):
     samples: int = Field(default=500, ge=1, description="of the search split, that subnets are compared on")
     threads: int = Field(default=1, ge=1, description="of the runtime that subnets are timed in")
 
+    @property
+    def passes(self) -> int:
+        """Of the supernet and of the chosen one."""
+        return 2 * self.epochs
+
     def apply(self, network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
         import torch
 

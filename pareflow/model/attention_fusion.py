@@ -32,17 +32,17 @@ class AttentionFusion(Technique):
 
     def apply(self, network: "onnx.ModelProto", workload: LoadedWorkload) -> "onnx.ModelProto":
         check_floats(network, self.name)
-        must = "ONNX Runtime's optimizer of transformers must be able to read the graph"
+        must = f"`{self.name}` needs a graph that ONNX Runtime's optimizer of transformers can read"
         fused = rewritten(network, _optimized, must)
         if not any((node.domain, node.op_type) == (DOMAIN, FUSED) for node in fused.graph.node):
             raise UnsuitableError(
-                "the graph must hold a self-attention of a pattern that ONNX Runtime knows",
+                f"`{self.name}` needs a self-attention of a pattern that ONNX Runtime knows",
                 "none was found",
                 WAY_OUT,
             )
         if all(opset.domain != DOMAIN for opset in fused.opset_import):
             fused.opset_import.add(domain=DOMAIN, version=1)
-        check_same(network, fused, workload)
+        check_same(network, fused, workload, self.name)
         return fused
 
 

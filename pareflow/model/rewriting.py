@@ -27,8 +27,10 @@ def rewritten(
         raise UnsuitableError(must, found, WAY_OUT) from error
 
 
-def check_same(before: "onnx.ModelProto", after: "onnx.ModelProto", workload: LoadedWorkload) -> None:
-    """Raises: UnsuitableError where two graphs answer real inputs otherwise."""
+def check_same(
+    before: "onnx.ModelProto", after: "onnx.ModelProto", workload: LoadedWorkload, technique: str
+) -> None:
+    """Raises: UnsuitableError, which names the technique, where two graphs answer real inputs otherwise."""
     with tempfile.TemporaryDirectory() as folder:
         runs = []
         for name, graph in (("before", before), ("after", after)):
@@ -38,5 +40,5 @@ def check_same(before: "onnx.ModelProto", after: "onnx.ModelProto", workload: Lo
         source, made = runs
         found = comparison.mismatch(source, made, comparison.real_inputs(workload))
     if found:
-        must = f"a rewritten graph must agree with its source within {comparison.TOLERANCE:g}"
+        must = f"`{technique}` must give a graph that agrees with its source within {comparison.TOLERANCE:g}"
         raise UnsuitableError(must, found, WAY_OUT)

@@ -26,5 +26,5 @@ class Simplification(Technique):
         import onnxslim
 
         slim = rewritten(network, onnxslim.slim, "OnnxSlim must be able to simplify the graph")
-        check_same(network, slim, workload)
+        check_same(network, slim, workload, self.name)
         return slim

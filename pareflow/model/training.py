@@ -45,6 +45,11 @@ class TrainedTechnique(Technique):
         default=None, ge=0, description="of all that is random; none: the workload's own"
     )
 
+    @property
+    def passes(self) -> int:
+        """Over the training split, of all that it trains."""
+        return self.epochs
+
     def seed_of(self, workload: LoadedWorkload) -> int:
         """Of the order of samples, dropout, and weights that begin anew."""
         return workload.definition.seed if self.seed is None else self.seed

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pareflow.catalog import TECHNIQUES
+from pareflow.catalog import TECHNIQUES, find
 from pareflow.model.training import TrainedTechnique
 from pareflow.search.trial import Trial
 from pareflow.variant import Recipe, Step
@@ -46,18 +46,9 @@ def level_of(recipe: Recipe) -> Level:
 
 
 def epochs_of(recipe: Recipe) -> int:
-    """Passes over the training split, of all its steps; a supernet and its chosen subnet train one each."""
-    defaults = {name: cls.model_fields["epochs"].default for name, cls in TECHNIQUES.items() if _trains(cls)}
-    return sum(
-        int(step.settings.get("epochs", defaults[step.name]))
-        * (2 if step.name == "architecture_search" else 1)
-        for step in recipe.techniques
-        if step.name in defaults
-    )
-
-
-def _trains(cls: type) -> bool:
-    return issubclass(cls, TrainedTechnique)
+    """Passes over the training split, of all its steps."""
+    found = [find(TECHNIQUES, step, "technique") for step in recipe.techniques]
+    return sum(technique.passes for technique in found if isinstance(technique, TrainedTechnique))
 
 
 def _builds(recipe: Recipe) -> float:

@@ -17,8 +17,8 @@ from pareflow.compiler import OnnxRuntime
 from pareflow.search import bounds, space, training_space
 from pareflow.search.effort import LEVELS, Effort, epochs_of, level_of
 from pareflow.search.halving import ETA, MOST_EPOCHS, rungs, survivors
-from pareflow.search.trial import Trial, best, better
-from pareflow.variant import Recipe
+from pareflow.search.trial import Trial, best, better, gained, nearest
+from pareflow.variant import Recipe, Step
 
 if TYPE_CHECKING:
     from pareflow.search.study import Study
@@ -36,7 +36,7 @@ REPAIRS = 1 / 2
 LEAST = 2
 """Recipes of a round at least, where the time left suffices."""
 PATIENCE = 2
-"""Rounds that may bring nothing better before the search ends."""
+"""Rounds that may bring nothing better, or nearer, before the search ends."""
 LONGEST = 1 / 8
 """Share of the budget that training one recipe may take."""
 OF_LIMIT = 0.8
@@ -125,14 +125,15 @@ class Search:
         return Ended(words, tuple(left.values()), tuple(self._hopeless))
 
     def _rounds(self, study: "Study") -> Generator[Wave, Told, Ended]:
-        """Round by round what Optuna suggests, for as long as that brings something better in time.
+        """Round by round what Optuna suggests, for as long as that brings something better in time; or nearer
+        to the limits, where nothing meets them.
 
         A round takes about half of the time left, so that another can go on from what it found; what does
         not fit in is put off to the next.
         """
         idle, put_off = 0, list[Recipe]()
         while idle < PATIENCE:
-            before = best(self.known)
+            before = nearest(self.known)
             asked = self._promising(study, put_off)
             if not asked:
                 return Ended("every recipe of the space that could help, and trains in time, was tried")
@@ -144,10 +145,10 @@ class Search:
             reached = yield from self._halved(now)
             for recipe in now:
                 study.tell(recipe, reached.get(recipe.label, Trial(recipe)))
-            after = best(self.known)
-            idle = 0 if after is not None and better(after.cost, before) else idle + 1
+            idle = 0 if gained(nearest(self.known), before) else idle + 1
         following = tuple(training_space.trained_for(r, self._rungs()[0]) for r in put_off)
-        return Ended(f"{PATIENCE} rounds of training in a row brought nothing better", following)
+        lacking = "better" if best(self.known) else "nearer to the limits of the SLA, which nothing meets yet"
+        return Ended(f"{PATIENCE} rounds of training in a row brought nothing {lacking}", following)
 
     def _tried(self, words: str, recipes: Sequence[Recipe]) -> Generator[Wave, Told, dict[str, Trial]]:
         """What became of a wave, by label; it is known from now on."""
@@ -214,19 +215,30 @@ class Search:
     def _suitable(
         self, techniques: Mapping[str, training_space.Settings]
     ) -> Generator[Wave, Told, dict[str, training_space.Settings]]:
-        """The techniques that suit the network: seen on one batch, where training takes long."""
-        runtime = OnnxRuntime(threads=self.here.threads[0]).step
+        """The techniques that suit the network: seen on one batch, where training takes long.
+
+        One that fails where its search starts may yet suit with as little taken away as it is tried with.
+        """
         left = self.minutes_left()
-        probes = {
-            name: Recipe((training_space.probe(name, settings),), runtime)
-            for name, settings in techniques.items()
-            if PREFLIGHT_MINUTES < self._least_minutes(name, settings) <= left
-        }
-        if not probes:
-            return dict(techniques)
-        told = yield Wave("what trains long, on one batch", tuple(probes.values()), preflight=True)
-        unfit = {name for name, r in probes.items() if r.label in told and told[r.label].reason is not None}
+        long = [n for n, s in techniques.items() if PREFLIGHT_MINUTES < self._least_minutes(n, s) <= left]
+        middle, mildest = (
+            {name: training_space.probe(name, techniques[name], mildest=mild) for name in long}
+            for mild in (False, True)
+        )
+        failed = yield from self._failing("what trains long, on one batch", middle)
+        again = {name: mildest[name] for name in failed if mildest[name] != middle[name]}
+        still = yield from self._failing("what failed of that, as mild as it is tried", again)
+        unfit = {name for name in failed if name not in again or name in still}
         return {name: settings for name, settings in techniques.items() if name not in unfit}
+
+    def _failing(self, words: str, probes: Mapping[str, Step]) -> Generator[Wave, Told, list[str]]:
+        """The techniques whose probes fail on one batch."""
+        if not probes:
+            return []
+        runtime = OnnxRuntime(threads=self.here.threads[0]).step
+        recipes = {name: Recipe((step,), runtime) for name, step in probes.items()}
+        told = yield Wave(words, tuple(recipes.values()), preflight=True)
+        return [n for n, r in recipes.items() if r.label in told and told[r.label].reason is not None]
 
     def _least_minutes(self, name: str, settings: training_space.Settings) -> float:
         """What a technique takes in the first rung."""
@@ -234,8 +246,8 @@ class Search:
         return self.effort.minutes(Recipe((step,), OnnxRuntime().step))
 
     def _promising(self, study: "Study", put_off: Sequence[Recipe]) -> list[Recipe]:
-        """What goes on from the best, and from what loses too much; what was put off, and others; as far as
-        they could become faster.
+        """What goes on from the best, or the nearest, and from what loses too much; what was put off; others;
+        as far as they could become faster.
 
         A device's own rates bound nothing: costs are of this machine.
         """
@@ -243,7 +255,7 @@ class Search:
         each = effort.build_minutes + passes[-1] * effort.epoch_minutes * len(passes) / ETA
         count = max(2, min(ROUND, int(self.minutes / 2 / each)))
         leader = best(self.known)
-        near = [] if leader is None else study.beside(leader.recipe)
+        near = [] if (start := nearest(self.known)) is None else study.beside(start.recipe)
         near += self._milder(study, leader)
         asked = [*near, *put_off, *study.ask(count - len(near) - len(put_off))]
         while asked:
@@ -264,14 +276,19 @@ class Search:
         return False
 
     def _milder(self, study: "Study", leader: Trial | None) -> list[Recipe]:
-        """Steps back from what would be better than the best and loses too much: what loses least first."""
+        """Steps back from what would be better than the best and loses too much: what loses least first.
+
+        Where nothing passes yet, what exceeds other limits by more would only get further from those.
+        """
         lossy = [t for t in self.known if t.lost and better(t.cost, leader)]
+        if leader is None:
+            lossy = [t for t in lossy if 2 * (t.lost or 0) > (t.excess or 0)]
         lossy.sort(key=lambda trial: trial.lost or 0)
         found = (recipe for trial in lossy for recipe in study.milder(trial.recipe))
         return list(itertools.islice(found, FINISHES))
 
     def _too_slow(self, recipe: Recipe) -> bool:
-        """Whether its technique was stopped by its limit of time, trained no longer than the first rung."""
+        """Whether its technique was stopped by its limit of time, in no more passes than it begins with."""
         first = training_space.trained_for(recipe, self._rungs()[0])
         stopped = (t.recipe for t in self.known if t.stopped and t.recipe.techniques)
         return any(
@@ -311,7 +328,9 @@ class Search:
             wave = [training_space.trained_for(recipe, n) for recipe, n in longer]
             trained = {one.label: recipe for one, (recipe, _) in zip(wave, longer, strict=True)}
             told = yield from self._tried(f"trained for {passes} of {rungs_now[-1]} passes", wave)
-            reached |= {trained[label].label: trial for label, trial in told.items()}
+            for label, trial in told.items():
+                if trial.cost is not None or trained[label].label not in reached:
+                    reached[trained[label].label] = trial
             kept = {t.recipe.label for t in survivors(list(told.values()), before)}
             going = [trained[label] for label in told if label in kept]
             if not going or passes == rungs_now[-1]:

@@ -15,6 +15,8 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 
+from pareflow.errors import UnsuitableError
+from pareflow.model import AttentionFusion
 from pareflow.search.space import unfused
 from pareflow.search.training_space import Settings, first, grid, kind, milder, step, trained_for
 from pareflow.search.trial import Trial
@@ -25,6 +27,8 @@ STARTS = 10
 """Trials before the sampler trusts what it has seen."""
 ATTEMPTS = 3
 """How often the sampler may suggest what was asked before, per recipe."""
+REFUSAL = f"{UnsuitableError.__name__}: `{AttentionFusion.name}` "
+"""How the reason begins where attention could not be fused: each error of the technique names it first."""
 
 
 class Journal(BaseJournalBackend):
@@ -54,7 +58,7 @@ class Study:
         self._finishes = {finish.label: finish for finish in finishes}
         self._seed = seed
         self._asked: dict[str, optuna.Trial] = {}
-        self._unfused: set[tuple[str, str | None]] = set()
+        self._fused, self._unfused = set[tuple[str, str | None]](), set[tuple[str, str | None]]()
         self._journal = Journal()
         self._study = optuna.create_study(
             storage=JournalStorage(self._journal),
@@ -143,20 +147,21 @@ class Study:
     def tell(self, asked: Recipe, trial: Trial) -> None:
         """What became of a recipe, trained for as long as it was worth."""
         told = self._asked[asked.label]
+        if trial.cost is not None and _fuses(asked):
+            self._fused.add(kind(asked.techniques[0]))
         if trial.cost is None or trial.excess is None:
             self._study.tell(told, state=optuna.trial.TrialState.FAIL)
-            if trial.reason is not None and not trial.stopped:
+            if _fuses(asked) and (trial.reason or "").startswith(REFUSAL):
                 self._without_fusion(asked, told)
             return
         told.set_constraint("excess", trial.excess)
         self._study.tell(told, (trial.cost, max(trial.excess, 0.0)))
 
     def _without_fusion(self, failed: Recipe, told: optuna.Trial) -> None:
-        """Ask again, with its attention left as it is, what may have failed of that after its training, which
-        the store has: factors, and students of other kinds, hold no attention that can be fused."""
-        if unfused(failed.techniques) != failed.techniques:
-            self._unfused.add(kind(failed.techniques[0]))
-            self._starts.insert(0, told.params)
+        """Ask again, with its attention left as it is, what could not be fused after its training, which the
+        store has: factors, and students of other kinds, hold no attention that can be fused."""
+        self._unfused.add(kind(failed.techniques[0]))
+        self._starts.insert(0, told.params)
 
     def write(self, file: Path) -> None:
         """All asked and told so far, as a file for Optuna's dashboard. Raises: StoreError."""
@@ -175,12 +180,17 @@ class Study:
         return self._recipe(name, settings, finish)
 
     def _recipe(self, name: str, settings: Mapping[str, Any], finish: Recipe) -> Recipe:
-        """A technique trained for one pass, and the finish after it; its attention fused where that went."""
+        """A technique trained for one pass, and the finish after it; its attention fused unless that was
+        refused, and never went."""
         trained = step(name, settings, epochs=1)
-        fuses = kind(trained) not in self._unfused
+        fuses = kind(trained) not in self._unfused - self._fused
         following = finish.techniques if fuses else unfused(finish.techniques)
         return Recipe((trained, *following), finish.backend)
 
     def _parameters(self, name: str, settings: Settings, chosen: Mapping[str, Any]) -> dict[str, Any]:
         positions = {f"{name}.{key}": values.index(chosen[key]) for key, values in settings.items()}
         return {"technique": name, "finish": next(iter(self._finishes)), **positions}
+
+
+def _fuses(recipe: Recipe) -> bool:
+    return unfused(recipe.techniques) != recipe.techniques

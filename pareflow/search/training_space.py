@@ -111,10 +111,15 @@ def kind(trained: Step) -> tuple[str, str | None]:
     return trained.name, trained.settings.get("student")
 
 
-def probe(name: str, settings: Settings) -> Step:
-    """The technique where its search starts, with as little work as it takes: for a preflight."""
+def probe(name: str, settings: Settings, *, mildest: bool = False) -> Step:
+    """The technique where its search starts, with as little work as it takes: for a preflight. Mildest, as
+    little is taken away as it is tried with."""
     few = {"trials": 2} if "trials" in settings else {}
-    return step(name, {**next(first(settings)), **few}, epochs=1)
+    start = next(first(settings))
+    for setting, values in itertools.islice(settings.items(), int(mildest)):
+        for value in values:
+            start = {**start, setting: value} if milder(setting, value, start[setting]) else start
+    return step(name, {**start, **few}, epochs=1)
 
 
 def first(settings: Settings) -> Iterator[dict[str, Any]]:

@@ -240,7 +240,8 @@ def trial_of(run: Run, row: Row, baselines: Sequence[Row], recipe: Recipe | None
     """A row as the search sees it: the objective over its strong baseline's, and how far the SLA is."""
     minutes = None if row.build_s is None else row.build_s / 60
     reason = None if row.status == "ok" else row.reason
-    stopped = reason is not None and reason.startswith(TimedOutError.__name__)
+    late = reason is not None and reason.startswith(TimedOutError.__name__)
+    stopped = late and row.build_s is None  # what was built hung later, as while it was timed
     trial = Trial(recipe or row.recipe, minutes=minutes, reason=reason, stopped=stopped)
     if row.status != "ok" or row.measurement is None:
         return trial

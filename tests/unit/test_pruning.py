@@ -737,6 +737,14 @@ def test_heads_are_ranked_within_their_layers_norm() -> None:
     assert least_of_all(scores, 3) == [[0], [0]]
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_half_a_head_counts_as_one_that_goes(scope: Any) -> None:
+    """By hand: 1, 1.5, 2, 2.5 and 3 of four heads."""
+    shares, scores = (0.25, 0.375, 0.5, 0.625, 0.75), [torch.arange(1.0, 5.0)]
+    gone = [HeadPruning(ratio=share, scope=scope)._gone([], scores) for share in shares]
+    assert [len(heads) for (heads,) in gone] == [1, 2, 2, 3, 3]
+
+
 def test_network_without_heads_is_refused(load_tiny: Load) -> None:
     module, workload = made(load_tiny, "images")
     with pytest.raises(UnsuitableError, match="`TinyCnn` has none"):

@@ -25,7 +25,7 @@ from pareflow.search import Circumstances, Ended, Search, Trial, Wave, halving, 
 from pareflow.search.effort import BUILD_MINUTES, Effort, epochs_of
 from pareflow.search.search import PATIENCE
 from pareflow.search.study import Study
-from pareflow.search.trial import best, better
+from pareflow.search.trial import best, better, gained, nearest
 from pareflow.variant import Recipe, Step
 
 IMAGES = Circumstances((1,), transformer=False, students=("half", "quarter"))
@@ -265,6 +265,29 @@ def test_passes_of_all_steps_count_a_supernets_twice() -> None:
     assert epochs_of(PLAIN) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "passes"),
+    [
+        ("channel_pruning", {"steps": 4}, 12),
+        ("lottery_ticket", {"rounds": 3, "rewind_epochs": 2}, 11),
+        ("born_again", {"generations": 2}, 6),
+        ("unstructured_pruning", {"steps": 4}, 3),
+    ],
+)
+def test_passes_of_all_trainings_of_a_technique_count(
+    name: str, settings: dict[str, int], passes: int
+) -> None:
+    assert epochs_of(Recipe((training_space.step(name, settings, 3),), PLAIN.backend)) == passes
+
+
+def test_what_was_stopped_in_many_passes_bars_nothing_that_takes_fewer(tmp_path: Path) -> None:
+    often, once = (
+        Recipe((training_space.step("channel_pruning", {"steps": n}, 9),), PLAIN.backend) for n in (4, 1)
+    )
+    ours = search(tmp_path, known=[Trial(PLAIN, 1.0, 0.0), Trial(often, reason="slow", stopped=True)])
+    assert (ours._too_slow(often), ours._too_slow(once)) == (True, False)
+
+
 def test_the_study_begins_with_each_technique_and_each_student_and_asks_nothing_twice() -> None:
     study = Study(training_space.families(IMAGES), [PLAIN], 0)
     asked = study.ask(12)
@@ -490,6 +513,37 @@ def test_a_round_goes_back_from_what_loses_too_much(tmp_path: Path) -> None:
     assert leader.recipe.techniques[0].settings["ratio"] == 0.375
 
 
+def too_large(recipe: Recipe) -> tuple[float, float, float]:
+    """The size is exceeded by what stays of the channels, and a little quality goes with the others."""
+    ratios = [s.settings["ratio"] for s in recipe.techniques if s.name == "channel_pruning"]
+    return (0.9, 10 * (1 - ratios[0]) + 0.01, 0.01) if ratios else (0.9, 10.0, 0.0)
+
+
+def test_where_nothing_passes_the_search_goes_on_from_what_is_nearest(tmp_path: Path) -> None:
+    """More of the channels go: steps back from a little lost quality would only miss the size by more."""
+    here = dataclasses.replace(IMAGES, chosen={"channel_pruning": {"learning_rate": (1e-3,)}})
+    waves, ended = run(search(tmp_path, here, known=[Trial(PLAIN, 1.0, 10.0)], minutes=0.5), too_large)
+    first, _, second = [
+        [r.techniques[0].settings["ratio"] for r in wave.recipes]
+        for wave in waves
+        if wave.words.startswith("trained")
+    ][:3]
+    assert second[0] > max(first)
+    assert "rounds of training in a row brought nothing nearer to the limits of the SLA" in ended.words
+
+
+def test_coming_nearer_is_a_gain_where_nothing_passes() -> None:
+    far, near, passing = trial(0.5, 1.0), trial(0.9, 0.9), trial(0.95)
+    assert nearest([far, near, trial(0.1, None)]) is near
+    assert nearest([far, near, passing]) is passing
+    assert gained(near, far)
+    assert gained(passing, near)
+    assert gained(trial(0.9), passing)
+    assert not gained(trial(0.5, 0.99), far)
+    assert not gained(far, far)
+    assert not gained(passing, passing)
+
+
 def test_a_search_goes_from_cheap_to_trained_and_finds_both_together(tmp_path: Path) -> None:
     ours = search(tmp_path)
     waves, ended = run(ours, landscape)
@@ -562,9 +616,29 @@ def test_long_training_is_tried_on_one_batch_first_and_what_fails_is_left_out(tm
     waves, _ = run(search(tmp_path, effort=Effort(5.0)), outcome)
     assert waves[0].preflight
     assert {recipe.techniques[0].name for recipe in waves[0].recipes} == set(training_space.families(TEXTS))
-    later = {step.name for wave in waves[1:] for recipe in wave.recipes for step in recipe.techniques}
+    assert [r.techniques[0].settings["share"] for r in waves[1].recipes] == [
+        0.5
+    ]  # once more, as mild as it goes
+    later = {step.name for wave in waves[2:] for recipe in wave.recipes for step in recipe.techniques}
     assert "low_rank" not in later
     assert "distillation" in later
+
+
+def test_what_fails_on_one_batch_with_its_middle_setting_may_yet_suit_with_its_mildest(
+    tmp_path: Path,
+) -> None:
+    def outcome(recipe: Recipe) -> tuple[float, float] | str:
+        settings = recipe.techniques[0].settings if recipe.techniques else {}
+        return "UnsuitableError" if 0.4 in settings.values() or "depth" in settings else (0.5, 0)
+
+    waves, _ = run(search(tmp_path, effort=Effort(5.0)), outcome)
+    again = [(r.techniques[0].name, r.techniques[0].settings) for r in waves[1].recipes]
+    assert waves[1].preflight
+    assert [name for name, _ in again] == ["low_rank", "distillation"]
+    assert (again[0][1]["share"], again[1][1]["depth"]) == (0.5, 0.75)
+    later = {step.name for wave in waves[2:] for recipe in wave.recipes for step in recipe.techniques}
+    assert "low_rank" in later
+    assert "distillation" not in later
 
 
 def test_training_takes_its_share_of_the_budget_at_most(tmp_path: Path) -> None:
@@ -820,6 +894,41 @@ def test_a_way_is_what_decides_the_answers() -> None:
     assert space.way_of(narrow) == Recipe((), Step("openvino", {"precision": "bf16"}))
 
 
+REFUSED = "UnsuitableError: `attention_fusion` needs a self-attention of a known pattern, but none was found"
+FUSED = Recipe((Step("attention_fusion"), Step("dynamic_int8")), PLAIN.backend)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "fused"),
+    [
+        ([REFUSED], False),
+        (["OutOfMemoryError: `make` must have room"], True),
+        (["UnsuitableError: some width must be free to shrink, but none is"], True),
+        ([REFUSED, None], True),
+        ([None, REFUSED], True),
+    ],
+    ids=["refused", "out of memory", "its technique refuses", "refused, then fused", "fused, then refused"],
+)
+def test_attention_is_left_as_it_is_only_where_fusing_it_was_refused_and_never_went(
+    reasons: list[str | None], fused: bool
+) -> None:
+    study = Study({"low_rank": {"share": (0.2, 0.3, 0.4)}}, [FUSED], 0)
+    for reason, recipe in zip(reasons, study.ask(len(reasons)), strict=True):
+        study.tell(recipe, Trial(recipe, reason=reason) if reason else Trial(recipe, 0.5, 0.0))
+    (following,) = study.ask(1)
+    assert ("attention_fusion" in [step.name for step in following.techniques]) is fused
+
+
+def test_what_fails_when_trained_longer_is_told_as_it_was_timed_before(tmp_path: Path) -> None:
+    waves = search(tmp_path)._halved([trained(1)])
+    (short,) = next(waves).recipes
+    timed = Trial(short, 0.5, 0.0)
+    (longer,) = waves.send({short.label: timed}).recipes
+    with pytest.raises(StopIteration) as end:
+        waves.send({longer.label: Trial(longer, reason="OutOfMemoryError")})
+    assert end.value.value == {trained(1).label: timed}
+
+
 def test_what_fails_where_attention_is_fused_is_asked_again_without(tmp_path: Path) -> None:
     """Of factors none can be fused: that is seen once, and what was trained goes on without."""
 
@@ -827,7 +936,7 @@ def test_what_fails_where_attention_is_fused_is_asked_again_without(tmp_path: Pa
         names = [step.name for step in recipe.techniques]
         if not {"attention_fusion", "dynamic_int8"} <= set(names):
             return (0.9, 0.0) if names else (1.0, 0.0)
-        return "UnsuitableError: none was found" if "low_rank" in names else (0.5, 0.0)
+        return REFUSED if "low_rank" in names else (0.5, 0.0)
 
     waves, _ = run(search(tmp_path), outcome)
     asked = [[[s.name for s in r.techniques] for r in wave.recipes] for wave in waves if not wave.preflight]

@@ -28,6 +28,11 @@ class BornAgain(ResponseTechnique):
 
     generations: int = Field(default=1, ge=1, description="how often it is trained anew")
 
+    @property
+    def passes(self) -> int:
+        """Of all generations."""
+        return self.generations * self.epochs
+
     def apply(self, network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
         from pareflow.model.distillation.teacher import check_answers
 

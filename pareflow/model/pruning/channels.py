@@ -57,6 +57,11 @@ class ChannelPruning(PruningTechnique):
         default={}, description="ratio by pattern of layer names, in place of `ratio`; 0 exempts"
     )
 
+    @property
+    def passes(self) -> int:
+        """Of all the repairs."""
+        return self.steps * self.epochs
+
     def apply(self, network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
         pruned = copy.deepcopy(network)
         first = dict[str, int]()

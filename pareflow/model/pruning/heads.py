@@ -72,9 +72,9 @@ class HeadPruning(PruningTechnique):
     def _gone(self, found: list[Attention], scores: "list[torch.Tensor]") -> list[list[int]]:
         """Per attention, the heads that go. Raises: UnsuitableError where none would."""
         if self.scope == "layer":
-            gone = [least(score, round(self.ratio * len(score))) for score in scores]
+            gone = [least(score, _rounded(self.ratio * len(score))) for score in scores]
         else:
-            gone = least_of_all(scores, round(self.ratio * sum(map(len, scores))))
+            gone = least_of_all(scores, _rounded(self.ratio * sum(map(len, scores))))
         if not any(gone):
             heads = ", ".join(f"`{attention.name}` {attention.heads}" for attention in found)
             raise UnsuitableError(
@@ -83,6 +83,11 @@ class HeadPruning(PruningTechnique):
                 "Raise `ratio`, or take `scope: global`",
             )
         return gone
+
+
+def _rounded(count: float) -> int:
+    """Half a head up; to even, three eighths, a half and five eighths of four heads were all two."""
+    return int(count + 0.5)
 
 
 def least(scores: "torch.Tensor", count: int) -> list[int]:

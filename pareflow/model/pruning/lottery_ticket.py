@@ -44,6 +44,11 @@ class LotteryTicket(TrainedTechnique):
     rounds: int = Field(default=3, ge=1, description="how often it prunes, rewinds and trains")
     rewind_epochs: int = Field(default=1, ge=0, description="passes before the point that it rewinds to")
 
+    @property
+    def passes(self) -> int:
+        """Of all rounds, and of what comes before them."""
+        return self.rounds * self.epochs + self.rewind_epochs
+
     def apply(self, network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
         loss = task_loss(workload)
         start = self._start(network, workload)
