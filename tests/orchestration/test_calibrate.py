@@ -111,9 +111,9 @@ def test_thresholds_are_kept_with_their_version_and_served(
         assert len(json.loads(answer.read())["predictions"]) == 1
     with urllib.request.urlopen(f"{server.url}/metrics") as answer:
         told = answer.read().decode().splitlines()
-    policy = 'model="images",policy="complexity_routing"'
+    routed = 'model="images",policy="complexity_routing"'
     counted = [
-        f'pareflow_policy_total{{figure="answered_{name}",{policy}}} 1.0' for name in ("small", "full")
+        f'pareflow_policy_total{{figure="answered_{name}",{routed}}} 1.0' for name in ("small", "full")
     ]
     assert len(set(counted).intersection(told)) == 1, told  # simple enough, by what was learned, or not
     assert server.end()[0] == 0
