@@ -117,8 +117,9 @@ def with_highest_load(run: Run, rows: Sequence[Row], winner: Row | None) -> list
 def highest_load(run: Run, row: Row) -> float | None:
     """Requests per second of the Server scenario at which LoadGen still finds the SLA's p99 kept.
 
-    None where the search, which takes `SEARCH_S` and then ends, found none, where the variant died of it, or
-    where the budget is used up. Kept in the store.
+    None where the search, which takes `SEARCH_S` and then ends, found none (a run takes `LIMITS` times the
+    p99: of seconds there is none), where the variant died of it, or where the budget is used up. Kept in the
+    store.
     """
     clause = run.spec.sla.load
     assert clause is not None  # there is nothing to hold otherwise
