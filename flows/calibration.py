@@ -20,7 +20,7 @@ from pareflow.stages.exporting import winner_package
 from pareflow.stages.run import Run
 from pareflow.store import Store
 from tasks import pipelines
-from tasks.serving import register_plan, source
+from tasks.serving import check_kept, register_plan, releases_of, source
 from tasks.tracking import Tracker
 
 PIPELINES = (".yaml", ".yml")
@@ -42,11 +42,7 @@ def calibrate(
     Raises: InputError, also where a plan to be registered may lose more than its version's SLA leaves;
     CalibrationError.
     """
-    if register and not target.startswith("models:"):
-        raise InputError(
-            "a plan can be registered with a registered version", f"got {target}", "Name models:/NAME@ALIAS"
-        )
-    plans.check_place(to)
+    check_kept(target, to, register=register)
     described = plans.read(plan)
     path = _config(target, data_dir, config)
     run_spec = spec.read(path)
@@ -55,8 +51,7 @@ def calibrate(
         main = _release(run, target, data_dir)
         if register:  # before minutes are spent
             calibrating.require_kept(main, described, Budget(**budget), run_spec.sla)
-        tiers = {name: source(one, data_dir).current() for name, one in described.tiers.items()}
-        releases = {"": main, **tiers}
+        releases = releases_of(main, described, data_dir)
         done = calibrating.calibrate(run, releases, described, Budget(**budget), learn_scores=learn_scores)
     document = done.plan.model_dump(mode="json", exclude_defaults=True)
     if register:

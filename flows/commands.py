@@ -268,15 +268,10 @@ def tune(
 ) -> dict[str, Any]:
     """The serving plans of a registered version or a package, tried; the best written, and registered."""
     from pareflow.isolation import Limits
-    from pareflow.serving import plan as plans
     from pareflow.stages import tuning
-    from tasks.serving import register_plan, source
+    from tasks.serving import check_kept, register_plan, source
 
-    if register and not target.startswith("models:"):
-        raise InputError(
-            "a plan can be registered with a registered version", f"got {target}", "Name models:/NAME@ALIAS"
-        )
-    plans.check_place(to)
+    check_kept(target, to, register=register)
     release = source(target, data_dir).current()
     wanted = tuning.Promise(**promise)
     ground = tuning.Ground(release.package, Limits(), data_dir / "logs", QUIET_S)

@@ -46,6 +46,23 @@ def source(target: str, data_dir: Path) -> Source:
     return RegistrySource(target, data_dir) if target.startswith("models:") else FolderSource(Path(target))
 
 
+def releases_of(main: Release, plan: ServingPlan, data_dir: Path) -> dict[str, Release]:
+    """A version, whose name is empty, and the plan's tiers by name, as they should be now."""
+    return {"": main, **{name: source(one, data_dir).current() for name, one in plan.tiers.items()}}
+
+
+def check_kept(target: str, to: Path | None, *, register: bool) -> None:
+    """Before minutes are spent on the target's plan. Raises: InputError where it cannot be written to that
+    file, or registered."""
+    if register and not target.startswith("models:"):
+        raise InputError(
+            "a plan can be registered with a registered version", f"got {target}", "Name models:/NAME@ALIAS"
+        )
+    if to is not None and (to.is_dir() or not to.parent.is_dir()):
+        found = f"{to} is a folder" if to.is_dir() else f"there is no folder {to.parent}"
+        raise InputError("a plan must be written to a file in a folder", found, "Make it, or mend --to")
+
+
 @functools.cache
 def plan_tag(backend: str | None) -> str:
     """The tag of a plan for what this backend runs carries the environment that it was tuned in: elsewhere it

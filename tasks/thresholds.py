@@ -5,7 +5,7 @@ from pareflow.errors import InputError, VariantError
 from pareflow.serving.executable import Release
 from pareflow.stages import calibrating
 from pareflow.stages.run import Run
-from tasks.serving import keep_plan, plan_of, source
+from tasks.serving import keep_plan, plan_of, releases_of, source
 from tasks.tracking import Tracker
 
 
@@ -29,8 +29,7 @@ def calibrate_again(run: Run, tracker: Tracker, new: Release, backend: str, tune
             return f"{of} were not calibrated again: the plan that was tuned for the SLA's load has none"
         if plan_of(tracker.version(new.name, new.version), backend) is not None:
             return f"{of} were calibrated again before"
-        tiers = {name: source(one, run.data_dir).current() for name, one in plan.tiers.items()}
-        done = calibrating.again(run, {"": new, **tiers}, plan, budget)
+        done = calibrating.again(run, releases_of(new, plan, run.data_dir), plan, budget)
     except (InputError, VariantError) as error:
         return f"{of} were not calibrated again: {error}"
     keep_plan(tracker, new.name, new.version, backend, done.plan)

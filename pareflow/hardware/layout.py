@@ -15,7 +15,7 @@ def alike() -> Iterator[bool]:
     """Processes that this thread begins within lie in memory alike, and so do theirs. False: it was refused.
 
     Docker's default profile refuses it. Source: Mytkowicz et al., 2009, Producing wrong data without doing
-    anything obviously wrong!, sections 3 and 5; here measured by `bench/gate.py`.
+    anything obviously wrong!, sections 3 and 5; here measured by `bench/brief.py`.
     """
     personality = ctypes.CDLL(None).personality
     personality.argtypes, personality.restype = [ctypes.c_ulong], ctypes.c_int

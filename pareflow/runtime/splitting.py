@@ -181,7 +181,6 @@ def _part(
     outputs: Sequence["onnx.ValueInfoProto"],
 ) -> "onnx.ModelProto":
     """These nodes and the constants they read, as a model of their own."""
-
     flow, graph = Dataflow(model.graph), model.graph
     kept, due = set(positions), list(positions)
     while due:  # the nodes that make constants are not in `reads`

@@ -13,13 +13,13 @@ from pareflow.serving.plan import ServingPlan
 
 def check_names(plan: ServingPlan, main: Opened, tiers: Mapping[str, Opened]) -> None:
     """Raises: SpecError, with every name that is none of theirs."""
-    opened: dict[str | None, Opened] = {None: main} | dict(tiers.items())
     problems = []
     for policy in plan.chosen():
         for setting, side, name, tier in policy.tensors():
-            if tier not in opened:
+            holder = main if tier is None else tiers.get(tier)
+            if holder is None:
                 continue  # the policy itself tells of a tier that is not there
-            known = [tensor.name for tensor in getattr(opened[tier], side)]
+            known = [tensor.name for tensor in getattr(holder, side)]
             if name not in known:
                 kind = side.removesuffix("s") + ("" if tier is None else f" of the tier `{tier}`")
                 problems.append(f"{policy.name}.{setting}: {unknown(name, known, kind)}")

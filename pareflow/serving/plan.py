@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pareflow.catalog import POLICIES, find
-from pareflow.errors import InputError, SpecError
+from pareflow.errors import SpecError
 from pareflow.hardware import probe
 from pareflow.runtime.batching import DynamicBatching
 from pareflow.runtime.caching.cache import KeyedCache
@@ -107,10 +107,3 @@ def default(document: Mapping[str, Any]) -> ServingPlan:
 def read(path: Path) -> ServingPlan:
     """The plan in a YAML file. Raises: InputError if it cannot be read, SpecError with every problem."""
     return read_part(ServingPlan, path, "a serving plan", "Those of `configs/serving/` come with pareflow")
-
-
-def check_place(path: Path | None) -> None:
-    """Raises: InputError where no plan can be written to that file, before minutes are spent on it."""
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        found = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise InputError("a plan must be written to a file in a folder", found, "Make it, or mend --to")

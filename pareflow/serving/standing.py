@@ -42,14 +42,20 @@ TIMED, SECONDS = 400, 5.0
 def recorded(opened: Opened) -> Standing:
     """What the gate said of a version, as the registry knows it and as its package says."""
     document = _document(opened)
-    verdict = document.get("verdict")
-    decision = opened.release.judged
-    if decision is None and verdict is not None:
-        ours = document["environment"]["fingerprint"] == here(_backend_of(document))
-        decision = verdict["decision"] if ours else None
+    decision, ours = opened.release.judged, verdict_of_here(document)
+    if decision is None and ours is not None:
+        decision = ours["decision"]
     if decision is not None:
         return OF_DECISION[decision]
-    return "unknown" if verdict is None else "elsewhere"
+    return "unknown" if document.get("verdict") is None else "elsewhere"
+
+
+def verdict_of_here(document: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The verdict in a package's `model.json`, where it was given in this environment (law 8)."""
+    verdict: Mapping[str, Any] | None = document.get("verdict")
+    if verdict is None or document["environment"]["fingerprint"] != here(_backend_of(document)):
+        return None
+    return verdict
 
 
 def standing(opened: Opened, unjudged: Unjudged) -> Standing:

@@ -15,10 +15,9 @@ from pareflow.serving.calibrating import Budget, as_json
 from pareflow.serving.executable import Release
 from pareflow.serving.model import network
 from pareflow.serving.plan import ServingPlan
-from pareflow.serving.standing import here
+from pareflow.serving.standing import verdict_of_here
 from pareflow.sla import SLA
 from pareflow.stages.run import Run
-from pareflow.variant import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +126,7 @@ _BEARS_ON = ("max_drop", "min", "worst_slice_max_drop")
 
 def _bounds(package: Path) -> dict[str, Mapping[str, Any]]:
     """The checks of a package's verdict by their clauses; none where it was not given in this environment."""
-    document = network(package)
-    verdict = document.get("verdict")
-    backend = Step.from_json(document["backend"]).name
-    if verdict is None or document["environment"]["fingerprint"] != here(backend):
-        return {}
+    verdict = verdict_of_here(network(package)) or {"checks": ()}
     return {check["clause"]: check for check in verdict["checks"]}
 
 

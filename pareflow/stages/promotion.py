@@ -71,7 +71,7 @@ def _side_by_side(run: Run, champion: Row, winner: Row, least_gain: float) -> Ve
         )
         verdict = judge(run.spec.sla, evidence, look=look, least_gain=least_gain)
         beside = f"{str(winner.id)[:12]} beside {str(champion.id)[:12]}"
-        if last(run, look, beside) or not needs_time(verdict):
+        if not needs_time(verdict) or last(run, look, beside):
             break
     return verdict
 

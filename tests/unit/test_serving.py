@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -374,22 +374,25 @@ def test_who_gave_up_is_counted_and_timed_and_neither_a_success_nor_a_failure(
     body = json.dumps({"inputs": [served.input(1)]}).encode()
     told = [{"type": "http.request", "body": body}, {"type": "http.disconnect"}]
 
-    async def scenario() -> None:
-        async def receive() -> Any:
-            return told.pop(0)
+    async def receive() -> Any:
+        return told.pop(0)
 
-        async def send(_: Any) -> None:
-            pass
-
-        scope = {"type": "http", "method": "POST", "path": INFER, "headers": [], "query_string": b""}
-        await client.app(scope, receive, send)
-
-    assert client.portal is not None
-    client.portal.call(scenario)
+    _infer_of(client, receive)
     reading = exposition.parse(client.get("/metrics").text, "images", at_s=1)
     assert reading.statuses == {"499": 1}
     window = exposition.between(before, reading)
     assert (window.requests, window.failed, window.answered) == (0, 0, 1)
+
+
+def _infer_of(client: TestClient, receive: Callable[[], Awaitable[Any]]) -> None:
+    """One request whose body comes as `receive` gives it, and whose answer nobody reads (ASGI)."""
+
+    async def send(_: Any) -> None:
+        pass
+
+    scope = {"type": "http", "method": "POST", "path": INFER, "headers": [], "query_string": b""}
+    assert client.portal is not None
+    client.portal.call(client.app, scope, receive, send)
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["comes slowly", "never comes whole"])
@@ -401,20 +404,12 @@ def test_how_long_a_body_takes_to_come_is_not_the_servers_time(serve: Serve, end
     told = [{"type": "http.request", "body": body[:10], "more_body": True}, last]
     upload_s = 1.0
 
-    async def scenario() -> None:
-        async def receive() -> Any:
-            if len(told) == 1:
-                await asyncio.sleep(upload_s)
-            return told.pop(0) if told else await asyncio.Event().wait()
+    async def receive() -> Any:
+        if len(told) == 1:
+            await asyncio.sleep(upload_s)
+        return told.pop(0) if told else await asyncio.Event().wait()
 
-        async def send(_: Any) -> None:
-            pass
-
-        scope = {"type": "http", "method": "POST", "path": INFER, "headers": [], "query_string": b""}
-        await client.app(scope, receive, send)
-
-    assert client.portal is not None
-    client.portal.call(scenario)
+    _infer_of(client, receive)
     reading = exposition.parse(client.get("/metrics").text, "images", at_s=1)
     assert reading.statuses == ({"200": 1} if ends else {"499": 1})
     assert max(reading.buckets.values(), default=0) == ends
