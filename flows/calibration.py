@@ -53,11 +53,11 @@ def calibrate(
             calibrating.require_kept(main, described, Budget(**budget), run_spec.sla)
         releases = releases_of(main, described, data_dir)
         done = calibrating.calibrate(run, releases, described, Budget(**budget), learn_scores=learn_scores)
-    document = done.plan.model_dump(mode="json", exclude_defaults=True)
+    document = done.plan.to_json()
     if register:
         register_plan(data_dir, main, done.plan)
     if to is not None:
-        to.write_text(yaml.safe_dump(document, sort_keys=False))
+        done.plan.write(to)
     return {
         "model": main.name,
         "version": main.version,

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
 from rich.console import Console
 
 import pareflow
@@ -149,7 +148,7 @@ def export_served(
     with _package(target, data_dir) as (package, version):
         kept = None if version is None else plan_of(version, backend_in(package))
         chosen = named or kept or plans.default(verified(package))
-        about = {**_told(version), "plan": chosen.model_dump(mode="json", exclude_defaults=True)}
+        about = {**_told(version), "plan": chosen.to_json()}
         if kind == "triton":
             return {**about, **exporting.export_triton(package, chosen, to, data_dir / "logs")}
         return {**about, **exporting.export_kserve(package, chosen, to, **cluster)}
@@ -280,14 +279,14 @@ def tune(
     if best is not None and register:
         register_plan(data_dir, release, best.plan)
     if best is not None and to is not None:
-        to.write_text(yaml.safe_dump(best.plan.model_dump(mode="json", exclude_defaults=True)))
+        best.plan.write(to)
     return {
         "model": release.name,
         "version": release.version,
         "registered": best is not None and register,
         "promise": asdict(wanted),
         "tried": [one.to_json() for one in tried],
-        "plan": None if best is None else best.plan.model_dump(mode="json", exclude_defaults=True),
+        "plan": None if best is None else best.plan.to_json(),
         "written": str(to) if best is not None and to is not None else None,
     }
 

@@ -238,7 +238,7 @@ class RegistrySource:
 
     def _note(self, release: Release) -> None:
         """Raises: OSError."""
-        plan = None if release.plan is None else release.plan.model_dump(mode="json", exclude_defaults=True)
+        plan = None if release.plan is None else release.plan.to_json()
         backend, where = self._where_judged(release.package)
         judged = {} if release.judged is None else {where[:12]: release.judged}
         told = {

@@ -132,7 +132,7 @@ def calibrated(
     endpoint = replace(main.endpoint, tiers={name: tier.endpoint for name, tier in opened.items()})
     wanted = Wanted(Budget(**budget), learn_scores)
     policies, found = _with_thresholds(described, endpoint, asked, wanted)
-    changed = described.model_dump(mode="json", exclude_defaults=True) | {"policies": policies}
+    changed = described.to_json() | {"policies": policies}
     return {"plan": changed, "samples": len(asked.requests), "found": found}
 
 

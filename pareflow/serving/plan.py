@@ -5,6 +5,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pareflow.catalog import POLICIES, find
@@ -68,6 +69,14 @@ class ServingPlan(BaseModel):
                     f"{harm}. Name `{behind.name}` first"
                 )
         return self
+
+    def to_json(self) -> dict[str, Any]:
+        """What is not as it is by default, in the order of the settings."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    def write(self, to: Path) -> None:
+        """As YAML that `read` takes."""
+        to.write_text(yaml.safe_dump(self.to_json(), sort_keys=False))
 
     def sessions_of(self, threads: int, models: int = 1) -> int:
         """Sessions of so many threads each: as planned, or as many as this machine has cores for, in equal

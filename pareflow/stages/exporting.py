@@ -76,7 +76,7 @@ def export_kserve(
     plan, left_out = _alone(plan)
     model = to / "model"
     shutil.copytree(package, model, ignore=shutil.ignore_patterns(MANIFEST))
-    (model / kserve.PLAN_FILE).write_text(yaml.safe_dump(plan.model_dump(mode="json", exclude_defaults=True)))
+    plan.write(model / kserve.PLAN_FILE)
     threads = int(Step.from_json(document["backend"]).settings.get("threads", 1))
     service = kserve.inference_service(
         document["pipeline"],

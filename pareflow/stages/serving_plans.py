@@ -94,7 +94,7 @@ def told(promise: Promise, optimized: tuple[Row, Side], original: tuple[Row, Sid
         "reason": _words(promise, decision, reason),
         "kept": decision == "promote",
         "promise": asdict(promise),
-        "plan": None if chosen is None else chosen.model_dump(mode="json", exclude_defaults=True),
+        "plan": None if chosen is None else chosen.to_json(),
         "optimized": _side(winner, ours),
         "original": _side(strong, theirs),
         "speedup": _speedup(theirs, ours, promise.confidence),

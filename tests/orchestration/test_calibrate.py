@@ -48,7 +48,7 @@ def test_a_plan_gets_thresholds_to_serve_with(
     (record,) = document["calibrated"]
     assert (document["samples"], record["drop"], record["answered"]) == (1200, 0.0, {"small": 1.0})
     assert (document["may_lose"], document["left_by_sla"]) == (0.01, 0.0)  # no verdict: nothing is sure
-    assert read(to).model_dump(mode="json", exclude_defaults=True) == document["plan"]
+    assert read(to).to_json() == document["plan"]
     console = Console(record=True, width=200)
     calibration.show(document, console)
     assert "small answers 100.0%; 0.00% lost here: at most 1.00%" in console.export_text()

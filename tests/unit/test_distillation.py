@@ -347,6 +347,12 @@ def test_blocks_that_have_names_keep_them(load_tiny: Load) -> None:
     assert list(early.blocks._modules) == ["layer_0", "layer_1"]
 
 
+def test_half_a_block_stays(load_tiny: Load) -> None:
+    """Rounded to even, half of five blocks would be two, and half of three as many."""
+    made: Any = drop_blocks(Blocks(4, 4, 4, 4, 4), load_tiny("images"), 0.5)
+    assert len(made.blocks) == 3
+
+
 def test_depth_that_drops_no_block_names_those_that_do(load_tiny: Load) -> None:
     with pytest.raises(
         UnsuitableError, match=r"1 of 2 like `blocks\.0` do, and `depth` keeps 2.*from 0\.50 to"

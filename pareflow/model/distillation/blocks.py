@@ -100,7 +100,7 @@ def drop_blocks(network: nn.Module, workload: LoadedWorkload, share: float) -> n
     names, trace = find_blocks(made), Trace.of(made, workload)
     equal = [name for name in names if trace.given.get(name) == trace.made[name]]
     fixed = len(names) - len(equal)
-    kept = max(1, round(share * len(names))) - fixed
+    kept = max(1, int(share * len(names) + 0.5)) - fixed
     if not 0 <= kept < len(equal):
         raise UnsuitableError(
             "some of the blocks must be dropped, and only such as keep the shape of what they get",
