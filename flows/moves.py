@@ -42,13 +42,22 @@ def move(
     data_dir: Path,
     by: str | None,
     reason: str,
+    *,
+    over_champion: bool,
 ) -> dict[str, Any]:
     """What `pareflow promote` was asked for: one of approving, declining, copying, else promoting.
 
     Raises: InputError where it was asked for two of them.
     """
     asked = [
-        option for option, given in (("--approve", approve), ("--reject", reject), ("--to", to)) if given
+        option
+        for option, given in (
+            ("--approve", approve),
+            ("--reject", reject),
+            ("--to", to),
+            ("--over-champion", over_champion),
+        )
+        if given
     ]
     if len(asked) > 1:
         raise InputError("one thing can be asked for", f"got {' and '.join(asked)}", "Leave all but one out")
@@ -56,14 +65,23 @@ def move(
         return copy(target, to, data_dir, by, reason)
     if approve or reject:
         return decide(target, "approve" if approve else "reject", by, reason, config, data_dir)
-    return promote(target, config, data_dir, by, reason)
+    if over_champion:
+        _must_be_told(by, reason)
+    return promote(target, config, data_dir, by, reason, over=over_champion)
 
 
 def promote(
-    target: str, config: Path | None, data_dir: Path, by: str | None = None, reason: str = ""
+    target: str,
+    config: Path | None,
+    data_dir: Path,
+    by: str | None = None,
+    reason: str = "",
+    *,
+    over: bool = False,
 ) -> dict[str, Any]:
     """The challenger of a pipeline (its YAML) or of a model (its name) made champion, or why it is not.
 
+    `over` is a person's word that a champion which cannot be compared with is passed over.
     Raises: InputError where its pipeline is left to a person's approval.
     """
     from tasks.pipelines import described
@@ -78,7 +96,7 @@ def promote(
         name = model_name(target)
         tracker = Tracker.open(data_dir)
         found, path = described(tracker, name, challenger_of(tracker, name), config)
-    if found.promotion == "approval":
+    if found.promotion == "approval" and not over:
         raise InputError(
             f"{found.name} must be approved to be promoted: its pipeline says `promotion: approval`",
             "neither --approve nor --reject was given",
@@ -86,7 +104,7 @@ def promote(
         )
     with holding(Store(data_dir / "store"), f"promote {found.name}"):
         run = Run.open(found, path, data_dir)
-        return promote_challenger(tracker, run, by=by, reason=reason)
+        return promote_challenger(tracker, run, by=by, reason=reason, over=over)
 
 
 def decide(
@@ -101,11 +119,15 @@ def decide(
     from flows.promotion import run_promotion
     from tasks.execution import Plain
 
+    _must_be_told(by, reason)
+    name, path = model_name(target), config or pipeline_file(target)
+    return run_promotion(name, decision, by, reason, path, data_dir, Plain())
+
+
+def _must_be_told(by: str | None, reason: str) -> None:
     if not by or not reason:
         missing = "--by" if not by else "--reason"
         raise InputError("a decision must say who decided, and why", f"{missing} is missing", "Add it")
-    name, path = model_name(target), config or pipeline_file(target)
-    return run_promotion(name, decision, by, reason, path, data_dir, Plain())
 
 
 def copy(target: str, to: str, data_dir: Path, by: str | None, reason: str) -> dict[str, Any]:

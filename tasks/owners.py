@@ -4,6 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, RunTag
 
 from tasks.ownership import DEAD, FLOW_RUN, OWNED, OWNER, Owned, Owner, beats
-from tasks.tracking import Tracker
+from tasks.tracking import Tracker, all_pages
 
+PAGE = 1000
 GIVEN_UP = ("KILLED", "FAILED")
 
 
@@ -85,5 +87,6 @@ def _without(client: MlflowClient, run: str, owner: Owner) -> None:
 
 def _tagged(client: MlflowClient, tag: str) -> Sequence[Run]:
     """The runs of all experiments with this tag."""
-    experiments = [one.experiment_id for one in client.search_experiments()]
-    return list(client.search_runs(experiments, f"tags.`{tag}` LIKE '%'")) if experiments else []
+    experiments = [one.experiment_id for one in all_pages(client.search_experiments, PAGE)]
+    asked = partial(client.search_runs, experiments, f"tags.`{tag}` LIKE '%'")
+    return all_pages(asked, PAGE) if experiments else []

@@ -91,21 +91,36 @@ def challenge(tracker: Tracker, run: Run, version: str) -> None:
 
 
 def promote(
-    tracker: Tracker, run: Run, version: str, winner: Row | None, *, by: str | None = None, reason: str = ""
+    tracker: Tracker,
+    run: Run,
+    version: str,
+    winner: Row | None,
+    *,
+    by: str | None = None,
+    reason: str = "",
+    over: bool = False,
 ) -> Promotion:
     """Make the challenger champion if it is not worse than the present one.
 
-    `winner` is the version as a row of this run, where it is one. `by` and `reason` are for the record.
+    `winner` is the version as a row of this run, where it is one. `by` and `reason` are for the record. `over`
+    passes over a champion that cannot be compared with: one that runs here no more, or came back damaged.
     """
     with tracker.moving(run.spec.name) as still_held:
-        return settle(tracker, bout(tracker, run, version, winner, by, reason), still_held)
+        return settle(tracker, bout(tracker, run, version, winner, by, reason, over=over), still_held)
 
 
 def bout(
-    tracker: Tracker, run: Run, version: str, winner: Row | None, by: str | None = None, why: str = ""
+    tracker: Tracker,
+    run: Run,
+    version: str,
+    winner: Row | None,
+    by: str | None = None,
+    why: str = "",
+    *,
+    over: bool = False,
 ) -> Bout:
     """The version against whoever is champion by then, judged by this run's SLA, on its data, here."""
-    judge = partial(_judged, tracker, run, version, winner)
+    judge = partial(_judged, tracker, run, version, winner, over=over)
     return Bout(run.spec.name, version, run.environment.fingerprint, judge, by, why)
 
 
@@ -146,11 +161,11 @@ def judged(tracker: Tracker, bout: Bout, champion: str | None) -> Judgement:
 
 
 def promote_challenger(
-    tracker: Tracker, run: Run, *, by: str | None = None, reason: str = ""
+    tracker: Tracker, run: Run, *, by: str | None = None, reason: str = "", over: bool = False
 ) -> dict[str, Any]:
     """Promote the version that `challenger` points at: a person asks. Raises: InputError if there is none."""
     version = challenger_of(tracker, run.spec.name)
-    moved = promote(tracker, run, version, None, by=by or audit.who(), reason=reason)
+    moved = promote(tracker, run, version, None, by=by or audit.who(), reason=reason, over=over)
     return {"name": run.spec.name, **asdict(moved)}
 
 
@@ -254,9 +269,11 @@ def against_tag(environment: str) -> str:
     return f"pareflow.against.{environment[:12]}"
 
 
-def _judged(tracker: Tracker, run: Run, version: str, winner: Row | None, champion: str | None) -> Judgement:
+def _judged(
+    tracker: Tracker, run: Run, version: str, winner: Row | None, champion: str | None, *, over: bool
+) -> Judgement:
     """The version by itself, where this environment has no verdict on it yet; then beside the champion, which
-    is brought meanwhile."""
+    is brought meanwhile. `over` passes over one that cannot be compared with."""
     name = run.spec.name
     with (
         tempfile.TemporaryDirectory() as ours,
@@ -272,14 +289,18 @@ def _judged(tracker: Tracker, run: Run, version: str, winner: Row | None, champi
             return _kept(champion, version, alone.decision, alone.reason)
         if brought is None:
             return alone._replace(reason="there was no champion")
-        holder = brought.result()
-        lineages = verified(package), verified(holder)
-        retrained = lineages[0]["workload_digest"] != lineages[1]["workload_digest"]
         row = winner or promotion.packaged_row(run, package)
         try:
+            holder = brought.result()
+            retrained = verified(package)["workload_digest"] != verified(holder)["workload_digest"]
             verdict = promotion.against_champion(run, row, holder, retrained=retrained)
-        except VariantError as error:  # of the two the challenger was opened just now
-            return _kept(champion, version, "inconclusive", str(error))
+        except (VariantError, InputError) as error:  # of the two the challenger was opened just now
+            if over:
+                return alone._replace(reason=f"version {champion} was passed over, since: {error}")
+            if isinstance(error, InputError):
+                raise
+            way_out = f"; `pareflow promote {name} --over-champion --by WHO --reason …` passes over it"
+            return _kept(champion, version, "inconclusive", f"{error}{way_out}")
     if verdict.decision != "promote":
         return _kept(champion, version, verdict.decision, verdict.missed, _clauses(verdict))
     return Judgement("promote", f"it beat version {champion}", _clauses(verdict))

@@ -13,7 +13,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -57,6 +57,8 @@ BEGUN = "pareflow.begun"
 """Of a run: how often all of it was measured again, after the first time."""
 LOOKED = "pareflow.looked"
 """Of a monitor's run: the number of the last look that it has a row of."""
+MONITORED = "pareflow.monitored"
+"""Of a monitor's run: the served version that it is about."""
 CONFIG = "pareflow.config"
 """Where the pipeline YAML lay when the version was registered."""
 ENVIRONMENT = "pareflow.environment"
@@ -135,8 +137,7 @@ class Tracker:
                 folder = (data_dir / "mlflow").resolve()
                 folder.mkdir(parents=True, exist_ok=True)
                 tracker = cls(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts", data_dir / "locks")
-            with tracker.locked("mlflow"), _reaching(tracker.uri):
-                tracker.client.search_experiments(max_results=1)
+            tracker._initialize()
         return tracker
 
     @classmethod
@@ -155,9 +156,14 @@ class Tracker:
                 )
             artifacts, locks = folder / "artifacts", folder.parent / "locks"
         tracker = cls(uri, artifacts, locks, uri)
-        with tracker.locked("mlflow"), _reaching(uri):
-            tracker.client.search_experiments(max_results=1)
+        tracker._initialize()
         return tracker
+
+    def _initialize(self) -> None:
+        """Reach MLflow once. A server has its database; an embedded one is made by one process alone."""
+        with self.locked("mlflow") if self.uri.startswith("sqlite:") else nullcontext():
+            with self.reached() as client:
+                client.search_experiments(max_results=1)
 
     @property
     def registry_uri(self) -> str:
@@ -314,7 +320,7 @@ class Tracker:
         One that came from another environment keeps its lineage, which leads to folders there, and is told
         the verdict. Its files are logged by the MLflow run `parent`; where there is none, by one made for it.
         """
-        with _reaching(self.uri), self.locked("mlflow"):
+        with _reaching(self.uri), self.locked(f"registering-{name}"):  # it uploads: nobody else waits for that
             self.check_alive()
             if not self.client.search_registered_models(f"name = '{name}'"):
                 self.client.create_registered_model(name, {"pareflow.pipeline": name})
@@ -370,8 +376,8 @@ class Tracker:
     def registered(self) -> list[dict[str, Any]]:
         """Every version of every model as lists show it, by a question per page and not per version."""
         with _reaching(self.uri):
-            models = _all_pages(self.client.search_registered_models, max_results=1000)
-            versions = _all_pages(self.client.search_model_versions, max_results=10_000)
+            models = all_pages(self.client.search_registered_models, max_results=1000)
+            versions = all_pages(self.client.search_model_versions, max_results=10_000)
         aliases: dict[tuple[str, str], list[str]] = {}
         for model in models:
             for alias, number in model.aliases.items():
@@ -445,7 +451,7 @@ class Tracker:
 
     def monitored(self, name: str, version: str) -> str:
         """The id of the run that holds what was seen of a served version, found or made."""
-        tags = {"pareflow.monitored": version}
+        tags = {MONITORED: version}
         with _reaching(self.uri):
             return self._keyed(name, _monitoring(name, version), f"monitoring-{version}", tags)
 
@@ -455,15 +461,15 @@ class Tracker:
         with _reaching(self.uri):
             self.client.log_batch(run_id, metrics=rows, tags=[RunTag(LOOKED, str(step))])
 
-    def looked(self, name: str, version: str) -> str | None:
-        """The number of the last look at a served version that a row is kept of; None where none is."""
+    def looked(self, name: str) -> dict[str, str]:
+        """The number of the last look that a row is kept of, by the version of this model that was served."""
         with _reaching(self.uri):
             experiment = self.client.get_experiment_by_name(name)
             if experiment is None:
-                return None
-            wanted = f"tags.`{KEY}` = '{_monitoring(name, version)}'"
-            found = self.client.search_runs([experiment.experiment_id], wanted, max_results=1)
-            return found[0].data.tags.get(LOOKED) if found else None
+                return {}
+            found = self.client.search_runs([experiment.experiment_id], f"tags.`{MONITORED}` LIKE '%'")
+            tags = [run.data.tags for run in found]
+            return {one[MONITORED]: one[LOOKED] for one in tags if LOOKED in one}
 
     def note(self, run_id: str, document: Mapping[str, Any], path: str) -> None:
         """A document as an artifact of a run."""
@@ -544,7 +550,7 @@ def check_content(package: Path, version: ModelVersion) -> None:
         )
 
 
-def _all_pages(search: Callable[..., PagedList[Any]], max_results: int) -> list[Any]:
+def all_pages(search: Callable[..., PagedList[Any]], max_results: int) -> list[Any]:
     """What a search of the client's finds, page by page."""
     page = search(max_results=max_results)
     found = list(page)

@@ -65,7 +65,7 @@ class Session:
 
     def follow(self, reading: Reading) -> dict[str, Any]:
         """Look until the time is over; `reading` is the first one. Raises: as `Monitored`."""
-        if self.rules.needs_requests:
+        if self.rules.needs_requests or self.rules.retrains:
             self._check_pipeline()
         seconds = self.asked.seconds
         until = None if seconds is None else time.monotonic() + seconds
@@ -90,10 +90,10 @@ class Session:
         return self.asked.data_dir / "monitoring" / f"{self.asked.name}.json"
 
     def _check_pipeline(self) -> None:
-        """Raises: InputError where the pipeline of the original and the calibration data cannot be read."""
+        """Raises: InputError where the pipeline that is compared with, or trained by again, cannot be read."""
         if self.config is None:
             raise InputError(
-                "rules about drift and quality need the pipeline that the version came from",
+                "rules about drift and quality, and those that retrain, need the pipeline that the version came from",
                 "its YAML is not at hand",
                 "Name it with --config, or leave these rules out",
             )

@@ -55,6 +55,9 @@ def promote(
     target: Annotated[str, typer.Argument(help=MODEL)],
     approve: Annotated[bool, typer.Option("--approve", help="approve the challenger that waits")] = False,
     reject: Annotated[bool, typer.Option("--reject", help="decline it")] = False,
+    over_champion: Annotated[
+        bool, typer.Option("--over-champion", help="pass over a champion that cannot be compared with")
+    ] = False,
     by: By = None,
     reason: Reason = "",
     to: Annotated[
@@ -70,7 +73,9 @@ def promote(
     set_environment()
     from flows import moves
 
-    document = moves.move(target, approve, reject, to, config, data_dir, by, reason)
+    document = moves.move(
+        target, approve, reject, to, config, data_dir, by, reason, over_champion=over_champion
+    )
     show(document, tables.promotion, as_json)
     if not reject and to is None and document["alias"] != "champion":
         raise typer.Exit(NOTHING_MET)

@@ -39,8 +39,9 @@ def lacking(needs: Needs, machines: Sequence[Machine], where: str) -> str | None
     """Why none of the machines can hold the step, or None. Processors are shared: fewer are only slower."""
     if any(_can(machine, needs) for machine in machines):
         return None
+    machines = [machine for machine in machines if machine.cpus > 0]
     if not machines:
-        return f"{where} has no machine now"
+        return f"{where} has no machine with processors now"
     gpus = max(machine.gpus for machine in machines)
     memory_mib = max(machine.memory_mib for machine in machines)
     if needs.gpus > gpus:
@@ -83,4 +84,6 @@ def held(steps: Sequence[Needs], machines: Sequence[Machine]) -> int:
 
 
 def _can(machine: Machine, needs: Needs) -> bool:
-    return machine.gpus >= needs.gpus and machine.memory_mib >= (needs.memory_mib or 0)
+    """A machine without processors computes nothing: the head of a Ray cluster may be one."""
+    memory_mib = needs.memory_mib or 0
+    return machine.cpus > 0 and machine.gpus >= needs.gpus and machine.memory_mib >= memory_mib

@@ -105,7 +105,7 @@ class Rules(_Part):
     """All rules of one served model. What is left out is recorded, and never a breach."""
 
     every_s: float = Field(default=5, gt=0, description="between two looks")
-    record_s: float = Field(default=60, gt=0, description="between two rows in MLflow")
+    record_s: float = Field(default=60, gt=0, le=600, description="between two rows in MLflow")
     false_alarms_per_week: float = Field(
         default=0.01, gt=0, lt=1, description="of all rules together: a chance, kept however often one looks"
     )
@@ -148,6 +148,11 @@ class Rules(_Part):
     def error(self) -> float:
         """The chance of a false alarm in a week that each rule may spend."""
         return self.false_alarms_per_week / len(self.named())
+
+    @property
+    def retrains(self) -> bool:
+        """Whether the breach of a rule starts a retraining."""
+        return any("retrain" in then for then in self.named().values())
 
     @property
     def needs_requests(self) -> bool:

@@ -309,6 +309,15 @@ def test_a_server_that_refuses_amid_the_run_is_told_once_and_asked_again(
     assert status[:3].decode() in told[0]
 
 
+def test_a_rule_that_retrains_needs_the_pipeline_that_it_is_to_train(tracker: Tracker, tmp_path: Path) -> None:
+    """A version registered from a folder that is not here; else its breach would start a run of no pipeline."""
+    watched = Rules.model_validate({"errors": {"then": ["retrain"]}})
+    reading = Reading(0.0, "images", "3", {}, {}, 0.0, {}, None, None, None)
+    session = Session(Asked("images", "http://127.0.0.1:9", tmp_path, seconds=0), tracker, watched, None, print)
+    with pytest.raises(InputError, match="those that retrain, need the pipeline"):
+        session.follow(reading)
+
+
 def test_a_monitor_of_errors_holds_up_no_collection(tmp_path: Path) -> None:
     """Whoever holds the store while it looks is seen by the server that it asks."""
     metrics, store, seen = Metrics(), Store(tmp_path / "store"), list[list[Holder]]()
@@ -418,6 +427,18 @@ def test_a_champion_that_nobody_watches_any_more_is_told_once(
     assert silent(3 * SILENT_S + 600) == []
     assert silent(5 * SILENT_S) == ["3"]
     assert len([one for one in told if one[1] == name]) == 2
+
+
+def test_a_new_champion_that_no_monitor_has_seen_is_told_of_too(
+    tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The monitor died before it was promoted."""
+    monkeypatch.setattr("tasks.reconciling.emit", lambda *_: None)
+    looks = Looks(tmp_path / "looks.db")
+    Record(tracker, name, "2").add({"live.p50_ms": 1.0}, 1)
+    for now in (0.0, 2 * SILENT_S):
+        found = silent_monitors(Look(looks, now, 120, 1), tracker)
+    assert [one["version"] for one in found if one["name"] == name] == ["3"]
 
 
 def otherwise(package: Path, into: Path) -> Path:

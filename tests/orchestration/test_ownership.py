@@ -120,3 +120,17 @@ def test_a_late_writer_records_nothing(write: str, tracker: Tracker, judged: Jud
     experiment = tracker.client.get_run(parent).info.experiment_id
     assert [run.info.run_id for run in tracker.client.search_runs([experiment])] == [parent]
     assert tracker.client.search_registered_models() == []
+
+
+def test_owners_are_found_among_more_experiments_than_a_page_holds(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an MLflow that a whole company shares."""
+    monkeypatch.setattr(owners, "PAGE", 1)
+    owner, names = Owner.new(None), ("first", "second", "third")
+    runs = [tracker.client.create_run(tracker.experiment(name)).info.run_id for name in names]
+    for run in runs:
+        owners.take(tracker, run, owner)
+    assert {*runs} <= {one.run_id for one in owners.owned_runs(tracker)}
+    for run in runs:
+        owners.leave(tracker, run, owner)

@@ -6,21 +6,23 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pareflow import spec as specs
-from pareflow.errors import InputError
+from pareflow.errors import InputError, StepFailedError, TransientError
 from pareflow.sla import LoadClause, SizeClause
 from pareflow.stages.promotion import against_champion
 from pareflow.stages.run import Row, Run
 from tasks import audit
 from tasks.promotion import Promotion, challenge, promote, promote_challenger, roll_back
-from tasks.tracking import Tracker, verdict_of
+from tasks.tracking import CONTENT, Tracker, verdict_of
 from tests.orchestration.conftest import CHECKOUT, Judged, judge, trigger_of
 
 PROMOTE = """
@@ -201,6 +203,58 @@ def test_a_package_changed_in_the_registry_is_refused(
     with pytest.raises(InputError, match="as it was packaged"):
         promote(tracker, judged.run, challenger, judged.int8)
     assert aliases(tracker) == {"champion": champion}
+
+
+def test_a_champion_that_cannot_be_compared_with_is_passed_over_by_a_persons_word_alone(
+    tracker: Tracker,
+    judged: Judged,
+    register: Callable[[Judged, Row], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its processing imports what is not there any more."""
+    champion, challenger = register(judged, judged.fp32), register(judged, judged.int8)
+    promote(tracker, judged.run, champion, judged.fp32)
+
+    def gone(*_: object, **__: object) -> None:
+        raise StepFailedError("its processing must run here", "there is no module `former`", "Install it")
+
+    monkeypatch.setattr("pareflow.stages.promotion.against_champion", gone)
+    stays = promote(tracker, judged.run, challenger, judged.int8)
+    assert (stays.alias, aliases(tracker)) == ("challenger", {"champion": champion})
+    assert "`pareflow promote images --over-champion" in stays.reason
+    moved = promote(tracker, judged.run, challenger, judged.int8, by="ada", reason="by hand", over=True)
+    assert (moved.alias, aliases(tracker)) == ("champion", {"champion": challenger, "previous": champion})
+    last = audit.history(tracker, "images")[-1]
+    assert (last["by"], last["reason"].startswith("by hand (version 1 was passed over")) == ("ada", True)
+
+
+def test_a_rollback_waits_for_no_upload(
+    tracker: Tracker,
+    judged: Judged,
+    register: Callable[[Judged, Row], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of another version of the same model, by another process of this data folder."""
+    for row in (judged.fp32, judged.int8):
+        promote(tracker, judged.run, register(judged, row), row)
+    begun, ended = threading.Event(), threading.Event()
+
+    def slowly(*_: object) -> str:
+        begun.set()
+        assert ended.wait(60)
+        raise TransientError("the upload must end", "it was cut off", "Try again")
+
+    monkeypatch.setattr(Tracker, "_upload", slowly)
+    package = judged.package(judged.fp32)
+    with ThreadPoolExecutor(1) as beside:
+        upload = beside.submit(tracker.add, "images", package, {CONTENT: "of a third one"}, None)
+        try:
+            assert begun.wait(60)
+            back = Tracker.open(tracker.locks.parent)
+            assert roll_back(back, "images")["version"] == "1"
+        finally:
+            ended.set()
+        assert isinstance(upload.exception(60), TransientError)
 
 
 def test_without_a_challenger_there_is_nothing_to_promote(tracker: Tracker, judged: Judged) -> None:

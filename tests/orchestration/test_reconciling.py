@@ -84,6 +84,9 @@ def test_a_run_is_left_alone_a_day_after_its_first_crash(
 class Waiting(Crashing):
     """A run whose worker died before it began: it stays as it is, until somebody says that it crashed."""
 
+    name: str | None = None
+    """Of its states, where the server names them otherwise than by their type."""
+
     def in_state(self, *types: str, **_: object) -> Iterator[dict[str, Any]]:
         if self.history[-1]["type"] in types:
             yield from super().in_state()
@@ -97,7 +100,12 @@ class Waiting(Crashing):
 
     def become(self, kind: str, told: str | None) -> None:
         stamp = datetime.fromtimestamp(self.now, UTC).isoformat()
-        self.history.append({"id": f"{len(self.history)}", "type": kind, "message": told, "timestamp": stamp})
+        self.history.append(
+            {
+                **{"id": f"{len(self.history)}", "type": kind, "name": self.name or kind.title()},
+                **{"message": told, "timestamp": stamp},
+            }
+        )
 
 
 def test_a_run_that_never_began_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +122,16 @@ def test_a_run_that_never_began_is_taken_up_again(tmp_path: Path, monkeypatch: p
     assert lost == [PENDING_S, 2 * PENDING_S + 600]
     assert again == [PENDING_S + 300, 2 * PENDING_S + 900]
     assert run.history[2]["message"] == "pareflow reconcile: it never began"
+
+
+def test_a_run_whose_pod_waits_for_room_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes keeps its job: declared dead, it would be made a second time, and both would begin."""
+    run, looks = Waiting(runs=False), Looks(tmp_path / "looks.db")
+    monkeypatch.setattr(flow_runs, "in_state", run.in_state)
+    run.name = "InfrastructurePending"
+    run.become("PENDING", None)
+    for later in (0, PENDING_S, 3 * PENDING_S):
+        assert never_began(Look(looks, run.now + later, 120, 1)) == []
 
 
 def test_a_disk_that_keeps_no_looks_holds_up_nothing_else(

@@ -248,6 +248,20 @@ def test_the_monitors_rules_can_be_read_and_need_no_kept_requests(infra: Path) -
     assert not found.needs_requests
 
 
+def test_runs_of_one_deployment_take_turns_and_the_safety_net_takes_no_place_of_theirs(infra: Path) -> None:
+    deployed = yaml.safe_load((infra.parent / "prefect.yaml").read_text())["deployments"]
+    runs = [one for one in deployed if one["entrypoint"].startswith(("flows/pipeline", "flows/retraining"))]
+    assert len(runs) == 5
+    assert all(one["concurrency_limit"]["limit"] == 1 for one in runs)
+    (net,) = [one for one in deployed if one["entrypoint"] == "flows/reconcile.py:reconcile"]
+    asked = net["work_pool"]["job_variables"]
+    pools = yaml.safe_load((infra / "work-pools.yaml").read_text())["pools"]
+    usual = pools["pareflow-kubernetes"]["defaults"]
+    assert asked.keys() - {"env"} <= usual.keys()
+    assert (asked["cpu_request"], asked["memory_request"]) == ("250m", "1Gi")
+    assert asked["env"] == runs[0]["work_pool"]["job_variables"]["env"]
+
+
 def test_the_worker_has_what_the_deployments_name(infra: Path) -> None:
     """Paths in the parameters of prefect.yaml lie in what the image copies."""
     copied = {
@@ -470,6 +484,8 @@ def test_ray_nodes_are_pods_of_our_ray(infra: Path) -> None:
     assert f"\nray=={cluster['rayVersion']}\n" in lock
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     assert len(groups) == 3
+    assert "enableInTreeAutoscaling" not in cluster  # a run asks for nothing: it builds on the nodes that are up
+    assert any(group.get("minReplicas", 0) >= 1 for group in groups)
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     for group in groups:
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "node"}, **group["template"]}

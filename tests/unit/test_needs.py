@@ -18,7 +18,7 @@ from tests.conftest import Trained
 SMALL, WITH_GPU = Machine(2, 0, 4000), Machine(8, 1, 16000)
 needs = st.builds(Needs, st.integers(1, 9), st.integers(0, 3), st.none() | st.integers(1, 9000))
 machines = st.lists(
-    st.builds(Machine, st.integers(1, 8), st.integers(0, 2), st.integers(1, 8000)), min_size=1, max_size=4
+    st.builds(Machine, st.integers(0, 8), st.integers(0, 2), st.integers(1, 8000)), min_size=1, max_size=4
 )
 
 
@@ -36,7 +36,9 @@ machines = st.lists(
             [Machine(1, 1, 1000), SMALL],
             "needs 1 GPUs and 4000 MiB of memory together, the cluster has them apart",
         ),
-        (Needs(), [], "the cluster has no machine now"),
+        (Needs(), [], "the cluster has no machine with processors now"),
+        (Needs(), [Machine(0, 0, 2048)], "the cluster has no machine with processors now"),
+        (Needs(gpus=1), [Machine(0, 1, 2048), SMALL], "needs 1 GPU, the cluster has none"),
     ],
 )
 def test_what_no_machine_has_is_said(step: Needs, cluster: list[Machine], words: str | None) -> None:
