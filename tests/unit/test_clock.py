@@ -58,6 +58,18 @@ def test_a_line_that_a_kill_cut_short_costs_that_answer_alone(lefts: list[float]
         assert Clock(clock.file).first(str(len(lefts) - 1), 0.0) == math.pi
 
 
+def test_a_line_that_is_cut_short_after_a_brace_is_no_whole_one(tmp_path: Path) -> None:
+    clock = Clock(tmp_path / "clock.jsonl")
+    clock.first("make a", 3.0)
+    whole = clock.file.read_text()
+    clock.stop("make {b}", "it died")
+    told = clock.file.read_text()
+    clock.file.write_text(told[: told.index("}", len(whole)) + 1])
+    assert (clock.known("make a"), clock.stopped("make {b}")) == (3.0, None)
+    clock.stop("make {b}", "it died")
+    assert clock.stopped("make {b}") == "it died"
+
+
 def test_what_failed_is_kept_beside_the_answers(tmp_path: Path) -> None:
     clock = Clock(tmp_path / "runs" / "clock.jsonl")
     assert clock.stopped("make a") is None
