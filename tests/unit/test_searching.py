@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from pareflow import isolation
-from pareflow.catalog import members
 from pareflow.errors import CrashedError, EnvironmentUnfitError, InputError, TimedOutError
 from pareflow.gate import Verdict
 from pareflow.measurement import Interval
@@ -295,8 +294,7 @@ def test_an_attempt_counts_if_something_of_it_is_left(
 ) -> None:
     """By hand: 100 s until a kill, then 10."""
     run, recipe, now = trained.run, Recipe((Step("fp16"),), Step("onnxruntime", {"threads": 3})), 1000.0
-    step = members(recipe)[0]
-    first = jobs.original(run.facts.digest).then(step.step, step.code_version())
+    first = jobs.links(recipe, run.facts.digest)[1]
     monkeypatch.setattr(time, "monotonic", lambda: now)
 
     def killed() -> None:
