@@ -126,6 +126,33 @@ def test_a_run_that_goes_on_is_told_what_failed_and_tries_again_what_was_killed(
     assert (sorted(made), timed) == (everything, ["extended"])
 
 
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_baseline_that_fails_while_a_candidate_is_timed_is_never_kept_as_the_candidates_failure(
+    failures: int, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are timed once more at once, and whenever the run is asked again."""
+    run, strong, asked = trained.run, trained.strong, list[Sequence[Row]]()
+
+    def measure(_: Run, rows: Sequence[Row], *__: object, **___: object) -> dict[str, Measurement]:
+        asked.append(rows)
+        if len(asked) <= failures:
+            error = CrashedError("it must end by itself", "it died of SIGSEGV", "Look")
+            error.variant = strong.id
+            raise error
+        return {str(row.id): strong.measurement for row in rows if strong.measurement is not None}
+
+    monkeypatch.setattr(building, "make", lambda run, row: row)
+    monkeypatch.setattr(optimization, "measure", measure)
+    row = dataclasses.replace(strong, recipe=Recipe((), Step("onnxruntime", {"graph_level": "none"})), id="x")
+    first = optimization.time(run, row, trained.rows)
+    assert len(asked) == 2
+    if failures > 1:
+        said = "beside it onnxruntime failed: CrashedError: it must end by itself, but it died of SIGSEGV"
+        assert (first.status, first.reason) == ("failed", said)
+        first = optimization.time(run, row, trained.rows)
+    assert first.status == "ok"
+
+
 def test_a_preflight_that_a_time_limit_stopped_is_not_tried_again(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
