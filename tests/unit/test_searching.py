@@ -30,7 +30,7 @@ from pareflow.stages import (
 )
 from pareflow.stages.clock import Meter
 from pareflow.stages.run import Row, Run
-from pareflow.variant import Recipe, Step
+from pareflow.variant import Recipe, Step, digest
 
 PLAIN = Step("onnxruntime", {"threads": 1})
 
@@ -310,6 +310,27 @@ def test_an_attempt_counts_if_something_of_it_is_left(
     with attempts.timed(run, recipe, "name"):
         now += 10
     assert attempts.seconds(run, "name") == expected
+
+
+def test_what_a_build_took_is_known_though_the_run_died_after_the_artifact_was_there(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: 100 s until a kill, while what was built is evaluated."""
+    run, strong, now = trained.run, trained.strong, 1000.0
+    run.store.evict(digest("build seconds", strong.id))
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def killed() -> None:
+        nonlocal now
+        with attempts.timed(run, strong.recipe, strong.id):
+            now += 100
+            raise CrashedError("it must end by itself", "it died", "Look")
+
+    with pytest.raises(CrashedError):
+        killed()
+    assert attempts.seconds(run, strong.id) is None
+    assert [building.make(run, Row(strong.recipe)).build_s for _ in range(2)] == [100.0] * 2
+    assert list((run.output / "building").iterdir()) == []
 
 
 def test_the_winner_is_measured_without_each_of_its_steps(
