@@ -18,6 +18,7 @@ from flows.pipeline import side_by_side, tried
 from pareflow.compiler import OnnxRuntime
 from pareflow.errors import CrashedError, TimedOutError
 from pareflow.hardware.device import INTERRUPTED, lock_folder
+from pareflow.hardware.needs import Machine
 from pareflow.hardware.waits import WAITS, Waits
 from pareflow.isolation import interruptible
 from pareflow.measurement import Measurement
@@ -151,6 +152,27 @@ def test_a_baseline_that_fails_while_a_candidate_is_timed_is_never_kept_as_the_c
         assert (first.status, first.reason) == ("failed", said)
         first = optimization.time(run, row, trained.rows)
     assert first.status == "ok"
+
+
+def test_a_candidate_that_takes_its_worker_along_is_one_failed_row_that_is_not_tried_again(
+    trained: Trained,
+) -> None:
+    asked = []
+
+    class Dying(Plain):
+        def each(self, task: Any, calls: Any, needs: Any) -> Any:
+            asked.extend(row for _, row in calls)
+            return [CrashedError("it must end", "it died", "Look"), trained.rows[1]][: len(calls)]
+
+        def machines(self) -> list[Machine]:
+            return [Machine(8, 0, 8000)]
+
+    rows = [Row(Recipe((), Step("onnxruntime", {"graph_level": level}))) for level in ("none", "basic")]
+    first = list(side_by_side(trained.run, Dying(), "make", rows))
+    assert [row.status for row in first] == ["failed", "ok"]
+    assert first[0].reason == "CrashedError: it must end, but it died"
+    again = list(side_by_side(trained.run, Dying(), "make", rows[:1]))
+    assert (again, asked) == (first[:1], rows)
 
 
 def test_a_preflight_that_a_time_limit_stopped_is_not_tried_again(
