@@ -230,12 +230,36 @@ def test_a_cost_is_of_the_first_baseline_whatever_the_threads(trained: Any) -> N
     )
     assert screening.cost_of(run, row, [strong, two]) == pytest.approx(1 / 3)
     contest = searching.Contest(run, [strong, two])
-    assert contest.needed(row) == pytest.approx(0.5)  # to be as good as the first
+    assert contest.needed(row) == pytest.approx(1)  # to be as good as the second, which is the better one
     contest.ran(row)
     assert contest.needed(strong) == pytest.approx(3)
     contest.ran(dataclasses.replace(row, status="failed", reason="so"))
     contest.ran(two)  # slower
     assert contest.needed(strong) == pytest.approx(3)
+
+
+def test_the_search_knows_the_baseline_of_each_thread_count_and_registers_none(trained: Any) -> None:
+    """The second takes half the time."""
+    run, (strong, eager) = searched(trained.run, objective="throughput"), trained.rows
+    halves = tuple(tuple(ms / 2 for ms in block) for block in strong.measurement.blocks_ms)
+    two = dataclasses.replace(
+        strong,
+        recipe=Recipe((), Step("onnxruntime", {"threads": 2})),
+        measurement=dataclasses.replace(strong.measurement, blocks_ms=halves),
+    )
+    baselines = [strong, eager, two]
+    known = searching.search_of(run, baselines, None).known
+    assert [(trial.recipe, trial.cost) for trial in known] == [
+        (strong.recipe, 1.0),
+        (two.recipe, pytest.approx(0.5)),
+    ]
+    contest = searching.Contest(run, baselines)
+    assert contest.leader == known[1]
+    trains = Row(Recipe((Step("channel_pruning", {"ratio": 0.25, "epochs": 1}),), PLAIN))
+    asked = searching.Asked("", (trains,))
+    assert not searching.first_to_register(run, asked, contest)
+    contest.leader = dataclasses.replace(known[1], cost=0.4)
+    assert searching.first_to_register(run, asked, contest)
 
 
 def test_throughput_is_a_cost_too_the_more_the_less(trained: Any) -> None:
