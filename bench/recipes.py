@@ -17,14 +17,14 @@ from claims import Claim
 from pipeline_run import DATA_DIR
 
 from pareflow import network, spec
-from pareflow.catalog import complete, members
+from pareflow.catalog import complete
 from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.gate import drop_interval
 from pareflow.intervals import mean_interval, speedup
 from pareflow.measurement import Interval, Quality
 from pareflow.measuring.arena import Protocol
 from pareflow.stages import baseline, building, optimization, sweeping
-from pareflow.stages.jobs import original
+from pareflow.stages.jobs import links
 from pareflow.stages.run import Row, Run
 from pareflow.stages.timing import Inputs
 from pareflow.stages.timing import measure as timed
@@ -118,9 +118,7 @@ def _less_work(run: Run, recipe: Recipe) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     workload = load(run.spec.workload, run.folder)
-    whole = less = original(run.facts.digest)
-    for member in members(recipe)[:-1]:
-        less = less.then(member.step, member.code_version())
+    whole, *_, less, _ = links(recipe, run.facts.digest)
     counts = []
     for variant in (whole, less):
         folder = run.store.find(variant.id)

@@ -17,7 +17,7 @@ from prefect import flow  # noqa: E402
 from flows.endings import ended  # noqa: E402
 from flows.progress import shown  # noqa: E402
 from pareflow import collection, spec  # noqa: E402
-from pareflow.errors import PareflowError  # noqa: E402
+from pareflow.errors import PareflowError, VariantError  # noqa: E402
 from pareflow.hardware.device import INTERRUPTED  # noqa: E402
 from pareflow.hardware.needs import held  # noqa: E402
 from pareflow.isolation import interrupt  # noqa: E402
@@ -293,5 +293,9 @@ def side_by_side(
         rows = [optimization.placed(run, row, machines, execution.where) for row, _ in wave]
         rows = [optimization.begun(run, row, work) if row.status == "ok" else row for row in rows]
         able = [(row, needs) for row, (_, needs) in zip(rows, wave, strict=True) if row.status == "ok"]
-        done = iter(execution.each(task, [(run, row) for row, _ in able], [needs for _, needs in able]))
+        found = execution.each(task, [(run, row) for row, _ in able], [needs for _, needs in able])
+        done = iter(
+            optimization.failed(row, one) if isinstance(one, VariantError) else one
+            for (row, _), one in zip(able, found, strict=True)
+        )
         yield from [optimization.kept(run, next(done), work) if row.status == "ok" else row for row in rows]

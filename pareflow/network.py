@@ -444,6 +444,7 @@ def _not_numbers(array: np.ndarray) -> int:
     return int((~finite & ~((array == -np.inf) & others)).sum())
 
 
+@functools.cache
 def code_version() -> str:
     """A digest of this file and of the exporters' versions: part of the name of every converted network."""
     exporters = ("torch", "onnx", "openvino", "optimum-onnx")

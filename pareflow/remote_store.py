@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from pareflow.errors import InputError, MissingExtraError, PareflowError, StoreError, TransientError
+from pareflow.errors import (
+    BusyMachineError,
+    InputError,
+    MissingExtraError,
+    PareflowError,
+    StoreError,
+    TransientError,
+)
+from pareflow.hardware.device import INTERRUPTED
+from pareflow.hardware.waits import WAITS
 from pareflow.store import MANIFEST, Store
 from pareflow.variant import file_digest, text_digest
 
@@ -117,9 +126,10 @@ class Remote:
         """Hold the key alone among machines; waits for whoever holds it, but for no dead one.
 
         A holder that could not renew its lease may find that another has begun the same.
+        Raises: BusyMachineError where it is interrupted while it waits.
         """
         path, over = f"leases/{key}", threading.Event()
-        with self._talking():
+        with self._talking(), WAITS.waiting():
             tags = [self._taken(path)]
         renewing = threading.Thread(target=self._renew, args=(path, tags, over), daemon=True)
         renewing.start()
@@ -133,7 +143,7 @@ class Remote:
                     self._delete(path)
 
     def _taken(self, path: str) -> str:
-        """The tag of our lease, once it is ours."""
+        """The tag of our lease, once it is ours. Raises: BusyMachineError where it is interrupted."""
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         seen, since = None, 0.0
@@ -146,6 +156,12 @@ class Remote:
             elif tag is not None and time.monotonic() - since > LEASE_S:
                 with suppress(PreconditionError):  # else another waiter was quicker
                     return _tag_of(self._objects.put(path, _word(), mode={"e_tag": tag}))
+            if INTERRUPTED.is_set():
+                raise BusyMachineError(
+                    f"{path} of {self.url} must be free",
+                    "another machine makes that entry",
+                    "Run the command again when that has ended",
+                )
             time.sleep(min(RENEWED_S, LEASE_S) / 5)
 
     def _renew(self, path: str, tags: list[str], over: threading.Event) -> None:

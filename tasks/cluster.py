@@ -10,7 +10,14 @@ from prefect.settings import get_current_settings
 from prefect.task_runners import TaskRunner
 from prefect.tasks import Task
 
-from pareflow.errors import EnvironmentUnfitError, MissingExtraError, TransientError
+from pareflow.errors import (
+    CrashedError,
+    EnvironmentUnfitError,
+    MissingExtraError,
+    OutOfMemoryError,
+    TransientError,
+    VariantError,
+)
 from pareflow.hardware.device import INTERRUPTED
 from pareflow.hardware.needs import Machine, Needs, granted, lacking
 from tasks.execution import Call, Orchestrated
@@ -68,7 +75,9 @@ class OnRay(Orchestrated):
     def machines(self) -> Sequence[Machine]:
         return [_machine(node["Resources"]) for node in _nodes()]
 
-    def each(self, task: "Task[..., R]", calls: Sequence[Call], needs: Sequence[Needs]) -> list[R]:
+    def each(
+        self, task: "Task[..., R]", calls: Sequence[Call], needs: Sequence[Needs]
+    ) -> Sequence[R | VariantError]:
         """Raises: TransientError where the cluster fails, or loses the node that a step needs, and where the
         search is stopped by Ctrl-C."""
         import ray
@@ -82,7 +91,7 @@ class OnRay(Orchestrated):
                 futures.append(task.submit(*call))
         try:
             self._wait({future.wrapped_future: step for future, step in zip(futures, steps, strict=True)})
-            return [future.result() for future in futures]
+            return [_ended(future) for future in futures]
         except ray.exceptions.RayError as error:
             raise _lost(f"Ray gave up: {type(error).__name__}: {str(error).splitlines()[0]}") from error
 
@@ -104,6 +113,24 @@ class OnRay(Orchestrated):
                 absent = lacking(step, machines, self.where)
                 if absent or granted(step, machines) != step:
                     raise _lost(f"a step {absent or f'needs {step.cpus} processors, which no node has now'}")
+
+
+def _ended(future: Any) -> Any:
+    """What a step gave, or the error of one that took its worker along. Raises: what it raised; RayError."""
+    from ray import exceptions
+
+    try:
+        return future.result()
+    except exceptions.OutOfMemoryError as error:
+        return OutOfMemoryError(
+            "a step must fit into the memory of its node",
+            f"Ray ended it: {str(error).splitlines()[0]}",
+            "State `budget.memory_mib`, so that nodes hold fewer at a time, or drop the candidate",
+        )
+    except exceptions.WorkerCrashedError:
+        return CrashedError(
+            "a step must end by itself", "its worker on the cluster died", "Read the log of that node"
+        )
 
 
 def _lost(found: str) -> TransientError:

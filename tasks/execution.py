@@ -8,6 +8,7 @@ from prefect.context import FlowRunContext
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task
 
+from pareflow.errors import VariantError
 from pareflow.hardware.needs import Machine, Needs, this_machine
 from pareflow.isolation import interruptible
 
@@ -28,9 +29,13 @@ class Execution(Protocol):
     def call(self, task: "Task[..., R]", *arguments: Any) -> R:
         """The task's result; it runs on this machine."""
 
-    def each(self, task: "Task[..., R]", calls: Sequence[Call], needs: Sequence[Needs]) -> list[R]:
-        """The task's result per call, side by side; `needs` is what each takes, together no more than the
-        machines hold."""
+    def each(
+        self, task: "Task[..., R]", calls: Sequence[Call], needs: Sequence[Needs]
+    ) -> Sequence[R | VariantError]:
+        """The task's result per call, side by side, or the error of one that took its worker along.
+
+        `needs` is what each takes, together no more than the machines hold.
+        """
 
 
 class Orchestrated:
@@ -44,7 +49,9 @@ class Orchestrated:
     def call(self, task: "Task[..., R]", *arguments: Any) -> R:
         return task(*arguments)
 
-    def each(self, task: "Task[..., R]", calls: Sequence[Call], needs: Sequence[Needs]) -> list[R]:
+    def each(
+        self, task: "Task[..., R]", calls: Sequence[Call], needs: Sequence[Needs]
+    ) -> Sequence[R | VariantError]:
         with interruptible():
             futures = [task.submit(*call) for call in calls]
             return [future.result() for future in futures]

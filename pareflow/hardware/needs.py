@@ -30,9 +30,12 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Where `nvidia-smi` tells of no GPU it is counted as one: whether there is one, the step itself says."""
+    """What control groups leave this process of it, a processor at least. Where `nvidia-smi` tells of no GPU
+    it is counted as one: whether there is one, the step itself says."""
     gpus = probe.gpus()
-    return Machine(len(probe.cores()), gpus or 1, probe.memory_mib(), assumed=not gpus)
+    cpus = max(1, int(probe.cpu_quota() or len(probe.cores())))
+    memory_mib = probe.memory_limit_mib() or probe.memory_mib()
+    return Machine(cpus, gpus or 1, memory_mib, assumed=not gpus)
 
 
 def lacking(needs: Needs, machines: Sequence[Machine], where: str) -> str | None:

@@ -77,7 +77,7 @@ class Search:
 
     `effort` is what training is expected to take, `minutes` the budget, `file` where the study is shown,
     `recipe_minutes` when building one recipe is stopped, `families` the share of the time that each family of
-    techniques can touch, where the objective is a time; `known` holds the strong baseline first, and all
+    techniques can touch, where the objective is a time; `known` holds the strong baselines first, and all
     trials as they come in.
     """
 

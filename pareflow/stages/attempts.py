@@ -19,7 +19,7 @@ NOTED_S = 1.0
 @contextmanager
 def timed(run: Run, recipe: Recipe, variant: str) -> Iterator[None]:
     """Keep what building the recipe takes here: a run that finds the variant ready plans by it too."""
-    note, begun = run.output / "building" / f"{variant}.json", _begun(run, recipe)
+    note, begun = _note(run, variant), _begun(run, recipe)
     first, before = _former(note, begun)
     began, over = time.monotonic(), threading.Event()
 
@@ -48,6 +48,18 @@ def seconds(run: Run, variant: str) -> float | None:
     """What building took; None where it was not kept."""
     entry = run.store.find(digest("build seconds", variant))
     return None if entry is None else float(json.loads((entry / "seconds.json").read_text()))
+
+
+def recover(run: Run, variant: str) -> None:
+    """Keep what building took as far as it was noted, where the run died between the artifact and the end."""
+    note = _note(run, variant)
+    if note.exists() and seconds(run, variant) is None:
+        _keep(run, variant, json.loads(note.read_text())["seconds"])
+        note.unlink()
+
+
+def _note(run: Run, variant: str) -> Path:
+    return run.output / "building" / f"{variant}.json"
 
 
 def _keep(run: Run, variant: str, seconds: float) -> None:

@@ -46,6 +46,8 @@ def make(run: Run, row: Row) -> Row:
             attempts.timed(run, row.recipe, variant.id),
         ):
             run.job("make", arguments, f"make-{variant.id[:12]}")
+    else:
+        attempts.recover(run, variant.id)
     artifact = run.store.find(variant.id)
     assert artifact is not None  # it was there, or the job has just made it
     size_mib, build_s = artifact_size_mib(artifact), attempts.seconds(run, variant.id)

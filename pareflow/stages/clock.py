@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ class Clock:
             file.write(f"\n{json.dumps(line)}\n")  # what a kill cut short before it stays a line of its own
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        """Every whole line; one that a kill cut short is none."""
+        """Every whole line; one that a kill cut short is none, and no JSON."""
         for line in self.file.read_text().splitlines() if self.file.exists() else ():
-            if line.endswith("}"):
+            with suppress(ValueError):
                 yield json.loads(line)

@@ -15,9 +15,9 @@ import numpy as np
 
 import pareflow  # noqa: F401  (fills the catalog)
 from pareflow import graph_file, network
-from pareflow.catalog import TECHNIQUES, find, installed_version, members
+from pareflow.catalog import TECHNIQUES, Member, find, installed_version, members
 from pareflow.comparison import TOLERANCE
-from pareflow.compiler.backend import backend_of
+from pareflow.compiler.backend import Backend, backend_of
 from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.errors import EnvironmentUnfitError, NodeError, TransientError, WorkloadError
 from pareflow.hardware.counters import counted
@@ -341,7 +341,7 @@ def _built(made: Recipe, workload: LoadedWorkload, store: Store) -> Path:
     *_, (source, variant) = _changed(made, workload, store)
     backend = backend_of(made.backend)
     source, variant = _in_form(backend.form, source, variant, workload, store)
-    variant = variant.then(backend.step, backend.code_version())
+    variant = _next(variant, backend)
     compiled_from = source
     return store.ensure(variant.id, lambda into: backend.compile(compiled_from, into))
 
@@ -354,7 +354,7 @@ def _changed(made: Recipe, workload: LoadedWorkload, store: Store) -> list[tuple
         technique = find(TECHNIQUES, step, "technique")
         assert isinstance(technique, Technique)
         source, variant = _in_form(technique.form, source, variant, workload, store)
-        variant = variant.then(technique.step, technique.code_version())
+        variant = _next(variant, technique)
         scratch = store.scratch(variant.id)
         with_places = replace(workload, scratch=scratch, shared=store.ensure)
         source = store.ensure(variant.id, _applying(technique, source, with_places))
@@ -615,8 +615,18 @@ def links(recipe: Recipe, workload_digest: str) -> list[Variant]:
     """The original, and what a recipe makes of it step by step, by lineage alone: nothing is made."""
     variants = [original(workload_digest)]
     for member in members(recipe):
-        variants.append(variants[-1].then(member.step, member.code_version()))
+        variants.append(_next(variants[-1], member))
     return variants
+
+
+def _next(variant: Variant, member: Member) -> Variant:
+    """What a member makes of a variant. Of what networks are converted for, the name depends on the converter
+    too: once an exporter is mended, all of that is made anew."""
+    assert isinstance(member, Technique | Backend)  # what recipes hold
+    version = member.code_version()
+    if member.form != "torch":
+        version = digest(version, network.code_version())
+    return variant.then(member.step, version)
 
 
 def feeds_key(

@@ -11,10 +11,12 @@ from pareflow.errors import (
     MissingExtraError,
     PareflowError,
     TransientError,
+    VariantError,
 )
 from pareflow.hardware.device import INTERRUPTED
 from pareflow.hardware.needs import Machine, lacking
 from pareflow.intervals import speedup
+from pareflow.measurement import Measurement
 from pareflow.measuring.race import Race
 from pareflow.stages import building, fitting
 from pareflow.stages.baseline import SCREENING
@@ -72,14 +74,31 @@ def time(run: Run, row: Row, baselines: Sequence[Row], needed: float | None = No
         once = dataclasses.replace(run, remeasure=False)
         row = dataclasses.replace(building.make(once, row), fit=row.fit)  # again only if it has gone since
         race = None if needed is None else Race(str(row.id), str(strong.id), needed)
-        measured = measure(run, [strong, row], SCREENING, race=race)
+        measured = _side_by_side(run, strong, row, race)
     except PareflowError as error:
-        return kept(run, failed(row, error), "time")
+        ended = failed(row, error)
+        if _of_baseline(error, strong):
+            return dataclasses.replace(ended, reason=f"beside it {strong.label} failed: {ended.reason}")
+        return kept(run, ended, "time")
     ours, theirs = measured[str(strong.id)], measured[str(row.id)]
     timed = dataclasses.replace(row, measurement=theirs, speedup=speedup(ours, theirs))
     if len(theirs.blocks_ms) == SCREENING.blocks:
         return timed
     return dataclasses.replace(timed, reason=f"no longer timed: it cannot be {needed:.3g} times as fast")
+
+
+def _side_by_side(run: Run, strong: Row, row: Row, race: Race | None) -> dict[str, Measurement]:
+    """The measurements of both; timed once more where the baseline failed, which is no fault of the row."""
+    try:
+        return measure(run, [strong, row], SCREENING, race=race)
+    except VariantError as error:
+        if not _of_baseline(error, strong):
+            raise
+    return measure(run, [strong, row], SCREENING, race=race)
+
+
+def _of_baseline(error: PareflowError, strong: Row) -> bool:
+    return isinstance(error, VariantError) and error.variant == strong.id
 
 
 def begun(run: Run, row: Row, work: Work) -> Row:

@@ -190,7 +190,7 @@ def _searched(
 
 
 def search_of(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | None) -> Search:
-    """The search for this run's baselines, told of the strong one."""
+    """The search for this run's baselines, told of the strong ones."""
     strong, original = baselines[0], original_of(baselines)
     looks = itertools.count(1)
     return Search(
@@ -202,8 +202,13 @@ def search_of(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
         file=run.output / "study.log",
         recipe_minutes=run.spec.budget.variant_minutes,
         families=_shares(profile) if run.spec.objective in TIMES else {},
-        known=[trial_of(run, strong, baselines)],
+        known=[trial_of(run, row, baselines) for row in _strong(baselines)],
     )
+
+
+def _strong(baselines: Sequence[Row]) -> list[Row]:
+    """The strong baseline of each thread count, the first one first."""
+    return [row for row in baselines if row.role == "baseline"]
 
 
 def effort_of(run: Run, strong: Row) -> Effort:
@@ -255,14 +260,15 @@ def trial_of(run: Run, row: Row, baselines: Sequence[Row], recipe: Recipe | None
 
 @dataclass
 class Contest:
-    """What a row must beat to become the best: the best so far of those that pass, carried along."""
+    """What a row must beat to become the best: the best so far of those that pass, baselines among them."""
 
     run: Run
     baselines: Sequence[Row]
     leader: Trial | None = None
 
     def __post_init__(self) -> None:
-        self.ran(self.baselines[0])
+        for row in _strong(self.baselines):
+            self.ran(row)
 
     def needed(self, row: Row) -> float | None:
         """How many times as fast as its strong baseline a row must be to become the best; None if unknown.
@@ -289,7 +295,8 @@ def first_to_register(run: Run, asked: Asked, contest: Contest) -> bool:
     leader = contest.leader
     if asked.preflight or asked.listed or run.spec.sla.load is not None:
         return False
-    if leader is None or leader.cost is None or leader.cost >= 1:
+    unaided = min(cost_of(run, row, contest.baselines) for row in _strong(contest.baselines))
+    if leader is None or leader.cost is None or leader.cost >= unaided:
         return False
     trains = any(level_of(row.recipe) == "architecture" for row in asked.rows)
     return trains and run.left("a first version") >= LONG

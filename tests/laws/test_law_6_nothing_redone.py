@@ -14,13 +14,14 @@ from typing import Any
 import psutil
 import pytest
 
+from pareflow import network
 from pareflow.hardware.device import device_lock
-from pareflow.stages import optimization
+from pareflow.stages import jobs, optimization
 from pareflow.stages.baseline import baseline
 from pareflow.stages.building import variant_of
 from pareflow.stages.run import Row, Run
 from pareflow.store import Store
-from pareflow.variant import Recipe, Step
+from pareflow.variant import Recipe, Step, Variant
 from pareflow.workload import load
 
 MAKER = """
@@ -128,6 +129,29 @@ def test_ids_do_not_depend_on_the_clock(trained: Any, monkeypatch: pytest.Monkey
     recipe = trained.strong.recipe
     monkeypatch.setattr(time, "time", lambda: 4e9)
     assert variant_of(recipe, trained.run.facts.digest).id == trained.strong.id
+
+
+def test_a_mended_converter_reaches_what_was_compiled_before_and_leaves_what_was_trained(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it makes anew has the name that the flow's machine looks for."""
+    run, shared = trained.run, Step("kmeans_sharing")
+    compiled = Recipe((shared, Step("fp16")), Step("onnxruntime"))
+    eager = Recipe((shared,), Step("torch_eager"))
+
+    def made(recipe: Recipe) -> list[Variant]:
+        return jobs.links(recipe, run.facts.digest)
+
+    before = made(compiled), made(eager)
+    monkeypatch.setattr(network, "code_version", lambda: "mended")
+    kept = [old == new for old, new in zip(before[0], made(compiled), strict=True)]
+    assert kept == [True, True, False, False]
+    assert made(eager) == before[1]
+    plain = Recipe((), Step("onnxruntime"))
+    expected = variant_of(plain, run.facts.digest).id
+    assert expected != trained.strong.id
+    jobs.build(run.spec.workload, str(run.folder), str(run.store.root), plain.to_json())
+    assert run.store.holds(expected)
 
 
 def test_a_run_is_the_same_whatever_its_store_may_hold(trained: Any) -> None:

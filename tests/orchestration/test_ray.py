@@ -14,19 +14,28 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from flows import commands
 from flows.environment import SHARED
-from pareflow.errors import EnvironmentUnfitError, InputError, MissingExtraError
+from pareflow.errors import (
+    CrashedError,
+    EnvironmentUnfitError,
+    InputError,
+    MissingExtraError,
+    OutOfMemoryError,
+    TransientError,
+)
 from pareflow.hardware.needs import Machine, Needs
 from tasks import cluster
 from tests.orchestration.conftest import CHECKOUT, INT8
 
 pytest.importorskip("prefect_ray")
 moto = pytest.importorskip("moto.server")
+exceptions = pytest.importorskip("ray.exceptions")
 CANDIDATES: list[Any] = [INT8, [{"fp16": {}}, "onnxruntime"], [{"torch_eager": {"device": "cuda"}}]]
 LONG: list[Any] = [{"distillation": {"student": "narrow", "epochs": 900}}, "onnxruntime"]
 NO_GPU = "needs 1 GPU, the cluster has none"
@@ -215,6 +224,7 @@ def test_a_node_that_goes_with_the_only_gpu_is_told_and_not_waited_for(nodes: No
 STOPPED = """
 import os, sys, threading, time, ray
 from pathlib import Path
+from types import SimpleNamespace
 from pareflow.errors import TransientError
 from pareflow.hardware.needs import Needs
 from pareflow.isolation import interrupt
@@ -313,3 +323,43 @@ def test_plain_functions_do_not_go_out_to_a_cluster(
 ) -> None:
     with pytest.raises(InputError, match="must run under Prefect"):
         refused(pipeline_file(), tmp_path, orchestrated=False)
+
+
+class Worked(cluster.OnRay):
+    """A cluster without Ray, whose steps have ended."""
+
+    def __init__(self) -> None:
+        """Nothing is asked of Ray."""
+
+    def machines(self) -> list[Machine]:
+        return [Machine(8, 0, 8000)]
+
+    def _wait(self, pending: Mapping[Any, Needs]) -> None:
+        assert len(pending) == 3
+
+
+@dataclass(frozen=True)
+class Future:
+    """Of a step that gave a number, or died of an error."""
+
+    wrapped_future: Any
+
+    def result(self) -> Any:
+        if isinstance(self.wrapped_future, Exception):
+            raise self.wrapped_future
+        return self.wrapped_future
+
+
+STEP: Any = SimpleNamespace(submit=Future)
+
+
+def test_a_step_that_takes_its_worker_along_is_one_error_and_the_others_arrive() -> None:
+    low = exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory: …")
+    first, *others = Worked().each(STEP, [(1,), (low,), (exceptions.WorkerCrashedError(),)], [Needs()] * 3)
+    assert (first, [type(one) for one in others]) == (1, [OutOfMemoryError, CrashedError])
+    assert "Task was killed due to the node running low on memory. State" in str(others[0])
+
+
+def test_a_node_that_dies_is_no_fault_of_the_step() -> None:
+    with pytest.raises(TransientError, match="Ray gave up: NodeDiedError: it is gone"):
+        Worked().each(STEP, [(1,), (2,), (exceptions.NodeDiedError("it is gone"),)], [Needs()] * 3)

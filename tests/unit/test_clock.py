@@ -18,6 +18,7 @@ from flows.pipeline import side_by_side, tried
 from pareflow.compiler import OnnxRuntime
 from pareflow.errors import CrashedError, TimedOutError
 from pareflow.hardware.device import INTERRUPTED, lock_folder
+from pareflow.hardware.needs import Machine
 from pareflow.hardware.waits import WAITS, Waits
 from pareflow.isolation import interruptible
 from pareflow.measurement import Measurement
@@ -56,6 +57,18 @@ def test_a_line_that_a_kill_cut_short_costs_that_answer_alone(lefts: list[float]
         assert [clock.first(str(number), math.pi) for number in range(len(lefts) - 1)] == lefts[:-1]
         assert clock.first(str(len(lefts) - 1), math.pi) == math.pi
         assert Clock(clock.file).first(str(len(lefts) - 1), 0.0) == math.pi
+
+
+def test_a_line_that_is_cut_short_after_a_brace_is_no_whole_one(tmp_path: Path) -> None:
+    clock = Clock(tmp_path / "clock.jsonl")
+    clock.first("make a", 3.0)
+    whole = clock.file.read_text()
+    clock.stop("make {b}", "it died")
+    told = clock.file.read_text()
+    clock.file.write_text(told[: told.index("}", len(whole)) + 1])
+    assert (clock.known("make a"), clock.stopped("make {b}")) == (3.0, None)
+    clock.stop("make {b}", "it died")
+    assert clock.stopped("make {b}") == "it died"
 
 
 def test_what_failed_is_kept_beside_the_answers(tmp_path: Path) -> None:
@@ -112,6 +125,54 @@ def test_a_run_that_goes_on_is_told_what_failed_and_tries_again_what_was_killed(
     monkeypatch.setattr(OnnxRuntime, "code_version", classmethod(lambda _: "another"))
     assert [row.status for row in told(trained.run)] == ["failed"] * 4
     assert (sorted(made), timed) == (everything, ["extended"])
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_baseline_that_fails_while_a_candidate_is_timed_is_never_kept_as_the_candidates_failure(
+    failures: int, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are timed once more at once, and whenever the run is asked again."""
+    run, strong, asked = trained.run, trained.strong, list[Sequence[Row]]()
+
+    def measure(_: Run, rows: Sequence[Row], *__: object, **___: object) -> dict[str, Measurement]:
+        asked.append(rows)
+        if len(asked) <= failures:
+            error = CrashedError("it must end by itself", "it died of SIGSEGV", "Look")
+            error.variant = strong.id
+            raise error
+        return {str(row.id): strong.measurement for row in rows if strong.measurement is not None}
+
+    monkeypatch.setattr(building, "make", lambda run, row: row)
+    monkeypatch.setattr(optimization, "measure", measure)
+    row = dataclasses.replace(strong, recipe=Recipe((), Step("onnxruntime", {"graph_level": "none"})), id="x")
+    first = optimization.time(run, row, trained.rows)
+    assert len(asked) == 2
+    if failures > 1:
+        said = "beside it onnxruntime failed: CrashedError: it must end by itself, but it died of SIGSEGV"
+        assert (first.status, first.reason) == ("failed", said)
+        first = optimization.time(run, row, trained.rows)
+    assert first.status == "ok"
+
+
+def test_a_candidate_that_takes_its_worker_along_is_one_failed_row_that_is_not_tried_again(
+    trained: Trained,
+) -> None:
+    asked = []
+
+    class Dying(Plain):
+        def each(self, task: Any, calls: Any, needs: Any) -> Any:
+            asked.extend(row for _, row in calls)
+            return [CrashedError("it must end", "it died", "Look"), trained.rows[1]][: len(calls)]
+
+        def machines(self) -> list[Machine]:
+            return [Machine(8, 0, 8000)]
+
+    rows = [Row(Recipe((), Step("onnxruntime", {"graph_level": level}))) for level in ("none", "basic")]
+    first = list(side_by_side(trained.run, Dying(), "make", rows))
+    assert [row.status for row in first] == ["failed", "ok"]
+    assert first[0].reason == "CrashedError: it must end, but it died"
+    again = list(side_by_side(trained.run, Dying(), "make", rows[:1]))
+    assert (again, asked) == (first[:1], rows)
 
 
 def test_a_preflight_that_a_time_limit_stopped_is_not_tried_again(

@@ -120,3 +120,17 @@ def test_where_nothing_tells_of_gpus_the_step_itself_decides(monkeypatch: pytest
     for count, counted in ((0, 1), (1, 1), (4, 4)):
         monkeypatch.setattr("pareflow.hardware.probe.gpus", told(count))
         assert this_machine().gpus == counted
+
+
+@pytest.mark.parametrize(
+    ("quota", "limit_mib", "left"),
+    [(None, None, (16, 64000)), (2.5, None, (2, 64000)), (0.5, 2000, (1, 2000)), (None, 2000, (16, 2000))],
+)
+def test_a_machine_holds_what_its_container_leaves(
+    quota: float | None, limit_mib: int | None, left: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"cores": range(16), "memory_mib": 64000, "cpu_quota": quota, "memory_limit_mib": limit_mib}
+    for name, value in told.items():
+        monkeypatch.setattr(f"pareflow.hardware.probe.{name}", lambda value=value: value)
+    machine = this_machine()
+    assert (machine.cpus, machine.memory_mib) == left

@@ -15,7 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pareflow import remote_store
-from pareflow.errors import InputError, MissingExtraError, StoreError, TransientError, VariantError
+from pareflow.errors import (
+    BusyMachineError,
+    InputError,
+    MissingExtraError,
+    StoreError,
+    TransientError,
+    VariantError,
+)
+from pareflow.hardware.device import INTERRUPTED
+from pareflow.hardware.waits import WAITS
 from pareflow.remote_store import Remote, opened
 from pareflow.store import MANIFEST, Store
 
@@ -211,6 +220,26 @@ def test_a_dead_holders_lease_ends_by_itself(
     server.bucket.put_object(Key=f"shared/leases/{KEY}", Body=b"of one who was killed")
     assert text(stores("one").ensure(KEY, writer())) == "abc"
     assert not [name for name in server.objects() if "leases" in name]
+
+
+def test_waiting_for_another_machine_is_no_time_of_its_own(
+    stores: Callable[[str], Store], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_store, "LEASE_S", 0.3)
+    server.bucket.put_object(Key=f"shared/leases/{KEY}", Body=b"of one who was killed")
+    before = WAITS.seconds
+    stores("one").ensure(KEY, writer())
+    assert WAITS.seconds - before > 0.3
+
+
+def test_who_is_interrupted_waits_for_no_machine(
+    stores: Callable[[str], Store], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.bucket.put_object(Key=f"shared/leases/{KEY}", Body=b"of one who works")
+    monkeypatch.setattr(INTERRUPTED, "is_set", lambda: True)
+    with pytest.raises(BusyMachineError, match="another machine makes that entry"):
+        stores("one").ensure(KEY, never)
+    assert f"shared/leases/{KEY}" in server.objects()
 
 
 def test_a_server_that_is_down_is_worth_another_try(stores: Callable[[str], Store], server: Server) -> None:

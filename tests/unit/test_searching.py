@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from pareflow import isolation
-from pareflow.catalog import members
 from pareflow.errors import CrashedError, EnvironmentUnfitError, InputError, TimedOutError
 from pareflow.gate import Verdict
 from pareflow.measurement import Interval
@@ -31,7 +30,7 @@ from pareflow.stages import (
 )
 from pareflow.stages.clock import Meter
 from pareflow.stages.run import Row, Run
-from pareflow.variant import Recipe, Step
+from pareflow.variant import Recipe, Step, digest
 
 PLAIN = Step("onnxruntime", {"threads": 1})
 
@@ -231,12 +230,36 @@ def test_a_cost_is_of_the_first_baseline_whatever_the_threads(trained: Any) -> N
     )
     assert screening.cost_of(run, row, [strong, two]) == pytest.approx(1 / 3)
     contest = searching.Contest(run, [strong, two])
-    assert contest.needed(row) == pytest.approx(0.5)  # to be as good as the first
+    assert contest.needed(row) == pytest.approx(1)  # to be as good as the second, which is the better one
     contest.ran(row)
     assert contest.needed(strong) == pytest.approx(3)
     contest.ran(dataclasses.replace(row, status="failed", reason="so"))
     contest.ran(two)  # slower
     assert contest.needed(strong) == pytest.approx(3)
+
+
+def test_the_search_knows_the_baseline_of_each_thread_count_and_registers_none(trained: Any) -> None:
+    """The second takes half the time."""
+    run, (strong, eager) = searched(trained.run, objective="throughput"), trained.rows
+    halves = tuple(tuple(ms / 2 for ms in block) for block in strong.measurement.blocks_ms)
+    two = dataclasses.replace(
+        strong,
+        recipe=Recipe((), Step("onnxruntime", {"threads": 2})),
+        measurement=dataclasses.replace(strong.measurement, blocks_ms=halves),
+    )
+    baselines = [strong, eager, two]
+    known = searching.search_of(run, baselines, None).known
+    assert [(trial.recipe, trial.cost) for trial in known] == [
+        (strong.recipe, 1.0),
+        (two.recipe, pytest.approx(0.5)),
+    ]
+    contest = searching.Contest(run, baselines)
+    assert contest.leader == known[1]
+    trains = Row(Recipe((Step("channel_pruning", {"ratio": 0.25, "epochs": 1}),), PLAIN))
+    asked = searching.Asked("", (trains,))
+    assert not searching.first_to_register(run, asked, contest)
+    contest.leader = dataclasses.replace(known[1], cost=0.4)
+    assert searching.first_to_register(run, asked, contest)
 
 
 def test_throughput_is_a_cost_too_the_more_the_less(trained: Any) -> None:
@@ -295,8 +318,7 @@ def test_an_attempt_counts_if_something_of_it_is_left(
 ) -> None:
     """By hand: 100 s until a kill, then 10."""
     run, recipe, now = trained.run, Recipe((Step("fp16"),), Step("onnxruntime", {"threads": 3})), 1000.0
-    step = members(recipe)[0]
-    first = jobs.original(run.facts.digest).then(step.step, step.code_version())
+    first = jobs.links(recipe, run.facts.digest)[1]
     monkeypatch.setattr(time, "monotonic", lambda: now)
 
     def killed() -> None:
@@ -312,6 +334,27 @@ def test_an_attempt_counts_if_something_of_it_is_left(
     with attempts.timed(run, recipe, "name"):
         now += 10
     assert attempts.seconds(run, "name") == expected
+
+
+def test_what_a_build_took_is_known_though_the_run_died_after_the_artifact_was_there(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: 100 s until a kill, while what was built is evaluated."""
+    run, strong, now = trained.run, trained.strong, 1000.0
+    run.store.evict(digest("build seconds", strong.id))
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def killed() -> None:
+        nonlocal now
+        with attempts.timed(run, strong.recipe, strong.id):
+            now += 100
+            raise CrashedError("it must end by itself", "it died", "Look")
+
+    with pytest.raises(CrashedError):
+        killed()
+    assert attempts.seconds(run, strong.id) is None
+    assert [building.make(run, Row(strong.recipe)).build_s for _ in range(2)] == [100.0] * 2
+    assert list((run.output / "building").iterdir()) == []
 
 
 def test_the_winner_is_measured_without_each_of_its_steps(
