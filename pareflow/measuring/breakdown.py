@@ -40,7 +40,7 @@ def breakdown(session: Session, workload: LoadedWorkload, batch_size: int) -> li
         samples = clock.time("load", _decoded, body, split.samples)
         feeds = clock.time("preprocess", definition.preprocess, samples)
         outputs = clock.time("inference", session.run, feeds)
-        predictions = clock.time("postprocess", definition.postprocess, outputs)
+        predictions = clock.time("postprocess", definition.predicted, outputs)
         clock.time("serialise", _encoded, predictions)
     return _summary(times)
 

@@ -239,7 +239,7 @@ def predict(
     for feeds in workload.feeds(split, batch_size):
         answers = run(feeds)
         check_outputs(answers, samples=len(next(iter(feeds.values()))))
-        predictions.append(np.asarray(workload.definition.postprocess(answers)))
+        predictions.append(workload.definition.predicted(answers))
         if outputs:
             first.append(next(iter(answers.values())))
     joined = _joined(predictions)

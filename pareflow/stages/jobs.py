@@ -591,7 +591,7 @@ def _golden(workload: LoadedWorkload, backend: Step, artifact: Path) -> dict[str
     return {
         "samples": as_json(samples),
         "outputs": {name: array.tolist() for name, array in outputs.items()},
-        "predictions": workload.definition.postprocess(outputs).tolist(),
+        "predictions": workload.definition.predicted(outputs).tolist(),
     }
 
 

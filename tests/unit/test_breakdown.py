@@ -38,6 +38,16 @@ def test_stages_of_a_request_make_up_the_whole(
     assert REQUESTS >= 100  # fewer would make p99 the maximum
 
 
+def test_predictions_may_be_a_list(
+    tmp_path: Path, forms: Forms, load_tiny: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = load_tiny("images")
+    kind = type(workload.definition)
+    monkeypatch.setattr(kind, "postprocess", lambda _, outputs: outputs["output"].argmax(1).tolist())
+    OnnxRuntime().compile(forms("images")["onnx"], tmp_path)
+    assert [stage["name"] for stage in breakdown(OnnxRuntime().load(tmp_path), workload, 2)] == list(STAGES)
+
+
 def test_every_stage_of_every_request_is_marked(
     tmp_path: Path, forms: Forms, load_tiny: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
