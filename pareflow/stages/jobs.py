@@ -99,6 +99,7 @@ def describe(
         "sizes": {name: len(getattr(workload.splits, name)) for name in SPLITS},
         "metric": workload.definition.metric,
         "scale": named.scale,
+        "higher_is_better": named.higher_is_better,
         "sliced": bool(slices),
         "seed": workload.definition.seed,
         "serving_requires": list(workload.definition.serving_requires),
