@@ -466,7 +466,8 @@ def _original_answers(
     source = _original(workload, store)
 
     def write(into: Path) -> None:
-        found = predict(network.runner(source), workload, split, batch_size, outputs=against == "outputs")
+        outputs = wants_outputs(metric, workload.definition.folder)
+        found = predict(network.runner(source), workload, split, batch_size, outputs=outputs)
         arrays = arena.storable({"predictions": found.predictions, "outputs": found.outputs})
         np.savez(into / "answers.npz", **arrays)  # type: ignore[arg-type]
 
