@@ -92,7 +92,7 @@ def quality_of(
     predictions, references = _compared(metric, found, workload, split, original)
     whole = _quality(metric, predictions, references, exact=split == "verdict")
     slices = {
-        name: _quality(metric, predictions[rows], references[rows], exact=False)
+        name: _of_slice(metric, predictions[rows], references[rows])
         for name, rows in slice_rows(metric, workload, split).items()
     }
     named = partial(
@@ -158,6 +158,14 @@ def _quality(
         "replicates": metric.replicates(predictions, references),
         "jackknife": metric.jackknife(predictions, references),
     }
+
+
+def _of_slice(metric: "Metric", predictions: np.ndarray, references: np.ndarray) -> dict[str, Any]:
+    """The same of a part; no number where the metric is undefined there, as an AUC is without a positive."""
+    try:
+        return _quality(metric, predictions, references, exact=False)
+    except MetricError:
+        return {"value": math.nan, "samples": len(references), "scores": None}
 
 
 def slice_rows(metric: "Metric", workload: LoadedWorkload, split: SplitName) -> dict[str, np.ndarray]:

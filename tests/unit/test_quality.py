@@ -380,6 +380,21 @@ def test_metric_that_a_resample_leaves_undefined_has_no_bounds(tmp_path: Path) -
     assert (interval.low, interval.high) == (None, None)
 
 
+def test_slice_on_which_a_metric_is_undefined_is_unknown(
+    load_tiny: Callable[[str], LoadedWorkload], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As an AUC is of a part without a positive."""
+    (tmp_path / "rare.py").write_text(MODULE.replace("BODY", '{"rare": 1 / sum(references)}'))
+    monkeypatch.setattr(quality, "find_metric", lambda name, folder: tmp_path / name)
+    workload = load_tiny("images")
+    zero = workload.split("search").labels() == 0
+    monkeypatch.setattr(type(workload.definition), "slices", lambda _, data: {"zero": zero, "other": ~zero})
+    found = evaluate_quality(Answers(), workload, "search", "v", "rare.py")
+    assert found.slices["other"].value == found.value
+    assert np.isnan(found.slices["zero"].value)
+    assert found.slices["zero"].samples == zero.sum()
+
+
 def test_metric_that_only_claims_to_be_the_share_correct_is_told(tmp_path: Path) -> None:
     source = "SHARE_CORRECT = True\n" + MODULE.replace("BODY", '{"boast": 1.0}')
     (tmp_path / "boast.py").write_text(source)

@@ -793,6 +793,13 @@ def test_page_says_what_the_choice_may_hide(document: dict[str, Any]) -> None:
     )
 
 
+def test_slice_of_unknown_quality_is_shown_as_a_dash(document: dict[str, Any]) -> None:
+    drop = {"estimate": None, "low": None, "high": None}
+    slices = [{"name": "class 7", "samples": 8, "original": None, "value": None, "drop": drop}]
+    row = page.render({**document, "slices": slices}).split("class 7")[1].split("</tr>")[0]
+    assert row.count("–") == 3
+
+
 def test_page_has_a_row_for_each_precision(document: dict[str, Any]) -> None:
     shown = Page(page.render(document))
     html = page.render(document).split('id="precision"')[1].split("</table>")[0]
