@@ -133,6 +133,18 @@ def test_a_winner_by_size_is_not_sold_as_fast(document: dict[str, Any]) -> None:
     )
 
 
+def test_the_baseline_is_called_by_what_it_computed_in(document: dict[str, Any]) -> None:
+    for row in (document["baseline"], *document["variants"]):
+        if row["ran"]:
+            row["ran"]["precision"] = "float16"
+    html = page.render(document)
+    assert "as fast as ONNX Runtime fp16 (2.78 to 2.95)" in Page(html).text("sentence")
+    assert "× ORT fp16" in html
+    assert "ONNX Runtime fp32" not in html
+    assert "ORT fp32" not in html
+    assert wording.baseline_name({}) == "ONNX Runtime"
+
+
 def test_a_baseline_is_kept_for_what_was_minimised(document: dict[str, Any]) -> None:
     document |= {"winner": document["variants"][0]["id"], "objective": "size"}
 
