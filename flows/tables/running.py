@@ -83,8 +83,8 @@ def _cells(row: Document) -> list[str]:
     return [
         row["recipe"],
         f"{ran['runtime']} {ran['precision']} ×{ran['threads']}",
-        f"{row['latency_ms']['p50']:.3g}",
-        f"{row['latency_ms']['p99']:.3g}",
+        formats.number(row["latency_ms"]["p50"]),
+        formats.number(row["latency_ms"]["p99"]),
         interval(speedup),
         quality(row["quality"]),
         f"{row['size_mib']:.2f}",
@@ -125,8 +125,9 @@ def _sweep(document: Document) -> Table:
             table.add_row(*axes, *[""] * 5, escape(point["reason"]))
             continue
         found = (point["baseline"]["latency_ms"], point["winner"]["latency_ms"])
-        latencies = (f"{side[name]:.3g}" for side in found for name in ("p50", "p99"))
-        table.add_row(*axes, *latencies, f"{point['winner']['throughput']:.4g}", interval(point["speedup"]))
+        latencies = (formats.number(side[name]) for side in found for name in ("p50", "p99"))
+        throughput = formats.number(point["winner"]["throughput"])
+        table.add_row(*axes, *latencies, throughput, interval(point["speedup"]))
     return table
 
 
@@ -161,7 +162,7 @@ def _serving(serving: Document | None) -> Iterator[str]:
     sides = {"optimized": serving["optimized"], "original": serving["original"]}
     for name, side in sides.items():
         if side is not None and side["p99"] is not None:
-            times = f"p50 {side['p50_ms']:.3g} ms, p99 {bounds(side['p99'])} ms"
+            times = f"p50 {formats.number(side['p50_ms'])} ms, p99 {bounds(side['p99'])} ms"
             yield f"  {name} through the server: {times}, {side['recipe']}, {side['words']}"
 
 

@@ -788,6 +788,11 @@ def test_a_place_that_cannot_be_written_is_a_store_error(document: dict[str, Any
         page.write(document, tmp_path / "file" / "report.html")
 
 
+def test_a_confidence_near_one_is_not_rounded_to_certainty(document: dict[str, Any]) -> None:
+    document["sla"]["confidence"] = 0.999
+    assert "of ratios through the server at 99.9 %" in Page(page.render(document)).text()
+
+
 def test_page_says_what_the_choice_may_hide(document: dict[str, Any]) -> None:
     selection = {
         "candidates": 12, "finalists": 5, "correction": "Holm", "quality_bias": 0.0123, "speedup_bias": 1.04,

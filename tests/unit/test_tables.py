@@ -83,6 +83,12 @@ def test_the_baseline_is_called_by_what_it_computed_in() -> None:
     assert "the size of ONNX Runtime fp16, and" in shown
 
 
+def test_long_times_are_written_out_as_the_report_writes_them() -> None:
+    row = run_document()["variants"][2]
+    row["latency_ms"] |= {"p50": 1234.5, "p99": 0.0862}
+    assert running._cells(row)[2:4] == ["1\u202f234", "0.0862"]
+
+
 def test_a_run_that_nothing_won_names_no_row_as_promoted() -> None:
     """The row that was never built has no id, as the winner has none."""
     document = run_document()
