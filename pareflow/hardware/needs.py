@@ -32,7 +32,7 @@ class Machine:
 def this_machine() -> Machine:
     """Where `nvidia-smi` tells of no GPU it is counted as one: whether there is one, the step itself says."""
     gpus = probe.gpus()
-    return Machine(len(probe.cores()), gpus or 1, probe.memory_mib(), assumed=not gpus)
+    return Machine(len(probe.cores()), gpus or 1, probe.usable_memory_mib(), assumed=not gpus)
 
 
 def lacking(needs: Needs, machines: Sequence[Machine], where: str) -> str | None:

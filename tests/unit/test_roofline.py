@@ -152,6 +152,7 @@ def test_ceilings_are_those_of_far_more_than_the_caches(monkeypatch: pytest.Monk
     assert found["threads"] == 1
     assert found["matrix_gflops"] > 0
     assert found["copy_gb_per_s"] > 0
+    monkeypatch.setattr(probe, "memory_limit_mib", lambda: None)
     monkeypatch.setattr(probe, "cache_bytes", lambda: 2**30)
     monkeypatch.setattr(probe, "memory_mib", lambda: 2**20)
     assert instrument._copied_bytes() == 8 * 2**30
@@ -160,3 +161,5 @@ def test_ceilings_are_those_of_far_more_than_the_caches(monkeypatch: pytest.Monk
     monkeypatch.setattr(probe, "memory_mib", lambda: 2**20)
     monkeypatch.setattr(probe, "cache_bytes", lambda: None)
     assert instrument._copied_bytes() == 256 * 2**20
+    monkeypatch.setattr(probe, "memory_limit_mib", lambda: 512)  # as a container of a large machine has
+    assert instrument._copied_bytes() == 64 * 2**20
