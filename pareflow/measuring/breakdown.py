@@ -9,7 +9,7 @@ import numpy as np
 
 from pareflow.compiler.backend import Session
 from pareflow.measuring.marks import Mark, marker
-from pareflow.workload import LoadedWorkload, Samples
+from pareflow.workload import Arrays, LoadedWorkload, Samples
 
 REQUESTS = 100
 WARM_UP = 10
@@ -43,6 +43,16 @@ def breakdown(session: Session, workload: LoadedWorkload, batch_size: int) -> li
         predictions = clock.time("postprocess", definition.predicted, outputs)
         clock.time("serialise", _encoded, predictions)
     return _summary(times)
+
+
+def inference_ms(session: Session, feeds: Arrays) -> float:
+    """The median time of these very inputs, in ms."""
+    times = []
+    for _ in range(WARM_UP + REQUESTS):
+        began = time.perf_counter_ns()
+        session.run(feeds)
+        times.append((time.perf_counter_ns() - began) / 1e6)
+    return float(np.median(times[WARM_UP:]))
 
 
 class _Clock:

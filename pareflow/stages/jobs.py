@@ -485,7 +485,8 @@ def profile(
     backend: Mapping[str, Any],
     batch_size: int,
 ) -> None:
-    """The request's breakdown on one variant, and what the processor counts while it infers."""
+    """The request's breakdown on one variant, and what the processor counts and takes while it infers the
+    example whose work `trace` counts."""
     workload, store = _loaded(reference, folder, root)
 
     def write(into: Path) -> None:
@@ -496,6 +497,7 @@ def profile(
         found = {
             "stages": breakdown.breakdown(session, workload, batch_size),
             "counters": counted(lambda: session.run(example), breakdown.REQUESTS),
+            "example_ms": breakdown.inference_ms(session, example),
         }
         (into / "stages.json").write_text(json.dumps(found))
 
