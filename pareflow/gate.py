@@ -420,8 +420,8 @@ def gain(evidence: Evidence, confidence: float) -> Interval | None:
 
 
 def drop_interval(original: Quality | None, candidate: Quality | None, confidence: float) -> Interval | None:
-    """How much quality was lost, paired sample by sample, exactly 0 by the original itself; each bound is
-    one-sided at `confidence`.
+    """How much quality was lost, paired sample by sample: exactly 0 by the original itself, no number where
+    either has none. Each bound is one-sided at `confidence`.
 
     For scores of 0 and 1 the score interval for paired shares, for every other metric the BCa bootstrap.
     Raises: ValueError if the two were not taken on the same samples.
@@ -434,9 +434,10 @@ def drop_interval(original: Quality | None, candidate: Quality | None, confidenc
             f"{original.metric} on {original.split_digest[:12]} and "
             f"{candidate.metric} on {candidate.split_digest[:12]}. Evaluate both on one split."
         )
+    if not math.isfinite(original.value - candidate.value):
+        return Interval(math.nan, None, None, candidate.samples, confidence)
     if original.variant == candidate.variant:
-        nothing = candidate.value - candidate.value  # no number, where its value is none
-        return Interval(nothing, nothing, nothing, candidate.samples, confidence)
+        return Interval(0.0, 0.0, 0.0, candidate.samples, confidence)
     if original.scores is not None and candidate.scores is not None:
         before, after = np.asarray(original.scores), np.asarray(candidate.scores)
         lost, won = int(((before == 1) & (after == 0)).sum()), int(((before == 0) & (after == 1)).sum())
@@ -456,7 +457,7 @@ def drop_interval(original: Quality | None, candidate: Quality | None, confidenc
 def worst_slice_drop(
     original: Quality | None, candidate: Quality | None, confidence: float
 ) -> Interval | None:
-    """The largest drop over the slices of the split.
+    """The largest drop over the slices of the split; no number where one has none: it may be the worst.
 
     Every slice must stay below a limit for the largest to, so that its upper bound needs no correction; its
     lower bound is that of the worst slice, at the error divided by the number of slices (Bonferroni).
@@ -470,6 +471,8 @@ def worst_slice_drop(
         lower = drop_interval(before, part, 1 - (1 - confidence) / len(candidate.slices))
         if upper is None or lower is None:
             return None
+        if not math.isfinite(upper.estimate):
+            return upper
         found.append(replace(upper, low=lower.low))
     high, low = [interval.high for interval in found], [interval.low for interval in found]
     return Interval(

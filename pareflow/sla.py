@@ -78,6 +78,16 @@ class QualityClause(_Clause):
                 found.append(f"sla.quality.{name}: {words}; 0.01 is one point in a hundred")
         return found
 
+    def wrong_way(self, metric: str, *, higher_is_better: bool) -> list[str]:
+        """The limit that the worst variants would meet: `max` where higher is better, `min` of an error."""
+        name, other, better = ("max", "min", "higher") if higher_is_better else ("min", "max", "lower")
+        limit = getattr(self, name)
+        if limit is None:
+            return []
+        words = f"the worst would meet it, since {better} is better for `{metric}`, but got {limit:g}"
+        remedy = f"write `{other}`, or let a metric of your own say HIGHER_IS_BETTER in its module"
+        return [f"sla.quality.{name}: {words}; {remedy}"]
+
 
 class LatencyClause(_Clause):
     """How fast one request of `batch_size` samples must be answered, one at a time.

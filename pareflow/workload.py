@@ -279,6 +279,10 @@ class Workload(Member, ABC):
     def postprocess(self, outputs: Arrays) -> np.ndarray:
         """Predictions, one per sample, from the network's outputs."""
 
+    def predicted(self, outputs: Arrays) -> np.ndarray:
+        """What `postprocess` gives, as an array: code of one's own may give a list."""
+        return np.asarray(self.postprocess(outputs))
+
     def class_names(self) -> Sequence[str] | None:
         """The names of the classes, where predictions are positions among them; the default is None."""
         return None

@@ -1,6 +1,6 @@
 """A plan and an outcome as tables on a terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,9 +13,8 @@ from pareflow.reporting.precision import precisions
 
 def outcome(document: Document, console: Console) -> None:
     """All variants (row 0 the baseline), the verdict, the registered version, the report."""
-    table = Table(
-        title=f"{document['pipeline']}: every variant, against ONNX Runtime fp32 on as many threads"
-    )
+    against = wording.baseline_name(document)
+    table = Table(title=f"{document['pipeline']}: every variant, against {against} on as many threads")
     for heading in ("", "variant", "ran", "p50 ms", "p99 ms", "speedup", "quality", "MiB", "verdict"):
         table.add_column(heading, justify="left" if heading in ("variant", "ran", "verdict") else "right")
     for position, row in enumerate(document["variants"]):
@@ -24,7 +23,7 @@ def outcome(document: Document, console: Console) -> None:
     console.print(table)
     console.print(_precisions(document))
     if document["sweep"]:
-        console.print(_sweep(document["sweep"]))
+        console.print(_sweep(document))
     console.print(escape(_verdict(document)), soft_wrap=True, highlight=False)
     for line in (*_serving(document.get("serving")), *_search(document)):
         console.print(escape(line), soft_wrap=True, highlight=False)
@@ -84,8 +83,8 @@ def _cells(row: Document) -> list[str]:
     return [
         row["recipe"],
         f"{ran['runtime']} {ran['precision']} ×{ran['threads']}",
-        f"{row['latency_ms']['p50']:.3g}",
-        f"{row['latency_ms']['p99']:.3g}",
+        formats.number(row["latency_ms"]["p50"]),
+        formats.number(row["latency_ms"]["p99"]),
         interval(speedup),
         quality(row["quality"]),
         f"{row['size_mib']:.2f}",
@@ -107,26 +106,28 @@ def _precisions(document: Document) -> Table:
         table.add_column(heading, justify="right")
     for row in precisions(document):
         variant = row["variant"]
-        numbers = (f"{row['bits']:.1f}", f"{variant['size_mib']:.2f}")
+        bits = "" if row["bits"] is None else f"{row['bits']:.1f}"
+        numbers = (bits, f"{variant['size_mib']:.2f}")
         found = (interval(variant["speedup"]), quality(variant["quality"]))
         table.add_row(row["stored_by"], row["computed_in"], *numbers, *found)
     return table
 
 
-def _sweep(points: Sequence[Document]) -> Table:
+def _sweep(document: Document) -> Table:
     """The winner beside the strong baseline, one row per batch size and length."""
-    table = Table(title="the winner against ONNX Runtime fp32, by batch size and length")
+    table = Table(title=f"the winner against {wording.baseline_name(document)}, by batch size and length")
     sides = ("baseline p50 ms", "p99 ms", "winner p50 ms", "p99 ms")
     for heading in ("batch", "length", *sides, "samples/s", "speedup"):
         table.add_column(heading, justify="right")
-    for point in points:
+    for point in document["sweep"]:
         axes = (str(point["batch_size"]), plain(point["length"]))
         if point["reason"] is not None:
             table.add_row(*axes, *[""] * 5, escape(point["reason"]))
             continue
         found = (point["baseline"]["latency_ms"], point["winner"]["latency_ms"])
-        latencies = (f"{side[name]:.3g}" for side in found for name in ("p50", "p99"))
-        table.add_row(*axes, *latencies, f"{point['winner']['throughput']:.4g}", interval(point["speedup"]))
+        latencies = (formats.number(side[name]) for side in found for name in ("p50", "p99"))
+        throughput = formats.number(point["winner"]["throughput"])
+        table.add_row(*axes, *latencies, throughput, interval(point["speedup"]))
     return table
 
 
@@ -147,10 +148,10 @@ def _gained(winner: Document, document: Document) -> str:
     """By the objective first; where that is another than the median latency, how fast it is then."""
     found = wording.by_objective(winner, document)
     if found is None:
-        return f"{interval(winner['speedup'])} as fast as {wording.BASELINE}"
+        return f"{interval(winner['speedup'])} as fast as {wording.baseline_name(document)}"
     ratio, name = found
     speed = gains.in_speed(winner["speedup"], interval)
-    return f"{interval(ratio)} the {name} of {wording.BASELINE}, and {speed}"
+    return f"{interval(ratio)} the {name} of {wording.baseline_name(document)}, and {speed}"
 
 
 def _serving(serving: Document | None) -> Iterator[str]:
@@ -161,7 +162,7 @@ def _serving(serving: Document | None) -> Iterator[str]:
     sides = {"optimized": serving["optimized"], "original": serving["original"]}
     for name, side in sides.items():
         if side is not None and side["p99"] is not None:
-            times = f"p50 {side['p50_ms']:.3g} ms, p99 {bounds(side['p99'])} ms"
+            times = f"p50 {formats.number(side['p50_ms'])} ms, p99 {bounds(side['p99'])} ms"
             yield f"  {name} through the server: {times}, {side['recipe']}, {side['words']}"
 
 

@@ -97,6 +97,6 @@ def _best_s(call: Callable[[], object]) -> float:
 
 
 def _copied_bytes() -> int:
-    """Far more than the last cache holds, and no more than an eighth of the memory."""
+    """Far more than the last cache holds, and no more than an eighth of the memory that may be taken."""
     wanted = max(LEAST_MIB * 2**20, BEYOND_CACHES * (probe.cache_bytes() or 0))
-    return min(wanted, int(probe.memory_mib() * 2**20 * MOST_OF_MEMORY))
+    return min(wanted, int(probe.usable_memory_mib() * 2**20 * MOST_OF_MEMORY))

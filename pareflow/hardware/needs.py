@@ -34,8 +34,7 @@ def this_machine() -> Machine:
     it is counted as one: whether there is one, the step itself says."""
     gpus = probe.gpus()
     cpus = max(1, int(probe.cpu_quota() or len(probe.cores())))
-    memory_mib = probe.memory_limit_mib() or probe.memory_mib()
-    return Machine(cpus, gpus or 1, memory_mib, assumed=not gpus)
+    return Machine(cpus, gpus or 1, probe.usable_memory_mib(), assumed=not gpus)
 
 
 def lacking(needs: Needs, machines: Sequence[Machine], where: str) -> str | None:

@@ -54,6 +54,11 @@ def memory_mib() -> int:
     return psutil.virtual_memory().total // 2**20
 
 
+def usable_memory_mib() -> int:
+    """The memory that this process may take, in MiB: what control groups leave it of the machine's."""
+    return memory_limit_mib() or memory_mib()
+
+
 def cpu_quota() -> float | None:
     """How many cores' time control groups leave this process; None where that bounds its cores no further.
 

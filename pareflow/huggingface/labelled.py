@@ -193,6 +193,7 @@ def split_rows(rows: Split, test: Split | None, sizes: Sizes, seed: int, key: Ca
     Samples of equal `key` count as one: it stays in the verdict split, else at its first place.
     Raises: WorkloadError where too few are left to cut.
     """
+    test = None if test is None else distinct(test, key)
     rows = distinct(rows, key, test)
     cut = (len(rows) // 3 if sizes.verdict is None else sizes.verdict) if test is None else 0
     if len(rows) <= sizes.calibration + sizes.search + cut:

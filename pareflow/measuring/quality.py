@@ -14,7 +14,7 @@ import numpy as np
 
 from pareflow.comparison import difference
 from pareflow.compiler.backend import Session
-from pareflow.errors import MetricError, WorkloadError
+from pareflow.errors import MetricError, PareflowError, WorkloadError
 from pareflow.measurement import Quality
 from pareflow.network import check_outputs
 from pareflow.variant import digest
@@ -42,16 +42,22 @@ class Answers:
     outputs: np.ndarray
 
     def part(self, name: str) -> np.ndarray:
-        """`predictions` or `outputs`. Raises: WorkloadError where the outputs cannot be compared."""
+        """`predictions`; `outputs`, a row per sample; or `logits`, for each position of it a row of classes.
+
+        Raises: WorkloadError where the outputs cannot be compared.
+        """
         if name == "predictions":
             return self.predictions
-        if len(self.outputs) != len(self.predictions):
+        count = len(self.outputs)
+        if count != len(self.predictions):
             raise WorkloadError(
                 "outputs must have one shape to be compared with the original's",
                 "it differs from batch to batch",
                 "Compare predictions: `metric: agreement`",
             )
-        return self.outputs.reshape(len(self.outputs), -1)
+        if name == "outputs":
+            return self.outputs.reshape(count, -1)
+        return self.outputs.reshape(count, -1, self.outputs.shape[-1] if self.outputs.ndim > 1 else 1)
 
 
 def evaluate_quality(
@@ -86,7 +92,7 @@ def quality_of(
     predictions, references = _compared(metric, found, workload, split, original)
     whole = _quality(metric, predictions, references, exact=split == "verdict")
     slices = {
-        name: _quality(metric, predictions[rows], references[rows], exact=False)
+        name: _of_slice(metric, predictions[rows], references[rows])
         for name, rows in slice_rows(metric, workload, split).items()
     }
     named = partial(
@@ -114,7 +120,7 @@ def check_metric(run: Callable[[Arrays], Arrays], workload: LoadedWorkload, metr
 
 def wants_outputs(metric_name: str, folder: Path) -> bool:
     """Whether a metric compares the network's outputs, which may be large."""
-    return Metric(find_metric(metric_name, folder)).against == "outputs"
+    return Metric(find_metric(metric_name, folder)).against in ("outputs", "logits")
 
 
 def _compared(
@@ -152,6 +158,14 @@ def _quality(
         "replicates": metric.replicates(predictions, references),
         "jackknife": metric.jackknife(predictions, references),
     }
+
+
+def _of_slice(metric: "Metric", predictions: np.ndarray, references: np.ndarray) -> dict[str, Any]:
+    """The same of a part; no number where the metric is undefined there, as an AUC is without a positive."""
+    try:
+        return _quality(metric, predictions, references, exact=False)
+    except MetricError:
+        return {"value": math.nan, "samples": len(references), "scores": None}
 
 
 def slice_rows(metric: "Metric", workload: LoadedWorkload, split: SplitName) -> dict[str, np.ndarray]:
@@ -239,7 +253,7 @@ def predict(
     for feeds in workload.feeds(split, batch_size):
         answers = run(feeds)
         check_outputs(answers, samples=len(next(iter(feeds.values()))))
-        predictions.append(np.asarray(workload.definition.postprocess(answers)))
+        predictions.append(workload.definition.predicted(answers))
         if outputs:
             first.append(next(iter(answers.values())))
     joined = _joined(predictions)
@@ -274,8 +288,8 @@ class Metric:
     What it says of itself in capitals is read from its source, since importing it takes seconds:
     `SHARE_CORRECT = True` where it is the share of predictions that equal their reference, so that two
     models can be paired by sample; `HIGHER_IS_BETTER = False` for errors; `RANGE = (0, 1)` where it has a
-    least and a most; `AGAINST = "predictions"` or `"outputs"` where it compares with those of the original,
-    and needs no targets.
+    least and a most; `AGAINST = "predictions"`, `"outputs"` or `"logits"` where it compares with those of the
+    original, and needs no targets.
     """
 
     def __init__(self, path: Path) -> None:
@@ -297,10 +311,12 @@ class Metric:
         return _evaluate().load(str(self._path), keep_in_memory=True)
 
     def value(self, predictions: np.ndarray, targets: np.ndarray) -> float:
-        """The metric of these predictions, by `evaluate`. Raises: MetricError where it is undefined."""
+        """The metric of these predictions, by `evaluate`. Raises: WorkloadError where it is undefined."""
         try:
             found = self._module.compute(predictions=predictions.tolist(), references=targets.tolist())
             value = float(found[self.name])
+        except PareflowError:
+            raise
         except Exception as error:
             raise MetricError(
                 f"the metric `{self.name}` must be defined on the predictions",

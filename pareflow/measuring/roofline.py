@@ -24,14 +24,15 @@ def roofline(
 ) -> dict[str, Any]:
     """Inference and each of its operators under the machine's two ceilings; what is unknown is None.
 
-    `intensity` is flops per byte, `ridge` the intensity at which both ceilings meet; shares are of
-    `matrix_gflops` and `copy_gb_per_s`. Bytes count each tensor once per operator, wherever it lies: the
-    share of the copy bandwidth exceeds 1 where caches hold them.
+    `ms` is the time of the input whose work is given, `intensity` flops per byte, `ridge` the intensity at
+    which both ceilings meet; shares are of `matrix_gflops` and `copy_gb_per_s`. Bytes count each tensor once
+    per operator, wherever it lies: the share of the copy bandwidth exceeds 1 where caches hold them.
     Source: Williams, Waterman and Patterson, 2009, "Roofline", CACM 52(4).
     """
     whole = placed(ceilings, work["flops"], work["bytes"], inference_ms)
     return {
         "machine": dict(ceilings),
+        "ms": inference_ms,
         "ridge": ceilings["matrix_gflops"] / ceilings["copy_gb_per_s"],
         "counted_share": work["counted_share"],
         **whole,

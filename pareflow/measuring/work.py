@@ -24,14 +24,22 @@ VIEWS = {"Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Unsqueeze"}
 
 
 def flops(operator: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int | None:
-    """Floating-point (or integer) multiplications and additions of one call; None if not counted.
+    """Floating-point (or integer) multiplications and additions of one call; None if not counted, as where
+    shapes are not those of the operator.
 
     A product of (m, k) and (k, n) counts 2·m·k·n. Source for the convolution: the same product over
     im2col's matrices, Chellapilla et al., 2006.
     """
     if not inputs or not outputs:
         return None
-    first, out = inputs[0], outputs[0]
+    try:
+        return _counted(operator, inputs, outputs[0])
+    except (IndexError, ValueError):
+        return None
+
+
+def _counted(operator: str, inputs: Sequence[Shape], out: Shape) -> int | None:
+    first = inputs[0]
     if operator in PRODUCTS:
         return 2 * prod(out) * first[-1]
     if operator in TURNED:
@@ -42,12 +50,25 @@ def flops(operator: str, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> i
     if operator == "ConvTranspose":
         return 2 * prod(first) * prod(inputs[1][1:])
     if operator in ATTENTION:
-        (_, length, _), columns = first, inputs[1][-1]
-        return 2 * prod(first) * columns + 4 * prod(out) * length
+        return _attention(inputs, out)
     if operator in RECURRENT:
         weights_and_recurrence = sum(prod(shape) for shape in inputs[1:] if len(shape) == 3 and shape[1] > 1)
         return 2 * first[0] * first[1] * weights_and_recurrence
     return None
+
+
+def _attention(inputs: Sequence[Shape], out: Shape) -> int | None:
+    """Scores and what they weigh, and the projections of ONNX Runtime's own, whose second input they are.
+
+    ONNX's takes queries, keys and values; None where keys of before come beside them.
+    """
+    first, second = inputs[0], inputs[1]
+    if len(second) == 2:
+        _, length, _ = first
+        return 2 * prod(first) * second[-1] + 4 * prod(out) * length
+    if len(first) != len(second) or any(inputs[4:]):
+        return None
+    return 2 * second[-2] * (prod(first) + prod(out))
 
 
 def moved_bytes(operator: str, parameters: int, activations: int, output: int) -> int:

@@ -4,6 +4,8 @@ import datasets
 import evaluate
 import numpy as np
 
+from pareflow.errors import WorkloadError
+
 AGAINST = "outputs"
 RANGE = (-1, 1)
 
@@ -26,5 +28,11 @@ class OutputCosine(evaluate.Metric):  # type: ignore[misc]
 
     def _compute(self, predictions: list[list[float]], references: list[list[float]]) -> dict[str, float]:
         ours, theirs = np.asarray(predictions), np.asarray(references)
+        if ours.shape[1] < 2:
+            raise WorkloadError(
+                "a cosine needs two values per sample at least in the network's first output",
+                "there is one",
+                "Take a metric of the targets, such as `rmse`, or one of your own with AGAINST",
+            )
         lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
         return {"output_cosine": float(np.mean((ours * theirs).sum(axis=1) / np.maximum(lengths, 1e-12)))}

@@ -14,7 +14,8 @@ def precisions(document: Record) -> list[dict[str, Any]]:
 
     Only variants of the whole network: one that was also made smaller says nothing of precisions; and none
     that failed after it was timed. Its `bits` are those stored per weight of the original: the baseline's
-    own, times the share of its size that is left; None where a size is not known.
+    own, times the share of its size that is left; None where a size is not known, or where the baseline has a
+    note: it then computes in another type than it stores, as a graph of fp16 on most processors.
     """
     fastest: dict[tuple[str, str], Record] = {}
     for row in document.get("variants") or []:
@@ -37,7 +38,8 @@ def _speedup(row: Record) -> Any:
 
 def _bits(row: Record, document: Record) -> float | None:
     baseline = document.get("baseline") or {}
-    whole = _BITS.get((baseline.get("ran") or {}).get("precision", ""))
+    ran = baseline.get("ran") or {}
+    whole = None if ran.get("notes") else _BITS.get(ran.get("precision", ""))
     size, full = row.get("size_mib"), baseline.get("size_mib")
     return whole * size / full if whole and known(size) and known(full) else None
 

@@ -20,6 +20,7 @@ def view(document: Record) -> dict[str, Any]:
     return {
         "document": document,
         "rival": wording.rival_of(subject, document),
+        "baseline": wording.baseline_name(document),
         "metric": _metric(document),
         "lost": "lost" if _higher_is_better(document) else "risen",
         "headline": wording.headline(document),

@@ -24,7 +24,7 @@ from pareflow.reporting.formats import UNKNOWN, amount, known, limit, number, pe
 from pareflow.reporting.gains import Ratio
 from pareflow.sla import OBJECTIVES
 
-BASELINE = "ONNX Runtime fp32"
+_SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,12 @@ def baseline_of(document: Record) -> Record:
     """The strong baseline: named by the document, else its first row, else empty."""
     rows: list[Record] = document.get("variants") or [{}]
     return document.get("baseline") or rows[0]
+
+
+def baseline_name(document: Record) -> str:
+    """What speed-ups are against, by what it really computed in: `ONNX Runtime fp32`."""
+    precision = (baseline_of(document).get("ran") or {}).get("precision")
+    return f"ONNX Runtime {_SHORT.get(precision, precision)}" if precision else "ONNX Runtime"
 
 
 def winning(document: Record) -> Record | None:
@@ -126,10 +132,10 @@ def _gained(winner: Record, speedup: Ratio, document: Record) -> str:
     """`answers 2.87 times as fast as …`; by another objective that first, and how fast it is then."""
     found = by_objective(winner, document)
     if found is None:
-        return f"answers {_times(speedup)} as fast as {BASELINE}{_bounds(speedup)}"
+        return f"answers {_times(speedup)} as fast as {baseline_name(document)}{_bounds(speedup)}"
     ratio, name = found
     speed = gains.in_speed(speedup, lambda one: _times(one) + _bounds(one))
-    return f"has {_times(ratio)} the {name} of {BASELINE}{_bounds(ratio)} and is {speed}"
+    return f"has {_times(ratio)} the {name} of {baseline_name(document)}{_bounds(ratio)} and is {speed}"
 
 
 def _title(winner: Record, speedup: Ratio, document: Record) -> str:

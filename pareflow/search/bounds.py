@@ -23,7 +23,8 @@ def at_most(
     recipe: Recipe, strong: Step, profile: DeviceProfile | None, families: Mapping[str, float]
 ) -> float | None:
     """The product of its techniques' bounds, and of the compiler's where it has none or runs otherwise than
-    the strong baseline's step; None if one is unknown.
+    the strong baseline's step; None if one is unknown. What they touch overlaps: it is never more than a whole
+    network in the place of this one could give, as far as that is known.
 
     `families` holds the share of the time that each family of techniques can touch.
     """
@@ -31,7 +32,11 @@ def at_most(
     if not names or find(BACKENDS, recipe.backend, "backend") != find(BACKENDS, strong, "backend"):
         names.append(None)
     bounds = [amdahl(families.get(family(name)), _times(profile, name)) for name in names]
-    return None if None in bounds else prod(bound for bound in bounds if bound is not None)
+    known = [bound for bound in bounds if bound is not None]
+    if len(known) < len(bounds):
+        return None
+    whole = amdahl(families.get("distillation"), None)
+    return prod(known) if whole is None else min(prod(known), whole)
 
 
 def amdahl(share: float | None, times: float | None) -> float | None:

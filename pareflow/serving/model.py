@@ -75,7 +75,7 @@ class PackagedModel:
 
     def postprocess(self, outputs: Arrays) -> np.ndarray:
         """The predictions, one per sample."""
-        return self._workload.postprocess(outputs)
+        return self._workload.predicted(outputs)
 
     def check_golden(self) -> None:
         """Raises: BadOutputError unless the golden samples give their golden outputs and predictions."""

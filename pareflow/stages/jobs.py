@@ -99,6 +99,7 @@ def describe(
         "sizes": {name: len(getattr(workload.splits, name)) for name in SPLITS},
         "metric": workload.definition.metric,
         "scale": named.scale,
+        "higher_is_better": named.higher_is_better,
         "sliced": bool(slices),
         "seed": workload.definition.seed,
         "serving_requires": list(workload.definition.serving_requires),
@@ -465,7 +466,8 @@ def _original_answers(
     source = _original(workload, store)
 
     def write(into: Path) -> None:
-        found = predict(network.runner(source), workload, split, batch_size, outputs=against == "outputs")
+        outputs = wants_outputs(metric, workload.definition.folder)
+        found = predict(network.runner(source), workload, split, batch_size, outputs=outputs)
         arrays = arena.storable({"predictions": found.predictions, "outputs": found.outputs})
         np.savez(into / "answers.npz", **arrays)  # type: ignore[arg-type]
 
@@ -483,7 +485,8 @@ def profile(
     backend: Mapping[str, Any],
     batch_size: int,
 ) -> None:
-    """The request's breakdown on one variant, and what the processor counts while it infers."""
+    """The request's breakdown on one variant, and what the processor counts and takes while it infers the
+    example whose work `trace` counts."""
     workload, store = _loaded(reference, folder, root)
 
     def write(into: Path) -> None:
@@ -494,6 +497,7 @@ def profile(
         found = {
             "stages": breakdown.breakdown(session, workload, batch_size),
             "counters": counted(lambda: session.run(example), breakdown.REQUESTS),
+            "example_ms": breakdown.inference_ms(session, example),
         }
         (into / "stages.json").write_text(json.dumps(found))
 
@@ -591,7 +595,7 @@ def _golden(workload: LoadedWorkload, backend: Step, artifact: Path) -> dict[str
     return {
         "samples": as_json(samples),
         "outputs": {name: array.tolist() for name, array in outputs.items()},
-        "predictions": workload.definition.postprocess(outputs).tolist(),
+        "predictions": workload.definition.predicted(outputs).tolist(),
     }
 
 

@@ -53,6 +53,8 @@ class WorkloadFacts:
     """The smaller networks that it offers to be taught."""
     scale: tuple[float, float] | None = None
     """The least and the most that the run's metric can be, where that is known."""
+    higher_is_better: bool = True
+    """Whether more of the run's metric is better: of an error it is not."""
     sliced: bool = True
     """Whether quality is told apart by parts of a split."""
 
@@ -109,7 +111,7 @@ class Run:
         lists = {name: tuple(document[name]) for name in ("serving_requires", "students")}
         facts = WorkloadFacts(**{**document, **lists})
         run = cls(spec, config, data_dir, environment(), facts, target=target)
-        if problems := [*run._limits_off_the_scale(), *run._slices_lacking()]:
+        if problems := [*run._limits_misplaced(), *run._slices_lacking()]:
             raise SpecError(str(config), problems)
         return dataclasses.replace(run, spent=run._told)
 
@@ -139,10 +141,13 @@ class Run:
     def metric(self) -> str:
         return _stated_metric(self.spec) or self.facts.metric
 
-    def _limits_off_the_scale(self) -> list[str]:
-        """What the SLA says of the metric that could not be missed, or not be met."""
+    def _limits_misplaced(self) -> list[str]:
+        """What the SLA says of the metric that could not be missed, or not be met, or only by the worst."""
         clause, scale = self.spec.sla.quality, self.facts.scale
-        return [] if clause is None or scale is None else clause.problems(self.metric, scale)
+        if clause is None:
+            return []
+        found = clause.wrong_way(self.metric, higher_is_better=self.facts.higher_is_better)
+        return found if scale is None else [*found, *clause.problems(self.metric, scale)]
 
     def _slices_lacking(self) -> list[str]:
         """What the SLA says of slices where there are none to judge."""

@@ -1,5 +1,6 @@
 """What the choice among many hides: how much luck is in its numbers, and on which slices it is worse."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ def _lead(row: Row, baseline: Row) -> float:
 
 
 def slice_drops(rows: Sequence[Row], chosen: Row | None, confidence: float) -> list[dict[str, Any]]:
-    """Quality on each slice of the verdict split beside the original's, the worst drop first."""
+    """Quality on each slice of the verdict data beside the original's: the worst drop first, unknown last."""
     judged = [row for row in rows if row.verdict is not None]
     if chosen is None or chosen.quality is None or not judged:
         return []
@@ -48,13 +49,12 @@ def slice_drops(rows: Sequence[Row], chosen: Row | None, confidence: float) -> l
         before = original.slices[name]
         drop = drop_interval(before, part, confidence)
         assert drop is not None  # both were evaluated
-        found.append(
-            {
-                "name": name,
-                "samples": part.samples,
-                "original": before.value,
-                "value": part.value,
-                "drop": drop.bounds(),
-            }
-        )
-    return sorted(found, key=lambda row: -row["drop"]["estimate"])
+        bounds = {side: _known(value) for side, value in drop.bounds().items()}
+        values = {"original": _known(before.value), "value": _known(part.value)}
+        found.append({"name": name, "samples": part.samples, **values, "drop": bounds})
+    return sorted(found, key=lambda row: math.inf if (lost := row["drop"]["estimate"]) is None else -lost)
+
+
+def _known(value: float | None) -> float | None:
+    """The value; None where it is no number, as a metric is on a slice where it is undefined."""
+    return value if value is not None and math.isfinite(value) else None

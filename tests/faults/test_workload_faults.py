@@ -159,6 +159,21 @@ def test_percentage_for_a_share_is_told_before_training(workloads: Path, tmp_pat
     assert "sla.quality.max_drop: " in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("clause", "said"),
+    [
+        ({"metric": "rmse", "min": 0.5}, "sla.quality.min: .* lower is better for `rmse`.*write `max`"),
+        ({"max": 0.5}, "sla.quality.max: .* higher is better for `accuracy`.*write `min`"),
+    ],
+    ids=["an error", "a share"],
+)
+def test_limit_that_rewards_the_worst_is_told_before_training(
+    clause: dict[str, object], said: str, workloads: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match=said):
+        opened(workloads, tmp_path, sla={"quality": clause})
+
+
 def test_slices_that_are_judged_and_not_there_are_told_before_training(
     workloads: Path, tmp_path: Path
 ) -> None:

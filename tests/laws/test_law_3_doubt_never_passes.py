@@ -76,6 +76,26 @@ def test_quality_that_is_no_number_is_not_a_pass(good: Evidence, part: str) -> N
 
 
 @pytest.mark.parametrize(
+    "unknown", [("original",), ("candidate",), ("original", "candidate")], ids=" and ".join
+)
+def test_slice_on_which_quality_is_unknown_is_not_a_pass(
+    good: Evidence, scored: Callable[..., Quality], unknown: tuple[str, ...]
+) -> None:
+    """It may be the worst, whatever the others have lost."""
+    found = {}
+    for variant in ("original", "candidate"):
+        known = scored([1] * 400, variant=variant)
+        broken = replace(known, value=NAN, scores=None) if variant in unknown else known
+        found[variant] = replace(known, slices={"rare": broken, "common": known})
+    sla = SLA.model_validate({"quality": {"worst_slice_max_drop": 0.5}})
+    evidence = replace(good, original=found["original"], quality=found["candidate"])
+    check = judge(sla, evidence).checks[0]
+    assert (check.clause, check.decision, check.estimate) == (
+        "quality.worst_slice_max_drop", "inconclusive", None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
     ("samples", "replicates"),
     [(500, (*[0.9] * 99, NAN)), (9, tuple(i / 100 for i in range(100)))],
     ids=["no number on a resample", "few samples of what has no range"],

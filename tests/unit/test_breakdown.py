@@ -38,6 +38,16 @@ def test_stages_of_a_request_make_up_the_whole(
     assert REQUESTS >= 100  # fewer would make p99 the maximum
 
 
+def test_predictions_may_be_a_list(
+    tmp_path: Path, forms: Forms, load_tiny: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = load_tiny("images")
+    kind = type(workload.definition)
+    monkeypatch.setattr(kind, "postprocess", lambda _, outputs: outputs["output"].argmax(1).tolist())
+    OnnxRuntime().compile(forms("images")["onnx"], tmp_path)
+    assert [stage["name"] for stage in breakdown(OnnxRuntime().load(tmp_path), workload, 2)] == list(STAGES)
+
+
 def test_every_stage_of_every_request_is_marked(
     tmp_path: Path, forms: Forms, load_tiny: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,6 +62,22 @@ def test_every_stage_of_every_request_is_marked(
     OnnxRuntime().compile(forms("images")["onnx"], tmp_path)
     breakdown(OnnxRuntime().load(tmp_path), load_tiny("images"), batch_size=1)
     assert seen == list(STAGES) * (WARM_UP + REQUESTS)
+
+
+def test_one_input_is_timed_without_its_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: the first ten calls take 5 ms each, all others 2."""
+    asked: list[Any] = []
+    clock = [0]
+
+    class Warming:
+        def run(self, feeds: Any) -> Any:
+            asked.append(feeds)
+            clock[0] += 5_000_000 if len(asked) <= WARM_UP else 2_000_000
+
+    monkeypatch.setattr(instrument, "time", SimpleNamespace(perf_counter_ns=lambda: clock[0]))
+    feeds = {"x": np.zeros(1)}
+    assert instrument.inference_ms(Warming(), feeds) == 2.0  # type: ignore[arg-type]
+    assert asked == [feeds] * (WARM_UP + REQUESTS)
 
 
 def test_ranges_are_nvtxs_where_there_is_cuda_and_else_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

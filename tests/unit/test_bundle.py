@@ -217,6 +217,18 @@ def test_predictions_that_are_numbers_are_repeated_as_outputs_are(
         PackagedModel(package).check_golden()
 
 
+def test_predictions_in_a_list_are_packaged_and_answered_as_an_array(
+    workloads: Path, make_package: Packaged, tmp_path: Path
+) -> None:
+    listed = {"file": {"path": "whole_images.py", "settings": {"answers": "list"}}}
+    backend = Step("onnxruntime", {"threads": 1})
+    package = make_package(listed, workloads, tmp_path / "store", backend, "listed")
+    model = PackagedModel(package)
+    model.check_golden()
+    answered = model.predict(np.asarray(golden(package)["samples"], dtype=np.uint8))
+    assert answered.tolist() == golden(package)["predictions"]
+
+
 def test_what_is_not_installed_is_told(own: Path) -> None:
     with (own / "requirements.txt").open("a") as file:
         file.write("no-such-runtime==1.0\n")

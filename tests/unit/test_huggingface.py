@@ -256,6 +256,16 @@ def test_distinct_keeps_the_first_of_equal_samples() -> None:
     assert (kept.samples, kept.labels().tolist()) == (["b", "a"], [0, 1])
 
 
+def test_a_text_that_a_given_test_split_holds_twice_is_judged_once() -> None:
+    """Intervals take samples for independent."""
+    rows = Split(["one", "two", "three"], np.array([0, 1, 2]))
+    test = Split(["four", " FOUR", "five", "one"], np.array([0, 1, 2, 0]))
+    sizes = labelled.Sizes(calibration=1, search=0, verdict=None)
+    splits = labelled.split_rows(rows, test, sizes, 0, labelled.text_key)
+    assert (splits.verdict.samples, splits.verdict.labels().tolist()) == (["four", "five", "one"], [0, 2, 0])
+    assert len(splits.train) + len(splits.calibration) == 2
+
+
 # Texts
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pareflow.catalog import BACKENDS
+from pareflow.hardware import probe
 from pareflow.hardware.needs import Machine, Needs, granted, held, lacking, this_machine
 from pareflow.stages import optimization
 from pareflow.stages.building import needs_of
@@ -111,6 +112,13 @@ def test_a_row_that_no_machine_holds_is_unavailable_and_says_why(trained: Traine
     assert placed.status == "unavailable"
     assert str(placed.reason).startswith(f"needs {2**30} MiB of memory, this machine has ")
     assert optimization.placed(trained.run, row, [this_machine()], "this machine") == row
+
+
+def test_this_machine_holds_what_its_control_groups_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "memory_mib", lambda: 8192)
+    for limit_mib, held_mib in ((None, 8192), (512, 512)):
+        monkeypatch.setattr(probe, "memory_limit_mib", lambda limit_mib=limit_mib: limit_mib)
+        assert this_machine().memory_mib == held_mib
 
 
 def test_where_nothing_tells_of_gpus_the_step_itself_decides(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,3 +61,18 @@ def test_table_is_printed(document: dict[str, Any]) -> None:
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
         "static_int8", "int8", "10.0", "2.50", "2.80× (?–?)", "0.9000",
     ]  # fmt: skip
+
+
+def test_bits_are_unknown_where_the_baseline_computes_in_another_type_than_it_stores(
+    document: dict[str, Any],
+) -> None:
+    """As a graph of fp16 does on most processors; one that computes in fp16 has 16 bits."""
+    ran = document["baseline"]["ran"]
+    ran["notes"] = "an fp16 graph; the CPU provider computes it in fp32"
+    assert {row["bits"] for row in precisions(document)} == {None}
+    console = Console(width=200, record=True)
+    console.print(tables._precisions(document))
+    (row,) = [line for line in console.export_text().splitlines() if "static_int8" in line]
+    assert [cell.strip() for cell in row.strip("│").split("│")][2:4] == ["", "2.50"]
+    ran |= {"precision": "float16", "notes": ""}
+    assert max(row["bits"] for row in precisions(document)) == 16

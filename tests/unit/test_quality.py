@@ -53,7 +53,7 @@ BY_HAND = {
     "ndcg_at_10": ([[0.9, 0.1]], [[0.0, 1.0]], 1 / np.log2(3)),
     "perplexity": ([2 * np.log(8), 2 * np.log(2)], [2.0, 2.0], 4.0),
     "agreement": ([0, 1, 1, 2], [0, 1, 2, 2], 0.75),
-    "output_divergence": (LOGITS[::-1], LOGITS, 0.25 * np.log(2)),
+    "output_divergence": (LOGITS[::-1, None], LOGITS[:, None], 0.25 * np.log(2)),
     "output_cosine": ([[1.0, 0.0], [1.0, 1.0]], [[2.0, 0.0], [1.0, 0.0]], (1 + np.sqrt(0.5)) / 2),
 }
 
@@ -74,6 +74,52 @@ def test_metric_of_numbers_and_vectors_is_what_the_hand_computes(name: str) -> N
     assert found == pytest.approx(value)
 
 
+MASKED = -np.inf
+"""The logit of a class that cannot be."""
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "value"),
+    [
+        pytest.param([[0, MASKED, 0]], [[0, MASKED, 0]], 0, id="in both"),
+        pytest.param([[0, 1], [MASKED] * 2], [[0, 1], [MASKED] * 2], 0, id="a whole position in both"),
+        pytest.param([[0, 0]], [[0, MASKED]], np.log(2), id="in the original alone"),
+        pytest.param(
+            [[0, MASKED]], [[0, 0]], -np.log(2) - np.log(np.finfo(np.float32).tiny) / 2, id="in ours alone"
+        ),
+    ],
+)
+def test_divergence_of_masked_classes_is_bounded(
+    ours: list[list[float]], theirs: list[list[float]], value: float
+) -> None:
+    predictions, references = np.asarray([ours], float), np.asarray([theirs], float)
+    found = Metric(METRICS / "output_divergence.py").value(predictions, references)
+    assert found == pytest.approx(value)
+
+
+def test_divergence_is_of_the_classes_at_each_position() -> None:
+    """What is added to all logits of a position changes nothing: two positions are not one of six classes."""
+    shifted = np.stack([LOGITS, LOGITS + 5], axis=1)
+    predictions = np.zeros(2)
+    ours, theirs = (quality.Answers(predictions, one).part("logits") for one in (shifted[::-1], shifted))
+    assert Metric(METRICS / "output_divergence.py").value(ours, theirs) == pytest.approx(0.25 * np.log(2))
+    for rows in (np.zeros(2), np.zeros((2, 3)), np.zeros((2, 3, 4))):
+        assert quality.Answers(predictions, rows).part("logits").ndim == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("output_divergence", "needs two classes"), ("output_cosine", "needs two values")]
+)
+@pytest.mark.parametrize("shape", [(3,), (3, 1)], ids=str)
+def test_fidelity_of_one_value_per_sample_is_refused(name: str, said: str, shape: tuple[int, ...]) -> None:
+    """Of one class every network is sure, and one positive number points where any other does."""
+    metric = Metric(METRICS / f"{name}.py")
+    answers = [quality.Answers(np.zeros(3), np.full(shape, value)) for value in (1.0, 9.0)]
+    given = [one.part(str(metric.against)) for one in answers]
+    with pytest.raises(WorkloadError, match=f"{said}.*Take a metric of the targets"):
+        metric.value(*given)
+
+
 def test_every_metric_that_pareflow_brings_is_computed_by_hand_here() -> None:
     brought = {path.stem for path in METRICS.glob("*.py")} - {"__init__"}
     assert brought == {*BY_HAND, "accuracy", "f1_macro"}
@@ -85,7 +131,7 @@ def test_every_metric_that_pareflow_brings_is_computed_by_hand_here() -> None:
         ("accuracy", (True, True, None)),
         ("rmse", (False, False, None)),
         ("agreement", (True, True, "predictions")),
-        ("output_divergence", (False, False, "outputs")),
+        ("output_divergence", (False, False, "logits")),
     ],
 )
 def test_metric_says_of_itself_what_it_is(name: str, said: tuple[bool, bool, str | None]) -> None:
@@ -332,6 +378,21 @@ def test_metric_that_a_resample_leaves_undefined_has_no_bounds(tmp_path: Path) -
     assert 0.2 < np.isnan(found).mean() < 0.45  # 0.75 to the fourth
     interval = bca_interval(1.0, found, metric.jackknife(targets, targets), 4)
     assert (interval.low, interval.high) == (None, None)
+
+
+def test_slice_on_which_a_metric_is_undefined_is_unknown(
+    load_tiny: Callable[[str], LoadedWorkload], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As an AUC is of a part without a positive."""
+    (tmp_path / "rare.py").write_text(MODULE.replace("BODY", '{"rare": 1 / sum(references)}'))
+    monkeypatch.setattr(quality, "find_metric", lambda name, folder: tmp_path / name)
+    workload = load_tiny("images")
+    zero = workload.split("search").labels() == 0
+    monkeypatch.setattr(type(workload.definition), "slices", lambda _, data: {"zero": zero, "other": ~zero})
+    found = evaluate_quality(Answers(), workload, "search", "v", "rare.py")
+    assert found.slices["other"].value == found.value
+    assert np.isnan(found.slices["zero"].value)
+    assert found.slices["zero"].samples == zero.sum()
 
 
 def test_metric_that_only_claims_to_be_the_share_correct_is_told(tmp_path: Path) -> None:

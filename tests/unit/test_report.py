@@ -133,6 +133,18 @@ def test_a_winner_by_size_is_not_sold_as_fast(document: dict[str, Any]) -> None:
     )
 
 
+def test_the_baseline_is_called_by_what_it_computed_in(document: dict[str, Any]) -> None:
+    for row in (document["baseline"], *document["variants"]):
+        if row["ran"]:
+            row["ran"]["precision"] = "float16"
+    html = page.render(document)
+    assert "as fast as ONNX Runtime fp16 (2.78 to 2.95)" in Page(html).text("sentence")
+    assert "× ORT fp16" in html
+    assert "ONNX Runtime fp32" not in html
+    assert "ORT fp32" not in html
+    assert wording.baseline_name({}) == "ONNX Runtime"
+
+
 def test_a_baseline_is_kept_for_what_was_minimised(document: dict[str, Any]) -> None:
     document |= {"winner": document["variants"][0]["id"], "objective": "size"}
 
@@ -776,6 +788,11 @@ def test_a_place_that_cannot_be_written_is_a_store_error(document: dict[str, Any
         page.write(document, tmp_path / "file" / "report.html")
 
 
+def test_a_confidence_near_one_is_not_rounded_to_certainty(document: dict[str, Any]) -> None:
+    document["sla"]["confidence"] = 0.999
+    assert "of ratios through the server at 99.9 %" in Page(page.render(document)).text()
+
+
 def test_page_says_what_the_choice_may_hide(document: dict[str, Any]) -> None:
     selection = {
         "candidates": 12, "finalists": 5, "correction": "Holm", "quality_bias": 0.0123, "speedup_bias": 1.04,
@@ -791,6 +808,13 @@ def test_page_says_what_the_choice_may_hide(document: dict[str, Any]) -> None:
         "What the choice may hide"
         not in Page(page.render({**document, "selection": None, "slices": []})).text()
     )
+
+
+def test_slice_of_unknown_quality_is_shown_as_a_dash(document: dict[str, Any]) -> None:
+    drop = {"estimate": None, "low": None, "high": None}
+    slices = [{"name": "class 7", "samples": 8, "original": None, "value": None, "drop": drop}]
+    row = page.render({**document, "slices": slices}).split("class 7")[1].split("</tr>")[0]
+    assert row.count("–") == 3
 
 
 def test_page_has_a_row_for_each_precision(document: dict[str, Any]) -> None:

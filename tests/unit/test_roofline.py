@@ -12,12 +12,25 @@ from pareflow.hardware import ceilings as instrument
 from pareflow.hardware import probe
 from pareflow.measuring.operators import profiled
 from pareflow.measuring.roofline import bound, placed, roofline
-from pareflow.measuring.work import flops, moved_bytes, work
+from pareflow.measuring.work import (
+    ATTENTION,
+    CONVOLUTION,
+    PRODUCTS,
+    RECURRENT,
+    TURNED,
+    flops,
+    moved_bytes,
+    work,
+)
 from pareflow.network import Form
 from pareflow.workload import LoadedWorkload
 
 MACHINE = {"threads": 1, "matrix_gflops": 100.0, "copy_gb_per_s": 20.0}
 Shapes = list[list[int]]
+shapes = st.lists(st.lists(st.integers(0, 9), max_size=4), max_size=6)
+OPERATORS = sorted({"ConvTranspose", *PRODUCTS, *TURNED, *CONVOLUTION, *ATTENTION, *RECURRENT})
+BY_HEADS = 2 * (2 * 4 * 5 * 7 * 8) + 2 * (2 * 4 * 5 * 7 * 6)
+"""Of 2 samples with 4 heads: 5 queries by 7 keys of 8, and their sums of values of 6."""
 
 
 @pytest.mark.parametrize(
@@ -34,6 +47,12 @@ Shapes = list[list[int]]
         ("QLinearConv", [[1, 4, 8, 8], [], [], [6, 4, 1, 1], [], [], [], []], [[1, 6, 8, 8]], 2 * 6 * 64 * 4),
         ("ConvTranspose", [[1, 4, 8, 8], [4, 6, 2, 2]], [[1, 6, 16, 16]], 2 * 4 * 64 * 6 * 4),
         ("Attention", [[1, 5, 8], [8, 24], [24]], [[1, 5, 8]], 2 * 5 * 8 * 24 + 2 * (2 * 5 * 5 * 8)),
+        ("Attention", [[2, 4, 5, 8], [2, 4, 7, 8], [2, 4, 7, 6]], [[2, 4, 5, 6]], BY_HEADS),
+        ("Attention", [[2, 4, 5, 8], [2, 2, 7, 8], [2, 2, 7, 6]], [[2, 4, 5, 6]], BY_HEADS),  # shared keys
+        ("Attention", [[2, 5, 32], [2, 7, 32], [2, 7, 24], [5, 7]], [[2, 5, 24]], BY_HEADS),  # masked
+        ("Attention", [[2, 4, 5, 8]] * 3 + [[5, 9], [2, 4, 4, 8], [2, 4, 4, 8]], [[2, 4, 5, 8]], None),
+        ("Attention", [[5, 8], [8, 24]], [[5, 8]], None),
+        ("Attention", [[2, 5, 32]], [[2, 5, 24]], None),
         ("LSTM", [[9, 1, 3], [1, 16, 3], [1, 16, 4], [1, 32]], [[9, 1, 1, 4]], 2 * 9 * (16 * 3 + 16 * 4)),
         ("Relu", [[2, 3]], [[2, 3]], None),
         ("Conv", [[1, 4, 8, 8]], [[1, 6, 8, 8]], None),  # its weights are not told
@@ -42,6 +61,14 @@ Shapes = list[list[int]]
 )
 def test_flops_by_hand(operator: str, inputs: Shapes, outputs: Shapes, expected: int | None) -> None:
     assert flops(operator, inputs, outputs) == expected
+
+
+@given(st.sampled_from(OPERATORS), shapes, shapes)
+def test_flops_of_shapes_that_no_operator_has_raise_nothing(
+    operator: str, inputs: Shapes, outputs: Shapes
+) -> None:
+    found = flops(operator, inputs, outputs)
+    assert found is None or found >= 0
 
 
 def test_bytes_are_moved_once_but_by_views_and_look_ups() -> None:
@@ -152,6 +179,7 @@ def test_ceilings_are_those_of_far_more_than_the_caches(monkeypatch: pytest.Monk
     assert found["threads"] == 1
     assert found["matrix_gflops"] > 0
     assert found["copy_gb_per_s"] > 0
+    monkeypatch.setattr(probe, "memory_limit_mib", lambda: None)
     monkeypatch.setattr(probe, "cache_bytes", lambda: 2**30)
     monkeypatch.setattr(probe, "memory_mib", lambda: 2**20)
     assert instrument._copied_bytes() == 8 * 2**30
@@ -160,3 +188,5 @@ def test_ceilings_are_those_of_far_more_than_the_caches(monkeypatch: pytest.Monk
     monkeypatch.setattr(probe, "memory_mib", lambda: 2**20)
     monkeypatch.setattr(probe, "cache_bytes", lambda: None)
     assert instrument._copied_bytes() == 256 * 2**20
+    monkeypatch.setattr(probe, "memory_limit_mib", lambda: 512)  # as a container of a large machine has
+    assert instrument._copied_bytes() == 64 * 2**20

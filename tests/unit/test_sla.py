@@ -374,6 +374,24 @@ def test_limit_must_lie_on_the_metrics_scale(
     assert all("0.01" in problem for problem in problems)
 
 
+@pytest.mark.parametrize(
+    ("limit", "higher_is_better", "way_out"),
+    [
+        pytest.param("min", True, None, id="a share of at least"),
+        pytest.param("max", False, None, id="an error of at most"),
+        pytest.param("max", True, "write `min`", id="a share of at most"),
+        pytest.param("min", False, "write `max`", id="an error of at least"),
+    ],
+)
+def test_limit_that_the_worst_would_meet_is_told(
+    limit: str, higher_is_better: bool, way_out: str | None
+) -> None:
+    clause = QualityClause.model_validate({limit: 0.5, "max_drop": 0.1})
+    problems = clause.wrong_way("metric", higher_is_better=higher_is_better)
+    assert all(f"sla.quality.{limit}: " in problem and str(way_out) in problem for problem in problems)
+    assert len(problems) == (way_out is not None)
+
+
 def test_clauses_are_named_with_their_limits() -> None:
     sla = SLA.model_validate(
         {

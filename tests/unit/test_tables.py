@@ -69,6 +69,26 @@ def test_a_run_is_told_by_what_it_minimised_and_each_number_by_its_split_and_int
     assert shown.count(" (search)") >= len(searched) > 0
 
 
+def test_the_baseline_is_called_by_what_it_computed_in() -> None:
+    console = Console(width=400, record=True, file=io.StringIO())
+    document = run_document()
+    document["baseline"]["ran"]["precision"] = "float16"
+    side = {"latency_ms": {"p50": 1.0, "p99": 2.0}, "throughput": 9.0}
+    speedup = {"estimate": 2.0, "low": 1.9, "high": 2.1}
+    point = {"batch_size": 1, "length": None, "reason": None, "baseline": side, "winner": side}
+    running.outcome({**document, "sweep": [{**point, "speedup": speedup}]}, console)
+    shown = console.export_text()
+    assert "every variant, against ONNX Runtime fp16 on as many threads" in shown
+    assert "the winner against ONNX Runtime fp16, by batch size" in shown
+    assert "the size of ONNX Runtime fp16, and" in shown
+
+
+def test_long_times_are_written_out_as_the_report_writes_them() -> None:
+    row = run_document()["variants"][2]
+    row["latency_ms"] |= {"p50": 1234.5, "p99": 0.0862}
+    assert running._cells(row)[2:4] == ["1\u202f234", "0.0862"]
+
+
 def test_a_run_that_nothing_won_names_no_row_as_promoted() -> None:
     """The row that was never built has no id, as the winner has none."""
     document = run_document()

@@ -16,9 +16,9 @@ NAMES = np.array(["north", "east", "south", "west"])
 
 
 class WholeImages(Workload):
-    """Predictions are the names of classes, or the scores of every other one."""
+    """Predictions are the names of classes, the scores of every other one, or positions in a list."""
 
-    answers: Literal["names", "scores"] = Field(default="names", description="what a prediction is")
+    answers: Literal["names", "scores", "list"] = Field(default="names", description="what a prediction is")
 
     def data(self) -> Splits:
         generator = np.random.default_rng(self.seed)
@@ -36,4 +36,6 @@ class WholeImages(Workload):
 
     def postprocess(self, outputs: Arrays) -> np.ndarray:
         scores = outputs["output"]
+        if self.answers == "list":
+            return scores.argmax(axis=1).tolist()  # type: ignore[no-any-return]
         return scores[:, ::2] if self.answers == "scores" else NAMES[scores.argmax(axis=1)]

@@ -93,7 +93,7 @@ class _Examined:
         predictions, outputs = [], []
         for rows in np.array_split(np.arange(len(self._part)), max(1, len(self._part) // 32)):
             given = run(self._workload.definition.preprocess(self._part.take(rows).samples))
-            predictions.append(self._workload.definition.postprocess(given))
+            predictions.append(self._workload.definition.predicted(given))
             outputs.append(next(iter(given.values())).reshape(len(rows), -1))
         predicted = np.concatenate(predictions)
         if self._targets is None:
