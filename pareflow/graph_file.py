@@ -124,7 +124,7 @@ def external(model: "onnx.ModelProto") -> "Iterator[onnx.TensorProto]":
     """The weights that lie outside the file."""
     import onnx
 
-    for weight in model.graph.initializer:
+    for weight in weights(model.graph):
         if weight.data_location == onnx.TensorProto.EXTERNAL:
             yield weight
 
@@ -182,9 +182,22 @@ def nodes(graph: "onnx.GraphProto") -> "Iterator[onnx.NodeProto]":
     """Every node, those of the branches of `If` and the bodies of `Loop` and `Scan` among them."""
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from nodes(inner)
+        for inner in _inner(node):
+            yield from nodes(inner)
+
+
+def weights(graph: "onnx.GraphProto") -> "Iterator[onnx.TensorProto]":
+    """Every weight, those of subgraphs among them."""
+    yield from graph.initializer
+    for node in graph.node:
+        for inner in _inner(node):
+            yield from weights(inner)
+
+
+def _inner(node: "onnx.NodeProto") -> "Iterator[onnx.GraphProto]":
+    """The subgraphs of a node itself."""
+    for attribute in node.attribute:
+        yield from [attribute.g] if attribute.HasField("g") else attribute.graphs
 
 
 def quantized(graph: "onnx.GraphProto") -> "onnx.NodeProto | None":

@@ -163,6 +163,22 @@ def test_weights_elsewhere_on_this_machine_are_not_read(tmp_path: Path, beside: 
         graph_file.read(tmp_path / "inner" / "model.onnx")
 
 
+def test_weights_of_a_branch_that_are_not_beside_the_file_are_told(tmp_path: Path) -> None:
+    told, answer, inner = (
+        helper.make_tensor_value_info(name, kind, [])
+        for name, kind in (("c", TensorProto.BOOL), ("y", TensorProto.FLOAT), ("z", TensorProto.FLOAT))
+    )
+    weight = numpy_helper.from_array(np.asarray(2, np.float32), "deep")
+    onnx.external_data_helper.set_external_data(weight, "weights.bin")
+    reads = helper.make_node("Identity", ["deep"], ["z"], name="reads")
+    branch = helper.make_graph([reads], "branch", [], [inner], [weight])
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    made = helper.make_model(helper.make_graph([node], "graph", [told], [answer]), ir_version=8)
+    written(tmp_path / "model.onnx", made)
+    with pytest.raises(WorkloadError, match=r"weight `deep` of Identity \(node `reads`\) should lie in"):
+        graph_file.check_runnable(tmp_path / "model.onnx")
+
+
 def test_functions_of_the_file_itself_are_operators() -> None:
     """Exporters of torch write such: a custom operator that the file defines is none that is missing."""
     model = graph("Twice", "my.own")
