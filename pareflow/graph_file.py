@@ -45,7 +45,8 @@ def read(path: Path) -> "onnx.ModelProto":
     model = _parsed(path)
     _check_external(path, model)
     onnx.load_external_data_for_model(model, str(path.parent))
-    names = {weight.name for weight in (*model.graph.initializer, *model.graph.sparse_initializer)}
+    sparse = [weight.values for weight in model.graph.sparse_initializer]
+    names = {weight.name for weight in (*model.graph.initializer, *sparse)}
     for port in [port for port in model.graph.input if port.name in names]:
         model.graph.input.remove(port)
     model.ir_version = max(model.ir_version, CHOOSABLE_WEIGHTS_IR)
