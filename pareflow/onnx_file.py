@@ -155,7 +155,9 @@ class OnnxFile(Workload):
                 error.found,
                 "Mend `samples`, `input_name`, `zeros`, `constants` or `batch_axes` in the YAML",
             ) from error
-        outputs = {port.name: port for port in graph_file.outputs(self.network()).ports}
+        network = self.network()
+        self._check_tensors(network)
+        outputs = {port.name: port for port in graph_file.outputs(network).ports}
         if self.output is not None and self.output not in outputs:
             raise WorkloadError(
                 f"`output` must be one of {', '.join(outputs)}", f"it is `{self.output}`", "Mend the YAML"
@@ -163,6 +165,17 @@ class OnnxFile(Workload):
         chosen = outputs[self.output or next(iter(outputs))]
         if chosen.shape is not None:
             self._check_classes(chosen.shape)
+
+    def _check_tensors(self, network: "onnx.ModelProto") -> None:
+        """Raises: WorkloadError where an output is no tensor, as ZipMap's list of mappings is none."""
+        for output in network.graph.output:
+            kind = output.type.WhichOneof("value")
+            if kind not in (None, "tensor_type"):
+                raise WorkloadError(
+                    f"every output of {self.model} must be a tensor",
+                    f"`{output.name}` is a {kind.removesuffix('_type')}",
+                    "Export it without it, or without ZipMap (skl2onnx: `options={'zipmap': False}`)",
+                )
 
     @cached_property
     def _ports(self) -> Ports:

@@ -123,6 +123,23 @@ def test_largest_of_one_output_is_refused(loaded: Load, files: Path, sizes: list
     numbers.definition.check(numbers.example(1))
 
 
+def test_output_that_is_no_tensor_is_refused(loaded: Load, files: Path) -> None:
+    """A list of mappings, as converters of scikit-learn write probabilities unless they are told."""
+    mapped = network()
+    mapped.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    mapped.graph.node.append(
+        helper.make_node("ZipMap", ["y"], ["chances"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2, 3])
+    )
+    number = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    mappings = helper.make_sequence_type_proto(helper.make_map_type_proto(TensorProto.INT64, number))
+    mapped.graph.output.append(helper.make_value_info("chances", mappings))
+    onnx.save_model(mapped, files / "plain.onnx")
+    given = loaded()
+    said = r"must be a tensor, but `chances` is a sequence.*'zipmap': False"
+    with pytest.raises(WorkloadError, match=said):
+        given.definition.check(given.example(1))
+
+
 def test_samples_of_64_bits_are_read_in_the_inputs_32(loaded: Load, files: Path) -> None:
     np.savez(files / "data.npz", samples=SAMPLES / 3, targets=TARGETS)
     given = loaded(scale=1, zero_point=0)
