@@ -137,12 +137,15 @@ class OnnxFile(Workload):
 
     def network(self) -> "onnx.ModelProto":
         """The graph, its weights no inputs, its constants in it, and each port's batch first."""
-        model = graph_file.read(self._path(self.model))
+        return self.arranged(graph_file.read(self._path(self.model)))
+
+    def arranged(self, network: "onnx.ModelProto") -> "onnx.ModelProto":
+        """As `constants` and `batch_axes` say, which are of the variants, too."""
         for port, value in self.constants.items():
-            graph_surgery.constant(model, port, value)
+            graph_surgery.constant(network, port, value)
         for port, axis in self.batch_axes.items():
-            graph_surgery.batch_first(model, port, axis)
-        return model
+            graph_surgery.batch_first(network, port, axis)
+        return network
 
     def check(self, example: Arrays) -> None:
         """Raises: WorkloadError where the graph cannot run here, or its inputs are not those it is given."""

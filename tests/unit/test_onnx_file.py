@@ -311,6 +311,30 @@ def test_given_integers_take_and_give_floats(loaded: Load) -> None:
     assert found.tolist() == [[0.5, 0.0, -1.0, 7.0]]
 
 
+def test_given_has_the_constants_and_the_batch_axes_of_the_original(loaded: Load, files: Path) -> None:
+    """A rate that never changes, and an output whose batch is its second axis."""
+
+    def turned(factor: float) -> onnx.ModelProto:
+        made = network()
+        made.graph.input.append(helper.make_tensor_value_info("rate", TensorProto.FLOAT, [1]))
+        made.graph.initializer.append(numpy_helper.from_array(np.asarray(factor, np.float32), "factor"))
+        made.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, "batch"]))
+        del made.graph.node[:]
+        steps = [("Mul", ["x", "rate"], "p"), ("Mul", ["p", "factor"], "q"), ("Transpose", ["q"], "y")]
+        made.graph.node.extend(helper.make_node(name, inputs, [output]) for name, inputs, output in steps)
+        return made
+
+    for name, factor in (("plain", 1), ("integers", 2)):
+        onnx.save_model(turned(factor), files / f"{name}.onnx")
+    given = loaded(constants={"rate": 3.0}, batch_axes={"y": 1})
+    original: Any = given.definition.network()
+    made = Given(network="integers").apply(original, given)
+    feeds = {"x": np.ones((2, 4), np.float32)}
+    for graph, expected in ((original, 3.0), (made, 6.0)):
+        session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+        assert session.run(None, feeds)[0].tolist() == [[expected] * 4] * 2
+
+
 def test_given_that_the_workload_does_not_name_is_told(loaded: Load) -> None:
     with pytest.raises(InputError, match=r"there is no `int4`\. Known are integers"):
         Given(network="int4").apply(network(), loaded())
