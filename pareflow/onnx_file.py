@@ -46,6 +46,9 @@ class OnnxFile(Workload):
         default_factory=dict,
         description="inputs that are zero for each sample, such as first states, and their shape per sample",
     )
+    zero_kinds: dict[str, str] = Field(
+        default_factory=dict, description="what numbers these are, such as int64; default: as the graph says"
+    )
     constants: dict[str, float | int | bool | list[float | int | bool]] = Field(
         default_factory=dict, description="inputs that never change, and their values"
     )
@@ -198,10 +201,17 @@ class OnnxFile(Workload):
             )
         return names[0]
 
+    @cached_property
+    def _zero_kinds(self) -> dict[str, str]:
+        """Of each of `zeros`; float32 where the graph has no such input, which `check` tells."""
+        asked = self.zeros.keys() - self.zero_kinds.keys()
+        known = {port.name: port.kind for port in self._ports.ports} if asked else {}
+        return {name: self.zero_kinds.get(name) or known.get(name) or "float32" for name in self.zeros}
+
     def preprocess(self, samples: Samples) -> Arrays:
         """`(samples - zero_point) * scale` in 32 bits; samples stay as they are where neither is set."""
         raw = np.asarray(samples)
-        zeros = {name: np.zeros((len(raw), *sizes), np.float32) for name, sizes in self.zeros.items()}
+        zeros = {n: np.zeros((len(raw), *sizes), self._zero_kinds[n]) for n, sizes in self.zeros.items()}
         if isinstance(self.samples, dict):
             return {name: np.ascontiguousarray(raw[name]) for name in self.samples} | zeros
         if (self.scale, self.zero_point) == (1.0, 0.0):
@@ -246,10 +256,11 @@ class OnnxFile(Workload):
         return {name: self._existing(path) for name, path in self.variants.items()}
 
     def pack(self, folder: Path) -> Step:
-        """Processing reads no file: the input's name is written down."""
-        if isinstance(self.samples, dict):
-            return self.step
-        return self.model_copy(update={"input_name": self._only_input}).step
+        """Processing reads no file: what the graph says of its inputs is written down."""
+        told: dict[str, object] = {"zero_kinds": self._zero_kinds}
+        if isinstance(self.samples, str):
+            told["input_name"] = self._only_input
+        return self.model_copy(update=told).step
 
     def _path(self, path: str) -> Path:
         return self.folder / path

@@ -250,6 +250,20 @@ def test_records_of_several_inputs_survive_a_package(loaded: Load, files: Path) 
         package._raw(sent)
 
 
+def test_zeros_are_of_the_kind_that_the_graph_takes_in_a_package_too(loaded: Load, files: Path) -> None:
+    """A count of the steps so far is a whole number."""
+    two = network()
+    two.graph.input.append(helper.make_tensor_value_info("steps", TensorProto.INT64, ["batch", 1]))
+    onnx.save_model(two, files / "plain.onnx")
+    given = loaded(zeros={"steps": [1]})
+    given.definition.check(given.example(1))
+    (package := files / "package").mkdir()
+    again = workload.define(given.definition.pack(package).to_json(), package)
+    for definition in (given.definition, again):
+        steps = definition.preprocess(SAMPLES[:2])["steps"]
+        assert (steps.dtype, steps.shape) == (np.int64, (2, 1))
+
+
 class Kept(PackagedModel):
     """A package whose network answers so, and did when it was packaged."""
 
