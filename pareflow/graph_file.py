@@ -45,7 +45,8 @@ def read(path: Path) -> "onnx.ModelProto":
     model = _parsed(path)
     _check_external(path, model)
     onnx.load_external_data_for_model(model, str(path.parent))
-    names = {weight.name for weight in (*model.graph.initializer, *model.graph.sparse_initializer)}
+    sparse = [weight.values for weight in model.graph.sparse_initializer]
+    names = {weight.name for weight in (*model.graph.initializer, *sparse)}
     for port in [port for port in model.graph.input if port.name in names]:
         model.graph.input.remove(port)
     model.ir_version = max(model.ir_version, CHOOSABLE_WEIGHTS_IR)
@@ -124,7 +125,7 @@ def external(model: "onnx.ModelProto") -> "Iterator[onnx.TensorProto]":
     """The weights that lie outside the file."""
     import onnx
 
-    for weight in model.graph.initializer:
+    for weight in weights(model.graph):
         if weight.data_location == onnx.TensorProto.EXTERNAL:
             yield weight
 
@@ -182,9 +183,22 @@ def nodes(graph: "onnx.GraphProto") -> "Iterator[onnx.NodeProto]":
     """Every node, those of the branches of `If` and the bodies of `Loop` and `Scan` among them."""
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from nodes(inner)
+        for inner in _inner(node):
+            yield from nodes(inner)
+
+
+def weights(graph: "onnx.GraphProto") -> "Iterator[onnx.TensorProto]":
+    """Every weight, those of subgraphs among them."""
+    yield from graph.initializer
+    for node in graph.node:
+        for inner in _inner(node):
+            yield from weights(inner)
+
+
+def _inner(node: "onnx.NodeProto") -> "Iterator[onnx.GraphProto]":
+    """The subgraphs of a node itself."""
+    for attribute in node.attribute:
+        yield from [attribute.g] if attribute.HasField("g") else attribute.graphs
 
 
 def quantized(graph: "onnx.GraphProto") -> "onnx.NodeProto | None":

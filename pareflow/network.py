@@ -37,6 +37,8 @@ OPSET = 17
 """The legacy exporter's newest, and the graph that ONNX Runtime fuses best (measured, docs/log.md)."""
 LARGE_BYTES = 2**30
 """Of an ONNX graph's weights: more lie in a file beside it, since a protobuf holds 2 GiB."""
+SMALL_BYTES = 2**10
+"""Of a weight: one of fewer stays in the graph where others lie beside it."""
 HALF_TOLERANCE = 1e-2
 """Of an export, in place of `comparison.TOLERANCE`, where weights have a half precision."""
 
@@ -59,13 +61,29 @@ def save(network: Any, form: Form, folder: Path) -> None:
         import onnx
 
         large = sum(len(weight.raw_data) for weight in network.graph.initializer) > LARGE_BYTES
-        onnx.save_model(network, path, save_as_external_data=large, location="model.onnx.data")
-        if large:  # which took the weights out of the graph in memory
+        if large:
+            _save_beside(network, path)
             onnx.load_external_data_for_model(network, str(folder))
+        else:
+            onnx.save_model(network, path)
     else:
         import openvino
 
         openvino.save_model(_numbered_by_position(network), path, compress_to_fp16=False)
+
+
+def _save_beside(network: Any, path: Path) -> None:
+    """Write an ONNX graph, and its weights into one file of its name beside it. It loses them in memory.
+
+    onnx by itself refuses where the *working directory* has a file of that name (1.23.2).
+    """
+    import onnx
+    from onnx.external_data_helper import set_external_data
+
+    for weight in graph_file.weights(network.graph):
+        if len(weight.raw_data) >= SMALL_BYTES:
+            set_external_data(weight, f"{path.name}.data")
+    onnx.save_model(network, path)
 
 
 def _numbered_by_position(model: Any) -> Any:
@@ -252,7 +270,7 @@ def _gather(path: Path) -> None:
         model = onnx.load_model(path)
         for file in beside:
             file.unlink()
-        onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data")
+        _save_beside(model, path)
 
 
 def export_onnx(network: Any, workload: LoadedWorkload, path: Path) -> None:

@@ -46,6 +46,9 @@ class OnnxFile(Workload):
         default_factory=dict,
         description="inputs that are zero for each sample, such as first states, and their shape per sample",
     )
+    zero_kinds: dict[str, str] = Field(
+        default_factory=dict, description="what numbers these are, such as int64; default: as the graph says"
+    )
     constants: dict[str, float | int | bool | list[float | int | bool]] = Field(
         default_factory=dict, description="inputs that never change, and their values"
     )
@@ -137,12 +140,15 @@ class OnnxFile(Workload):
 
     def network(self) -> "onnx.ModelProto":
         """The graph, its weights no inputs, its constants in it, and each port's batch first."""
-        model = graph_file.read(self._path(self.model))
+        return self.arranged(graph_file.read(self._path(self.model)))
+
+    def arranged(self, network: "onnx.ModelProto") -> "onnx.ModelProto":
+        """As `constants` and `batch_axes` say, which are of the variants, too."""
         for port, value in self.constants.items():
-            graph_surgery.constant(model, port, value)
+            graph_surgery.constant(network, port, value)
         for port, axis in self.batch_axes.items():
-            graph_surgery.batch_first(model, port, axis)
-        return model
+            graph_surgery.batch_first(network, port, axis)
+        return network
 
     def check(self, example: Arrays) -> None:
         """Raises: WorkloadError where the graph cannot run here, or its inputs are not those it is given."""
@@ -155,7 +161,9 @@ class OnnxFile(Workload):
                 error.found,
                 "Mend `samples`, `input_name`, `zeros`, `constants` or `batch_axes` in the YAML",
             ) from error
-        outputs = {port.name: port for port in graph_file.outputs(self.network()).ports}
+        network = self.network()
+        self._check_tensors(network)
+        outputs = {port.name: port for port in graph_file.outputs(network).ports}
         if self.output is not None and self.output not in outputs:
             raise WorkloadError(
                 f"`output` must be one of {', '.join(outputs)}", f"it is `{self.output}`", "Mend the YAML"
@@ -163,6 +171,17 @@ class OnnxFile(Workload):
         chosen = outputs[self.output or next(iter(outputs))]
         if chosen.shape is not None:
             self._check_classes(chosen.shape)
+
+    def _check_tensors(self, network: "onnx.ModelProto") -> None:
+        """Raises: WorkloadError where an output is no tensor, as ZipMap's list of mappings is none."""
+        for output in network.graph.output:
+            kind = output.type.WhichOneof("value")
+            if kind not in (None, "tensor_type"):
+                raise WorkloadError(
+                    f"every output of {self.model} must be a tensor",
+                    f"`{output.name}` is a {kind.removesuffix('_type')}",
+                    "Export it without it, or without ZipMap (skl2onnx: `options={'zipmap': False}`)",
+                )
 
     @cached_property
     def _ports(self) -> Ports:
@@ -182,10 +201,17 @@ class OnnxFile(Workload):
             )
         return names[0]
 
+    @cached_property
+    def _zero_kinds(self) -> dict[str, str]:
+        """Of each of `zeros`; float32 where the graph has no such input, which `check` tells."""
+        asked = self.zeros.keys() - self.zero_kinds.keys()
+        known = {port.name: port.kind for port in self._ports.ports} if asked else {}
+        return {name: self.zero_kinds.get(name) or known.get(name) or "float32" for name in self.zeros}
+
     def preprocess(self, samples: Samples) -> Arrays:
         """`(samples - zero_point) * scale` in 32 bits; samples stay as they are where neither is set."""
         raw = np.asarray(samples)
-        zeros = {name: np.zeros((len(raw), *sizes), np.float32) for name, sizes in self.zeros.items()}
+        zeros = {n: np.zeros((len(raw), *sizes), self._zero_kinds[n]) for n, sizes in self.zeros.items()}
         if isinstance(self.samples, dict):
             return {name: np.ascontiguousarray(raw[name]) for name in self.samples} | zeros
         if (self.scale, self.zero_point) == (1.0, 0.0):
@@ -230,10 +256,11 @@ class OnnxFile(Workload):
         return {name: self._existing(path) for name, path in self.variants.items()}
 
     def pack(self, folder: Path) -> Step:
-        """Processing reads no file: the input's name is written down."""
-        if isinstance(self.samples, dict):
-            return self.step
-        return self.model_copy(update={"input_name": self._only_input}).step
+        """Processing reads no file: what the graph says of its inputs is written down."""
+        told: dict[str, object] = {"zero_kinds": self._zero_kinds}
+        if isinstance(self.samples, str):
+            told["input_name"] = self._only_input
+        return self.model_copy(update=told).step
 
     def _path(self, path: str) -> Path:
         return self.folder / path

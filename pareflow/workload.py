@@ -267,6 +267,13 @@ class Workload(Member, ABC):
         """Ready-made variants by name: ONNX files that the technique `given` puts in the network's place."""
         return {}
 
+    def arranged(self, network: "onnx.ModelProto") -> "onnx.ModelProto":
+        """The graph of a `given()` file with the inputs and outputs of `network()`, changed in place.
+
+        The default is for files that have these.
+        """
+        return network
+
     def students(self) -> "Mapping[str, Callable[[], nn.Module]]":
         """Smaller networks by name, untrained, for distillation; inputs and outputs as of `network()`."""
         return {}

@@ -187,7 +187,8 @@ def _machine(machine: Document) -> Iterator[str]:
     for gpu in machine["graphics"]:
         cores = ", ".join(gpu["tensor_cores"]) or "none"
         capability = gpu["compute_capability"]
-        yield f"{gpu['name']}: {gpu['memory_mib']:.0f} MiB, capability {capability}, tensor cores: {cores}"
+        memory = "memory not told" if gpu["memory_mib"] is None else f"{gpu['memory_mib']:.0f} MiB"
+        yield f"{gpu['name']}: {memory}, capability {capability}, tensor cores: {cores}"
     for runtime, devices in machine["devices"].items():
         yield f"{runtime} lists {', '.join(f'{name} ({full})' for name, full in devices.items())}"
     present = ", ".join(name for name, library in machine["allocators"].items() if library) or "glibc only"

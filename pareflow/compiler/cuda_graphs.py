@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 WARM_UP = 3
 MOST = 64
 """Sets of input shapes that a graph is kept for."""
+_CAPTURING = threading.Lock()
+"""torch can capture one graph at a time in a process."""
 
 
 def graphed(run: "Call") -> "Call":
@@ -33,7 +35,8 @@ def graphed(run: "Call") -> "Call":
             if shapes not in graphs and len(graphs) >= MOST:
                 return run(feeds)
             if shapes not in graphs:
-                graphs[shapes] = _captured(run, feeds)
+                with _CAPTURING:
+                    graphs[shapes] = _captured(run, feeds)
             graph, inputs, outputs = graphs[shapes]
             for name, tensor in feeds.items():
                 inputs[name].copy_(tensor)
@@ -54,6 +57,6 @@ def _captured(run: "Call", feeds: "Tensors") -> "Captured":
             run(inputs)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # what other threads allocate is theirs
         outputs = run(inputs)
     return graph, inputs, outputs

@@ -71,7 +71,8 @@ class WorkerEnvironment:
 
     @property
     def built(self) -> bool:
-        return (self.folder / MARKER).is_file()
+        """Not so where the Python that it was made from is gone: it links to that."""
+        return (self.folder / MARKER).is_file() and self.python.exists()
 
     def unfit(self) -> str | None:
         """Why it cannot be made here, as far as its lock tells of platforms; no network is asked."""

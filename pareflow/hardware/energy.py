@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 _POWERCAP = Path("/sys/class/powercap")
 
@@ -23,20 +24,36 @@ def processor_joules(powercap: Path = _POWERCAP) -> Callable[[], float] | None:
 
 
 def device_joules() -> Callable[[], float] | None:
-    """A counter of the joules that CUDA's first device has used (NVML), or None where there is none."""
+    """A counter of the joules that CUDA's first device has used (NVML), or None where it is not known."""
     try:
         import pynvml
     except ImportError:
         return None
     try:
         pynvml.nvmlInit()
-        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
-        by_name = pynvml.nvmlDeviceGetHandleByUUID
-        device = pynvml.nvmlDeviceGetHandleByIndex(int(first)) if first.isdecimal() else by_name(first)
+        device = _first_device(pynvml)
+        if device is None:
+            return None
         pynvml.nvmlDeviceGetTotalEnergyConsumption(device)
     except pynvml.NVMLError:  # no driver, no such device, or it does not count
         return None
     return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(device)) / 1000
+
+
+def _first_device(nvml: Any) -> Any:
+    """NVML's handle of CUDA's first device; None where its number may be another one's with NVML.
+
+    NVML counts along the bus, CUDA from the fastest on, unless CUDA_DEVICE_ORDER says PCI_BUS_ID.
+    Source: NVIDIA, CUDA C++ Programming Guide, "CUDA Environment Variables".
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
+    if not first.isdecimal():
+        return nvml.nvmlDeviceGetHandleByUUID(first)
+    by_bus = os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+    handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+    if not by_bus and len(set(map(nvml.nvmlDeviceGetName, handles))) > 1:
+        return None
+    return nvml.nvmlDeviceGetHandleByIndex(int(first))
 
 
 class _Package:

@@ -24,6 +24,7 @@ def graphics() -> list[dict[str, Any]]:
     """`name`, `memory_mib`, `compute_capability`, `tensor_cores` (numbers they take) and `driver` of each.
 
     By `nvidia-smi`, or by torch where a driver is there without it; empty where there is none.
+    `memory_mib` is None where a device shares that of the machine.
     Not measured: no such device was at hand.
     """
     command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
@@ -33,12 +34,12 @@ def graphics() -> list[dict[str, Any]]:
         return _by_torch() if _DRIVER.exists() else []
     rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines()]
     return [
-        described(name, float(memory), capability, driver)
+        described(name, float(memory) if memory.isdecimal() else None, capability, driver)
         for name, memory, capability, driver in (row for row in rows if len(row) == 4)
     ]
 
 
-def described(name: str, memory_mib: float, capability: str, driver: str | None) -> dict[str, Any]:
+def described(name: str, memory_mib: float | None, capability: str, driver: str | None) -> dict[str, Any]:
     """One device, with what its tensor cores take."""
     major, _, minor = capability.partition(".")
     version = (int(major), int(minor))

@@ -53,7 +53,6 @@ def serve(
     with os.fdopen(commands) as orders, os.fdopen(answers, "w", buffering=1) as reports:
         session, report = loading()
         reports.write(json.dumps(report) + "\n")
-        device = report["ran"]["device"]
         for order in orders:
             if order.strip() == "reload":
                 peak_mib = peak_mib or peak_memory_mib()  # from here on, what former loads left counts too
@@ -64,17 +63,17 @@ def serve(
                 continue
             count, start = map(int, order.split())
             due = [batches[(start + i) % len(batches)] for i in range(count)]
-            answer = timed(session, due, device)
+            answer = timed(session, due, report["ran"])
             reports.write(json.dumps({"peak_memory_mib": peak_mib or peak_memory_mib(), **answer}) + "\n")
 
 
-def timed(session: Session, due: Sequence[Arrays], device: str) -> dict[str, Any]:
-    """The ms of each request, processor time of all, and the device's memory."""
-    clock, workers = stopwatch(device), _workers()
+def timed(session: Session, due: Sequence[Arrays], ran: Mapping[str, Any]) -> dict[str, Any]:
+    """The ms of each request, processor time of all, and the memory of the device that it `ran` on."""
+    clock, workers = stopwatch(ran), _workers()
     spent = _cpu_s(workers)
     times = [clock(partial(session.run, feeds)) for feeds in due]
     cpu_ms = (_cpu_s(workers) - spent) * 1000
-    allocated, reserved = device_memory_mib(device)
+    allocated, reserved = device_memory_mib(ran)
     return {"ms": times, "cpu_ms": cpu_ms, "device_memory_mib": allocated, "device_reserved_mib": reserved}
 
 

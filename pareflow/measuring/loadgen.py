@@ -105,7 +105,7 @@ class _Server(threading.Thread):
     def _prepare(self) -> None:
         os.sched_setaffinity(0, self._cores)
         self._session, self._report = contestant.load(*self._executable, self.batches)
-        clock = stopwatch(self._report["ran"]["device"])
+        clock = stopwatch(self._report["ran"])
         times = [clock(partial(self._session.run, self.batches[0])) for _ in range(WARM_UP)]
         self.service_s = float(np.median(times)) / 1000
 

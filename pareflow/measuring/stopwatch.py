@@ -1,24 +1,31 @@
-"""The time of one request: on the wall for processors, by events for CUDA devices."""
+"""The time of one request: by events where torch computes on a CUDA device, else on the wall.
+
+Other runtimes answer once the device is done; whether this torch knows the device is no matter of theirs.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 Stopwatch = Callable[[Callable[[], Any]], float]
 
 
-def stopwatch(device: str) -> Stopwatch:
-    """What times a call on `device` (as `Ran` names it), in ms."""
-    return _on_cuda if device.lower().startswith("cuda") else _on_the_wall
+def stopwatch(ran: Mapping[str, Any]) -> Stopwatch:
+    """What times a call, in ms, of a session that says that it `ran` so."""
+    return _on_cuda if _by_torch_on_cuda(ran) else _on_the_wall
 
 
-def device_memory_mib(device: str) -> tuple[float | None, float | None]:
-    """The most memory that this process has had allocated, and reserved, on `device`; None on processors."""
-    if not device.lower().startswith("cuda"):
+def device_memory_mib(ran: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """The most memory that torch has had allocated, and reserved, on a device; None where it did not run."""
+    if not _by_torch_on_cuda(ran):
         return None, None
     import torch
 
     return torch.cuda.max_memory_allocated() / 2**20, torch.cuda.max_memory_reserved() / 2**20
+
+
+def _by_torch_on_cuda(ran: Mapping[str, Any]) -> bool:
+    return bool(ran["runtime"].startswith("torch") and ran["device"].lower().startswith("cuda"))
 
 
 def _on_the_wall(call: Callable[[], Any]) -> float:

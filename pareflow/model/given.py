@@ -45,7 +45,7 @@ class Given(Technique):
                 f"there is no `{self.network}`",
                 f"Known are {', '.join(known) or 'none'}",
             )
-        ours = graph_file.read(known[self.network])
+        ours = workload.definition.arranged(graph_file.read(known[self.network]))
         for theirs, port in zip(network.graph.input, list(ours.graph.input), strict=True):
             if _kind(port) != _kind(theirs):
                 _quantize_input(ours, port, theirs)

@@ -23,7 +23,8 @@ def _check_energy(run: Run) -> None:
         raise EnvironmentUnfitError(
             "`energy` in the SLA must be measured",
             "this machine has no counter of joules (RAPL, NVML) that this user may read",
-            "Leave the clause out, go where there is one, or name the device that serves in `target.profile`",
+            "Leave it out, go where there is one, set CUDA_DEVICE_ORDER=PCI_BUS_ID where GPUs differ, "
+            "or name the device that serves in `target.profile`",
         )
 
 

@@ -1,7 +1,10 @@
 """What torch's backends do with their settings, as far as a processor can tell."""
 
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +172,49 @@ def test_graphs_are_kept_for_so_many_shapes_and_threads_replay_in_turn(
 
     rows = [np.full(2, row, np.float32) for row in range(4)]
     answered_at_once(answer, [{"x": row} for row in rows], [row * 2 for row in rows])
+
+
+class Launch:
+    """A CUDA stream that waits for nothing, and a graph that has computed already."""
+
+    def wait_stream(self, other: "Launch") -> None:
+        """Nothing is under way."""
+
+    def replay(self) -> None:
+        """What it gives lies there since it was captured."""
+
+
+def test_sessions_capture_one_after_the_other_and_bear_what_other_threads_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    modes: list[str] = []
+    under_way = threading.Lock()
+
+    @contextmanager
+    def capture(graph: Launch, capture_error_mode: str = "global") -> Iterator[None]:
+        modes.append(capture_error_mode)
+        assert under_way.acquire(blocking=False), "another session captures"
+        try:
+            time.sleep(0.05)  # where another would begin
+            yield
+        finally:
+            under_way.release()
+
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, Launch)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    together = threading.Barrier(3)
+
+    def first_request(row: int) -> list[float]:
+        session = cuda_graphs.graphed(lambda feeds: {"y": feeds["x"] * 2})
+        together.wait(20)
+        answer: list[float] = session({"x": torch.tensor([float(row)])})["y"].tolist()
+        return answer
+
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(first_request, range(3))) == [[0.0], [2.0], [4.0]]
+    assert modes == ["thread_local"] * 3
 
 
 @pytest.mark.skipif(accelerators.device() is not None, reason="there is a CUDA device")

@@ -353,7 +353,7 @@ def test_a_block_holds_the_same_inputs_for_all(
         return paces[artifact.name], {"load_s": 0.0, "first_request_ms": 0.0, "shapes": shapes, "ran": ran}
 
     monkeypatch.setattr(serving, "load", load)
-    monkeypatch.setattr(serving, "stopwatch", lambda device: lambda call: call())
+    monkeypatch.setattr(serving, "stopwatch", lambda ran: lambda call: call())
     monkeypatch.setattr(arenas, "Child", InThread)
     monkeypatch.setattr(arenas, "await_quiet", lambda patience_s: Noise(1.0, 1.0, 0.0, 0.0))
     write_feeds(batches, tmp_path / "feeds.npz")
@@ -412,7 +412,7 @@ def test_what_is_loaded_has_met_every_shape_and_no_other(
     batches = [load_tiny("texts").example(samples) for samples in (1, 3, 1)]
     session, report = serving.load(tmp_path, backend.step, ROGUE, workloads, batches)
     assert (len(compiled), report["shapes"]) == (2, 2)
-    serving.timed(session, batches, "CPU")
+    serving.timed(session, batches, report["ran"])
     assert len(compiled) == 2
 
 
@@ -436,7 +436,7 @@ def test_workers_memory_and_processor_time_count_as_the_contestants_own() -> Non
         process.stdout.readline()
         worker, ours = psutil.Process(process.pid), time.process_time()
         together = serving.peak_memory_mib()
-        told = serving.timed(Waits(), [{}], "CPU")
+        told = serving.timed(Waits(), [{}], {"runtime": "none", "device": "CPU"})
         ours = time.process_time() - ours
         process.kill()
     assert together > alone + 64

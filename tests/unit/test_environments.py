@@ -128,6 +128,15 @@ def test_killed_maker_leaves_a_half_that_the_next_throws_away(
     assert not (tiny.folder / "left").exists()
 
 
+def test_one_whose_python_is_gone_is_made_again(tiny: WorkerEnvironment, tmp_path: Path) -> None:
+    """As after an update that takes the old one away: the environment links to it."""
+    tiny.ensure()
+    tiny.python.unlink()
+    tiny.python.symlink_to(tmp_path / "gone")
+    assert not tiny.built
+    assert version_in(tiny.ensure()) == "1.5+cpu"
+
+
 def test_one_that_cannot_be_built_offline_says_the_way_out(
     tiny: WorkerEnvironment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -171,8 +180,9 @@ def test_platform_without_wheels_is_told_before_anything_is_installed(
     assert tiny.unfit() == said  # cp27-none-any is of another Python
     (locks / "tiny.txt").write_text(f"# wheels of tiny: py3-none-any\n# wheels of more: {here}\ntiny==1.5\n")
     assert tiny.unfit() is None
-    tiny.folder.mkdir(parents=True)
-    (tiny.folder / environment.MARKER).touch()
+    tiny.python.parent.mkdir(parents=True)
+    for file in (tiny.python, tiny.folder / environment.MARKER):
+        file.touch()
     (locks / "tiny.txt").write_text(f"# wheels of tiny: {ELSEWHERE}\ntiny==1.5\n")
     assert tiny.unfit() is None  # it is there, wherever it came from
 

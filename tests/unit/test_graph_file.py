@@ -140,6 +140,20 @@ def test_weights_beside_the_file_are_read(beside: Path) -> None:
     graph_file.check_runnable(beside)
 
 
+def test_sparse_weights_are_read(tmp_path: Path) -> None:
+    """Of a matrix of zeros and two numbers, which is an input too."""
+    model = graph()
+    values = numpy_helper.from_array(np.asarray([2, 3], np.float32), "matrix")
+    places = numpy_helper.from_array(np.asarray([0, 5], np.int64), "places")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4, 4]))
+    del model.graph.initializer[:]
+    model.graph.input.append(helper.make_tensor_value_info("matrix", TensorProto.FLOAT, [4, 4]))
+    written(tmp_path / "model.onnx", model)
+    read = graph_file.read(tmp_path / "model.onnx")
+    assert [port.name for port in graph_file.ports(read).ports] == ["x"]
+    assert [weight.values.name for weight in read.graph.sparse_initializer] == ["matrix"]
+
+
 @pytest.mark.parametrize("verb", [graph_file.read, graph_file.check_runnable, graph_file.external_files])
 def test_weights_that_are_not_beside_the_file_are_told(beside: Path, verb: Callable[[Path], object]) -> None:
     weights = beside.with_name("weights.bin")
@@ -161,6 +175,22 @@ def test_weights_elsewhere_on_this_machine_are_not_read(tmp_path: Path, beside: 
     onnx.save_model(model, tmp_path / "inner" / "model.onnx")
     with pytest.raises(WorkloadError, match=r"should lie in '\.\./secret' beside it, and is not"):
         graph_file.read(tmp_path / "inner" / "model.onnx")
+
+
+def test_weights_of_a_branch_that_are_not_beside_the_file_are_told(tmp_path: Path) -> None:
+    told, answer, inner = (
+        helper.make_tensor_value_info(name, kind, [])
+        for name, kind in (("c", TensorProto.BOOL), ("y", TensorProto.FLOAT), ("z", TensorProto.FLOAT))
+    )
+    weight = numpy_helper.from_array(np.asarray(2, np.float32), "deep")
+    onnx.external_data_helper.set_external_data(weight, "weights.bin")
+    reads = helper.make_node("Identity", ["deep"], ["z"], name="reads")
+    branch = helper.make_graph([reads], "branch", [], [inner], [weight])
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    made = helper.make_model(helper.make_graph([node], "graph", [told], [answer]), ir_version=8)
+    written(tmp_path / "model.onnx", made)
+    with pytest.raises(WorkloadError, match=r"weight `deep` of Identity \(node `reads`\) should lie in"):
+        graph_file.check_runnable(tmp_path / "model.onnx")
 
 
 def test_functions_of_the_file_itself_are_operators() -> None:

@@ -164,10 +164,16 @@ def test_simplified_graph_is_held_to_its_source(
 def test_large_graph_keeps_its_weights(
     tmp_path: Path, forms: Forms, load_tiny: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its weights are saved beside it, also in the folders of checks that are gone when it is stored."""
+    """Its weights are saved beside it, also in the folders of checks that are gone when it is stored.
+
+    What lies in the working directory is another matter.
+    """
     pytest.importorskip("onnxslim")
     monkeypatch.setattr(network, "LARGE_BYTES", 2**10)
     folder, workload = forms("images")["onnx"], load_tiny("images")
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (elsewhere / "model.onnx.data").touch()
+    monkeypatch.chdir(elsewhere)
     slim = Simplification().apply(network.load("onnx", folder), workload)
     network.save(slim, "onnx", tmp_path)
     assert (tmp_path / "model.onnx.data").stat().st_size > 2**10
@@ -328,6 +334,8 @@ def test_weights_in_a_file_each_are_carried_along(tmp_path: Path, monkeypatch: p
         folder.mkdir()
     module, feeds = nn.Sequential(nn.Linear(4, 512), nn.Linear(512, 3)), rows().example(3)
     network.save(module, "torch", folders[0])
+    monkeypatch.chdir(folders[0])
+    (folders[0] / "model.onnx.data").touch()  # in the working directory, where it is another's
     network.convert(folders[0], "onnx", rows(), folders[1])
     assert sorted(file.name for file in folders[1].iterdir()) == ["model.onnx", "model.onnx.data"]
     OnnxRuntime().compile(folders[1], folders[2])

@@ -1,5 +1,6 @@
 """What else runs on the machine, and the joules it counts."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,65 @@ def test_what_holds_the_whole_machine_is_not_counted_beside_its_processor(tmp_pa
 
 def test_where_nothing_counts_there_is_no_counter(tmp_path: Path) -> None:
     assert processor_joules(tmp_path) is None
+
+
+class Nvml:
+    """NVML of devices of these names along the bus: the first has used 1 J, the second 2 J, and so on."""
+
+    class NVMLError(Exception):
+        """There is no such device."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def nvmlInit(self) -> None:
+        """Nothing is to be opened."""
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.names)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        if index >= len(self.names):
+            raise self.NVMLError
+        return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
+        return self.nvmlDeviceGetHandleByIndex(int(uuid.removeprefix("GPU-")))
+
+    def nvmlDeviceGetName(self, device: int) -> str:
+        return self.names[device]
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, device: int) -> int:
+        return 1000 * (device + 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "environment", "expected"),
+    [
+        (["T4"], {}, 1.0),
+        (["T4", "A100"], {}, None),
+        (["T4", "A100"], {"CUDA_VISIBLE_DEVICES": "1"}, None),
+        (["T4", "A100"], {"CUDA_VISIBLE_DEVICES": "1,0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, 2.0),
+        (["T4", "A100"], {"CUDA_VISIBLE_DEVICES": "GPU-1"}, 2.0),
+        (["T4", "T4"], {"CUDA_VISIBLE_DEVICES": "1"}, 2.0),
+        (["T4", "T4"], {"CUDA_VISIBLE_DEVICES": "2"}, None),
+    ],
+    ids=["one", "unlike", "unlike, second", "along the bus", "by name", "alike", "absent"],
+)
+def test_joules_are_of_the_device_that_cuda_calls_its_first_or_unknown(
+    names: list[str],
+    environment: dict[str, str],
+    expected: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CUDA counts from the fastest device on, and NVML along the bus."""
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(*names))
+    joules = device_joules()
+    assert (joules and joules()) == expected
 
 
 @pytest.mark.cuda

@@ -123,6 +123,23 @@ def test_largest_of_one_output_is_refused(loaded: Load, files: Path, sizes: list
     numbers.definition.check(numbers.example(1))
 
 
+def test_output_that_is_no_tensor_is_refused(loaded: Load, files: Path) -> None:
+    """A list of mappings, as converters of scikit-learn write probabilities unless they are told."""
+    mapped = network()
+    mapped.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    mapped.graph.node.append(
+        helper.make_node("ZipMap", ["y"], ["chances"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2, 3])
+    )
+    number = helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    mappings = helper.make_sequence_type_proto(helper.make_map_type_proto(TensorProto.INT64, number))
+    mapped.graph.output.append(helper.make_value_info("chances", mappings))
+    onnx.save_model(mapped, files / "plain.onnx")
+    given = loaded()
+    said = r"must be a tensor, but `chances` is a sequence.*'zipmap': False"
+    with pytest.raises(WorkloadError, match=said):
+        given.definition.check(given.example(1))
+
+
 def test_samples_of_64_bits_are_read_in_the_inputs_32(loaded: Load, files: Path) -> None:
     np.savez(files / "data.npz", samples=SAMPLES / 3, targets=TARGETS)
     given = loaded(scale=1, zero_point=0)
@@ -233,6 +250,20 @@ def test_records_of_several_inputs_survive_a_package(loaded: Load, files: Path) 
         package._raw(sent)
 
 
+def test_zeros_are_of_the_kind_that_the_graph_takes_in_a_package_too(loaded: Load, files: Path) -> None:
+    """A count of the steps so far is a whole number."""
+    two = network()
+    two.graph.input.append(helper.make_tensor_value_info("steps", TensorProto.INT64, ["batch", 1]))
+    onnx.save_model(two, files / "plain.onnx")
+    given = loaded(zeros={"steps": [1]})
+    given.definition.check(given.example(1))
+    (package := files / "package").mkdir()
+    again = workload.define(given.definition.pack(package).to_json(), package)
+    for definition in (given.definition, again):
+        steps = definition.preprocess(SAMPLES[:2])["steps"]
+        assert (steps.dtype, steps.shape) == (np.int64, (2, 1))
+
+
 class Kept(PackagedModel):
     """A package whose network answers so, and did when it was packaged."""
 
@@ -292,6 +323,30 @@ def test_given_integers_take_and_give_floats(loaded: Load) -> None:
     session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"x": np.asarray([[0.26, 0.24, -1.0, 7.1]], np.float32)})
     assert found.tolist() == [[0.5, 0.0, -1.0, 7.0]]
+
+
+def test_given_has_the_constants_and_the_batch_axes_of_the_original(loaded: Load, files: Path) -> None:
+    """A rate that never changes, and an output whose batch is its second axis."""
+
+    def turned(factor: float) -> onnx.ModelProto:
+        made = network()
+        made.graph.input.append(helper.make_tensor_value_info("rate", TensorProto.FLOAT, [1]))
+        made.graph.initializer.append(numpy_helper.from_array(np.asarray(factor, np.float32), "factor"))
+        made.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, "batch"]))
+        del made.graph.node[:]
+        steps = [("Mul", ["x", "rate"], "p"), ("Mul", ["p", "factor"], "q"), ("Transpose", ["q"], "y")]
+        made.graph.node.extend(helper.make_node(name, inputs, [output]) for name, inputs, output in steps)
+        return made
+
+    for name, factor in (("plain", 1), ("integers", 2)):
+        onnx.save_model(turned(factor), files / f"{name}.onnx")
+    given = loaded(constants={"rate": 3.0}, batch_axes={"y": 1})
+    original: Any = given.definition.network()
+    made = Given(network="integers").apply(original, given)
+    feeds = {"x": np.ones((2, 4), np.float32)}
+    for graph, expected in ((original, 3.0), (made, 6.0)):
+        session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+        assert session.run(None, feeds)[0].tolist() == [[expected] * 4] * 2
 
 
 def test_given_that_the_workload_does_not_name_is_told(loaded: Load) -> None:

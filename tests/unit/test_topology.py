@@ -105,10 +105,14 @@ def test_an_allocator_is_a_library_or_none() -> None:
             ],
         ),
         ("echo 'GeForce GTX 1080, 8192, 6.1, 470.1'", [("GeForce GTX 1080", [])]),
+        (
+            "echo 'NVIDIA GB10, [N/A], 12.1, 580.1'",
+            [("NVIDIA GB10", ["float16", "int8", "bfloat16", "tf32", "fp8"])],
+        ),
         ("exit 9", []),
         (None, []),
     ],
-    ids=["two", "no tensor cores", "no driver", "not installed"],
+    ids=["two", "no tensor cores", "no memory of its own", "no driver", "not installed"],
 )
 def test_graphics_are_what_nvidia_smi_lists_with_what_their_tensor_cores_take(
     says: str | None, expected: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

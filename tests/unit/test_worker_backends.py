@@ -1,6 +1,7 @@
 """Backends in workers, as far as they can be asked without their environments; what needs those is slow."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from pareflow.catalog import BACKENDS
 from pareflow.compiler import Backend, CoreMl, ExecuTorch, LiteRt, Tvm
 from pareflow.compiler.worker import WorkerBackend
 from pareflow.errors import EnvironmentUnfitError, UnsuitableError
+from pareflow.hardware import probe
 from pareflow.network import Form
 from pareflow.store import Store
 from pareflow.workload import LoadedWorkload, load
@@ -107,6 +109,24 @@ def test_tuned_tvm_gives_the_numbers_of_onnxruntime(
     said = re.search(r"tuned for 10 s: (\d+) of (\d+) kernels have a schedule", loaded.ran().notes)
     assert said is not None
     assert 1 <= int(said[1]) <= int(said[2])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(probe.cores()) < 2, reason="there is one core")
+def test_tvm_stays_on_the_cores_that_it_is_given(
+    forms: Forms, load_tiny: Callable[[str], LoadedWorkload], tmp_path: Path
+) -> None:
+    """Contestants of the arena have cores of their own."""
+    Tvm().compile(forms("images")["onnx"], tmp_path)
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(ours)})
+    try:
+        session = Tvm().load(tmp_path)
+    finally:
+        os.sched_setaffinity(0, ours)
+    session.run(load_tiny("images").example(1))
+    session.ran()
+    assert os.sched_getaffinity(session._worker.pid) == {max(ours)}
 
 
 @pytest.mark.slow

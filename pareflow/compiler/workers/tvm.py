@@ -30,7 +30,7 @@ def compile(  # noqa: A001
     model = onnx.load(str(Path(source) / "model.onnx"))
     inputs = _inputs(model, batch_size, length)
     _fix(model, inputs)
-    os.environ["TVM_NUM_THREADS"] = str(threads)  # read once, when the first kernel asks for its pool
+    _use(threads)
     module, target = _imported(folding.fold(model), inputs), _target(threads)
     module, tuned = _tuned(module, target, tuning_s) if tuning_s else (_fused(module), None)
     facts = {
@@ -42,6 +42,14 @@ def compile(  # noqa: A001
     }
     tvm.compile(module, target).export_library(str(Path(into) / LIBRARY))
     (Path(into) / FACTS).write_text(json.dumps(facts))
+
+
+def _use(threads: int) -> None:
+    """So many threads for TVM, on any core that this process may use: it would bind them to the first ones.
+
+    It reads this once, when the first kernel asks for its pool.
+    """
+    os.environ.update(TVM_NUM_THREADS=str(threads), TVM_BIND_THREADS="0")
 
 
 def _inputs(model: Any, batch_size: int, length: int | None) -> dict[str, tuple[str, list[Any]]]:
@@ -130,7 +138,7 @@ def _computes_in_bytes(model: Any) -> bool:
 
 
 def load(artifact: str, batch_size: int, length: int | None, tuning_s: float, threads: int) -> "Library":
-    os.environ["TVM_NUM_THREADS"] = str(threads)
+    _use(threads)
     return Library(Path(artifact))
 
 
