@@ -13,6 +13,8 @@ import ast
 import functools
 import json
 import operator
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +35,10 @@ TOLERANCE = 1e-2
 """Of the largest golden output: a quantized graph on other instructions may round otherwise."""
 ARRAYS, LISTED = "arrays of ", "list of "
 """What the kind of samples begins with that differ in size: an array of arrays, or a list of them."""
+_BESIDE = ("model.json", "manifest.json", "plan.yaml")
+"""Its own list of files, the store's, and what a KServe export puts there."""
+_SINCE = re.compile(r"(.*/)?__pycache__/[^/]+\.pyc|artifact/TensorrtExecutionProvider_[^/]+")
+"""What is written into a package that is used: bytecode, which nobody reads, and engines for another GPU."""
 
 
 class PackagedModel:
@@ -274,7 +280,7 @@ def as_json(samples: Samples) -> list[Any]:
 
 
 def verified(folder: Path) -> dict[str, Any]:
-    """The package's `model.json`. Raises: InputError where a file is missing or is not what was packaged."""
+    """The package's `model.json`. Raises: InputError where a file is missing, or is not what was packaged."""
     with _whole(folder):
         document: dict[str, Any] = json.loads((folder / "model.json").read_text())
         found = {name: file_digest(folder / name) for name in document["files"]}
@@ -285,7 +291,21 @@ def verified(folder: Path) -> dict[str, Any]:
             f"{', '.join(wrong)} in {folder} changed",
             "Register the model again",
         )
+    strange = sorted(name for name in _files(folder) if not (name in found or _SINCE.fullmatch(name)))
+    if strange:
+        raise InputError(
+            "a package must hold no file that was not packaged",
+            f"{', '.join(strange[:3])} in {folder} was not",
+            "Find out who put it there; register the model again",
+        )
     return document
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """The paths of all other files from there, also behind links."""
+    for parent, _, names in os.walk(folder, followlinks=True):
+        paths = ((Path(parent) / name).relative_to(folder).as_posix() for name in names)
+        yield from (path for path in paths if path not in _BESIDE)
 
 
 def network(folder: Path) -> dict[str, Any]:
