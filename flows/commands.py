@@ -89,10 +89,12 @@ def check_pipeline(config: Path, data_dir: Path) -> dict[str, Any]:
 
 
 def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, Any]:
-    """A registered version judged again here. Raises: InputError if its pipeline YAML cannot be found."""
+    """A registered version judged again here. Raises: InputError if its pipeline YAML cannot be found, or
+    it is not what was registered."""
     from pareflow.serving.standing import backend_in
     from pareflow.stages.rejudging import rejudge
     from tasks.pipelines import described as pipeline_of
+    from tasks.promotion import as_registered
     from tasks.tracking import Tracker
 
     tracker = Tracker.open(data_dir)
@@ -101,7 +103,7 @@ def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, An
     described = _here(found)
     with holding(Store(data_dir / "store"), f"check {uri}"), tempfile.TemporaryDirectory() as folder:
         run = Run.open(described, path, data_dir).aside()
-        package = tracker.download(version.name, str(version.version), Path(folder))
+        package = as_registered(tracker, version.name, str(version.version), Path(folder))
         judged = rejudge(run, package)
         backend = backend_in(package)
     decision = judged["now"]["decision"] if judged["now"] else "reject"
@@ -168,12 +170,13 @@ def _package(target: str, data_dir: Path) -> Iterator[tuple[Path, "Version | Non
         with holding(Store(data_dir / "store"), f"export {target}"):
             yield winner_package(Run.open(described, Path(target), data_dir)), None
         return
+    from tasks.promotion import as_registered
     from tasks.tracking import Tracker
 
     tracker = Tracker.open(data_dir)
     version = tracker.resolve(target)
     with tempfile.TemporaryDirectory() as folder:
-        yield tracker.download(version.name, str(version.version), Path(folder)), version
+        yield as_registered(tracker, version.name, str(version.version), Path(folder)), version
 
 
 def split(

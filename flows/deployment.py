@@ -108,7 +108,7 @@ def _promoted(
     store = Store(data_dir / "store")
     with collection.holding(store, f"deploy {name}"), tempfile.TemporaryDirectory() as into:
         run = Run.open(described, path, data_dir)
-        row = packaged_row(run, tracker.download(name, version, Path(into)))
+        row = packaged_row(run, promotion.as_registered(tracker, name, version, Path(into)))
         promote = approval.ask if described.promotion == "approval" else promotion.promote
         return asdict(promote(tracker, run, version, row))
 

@@ -11,8 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -517,6 +519,36 @@ def _file_of(module: ModuleType) -> Path:
     return Path(str(module.__file__))
 
 
+_PACKAGE = "pareflow_workload_"
+
+
+class _Uncached(SourceFileLoader):
+    """Compiles code each time: bytecode beside it may be of other code, and no digest covers it."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Neither reads nor writes `__pycache__`."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+class _Finder(MetaPathFinder):
+    """Finds what a workload imports relatively, and loads it as the workload itself."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """None for every other module."""
+        if not fullname.startswith(_PACKAGE):
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _Uncached(fullname, spec.loader.path)
+        return spec
+
+
+sys.meta_path.insert(0, _Finder())
+
+
 def _module(path: Path) -> ModuleType:
     """Import a workload file as `package.stem`, its folder being the package: siblings import relatively.
 
@@ -533,14 +565,14 @@ def _module(path: Path) -> ModuleType:
             "a workload file must be Python", f"it is {path}", plain if path.suffix == ".onnx" else mend
         )
     code = digest(sorted(_digests(code_files(path.parent))))
-    package_name = f"pareflow_workload_{code[:16]}"
+    package_name = f"{_PACKAGE}{code[:16]}"
     name = f"{package_name}.{path.stem}"
     if name in sys.modules:
         return sys.modules[name]
     package = ModuleType(package_name)
     package.__path__ = [str(path.parent)]
     sys.modules[package_name] = package
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Uncached(name, str(path)))
     assert spec is not None and spec.loader is not None  # a .py file always has a loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

@@ -174,7 +174,8 @@ class RegistrySource:
         self._verified[role] = kept  # whoever opens it verifies it again: here it is asked every second
         backend, where = self._where_judged(kept)
         judged = version.tags.get(verdict_tag_of(where))
-        return Release(self.name, str(version.version), kept, plan_of(version, backend), judged)
+        plan = plan_of(version, backend)
+        return Release(self.name, str(version.version), kept, plan, judged, registered=True)
 
     def _where_judged(self, package: Path) -> tuple[str | None, str]:
         """What runs a package, and the environment that verdicts on it belong to here: read once, since both
@@ -191,7 +192,8 @@ class RegistrySource:
         plan = None if told["plan"] is None else ServingPlan(**told["plan"])
         # The folder may have come from another machine, or a runtime may be another one now.
         judged = told.get("judged", {}).get(here(told.get("backend"))[:12])
-        return Release(self.name, told["version"], self._folder / told["package"], plan, judged)
+        kept = self._folder / told["package"]
+        return Release(self.name, told["version"], kept, plan, judged, registered=True)
 
     def _fetch(self, tracker: Tracker, version: Version, kept: Path) -> None:
         """Download beside the place, verify, and move there whole. Raises: InputError."""

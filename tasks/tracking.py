@@ -78,19 +78,22 @@ _BUSY = ("REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")
 
 @contextmanager
 def _reaching(uri: str) -> Iterator[None]:
-    """Tell a server that cannot be reached (worth another try) from one that says no."""
+    """Tell a server that cannot be reached (worth another try) from one that says no.
+
+    What the client raised is not shown with it: it names the address as it is, with a password.
+    """
     try:
         yield
     except (requests.RequestException, ConnectionError) as error:
-        raise _unreachable(uri, error) from error
+        raise _unreachable(uri, error) from None
     except MlflowException as error:
         if "Max retries exceeded" in str(error) or error.error_code in _BUSY:
-            raise _unreachable(uri, error) from error
+            raise _unreachable(uri, error) from None
         raise TrackingError(
             f"MLflow at {registries.without_secrets(uri)} must accept what is recorded",
-            f"it said {error.error_code}: {str(error).splitlines()[0]}",
+            f"it said {error.error_code}: {registries.without_secrets(str(error).splitlines()[0])}",
             "Mend the server, then run the same command again; what is finished is kept",
-        ) from error
+        ) from None
 
 
 def _unreachable(uri: str, error: Exception) -> TransientError:

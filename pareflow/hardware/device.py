@@ -7,6 +7,7 @@ keeps the device locked even if its parent is killed.
 
 import fcntl
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -73,23 +74,46 @@ def try_lock(descriptor: int, kind: int) -> bool:
 def _opened(folder: Path, name: str) -> int:
     """A lock file that every user of the host may take, whatever the umask of the one who made it.
 
-    Raises: EnvironmentUnfitError.
+    Raises: EnvironmentUnfitError, also where another user may have put something else in its place.
     """
     try:
         if not folder.exists():
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o1777, parents=True, exist_ok=True)
             folder.chmod(0o1777)
-        try:
-            # Without O_CREAT, which kernels refuse on another user's file (fs.protected_regular).
-            return os.open(folder / name, os.O_RDWR)
-        except FileNotFoundError:
-            descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
-            with suppress(PermissionError):  # another user was quicker
-                os.fchmod(descriptor, 0o666)
-            return descriptor
+        if _is_of_others(folder):
+            raise _unusable(folder, "it belongs to another user, who may put links there")
+        descriptor = _descriptor(folder / name)
     except OSError as error:
-        raise EnvironmentUnfitError(
-            f"the folder of device locks {folder} must be usable",
-            f"{error.strerror} ({error.filename})",
-            "Name another with PAREFLOW_LOCK_DIR",
-        ) from error
+        raise _unusable(folder, f"{error.strerror} ({error.filename})") from error
+    held = os.fstat(descriptor)
+    if not stat.S_ISREG(held.st_mode) or held.st_nlink != 1:
+        os.close(descriptor)
+        raise _unusable(folder, f"{name} there is no file of its own")
+    return descriptor
+
+
+def _is_of_others(folder: Path) -> bool:
+    """Whether a folder, or a link to it, is neither root's nor ours, and no sticky one that all share."""
+    owners = {0, os.getuid()}
+    seen = (folder.lstat(), folder.stat())
+    return any(one.st_uid not in owners and not one.st_mode & stat.S_ISVTX for one in seen)
+
+
+def _descriptor(path: Path) -> int:
+    """Raises: OSError, also where a link lies there: its target is neither opened nor made."""
+    flags = os.O_RDWR | os.O_NOFOLLOW
+    with suppress(FileNotFoundError):
+        # Without O_CREAT, which kernels refuse on another user's file (fs.protected_regular).
+        return os.open(path, flags)
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:  # another one was quicker
+        return os.open(path, flags)
+    os.fchmod(descriptor, 0o666)
+    return descriptor
+
+
+def _unusable(folder: Path, found: str) -> EnvironmentUnfitError:
+    return EnvironmentUnfitError(
+        f"the folder of device locks {folder} must be usable", found, "Name another with PAREFLOW_LOCK_DIR"
+    )

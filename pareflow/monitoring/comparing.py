@@ -193,12 +193,11 @@ def follow(
     watched: Mapping[str, Any],
     max_drop: float | None = None,
 ) -> None:
-    """Compare what is kept, for ever. What was compared before is done.
+    """Compare what is kept, for ever, in a folder that is there. What was compared before is done.
 
     `watched` is `features`, `projections`, `embedding`, `tolerance` and `keep_days`.
     """
     folder = Path(into)
-    folder.mkdir(parents=True, exist_ok=True)
     answers = Answers(folder)
     unread = Unread(Path(requests), answers.done())
     comparison = Comparison(package, original, backend, watched)
@@ -214,6 +213,12 @@ def follow(
             answers.forget(float(watched["keep_days"]))
             forgotten = time.monotonic()
         time.sleep(POLL_S)
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, or one that is there, its owner's alone: rows hold what requests held."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
 
 
 class Unread:

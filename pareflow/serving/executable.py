@@ -37,6 +37,8 @@ class Release:
     plan: ServingPlan | None = None
     judged: str | None = field(default=None, compare=False)
     """What the gate said of it in this environment, as the registry knows; None: nothing that is known."""
+    registered: bool = field(default=False, compare=False)
+    """Whether the registry alone says so: what its package says of a verdict no digest covers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ import ast
 import functools
 import json
 import operator
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +35,12 @@ TOLERANCE = 1e-2
 """Of the largest golden output: a quantized graph on other instructions may round otherwise."""
 ARRAYS, LISTED = "arrays of ", "list of "
 """What the kind of samples begins with that differ in size: an array of arrays, or a list of them."""
+MOST_BYTES = 2**30
+"""Of texts in an array, where each takes as much room as the longest."""
+_BESIDE = ("model.json", "manifest.json", "plan.yaml")
+"""Its own list of files, the store's, and what a KServe export puts there."""
+_SINCE = re.compile(r"(.*/)?__pycache__/[^/]+\.pyc|artifact/TensorrtExecutionProvider_[^/]+")
+"""What is written into a package that is used: bytecode, which nobody reads, and engines for another GPU."""
 
 
 class PackagedModel:
@@ -128,7 +136,7 @@ class PackagedModel:
         if self._texts_in_array:
             array = np.asarray(samples, dtype=object)
             _texts(array.flat)
-            return array if kind == "object" else array.astype(np.str_)  # of any length
+            return array if kind == "object" else _padded(array)
         if kind.startswith(ARRAYS):
             return _arrays(samples, np.dtype(kind.removeprefix(ARRAYS)))
         if kind.startswith(LISTED):
@@ -169,6 +177,24 @@ def _texts(samples: Any) -> list[str]:
     return list(map(str, samples))
 
 
+def padded_bytes(values: np.ndarray) -> int:
+    """What an array of these objects' texts takes, all as long as the longest."""
+    longest = max((len(value) for value in values.flat if isinstance(value, str)), default=0)
+    return values.size * longest * np.dtype("U1").itemsize
+
+
+def _padded(texts: np.ndarray) -> np.ndarray:
+    """Texts of any length as numpy's. Raises: InputError where these take too much room."""
+    size = padded_bytes(texts)
+    if size > MOST_BYTES:
+        raise _unlike(
+            f"texts must take {MOST_BYTES >> 20} MiB at most, each as long as the longest",
+            f"{texts.size} of them take {size >> 20} MiB",
+            "Send fewer at once, or long ones by themselves",
+        )
+    return texts.astype(np.str_)
+
+
 def _arrays(samples: Any, kind: np.dtype[Any]) -> np.ndarray:
     """Samples of different lengths: an array of arrays. Raises: InputError."""
     found = np.empty(len(samples), dtype=object)
@@ -187,12 +213,16 @@ def _near(predictions: list[Any]) -> Callable[[Any, Any], bool]:
 
 def _check_whole(given: Any, held: np.ndarray) -> None:
     """Raises: InputError where a type of whole numbers holds other ones than were given."""
-    numbers = np.asarray(given)
-    if held.dtype.kind not in "biu" or numbers.dtype == held.dtype:
+    if held.dtype.kind not in "biu":
         return
-    if numbers.dtype.kind in "SU" and held.dtype.kind != "b":
-        return  # of a table in CSV: numpy has read them as numbers
+    listed = not isinstance(given, np.ndarray)
+    numbers = np.asarray(given, dtype=object) if listed else given  # as objects texts take no more room
+    texts_are_read = held.dtype.kind != "b"  # of a table in CSV: numpy has read them as numbers
+    if numbers.dtype == held.dtype or (numbers.dtype.kind in "SU" and texts_are_read):
+        return
     lost = numbers[numbers != held]
+    if listed and texts_are_read:
+        lost = lost[[not isinstance(value, (str, bytes)) for value in lost]]
     if lost.size:
         raise _unlike(
             f"samples must be numbers that {held.dtype} holds",
@@ -274,7 +304,7 @@ def as_json(samples: Samples) -> list[Any]:
 
 
 def verified(folder: Path) -> dict[str, Any]:
-    """The package's `model.json`. Raises: InputError where a file is missing or is not what was packaged."""
+    """The package's `model.json`. Raises: InputError where a file is missing, or is not what was packaged."""
     with _whole(folder):
         document: dict[str, Any] = json.loads((folder / "model.json").read_text())
         found = {name: file_digest(folder / name) for name in document["files"]}
@@ -285,7 +315,21 @@ def verified(folder: Path) -> dict[str, Any]:
             f"{', '.join(wrong)} in {folder} changed",
             "Register the model again",
         )
+    strange = sorted(name for name in _files(folder) if not (name in found or _SINCE.fullmatch(name)))
+    if strange:
+        raise InputError(
+            "a package must hold no file that was not packaged",
+            f"{', '.join(strange[:3])} in {folder} was not",
+            "Find out who put it there; register the model again",
+        )
     return document
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """The paths of all other files from there, also behind links."""
+    for parent, _, names in os.walk(folder, followlinks=True):
+        paths = ((Path(parent) / name).relative_to(folder).as_posix() for name in names)
+        yield from (path for path in paths if path not in _BESIDE)
 
 
 def network(folder: Path) -> dict[str, Any]:

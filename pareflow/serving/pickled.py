@@ -2,7 +2,9 @@
 
 A pickle calls what it names, so that one from a registry runs whatever its writer chose. Packages hold ONNX
 graphs, OpenVINO's IR and other formats that run nothing; only a torch module is kept as a pickle, since its
-classes are its structure. Its opcodes are read here, and never executed, before torch opens it.
+classes are its structure. Its opcodes are read here, and never executed, before torch opens it. What
+`torch_compile`, `tvm` and `tensorrt` compile is native code: it is no pickle, and runs as it is, as the
+package's own Python does. There the digests of what was registered are all that is checked.
 """
 
 import pickletools
@@ -25,14 +27,44 @@ _NAMES = re.compile(
 )
 """Modules and what they define, as a pickle names them: tensors, layers, and the classes of networks."""
 _CALLS_BY_COMPUTED_NAME = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"}
+_OPENED = "network.pt"
+"""What torch opens, as `pareflow.network` names it."""
 
 
 def check(artifact: Path) -> None:
-    """Raises: InputError for a pickle in the folder that names what no network is made of."""
+    """Raises: InputError for a pickle in the folder that names what no network is made of, and where torch
+    might open another one than is read here."""
     for path in sorted(artifact.rglob("*")):
         if path.is_file():
+            if path.name == _OPENED and not _is_plain(path):
+                raise _refused(path, "it is no archive with one pickle, as torch writes them")
             for content in _pickles(path):
                 _check(path, content)
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether torch finds one pickle in a file, and the same one.
+
+    What does not begin as an archive it opens in older forms, names it compares in any case, and an archive
+    behind something else it reads otherwise.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries, comment = archive.infolist(), archive.comment
+    except zipfile.BadZipFile:
+        return False
+    names = [entry.filename.lower() for entry in entries]
+    pickles = [name for name in names if name.endswith(".pkl")]
+    return (
+        len(set(names)) == len(names)
+        and len(pickles) == 1
+        and re.fullmatch(r"[^/]+/data\.pkl", pickles[0]) is not None
+        and min(entry.header_offset for entry in entries) == 0
+        and not comment
+    )
 
 
 def _pickles(path: Path) -> Iterator[bytes]:

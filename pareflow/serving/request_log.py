@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pareflow.errors import InputError
 from pareflow.serving.hosting import PREDICTIONS, SAMPLES
+from pareflow.serving.model import padded_bytes
 from pareflow.spec import read_part
 from pareflow.workload import Arrays
 
@@ -127,6 +128,7 @@ class RequestLog:
 
     def __init__(self, settings: RequestLogSettings, folder: Path) -> None:
         self._settings, self._folder = settings, folder
+        self._most = settings.queue_mib * 2**20
         self._key = os.urandom(32)
         self._waiting: queue.SimpleQueue[_Taken | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -168,7 +170,7 @@ class RequestLog:
             inputs = {}
         size += 256 + sum(getattr(tensor, "nbytes", 0) for tensor in outputs.values())
         with self._lock:
-            if self._bytes + size > self._settings.queue_mib * 2**20:
+            if self._bytes + size > self._most:
                 self._counts["dropped"] += 1
                 return
             self._bytes += size
@@ -185,12 +187,17 @@ class RequestLog:
         self._thread.join()
 
     def _exchange(self, taken: "_Taken") -> Exchange | None:
-        """What may be kept of it; None where no plain array holds it: records, rows of different lengths."""
+        """What may be kept of it; None where no plain array holds it: records, rows of different lengths,
+        texts of which the longest makes all others too large."""
         digests: dict[str, str] = {}
         try:
             inputs, outputs = (self._redacted(each, digests) for each in (taken.inputs, taken.outputs))
-        except (TypeError, ValueError):
+        except (MemoryError, TypeError, ValueError):
             self._count("unkeepable")
+            return None
+        except Exception:  # the next one may go well: the thread must outlive what nobody thought of
+            log.exception("request %s could not be kept", taken.id)
+            self._count("failed")
             return None
         return Exchange(taken.id, taken.model, taken.version, taken.answered_s, inputs, outputs, digests)
 
@@ -200,7 +207,7 @@ class RequestLog:
         for name, tensor in tensors.items():
             if name in self._settings.left_out:
                 continue
-            array = _plain(tensor)
+            array = _plain(tensor, self._most)
             if name in self._settings.digest_only:
                 digests[name] = self._digest(array)
             else:
@@ -247,21 +254,37 @@ class RequestLog:
         return batch, False
 
     def _write(self, batch: Sequence["_Taken"]) -> None:
-        """One file, whole or not at all; a disk that is full costs what is in it, and no answer."""
-        kept = [one for one in map(self._exchange, batch) if one is not None]
+        """One file, or more where texts take much more room than they did in the line."""
         try:
-            if kept:
-                self._place(kept)
-                self._count("kept", len(kept))
+            for kept in self._files_of(batch):
+                self._write_file(kept)
+        finally:
+            with self._lock:
+                self._bytes -= sum(taken.size for taken in batch)
+
+    def _files_of(self, batch: Sequence["_Taken"]) -> Iterator[list[Exchange]]:
+        """What may be kept, in parts of about as many bytes as may wait."""
+        part, size = list[Exchange](), 0
+        for one in filter(None, map(self._exchange, batch)):
+            part.append(one)
+            size += sum(array.nbytes for array in (*one.inputs.values(), *one.outputs.values()))
+            if size > self._most:
+                yield part
+                part, size = [], 0
+        if part:
+            yield part
+
+    def _write_file(self, kept: Sequence[Exchange]) -> None:
+        """Whole or not at all; a disk that is full costs what is in it, and no answer."""
+        try:
+            self._place(kept)
+            self._count("kept", len(kept))
         except OSError as error:
             log.warning("%d requests could not be kept: %s", len(kept), error)
             self._count("failed", len(kept))
         except Exception:  # the next file may go well: the thread must outlive what nobody thought of
             log.exception("%d requests could not be kept", len(kept))
             self._count("failed", len(kept))
-        finally:
-            with self._lock:
-                self._bytes -= sum(taken.size for taken in batch)
 
     def _place(self, kept: Sequence[Exchange]) -> None:
         """Raises: OSError."""
@@ -390,8 +413,11 @@ def _arrays(batch: Sequence[Exchange]) -> Arrays:
     return found
 
 
-def _plain(tensor: Any) -> np.ndarray:
-    """An array of numbers or of texts. Raises: TypeError, ValueError."""
+def _plain(tensor: Any, most: float) -> np.ndarray:
+    """An array of numbers or of texts, of so many bytes at most. Raises: TypeError, ValueError."""
+    values = tensor if isinstance(tensor, np.ndarray) else np.asarray(tensor, dtype=object)
+    if values.dtype.kind == "O" and padded_bytes(values) > most:
+        raise ValueError("the longest text is too long for that many")
     array = np.asarray(tensor)
     if array.dtype.kind == "O":
         if not all(isinstance(value, str) for value in array.ravel()):

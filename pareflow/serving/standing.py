@@ -40,9 +40,9 @@ TIMED, SECONDS = 400, 5.0
 
 
 def recorded(opened: Opened) -> Standing:
-    """What the gate said of a version, as the registry knows it and as its package says."""
-    document = _document(opened)
-    decision, ours = opened.release.judged, verdict_of_here(document)
+    """What the gate said of a version, as the registry knows it; where it is in none, as its package says."""
+    document, decision = _document(opened), opened.release.judged
+    ours = None if opened.release.registered else verdict_of_here(document)
     if decision is None and ours is not None:
         decision = ours["decision"]
     if decision is not None:

@@ -157,7 +157,7 @@ def compared(
     log: Path,
 ) -> Iterator[Comparer]:
     """A process that compares what `served` (model and version) was asked, until the end of the context."""
-    into.mkdir(parents=True, exist_ok=True)
+    comparing.make_private(into)
     (into / comparing.REFERENCE).unlink(missing_ok=True)  # an earlier one's, by other rules perhaps
     note_days(into, rules.keep_days)
     drift = rules.variant_drift

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from flows import commands
 from flows.cli import app
 from pareflow.errors import InputError
-from tests.orchestration.conftest import Finished
+from pareflow.serving.model import write_manifest
+from tasks.tracking import Tracker, verdict_tag_of, where_judged
+from tests.orchestration.conftest import Finished, Judged
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -68,3 +71,26 @@ def test_what_cannot_be_found_is_told(registered: Path, words: list[str], said: 
     error = CliRunner().invoke(app, ["check", *words, "--data-dir", str(registered)]).exception
     assert isinstance(error, InputError)
     assert said in str(error)
+
+
+def test_a_version_that_is_not_what_was_registered_is_neither_judged_nor_exported(
+    new_tracker: Callable[[Path], Tracker], judged: Judged, tmp_path: Path
+) -> None:
+    """Its code was rewritten, and its own list of digests with it."""
+    tracker = new_tracker(tmp_path)
+    parent = tracker.begin(judged.run)
+    version = tracker.register(judged.run, parent, judged.package(judged.fp32), judged.fp32)
+    verdict = verdict_tag_of(where_judged(judged.run, "onnxruntime"))
+    tracker.tag_version("images", str(version.version), verdict, None)
+    package = Path(str(version.source).removeprefix("file://")) / "data" / "package"
+    with (package / "workload" / "images.py").open("a") as code:
+        code.write("# rewritten\n")
+    document = json.loads((package / "model.json").read_text())
+    (package / "model.json").unlink()
+    write_manifest(package, document)
+    uri, refused = f"models:/images/{version.version}", "must be what was registered"
+    with pytest.raises(InputError, match=refused):
+        commands.check_version(uri, judged.run.config, tmp_path)
+    with pytest.raises(InputError, match=refused):
+        commands.export(uri, tmp_path / "images.zip", tmp_path)
+    assert verdict not in tracker.version("images", str(version.version)).tags

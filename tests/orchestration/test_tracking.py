@@ -6,14 +6,16 @@ import shutil
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 
-from pareflow.errors import TransientError
+from pareflow.errors import TrackingError, TransientError
 from pareflow.serving.model import PackagedModel
 from pareflow.stages.registration import content_digest
 from tasks import tracking
@@ -217,6 +219,25 @@ def test_a_server_that_is_down_is_told_as_transient(
     assert error.must == f"MLflow at http://127.0.0.1:{free_port} must be reachable"
     assert "it is not" in error.found
     assert "MLFLOW_TRACKING_URI" in error.remedy
+
+
+def test_a_password_in_the_address_is_in_no_traceback(
+    free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect's log keeps them."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:horse@127.0.0.1:{free_port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    with pytest.raises(TransientError) as caught:
+        Tracker.open(tmp_path)
+    assert "horse" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_password_in_what_a_server_says_is_not_told() -> None:
+    address = "http://ada:horse@mlflow"
+    with pytest.raises(TrackingError) as caught, tracking._reaching(address):
+        raise MlflowException(f"API request to {address}/api failed\nmore")
+    assert "API request to http://mlflow/api failed" in caught.value.found
+    assert "horse" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_server_whose_database_is_away_is_told_apart_from_one_that_is_down(

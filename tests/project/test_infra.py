@@ -192,6 +192,18 @@ def test_no_secret_stands_in_a_file(infra: Path, compose: dict[str, Any]) -> Non
         assert thing["kind"] != "Secret"
 
 
+def test_no_secret_is_an_argument(compose: dict[str, Any]) -> None:
+    """Everybody on the host sees those. In a script it would be a variable in quotes."""
+    given = set[str]()
+    for name, service in compose["services"].items():
+        script = " ".join([*service.get("entrypoint", []), *service.get("command", [])])
+        variables = service.get("environment", {})
+        arguments = set(re.findall(r'"\$\$\{?(\w+)', script))
+        given |= arguments
+        assert not [one for one in arguments if SECRET.search(str(variables.get(one)))], name
+    assert given
+
+
 def started(infra: Path, target: str, entrypoint: list[str] | None, command: list[str] | None) -> list[str]:
     """What a container of this image runs; None is the image's own."""
     told = dict(line.split(" ", 1) for line in stages(infra)[target] if re.match(r"ENTRYPOINT|CMD", line))

@@ -1,6 +1,7 @@
 """Kept requests, answered again by the original: which rows agree, and what a redacted or odd one costs."""
 
 import json
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -340,7 +341,9 @@ def test_a_process_compares_what_is_kept_of_one_version_and_another_goes_on(
     rules = Rules(variant_drift=VariantDrift(max_disagreement=0.1))
     gone = tmp_path / "pipeline.yaml"  # the original is there: nothing else is asked
     about = (rules, gone, tmp_path, package, tmp_path / "log", into, ("images", "1"), log_file)
+    into.mkdir(mode=0o755)  # as earlier versions made it
     with compared(*about) as comparer:
+        assert stat.S_IMODE(into.stat().st_mode) == 0o700
         until, rows, last = time.monotonic() + PATIENCE_S, Arrays(), ""
         while not last:
             assert time.monotonic() < until, log_file.read_text()

@@ -114,3 +114,35 @@ def test_folder_that_cannot_be_made_is_an_unfit_environment(
         device_lock("cpu", exclusive=True),
     ):
         pytest.fail("the lock was given")
+
+
+def refused(said: str) -> None:
+    with pytest.raises(EnvironmentUnfitError, match=said), device_lock("cpu", exclusive=True):
+        pytest.fail("the lock was given")
+
+
+def test_a_link_in_the_place_of_a_lock_is_refused_and_its_target_not_made(
+    folder: Path, tmp_path: Path
+) -> None:
+    folder.mkdir()
+    (folder / "cpu.lock").symlink_to(tmp_path / "victim")
+    refused("PAREFLOW_LOCK_DIR")
+    assert not (tmp_path / "victim").exists()
+
+
+def test_another_name_of_somebodys_file_is_refused_and_its_rights_stay(folder: Path, tmp_path: Path) -> None:
+    folder.mkdir()
+    (tmp_path / "victim").touch(mode=0o600)
+    (folder / "cpu.lock").hardlink_to(tmp_path / "victim")
+    refused("no file of its own")
+    assert stat.S_IMODE((tmp_path / "victim").stat().st_mode) == 0o600
+
+
+@pytest.mark.usefixtures("as_root")
+def test_a_folder_of_another_user_is_refused_unless_it_is_sticky(folder: Path) -> None:
+    folder.mkdir()
+    os.chown(folder, 65534, 65534)
+    refused("belongs to another user")
+    folder.chmod(0o1777)
+    with device_lock("cpu", exclusive=True):
+        pass

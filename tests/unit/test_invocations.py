@@ -1,5 +1,6 @@
 """Raw samples in every form that MLflow's clients send them in, and what none of them may hold."""
 
+import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pytest
 from onnx import TensorProto, helper
 from starlette.testclient import TestClient
 
-from pareflow.errors import WorkloadError
+from pareflow.errors import InputError, WorkloadError
+from pareflow.serving import model as serving_model
 from pareflow.serving.executable import Release
-from pareflow.serving.model import kind_of
+from pareflow.serving.model import PackagedModel, kind_of
 from pareflow.serving.slot import FolderSource
 from pareflow.variant import Step
 from tests.unit.conftest import Packaged, Serve, Shelf
@@ -148,3 +150,27 @@ def test_samples_that_json_does_not_give_back_are_refused(samples: Any, found: s
 )
 def test_samples_that_it_does_are_named(samples: Any, kind: str) -> None:
     assert kind_of(samples) == kind
+
+
+def taking(kind: str) -> PackagedModel:
+    """A model of which nothing is there but the kind of its samples."""
+    model = object.__new__(PackagedModel)
+    model.document = {"samples": kind}
+    return model
+
+
+def test_texts_that_would_take_too_much_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes as much as the longest."""
+    monkeypatch.setattr(serving_model, "MOST_BYTES", 2**20)
+    with pytest.raises(InputError, match="each as long as the longest, but 1001 of them take 3 MiB"):
+        taking("<U4").preprocess(["b" * 1000, *"a" * 1000])
+
+
+@pytest.mark.parametrize("kind", ["float32", "int64"])
+def test_a_number_in_a_long_text_costs_no_room_for_the_others(kind: str) -> None:
+    tracemalloc.start()
+    found = taking(kind)._raw(["0" * 4000, *range(1000)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.asarray(found).tolist() == [0, *range(1000)]
+    assert peak < 2**20

@@ -1,12 +1,14 @@
 """No pickle of a registered model runs what its writer chose; and ours names nothing but networks."""
 
 import ast
+import io
 import json
 import os
 import pickle
 import shutil
+import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,48 @@ def test_what_runs_code_is_refused_and_not_run(tmp_path: Path, protocol: int, ar
     with pytest.raises(InputError, match=r"would run (posix system|a computed name)"):
         pickled.check(folder)
     assert not (tmp_path / "ran").exists()
+
+
+def zipped(*entries: tuple[str, bytes], comment: bytes = b"") -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.comment = comment
+        for name, content in entries:
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def tarred(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+FINE = ("network/data.pkl", pickle.dumps({}, 2))
+FORMS: Mapping[str, Callable[[bytes], bytes]] = {
+    "legacy": lambda bad: pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + bad,
+    "protocol 0": lambda bad: bad,
+    "tar": tarred,
+    "an archive behind a pickle": lambda bad: bad + zipped(FINE),
+    "an archive behind another": lambda bad: zipped(("network/data.pkl", bad)) + zipped(FINE),
+    "a name in another case": lambda bad: zipped(FINE, ("network/DATA.PKL", bad)),
+    "the same name twice": lambda bad: zipped(FINE, (FINE[0], bad)),
+    "a directory in a comment": lambda bad: zipped(FINE, comment=bad),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("form", FORMS)
+def test_what_torch_would_open_otherwise_than_it_is_read_is_refused(tmp_path: Path, form: str) -> None:
+    (tmp_path / "network.pt").write_bytes(FORMS[form](forged(tmp_path / "ran", 0)))
+    with pytest.raises(InputError, match="no archive with one pickle"):
+        pickled.check(tmp_path)
+    (tmp_path / "network.pt").write_bytes(zipped(FINE))
+    pickled.check(tmp_path)
 
 
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:

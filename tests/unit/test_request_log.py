@@ -149,6 +149,47 @@ def test_what_no_array_holds_is_counted(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
+def test_texts_that_take_too_much_room_beside_the_longest_are_not_kept(tmp_path: Path) -> None:
+    """4 KB came, and would be an array of 4 MB."""
+    log = log_of(tmp_path, queue_mib=1)
+    texts = ["b" * 1000, *"a" * 1000]
+    log.take("a", "m", "1", {"samples": texts}, {}, 4000, NAMES)
+    log.take("b", "m", "1", {"samples": np.array(texts, dtype=object)}, {}, 4000, NAMES)
+    log.take("c", "m", "1", {"samples": texts[:3]}, {}, 4000, NAMES)
+    log.close()
+    assert (log.figures()["unkeepable"], log.figures()["waiting_bytes"]) == (2, 0)
+    assert [one.id for one in everything(tmp_path)] == ["c"]
+
+
+def test_requests_that_grow_are_written_before_they_are_too_much_together(tmp_path: Path) -> None:
+    """Half of what may wait each, once their texts are padded: two fill a file."""
+    log = RequestLog(RequestLogSettings(share=1, flush_s=5, queue_mib=1), tmp_path)
+    for identity in "abcd":
+        log.take(identity, "m", "1", {"samples": ["b" * 1000, *"a" * 140]}, {}, 1200, NAMES)
+    log.close()
+    assert [len(list(exchanges(path))) for path in files(tmp_path)] == [2, 2]
+
+
+@pytest.mark.parametrize(("error", "counted"), [(MemoryError, "unkeepable"), (RuntimeError, "failed")])
+def test_the_log_outlives_what_one_request_does_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], counted: str
+) -> None:
+    real = request_log._plain
+
+    def plain(tensor: Any, most: float) -> np.ndarray:
+        if tensor is IMAGE:
+            raise error
+        return real(tensor, most)
+
+    monkeypatch.setattr(request_log, "_plain", plain)
+    log = log_of(tmp_path)
+    log.take("a", "m", "1", {"image": IMAGE}, {}, 100, NAMES)
+    log.take("b", "m", "1", {"image": IMAGE.copy()}, {}, 100, NAMES)
+    log.close()
+    assert (log.figures()[counted], log.figures()["waiting_bytes"]) == (1, 0)
+    assert [one.id for one in everything(tmp_path)] == ["b"]
+
+
 def test_a_disk_that_refuses_costs_the_file_and_nothing_else(tmp_path: Path) -> None:
     log = log_of(tmp_path / "log")
     (tmp_path / "log").rmdir()

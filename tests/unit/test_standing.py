@@ -119,6 +119,16 @@ def test_what_the_registry_knows_of_this_environment_counts_before_the_package(j
         slot(Shelf(rejected))
 
 
+def test_the_package_of_a_registered_version_is_not_asked_for_its_verdict(judged: Judged) -> None:
+    """No digest covers what it says: only the registry's word counts."""
+    silent = Release("images", "1", judged("promote", here("onnxruntime")), registered=True)
+    assert slot(Shelf(silent)).hosted.standing == "elsewhere"
+    with pytest.raises(EnvironmentUnfitError, match="it has no verdict of this environment"):
+        slot(Shelf(silent), unjudged="refuse")
+    promoted = replace(silent, judged="promote")
+    assert slot(Shelf(promoted), unjudged="refuse").hosted.standing == "here"
+
+
 def test_a_version_judged_elsewhere_is_served_and_said_to_be(
     judged: Judged, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
