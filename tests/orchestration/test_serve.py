@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -33,6 +34,8 @@ from tests.orchestration.conftest import CHECKOUT, Judged
 http = pytest.importorskip("tritonclient.http")
 Done = subprocess.CompletedProcess[str]
 SWITCHES_WITHIN_S = 30
+SWITCH_S = 1.5
+"""About what a server takes to hear of another version, fetch it, open it and let it answer."""
 
 
 class Server:
@@ -302,6 +305,34 @@ def test_without_the_registry_the_last_good_copy_is_served(
     status, written = again.end()
     assert status == 0
     assert "serving version 1 of images, the last that came whole" in written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("move", ["promotion", "rollback"])
+def test_a_server_that_was_killed_amid_a_switch_serves_what_its_alias_named(
+    start: Start, tracker: Tracker, register: Register, judged: Judged, tmp_path: Path, move: str, seed: int
+) -> None:
+    """At a moment that the seed draws: without the registry either version, with it the present one."""
+    options = ("--data-dir", tmp_path, "--poll-s", 0.1, "--no-standby")
+    first = register(judged.fp32)
+    if move == "rollback":
+        register(judged.int8)
+    server = start(CHAMPION, *options)
+    answers = {server.version(): ask(server)}
+    now = register(judged.int8) if move == "promotion" else first
+    if move == "rollback":
+        roll_back(tracker, "images")
+    time.sleep(random.Random(f"{move} {seed}").uniform(0, SWITCH_S))
+    server.process.kill()
+    server.process.communicate()
+    alone = start(CHAMPION, *options, **AWAY)
+    kept, answer = alone.version(), ask(alone)
+    alone.end()
+    again = start(CHAMPION, *options)
+    assert again.version() == now
+    answers[now] = ask(again)
+    assert np.array_equal(answer, answers[kept])
 
 
 def test_servers_of_one_folder_keep_what_each_of_them_served(
