@@ -19,7 +19,9 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from typer.testing import CliRunner
 
+from flows.cli import app
 from flows.local_server import local_server
 from flows.reconcile import run_reconcile
 from flows.servers import set_up_problems
@@ -118,13 +120,13 @@ def test_mlflow_s_own_deliveries_start_one_run_per_version(
     stack: Stack, listening: None, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A version, its alias and its tag are three deliveries, in whatever order."""
-    from flows.triggers import SECRET, webhook
+    from flows.triggers import SECRET
 
     monkeypatch.setenv(SECRET, servers.SECRET)
-    url = f"http://127.0.0.1:{stack.port}{PATH}"
-    first = webhook(url, data_dir)
-    assert first["answers"], first
-    assert webhook(url, data_dir)["id"] == first["id"]
+    told = ["webhook", f"http://127.0.0.1:{stack.port}{PATH}", "--data-dir", str(data_dir), "--json"]
+    first, again = (CliRunner().invoke(app, told) for _ in range(2))
+    assert (first.exit_code, again.exit_code) == (0, 0), first.output + again.output
+    assert json.loads(first.stdout)["id"] == json.loads(again.stdout)["id"]
     version = stack.register("orig")
     stack.client.set_registered_model_alias("orig", "next", version)
     stack.client.set_model_version_tag("orig", version, "reviewed", "yes")

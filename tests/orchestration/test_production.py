@@ -77,14 +77,27 @@ def test_the_workers_runs_are_registered_and_the_better_one_is_champion(story: S
     assert aliases == {"1": ["previous"], "2": ["challenger", "champion"]}
 
 
-def test_the_champion_is_served_and_a_rollback_reaches_the_server(story: Story) -> None:
+def test_the_champion_is_served_and_a_rollback_and_a_retraining_reach_the_server(
+    story: Story, digits: Callable[..., Path]
+) -> None:
+    """The nightly deployment finds new code, another pass of training, and promotes it: it is smaller."""
+    config = digits(SECOND)
+    code = config.parent / "workload.py"
     with serving(story) as url:
         assert answer(url) == ("2", 1)
         assert story.pareflow("rollback", "digits", "--json")["version"] == "1"
-        deadline = time.monotonic() + 60
-        while answer(url) != ("1", 1):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        becomes(url, "1")
+        code.write_text(code.read_text().replace("Field(default=8,", "Field(default=9,"))
+        story.servers.finish(config, story.data_dir, "retraining/daily")
+        becomes(url, "3")
+
+
+def becomes(url: str, version: str) -> None:
+    """Wait until this version answers."""
+    deadline = time.monotonic() + 60
+    while answer(url) != (version, 1):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_prometheus_reads_a_server_with_its_key_and_evaluates_every_rule(

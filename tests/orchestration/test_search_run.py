@@ -10,7 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from tests.orchestration.test_resume import assert_recorded_once
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,7 +37,7 @@ def killed_and_finished(
     budget = {"minutes": MINUTES, "variant_minutes": 5, "quiet_minutes": 30}
     config = pipeline_file("searched", candidates=None, budget=budget)
     data_dir = tmp_path_factory.mktemp("searched") / "data"
-    words = command("optimize", config, "--data-dir", data_dir, "--no-orchestrator", "--json")
+    words = command("optimize", config, "--data-dir", data_dir, "--json")
     process = subprocess.Popen(words, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL)
     unfinished, deadline = data_dir / "store" / "unfinished", time.monotonic() + PATIENCE_S
     while not (unfinished.exists() and any(unfinished.iterdir())):
@@ -65,6 +71,22 @@ def test_the_search_trained_and_says_why_it_ended_and_of_every_row_what_became_o
     assert document["winner"] is not None
     assert [step["step"] for step in document["contributions"]]
     assert (data_dir / "runs" / document["run_id"] / "study.log").is_file()
+
+
+def test_the_study_the_store_and_mlflow_agree_after_a_kill(killed_and_finished: Any) -> None:
+    """What the study was told of, each recipe once, is a row; each row an entry, and one run of MLflow's."""
+    _, after, document, data_dir = killed_and_finished
+    rows = document["variants"]
+    assert_recorded_once(data_dir, rows)
+    made = [row for row in rows if row["status"] == "ok" and row["role"] == "candidate"]
+    assert {row["id"] for row in made} <= after.keys()
+    log = JournalFileBackend(str(data_dir / "runs" / document["run_id"] / "study.log"))
+    study = optuna.load_study(study_name="search", storage=JournalStorage(log))
+    told = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+    assert len({str(sorted(trial.params.items())) for trial in told}) == len(told) > 0
+    size = document["baseline"]["size_mib"]
+    found = {(next(iter(row["steps"][0])), round(row["size_mib"] / size, 6)) for row in made}
+    assert {(trial.params["technique"], round(trial.values[0], 6)) for trial in told} <= found
 
 
 def test_ctrl_c_in_the_search_registers_the_best_so_far_and_the_same_command_goes_on(

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import socket
@@ -13,7 +15,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,8 @@ from tests.orchestration.conftest import CHECKOUT, Judged
 http = pytest.importorskip("tritonclient.http")
 Done = subprocess.CompletedProcess[str]
 SWITCHES_WITHIN_S = 30
+SWITCH_S = 1.5
+"""About what a server takes to hear of another version, fetch it, open it and let it answer."""
 
 
 class Server:
@@ -139,63 +144,83 @@ def test_requests_made_from_the_openapi_document_are_answered_as_it_says(
     assert done.returncode == 0, done.stdout
 
 
-def test_the_end_answers_what_is_there(start: Start, packaged: Callable[..., Path]) -> None:
-    """Requests that came before SIGTERM are answered after it, and later ones find nobody."""
-    server = start(packaged("images"))
-    body = json.dumps({"inputs": [{"name": "images", "datatype": "FP32", "shape": [2000, 1, 8, 8],
-                                   "data": [0.5] * 128_000}]}).encode()  # fmt: skip
-    answered: list[int] = []
-
-    def post() -> None:
-        request = urllib.request.Request(f"{server.url}/v2/models/images/infer", body)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            answered.append(answer.status)
-
-    threads = [threading.Thread(target=post) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.3)
-    status, _ = server.end()
-    for thread in threads:
-        thread.join()
-    assert (status, answered) == (0, [200] * 4)
-    with pytest.raises(urllib.error.URLError):
-        server.get("/v2/health/live")
+LINE, LARGE, GONE = 4, 120_000, 20
+"""Large requests in a line, the samples of each, and the small ones that hang up behind them."""
+Line = tuple[Server, list[Future[int]]]
 
 
-def test_nothing_is_computed_for_who_has_gone(
-    start: Start, packaged: Callable[..., Path], tmp_path: Path
-) -> None:
-    """Behind a large request stand twenty that hang up; of those who stay each is answered."""
+@pytest.fixture
+def line(start: Start, packaged: Callable[..., Path], tmp_path: Path) -> Iterator[Line]:
+    """A server of one session, and large requests, all with the server: one is computed, the others wait."""
     plan = tmp_path / "plan.yaml"
     batching = {"dynamic_batching": {"max_batch_size": 1}}
     plan.write_text(json.dumps({"sessions": 1, "inline_ms": 0, "policies": [batching]}))
     server = start(packaged("images"), "--plan", plan)
-    host, port = server.url.removeprefix("http://").split(":")
-    large = np.zeros((60_000, 1, 8, 8), np.float32)
+    large = np.zeros((LARGE, 1, 8, 8), np.float32)
     head = json.dumps({"inputs": [{"name": "images", "datatype": "FP32", "shape": list(large.shape),
                                    "parameters": {"binary_data_size": large.nbytes}}],
                        "outputs": [{"name": "output", "parameters": {"binary_data": True}}]})  # fmt: skip
-    headers = {"Inference-Header-Content-Length": str(len(head))}
-    request = urllib.request.Request(
-        f"{server.url}/v2/models/images/infer", head.encode() + large.tobytes(), headers
-    )
-    busy = threading.Thread(target=lambda: urllib.request.urlopen(request, timeout=60).read())
-    busy.start()
-    time.sleep(0.2)
+    headers, body = {"Inference-Header-Content-Length": str(len(head))}, head.encode() + large.tobytes()
+
+    def post() -> int:
+        request = urllib.request.Request(f"{server.url}/v2/models/images/infer", body, headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            answer.read()
+            status: int = answer.status
+            return status
+
+    def all_there() -> bool:
+        now = batched(server)
+        return now["waiting"] > 0 and now["batches"] + now["waiting"] == LINE - 1
+
+    with ThreadPoolExecutor(LINE) as pool:
+        answers = [pool.submit(post) for _ in range(LINE)]
+        until(all_there)
+        yield server, answers
+
+
+def batched(server: Server) -> dict[str, float]:
+    """What the server's batching counts, by name."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    counts = r'figure="(\w+)",model="images",policy="dynamic_batching"\} (\S+)'
+    return {name: float(value) for name, value in re.findall(counts, text)}
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until it holds."""
+    deadline = time.monotonic() + SWITCHES_WITHIN_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_the_end_answers_what_is_there(line: Line) -> None:
+    """Requests that came before SIGTERM are answered after it, and later ones find nobody."""
+    server, answers = line
+    assert not all(answer.done() for answer in answers)
+    status, _ = server.end()
+    assert (status, [answer.result() for answer in answers]) == (0, [200] * LINE)
+    with pytest.raises(urllib.error.URLError):
+        server.get("/v2/health/live")
+
+
+def test_nothing_is_computed_for_who_has_gone(line: Line) -> None:
+    """Behind large requests stand twenty that hang up; of those who stay each is answered."""
+    server, answers = line
+    host, port = server.url.removeprefix("http://").split(":")
     small = {"name": "images", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": [0.5] * 64}
     body = json.dumps({"inputs": [small]}).encode()
-    for _ in range(20):
-        with socket.create_connection((host, int(port))) as gone:
-            lines = f"POST /v2/models/images/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-            gone.sendall(lines.encode() + body)
-            time.sleep(0.01)
+    head = f"POST /v2/models/images/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with ExitStack() as connections:
+        for _ in range(GONE):
+            gone = connections.enter_context(socket.create_connection((host, int(port))))
+            gone.sendall(head.encode() + body)
+        until(lambda: batched(server)["waiting"] >= GONE)
+    until(lambda: batched(server)["waiting"] < LINE)
     ask(server, 1)
-    busy.join()
-    with urllib.request.urlopen(f"{server.url}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
-    samples = next(line for line in lines if 'figure="samples"' in line)
-    assert float(samples.split()[-1]) < 60_000 + 20
+    assert [answer.result() for answer in answers] == [200] * LINE
+    assert batched(server)["samples"] == LINE * LARGE + 1
 
 
 Register = Callable[[Row], str]
@@ -280,6 +305,34 @@ def test_without_the_registry_the_last_good_copy_is_served(
     status, written = again.end()
     assert status == 0
     assert "serving version 1 of images, the last that came whole" in written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("move", ["promotion", "rollback"])
+def test_a_server_that_was_killed_amid_a_switch_serves_what_its_alias_named(
+    start: Start, tracker: Tracker, register: Register, judged: Judged, tmp_path: Path, move: str, seed: int
+) -> None:
+    """At a moment that the seed draws: without the registry either version, with it the present one."""
+    options = ("--data-dir", tmp_path, "--poll-s", 0.1, "--no-standby")
+    first = register(judged.fp32)
+    if move == "rollback":
+        register(judged.int8)
+    server = start(CHAMPION, *options)
+    answers = {server.version(): ask(server)}
+    now = register(judged.int8) if move == "promotion" else first
+    if move == "rollback":
+        roll_back(tracker, "images")
+    time.sleep(random.Random(f"{move} {seed}").uniform(0, SWITCH_S))
+    server.process.kill()
+    server.process.communicate()
+    alone = start(CHAMPION, *options, **AWAY)
+    kept, answer = alone.version(), ask(alone)
+    alone.end()
+    again = start(CHAMPION, *options)
+    assert again.version() == now
+    answers[now] = ask(again)
+    assert np.array_equal(answer, answers[kept])
 
 
 def test_servers_of_one_folder_keep_what_each_of_them_served(

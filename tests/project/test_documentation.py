@@ -26,6 +26,8 @@ from tests.documentation import CHECKOUT, IN_CHECKOUT, Block, blocks, follow, pa
 COMMANDS = dict(generated.leaves(typer.main.get_command(cli.app), ()))
 FOLLOWED = [page for page in pages() if any(b.kind == "commands" and not b.not_run for b in blocks(page))]
 ROOTS = ("README.md", "CONTRIBUTING.md")
+CALL = r'(?:[(\[]|"flows\.cli", )"{}"'
+"""How a test gives the words of a command: the first of its arguments, or after the module's name."""
 
 
 def part(name: str) -> str:
@@ -39,6 +41,18 @@ def lines(block: Block) -> Iterator[str]:
         return
     for command, _ in block.commands():
         yield from command.replace("\\\n", " ").splitlines()
+
+
+def ours(block: Block) -> Iterator[list[str]]:
+    """The words of each call of `pareflow` in a block, without the command's own name."""
+    called = r"(?:^|[;&|] *)(?:\w+=\S+ +)*pareflow ([^;&|<>#\n]+)"
+    for words in re.findall(called, "\n".join(lines(block)), re.MULTILINE):
+        yield shlex.split(words)
+
+
+def path_of(words: list[str]) -> tuple[str, ...]:
+    """Those of the words that name a command; none where there is no such command."""
+    return next((path for path in COMMANDS if tuple(words[: len(path)]) == path), ())
 
 
 def test_pages_are_found() -> None:
@@ -62,8 +76,30 @@ def test_commands_are_shell_and_pareflow_knows_their_words(page: str) -> None:
         shell = "\n".join(lines(block))
         done = subprocess.run(["bash", "-n"], input=shell, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{block.where}: {done.stderr}"
-        for words in re.findall(r"(?:^|[;&|] *)pareflow ([^;&|<>#\n]+)", shell, re.MULTILINE):
-            known(block.where, shlex.split(words))
+        for words in ours(block):
+            known(block.where, words)
+
+
+def test_the_tests_that_a_page_names_in_the_place_of_a_block_call_its_commands() -> None:
+    """A folder stands for all of its files."""
+    found = [block for page in pages() for block in blocks(page) if stand_ins(block)]
+    assert len(found) >= 8
+    for block in found:
+        text = "".join(text_of(name) for name in stand_ins(block))
+        for words in ours(block):
+            call = CALL.format('", "'.join(path_of(words)))
+            assert re.search(call, text), f"{block.where}: {stand_ins(block)} call no `pareflow {words[0]}`"
+
+
+def stand_ins(block: Block) -> list[str]:
+    """The tests, or folders of them, that a page names in the place of a block."""
+    return re.findall(r"`(tests/[\w/.]+)`", block.not_run or "")
+
+
+def text_of(name: str) -> str:
+    """The text of a file of Python, or of all below a folder."""
+    path = CHECKOUT / name
+    return "".join(file.read_text() for file in ([path] if path.is_file() else sorted(path.rglob("*.py"))))
 
 
 def test_every_pipeline_and_plan_of_a_page_is_one() -> None:
@@ -83,8 +119,8 @@ def _plan(document: Any, source: str) -> ServingPlan:
 
 def known(where: str, words: list[str]) -> None:
     """Fails unless the command line takes these words."""
-    path = next((path for path in COMMANDS if tuple(words[: len(path)]) == path), None)
-    assert path is not None, f"{where}: there is no `pareflow {words[0]}`"
+    path = path_of(words)
+    assert path, f"{where}: there is no `pareflow {words[0]}`"
     try:
         COMMANDS[path].make_context("pareflow", list(words[len(path) :]))
     except Exception as error:

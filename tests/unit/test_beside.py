@@ -1,9 +1,10 @@
-"""What happens beside the version that answers while another one is being opened."""
+"""What happens beside the version that answers while another one is being opened, or the source is asked."""
 
 import asyncio
+import threading
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from pareflow.serving.traffic import Traffic
 from tests.unit.conftest import Shelf
 
 IMAGE = {"images": np.zeros((1, 1, 8, 8), np.float32)}
+PATIENCE_S = 20
+_Found = TypeVar("_Found")
 
 
 class Held:
@@ -49,6 +52,31 @@ class Held:
         self._let.set()
         await slot.settled()
         await asyncio.gather(*slot._retiring)
+
+
+@dataclass
+class Late(Shelf):
+    """A source whose next answer to `late` is as of when it was asked, and comes when it is let."""
+
+    late: str = ""
+    asked: threading.Event = field(default_factory=threading.Event)
+    let: threading.Event = field(default_factory=threading.Event)
+
+    def previous(self) -> Release | None:
+        return self._answer("previous", super().previous())
+
+    def challenger(self) -> Challenge | None:
+        return self._answer("challenger", super().challenger())
+
+    async def begun(self) -> None:
+        assert await asyncio.to_thread(self.asked.wait, PATIENCE_S)
+
+    def _answer(self, question: str, found: _Found) -> _Found:
+        if self.late == question:
+            self.late = ""
+            self.asked.set()
+            self.let.wait(PATIENCE_S)
+        return found
 
 
 @pytest.fixture
@@ -135,6 +163,58 @@ def test_every_promotion_leaves_the_version_before_it_ready_as_it_is(three: tupl
         assert held.retired == [first]
         assert slot.hosted.release == third
         await replaced.answer(IMAGE)
+        await slot.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_was_previous_when_the_source_was_asked_does_not_replace_who_answered_since(
+    three: tuple[Release, ...],
+) -> None:
+    """The third version takes over while the source is asked what was before the second."""
+    first, second, third = three
+    source = Late(second, before=first, late="previous")
+
+    async def scenario() -> None:
+        slot = Slot(source, ServingPlan(), Metrics())
+        slot.start()
+        held = Held(slot, "nothing")
+        await slot.refresh()
+        await source.begun()
+        champion = slot.hosted
+        await look(slot, source, release=third, before=second)
+        source.let.set()
+        await held.let(slot)
+        assert slot.beside.standby is champion
+        assert held.retired == []
+        await champion.answer(IMAGE)
+        await slot.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_challenger_of_before_a_promotion_is_tried_beside_the_new_champion_alone(
+    three: tuple[Release, ...],
+) -> None:
+    """The second version, which is tried, is promoted while the source is asked whom to try."""
+    first, second, third = three
+    source = Late(first, tried=canary(second))
+
+    async def scenario() -> None:
+        slot = Slot(source, ServingPlan(), Metrics(), standby=False)
+        slot.start()
+        await slot.refresh()
+        await slot.settled()
+        await look(slot, source, tried=canary(third), late="challenger")
+        await source.begun()
+        await look(slot, source, release=second)
+        source.let.set()
+        await slot.settled()
+        assert slot.trial is None
+        await look(slot, source)
+        await slot.settled()
+        assert slot.trial is not None
+        assert (slot.trial.record.champion, slot.trial.challenger.release) == ("2", third)
         await slot.close()
 
     asyncio.run(scenario())
