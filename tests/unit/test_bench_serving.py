@@ -1,0 +1,41 @@
+"""`bench/serving.py`: other servers at their best."""
+
+import importlib
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def serving(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(checkout / "bench")
+    return importlib.import_module("serving")
+
+
+def test_another_server_is_run_at_the_best_of_its_settings(
+    serving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    per_s = {(1, 1): 10.0, (2, 1): 30.0, (1, 2): 20.0}
+    monkeypatch.setattr(serving, "closed_loop", lambda server, _: SimpleNamespace(per_s=per_s[server]))
+    best = serving._best(lambda *setting: nullcontext(setting), serving.THREADS)
+    with best() as setting:
+        assert setting == (2, 1)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_mlflows_session_has_so_many_threads_and_they_do_not_spin(
+    threads: int, serving: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import mlflow
+
+    importlib.import_module("serving_models").tiny(tmp_path)
+    monkeypatch.setattr(serving, "FOLDER", tmp_path)
+    monkeypatch.setattr(serving, "graph", lambda _: tmp_path / "model.onnx")
+    monkeypatch.setattr(mlflow.models, "infer_pip_requirements", lambda *_, fallback, **__: fallback)
+    loaded = mlflow.pyfunc.load_model(str(serving._mlflow_model(threads)))
+    options = loaded.get_raw_model().get_session_options()
+    assert options.intra_op_num_threads == threads
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
