@@ -23,6 +23,7 @@ import psutil
 from serving_models import package, rows
 
 from pareflow.errors import EnvironmentUnfitError
+from pareflow.measuring.load import Said
 from pareflow.serving.load import Post
 from pareflow.workload import Arrays
 
@@ -169,6 +170,13 @@ def closed_loop(server: Server, seconds: float, connections: int = 16) -> Rate:
         p99_ms=_ms(_found(r"99%\s+([\d.]+\w+)", done)),
         cpu_ms=1000 * used / count,
     )
+
+
+def unusable(said: Said) -> str:
+    """Why a run's latencies tell nothing, in LoadGen's words; empty where they do."""
+    if said.trouble:
+        return f"LoadGen: {'; '.join(said.trouble)}"
+    return "" if said.valid else f"LoadGen calls it invalid: {said.early_stopping}"
 
 
 def _found(pattern: str, text: str) -> str:

@@ -1,4 +1,4 @@
-"""`bench/serving.py`: other servers at their best."""
+"""`bench/serving.py`: other servers at their best, and no ratio from a run that tells none."""
 
 import importlib
 from contextlib import nullcontext
@@ -7,6 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from pareflow.measuring.load import Said
+from pareflow.measuring.loadgen_log import Log
 
 
 @pytest.fixture
@@ -39,3 +42,25 @@ def test_mlflows_session_has_so_many_threads_and_they_do_not_spin(
     options = loaded.get_raw_model().get_session_options()
     assert options.intra_op_num_threads == threads
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+@pytest.mark.parametrize(
+    ("valid", "trouble", "measured"),
+    [(True, (), 1.5), (False, (), None), (True, ("ended early",), None)],
+    ids=["valid", "invalid", "in trouble"],
+)
+def test_arrivals_at_random_measure_where_loadgen_calls_the_run_valid(
+    valid: bool,
+    trouble: tuple[str, ...],
+    measured: float | None,
+    serving: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = Said("6", valid, valid, "p99 is not known", 3, {}, None, trouble)
+    monkeypatch.setattr(serving, "pareflow", lambda *_, **__: nullcontext(SimpleNamespace(posts=())))
+    monkeypatch.setattr(serving, "closed_loop", lambda *_: SimpleNamespace(per_s=100.0))
+    monkeypatch.setattr(serving, "under_load", lambda *_, **__: Log([10.0] * 90 + [15.0] * 10, said))
+    (claim,) = serving.at_random(True)
+    assert claim.measured == (measured and pytest.approx(measured))
+    for words in ("p99 is not known",) * (not valid) + trouble:
+        assert words in claim.note
