@@ -84,7 +84,7 @@ def overhead(quick: bool) -> Iterator[Claim]:
         for _ in range(turns):
             raw, _ = raw_per_s(loaded, feeds, SECONDS)
             shares.append(closed_loop(server, SECONDS, connections=2 * BATCH).per_s / raw)
-        yield _ratio("BERT: one worker at saturation, over raw runs of the same batch", 0.95, shares)
+        yield _ratio("BERT by raw tensors: one worker at saturation, over runs of a batch", 0.95, shares)
         yield from _lone(server, loaded)
         yield _idle(server)
     yield from _beside_a_route(turns)
@@ -101,7 +101,8 @@ def _lone(server: Server, loaded: Session) -> Iterator[Claim]:
                 alone.append(_median_ms(lambda: loaded.run(one)))
                 beyond.append(_median_ms(ask) - alone[-1])
             name = (
-                f"BERT: a lone request {when} a burst, beyond the network's {statistics.median(alone):.2f} ms"
+                f"BERT: a lone request by raw tensors {when} a burst, beyond the network's "
+                f"{statistics.median(alone):.2f} ms"
             )
             found = statistics.median(beyond)
             yield Claim(name, 1.0, found, "ms", LONE_TURNS, "at most", min(beyond), max(beyond))
@@ -161,7 +162,7 @@ def _beside_a_route(turns: int) -> Iterator[Claim]:
         f"{statistics.median(rate.per_s for rate in ours):.0f} requests/s; the network takes {per_run:.4f} ms"
     )
     yield Claim(
-        "tiny: processor time per request beyond the network's",
+        "tiny: processor time per request by raw tensors, beyond the network's",
         0.3,
         beyond,
         "ms",
