@@ -177,3 +177,22 @@ def test_a_run_that_met_no_sla_is_a_document_without_a_winner(
     document, found = run.ended(Path("pipeline.yaml"), remeasure=False)
     assert len(document["variants"]) == 2
     assert (found and found["id"]) == winner
+
+
+def test_a_peer_is_told_what_the_sla_lets_be_lost(
+    files: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "told.py").write_text("import sys; raise SystemExit(f'it may lose {sys.argv[5]}')")
+    (tmp_path / "ort.txt").touch()
+    monkeypatch.setattr(files, "FOLDER", tmp_path)
+    made = files.make(trained.run, files.Peer("told", "told", "ort"), trained.strong)
+    assert f"it may lose {trained.run.spec.sla.quality.max_drop}" in str(made.reason)
+
+
+@pytest.mark.parametrize(("has", "precision"), [(True, "bf16"), (False, "f32")])
+def test_openvino_runs_a_peers_model_in_the_precision_that_it_takes_by_itself(
+    has: bool, precision: str, files: Any, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.probe, "has_bf16", lambda: has)
+    peer = next(peer for peer in files.PEERS if peer.script == "nncf_plain")
+    assert peer.runtime(trained.strong).precision == precision

@@ -25,7 +25,7 @@ def test_a_kill_counts_where_it_ended_the_command(
 
 
 def rows(resume: Any, monkeypatch: pytest.MonkeyPatch, winners: str, kills: list[float | None]) -> list[Any]:
-    """The claims where the whole run, the killed one, and that asked again chose so, and kills lost so much."""
+    """The claims where the whole run, the killed one and the one asked again chose so; what kills lost."""
     documents = iter(
         ({"winner": one, "variants": [{"id": one, "recipe": f"recipe {one}"}]}, 10.0) for one in winners
     )
