@@ -58,7 +58,7 @@ class Steps:
 
 
 def measure(quick: bool) -> Sequence[Claim]:
-    """The whole run first; then one that is killed until so many kills hit, or it is over; of `quick`, two."""
+    """The whole run first; then one that is killed until so many kills hit, or it is over; `quick`: two."""
     kills = 2 if quick else KILLS
     minutes = 2.5 if quick else MINUTES
     with tempfile.TemporaryDirectory() as scratch:
