@@ -1,4 +1,4 @@
-"""`bench/decoding.py`: what it hands to transformers gives the network's logits, and whose cache is claimed."""
+"""`bench/decoding.py`: transformers gives the network's logits by what it is handed; whose cache is claimed."""
 
 import importlib
 import importlib.util
