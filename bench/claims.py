@@ -48,7 +48,8 @@ def main(description: str, measure: Measure | Mapping[str, Measure]) -> None:
     parts = measure if isinstance(measure, Mapping) else {description: measure}
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--quick", action="store_true", help="fewer samples: two minutes, and longer where pipelines are run or networks trained")
+    quick = "fewer samples: two minutes, and longer where pipelines are run or networks trained"
+    parser.add_argument("--quick", action="store_true", help=quick)
     if len(parts) > 1:
         parser.add_argument("parts", nargs="*", help=f"which of {', '.join(parts)}; none are all")
     options = parser.parse_args()

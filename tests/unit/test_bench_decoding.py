@@ -1,4 +1,4 @@
-"""`bench/decoding.py`: transformers gives the network's logits by what it is handed; whose cache is claimed."""
+"""`bench/decoding.py`: what transformers is handed gives the network's logits; whose cache is claimed."""
 
 import importlib
 import importlib.util

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytest.importorskip("transformers")
+
 
 @pytest.fixture
 def ranking(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
