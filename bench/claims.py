@@ -41,14 +41,15 @@ Measure = Callable[[bool], Iterable[Claim]]
 
 
 def main(description: str, measure: Measure | Mapping[str, Measure]) -> None:
-    """The command line of one script: `--json` prints rows, `--quick` ends within two minutes.
+    """The command line of one script: `--json` prints rows, `--quick` takes fewer samples.
 
     Of several parts, those named there are measured, each with a table of its own; quickly the first alone.
     """
     parts = measure if isinstance(measure, Mapping) else {description: measure}
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--quick", action="store_true", help="fewer samples, at most two minutes")
+    quick = "fewer samples: two minutes, and longer where pipelines are run or networks trained"
+    parser.add_argument("--quick", action="store_true", help=quick)
     if len(parts) > 1:
         parser.add_argument("parts", nargs="*", help=f"which of {', '.join(parts)}; none are all")
     options = parser.parse_args()

@@ -4,6 +4,7 @@ The breach is real: a server, a registry and `pareflow monitor` as processes, an
 otherwise than its original, at 20 requests a second.
 """
 
+import http.client
 import json
 import shutil
 import subprocess
@@ -87,6 +88,17 @@ def rollbacks(quick: bool) -> Iterator[Claim]:
         min(answered),
         max(answered),
     )
+    failed = [error for one in times for error in one.failed]
+    count, note = sum(one.requests for one in times), "; ".join(failed[:1])
+    yield Claim(
+        "failed requests, before, during and after the rollback",
+        0,
+        len(failed),
+        "requests",
+        count,
+        "at most",
+        note=note,
+    )
 
 
 @dataclass
@@ -96,6 +108,8 @@ class Breached:
     rolled_back_s: float
     answered_s: float
     said: str
+    requests: int
+    failed: list[str]
 
 
 @dataclass
@@ -104,7 +118,7 @@ class Traffic:
 
     posts: list[Post]
     seen: list[tuple[float, str]] = field(default_factory=list)
-    refused: int = 0
+    failed: list[str] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
@@ -115,8 +129,8 @@ class Traffic:
             try:
                 answer = ask(self.posts[int(chance.integers(len(self.posts)))])
                 self.seen.append((time.monotonic(), str(json.loads(answer)["model_version"])))
-            except OSError:
-                self.refused += 1
+            except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+                self.failed.append(f"{type(error).__name__}: {error}")
 
     @contextmanager
     def flowing(self) -> Iterator["Traffic"]:
@@ -163,7 +177,8 @@ def _breach() -> Breached:
             good = traffic.first("1", last)
         (said,) = (line for line in (data_dir / "monitor.txt").read_text().splitlines() if "breach" in line)
         assert bad is not None and good is not None
-        return Breached(back - bad, good - bad, said)
+        requests = len(traffic.seen) + len(traffic.failed)
+        return Breached(back - bad, good - bad, said, requests, traffic.failed)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A week of a served model that is as good as promised, look by look: how often it alarms for nothing.
 
-Traffic follows the hour of the day. Errors, slow answers and disagreements have shares under their limits.
+Traffic follows the hour of the day. Errors, slow answers, disagreements and lost labels have
+shares under their limits.
 Some thirty times a day all answers of a second or two are slow, as on a machine that does something else.
 """
 
@@ -14,6 +15,7 @@ import numpy as np
 from pareflow.monitoring import rules
 from pareflow.monitoring.evidence import WEEK_S
 from pareflow.monitoring.exposition import Reading, between
+from pareflow.monitoring.labels import Joined
 from pareflow.monitoring.state import Breach, State
 from pareflow.monitoring.watch import Watch
 from pareflow.workload import Arrays
@@ -23,6 +25,10 @@ PER_S = 20.0
 """Requests in a second, over the whole day."""
 FAILED, SLOW, OTHERWISE = 0.003, 0.004, 0.006
 """Shares in truth; 0.01 of each are allowed."""
+LOST, WON = 0.014, 0.002
+"""Shares of labels that the original alone has right, and the served version alone; 0.02 may be lost."""
+RIGHT = 0.9
+"""Of the others, both."""
 STALLS_PER_DAY = 30.0
 SAMPLED = 0.05
 CALIBRATION = 500
@@ -53,6 +59,7 @@ def simulate(seed: int, days: float = 7) -> Week:
         week.breaches += watch.reads(reading)
         kept = chance.binomial(int(between(before, reading).requests), SAMPLED)
         week.breaches += watch.compares(_compared(chance, kept) if kept else {}, float(at_s))
+        week.breaches += watch.joins(_labelled(chance, kept))
         week.naive += _naive(before, reading)
         week.looks += 1
         before = reading
@@ -85,6 +92,14 @@ def _compared(chance: np.random.Generator, count: int) -> Arrays:
         "served": chance.integers(0, KINDS, count),
         **{f"feature.{i}": rows[:, i] for i in range(FEATURES)},
     }
+
+
+def _labelled(chance: np.random.Generator, count: int) -> Joined:
+    """Labels of so many compared requests."""
+    kind = chance.random(count)
+    lost, won = kind < LOST, (kind >= LOST) & (kind < LOST + WON)
+    both = chance.random(count) < RIGHT
+    return Joined(served=won | both & ~lost, original=lost | both & ~won)
 
 
 def _naive(before: Reading, after: Reading) -> int:

@@ -17,6 +17,7 @@ from pareflow.compiler.environment import WorkerEnvironment, last_lines
 from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.compiler.openvino import OpenVino
 from pareflow.errors import MissingExtraError, StepFailedError, VariantError
+from pareflow.hardware import probe
 from pareflow.hardware.device import device_lock
 from pareflow.isolation import Limits, run_isolated
 from pareflow.measuring.arena import write_feeds
@@ -52,9 +53,18 @@ class Peer:
         sources = [file_digest(path) for path in sorted(FOLDER.glob("*.py"))]
         environment = PeerEnvironment(self.environment).digest
         machine = run.environment.fingerprint
-        return digest(
-            "peer", self.script, strong.id, sources, environment, self.backend.code_version(), machine
-        )
+        ran = (self.backend.code_version(), self.runtime(strong).step.to_json())
+        given = (strong.id, _max_drop(run))
+        return digest("peer", self.script, given, sources, environment, ran, machine)
+
+    def runtime(self, strong: Row) -> Backend:
+        """Its runtime as its users get it, in as many threads as the baseline.
+
+        The precision that OpenVINO chooses by itself is bf16 where the processor has it.
+        """
+        if self.backend is OpenVino and probe.has_bf16():
+            return OpenVino(threads=strong.threads, precision="bf16")
+        return self.backend(threads=strong.threads)
 
 
 PEERS = (
@@ -70,7 +80,7 @@ QUICK = tuple(peer for peer in PEERS if peer.environment == "ort")
 
 def make(run: Run, peer: Peer, strong: Row) -> Row:
     """The peer's variant of the original as a row of the run, not yet judged; or failed, with its reason."""
-    recipe = Recipe((), peer.backend(threads=strong.threads).step)
+    recipe = Recipe((), peer.runtime(strong).step)
     row = Row(recipe, id=peer.key(run, strong))
     try:
         python = PeerEnvironment(peer.environment).ensure()
@@ -89,7 +99,8 @@ def _write(run: Run, peer: Peer, python: Path, strong: Row, into: Path) -> None:
         output = Path(scratch) / "output"
         output.mkdir()
         files = (source / "model.onnx", inputs / "calibration.npz", inputs / "validation.npz", output)
-        _call([python, "-Es", FOLDER / f"{peer.script}.py", *files], scratch, _log(run, peer))
+        script = FOLDER / f"{peer.script}.py"
+        _call([python, "-Es", script, *files, str(_max_drop(run))], scratch, _log(run, peer))
         if not (output / network.FILES[peer.backend.form]).is_file():
             raise StepFailedError(
                 "a peer must leave its file", "it ended well without one", f"See {_log(run, peer)}"
@@ -111,6 +122,12 @@ def environment() -> dict[str, str]:
     set_environment()
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return {**kept, "HF_HUB_OFFLINE": "1", "PYTHONNOUSERSITE": "1"}
+
+
+def _max_drop(run: Run) -> float:
+    """What the SLA lets be lost: no limit is a limit of everything."""
+    clause = run.spec.sla.quality
+    return 1.0 if clause is None or clause.max_drop is None else clause.max_drop
 
 
 def _log(run: Run, peer: Peer) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from claims import Claim, main
 from peer_files import PEERS, QUICK, Peer, make
-from pipeline_run import DATA_DIR, as_row, chosen
+from pipeline_run import DATA_DIR, as_row, ended
 from recipes import PATIENT
 
 from pareflow import spec
@@ -30,16 +30,18 @@ WORKLOADS = ("digits", "fashion", "intent")
 FASTER = 1.5
 """How many times as fast as the fastest peer the winner should be, and on how many workloads."""
 OFTEN = 2
+BEATEN = Interval(0.0, 0.0, 0.0, 1)
+"""How many times as fast as a peer that meets the SLA we are where we have nothing that does."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One workload: the winner and each peer, judged side by side."""
+    """One workload: the winner, None where nothing met the SLA, and each peer, judged side by side."""
 
     workload: str
     recipe: str
     objective: Objective
-    winner: Row
+    winner: Row | None
     peers: dict[str, Row]
 
     @property
@@ -60,9 +62,14 @@ class Comparison:
         return min(hopeful, key=lambda name: objective_value(self.objective, self.peers[name]), default=None)
 
     def over(self, peer: str | None) -> Interval | None:
-        """How many times as fast as a peer the winner is; None where one of the two is not there."""
-        if peer is None or not _passed(self.winner):
+        """How many times as fast as a peer the winner is: 0 where the peer alone meets the SLA.
+
+        None where neither does, or there is no such peer.
+        """
+        if peer is None:
             return None
+        if self.winner is None or not _passed(self.winner):
+            return BEATEN if _passed(self.peers[peer]) else None
         ours, theirs = self.winner.measurement, self.peers[peer].measurement
         return speedup(theirs, ours) if ours and theirs else None
 
@@ -78,22 +85,24 @@ def measure(workload: str, found: list[Comparison], quick: bool) -> Iterator[Cla
 
 
 def compare(workload: str, peers: Sequence[Peer]) -> Comparison:
-    """The pipeline's winner from a run of it, the peers' files, and one validation of all of them.
+    """The pipeline's winner from a run of it, if any, the peers' files, and one validation of all of them.
 
-    Raises: PareflowError where the pipeline has no winner, or its baselines fail.
+    Raises: PareflowError where the pipeline does not end, or its baselines fail.
     """
     config = CONFIGS / workload / "pipeline.yaml"
-    document, winner = chosen(config, remeasure=False)
+    document, winner = ended(config, remeasure=False)
     pipeline = spec.read(config).model_copy(update={"budget": PATIENT})
     run = Run.open(pipeline, config, DATA_DIR).aside()
     baselines = [as_row(one) for one in document["variants"] if one["role"] in ("baseline", "original")]
     made = [make(run, peer, baselines[0]) for peer in peers]
-    entered = {row.id: row for row in (*baselines, as_row(winner), *made) if row.status == "ok"}
+    ours = [] if winner is None else [as_row(winner)]
+    entered = {row.id: row for row in (*baselines, *ours, *made) if row.status == "ok"}
     rows = validate(run, list(entered.values()))
     judged = {row.id: row for row in rows} | alone(run, rows)
     names = [peer.name for peer in peers]
     compared = dict(zip(names, (judged.get(row.id, row) for row in made), strict=True))
-    return Comparison(workload, winner["recipe"], pipeline.objective, judged[winner["id"]], compared)
+    recipe, best = ("none", None) if winner is None else (winner["recipe"], judged[winner["id"]])
+    return Comparison(workload, recipe, pipeline.objective, best, compared)
 
 
 def alone(run: Run, rows: Sequence[Row]) -> dict[str | None, Row]:
@@ -111,11 +120,13 @@ def alone(run: Run, rows: Sequence[Row]) -> dict[str | None, Row]:
 
 def _claims(found: Comparison) -> Iterator[Claim]:
     """The rows of one workload."""
-    yield from _judged(f"{found.workload}, {found.recipe}", found.winner)
+    if found.winner is not None:
+        yield from _judged(f"{found.workload}, {found.recipe}", found.winner)
     for name, row in found.peers.items():
         yield from _judged(f"{found.workload}, {name}", row)
-    missing = "no peer meets the SLA" if found.fastest is None else _missed(found.winner)
-    note = missing or f"{found.fastest} is the fastest"
+    note = "no peer meets the SLA" if found.fastest is None else f"{found.fastest} is the fastest"
+    if found.fastest is not None and (lacking := _missed(found.winner)):
+        note = f"{note}; ours: {lacking}"
     yield _over_fastest(found.workload, found.over(found.fastest), note)
     if found.doubtful is not None:
         name = f"{found.workload}: winner over {found.doubtful}, of which the gate cannot tell"
@@ -156,8 +167,8 @@ def _claim(name: str, claimed: float, found: Interval | None, note: str) -> Clai
 
 
 def often(found: Sequence[Comparison], _: bool) -> Iterator[Claim]:
-    """On how many workloads the winner is much faster; one where no peer passes does not count, nor does one
-    that was not compared just now."""
+    """On how many workloads the winner is much faster; one where no peer passes does not count, nor does
+    one that was not compared just now; one where only a peer passes counts as not faster."""
     gained = [gain.estimate for one in found if (gain := one.over(one.fastest)) is not None]
     much = sum(gain >= FASTER for gain in gained)
     name = f"workloads of {len(WORKLOADS)} where the winner is at least {FASTER:g}× the fastest passing peer"
@@ -168,8 +179,10 @@ def _passed(row: Row) -> bool:
     return row.verdict is not None and row.verdict.decision == "promote"
 
 
-def _missed(row: Row) -> str:
+def _missed(row: Row | None) -> str:
     """Why there is no variant, or the clauses that it misses; empty where it meets the SLA."""
+    if row is None:
+        return "nothing met the SLA"
     return row.reason or (f"misses the SLA: {row.verdict.missed}" if row.verdict and not _passed(row) else "")
 
 

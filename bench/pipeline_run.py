@@ -12,12 +12,14 @@ from pareflow.stages.run import Row
 from pareflow.variant import Recipe
 
 DATA_DIR = Path(__file__).parents[1] / ".pareflow"
+NOTHING_MET = 3
+"""How `optimize` exits where nothing met the SLA, or a server would not keep it."""
 
 
-def chosen(config: Path, *, remeasure: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The document of a run, timed anew unless told not to, and its winner.
+def ended(config: Path, *, remeasure: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The document of a run, timed anew where told to, and its winner; None where it did not meet the SLA.
 
-    Raises: PareflowError if none met the SLA.
+    Raises: PareflowError where the run ended in another way.
     """
     command = ["optimize", str(config), "--data-dir", str(DATA_DIR), "--json"]
     if remeasure:
@@ -25,12 +27,20 @@ def chosen(config: Path, *, remeasure: bool = True) -> tuple[dict[str, Any], dic
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", *command], stdout=subprocess.PIPE, text=True, check=False
     )
-    if done.returncode != 0:
-        raise PareflowError(
-            "the run must meet its SLA", f"it exited with {done.returncode}", "See its report"
-        )
+    if done.returncode not in (0, NOTHING_MET):
+        raise PareflowError("the run must end well", f"it exited with {done.returncode}", "See its output")
     document: dict[str, Any] = json.loads(done.stdout)
+    if done.returncode == NOTHING_MET:
+        return document, None
     return document, next(row for row in document["variants"] if row["id"] == document["winner"])
+
+
+def chosen(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The document of a run, timed anew, and its winner. Raises: PareflowError if none met the SLA."""
+    document, winner = ended(config, remeasure=True)
+    if winner is None:
+        raise PareflowError("the run must meet its SLA", f"it exited with {NOTHING_MET}", "See its report")
+    return document, winner
 
 
 def as_row(variant: Mapping[str, Any]) -> Row:

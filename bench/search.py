@@ -1,16 +1,19 @@
 """The search beside an exhaustive grid of the same space: how near it comes, in which share of the time.
 
 Both start from the same trained network and its baseline, each in a data folder of its own, and build and
-time one candidate after the other. The grid trains every point as long as the search's last rung, beside its
-finishes, and has no time limit; the best of either is the fastest that meets the SLA's estimates. The space
-is `search.yaml`'s. Names of workloads on the command line run those alone.
+time one candidate after the other. The grid has no time limit: it tries all that needs no training, and
+trains every point as long as the search's last rung, or as that may have been where nothing was trained. What
+follows the training are the ways that the grid itself finds fastest, as many as the search goes on from, and
+those that the search trained towards; all would be several times as many points. The best of either is the
+fastest that meets the SLA's estimates. The space is `search.yaml`'s. Names of workloads on the command line
+run those alone.
 """
 
 import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +28,8 @@ from pareflow.catalog import complete
 from pareflow.intervals import speedup
 from pareflow.measuring.arena import Protocol
 from pareflow.search import space, training_space
+from pareflow.search.halving import MOST_EPOCHS
+from pareflow.search.search import FINISHES, LONGEST
 from pareflow.search.trial import Trial, best
 from pareflow.stages import baseline, optimization, profiling, searching
 from pareflow.stages.clock import Meter
@@ -119,27 +124,50 @@ def _tried(contest: searching.Contest, row: Row) -> Row:
 
 def _exhaustive(run: Run, baselines: Sequence[Row], rows: Sequence[Row]) -> Tried:
     """Every point of the space: without training; and each setting of each technique, trained as long as the
-    search's longest, with each finish that the search trained towards."""
+    search's longest, or as it may have been, with each finish."""
     here = searching.circumstances(run, trainable=baselines[-1].role == "original")
     families = training_space.families(here)
     trained = [
         row.recipe for row in rows if row.recipe.techniques and row.recipe.techniques[0].name in families
     ]
-    finishes = {str(r.to_json()[1:]): Recipe(r.techniques[1:], r.backend) for r in trained}
-    epochs = max((int(r.techniques[0].settings["epochs"]) for r in trained), default=1)
-    points = [
-        Recipe((training_space.step(name, chosen, epochs), *finish.techniques), finish.backend)
-        for finish in finishes.values()
-        for name, settings in families.items()
-        for chosen in training_space.grid(settings)
-    ]
+    passes = [int(recipe.techniques[0].settings["epochs"]) for recipe in trained]
+    epochs = max(passes, default=_longest(run, baselines[0]))
     began, contest, tried = time.monotonic(), searching.Contest(run, baselines), list[Row]()
-    recipes = (*space.untrained(here), *points)
-    for recipe in recipes:
+
+    def attempt(recipe: Recipe) -> Row:
         tried.append(_tried(contest, Row(complete(recipe))))
         minutes = (time.monotonic() - began) / 60
-        print(f"grid: {len(tried)} of {len(recipes)} after {minutes:.1f} minutes", file=sys.stderr)
+        print(f"grid: {len(tried)} candidates in {minutes:.1f} minutes", file=sys.stderr)
+        return tried[-1]
+
+    for recipe in space.untrained(here):
+        attempt(recipe)
+    finishes = [Recipe(r.techniques[1:], r.backend) for r in trained]
+    finishes += _fastest_ways(searching.trial_of(run, row, baselines) for row in (baselines[0], *tried))
+    for finish in {one.label: one for one in finishes}.values():
+        plain = space.unfused(finish.techniques)
+        for name, settings in families.items():
+            for chosen in training_space.grid(settings):
+                first = training_space.step(name, chosen, epochs)
+                row = attempt(Recipe((first, *finish.techniques), finish.backend))
+                if row.status != "ok" and plain != finish.techniques:
+                    attempt(Recipe((first, *plain), finish.backend))
     return Tried(tried, time.monotonic() - began)
+
+
+def _longest(run: Run, strong: Row) -> int:
+    """The passes that the search may train for at most, by its first estimate of what one takes."""
+    minutes = LONGEST * run.spec.budget.minutes
+    return max(1, min(MOST_EPOCHS, int(minutes / searching.effort_of(run, strong).epoch_minutes)))
+
+
+def _fastest_ways(trials: Iterable[Trial]) -> list[Recipe]:
+    """Of those that meet the SLA's estimates the fastest of each way, and of the ways as many as the search
+    goes on from."""
+    found: dict[str, Recipe] = {}
+    for trial in sorted((t for t in trials if t.passes), key=lambda t: t.cost or 0):
+        found.setdefault(space.way_of(trial.recipe).label, trial.recipe)
+    return list(found.values())[:FINISHES]
 
 
 def _best(run: Run, rows: Sequence[Row], baselines: Sequence[Row]) -> Row | None:

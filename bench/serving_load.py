@@ -23,6 +23,7 @@ import psutil
 from serving_models import package, rows
 
 from pareflow.errors import EnvironmentUnfitError
+from pareflow.measuring.load import Said
 from pareflow.serving.load import Post
 from pareflow.workload import Arrays
 
@@ -35,6 +36,15 @@ local file = io.open("{body}", "rb")
 wrk.method, wrk.body = "POST", file:read("*a")
 file:close()
 {headers}
+"""
+_LUA_VARIED = """
+local bodies = {{{bodies}}}
+for i, path in ipairs(bodies) do
+    local file = io.open(path, "rb")
+    bodies[i] = file:read("*a")
+    file:close()
+end
+function request() return wrk.format("POST", nil, nil, bodies[math.random(#bodies)]) end
 """
 
 
@@ -146,8 +156,11 @@ def ask(post: Post) -> bytes:
     return content
 
 
-def closed_loop(server: Server, seconds: float, connections: int = 16) -> Rate:
-    """wrk: each connection asks again as soon as it is answered. Raises: EnvironmentUnfitError."""
+def closed_loop(server: Server, seconds: float, connections: int = 16, *, varied: bool = False) -> Rate:
+    """wrk: each connection asks again as soon as it is answered, with the first post.
+
+    Where `varied`, with any by chance: they differ in their bodies alone. Raises: EnvironmentUnfitError.
+    """
     if shutil.which("wrk") is None:
         raise EnvironmentUnfitError("`wrk` must be installed", "it is not", "Run `apt install wrk`")
     post = server.posts[0]
@@ -155,7 +168,13 @@ def closed_loop(server: Server, seconds: float, connections: int = 16) -> Rate:
         body, script = Path(folder) / "body", Path(folder) / "post.lua"
         body.write_bytes(post.body)
         headers = "\n".join(f'wrk.headers["{name}"] = "{value}"' for name, value in post.headers.items())
-        script.write_text(_LUA.format(body=body, headers=headers))
+        lua = _LUA.format(body=body, headers=headers)
+        if varied:
+            paths = [Path(folder) / f"body-{i}" for i in range(len(server.posts))]
+            for path, one in zip(paths, server.posts, strict=True):
+                path.write_bytes(one.body)
+            lua += _LUA_VARIED.format(bodies=", ".join(f'"{path}"' for path in paths))
+        script.write_text(lua)
         options = ["-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "-s", str(script), post.url]
         before = server.cpu_s()
         done = subprocess.run(["wrk", *options], capture_output=True, text=True, check=True).stdout
@@ -169,6 +188,13 @@ def closed_loop(server: Server, seconds: float, connections: int = 16) -> Rate:
         p99_ms=_ms(_found(r"99%\s+([\d.]+\w+)", done)),
         cpu_ms=1000 * used / count,
     )
+
+
+def unusable(said: Said) -> str:
+    """Why a run's latencies tell nothing, in LoadGen's words; empty where they do."""
+    if said.trouble:
+        return f"LoadGen: {'; '.join(said.trouble)}"
+    return "" if said.valid else f"LoadGen calls it invalid: {said.early_stopping}"
 
 
 def _found(pattern: str, text: str) -> str:

@@ -1,6 +1,8 @@
 """The networks that `serving.py` serves, as packages: a BERT of six layers, and one that takes no time."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,12 @@ BACKEND = Step("onnxruntime", {"threads": 1})
 FOLDER = DATA_DIR / "serving-bench"
 
 
-def bert(folder: Path) -> dict[str, Any]:
-    """6 layers, 256 wide, 64 tokens, 27 MiB, random weights, exported as transformers' users do."""
+def bert(folder: Path, seed: int = 0) -> dict[str, Any]:
+    """6 layers, 256 wide, 64 tokens, 27 MiB, random weights by a seed, exported as transformers' users do."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     sizes = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 1024}
     network = BertForSequenceClassification(BertConfig(vocab_size=8000, num_labels=8, **sizes)).eval()
 
@@ -52,12 +54,12 @@ def bert(folder: Path) -> dict[str, Any]:
     return {"samples": {name: name for name in names}}
 
 
-def tiny(folder: Path) -> dict[str, Any]:
-    """Two layers, 64 wide: some 5 µs."""
+def tiny(folder: Path, seed: int = 0) -> dict[str, Any]:
+    """Two layers, 64 wide, random weights by the seed: some 5 µs."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    chance = np.random.default_rng(0)
+    chance = np.random.default_rng(seed)
     weights = [chance.standard_normal((64, 64), dtype=np.float32) / 8 for _ in range(2)]
     sizes: list[str | int | None] = ["batch", 64]
     graph = helper.make_graph(
@@ -79,7 +81,14 @@ def tiny(folder: Path) -> dict[str, Any]:
     return {"samples": "samples"}
 
 
-MAKERS = {"bert": bert, "tiny": tiny}
+MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "bert": bert,
+    "tiny": tiny,
+    "bert-2": partial(bert, seed=1),
+    "tiny-2": partial(tiny, seed=1),
+}
+OTHER = {"bert": "bert-2", "tiny": "tiny-2"}
+"""Of each network another that takes the same requests."""
 
 
 def graph(name: str) -> Path:

@@ -1,6 +1,6 @@
 """What every peer's script is handed on its command line: files, and nothing of pareflow.
 
-`python PEER.py MODEL.onnx CALIBRATION.npz VALIDATION.npz OUTPUT`: an `.npz` holds arrays named
+`python PEER.py MODEL.onnx CALIBRATION.npz VALIDATION.npz OUTPUT MAX_DROP`: an `.npz` holds arrays named
 `number/input`, one batch per number, and for validation `labels`, one class per sample. The peer leaves its
 `model.onnx`, or `model.xml` and `model.bin`, in the folder OUTPUT.
 """
@@ -23,6 +23,8 @@ class Job:
     calibration: Path
     validation: Path
     output: Path
+    max_drop: float
+    """Share of right answers that the SLA lets be lost."""
 
     def batches(self) -> list[Batch]:
         """The calibration inputs, a sample at a time."""
@@ -58,4 +60,5 @@ def flags() -> set[str]:
 
 def main(make: Callable[[Job], None]) -> None:
     """Run a peer on the command line's job."""
-    make(Job(*map(Path, sys.argv[1:5])))
+    model, calibration, validation, output = map(Path, sys.argv[1:5])
+    make(Job(model, calibration, validation, output, float(sys.argv[5])))

@@ -1,4 +1,4 @@
-"""NNCF's quantization with accuracy control, which turns layers back to float: at most 0.01 may be lost.
+"""NNCF's quantization with accuracy control, which turns layers back to float: the SLA says what may be lost.
 
 Source: docs.openvino.ai, "Quantizing with Accuracy Control"; accuracy is its example's validation function.
 """
@@ -10,8 +10,6 @@ import numpy as np
 import openvino
 from job import Batch, Job, main
 
-MAX_DROP = 0.01
-
 
 def make(job: Job) -> None:
     """The quantized OpenVINO model."""
@@ -21,7 +19,7 @@ def make(job: Job) -> None:
         nncf.Dataset(job.batches()),
         nncf.Dataset(job.labelled(), lambda item: item[0]),
         validation_fn=accuracy,
-        max_drop=MAX_DROP,
+        max_drop=job.max_drop,
         model_type=nncf.ModelType.TRANSFORMER if job.tokens else None,
     )
     openvino.save_model(quantized, job.output / "model.xml")

@@ -1,10 +1,12 @@
-"""`bench/story_models.py`: what it hands to transformers gives the network's logits."""
+"""`bench/decoding.py`: what transformers is handed gives the network's logits; whose cache is claimed."""
 
 import importlib
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,3 +50,22 @@ def test_a_larger_one_gives_them_too_without_noise_and_others_with_it(models: An
     assert 0.02 < (noisy - network(tokens)).std() / network(tokens).std() < 2
     assert torch.equal(noisy, models.inside(network, 96, 5, 0.3)(tokens).logits)
     assert not torch.equal(noisy, models.inside(network, 96, 5, 0.3, seed=1)(tokens).logits)
+
+
+def test_the_cache_that_is_claimed_is_ours(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding = importlib.import_module("decoding")
+    model = SimpleNamespace(num_parameters=lambda: 1e6)
+    monkeypatch.setattr(decoding, "_setting", lambda: (model, model, np.zeros((8, 64), int)))
+    monkeypatch.setattr(decoding, "_network", lambda: None)
+    monkeypatch.setattr(models, "inside", lambda *_: model)
+    monkeypatch.setattr(decoding, "Generation", lambda *_: None)
+    seconds = {"none": 6.0, "stock": 2.0, "ours": 1.0}
+
+    def answered(ways: Any, rows: Any) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        return np.array([[seconds[way] for way in ways]]), [dict.fromkeys(ways)]
+
+    monkeypatch.setattr(decoding, "_answered", answered)
+    ratio, _, *_ = decoding.cached(True)
+    assert ratio.measured == 6
+    assert ratio.name.startswith("our KV cache over transformers' without one")
+    assert "one over none: 3.00" in ratio.note

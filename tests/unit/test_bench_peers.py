@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,7 @@ def row(measured: Callable[..., Measurement]) -> Callable[..., Row]:
     return build
 
 
-def comparison(peers: Any, winner: Row, **others: Row) -> Any:
+def comparison(peers: Any, winner: Row | None, **others: Row) -> Any:
     return peers.Comparison("digits", "winner", "latency_p50", winner, others)
 
 
@@ -140,3 +141,58 @@ def test_a_peer_that_fails_is_one_failed_row(
 def test_where_nothing_was_compared_nothing_is_claimed(peers: Any) -> None:
     (claim,) = peers.often([], False)
     assert claim.met is None
+
+
+@pytest.mark.parametrize("decision", ["reject", "inconclusive", None])
+def test_a_winner_that_does_not_meet_the_sla_loses_to_a_peer_that_does(
+    decision: str | None, peers: Any, row: Callable[..., Row]
+) -> None:
+    winner = None if decision is None else row(1.0, decision=decision)
+    found = comparison(peers, winner, sure=row(2.0), unsure=row(1.5, decision="inconclusive"))
+    claims = {claim.name: claim for claim in peers._claims(found)}
+    over = claims["digits: winner over the fastest peer that meets the SLA"]
+    assert (over.measured, over.met) == (0, False)
+    assert over.note.startswith("sure is the fastest; ours: ")
+    (doubtful,) = (claim for name, claim in claims.items() if "cannot tell" in name)
+    assert doubtful.measured is None
+    (often,) = peers.often([found], False)
+    assert (often.measured, often.samples) == (0, 1)
+
+
+def test_where_neither_meets_the_sla_nothing_is_claimed(peers: Any, row: Callable[..., Row]) -> None:
+    found = comparison(peers, None, wrong=row(2.0, passes=False))
+    over = next(claim for claim in peers._claims(found) if "over the fastest" in claim.name)
+    assert (over.met, over.note) == (None, "no peer meets the SLA")
+
+
+@pytest.mark.parametrize(("status", "winner"), [(0, "b"), (3, None)])
+def test_a_run_that_met_no_sla_is_a_document_without_a_winner(
+    status: int, winner: str | None, peers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = '{"winner": "b", "variants": [{"id": "a"}, {"id": "b"}]}'
+    code = f"print({said!r}); raise SystemExit({status})"
+    run = importlib.import_module("pipeline_run")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: done)
+    document, found = run.ended(Path("pipeline.yaml"), remeasure=False)
+    assert len(document["variants"]) == 2
+    assert (found and found["id"]) == winner
+
+
+def test_a_peer_is_told_what_the_sla_lets_be_lost(
+    files: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "told.py").write_text("import sys; raise SystemExit(f'it may lose {sys.argv[5]}')")
+    (tmp_path / "ort.txt").touch()
+    monkeypatch.setattr(files, "FOLDER", tmp_path)
+    made = files.make(trained.run, files.Peer("told", "told", "ort"), trained.strong)
+    assert f"it may lose {trained.run.spec.sla.quality.max_drop}" in str(made.reason)
+
+
+@pytest.mark.parametrize(("has", "precision"), [(True, "bf16"), (False, "f32")])
+def test_openvino_runs_a_peers_model_in_the_precision_that_it_takes_by_itself(
+    has: bool, precision: str, files: Any, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.probe, "has_bf16", lambda: has)
+    peer = next(peer for peer in files.PEERS if peer.script == "nncf_plain")
+    assert peer.runtime(trained.strong).precision == precision

@@ -1,0 +1,28 @@
+"""`bench/ranking.py`: what the full model costs is measured on batches that it would really compute."""
+
+import importlib
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def ranking(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(checkout / "bench")
+    return importlib.import_module("ranking")
+
+
+def test_a_sample_of_the_batches_is_put_together_again_as_they_were(ranking: Any) -> None:
+    chance = random.Random(0)
+    documents = ["x" * chance.randint(1, 500) for _ in range(1400)]
+    batches = ranking._batches(documents)
+    assert sorted(np.concatenate(batches)) == list(range(1400))
+    sample = batches[3 :: ranking.EVERY]
+    again = ranking._batches([documents[i] for i in np.concatenate(sample)])
+    lengths = [[len(documents[i]) for i in batch] for batch in sample]
+    assert [[len(documents[np.concatenate(sample)[i]]) for i in batch] for batch in again] == lengths
