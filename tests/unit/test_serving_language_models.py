@@ -23,6 +23,7 @@ from pareflow.errors import InputError, OverloadedError, PareflowError, SpecErro
 from pareflow.runtime.decoding import Decoding, Generation, generation
 from pareflow.serving import language_model
 from pareflow.serving.app import App
+from pareflow.serving.executable import Release
 from pareflow.serving.generate import encoded, parse, spelled
 from pareflow.serving.generate import events as told_as
 from pareflow.serving.metrics import Metrics
@@ -279,6 +280,18 @@ def test_what_follows_a_prompt_is_what_the_whole_has_behind_it(
 )
 def test_bytes_that_are_no_letter_end_no_text(tokens: list[int], said: str) -> None:
     assert spelled(with_spaces(), [256], tokens) == said
+
+
+def test_a_prompt_is_neither_filled_up_nor_cut_off_as_its_tokenizer_was_saved_to(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "source")
+    saved = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
+    saved.enable_padding(length=8)
+    saved.enable_truncation(2)
+    saved.save(str(source / "tokenizer.json"))
+    language_model.pack(source, "words", tmp_path / "words")
+    model = language_model.LanguageModel(Release("words", "1", tmp_path / "words"), Decoding())
+    assert asyncio.run(encoded(model.tokenizer, "w1 w5 w9")) == [1, 5, 9]
+    model.close()
 
 
 def test_tokens_of_a_long_text_are_made_in_a_thread() -> None:
