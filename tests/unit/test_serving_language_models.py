@@ -127,6 +127,14 @@ def test_served_tokens_are_those_of_the_model_alone(
     assert ("drafted" in figures) == (draft is not None)
 
 
+def test_what_fills_a_prompt_up_is_no_part_of_it(
+    serve: Callable[..., TestClient], expected: list[int]
+) -> None:
+    """Though the request sends no `attention_mask`."""
+    client = serve(policies=[{"dynamic_batching": {"pad_axis": 1, "pad_to": [8]}}])
+    assert tokens(client.post(INFER, json=ids(1, 5, 9, max_new_tokens=24))) == expected
+
+
 def test_metadata_says_what_it_takes(serve: Callable[..., TestClient]) -> None:
     found = serve().get("/v2/models/words").json()
     assert found["platform"] == "transformers_float32"
