@@ -245,8 +245,8 @@ def _hits(policy: SemanticCache, below: Endpoint, requests: Sequence[Arrays], su
         np.random.default_rng(0).permutation(len(requests)), [int(KEPT_SHARE * len(requests))]
     )
     require_enough(len(asked), FEWEST)
-    held, new = ([requests[i] for i in rows] for rows in (kept, asked))
-    scores, agree = asyncio.run(pairs(policy, below, held, new))
+    old, new = ([requests[i] for i in rows] for rows in (kept, asked))
+    scores, agree, held = asyncio.run(pairs(policy, below, old, new))
     found = calibrate(scores, agree, policy.max_false_hits, sure)
     if found.threshold is None:
         raise CalibrationError(
@@ -265,6 +265,8 @@ def _hits(policy: SemanticCache, below: Endpoint, requests: Sequence[Arrays], su
         pairs=found.pairs,
         hits=found.hits,
         false_hits=found.false_hits,
+        held_answers=held.answers,
+        held_kinds=held.kinds,
     )
 
 

@@ -202,6 +202,7 @@ def test_a_semantic_cache_gets_a_threshold_of_its_own(versions: Versions) -> Non
     (record,) = done["found"]
     assert (record["pairs"], record["score"]) == (600, "similarity")
     assert record["hits"] >= pairs_needed(0.9, 0.95)
+    assert record["held_answers"] == 600
     assert record["variants"].keys() == {"full"}
     assert _promised({"policies": [loose]}) is None
     assert _promised(done["plan"]) == (Budget().max_drop, 0.95)
