@@ -353,10 +353,11 @@ def test_what_is_refused_before_the_first_word_has_its_status(
     assert (answer.status_code, said in answer.json()["error"]) == (400, True), answer.text
 
 
+@pytest.mark.parametrize(("own", "status"), [({}, 503), ({"timeout": 60_000_000}, 408)])
 def test_a_stream_that_breaks_off_says_so(
-    serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch, own: dict[str, int], status: int
 ) -> None:
-    """The deadline passes after the third token: two words at least were told by then."""
+    """The deadline passes after the third token: two words at least were told by then. It is counted so."""
     client, told = serve(), itertools.count()
     real = generation._Watch.check
 
@@ -366,9 +367,11 @@ def test_a_stream_that_breaks_off_says_so(
         real(watch, meanwhile)
 
     monkeypatch.setattr(generation._Watch, "check", late)
-    *words, last = events(client.post(STREAM, json={"text_input": "w1 w5", "parameters": {"max_tokens": 9}}))
+    asked = {"text_input": "w1 w5", "parameters": {"max_tokens": 9, **own}}
+    *words, last = events(client.post(STREAM, json=asked))
     assert len(words) == 3
     assert "it came while decoding" in last["error"]
+    assert f'route="generate_stream",status="{status}"}} 1.0' in client.get("/metrics").text
 
 
 def test_a_stream_that_another_tier_ends_says_so(
@@ -390,10 +393,14 @@ def test_a_stream_that_another_tier_ends_says_so(
     *words, last = events(client.post(STREAM, json={"text_input": "w1 w5", "parameters": {"max_tokens": 9}}))
     assert len(words) == 3
     assert "another variant answered than had begun to" in last["error"]
+    counted = client.get("/metrics").text
+    assert 'route="generate_stream",status="503"} 1.0' in counted
+    assert 'route="generate_stream",status="200"}' not in counted
 
 
 def test_a_stream_is_closed_with_its_first_event() -> None:
-    closed = []
+    """It counts as one whose reader has gone."""
+    closed, ended = list[bool](), list[int]()
 
     async def others() -> AsyncGenerator[str, None]:
         try:
@@ -404,10 +411,10 @@ def test_a_stream_is_closed_with_its_first_event() -> None:
     async def scenario() -> None:
         pieces = others()
         await anext(pieces)
-        told = told_as("words", "1", "w1", pieces)
+        told = told_as("words", "1", "w1", pieces, ended.append)
         await anext(told)
         await told.aclose()
-        assert closed
+        assert (closed, ended) == ([True], [499])
 
     asyncio.run(scenario())
 
