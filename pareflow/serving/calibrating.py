@@ -32,7 +32,6 @@ from pareflow.runtime.complexity import (
     LENGTHS,
     SimplicityScore,
     looked_at,
-    name_of,
     simplicity,
     train_score,
 )
@@ -206,7 +205,7 @@ def _threshold(
         asked.correct(full, full),
         max_drop=budget.max_drop,
         confidence=budget.confidence,
-        score=policy.measure if isinstance(policy, ConfidenceCascade) else name_of(policy.scores),
+        score=policy.kind_of_score,
         thresholds=LENGTHS if isinstance(policy, ComplexityRouting) and not policy.scores else THRESHOLDS,
     )
 

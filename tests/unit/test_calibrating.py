@@ -169,7 +169,7 @@ def test_two_cascades_share_one_budget_and_the_first_stands_before_the_second(ve
     """Half the drop, the error and the samples each; the outer full model is the inner cascade, by name."""
     done = versions.calibrated([{"complexity_routing": {"input": "images"}}, {"confidence_cascade": {}}])
     outer, inner = done["found"]
-    assert (outer["policy"], outer["score"]) == ("complexity_routing", "shortness")
+    assert (outer["policy"], outer["score"]) == ("complexity_routing", "shortness of images")
     assert outer["max_drop"] == inner["max_drop"] == 0.015
     assert outer["confidence"] == inner["confidence"] == 0.975
     assert outer["samples"] == inner["samples"] == 600
