@@ -41,7 +41,7 @@ from pareflow.runtime.endpoint import Endpoint
 from pareflow.runtime.policy import Policy
 from pareflow.runtime.ranking import RankingCascade
 from pareflow.serving.executable import Executable, Release
-from pareflow.serving.names import check_names
+from pareflow.serving.names import beyond_judged, check_names
 from pareflow.serving.plan import ServingPlan
 from pareflow.workload import Arrays, LoadedWorkload, Samples, Split, SplitName, load
 
@@ -115,14 +115,15 @@ def calibrated(
 
     `releases` are the main one, whose name is empty, and the tiers by name: each `{name, version, package}`.
     Raises: CalibrationError where there are too few samples or they show too little; InputError where a
-    version was made with other data, or the plan names what is not there, or has nothing to calibrate; as
-    `Executable`.
+    version was made with other data, or is asked for larger batches than it was judged in, or the plan names
+    what is not there, or has nothing to calibrate; as `Executable`.
     """
     described, workload = ServingPlan(**plan), load(reference, Path(folder))
-    opened = {
-        name: Executable(Release(one["name"], one["version"], Path(one["package"])), ALONE)
-        for name, one in releases.items()
+    versions = {
+        name: Release(one["name"], one["version"], Path(one["package"])) for name, one in releases.items()
     }
+    _check_batches(described, versions)
+    opened = {name: Executable(release, ALONE) for name, release in versions.items()}
     for executable in opened.values():
         _check_data(executable, workload)
     main = opened.pop("")
@@ -302,6 +303,17 @@ def _predictions(main: Executable, outputs: Sequence[Arrays]) -> np.ndarray:
 def as_json(policy: Policy) -> dict[str, Any]:
     """A policy as a plan names it."""
     return {policy.name: policy.model_dump(mode="json", exclude_defaults=True)}
+
+
+def _check_batches(plan: ServingPlan, releases: Mapping[str, Release]) -> None:
+    """Raises: InputError where versions would answer otherwise than while they are calibrated, each alone."""
+    if beyond := beyond_judged(plan, releases):
+        raise InputError(
+            "where answers depend on the samples beside them, a plan with thresholds must make no larger "
+            "batches than its versions were judged in",
+            "; ".join(beyond),
+            "Lower `max_batch_size` to the smallest of these, or leave `dynamic_batching` out",
+        )
 
 
 def _check_data(executable: Executable, workload: LoadedWorkload) -> None:

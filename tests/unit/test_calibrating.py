@@ -135,6 +135,24 @@ def test_too_few_samples_are_told(versions: Versions, packaged: Callable[..., Pa
         told.calibrated([{"confidence_cascade": {}}], {"file": {"path": "images.py"}})
 
 
+@pytest.mark.parametrize("which", ["full", "small"])
+def test_batches_larger_than_answers_were_judged_in_have_no_threshold(
+    versions: Versions, tmp_path: Path, which: str
+) -> None:
+    """Where an answer depends on those beside it: while thresholds are calibrated, there are none."""
+    release: Release = getattr(versions, which)
+    package = shutil.copytree(release.package, tmp_path / "mixing")
+    document = json.loads((package / "model.json").read_text())
+    (package / "model.json").write_text(json.dumps({**document, "judged_batch_size": 1}))
+    told = replace(versions, **{which: replace(release, package=package)})
+    tier = ", the tier `small`," if which == "small" else ""
+    said = f"version {release.version} of many{tier} was judged in batches of 1, and the plan makes"
+    with pytest.raises(InputError, match=said):
+        told.calibrated([{"confidence_cascade": {}}, {"dynamic_batching": {}}])
+    alone = {"dynamic_batching": {"max_batch_size": 1}}
+    assert told.calibrated([{"confidence_cascade": {}}, alone])["samples"] == 1200
+
+
 def test_other_data_may_have_trained_on_what_is_held_out(versions: Versions) -> None:
     other = {"file": {"path": "many_images.py", "settings": {"seed": 1}}}
     with pytest.raises(InputError, match="it was made with other data"):
