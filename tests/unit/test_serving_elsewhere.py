@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.error
@@ -14,12 +15,16 @@ import numpy as np
 import onnxruntime
 import pytest
 import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from pareflow.errors import InputError
 from pareflow.hardware import probe
 from pareflow.serving import triton
 from pareflow.serving.executable import Tensor
+from pareflow.serving.kserve import inference_service
 from pareflow.serving.plan import ServingPlan
+from pareflow.spec import NAME
 from pareflow.stages.exporting import export_kserve, export_triton
 from pareflow.variant import Step
 
@@ -158,9 +163,16 @@ def test_a_pod_is_given_no_policies_that_ask_for_other_versions(packaged: Packag
     plan = ServingPlan(tiers={"small": "models:/images/1"}, sessions=2, policies=policies)
     found = export_kserve(packaged("images"), plan, tmp_path / "kserve", **CLUSTER)
     words = "asks for registered versions, and the pod has one package"
-    assert found["left_out"] == [f"`confidence_cascade` {words}"]
+    assert found["left_out"] == [f"`confidence_cascade` {words}", f"the tier `small` {words}"]
     written = yaml.safe_load((tmp_path / "kserve" / "model" / "plan.yaml").read_text())
     assert written == {"sessions": 2, "policies": [{"exact_cache": {}}]}
+
+    policies = ({"deadline_routing": {}},)
+    plan = ServingPlan(tiers={"small": "models:/images/1", "tiny": "models:/images/2"}, policies=policies)
+    found = export_kserve(packaged("images"), plan, tmp_path / "routed", **CLUSTER)
+    assert found["left_out"] == [f"the tier `small` {words}", f"the tier `tiny` {words}"]
+    written = yaml.safe_load((tmp_path / "routed" / "model" / "plan.yaml").read_text())
+    assert written == {"policies": [*policies]}
 
 
 def test_a_variant_that_triton_cannot_read_is_refused(packaged: Packaged, tmp_path: Path) -> None:
@@ -186,6 +198,13 @@ def test_kserve_is_told_what_runs_and_how_it_is_probed(packaged: Packaged, tmp_p
     assert container["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": 8080}
     with pytest.raises(InputError, match="an export must not overwrite"):
         export_kserve(packaged("images"), PLAN, to, **CLUSTER)
+
+
+@given(name=st.text() | st.from_regex(NAME, fullmatch=True))
+@example(name="2_Texts.")
+def test_kserve_takes_the_name(name: str) -> None:
+    service = inference_service(name, ServingPlan(), threads=1, **CLUSTER)
+    assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", service["metadata"]["name"])
 
 
 def test_the_pods_command_serves_the_folder(packaged: Packaged, tmp_path: Path) -> None:
