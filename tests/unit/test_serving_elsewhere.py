@@ -39,6 +39,11 @@ PLAN = ServingPlan(
 )
 
 
+def refused(samples: int) -> str:
+    most = f"`max_batch_size` ({samples})"
+    return f"a request of more samples than {most} is refused by Triton: ask for no more at once"
+
+
 def parsed(path: Path) -> Any:
     """Triton's own message of a `config.pbtxt`. Raises: google.protobuf.text_format.ParseError."""
     from google.protobuf import text_format
@@ -79,7 +84,7 @@ def test_the_repositorys_network_gives_the_golden_outputs(packaged: Packaged, tm
 
 def test_without_batching_every_request_is_its_own_batch(packaged: Packaged, tmp_path: Path) -> None:
     found = export_triton(packaged("texts"), ServingPlan(policies=()), tmp_path, tmp_path)
-    assert found["left_out"] == []
+    assert found["left_out"] == [refused(1)]
     config = parsed(tmp_path / "texts" / "config.pbtxt")
     assert config.max_batch_size == 1
     assert not config.HasField("dynamic_batching")
@@ -103,6 +108,23 @@ def test_sessions_are_those_that_our_server_would_take(packaged: Packaged, tmp_p
     assert group.count == len(probe.cores())
 
 
+@pytest.mark.parametrize("backend", [Step("onnxruntime", {"threads": 1}), Step("openvino", {"threads": 1})])
+@pytest.mark.parametrize(("any_length", "size"), [(True, -1), (False, 6)])
+def test_a_size_that_the_graph_leaves_open_is_open_however_alike_samples_are(
+    make_package: Callable[..., Path],
+    workloads: Path,
+    tmp_path: Path,
+    backend: Step,
+    any_length: bool,
+    size: int,
+) -> None:
+    """All are filled up to six numbers."""
+    reference = {"file": {"path": "ragged.py", "settings": {"any_length": any_length}}}
+    found = triton.describe(str(make_package(reference, workloads, tmp_path / "store", backend, "ragged")))
+    assert [(one["name"], one["shape"]) for one in found["inputs"]] == [("readings", [-1, size])]
+    assert [one["shape"] for one in found["outputs"]] == [[-1, 1]]
+
+
 @pytest.mark.parametrize(
     ("plan", "left_out"),
     [
@@ -121,7 +143,8 @@ def test_what_triton_lacks_is_said(
     packaged: Packaged, tmp_path: Path, plan: Mapping[str, Any], left_out: list[str]
 ) -> None:
     tensors = [Tensor("x", "FP32", (-1, 4))]
-    found = triton.write(packaged("images"), ServingPlan(**plan), tensors, tensors, tmp_path)
+    largest, *found = triton.write(packaged("images"), ServingPlan(**plan), tensors, tensors, tmp_path)
+    assert largest == refused(8 if "dynamic_batching" in str(plan) else 1)
     assert found == [f"{what} has no counterpart in Triton" for what in left_out]
 
 
@@ -149,7 +172,7 @@ def test_settings_that_triton_is_not_given_are_said(
     reference = {"file": {"path": "ragged.py"}}
     package = make_package(reference, workloads, tmp_path / "store", backend, "ragged")
     tensors = [Tensor("x", "FP32", (-1, 4))]
-    found = triton.write(package, ServingPlan(policies=()), tensors, tensors, tmp_path / "repository")
+    _, *found = triton.write(package, ServingPlan(policies=()), tensors, tensors, tmp_path / "repository")
     assert len(found) == len(left_out)
     for said, setting in zip(found, left_out, strict=True):
         assert said.startswith(f"{setting} of `{backend.name}` is not carried to Triton")
