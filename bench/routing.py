@@ -28,7 +28,7 @@ from pareflow.hardware import probe
 from pareflow.intervals import share_interval
 from pareflow.runtime import ComplexityRouting, DeadlineRouting
 from pareflow.runtime.calibration import THRESHOLDS
-from pareflow.runtime.complexity import LENGTHS, name_of, simplicity, train_score
+from pareflow.runtime.complexity import LENGTHS, simplicity, train_score
 from pareflow.runtime.endpoint import Endpoint, answered_within
 from pareflow.runtime.pool import SessionPool
 from pareflow.runtime.simulation import poisson
@@ -72,7 +72,7 @@ def _routed(
         )
         for tier in made.tiers
     }
-    scored = Scored(made, simple, name_of(policy.scores), THRESHOLDS if policy.scores else LENGTHS)
+    scored = Scored(made, simple, policy.kind_of_score, THRESHOLDS if policy.scores else LENGTHS)
     calibration, held_out = np.array_split(samples, 2)
     try:
         record = scored.calibrated(calibration)

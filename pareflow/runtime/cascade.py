@@ -11,7 +11,7 @@ from pareflow.runtime.confidence import Measure, confidence
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.runtime.policy import Policy, TensorName
 from pareflow.runtime.rows import taken
-from pareflow.runtime.tiers import Part, Tiered, named_after, scored_by
+from pareflow.runtime.tiers import Part, Tiered, named_after, score_of, scored_by
 
 
 class ConfidenceCascade(Policy):
@@ -37,9 +37,14 @@ class ConfidenceCascade(Policy):
     def tensors(self) -> tuple[TensorName, ...]:
         return (TensorName("output", "outputs", self.output),) if self.output else ()
 
+    @property
+    def kind_of_score(self) -> str:
+        """What the threshold is of: the measure, and the output that it is taken of."""
+        return score_of(self.measure, self.output)
+
     def wrap(self, below: Endpoint) -> Endpoint:
-        """Raises: CalibrationError where the calibration is of other variants or another measure."""
-        tiered = Tiered(below, scored_by(self.measure, below, self.calibration), self._sure)
+        """Raises: CalibrationError where the calibration is of other variants, another measure or output."""
+        tiered = Tiered(below, scored_by(self.kind_of_score, below, self.calibration), self._sure)
         return named_after(below.then(self.name, tiered.answer, tiered.figures), self.calibration)
 
     async def _sure(self, _: str, tier: Endpoint, feeds: Mapping[str, np.ndarray], rows: np.ndarray) -> Part:

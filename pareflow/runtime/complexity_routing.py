@@ -11,7 +11,7 @@ from pareflow.runtime.complexity import SimplicityScore, name_of, simplicity
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.runtime.policy import Policy, TensorName
 from pareflow.runtime.rows import taken
-from pareflow.runtime.tiers import Part, Tiered, named_after, scored_by
+from pareflow.runtime.tiers import Part, Tiered, named_after, score_of, scored_by
 
 
 class ComplexityRouting(Policy):
@@ -41,9 +41,14 @@ class ComplexityRouting(Policy):
     def tensors(self) -> tuple[TensorName, ...]:
         return (TensorName("input", "inputs", self.input),) if self.input or self.calibration else ()
 
+    @property
+    def kind_of_score(self) -> str:
+        """What the threshold is of: the rule or the learned scores, and the input that is looked at."""
+        return score_of(name_of(self.scores), self.input)
+
     def wrap(self, below: Endpoint) -> Endpoint:
-        """Raises: CalibrationError where the calibration is of other variants or other scores."""
-        tiers = scored_by(name_of(self.scores), below, self.calibration)
+        """Raises: CalibrationError where the calibration is of other variants, scores or another input."""
+        tiers = scored_by(self.kind_of_score, below, self.calibration)
         tiered = Tiered(below, tiers, self._simple)
         return named_after(below.then(self.name, tiered.answer, tiered.figures), self.calibration)
 

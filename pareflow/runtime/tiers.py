@@ -33,6 +33,11 @@ def calibrated(below: Endpoint, calibration: Calibration | None) -> dict[str, En
     return chosen(below, calibration.tiers)
 
 
+def score_of(kind: str, tensor: str) -> str:
+    """What a calibration calls a score of this kind that a tensor gives; nothing names the only one."""
+    return f"{kind} of {tensor}" if tensor else kind
+
+
 def scored_by(score: str, below: Endpoint, calibration: ThresholdCalibration | None) -> dict[str, Endpoint]:
     """The same, where the threshold is of this score. Raises: CalibrationError."""
     if calibration is not None and calibration.score != score:

@@ -18,6 +18,7 @@ from collections.abc import (
 )
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -176,18 +177,20 @@ class App:
             try:
                 response = await answer(request)
             except ClientDisconnect:
-                response = Response(status_code=499)  # nobody reads it; how long was waited counts
+                response = Response(status_code=refusals.GONE)  # how long was waited counts
             except PareflowError as error:
                 response = refusals.response(error)
             except Exception:
                 log.exception("a request to %s failed", request.url.path)
                 response = refusals.as_json(refusals.FAILED, 500)
-            whole = request.scope.get(WHOLE)
-            seconds = None if whole is None else time.perf_counter() - whole
-            self._metrics.answered(self._counted_for(route, request), route, response.status_code, seconds)
+            if not isinstance(response, StreamingResponse):  # which counts once it has ended
+                self._count(route, request, _waited_s(request), response.status_code)
             return response
 
         return answered
+
+    def _count(self, route: str, request: Request, waited_s: float | None, status: int) -> None:
+        self._metrics.answered(self._counted_for(route, request), route, status, waited_s)
 
     def _counted_for(self, route: str, request: Request) -> str:
         """The model that a request is counted for; empty where it names none that is served here."""
@@ -240,7 +243,8 @@ class App:
         pieces = _pieces(hosted, asked)
         with _within(asked.timeout_s, hosted):
             first = await _unless_gone(request, anext(pieces))
-        events = generate.events(hosted.release.name, hosted.release.version, first, pieces)
+        ended = partial(self._count, "generate_stream", request, _waited_s(request))
+        events = generate.events(hosted.release.name, hosted.release.version, first, pieces, ended)
         return StreamingResponse(events, media_type=generate.EVENTS)
 
     async def _invocations(self, request: Request) -> Response:
@@ -407,11 +411,18 @@ async def _answered(
             return await trial.answered(hosted, question.key, rows, ask, copy)
 
 
+def _waited_s(request: Request) -> float | None:
+    """Since the request was whole; None where it never was."""
+    whole = request.scope.get(WHOLE)
+    return None if whole is None else time.perf_counter() - whole
+
+
 async def _pieces(hosted: Hosted, asked: generate.Asked) -> AsyncGenerator[str, None]:
     """A text as it is decoded; `hosted` is not closed meanwhile. Raises: as `Hosted.pieces`."""
     async with hosted.asked(), aclosing(hosted.pieces(asked)) as pieces:
-        async for piece in pieces:
-            yield piece
+        with _blamed(asked.timeout_s, hosted):
+            async for piece in pieces:
+                yield piece
 
 
 def _key(request: Request, identity: str | None, body: bytes) -> bytes:
@@ -462,12 +473,22 @@ def _within(asked_s: float | None, hosted: Hosted) -> Iterator[None]:
 
     Raises: HurriedError where the request's own deadline is the one that is not kept.
     """
-    planned_s = hosted.plan.deadline_ms and hosted.plan.deadline_ms / 1000
-    limits = [limit for limit in (asked_s, planned_s) if limit]
+    limits = [limit for limit in (asked_s, _planned_s(hosted)) if limit]
+    with _blamed(asked_s, hosted), answered_within(min(limits, default=None)):
+        yield
+
+
+@contextmanager
+def _blamed(asked_s: float | None, hosted: Hosted) -> Iterator[None]:
+    """Raises: HurriedError where the request's own deadline is the one that is not kept."""
     try:
-        with answered_within(min(limits, default=None)):
-            yield
+        yield
     except DeadlineError as error:
+        planned_s = _planned_s(hosted)
         if asked_s is None or (planned_s and planned_s <= asked_s):
             raise
         raise HurriedError(error.must, error.found, error.remedy, error.retry_after_s) from error
+
+
+def _planned_s(hosted: Hosted) -> float | None:
+    return hosted.plan.deadline_ms and hosted.plan.deadline_ms / 1000

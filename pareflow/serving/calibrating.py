@@ -32,7 +32,6 @@ from pareflow.runtime.complexity import (
     LENGTHS,
     SimplicityScore,
     looked_at,
-    name_of,
     simplicity,
     train_score,
 )
@@ -42,7 +41,7 @@ from pareflow.runtime.endpoint import Endpoint
 from pareflow.runtime.policy import Policy
 from pareflow.runtime.ranking import RankingCascade
 from pareflow.serving.executable import Executable, Release
-from pareflow.serving.names import check_names
+from pareflow.serving.names import beyond_judged, check_names
 from pareflow.serving.plan import ServingPlan
 from pareflow.workload import Arrays, LoadedWorkload, Samples, Split, SplitName, load
 
@@ -116,14 +115,15 @@ def calibrated(
 
     `releases` are the main one, whose name is empty, and the tiers by name: each `{name, version, package}`.
     Raises: CalibrationError where there are too few samples or they show too little; InputError where a
-    version was made with other data, or the plan names what is not there, or has nothing to calibrate; as
-    `Executable`.
+    version was made with other data, or is asked for larger batches than it was judged in, or the plan names
+    what is not there, or has nothing to calibrate; as `Executable`.
     """
     described, workload = ServingPlan(**plan), load(reference, Path(folder))
-    opened = {
-        name: Executable(Release(one["name"], one["version"], Path(one["package"])), ALONE)
-        for name, one in releases.items()
+    versions = {
+        name: Release(one["name"], one["version"], Path(one["package"])) for name, one in releases.items()
     }
+    _check_batches(described, versions)
+    opened = {name: Executable(release, ALONE) for name, release in versions.items()}
     for executable in opened.values():
         _check_data(executable, workload)
     main = opened.pop("")
@@ -206,7 +206,7 @@ def _threshold(
         asked.correct(full, full),
         max_drop=budget.max_drop,
         confidence=budget.confidence,
-        score=policy.measure if isinstance(policy, ConfidenceCascade) else name_of(policy.scores),
+        score=policy.kind_of_score,
         thresholds=LENGTHS if isinstance(policy, ComplexityRouting) and not policy.scores else THRESHOLDS,
     )
 
@@ -245,8 +245,8 @@ def _hits(policy: SemanticCache, below: Endpoint, requests: Sequence[Arrays], su
         np.random.default_rng(0).permutation(len(requests)), [int(KEPT_SHARE * len(requests))]
     )
     require_enough(len(asked), FEWEST)
-    held, new = ([requests[i] for i in rows] for rows in (kept, asked))
-    scores, agree = asyncio.run(pairs(policy, below, held, new))
+    old, new = ([requests[i] for i in rows] for rows in (kept, asked))
+    scores, agree, held = asyncio.run(pairs(policy, below, old, new))
     found = calibrate(scores, agree, policy.max_false_hits, sure)
     if found.threshold is None:
         raise CalibrationError(
@@ -265,6 +265,8 @@ def _hits(policy: SemanticCache, below: Endpoint, requests: Sequence[Arrays], su
         pairs=found.pairs,
         hits=found.hits,
         false_hits=found.false_hits,
+        held_answers=held.answers,
+        held_kinds=held.kinds,
     )
 
 
@@ -301,6 +303,17 @@ def _predictions(main: Executable, outputs: Sequence[Arrays]) -> np.ndarray:
 def as_json(policy: Policy) -> dict[str, Any]:
     """A policy as a plan names it."""
     return {policy.name: policy.model_dump(mode="json", exclude_defaults=True)}
+
+
+def _check_batches(plan: ServingPlan, releases: Mapping[str, Release]) -> None:
+    """Raises: InputError where versions would answer otherwise than while they are calibrated, each alone."""
+    if beyond := beyond_judged(plan, releases):
+        raise InputError(
+            "where answers depend on the samples beside them, a plan with thresholds must make no larger "
+            "batches than its versions were judged in",
+            "; ".join(beyond),
+            "Lower `max_batch_size` to the smallest of these, or leave `dynamic_batching` out",
+        )
 
 
 def _check_data(executable: Executable, workload: LoadedWorkload) -> None:

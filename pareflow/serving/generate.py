@@ -6,7 +6,7 @@ Source: triton-inference-server/server, docs/protocol/extension_generate.md (pro
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from reprlib import repr as brief
@@ -123,19 +123,28 @@ def answer(name: str, version: str, text: str) -> dict[str, str]:
 
 
 async def events(
-    name: str, version: str, first: str, others: AsyncGenerator[str, None]
+    name: str, version: str, first: str, others: AsyncGenerator[str, None], ended: Callable[[int], None]
 ) -> AsyncGenerator[bytes, None]:
-    """A text's pieces as server-sent events. What goes wrong between two of them is the last: `error`."""
+    """A text's pieces as server-sent events. What goes wrong between two of them is the last: `error`.
+
+    `ended` is told the status that the whole would have had.
+    """
+    status = refusals.GONE
     try:
         async with aclosing(others):
             yield _event(answer(name, version, first))
             async for piece in others:
                 yield _event(answer(name, version, piece))
+        status = 200
     except PareflowError as error:
+        status = refusals.status_of(error)
         yield _event({"error": str(error)})
     except Exception:
+        status = 500
         log.exception("a stream of %s broke off", name)
         yield _event(refusals.FAILED)
+    finally:
+        ended(status)
 
 
 def _event(document: Mapping[str, str]) -> bytes:

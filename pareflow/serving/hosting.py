@@ -147,6 +147,8 @@ class Hosted:
         if self._are_samples(feeds):
             return await self.predicted(self._as_samples(feeds[SAMPLES]))
         self._check(feeds)
+        if isinstance(self.main, LanguageModel):  # what a policy fills rows up with is no prompt
+            feeds = {"attention_mask": np.ones_like(feeds["input_ids"]), **feeds}
         return await self._outputs(
             {tensor.name: feeds[tensor.name] for tensor in self.main.inputs if tensor.name in feeds}
         )

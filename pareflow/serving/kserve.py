@@ -5,6 +5,7 @@ KServe from `storage_uri` into /mnt/models; the plan travels as a file beside it
 Source: kserve.io, InferenceService v1beta1, custom predictors with `storageUri`.
 """
 
+import re
 from typing import Any
 
 from pareflow.serving.plan import ServingPlan
@@ -25,7 +26,7 @@ def inference_service(
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": {"name": name.replace("_", "-")},
+        "metadata": {"name": _named(name)},
         "spec": {
             "predictor": {
                 "containers": [
@@ -47,3 +48,12 @@ def inference_service(
             }
         },
     }
+
+
+def _named(name: str) -> str:
+    """The name as KServe takes one: small letters, digits and hyphens, a letter first, no hyphen last.
+
+    Source: kserve/kserve, pkg/apis/serving/v1beta1, `IsvcNameFmt`.
+    """
+    plain = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    return plain if plain[:1].isalpha() else f"model-{plain}".rstrip("-")

@@ -187,8 +187,11 @@ def _tokenizer(path: Path) -> Any:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
         raise InputError(
             f"{path} must be a tokenizer", str(error), "Save it again by `save_pretrained`"
         ) from error
+    tokenizer.no_padding()  # a prompt is the text: nothing is filled up or cut off as it was for training
+    tokenizer.no_truncation()
+    return tokenizer

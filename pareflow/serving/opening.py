@@ -3,15 +3,14 @@
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
 
 from pareflow.errors import InputError
-from pareflow.runtime.batching import DynamicBatching
 from pareflow.runtime.decoding import Decoding
 from pareflow.serving.executable import Executable, Release
 from pareflow.serving.hosting import Hosted
 from pareflow.serving.language_model import KIND, LanguageModel
 from pareflow.serving.model import told
+from pareflow.serving.names import beyond_judged
 from pareflow.serving.plan import ServingPlan, default
 
 log = logging.getLogger("pareflow.serving")
@@ -43,7 +42,12 @@ def opened(
             f"{releases[''].name} is none",
             "Leave it out of the plan",
         )
-    _tell_of_batches(releases[""], document, plan)
+    for version in beyond_judged(plan, releases):
+        log.warning(
+            "answers depend on the samples beside them: %s; lower `max_batch_size`, or state the larger "
+            "batch in the SLA",
+            version,
+        )
     with ExitStack() as opening:
         executables: dict[str, Executable] = {}
         for name, release in releases.items():
@@ -52,22 +56,6 @@ def opened(
         hosted = Hosted(executables.pop(""), executables, plan)
         opening.pop_all()  # it closes them from now on
     return hosted
-
-
-def _tell_of_batches(release: Release, document: Mapping[str, Any], plan: ServingPlan) -> None:
-    """Warn where a plan joins more samples than a version was judged in, whose answers depend on that."""
-    judged = document.get("judged_batch_size")
-    for policy in plan.chosen():
-        if judged is not None and isinstance(policy, DynamicBatching) and policy.max_batch_size > judged:
-            log.warning(
-                "the answers of version %s of %s depend on the samples beside them: it was judged in batches "
-                "of %d, and the plan makes batches of up to %d; lower `max_batch_size`, or state the larger "
-                "batch in the SLA",
-                release.version,
-                release.name,
-                judged,
-                policy.max_batch_size,
-            )
 
 
 def _language_model(releases: Mapping[str, Release], plan: ServingPlan) -> Hosted:

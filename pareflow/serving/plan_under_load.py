@@ -32,7 +32,8 @@ def answer(
     limits: Mapping[str, Any],
     log: str,
 ) -> dict[str, Any]:
-    """For a process of its own, which asks: the ms of every query, and what LoadGen says of the run.
+    """For a process of its own, which asks: the ms of every query, what LoadGen says of the run, and how
+    many of the requests are `distinct`.
 
     `requests` are the tensors of each, in the protocol's form; `limits` are the server's.
     Raises: MissingExtraError; StepFailedError where an answer is no success; what the server died of.
@@ -43,7 +44,7 @@ def answer(
         bodies = [json.dumps({"inputs": tensors}).encode() for tensors in requests]
         posts = [Post(url, body, {"Content-Type": "application/json"}) for body in bodies]
         found = under_load(posts, Load(**load), service_s=service_s)
-    return {"ms": found.latencies_ms, "said": asdict(found.said)}
+    return {"ms": found.latencies_ms, "said": asdict(found.said), "distinct": len(set(bodies))}
 
 
 def listen(folder: str, plan: Mapping[str, Any], told: str) -> None:

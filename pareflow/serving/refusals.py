@@ -33,6 +33,9 @@ class UnreadableError(InputError):
     """The body is of a type or an encoding that is not read here."""
 
 
+GONE = 499
+"""The status of an answer that nobody reads: whoever asked has left. What nginx counts it as."""
+
 FAILED = {"error": "the server failed, and its log says why"}
 """What is told of an error that is nobody's but ours."""
 
@@ -51,10 +54,14 @@ STATUSES: Mapping[type[PareflowError], int] = {
 """The first that an error is an instance of counts."""
 
 
+def status_of(error: PareflowError) -> int:
+    """What an error is told with."""
+    return next(status for kind, status in STATUSES.items() if isinstance(error, kind))
+
+
 def response(error: PareflowError) -> Response:
     """An error as an answer."""
-    status = next(status for kind, status in STATUSES.items() if isinstance(error, kind))
-    answer = as_json({"error": str(error)}, status)
+    answer = as_json({"error": str(error)}, status_of(error))
     if isinstance(error, TransientError):
         after_s = error.retry_after_s if isinstance(error, OverloadedError) else 1.0
         answer.headers["retry-after"] = str(max(1, math.ceil(after_s)))

@@ -5,7 +5,7 @@ import json
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ from pareflow.workload import Arrays
 
 SECONDS = 0.4
 """That each batch size is run for, at each number of sessions."""
+MOST_MIB = 16
+"""Of inputs that requests hold: as JSON they take several times as much."""
 
 
 def measure(folder: str, sessions: Sequence[int], sizes: Sequence[int]) -> dict[str, dict[str, float]]:
@@ -29,21 +31,38 @@ def measure(folder: str, sessions: Sequence[int], sizes: Sequence[int]) -> dict[
     }
 
 
-def feeds(folder: str, into: str, count: int, rows: int = 1) -> None:
-    """For a process of its own: so many requests of `rows` golden samples each, as JSON the network takes.
+def feeds(folder: str, into: str, count: int, rows: int = 1, given: str | None = None) -> None:
+    """For a process of its own: requests as JSON that the network takes, of the inputs that are `given` as
+    contestants read them, or so many of `rows` golden samples each.
 
     Texts and whole numbers stay what they are: each tensor has the protocol's form.
     """
+    from pareflow.measuring.contestant import read_feeds
     from pareflow.serving import protocol
 
-    model = PackagedModel(Path(folder))
-    samples = itertools.cycle(model.golden()["samples"])
     tensors = []
-    for _ in range(count):
-        arrays = model.preprocess(list(itertools.islice(samples, rows)))
+    for arrays in _golden(Path(folder), count, rows) if given is None else _some(read_feeds(Path(given))):
         answer, _ = protocol.render("feeds", "1", protocol.Request({}), arrays)
         tensors.append(json.loads(answer)["outputs"])
     Path(into).write_text(json.dumps(tensors))
+
+
+def _golden(package: Path, count: int, rows: int) -> Iterator[Arrays]:
+    model = PackagedModel(package)
+    samples = itertools.cycle(model.golden()["samples"])
+    for _ in range(count):
+        yield model.preprocess(list(itertools.islice(samples, rows)))
+
+
+def _some(batches: Sequence[Arrays]) -> Sequence[Arrays]:
+    """Those that JSON can hold, no more than `MOST_MIB`, and one at least."""
+    batches = [batch for batch in batches if all(map(_finite, batch.values()))] or batches
+    sizes = np.cumsum([sum(array.nbytes for array in batch.values()) for batch in batches])
+    return batches[: max(1, int((sizes <= MOST_MIB * 2**20).sum()))]
+
+
+def _finite(array: np.ndarray) -> bool:
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def _repeated(rows: Arrays, size: int) -> Arrays:

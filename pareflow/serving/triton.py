@@ -9,11 +9,15 @@ Triton. Source: triton-inference-server/common, protobuf/model_config.proto; ser
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from pareflow import graph_file
 from pareflow.compiler.backend import backend_of
 from pareflow.errors import InputError
+from pareflow.network import openvino_core, openvino_ports
+from pareflow.ports import Port
 from pareflow.runtime.batching import DynamicBatching
 from pareflow.runtime.caching import ExactCache
 from pareflow.serving.executable import Tensor, described
@@ -32,12 +36,37 @@ _LEFT_OUT = "has no counterpart in Triton"
 
 
 def describe(folder: str) -> dict[str, list[dict[str, object]]]:
-    """For a process of its own: the tensors of a package's network."""
-    inputs, outputs = described(PackagedModel(Path(folder)))
+    """For a process of its own: the tensors of a package's network, open where its graph is."""
+    package = PackagedModel(Path(folder))
+    declared = _declared(Path(folder) / "artifact", package.backend.name)
+    inputs, outputs = described(package)
     return {
-        "inputs": [tensor.to_json() for tensor in inputs],
-        "outputs": [tensor.to_json() for tensor in outputs],
+        "inputs": [_opened(tensor, declared).to_json() for tensor in inputs],
+        "outputs": [_opened(tensor, declared).to_json() for tensor in outputs],
     }
+
+
+def _declared(artifact: Path, backend: str) -> dict[str, Port]:
+    """What the files that Triton reads say of inputs and outputs, by name."""
+    ports: Sequence[Port] = ()
+    if backend == "openvino" and (artifact / "model.xml").exists():
+        model = openvino_core().read_model(artifact / "model.xml")
+        ports = openvino_ports([*model.inputs, *model.outputs]).ports
+    elif backend == "onnxruntime" and (artifact / "model.onnx").exists():
+        import onnx
+
+        graph = onnx.load(artifact / "model.onnx", load_external_data=False)
+        ports = (*graph_file.ports(graph).ports, *graph_file.outputs(graph).ports)
+    return {port.name: port for port in ports}
+
+
+def _opened(tensor: Tensor, declared: Mapping[str, Port]) -> Tensor:
+    """The tensor, whose sizes vary where the graph says so, however alike the golden samples are."""
+    port = declared.get(tensor.name)
+    if port is None or port.shape is None or len(port.shape) != len(tensor.shape):
+        return tensor
+    sizes = zip(tensor.shape, port.shape, strict=True)
+    return replace(tensor, shape=tuple(-1 if theirs is None else ours for ours, theirs in sizes))
 
 
 def write(
@@ -65,7 +94,23 @@ def write(
         shutil.copy2(path, folder / "1" / path.name)
     lines = _config(document["pipeline"], kind, backend, plan, inputs, outputs)
     (folder / "config.pbtxt").write_text("\n".join(lines) + "\n")
-    return [*(f"{what} {_LEFT_OUT}" for what in _left_out(plan)), *_not_carried(backend)]
+    lacking = (f"{what} {_LEFT_OUT}" for what in _left_out(plan))
+    return [_largest(plan), *lacking, *_not_carried(backend)]
+
+
+def _largest(plan: ServingPlan) -> str:
+    """What our server answers alone, however large, and Triton does not."""
+    most = f"`max_batch_size` ({_batch_size(plan)})"
+    return f"a request of more samples than {most} is refused by Triton: ask for no more at once"
+
+
+def _joins(plan: ServingPlan) -> DynamicBatching | None:
+    return next((one for one in plan.chosen() if isinstance(one, DynamicBatching)), None)
+
+
+def _batch_size(plan: ServingPlan) -> int:
+    batching = _joins(plan)
+    return batching.max_batch_size if batching else 1
 
 
 def _not_carried(backend: Step) -> Iterator[str]:
@@ -105,10 +150,10 @@ def _config(
     inputs: Sequence[Tensor],
     outputs: Sequence[Tensor],
 ) -> Iterator[str]:
-    batching = next((one for one in plan.chosen() if isinstance(one, DynamicBatching)), None)
+    batching = _joins(plan)
     yield f"name: {json.dumps(name)}"
     yield f"backend: {json.dumps(kind)}"
-    yield f"max_batch_size: {batching.max_batch_size if batching else 1}"
+    yield f"max_batch_size: {_batch_size(plan)}"
     for field, tensors in (("input", inputs), ("output", outputs)):
         for tensor in tensors:
             datatype = "TYPE_STRING" if tensor.datatype == "BYTES" else f"TYPE_{tensor.datatype}"

@@ -98,8 +98,9 @@ def _alone(plan: ServingPlan) -> tuple[ServingPlan, list[str]]:
         return plan, []
     pairs = zip(plan.policies, plan.chosen(), strict=True)
     kept = {"tiers": {}, "policies": tuple(told for told, one in pairs if one not in bound)}
+    left_out = [f"`{one.name}`" for one in bound] + [f"the tier `{name}`" for name in plan.tiers]
     words = "asks for registered versions, and the pod has one package"
-    return plan.model_copy(update=kept), [f"`{one.name}` {words}" for one in bound]
+    return plan.model_copy(update=kept), [f"{what} {words}" for what in left_out]
 
 
 def _must_be_new(folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from pareflow.errors import MissingExtraError, VariantError
 from pareflow.intervals import quantile_ratio
 from pareflow.stages import registration
+from pareflow.stages.jobs import feeds_key
 from pareflow.stages.optimization import strong_baseline
 from pareflow.stages.run import Row, Run
 from pareflow.stages.tuning import MEASURED, Ground, Promise, Tried, tune
@@ -110,10 +111,17 @@ def _tried(run: Run, row: Row, promise: Promise) -> Side:
             run.spec.budget.quiet_minutes * 60,
             _kept(run, row),
             lambda asked, minutes: run.left(f"serve {row.id}: {asked}") < minutes,
+            _feeds(run, row),
         )
         return tune(ground, promise)
     except VariantError as error:
         return error
+
+
+def _feeds(run: Run, row: Row) -> Path | None:
+    """The inputs of the search split that the row was timed with; None where they are gone."""
+    entry = run.store.find(feeds_key(run.facts.digest, run.spec.sla.batch_size, own=row.processing))
+    return None if entry is None else entry / "feeds.npz"
 
 
 def _kept(run: Run, row: Row) -> Callable[[str, Mapping[str, Any], Callable[[], Any]], Any]:
@@ -151,7 +159,7 @@ def _words(promise: Promise, decision: str, told: str) -> str:
 def _side(row: Row, side: Side) -> dict[str, Any]:
     """One row through the server: its best plan, and all that were considered."""
     tried = [] if isinstance(side, VariantError) else [one.to_json() for one in side]
-    known = ("plan", "words", "p50_ms", "p99", "samples")
+    known = ("plan", "words", "p50_ms", "p99", "samples", "distinct_requests")
     best = {name: tried[0][name] if tried else None for name in known}
     decision, reason = _decided(side)
     named = {"variant": row.id, "recipe": row.label, "decision": decision, "reason": reason}

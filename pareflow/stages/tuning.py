@@ -35,6 +35,7 @@ MEASURED = 3
 LOOKS = 3
 """How often the gate may look: while no plan passes, what is inconclusive is asked as much again."""
 POSTS = 8
+"""Requests of golden samples, which are as many."""
 
 Kept = Callable[[str, Mapping[str, Any], Callable[[], Any]], Any]
 """What a measurement of this name and these conditions said; made where it is not known."""
@@ -77,7 +78,8 @@ class Ground:
     """Where plans are tried: the package, what each process may use, what is kept, and when it is too late.
 
     `late` is asked before all that is not the least that must be done, with the minutes that it takes. Unless
-    they are given nothing is late, and all is measured anew.
+    they are given nothing is late, and all is measured anew. Requests hold the inputs in `feeds`,
+    as contestants read them, or else the package's golden samples.
     """
 
     package: Path
@@ -86,6 +88,7 @@ class Ground:
     patience_s: float
     kept: Kept = _anew
     late: Callable[[str, float], bool] = lambda asked, minutes: False
+    feeds: Path | None = None
 
     def alone(self, function: str, arguments: Mapping[str, Any], limits: Limits) -> Any:
         """What a function says that times something, in a process of its own, alone on the machine."""
@@ -106,6 +109,8 @@ class Tried:
     check: Check | None = None
     decision: Decision | Literal["left out", "failed"] = "left out"
     reason: str | None = None
+    distinct: int | None = None
+    """Requests that differ, among those that were asked again and again."""
 
     @property
     def p50_ms(self) -> float | None:
@@ -125,6 +130,7 @@ class Tried:
             "p50_ms": self.p50_ms,
             "p99": check and {"estimate": check.estimate, "low": check.low, "high": check.high},
             "samples": sum(map(len, self.blocks_ms)) or None,
+            "distinct_requests": self.distinct,
             "valid": self.valid,
             "decision": self.decision,
             "reason": self.reason,
@@ -224,17 +230,25 @@ def _looked_at(
     more = (tuple(map(float, block)) for block in np.array_split(found["ms"], BLOCKS))
     blocks = (*tried.blocks_ms, *more)
     p99 = pooled_quantile_interval(blocks, 0.99, promise.at_look(look), in_line=True)
-    check, valid = judge_served(p99, promise.p99_ms), bool(found["said"]["valid"])
+    check, distinct = judge_served(p99, promise.p99_ms), found["distinct"]
     return replace(
-        tried, blocks_ms=blocks, valid=valid, check=check, decision=check.decision, reason=check.reason
+        tried,
+        blocks_ms=blocks,
+        valid=bool(found["said"]["valid"]),
+        check=check,
+        decision=check.decision,
+        reason=f"{check.reason} (distinct requests: {distinct})",
+        distinct=distinct,
     )
 
 
 def _requests(ground: Ground, samples: int) -> Any:
-    """The tensors of requests of so many golden samples each, in the protocol's form."""
+    """The tensors of requests of so many samples each, in the protocol's form."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "feeds.json"
         arguments = {"folder": str(ground.package), "into": str(path), "count": POSTS, "rows": samples}
+        if ground.feeds is not None:
+            arguments["given"] = str(ground.feeds)
         log = ground.logs / f"feeds-{ground.package.name[:12]}.log"
         run_isolated("pareflow.serving.service_times:feeds", arguments, ground.limits, log)
         return json.loads(path.read_text())

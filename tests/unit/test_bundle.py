@@ -115,6 +115,12 @@ def test_labels_are_in_lists_as_the_predictions_are() -> None:
     assert runner.named([[0, 1], [1, -1], [], 2, 0.5], ["a", "b"]) == named
 
 
+def test_a_text_ends_with_its_line_alone(tmp_path: Path) -> None:
+    """Not where Unicode has other ends of lines, as U+2028."""
+    (tmp_path / "texts.txt").write_bytes("a\u2028b\x0bc\x85d\r\n\né\n".encode())
+    assert [*runner.read(str(tmp_path / "texts.txt"))] == [["a\u2028b\x0bc\x85d", "", "é"]]
+
+
 def test_what_an_input_would_be_answered_is_tested_too(own: Path) -> None:
     expected = golden(own / "package")
     (own / "labels.json").write_text('["first", "second"]')

@@ -135,6 +135,24 @@ def test_too_few_samples_are_told(versions: Versions, packaged: Callable[..., Pa
         told.calibrated([{"confidence_cascade": {}}], {"file": {"path": "images.py"}})
 
 
+@pytest.mark.parametrize("which", ["full", "small"])
+def test_batches_larger_than_answers_were_judged_in_have_no_threshold(
+    versions: Versions, tmp_path: Path, which: str
+) -> None:
+    """Where an answer depends on those beside it: while thresholds are calibrated, there are none."""
+    release: Release = getattr(versions, which)
+    package = shutil.copytree(release.package, tmp_path / "mixing")
+    document = json.loads((package / "model.json").read_text())
+    (package / "model.json").write_text(json.dumps({**document, "judged_batch_size": 1}))
+    told = replace(versions, **{which: replace(release, package=package)})
+    tier = ", the tier `small`," if which == "small" else ""
+    said = f"version {release.version} of many{tier} was judged in batches of 1, and the plan makes"
+    with pytest.raises(InputError, match=said):
+        told.calibrated([{"confidence_cascade": {}}, {"dynamic_batching": {}}])
+    alone = {"dynamic_batching": {"max_batch_size": 1}}
+    assert told.calibrated([{"confidence_cascade": {}}, alone])["samples"] == 1200
+
+
 def test_other_data_may_have_trained_on_what_is_held_out(versions: Versions) -> None:
     other = {"file": {"path": "many_images.py", "settings": {"seed": 1}}}
     with pytest.raises(InputError, match="it was made with other data"):
@@ -169,7 +187,7 @@ def test_two_cascades_share_one_budget_and_the_first_stands_before_the_second(ve
     """Half the drop, the error and the samples each; the outer full model is the inner cascade, by name."""
     done = versions.calibrated([{"complexity_routing": {"input": "images"}}, {"confidence_cascade": {}}])
     outer, inner = done["found"]
-    assert (outer["policy"], outer["score"]) == ("complexity_routing", "shortness")
+    assert (outer["policy"], outer["score"]) == ("complexity_routing", "shortness of images")
     assert outer["max_drop"] == inner["max_drop"] == 0.015
     assert outer["confidence"] == inner["confidence"] == 0.975
     assert outer["samples"] == inner["samples"] == 600
@@ -202,6 +220,7 @@ def test_a_semantic_cache_gets_a_threshold_of_its_own(versions: Versions) -> Non
     (record,) = done["found"]
     assert (record["pairs"], record["score"]) == (600, "similarity")
     assert record["hits"] >= pairs_needed(0.9, 0.95)
+    assert record["held_answers"] == 600
     assert record["variants"].keys() == {"full"}
     assert _promised({"policies": [loose]}) is None
     assert _promised(done["plan"]) == (Budget().max_drop, 0.95)

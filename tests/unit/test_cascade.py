@@ -68,7 +68,8 @@ def record(threshold: float, *names: str, score: str = "max_softmax") -> Thresho
 
 
 def cascade(threshold: float, *names: str) -> ConfidenceCascade:
-    return ConfidenceCascade(output="logits", calibration=record(threshold, *names))
+    of = "max_softmax of logits"
+    return ConfidenceCascade(output="logits", calibration=record(threshold, *names, score=of))
 
 
 def ask(policy: Policy, below: Endpoint, rows: Sequence[tuple[float, float]]) -> np.ndarray:
@@ -124,7 +125,7 @@ def test_only_the_rows_that_need_it_go_on() -> None:
 @pytest.mark.parametrize("measure", ["max_softmax", "margin"])
 def test_a_confidence_at_the_threshold_is_enough(measure: Measure) -> None:
     policy = ConfidenceCascade(
-        output="logits", measure=measure, calibration=record(0.0, "tiny", score=measure)
+        output="logits", measure=measure, calibration=record(0.0, "tiny", score=f"{measure} of logits")
     )
     assert ask(policy, Tiers().endpoint, [(4, 0)]).tolist() == [TINY + 4]
 
@@ -167,7 +168,9 @@ def test_where_a_tier_fails_the_next_answers_and_it_is_counted() -> None:
 
 
 def test_a_tier_without_logits_answers_nothing() -> None:
-    policy = ConfidenceCascade(output="missing", calibration=record(0.0, "tiny"))
+    policy = ConfidenceCascade(
+        output="missing", calibration=record(0.0, "tiny", score="max_softmax of missing")
+    )
     assert ask(policy, Tiers().endpoint, [(0, 9)]).tolist() == [FULL]
 
 
@@ -205,8 +208,11 @@ def test_a_tier_that_is_not_there_is_told_when_wrapped(kind: type[Policy]) -> No
             scores={"tiny": SimplicityScore(buckets=0, weights=(0, 0, 0, 0), intercept=0)},
             calibration=record(0.5, "tiny", score="shortness"),
         ),
+        ConfidenceCascade(output="number", calibration=record(0.5, "tiny", score="max_softmax of logits")),
+        ConfidenceCascade(output="logits", calibration=record(0.5, "tiny")),  # of before it named its output
+        ComplexityRouting(input="x", calibration=record(0.5, "tiny", score="shortness of mask")),
     ],
-    ids=["margin", "rule", "learned"],
+    ids=["margin", "rule", "learned", "output", "unnamed", "input"],
 )
 def test_a_threshold_is_for_its_own_score_alone(policy: Policy) -> None:
     with pytest.raises(CalibrationError, match="the threshold must be of `"):
@@ -217,7 +223,7 @@ def test_a_learned_score_is_routed_by() -> None:
     """By hand: the odds are the mean less 3, so that a mean of at least 3 is simple at 0.5."""
     scores = {"tiny": SimplicityScore(buckets=0, weights=(0, 1, 0, 0), intercept=-3)}
     policy = ComplexityRouting(
-        input="x", scores=scores, calibration=record(0.5, "tiny", score=name_of(scores))
+        input="x", scores=scores, calibration=record(0.5, "tiny", score=f"{name_of(scores)} of x")
     )
     assert ask(policy, Tiers().endpoint, [(2, 2), (3, 3), (1, 9)]).tolist() == [FULL + 2, TINY + 3, TINY + 1]
 
@@ -246,7 +252,7 @@ def test_a_row_of_tokens_is_scored_as_if_it_were_alone() -> None:
     np.testing.assert_array_equal(features(together, 8), alone)
     scores = {"tiny": SimplicityScore(buckets=1, weights=(0, 1, 0, 0, 0), intercept=-3)}
     policy = ComplexityRouting(
-        input="x", scores=scores, calibration=record(0.5, "tiny", score=name_of(scores))
+        input="x", scores=scores, calibration=record(0.5, "tiny", score=f"{name_of(scores)} of x")
     )
     assert ask(policy, Tiers().endpoint, [(4, 0), (2, 3)]).tolist() == [TINY + 4, FULL + 2]
 
@@ -254,7 +260,7 @@ def test_a_row_of_tokens_is_scored_as_if_it_were_alone() -> None:
 def test_short_requests_go_to_the_tier_each_row_once() -> None:
     """By hand: rows of one, two and no entries, and at most one is simple."""
     tiers = Tiers()
-    policy = ComplexityRouting(input="x", calibration=record(-1.0, "tiny", score="shortness"))
+    policy = ComplexityRouting(input="x", calibration=record(-1.0, "tiny", score="shortness of x"))
     found = ask(policy, tiers.endpoint, [(1, 0), (2, 9), (3, 0)])
     assert found.tolist() == [TINY + 1, FULL + 2, TINY + 3]
     assert (tiers.tiny.batches, tiers.full.batches) == ([[1, 3]], [[2]])
@@ -277,5 +283,5 @@ def test_a_score_needs_right_and_wrong() -> None:
 
 def test_without_its_input_a_request_is_the_full_models() -> None:
     """The tier that cannot be judged answers nothing."""
-    policy = ComplexityRouting(input="mask", calibration=record(-9.0, "tiny", score="shortness"))
+    policy = ComplexityRouting(input="mask", calibration=record(-9.0, "tiny", score="shortness of mask"))
     assert ask(policy, Tiers().endpoint, [(1, 0)]).tolist() == [FULL + 1]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pareflow.errors import BadOutputError, SpecError, UnsuitableError
 from pareflow.runtime import SemanticCache
+from pareflow.runtime.caching.calibration import HitCalibration
 from pareflow.runtime.caching.index import ExactIndex, Index, UsearchIndex
 from pareflow.runtime.caching.near_answers import NearAnswers
 from pareflow.runtime.caching.sameness import same
@@ -206,6 +207,89 @@ def test_without_a_threshold_it_computes_everything_until_it_found_one() -> None
             await ask()
         assert len(below.batches) < before + 10
         assert endpoint.figures["semantic_cache"]()["hits"] > 90
+
+    run(scenario, seconds=60)
+
+
+def calibrated(held: tuple[int, int] | None, **settings: Any) -> SemanticCache:
+    """By margin, with a record of so many answers of so many kinds."""
+    policy = semantic(score="margin", threshold=None, **settings)
+    answers, kinds = held or (None, None)
+    record = HitCalibration(
+        variants={"encoder": "encoder", "full": "compass"},
+        score="margin",
+        settings=policy.deciding,
+        threshold=0.3,
+        max_false_hits=0.01,
+        confidence=0.95,
+        pairs=500,
+        hits=400,
+        false_hits=0,
+        held_answers=answers,
+        held_kinds=kinds,
+    )
+    return policy.model_copy(update={"calibration": record})
+
+
+@pytest.mark.parametrize(
+    ("held", "computed"), [((500, 4), True), ((3, 2), True), ((2, 3), True), ((2, 2), False), (None, True)]
+)
+def test_a_margin_to_fewer_than_it_was_calibrated_on_is_no_hit(
+    caplog: pytest.LogCaptureFixture, held: tuple[int, int] | None, computed: bool
+) -> None:
+    """91 is nearest to 40, of another quarter, by a margin of 0.79 to 190. Old records say no number."""
+
+    async def scenario() -> None:
+        below = Compass()
+        endpoint = calibrated(held).wrap(below.endpoint)
+        for angle in (40, 190, 91):
+            await endpoint.answer(angles(angle))
+        assert (below.batches == [[40], [190], [91]]) == computed
+
+    run(scenario, seconds=60)
+    assert [record.message for record in caplog.records if "calibrated before" in record.message] == (
+        [
+            "the semantic cache was calibrated before records said how many answers were held: it looks "
+            "for a threshold of its own; run `pareflow calibrate` again"
+        ]
+        if held is None
+        else []
+    )
+
+
+def test_room_for_fewer_than_it_was_calibrated_on_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        endpoint = calibrated((500, 4), max_mib=2000 / 2**20).wrap(Compass().endpoint)
+        for angle in (40, 190, 91):
+            await endpoint.answer(angles(angle))
+
+    run(scenario, seconds=60)
+    (told,) = [record.message for record in caplog.records]
+    assert told.startswith("the semantic cache must hold 500 answers for a hit, and has room for ")
+
+
+def test_a_threshold_of_its_own_holds_for_as_many_as_it_was_found_among() -> None:
+    """Half of the 400 pairs met about 180, with some so near that one replaced the other. All agree."""
+
+    async def scenario() -> None:
+        below = Compass()
+        endpoint = semantic(score="margin", threshold=None, shadow_pairs=400).wrap(below.endpoint)
+        chance = np.random.default_rng(0)
+
+        async def ask(count: int) -> int:
+            """How many of so many were computed."""
+            before = len(below.batches)
+            for _ in range(count):
+                await endpoint.answer(angles(90 * chance.integers(4) + 45 + chance.uniform(-20, 20)))
+            return len(below.batches) - before
+
+        await endpoint.answer(angles(45, 135, 225, 315))
+        assert await ask(450) == 400
+        await endpoint.flush()
+        await endpoint.answer(angles(45, 135, 225, 315))
+        assert await ask(150) == 150
+        await ask(100)
+        assert await ask(50) == 0
 
     run(scenario, seconds=60)
 

@@ -653,7 +653,14 @@ def test_answers_that_depend_on_their_batch_are_served_in_no_larger_one_than_was
     assert (most(mixing, None), most(packaged("images"), None)) == (2, 8)
     assert "depend on the samples beside them" not in caplog.text
     assert most(mixing, ServingPlan()) == 8
-    assert "it was judged in batches of 2, and the plan makes batches of up to 8" in caplog.text
+    said = "was judged in batches of 2, and the plan makes batches of up to 8"
+    assert f" {said}" in caplog.text
+    assert "the tier" not in caplog.text
+    caplog.clear()
+    policies: Any = ({"deadline_routing": {}}, {"dynamic_batching": {}})
+    plan = ServingPlan(tiers={"small": str(mixing)}, policies=policies)
+    Slot(FolderSource(packaged("images")), plan, Metrics()).hosted.close()
+    assert f", the tier `small`, {said}" in caplog.text
 
 
 def test_tiers_are_other_variants_of_the_model(packaged: Packaged) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.error
@@ -14,12 +15,16 @@ import numpy as np
 import onnxruntime
 import pytest
 import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from pareflow.errors import InputError
 from pareflow.hardware import probe
 from pareflow.serving import triton
 from pareflow.serving.executable import Tensor
+from pareflow.serving.kserve import inference_service
 from pareflow.serving.plan import ServingPlan
+from pareflow.spec import NAME
 from pareflow.stages.exporting import export_kserve, export_triton
 from pareflow.variant import Step
 
@@ -32,6 +37,11 @@ PLAN = ServingPlan(
         {"dynamic_batching": {"max_batch_size": 4, "min_batch_size": 2, "max_wait_ms": 1.5}},
     ),
 )
+
+
+def refused(samples: int) -> str:
+    most = f"`max_batch_size` ({samples})"
+    return f"a request of more samples than {most} is refused by Triton: ask for no more at once"
 
 
 def parsed(path: Path) -> Any:
@@ -74,7 +84,7 @@ def test_the_repositorys_network_gives_the_golden_outputs(packaged: Packaged, tm
 
 def test_without_batching_every_request_is_its_own_batch(packaged: Packaged, tmp_path: Path) -> None:
     found = export_triton(packaged("texts"), ServingPlan(policies=()), tmp_path, tmp_path)
-    assert found["left_out"] == []
+    assert found["left_out"] == [refused(1)]
     config = parsed(tmp_path / "texts" / "config.pbtxt")
     assert config.max_batch_size == 1
     assert not config.HasField("dynamic_batching")
@@ -98,6 +108,23 @@ def test_sessions_are_those_that_our_server_would_take(packaged: Packaged, tmp_p
     assert group.count == len(probe.cores())
 
 
+@pytest.mark.parametrize("backend", [Step("onnxruntime", {"threads": 1}), Step("openvino", {"threads": 1})])
+@pytest.mark.parametrize(("any_length", "size"), [(True, -1), (False, 6)])
+def test_a_size_that_the_graph_leaves_open_is_open_however_alike_samples_are(
+    make_package: Callable[..., Path],
+    workloads: Path,
+    tmp_path: Path,
+    backend: Step,
+    any_length: bool,
+    size: int,
+) -> None:
+    """All are filled up to six numbers."""
+    reference = {"file": {"path": "ragged.py", "settings": {"any_length": any_length}}}
+    found = triton.describe(str(make_package(reference, workloads, tmp_path / "store", backend, "ragged")))
+    assert [(one["name"], one["shape"]) for one in found["inputs"]] == [("readings", [-1, size])]
+    assert [one["shape"] for one in found["outputs"]] == [[-1, 1]]
+
+
 @pytest.mark.parametrize(
     ("plan", "left_out"),
     [
@@ -116,7 +143,8 @@ def test_what_triton_lacks_is_said(
     packaged: Packaged, tmp_path: Path, plan: Mapping[str, Any], left_out: list[str]
 ) -> None:
     tensors = [Tensor("x", "FP32", (-1, 4))]
-    found = triton.write(packaged("images"), ServingPlan(**plan), tensors, tensors, tmp_path)
+    largest, *found = triton.write(packaged("images"), ServingPlan(**plan), tensors, tensors, tmp_path)
+    assert largest == refused(8 if "dynamic_batching" in str(plan) else 1)
     assert found == [f"{what} has no counterpart in Triton" for what in left_out]
 
 
@@ -144,7 +172,7 @@ def test_settings_that_triton_is_not_given_are_said(
     reference = {"file": {"path": "ragged.py"}}
     package = make_package(reference, workloads, tmp_path / "store", backend, "ragged")
     tensors = [Tensor("x", "FP32", (-1, 4))]
-    found = triton.write(package, ServingPlan(policies=()), tensors, tensors, tmp_path / "repository")
+    _, *found = triton.write(package, ServingPlan(policies=()), tensors, tensors, tmp_path / "repository")
     assert len(found) == len(left_out)
     for said, setting in zip(found, left_out, strict=True):
         assert said.startswith(f"{setting} of `{backend.name}` is not carried to Triton")
@@ -158,9 +186,16 @@ def test_a_pod_is_given_no_policies_that_ask_for_other_versions(packaged: Packag
     plan = ServingPlan(tiers={"small": "models:/images/1"}, sessions=2, policies=policies)
     found = export_kserve(packaged("images"), plan, tmp_path / "kserve", **CLUSTER)
     words = "asks for registered versions, and the pod has one package"
-    assert found["left_out"] == [f"`confidence_cascade` {words}"]
+    assert found["left_out"] == [f"`confidence_cascade` {words}", f"the tier `small` {words}"]
     written = yaml.safe_load((tmp_path / "kserve" / "model" / "plan.yaml").read_text())
     assert written == {"sessions": 2, "policies": [{"exact_cache": {}}]}
+
+    policies = ({"deadline_routing": {}},)
+    plan = ServingPlan(tiers={"small": "models:/images/1", "tiny": "models:/images/2"}, policies=policies)
+    found = export_kserve(packaged("images"), plan, tmp_path / "routed", **CLUSTER)
+    assert found["left_out"] == [f"the tier `small` {words}", f"the tier `tiny` {words}"]
+    written = yaml.safe_load((tmp_path / "routed" / "model" / "plan.yaml").read_text())
+    assert written == {"policies": [*policies]}
 
 
 def test_a_variant_that_triton_cannot_read_is_refused(packaged: Packaged, tmp_path: Path) -> None:
@@ -186,6 +221,13 @@ def test_kserve_is_told_what_runs_and_how_it_is_probed(packaged: Packaged, tmp_p
     assert container["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": 8080}
     with pytest.raises(InputError, match="an export must not overwrite"):
         export_kserve(packaged("images"), PLAN, to, **CLUSTER)
+
+
+@given(name=st.text() | st.from_regex(NAME, fullmatch=True))
+@example(name="2_Texts.")
+def test_kserve_takes_the_name(name: str) -> None:
+    service = inference_service(name, ServingPlan(), threads=1, **CLUSTER)
+    assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", service["metadata"]["name"])
 
 
 def test_the_pods_command_serves_the_folder(packaged: Packaged, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pareflow.errors import InputError, OverloadedError, PareflowError, SpecErro
 from pareflow.runtime.decoding import Decoding, Generation, generation
 from pareflow.serving import language_model
 from pareflow.serving.app import App
+from pareflow.serving.executable import Release
 from pareflow.serving.generate import encoded, parse, spelled
 from pareflow.serving.generate import events as told_as
 from pareflow.serving.metrics import Metrics
@@ -124,6 +125,14 @@ def test_served_tokens_are_those_of_the_model_alone(
     figures = {line.split('"')[1]: float(line.split()[-1]) for line in lines if 'policy="generation"' in line}
     assert (figures["requests"], figures["tokens"], figures["prefix_hits"]) == (3, 72, 2)
     assert ("drafted" in figures) == (draft is not None)
+
+
+def test_what_fills_a_prompt_up_is_no_part_of_it(
+    serve: Callable[..., TestClient], expected: list[int]
+) -> None:
+    """Though the request sends no `attention_mask`."""
+    client = serve(policies=[{"dynamic_batching": {"pad_axis": 1, "pad_to": [8]}}])
+    assert tokens(client.post(INFER, json=ids(1, 5, 9, max_new_tokens=24))) == expected
 
 
 def test_metadata_says_what_it_takes(serve: Callable[..., TestClient]) -> None:
@@ -281,6 +290,18 @@ def test_bytes_that_are_no_letter_end_no_text(tokens: list[int], said: str) -> N
     assert spelled(with_spaces(), [256], tokens) == said
 
 
+def test_a_prompt_is_neither_filled_up_nor_cut_off_as_its_tokenizer_was_saved_to(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "source")
+    saved = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
+    saved.enable_padding(length=8)
+    saved.enable_truncation(2)
+    saved.save(str(source / "tokenizer.json"))
+    language_model.pack(source, "words", tmp_path / "words")
+    model = language_model.LanguageModel(Release("words", "1", tmp_path / "words"), Decoding())
+    assert asyncio.run(encoded(model.tokenizer, "w1 w5 w9")) == [1, 5, 9]
+    model.close()
+
+
 def test_tokens_of_a_long_text_are_made_in_a_thread() -> None:
     tokenizer, threads = by_bytes(), set[int]()
 
@@ -332,10 +353,11 @@ def test_what_is_refused_before_the_first_word_has_its_status(
     assert (answer.status_code, said in answer.json()["error"]) == (400, True), answer.text
 
 
+@pytest.mark.parametrize(("own", "status"), [({}, 503), ({"timeout": 60_000_000}, 408)])
 def test_a_stream_that_breaks_off_says_so(
-    serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch, own: dict[str, int], status: int
 ) -> None:
-    """The deadline passes after the third token: two words at least were told by then."""
+    """The deadline passes after the third token: two words at least were told by then. It is counted so."""
     client, told = serve(), itertools.count()
     real = generation._Watch.check
 
@@ -345,9 +367,11 @@ def test_a_stream_that_breaks_off_says_so(
         real(watch, meanwhile)
 
     monkeypatch.setattr(generation._Watch, "check", late)
-    *words, last = events(client.post(STREAM, json={"text_input": "w1 w5", "parameters": {"max_tokens": 9}}))
+    asked = {"text_input": "w1 w5", "parameters": {"max_tokens": 9, **own}}
+    *words, last = events(client.post(STREAM, json=asked))
     assert len(words) == 3
     assert "it came while decoding" in last["error"]
+    assert f'route="generate_stream",status="{status}"}} 1.0' in client.get("/metrics").text
 
 
 def test_a_stream_that_another_tier_ends_says_so(
@@ -369,10 +393,14 @@ def test_a_stream_that_another_tier_ends_says_so(
     *words, last = events(client.post(STREAM, json={"text_input": "w1 w5", "parameters": {"max_tokens": 9}}))
     assert len(words) == 3
     assert "another variant answered than had begun to" in last["error"]
+    counted = client.get("/metrics").text
+    assert 'route="generate_stream",status="503"} 1.0' in counted
+    assert 'route="generate_stream",status="200"}' not in counted
 
 
 def test_a_stream_is_closed_with_its_first_event() -> None:
-    closed = []
+    """It counts as one whose reader has gone."""
+    closed, ended = list[bool](), list[int]()
 
     async def others() -> AsyncGenerator[str, None]:
         try:
@@ -383,10 +411,10 @@ def test_a_stream_is_closed_with_its_first_event() -> None:
     async def scenario() -> None:
         pieces = others()
         await anext(pieces)
-        told = told_as("words", "1", "w1", pieces)
+        told = told_as("words", "1", "w1", pieces, ended.append)
         await anext(told)
         await told.aclose()
-        assert closed
+        assert (closed, ended) == ([True], [499])
 
     asyncio.run(scenario())
 

@@ -116,6 +116,7 @@ def test_the_winner_is_served_and_what_was_found_is_kept(
     assert (found["kept"], found["decision"]) == (True, "promote")
     assert found["optimized"]["variant"] == found["original"]["variant"]  # the baseline won
     assert found["speedup"]["p99"]["estimate"] == 1
+    assert found["optimized"]["distinct_requests"] > 8  # of the search split, not golden samples
     assert ServingPlan(**found["plan"]).sessions
     entries = {path.name for path in (Path(run.store.root) / "entries").iterdir()}
     assert serving_plans.tuned(run, judged, winner) == found

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from flows import calibration, commands
 from pareflow.errors import InputError, StepFailedError
 from pareflow.isolation import Limits
+from pareflow.measuring import arena
+from pareflow.serving import service_times
 from pareflow.serving.plan import ServingPlan, default
 from pareflow.stages import plan_space, tuning
 from pareflow.stages.tuning import Ground, Promise, Tried, tune
@@ -46,7 +49,8 @@ class Known:
             times = {str(size): 0.003 + 0.001 * size for size in conditions["sizes"]}
             return {str(count): times for count in conditions["sessions"]}
         self.asked.append(conditions)
-        return {"ms": self.answer(conditions["plan"], conditions["load"]), "said": {"valid": True}}
+        ms = self.answer(conditions["plan"], conditions["load"])
+        return {"ms": ms, "said": {"valid": True}, "distinct": 8}
 
 
 @pytest.fixture
@@ -115,6 +119,28 @@ def test_what_nothing_keeps_is_not_asked_again(ground: Callable[..., Ground]) ->
     assert len(known.asked) == tuning.MEASURED
     assert tried[0].reason is not None
     assert "50 is not at most 20" in tried[0].reason
+    assert tried[0].reason.endswith(" (distinct requests: 8)")
+    assert tried[0].to_json()["distinct_requests"] == 8
+
+
+def test_requests_hold_the_inputs_that_are_given_and_else_golden_samples(
+    ground: Callable[..., Ground], tmp_path: Path
+) -> None:
+    """Twenty images of 256 bytes; of golden samples there are eight."""
+    images = np.random.default_rng(0).normal(size=(20, 1, 1, 8, 8)).astype(np.float32)
+    arena.write_feeds([{"images": one} for one in images], tmp_path / "feeds.npz")
+    golden = ground(Known(steady))
+    asked = tuning._requests(replace(golden, feeds=tmp_path / "feeds.npz"), 1)
+    found = [np.asarray(one["data"], np.float32) for (one,) in asked]
+    assert np.array_equal(np.stack(found).reshape(images.shape), images)
+    assert len(tuning._requests(golden, 1)) == tuning.POSTS
+
+
+def test_given_inputs_are_those_that_json_holds_not_too_many_bytes_and_one_at_least() -> None:
+    image = {"images": np.zeros((1, 2**20))}  # 8 MiB
+    nan = {"images": np.full((1, 1), np.nan)}
+    assert service_times._some([nan, image, image, image]) == [image, image]
+    assert len(service_times._some([{"images": np.zeros(2**22)}])) == 1
 
 
 def test_one_plan_is_served_whatever_the_time_and_the_others_if_it_lasts(

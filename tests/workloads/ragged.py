@@ -17,6 +17,7 @@ class Ragged(Workload):
     """Samples are an array of arrays, or a list of them."""
 
     in_list: bool = Field(default=False, description="whether samples are a list")
+    any_length: bool = Field(default=False, description="whether the graph takes others than the longest")
 
     def data(self) -> Splits:
         generator = np.random.default_rng(self.seed)
@@ -39,7 +40,8 @@ class Ragged(Workload):
             helper.make_tensor("axes", TensorProto.INT64, [1], [1]),
             helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0]),
         ]
-        readings = helper.make_tensor_value_info("readings", TensorProto.FLOAT, ["batch", LONGEST])
+        length = "length" if self.any_length else LONGEST
+        readings = helper.make_tensor_value_info("readings", TensorProto.FLOAT, ["batch", length])
         output = helper.make_tensor_value_info("output", TensorProto.BOOL, ["batch", 1])
         graph = helper.make_graph(nodes, "ragged", [readings], [output], constants)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

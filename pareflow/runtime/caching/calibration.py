@@ -47,6 +47,10 @@ class HitCalibration(VariantBound):
     pairs: int = Field(ge=1, description="requests that were held against the kept ones")
     hits: int = Field(ge=0, description="of the pairs, at or above the threshold")
     false_hits: int = Field(ge=0, description="of the hits, those whose kept answer would not have done")
+    held_answers: int | None = Field(
+        default=None, ge=1, description="answers that were kept meanwhile: fewer give no hit by margin"
+    )
+    held_kinds: int | None = Field(default=None, ge=1, description="kinds of these: fewer give none, either")
 
 
 def calibrate(

@@ -3,13 +3,17 @@
 import logging
 import math
 from collections.abc import Mapping
+from statistics import median_low
 
 from pareflow.intervals import share_bounds
 from pareflow.measurement import CONFIDENCE
 from pareflow.runtime.caching.calibration import calibrate
+from pareflow.runtime.caching.near_answers import Held
 
 ATTEMPTS = 3
 """Calibrations on shadow pairs, each on pairs of its own, twice as many as before."""
+
+NONE_HELD = Held()
 
 log = logging.getLogger(__name__)
 
@@ -55,15 +59,16 @@ class FalseHits:
 
 
 class Threshold:
-    """The score from which on a kept answer is given; None while it is not known.
+    """The score from which on a kept answer is given, and how many must be held; None while it is not known.
 
     Where none is given it comes from shadow pairs: requests that were computed, of which it is known whether
-    the kept answer would have done. The chance of a wrong one is shared by all attempts.
+    the kept answer would have done. The chance of a wrong one is shared by all attempts. As many
+    must be held as half of the pairs met.
     """
 
-    def __init__(self, value: float | None, limit: float, pairs: int) -> None:
-        self.value, self._limit, self._needed = value, limit, pairs
-        self._pairs: list[tuple[float, bool]] = []
+    def __init__(self, value: float | None, limit: float, pairs: int, held: Held = NONE_HELD) -> None:
+        self.value, self.held, self._limit, self._needed = value, held, limit, pairs
+        self._pairs: list[tuple[float, bool, Held]] = []
         self._attempts = 0
         self.given_up = False
 
@@ -72,9 +77,9 @@ class Threshold:
         """Whether pairs are being gathered."""
         return self.value is None and not self.given_up
 
-    def observe(self, score: float, same: bool) -> None:
+    def observe(self, score: float, same: bool, held: Held = NONE_HELD) -> None:
         """A shadow pair. The last one that is needed takes some milliseconds."""
-        self._pairs.append((score, same))
+        self._pairs.append((score, same, held))
         if len(self._pairs) >= self._needed:
             self._attempt()
 
@@ -85,9 +90,10 @@ class Threshold:
     def _attempt(self) -> None:
         self._attempts += 1
         confidence = 1 - (1 - CONFIDENCE) / 2**self._attempts
-        scores, same = zip(*self._pairs, strict=True)
+        scores, same, held = zip(*self._pairs, strict=True)
         found = calibrate(scores, same, self._limit, confidence)
         self.value = found.threshold
+        self.held = Held(*map(median_low, zip(*held, strict=True)))
         if self.value is None:
             self.given_up = self._attempts == ATTEMPTS
             log.warning("the semantic cache has no threshold from %d pairs: %s", found.pairs, found.reason)

@@ -1,6 +1,7 @@
 """Answers kept by the vectors of their requests, in this process's memory."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
@@ -25,9 +26,21 @@ class NearAnswer(NamedTuple):
     answer: Arrays
 
 
+class Held(NamedTuple):
+    """How many answers are kept, and of how many kinds: the more, the more a margin says."""
+
+    answers: int = 0
+    kinds: int = 0
+
+    def reaches(self, other: "Held") -> bool:
+        """Whether as many are kept of both."""
+        return self.answers >= other.answers and self.kinds >= other.kinds
+
+
 @dataclass(frozen=True, slots=True)
 class _Kept:
     answer: Arrays
+    kind: int
     size: int
 
 
@@ -45,6 +58,7 @@ class NearAnswers:
 
         self._kept: LRUCache[int, _Kept] = LRUCache(self._max_bytes, getsizeof=lambda kept: kept.size)
         self._expires: dict[int, float] = {}  # the first to expire comes first
+        self._of_kind = Counter[int]()
         self._index: Index | None = None
 
     @property
@@ -53,6 +67,15 @@ class NearAnswers:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    @property
+    def held(self) -> Held:
+        return Held(len(self._kept), len(self._of_kind))
+
+    @property
+    def room(self) -> float:
+        """How many answers as large as those that are kept it can hold."""
+        return self._max_bytes * len(self._kept) / self._kept.currsize if self._kept else float("inf")
 
     def nearest(self, vectors: np.ndarray) -> list[NearAnswer | None]:
         """For each vector; None where nothing is kept."""
@@ -78,16 +101,21 @@ class NearAnswers:
             if near.similarity >= NEARLY_ONE:
                 self._remove(near.slot)
         while self._kept.currsize + size > self._max_bytes:
-            self._forget(self._kept.popitem()[0])
+            self._forget(*self._kept.popitem())
         slot, self._next_slot = self._next_slot, self._next_slot + 1
-        self._kept[slot], self._expires[slot] = _Kept(copied(answer), size), time.monotonic() + self._ttl_s
-        self._index.add(slot, vector, slot if kind is None else kind)
+        kind = slot if kind is None else kind
+        self._kept[slot] = _Kept(copied(answer), kind, size)
+        self._expires[slot] = time.monotonic() + self._ttl_s
+        self._of_kind[kind] += 1
+        self._index.add(slot, vector, kind)
 
     def _remove(self, slot: int) -> None:
-        del self._kept[slot]
-        self._forget(slot)
+        self._forget(slot, self._kept.pop(slot))
 
-    def _forget(self, slot: int) -> None:
+    def _forget(self, slot: int, kept: _Kept) -> None:
         assert self._index is not None  # there was something in it
         del self._expires[slot]
+        self._of_kind[kept.kind] -= 1
+        if not self._of_kind[kept.kind]:
+            del self._of_kind[kept.kind]
         self._index.remove(slot)

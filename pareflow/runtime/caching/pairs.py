@@ -1,25 +1,34 @@
 """How near requests come to kept ones, and whether the kept answers would have done: to calibrate on."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from pareflow.errors import CalibrationError
 from pareflow.runtime.caching.embedder import Embedder
 from pareflow.runtime.caching.index import ExactIndex
-from pareflow.runtime.caching.near_answers import NearAnswers
+from pareflow.runtime.caching.near_answers import Held, NearAnswers
 from pareflow.runtime.caching.sameness import kind_of, same
 from pareflow.runtime.caching.semantic_cache import SemanticCache
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.workload import Arrays
 
 
+class Pairs(NamedTuple):
+    """Scores of asked requests, whether the kept answer was their own, both (n,), and how many were kept."""
+
+    scores: np.ndarray
+    same: np.ndarray
+    held: Held
+
+
 async def pairs(
     policy: SemanticCache, below: Endpoint, kept: Sequence[Arrays], asked: Sequence[Arrays]
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Pairs:
     """Per asked request its score to the nearest kept one, and whether that one's answer is its own.
 
-    Both of shape (n,), n at most as many as were asked: what is below `min_similarity` can never be a hit.
+    They are at most as many as were asked: what is below `min_similarity` can never be a hit.
     Requests hold one sample each. Given what is kept, pairs are independent, which an exact bound needs: so
     none of the asked is kept. Raises: CalibrationError where a request has no embedding; what `below` raises.
     """
@@ -36,7 +45,7 @@ async def pairs(
             fresh = await below.answer(feeds)
             scores.append(policy.score_of(near))
             agree.append(same(near.answer, fresh, policy.same == "class", policy.judged, policy.tolerance))
-    return np.array(scores), np.array(agree, bool)
+    return Pairs(np.array(scores), np.array(agree, bool), answers.held)
 
 
 async def _vectors(embedder: Embedder, feeds: Arrays) -> np.ndarray:

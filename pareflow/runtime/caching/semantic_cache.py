@@ -15,9 +15,9 @@ from pareflow.runtime.caching.accounts import Account
 from pareflow.runtime.caching.cache import Cache
 from pareflow.runtime.caching.calibration import HitCalibration
 from pareflow.runtime.caching.embedder import Embedder
-from pareflow.runtime.caching.false_hits import FalseHits, Threshold
+from pareflow.runtime.caching.false_hits import NONE_HELD, FalseHits, Threshold
 from pareflow.runtime.caching.index import ExactIndex, UsearchIndex
-from pareflow.runtime.caching.near_answers import NearAnswer, NearAnswers
+from pareflow.runtime.caching.near_answers import Held, NearAnswer, NearAnswers
 from pareflow.runtime.caching.rows import joined, parted
 from pareflow.runtime.caching.sameness import kind_of, same
 from pareflow.runtime.caching.session import copied
@@ -41,8 +41,10 @@ class SemanticCache(Cache):
     It is an approximation, and may be wrong: its threshold is calibrated (`pareflow calibrate`, for these
     variants alone; or by itself on shadow pairs, while every request is computed), a share of the hits is
     computed again, and where the rate of false hits is above the limit with 95 % confidence it gives no more
-    hits. An encoder that fails, or a request that it cannot embed, is no failed request: it is computed.
-    While it has no threshold, or no vectors, requests cost and none is a hit: it rests as after any loss.
+    hits. By margin it gives none while it holds fewer answers, or of fewer kinds, than it was calibrated on:
+    a margin to few others says little. An encoder that fails, or a request that it cannot embed, is no failed
+    request: it is computed. While it has no threshold, too few answers or no vectors, requests cost and none
+    is a hit: it rests as after any loss.
     """
 
     name: ClassVar[str] = "semantic_cache"
@@ -148,8 +150,10 @@ class _Answers:
         index = UsearchIndex if policy.index == "usearch" else ExactIndex
         self._kept = NearAnswers(index, int(policy.max_mib * 2**20), policy.ttl_s)
         self._account = Account(policy.window, policy.rest_s)
-        known = policy.threshold if policy.calibration is None else policy.calibration.threshold
-        self._threshold = Threshold(known, policy.max_false_hits, policy.shadow_pairs)
+        self._by_margin = policy.kind_of_score == "margin"
+        known, needed = self._known()
+        self._threshold = Threshold(known, policy.max_false_hits, policy.shadow_pairs, needed)
+        self._told_of_room = False
         self._false_hits = FalseHits(policy.max_false_hits)
         self._chance = random.Random(0)  # which hits are computed again
 
@@ -187,6 +191,21 @@ class _Answers:
     def _stopped(self) -> bool:
         return self._false_hits.exceeded or self._threshold.given_up
 
+    def _known(self) -> tuple[float | None, Held]:
+        """The threshold that was given, and how many must be held."""
+        record = self._policy.calibration
+        if record is None:
+            return self._policy.threshold, NONE_HELD
+        if not self._by_margin:
+            return record.threshold, NONE_HELD
+        if record.held_answers is None or record.held_kinds is None:
+            log.warning(
+                "the semantic cache was calibrated before records said how many answers were held: it looks "
+                "for a threshold of its own; run `pareflow calibrate` again"
+            )
+            return None, NONE_HELD
+        return record.threshold, Held(record.held_answers, record.held_kinds)
+
     async def _completed(
         self,
         feeds: Mapping[str, np.ndarray],
@@ -195,7 +214,8 @@ class _Answers:
         cost_s: float,
     ) -> Arrays:
         """The request's answer: of hits what is kept, all else computed, with a share of the hits."""
-        limit = self._threshold.value
+        held = self._kept.held if self._by_margin else NONE_HELD
+        limit = self._threshold.value if held.reaches(self._threshold.held) else None
         hits = {
             i: one
             for i, one in enumerate(near)
@@ -209,9 +229,10 @@ class _Answers:
             answers |= await self._computed(feeds, wanted, len(reruns))
         began = time.perf_counter()
         for i in wanted:
-            self._compare(near[i], answers[i], i in hits)
+            self._compare(near[i], answers[i], i in hits, held)
             kind = kind_of(answers[i], self._policy.same == "class", self._policy.judged)
             self._kept.keep(vectors[i], answers[i], kind)
+        self._tell_of_room()
         self._account.paid(time.perf_counter() - began)
         whole = joined([answers[i] for i in range(len(near))])
         return await self._below.answer(feeds) if whole is None else whole
@@ -226,15 +247,26 @@ class _Answers:
         self._account.paid(took_s * reruns / len(rows))
         return dict(zip(rows, parted(outputs, len(rows), self._policy.name), strict=True))
 
-    def _compare(self, near: NearAnswer | None, fresh: Arrays, hit: bool) -> None:
+    def _compare(self, near: NearAnswer | None, fresh: Arrays, hit: bool, held: Held) -> None:
         """What was computed beside a kept answer says something of the threshold."""
         if near is None or not (hit or self._threshold.wanted):
             return
         policy = self._policy
         agree = same(near.answer, fresh, policy.same == "class", policy.judged, policy.tolerance)
         if not hit:
-            self._threshold.observe(policy.score_of(near), agree)
+            self._threshold.observe(policy.score_of(near), agree, held)
             return
         self._false_hits.observe(not agree)
         if self._false_hits.exceeded:
             log.warning("the semantic cache is off: too many of its hits are false: %s", self.figures())
+
+    def _tell_of_room(self) -> None:
+        """Once, where so many as it needs never fit."""
+        needed, room = self._threshold.held.answers, self._kept.room
+        if needed > room and not self._told_of_room:
+            self._told_of_room = True
+            log.warning(
+                "the semantic cache must hold %d answers for a hit, and has room for %d: raise `max_mib`",
+                needed,
+                room,
+            )
