@@ -19,6 +19,8 @@ class Technique(Member, ABC):
     measures: ClassVar[bool] = False
     """Whether timings decide what it makes. It keeps them in the scratch folder: the same seed and the same
     timings give the same bytes."""
+    taking: ClassVar[tuple[str, ...]] = ()
+    """The settings that decide nothing but what `takes` tells."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -33,3 +35,11 @@ class Technique(Member, ABC):
         It may look at the workload's train, calibration and search splits; the verdict split is shut.
         Raises: VariantError, InputError.
         """
+
+    def takes(self, network: Any, workload: LoadedWorkload) -> Any:
+        """What goes of a network, as JSON; `network` is not changed. Two that take as much, and differ in
+        `taking` alone, make the same network. None where that is not known before it is applied.
+
+        Raises: as `apply`.
+        """
+        return None

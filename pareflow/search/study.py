@@ -18,7 +18,7 @@ from optuna.storages.journal import BaseJournalBackend
 from pareflow.errors import UnsuitableError
 from pareflow.model import AttentionFusion
 from pareflow.search.space import unfused
-from pareflow.search.training_space import Settings, first, grid, kind, milder, step, trained_for
+from pareflow.search.training_space import Settings, first, grid, kind, milder, named, step, trained_for
 from pareflow.search.trial import Trial
 from pareflow.store import replace, writing
 from pareflow.variant import Recipe
@@ -48,16 +48,25 @@ class Study:
     """Recipes to try: `ask` names some, `tell` says what became of them.
 
     A finish is a recipe without training that follows: how the network is quantized, and what runs it.
+    `takes` holds what is known of what steps take of the network, by the taker's label: of settings that take
+    as much, which make one network, one is asked.
     All that it suggests follows from the seed and from what it was told, so that a run which is started
     again, and is told the same from the store, asks the same.
     """
 
-    def __init__(self, families: Mapping[str, Settings], finishes: Sequence[Recipe], seed: int) -> None:
+    def __init__(
+        self,
+        families: Mapping[str, Settings],
+        finishes: Sequence[Recipe],
+        seed: int,
+        takes: Mapping[str, Any] | None = None,
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._families = families
         self._finishes = {finish.label: finish for finish in finishes}
         self._seed = seed
-        self._asked: dict[str, optuna.Trial] = {}
+        self._takes = takes or {}
+        self._asked: dict[str, optuna.Trial] = {}  # by the recipe's name
         self._fused, self._unfused = set[tuple[str, str | None]](), set[tuple[str, str | None]]()
         self._journal = Journal()
         self._study = optuna.create_study(
@@ -105,19 +114,29 @@ class Study:
         return found
 
     def _steps_from(self, near: Recipe, *, back: bool = False) -> Iterator[dict[str, Any]]:
-        """The recipe's parameters, its technique's first setting one value up and one value down; or, back,
-        those of any setting that are milder: the first setting's first."""
-        trial = self._asked.get(trained_for(near, 1).label)
+        """The recipe's parameters, its technique's first setting one value up and one value down, past those
+        that make the same network; or, back, those of any setting that are milder: the first setting's
+        first."""
+        trial = self._asked.get(self._name(trained_for(near, 1)))
         if trial is None:
             return
-        name = trial.params["technique"]
-        settings = self._families[name]
+        here = trial.params
+        settings = self._families[here["technique"]]
         for setting, values in itertools.islice(settings.items(), len(settings) if back else 1):
-            position = trial.params[f"{name}.{setting}"]
-            for beside in (position + 1, position - 1):
-                inside = 0 <= beside < len(values)
-                if inside and (not back or milder(setting, values[beside], values[position])):
-                    yield {**trial.params, f"{name}.{setting}": beside}
+            key = f"{here['technique']}.{setting}"
+            position = here[key]
+            for onward in (range(position + 1, len(values)), range(position - 1, -1, -1)):
+                beside = next((to for to in onward if not self._alike({**here, key: to}, here)), None)
+                if beside is not None and (not back or milder(setting, values[beside], values[position])):
+                    yield {**here, key: beside}
+
+    def _alike(self, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+        """Whether two trials' parameters make one network, trained and run alike."""
+        return self._name(self._recipe(ours)) == self._name(self._recipe(theirs))
+
+    def _name(self, recipe: Recipe) -> str:
+        """What tells a recipe apart from those that make another network, or train or run it otherwise."""
+        return named(recipe, self._takes)
 
     def _trial(self, parameters: Mapping[str, Any] | None) -> optuna.Trial:
         """The trial of these parameters, or of what the sampler suggests."""
@@ -128,25 +147,25 @@ class Study:
     def _asked_for(self, trial: optuna.Trial) -> list[Recipe]:
         """The recipe of a trial; nothing, and the trial given up, where it was asked before."""
         recipe = self._suggested(trial)
-        if recipe.label in self._asked:
+        if self._name(recipe) in self._asked:
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return []
-        self._asked[recipe.label] = trial
+        self._asked[self._name(recipe)] = trial
         return [recipe]
 
     def _unasked(self) -> list[dict[str, Any]]:
         """The parameters of every point of the space that was not asked yet."""
-        return [
+        points = (
             {**self._parameters(name, settings, chosen), "finish": label}
             for name, settings in self._families.items()
             for chosen in grid(settings)
-            for label, finish in self._finishes.items()
-            if self._recipe(name, chosen, finish).label not in self._asked
-        ]
+            for label in self._finishes
+        )
+        return [point for point in points if self._name(self._recipe(point)) not in self._asked]
 
     def tell(self, asked: Recipe, trial: Trial) -> None:
         """What became of a recipe, trained for as long as it was worth."""
-        told = self._asked[asked.label]
+        told = self._asked[self._name(asked)]
         if trial.cost is not None and _fuses(asked):
             self._fused.add(kind(asked.techniques[0]))
         if trial.cost is None or trial.excess is None:
@@ -172,17 +191,18 @@ class Study:
     def _suggested(self, trial: optuna.Trial) -> Recipe:
         """The recipe that a trial stands for; its parameters are positions in the lists of values."""
         name = trial.suggest_categorical("technique", list(self._families))
-        settings = {
-            setting: values[trial.suggest_int(f"{name}.{setting}", 0, len(values) - 1)]
-            for setting, values in self._families[name].items()
-        }
-        finish = self._finishes[trial.suggest_categorical("finish", list(self._finishes))]
-        return self._recipe(name, settings, finish)
+        for setting, values in self._families[name].items():
+            trial.suggest_int(f"{name}.{setting}", 0, len(values) - 1)
+        trial.suggest_categorical("finish", list(self._finishes))
+        return self._recipe(trial.params)
 
-    def _recipe(self, name: str, settings: Mapping[str, Any], finish: Recipe) -> Recipe:
-        """A technique trained for one pass, and the finish after it; its attention fused unless that was
-        refused, and never went."""
-        trained = step(name, settings, epochs=1)
+    def _recipe(self, parameters: Mapping[str, Any]) -> Recipe:
+        """The recipe of a trial's parameters: a technique trained for one pass, and the finish after it; its
+        attention fused unless that was refused, and never went."""
+        name, finish = parameters["technique"], self._finishes[parameters["finish"]]
+        settings = self._families[name].items()
+        chosen = {setting: values[parameters[f"{name}.{setting}"]] for setting, values in settings}
+        trained = step(name, chosen, epochs=1)
         fuses = kind(trained) not in self._unfused - self._fused
         following = finish.techniques if fuses else unfused(finish.techniques)
         return Recipe((trained, *following), finish.backend)

@@ -14,10 +14,11 @@ from pareflow.model import (
     HeadPruning,
     LayerPruning,
     LowRank,
+    Technique,
 )
 from pareflow.model.training import TrainedTechnique
 from pareflow.search.space import Circumstances
-from pareflow.variant import Recipe, Step
+from pareflow.variant import Recipe, Step, digest
 
 Settings = Mapping[str, tuple[Any, ...]]
 """Per setting the values that are tried, in an order that means something; the middle one is tried first.
@@ -109,6 +110,43 @@ def kind(trained: Step) -> tuple[str, str | None]:
     """What decides what a trained network is made of, and how long a pass of training takes: the technique,
     and the student where it has one."""
     return trained.name, trained.settings.get("student")
+
+
+def takers(families: Mapping[str, Settings]) -> tuple[Step, ...]:
+    """Each way to take something of the network that they list, however it is trained: of the techniques that
+    tell what they take."""
+    found = (
+        untaught(step(name, chosen, epochs=1))
+        for name, settings in families.items()
+        if _taking(name)
+        for chosen in grid(settings)
+    )
+    return tuple({taker.label: taker for taker in found}.values())
+
+
+def untaught(trained: Step) -> Step:
+    """The step without the settings of its training, which decide nothing of what it takes."""
+    kept = {k: v for k, v in trained.settings.items() if k not in TrainedTechnique.model_fields}
+    return Step(trained.name, kept)
+
+
+def named(recipe: Recipe, takes: Mapping[str, Any]) -> str:
+    """The recipe's label, with what its first step takes, by the taker's label, in place of the settings that
+    say how much: equal where one network would be made, trained and run alike."""
+    if not recipe.techniques:
+        return recipe.label
+    first, *others = recipe.techniques
+    taken = takes.get(untaught(first).label)
+    if taken is None:
+        return recipe.label
+    kept = {k: v for k, v in first.settings.items() if k not in _taking(first.name)}
+    return Recipe((Step(first.name, {**kept, "takes": digest(taken)}), *others), recipe.backend).label
+
+
+def _taking(name: str) -> tuple[str, ...]:
+    technique = TECHNIQUES[name]
+    assert issubclass(technique, Technique)  # what they all are
+    return technique.taking
 
 
 def probe(name: str, settings: Settings, *, mildest: bool = False) -> Step:

@@ -6,7 +6,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pareflow.catalog import TECHNIQUES, Member, find, installed_version, member
 from pareflow.comparison import TOLERANCE
 from pareflow.compiler.backend import Backend, backend_of
 from pareflow.compiler.onnxruntime import OnnxRuntime
-from pareflow.errors import EnvironmentUnfitError, NodeError, TransientError, WorkloadError
+from pareflow.errors import EnvironmentUnfitError, NodeError, PareflowError, TransientError, WorkloadError
 from pareflow.hardware.counters import counted
 from pareflow.measuring import arena, breakdown, operators
 from pareflow.measuring.contestant import of_each_shape
@@ -307,6 +307,31 @@ def calibration_inputs(reference: Mapping[str, Any], folder: str, root: str, lim
         arena.write_feeds(list(workload.feeds("calibration", 1, limit)), into / "feeds.npz")
 
     store.ensure(calibration_key(workload.digest, limit), write)
+
+
+def takes(
+    reference: Mapping[str, Any], folder: str, root: str, key: str, steps: list[Mapping[str, Any]]
+) -> None:
+    """What each of these steps takes of the original; None where its technique does not tell."""
+    workload, store = _loaded(reference, folder, root)
+    source = _original(workload, store)
+
+    def write(into: Path) -> None:
+        given = network.load(network.form_of(source), source)
+        found = [_taken(Step.from_json(step), given, workload) for step in steps]
+        (into / "takes.json").write_text(json.dumps(found))
+
+    store.ensure(key, write)
+
+
+def _taken(step: Step, given: Any, workload: LoadedWorkload) -> Any:
+    """What a step takes of a network of its form; None too where it would fail, which a row will tell."""
+    technique = find(TECHNIQUES, step, "technique")
+    assert isinstance(technique, Technique)
+    if technique.unavailable() is None:
+        with suppress(PareflowError):
+            return technique.takes(given, workload)
+    return None
 
 
 def build(reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any]) -> None:

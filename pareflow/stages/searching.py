@@ -14,7 +14,7 @@ from pareflow.search.halving import MOST_EPOCHS
 from pareflow.search.space import smaller, smallest, untrained
 from pareflow.search.trial import best
 from pareflow.sla import Objective
-from pareflow.stages import fitting
+from pareflow.stages import fitting, taking
 from pareflow.stages.loading import check_loadgen
 from pareflow.stages.optimization import strong_baseline, unrunnable
 from pareflow.stages.room import check_room
@@ -192,9 +192,10 @@ def _searched(
 def search_of(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | None) -> Search:
     """The search for this run's baselines, told of the strong ones."""
     strong, original = baselines[0], original_of(baselines)
+    here = circumstances(run, profile, trainable=original.role == "original")
     looks = itertools.count(1)
     return Search(
-        here=circumstances(run, profile, trainable=original.role == "original"),
+        here=here,
         effort=effort_of(run, strong),
         minutes=run.spec.budget.minutes,
         minutes_left=lambda: run.left(f"look {next(looks)} of the search"),
@@ -202,6 +203,7 @@ def search_of(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
         file=run.output / "study.log",
         recipe_minutes=run.spec.budget.variant_minutes,
         families=_shares(profile) if run.spec.objective in TIMES else {},
+        takes=taking.takes(run, here),
         known=[trial_of(run, row, baselines) for row in _strong(baselines)],
     )
 

@@ -353,6 +353,18 @@ def test_half_a_block_stays(load_tiny: Load) -> None:
     assert len(made.blocks) == 3
 
 
+def test_depths_that_leave_as_many_blocks_make_the_same_student(load_tiny: Load) -> None:
+    """By hand: of three blocks one stays at a quarter and at three eighths, two at the other depths."""
+    workload, module = load_tiny("images"), Blocks(4, 4, 4).eval()
+    tried = [Distillation(depth=depth, width=1.0) for depth in (0.25, 0.375, 0.5, 0.625, 0.75)]
+    last, two = ["blocks.2"], ["blocks.1", "blocks.2"]
+    assert [one.takes(module, workload) for one in tried] == [two, two, last, last, last]
+    left = [list(one._smaller(module, workload).state_dict()) for one in tried]
+    assert left == [left[0]] * 2 + [left[2]] * 3
+    assert Distillation(student="narrow").takes(module, workload) is None
+    assert Distillation(width=0.5).takes(module, workload) is None
+
+
 def test_depth_that_drops_no_block_names_those_that_do(load_tiny: Load) -> None:
     with pytest.raises(
         UnsuitableError, match=r"1 of 2 like `blocks\.0` do, and `depth` keeps 2.*from 0\.50 to"

@@ -1,6 +1,8 @@
 """Pruning: what goes is what is worth least, what stays still answers, and what cannot be pruned is named."""
 
 import copy
+import itertools
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -966,3 +968,42 @@ def test_repair_brings_the_quality_back(load_tiny: Load) -> None:
             return float(workload.definition.loss(pruned(*map(torch.from_numpy, inputs)), truth))
 
     assert loss(repaired) < loss(plain)
+
+
+@pytest.mark.parametrize(
+    ("technique", "grid", "networks"),
+    [
+        (LayerPruning, {"importance": ["magnitude"]}, 4),
+        (HeadPruning, {}, 3),
+        (ChannelPruning, {"widths": ["inner", "all"]}, 6),
+        (ChannelPruning, {"widths": ["inner", "all"], "scope": ["global", "layer"]}, None),
+    ],
+    ids=["layers", "heads", "channels", "channels of all widths together"],
+)
+def test_what_takes_as_much_makes_the_same_network(
+    load_tiny: Load, technique: Any, grid: dict[str, list[str]], networks: int | None
+) -> None:
+    """By hand, of shares from a quarter to three quarters: 1, 2, 3, 3 and 4 of six blocks go; 1, 2, 2, 3 and
+    3 of four heads; of 32 channels 24, 24, 16, 16 and 8 stay, and of 16 that a shortcut ties 16, then 8."""
+    tiny, workload = made(load_tiny, "encoder")
+    torch.manual_seed(0)
+    module = type(tiny)(heads=4, blocks=6).eval()
+    before = copy.deepcopy(module.state_dict())
+    choices = itertools.product((0.25, 0.375, 0.5, 0.625, 0.75), *grid.values())
+    tried = [technique(**dict(zip(("ratio", *grid), each, strict=True)), epochs=0) for each in choices]
+    taken = [one.takes(module, workload) for one in tried]
+    states = [one.apply(module, workload).state_dict() for one in tried]
+    for ours, theirs in itertools.combinations(range(len(tried)), 2):
+        assert (taken[ours] == taken[theirs]) is same(states[ours], states[theirs])
+    assert networks in (None, len({json.dumps(each) for each in taken}))
+    assert json.loads(json.dumps(taken)) == taken
+    assert same(module.state_dict(), before)
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("technique", [ChannelPruning(steps=2, epochs=1), HeadPruning(scope="global")])
+def test_what_training_or_worth_decides_is_not_told_before(load_tiny: Load, technique: Any) -> None:
+    assert technique.takes(*made(load_tiny, "encoder")) is None

@@ -5,7 +5,7 @@ import errno
 import itertools
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +351,56 @@ def test_a_step_back_trains_more_gently_too() -> None:
     assert told(study.milder(back[0])) == [(0.25, 1e-4)]
     assert study.milder(back[1]) == []  # its only step back was asked just now
     assert study.beside(half) == []  # in both directions of what is taken away alone
+
+
+def of_six_blocks(families: Mapping[str, training_space.Settings]) -> dict[str, Any]:
+    """What each ratio takes of six blocks: at a half and at five eighths three."""
+    return {
+        taker.label: int(6 * taker.settings["ratio"])
+        for taker in training_space.takers(families)
+        if taker.name == "layer_pruning"
+    }
+
+
+def test_what_makes_the_same_network_is_asked_once_and_stepped_over() -> None:
+    """By hand: ratios 0.5 and 0.625 are one, asked as the middle; next to it are 0.75 and 0.25."""
+    rates = (1e-4, 1e-3)
+    families = {"layer_pruning": {"ratio": (0.25, 0.5, 0.625, 0.75), "learning_rate": rates}}
+
+    def asked(recipes: Sequence[Recipe]) -> list[tuple[float, float]]:
+        of = [recipe.techniques[0].settings for recipe in recipes]
+        return [(each["ratio"], each["learning_rate"]) for each in of]
+
+    ours, other = (Study(families, [PLAIN], 0, of_six_blocks(families)) for _ in range(2))
+    (first,) = ours.ask(1)
+    assert asked([first]) == [(0.625, 1e-3)]
+    steps = ours.beside(training_space.trained_for(first, 9))
+    assert asked(steps) == [(0.75, 1e-3), (0.25, 1e-3)]
+    left = ours.ask(9)
+    whole = [(int(6 * ratio), rate) for ratio, rate in asked([first, *steps, *left])]
+    assert sorted(whole) == sorted(itertools.product((1, 3, 4), rates))
+    assert asked(other.milder(*other.ask(1))) == [(0.25, 1e-3), (0.625, 1e-4)]
+
+
+def test_a_search_trains_no_network_twice_by_other_ratios(tmp_path: Path) -> None:
+    """Four networks, at each of three rates and by each of two finishes: not five."""
+    here = dataclasses.replace(TEXTS, chosen={"layer_pruning": {}})
+    takes = of_six_blocks(training_space.families(here))
+
+    def asked() -> list[list[str]]:
+        waves, _ = run(search(tmp_path, here, takes=takes), improving())
+        first = [wave.recipes for wave in waves if wave.words.startswith("trained for 9 of")]
+        return [[training_space.named(recipe, takes) for recipe in recipes] for recipes in first]
+
+    names = list(itertools.chain(*asked()))
+    assert len(names) == len(set(names)) == 4 * 3 * 2
+    assert asked() == asked()
+
+
+def improving() -> Callable[[Recipe], tuple[float, float]]:
+    """Whatever comes next is better: a search goes on until nothing is left."""
+    costs = itertools.count(1)
+    return lambda _: (0.9 ** next(costs), 0.0)
 
 
 def test_what_may_lose_less_is_said_of_settings_that_there_are() -> None:

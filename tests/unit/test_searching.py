@@ -27,6 +27,7 @@ from pareflow.stages import (
     room,
     screening,
     searching,
+    taking,
 )
 from pareflow.stages.clock import Meter
 from pareflow.stages.run import Row, Run
@@ -162,6 +163,34 @@ def test_shares_of_the_time_bound_nothing_but_times(trained: Any) -> None:
     for objective, expected in (("throughput", {"distillation": 1.0, "quantization": 0.5}), ("size", {})):
         run = searched(trained.run, objective=objective)
         assert searching.search_of(run, trained.rows, profile).families == expected
+
+
+def test_what_settings_take_of_the_network_is_found_out_once_and_told_the_search(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of eight channels none goes at any ratio: eight is the least that is kept. A student does not tell."""
+    run = searched(trained.run)
+    found = taking.takes(run, searching.circumstances(run))
+    channels = [taken for label, taken in found.items() if label.startswith("channel_pruning(")]
+    assert channels == [{}] * 20
+    assert [taken for taken in found.values() if taken != {}] == [None]
+    monkeypatch.setattr(Run, "job", None)  # it is kept
+    assert searching.search_of(run, trained.rows, None).takes == found
+
+
+def test_where_finding_that_out_dies_nothing_is_known_for_the_whole_run(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(*_: object, **__: object) -> None:
+        raise CrashedError("`takes` must end", "it died of SIGSEGV", "")
+
+    run = searched(trained.run)
+    here = searching.circumstances(run)
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "job", dying)
+        assert taking.takes(run, here) == {}
+    assert taking.takes(run, here) == {}
+    assert len(taking.takes(run.anew(), here)) == 21
 
 
 def test_the_search_goes_on_from_the_best_that_it_was_told(trained: Any) -> None:

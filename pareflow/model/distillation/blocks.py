@@ -91,13 +91,20 @@ class Trace:
 
 
 def drop_blocks(network: nn.Module, workload: LoadedWorkload, share: float) -> nn.Module:
-    """A copy with about this share of its blocks, spread evenly; those that change the shape all stay.
+    """A copy with about this share of its blocks. Raises: as `dropped`."""
+    made = copy.deepcopy(network).eval()
+    remove(made, dropped(made, workload, share))
+    return made
+
+
+def dropped(network: nn.Module, workload: LoadedWorkload, share: float) -> list[str]:
+    """The names of the blocks that go where about this share of them stays, spread evenly; those that change
+    the shape all stay.
 
     Source: Sanh et al., 2019, arXiv:1910.01108, section 3 (every other layer of the teacher).
     Raises: UnsuitableError where there are no blocks, or none can be dropped.
     """
-    made = copy.deepcopy(network)
-    names, trace = find_blocks(made), Trace.of(made, workload)
+    names, trace = find_blocks(network), Trace.of(copy.deepcopy(network), workload)
     equal = [name for name in names if trace.given.get(name) == trace.made[name]]
     fixed = len(names) - len(equal)
     kept = max(1, int(share * len(names) + 0.5)) - fixed
@@ -109,8 +116,7 @@ def drop_blocks(network: nn.Module, workload: LoadedWorkload, share: float) -> n
             "or name a student of the workload's `students()`",
         )
     stay = {equal[i * len(equal) // kept] for i in range(kept)}
-    remove(made, [name for name in equal if name not in stay])
-    return made
+    return [name for name in equal if name not in stay]
 
 
 def remove(network: nn.Module, names: Sequence[str]) -> None:

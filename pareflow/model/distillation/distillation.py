@@ -30,6 +30,7 @@ class Distillation(ResponseTechnique):
     name: ClassVar[str] = "distillation"
     form: ClassVar[Form] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "accelerate", "torch-pruning")
+    taking: ClassVar[tuple[str, ...]] = ("depth",)
 
     student: str | None = Field(
         default=None,
@@ -73,6 +74,14 @@ class Distillation(ResponseTechnique):
 
         fit(pupil, workload, self, loss=loss)
         return pupil.student
+
+    def takes(self, network: "nn.Module", workload: LoadedWorkload) -> list[str] | None:
+        """The blocks that the smaller copy lacks."""
+        from pareflow.model.distillation.blocks import dropped
+
+        if self.student is not None or self.depth == 1:
+            return None
+        return dropped(network, workload, self.depth)
 
     def _student(self, teacher: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
         """The untaught student. Raises: InputError where its name is not known; UnsuitableError."""

@@ -41,6 +41,7 @@ class ChannelPruning(PruningTechnique):
 
     name: ClassVar[str] = "channel_pruning"
     requires: ClassVar[tuple[str, ...]] = ("torch", "accelerate", "torch-pruning")
+    taking: ClassVar[tuple[str, ...]] = ("ratio", "widths", "scope", "round_to", "layers")
 
     ratio: float = Field(default=0.5, gt=0, lt=1, description="share of the channels that go")
     widths: Literal["inner", "all"] = Field(
@@ -73,6 +74,14 @@ class ChannelPruning(PruningTechnique):
             pruned = repair(pruned, workload, self, stage=f"fit-{step}")
         return pruned
 
+    def takes(self, network: "nn.Module", workload: LoadedWorkload) -> dict[str, int] | None:
+        """How many channels stay of each width that shrinks; in steps, training in between decides."""
+        if self.steps > 1:
+            return None
+        probe = copy.deepcopy(network)
+        scores = self._scores(dependency_graph(probe, workload), probe, workload)
+        return {w.name: size for w, size in self._left(scores, {}, 1.0).items() if size < w.size}
+
     def _candidates(self, graph: Any, network: "nn.Module", workload: LoadedWorkload) -> list[Width]:
         """The widths that may shrink. Raises: UnsuitableError where there are none."""
         heads = {layer for attention in attentions(network) for layer in attention.layers}
@@ -94,6 +103,14 @@ class ChannelPruning(PruningTechnique):
             )
         return found
 
+    def _scores(
+        self, graph: Any, network: "nn.Module", workload: LoadedWorkload
+    ) -> "dict[Width, torch.Tensor]":
+        """What each channel is worth, of each width that may shrink. Raises: UnsuitableError."""
+        found = self._candidates(graph, network, workload)
+        worth = saliencies(network, workload, self.importance, self.samples)
+        return dict(zip(found, channel_scores(found, network, worth), strict=True))
+
     def _narrow(
         self, network: "nn.Module", workload: LoadedWorkload, first: dict[str, int], grown: float
     ) -> dict[str, int]:
@@ -102,19 +119,23 @@ class ChannelPruning(PruningTechnique):
         The graph is made anew: of one that was cut, the parts of a split are no longer right (1.6.0).
         """
         graph = dependency_graph(network, workload)
-        found = self._candidates(graph, network, workload)
-        for width in found:
-            first.setdefault(width.name, width.size)
-        wanted = shares([w.name for w in found], self.ratio, self.layers)
-        worth = saliencies(network, workload, self.importance, self.samples)
-        scores = dict(zip(found, channel_scores(found, network, worth), strict=True))
-        left = {width.name: width.size for width in found}
-        for width, kept in self._kept(scores, first, {n: s * grown for n, s in wanted.items()}).items():
-            left[width.name] = self._rounded(kept, width.size)
-            least = scores[width].argsort(stable=True)[: width.size - left[width.name]]
+        scores = self._scores(graph, network, workload)
+        left = self._left(scores, first, grown)
+        for width, size in left.items():
+            least = scores[width].argsort(stable=True)[: width.size - size]
             if len(least):
                 width.remove(graph, sorted(least.tolist()))
-        return left
+        return {width.name: size for width, size in left.items()}
+
+    def _left(
+        self, scores: "dict[Width, torch.Tensor]", first: dict[str, int], grown: float
+    ) -> dict[Width, int]:
+        """How many channels of each width stay once `grown` of the ratio is gone. Raises: UnsuitableError."""
+        for width in scores:
+            first.setdefault(width.name, width.size)
+        wanted = shares([width.name for width in scores], self.ratio, self.layers)
+        kept = self._kept(scores, first, {name: share * grown for name, share in wanted.items()})
+        return {width: self._rounded(kept[width], width.size) for width in scores}
 
     def _kept(
         self, scores: "dict[Width, torch.Tensor]", first: dict[str, int], gone: dict[str, float]

@@ -35,6 +35,7 @@ class HeadPruning(PruningTechnique):
 
     name: ClassVar[str] = "head_pruning"
     requires: ClassVar[tuple[str, ...]] = ("torch", "accelerate", "torch-pruning")
+    taking: ClassVar[tuple[str, ...]] = ("ratio",)
 
     ratio: float = Field(default=0.5, gt=0, lt=1, description="share of the heads that go")
     scope: Literal["global", "layer"] = Field(
@@ -57,6 +58,16 @@ class HeadPruning(PruningTechnique):
         check_runs(pruned, network, workload)
         _check_whole(pruned, unheard, workload)
         return repair(pruned, workload, self)
+
+    def takes(self, network: "nn.Module", workload: LoadedWorkload) -> list[int] | None:
+        """How many heads go of each attention; of all together, their worth decides. Raises: as `_gone`."""
+        import torch
+
+        if self.scope == "global":
+            return None
+        found = self._attentions(network)
+        any_worth = [torch.zeros(attention.heads) for attention in found]
+        return [len(gone) for gone in self._gone(found, any_worth)]
 
     def _attentions(self, network: "nn.Module") -> list[Attention]:
         """Raises: UnsuitableError where no attention has several heads."""

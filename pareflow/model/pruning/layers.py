@@ -72,6 +72,7 @@ class LayerPruning(TrainedTechnique):
     name: ClassVar[str] = "layer_pruning"
     form: ClassVar[Form] = "torch"
     requires: ClassVar[tuple[str, ...]] = ("torch", "accelerate")
+    taking: ClassVar[tuple[str, ...]] = ("ratio",)
 
     ratio: float = Field(default=0.5, gt=0, lt=1, description="share of the blocks that go, rounded down")
     importance: Literal["loss", "magnitude", "taylor", "fisher"] = Field(
@@ -82,11 +83,15 @@ class LayerPruning(TrainedTechnique):
 
     def apply(self, network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
         pruned = copy.deepcopy(network).eval()
-        for _ in range(max(1, int(self.ratio * len(blocks(pruned, workload))))):
+        for _ in range(self.takes(pruned, workload)):
             scores = self._scores(pruned, workload)
             min(scores, key=lambda block: scores[block]).drop(pruned)
         check_runs(pruned, network, workload)
         return repair(pruned, workload, self)
+
+    def takes(self, network: "nn.Module", workload: LoadedWorkload) -> int:
+        """How many blocks go."""
+        return max(1, int(self.ratio * len(blocks(copy.deepcopy(network).eval(), workload))))
 
     def _scores(self, network: "nn.Module", workload: LoadedWorkload) -> dict[Block, float]:
         found = blocks(network, workload)
