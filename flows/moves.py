@@ -66,7 +66,7 @@ def move(
     if approve or reject:
         return decide(target, "approve" if approve else "reject", by, reason, config, data_dir)
     if over_champion:
-        _must_be_told(by, reason)
+        by = _who(by, reason)
     return promote(target, config, data_dir, by, reason, over=over_champion)
 
 
@@ -119,15 +119,16 @@ def decide(
     from flows.promotion import run_promotion
     from tasks.execution import Plain
 
-    _must_be_told(by, reason)
-    name, path = model_name(target), config or pipeline_file(target)
-    return run_promotion(name, decision, by, reason, path, data_dir, Plain())
+    name, path, who = model_name(target), config or pipeline_file(target), _who(by, reason)
+    return run_promotion(name, decision, who, reason, path, data_dir, Plain())
 
 
-def _must_be_told(by: str | None, reason: str) -> None:
+def _who(by: str | None, reason: str) -> str:
+    """Who decided. Raises: InputError where that, or why, is not said."""
     if not by or not reason:
         missing = "--by" if not by else "--reason"
         raise InputError("a decision must say who decided, and why", f"{missing} is missing", "Add it")
+    return by
 
 
 def copy(target: str, to: str, data_dir: Path, by: str | None, reason: str) -> dict[str, Any]:

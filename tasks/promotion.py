@@ -102,8 +102,8 @@ def promote(
 ) -> Promotion:
     """Make the challenger champion if it is not worse than the present one.
 
-    `winner` is the version as a row of this run, where it is one. `by` and `reason` are for the record. `over`
-    passes over a champion that cannot be compared with: one that runs here no more, or came back damaged.
+    `winner` is the version as a row of this run, where it is one. `by` and `reason` are for the record.
+    `over` passes over a champion that cannot be compared with: it runs here no more, or came back damaged.
     """
     with tracker.moving(run.spec.name) as still_held:
         return settle(tracker, bout(tracker, run, version, winner, by, reason, over=over), still_held)

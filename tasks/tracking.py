@@ -164,9 +164,9 @@ class Tracker:
 
     def _initialize(self) -> None:
         """Reach MLflow once. A server has its database; an embedded one is made by one process alone."""
-        with self.locked("mlflow") if self.uri.startswith("sqlite:") else nullcontext():
-            with self.reached() as client:
-                client.search_experiments(max_results=1)
+        alone = self.locked("mlflow") if self.uri.startswith("sqlite:") else nullcontext()
+        with alone, self.reached() as client:
+            client.search_experiments(max_results=1)
 
     @property
     def registry_uri(self) -> str:
@@ -323,7 +323,10 @@ class Tracker:
         One that came from another environment keeps its lineage, which leads to folders there, and is told
         the verdict. Its files are logged by the MLflow run `parent`; where there is none, by one made for it.
         """
-        with _reaching(self.uri), self.locked(f"registering-{name}"):  # it uploads: nobody else waits for that
+        with (
+            _reaching(self.uri),
+            self.locked(f"registering-{name}"),
+        ):  # it uploads: nobody else waits for that
             self.check_alive()
             if not self.client.search_registered_models(f"name = '{name}'"):
                 self.client.create_registered_model(name, {"pareflow.pipeline": name})

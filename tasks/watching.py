@@ -90,10 +90,10 @@ class Session:
         return self.asked.data_dir / "monitoring" / f"{self.asked.name}.json"
 
     def _check_pipeline(self) -> None:
-        """Raises: InputError where the pipeline that is compared with, or trained by again, cannot be read."""
+        """Raises: InputError where the pipeline to compare with, or to train again, cannot be read."""
         if self.config is None:
             raise InputError(
-                "rules about drift and quality, and those that retrain, need the pipeline that the version came from",
+                "rules about drift and quality, and those that retrain, need the version's pipeline",
                 "its YAML is not at hand",
                 "Name it with --config, or leave these rules out",
             )

@@ -71,7 +71,9 @@ class Calibration(VariantBound):
 class ThresholdCalibration(Calibration):
     """From which score on the answer of a tier stands."""
 
-    score: str = Field(description="what the threshold is of: a confidence or simplicity, and of which tensor")
+    score: str = Field(
+        description="what the threshold is of: a confidence or simplicity, and of which tensor"
+    )
     threshold: float = Field(description="the lowest score with which a tier's answer stands")
     answered: dict[str, Share] = Field(description="share of the samples that each tier answered")
 

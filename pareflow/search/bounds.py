@@ -23,8 +23,8 @@ def at_most(
     recipe: Recipe, strong: Step, profile: DeviceProfile | None, families: Mapping[str, float]
 ) -> float | None:
     """The product of its techniques' bounds, and of the compiler's where it has none or runs otherwise than
-    the strong baseline's step; None if one is unknown. What they touch overlaps: it is never more than a whole
-    network in the place of this one could give, as far as that is known.
+    the strong baseline's step; None if one is unknown. What they touch overlaps: it is never more than a
+    whole network in the place of this one could give, as far as that is known.
 
     `families` holds the share of the time that each family of techniques can touch.
     """

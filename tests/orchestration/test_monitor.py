@@ -309,12 +309,16 @@ def test_a_server_that_refuses_amid_the_run_is_told_once_and_asked_again(
     assert status[:3].decode() in told[0]
 
 
-def test_a_rule_that_retrains_needs_the_pipeline_that_it_is_to_train(tracker: Tracker, tmp_path: Path) -> None:
-    """A version registered from a folder that is not here; else its breach would start a run of no pipeline."""
+def test_a_rule_that_retrains_needs_the_pipeline_that_it_is_to_train(
+    tracker: Tracker, tmp_path: Path
+) -> None:
+    """A version registered from a folder that is not here: its breach would start a run of no pipeline."""
     watched = Rules.model_validate({"errors": {"then": ["retrain"]}})
     reading = Reading(0.0, "images", "3", {}, {}, 0.0, {}, None, None, None)
-    session = Session(Asked("images", "http://127.0.0.1:9", tmp_path, seconds=0), tracker, watched, None, print)
-    with pytest.raises(InputError, match="those that retrain, need the pipeline"):
+    session = Session(
+        Asked("images", "http://127.0.0.1:9", tmp_path, seconds=0), tracker, watched, None, print
+    )
+    with pytest.raises(InputError, match="those that retrain, need the version's pipeline"):
         session.follow(reading)
 
 

@@ -124,7 +124,9 @@ def test_a_run_that_never_began_is_taken_up_again(tmp_path: Path, monkeypatch: p
     assert run.history[2]["message"] == "pareflow reconcile: it never began"
 
 
-def test_a_run_whose_pod_waits_for_room_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_pod_waits_for_room_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Kubernetes keeps its job: declared dead, it would be made a second time, and both would begin."""
     run, looks = Waiting(runs=False), Looks(tmp_path / "looks.db")
     monkeypatch.setattr(flow_runs, "in_state", run.in_state)

@@ -139,7 +139,7 @@ def test_every_page_of_a_registry_is_listed_with_its_aliases(tracker: Tracker) -
             tracker.client.create_model_version(name, "somewhere", tags={CONTENT: str(number), "theirs": "x"})
     tracker.set_alias("b", "champion", "2")
     tracker.set_alias("b", "challenger", "2")
-    assert len(tracking._all_pages(tracker.client.search_model_versions, max_results=2)) == 6
+    assert len(tracking.all_pages(tracker.client.search_model_versions, max_results=2)) == 6
     listed = {(row["name"], row["version"]): row for row in tracker.registered()}
     aliases = ["challenger", "champion"]
     assert listed["b", "2"] == {"name": "b", "version": "2", "aliases": aliases, CONTENT: "1"}

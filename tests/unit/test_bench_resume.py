@@ -16,9 +16,7 @@ def resume(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(("code", "hits"), [("import time; time.sleep(60)", True), ("", False)])
-def test_a_kill_counts_where_it_ended_the_command(
-    code: str, hits: bool, resume: Any, tmp_path: Path
-) -> None:
+def test_a_kill_counts_where_it_ended_the_command(code: str, hits: bool, resume: Any, tmp_path: Path) -> None:
     command = SimpleNamespace(words=[sys.executable, "-c", code], data_dir=tmp_path)
     lost = resume._killed(command, 0.5 if hits else 60)
     assert lost == (0.0 if hits else None)

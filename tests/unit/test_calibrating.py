@@ -144,7 +144,8 @@ def test_batches_larger_than_answers_were_judged_in_have_no_threshold(
     package = shutil.copytree(release.package, tmp_path / "mixing")
     document = json.loads((package / "model.json").read_text())
     (package / "model.json").write_text(json.dumps({**document, "judged_batch_size": 1}))
-    told = replace(versions, **{which: replace(release, package=package)})
+    changed: Any = {which: replace(release, package=package)}
+    told = replace(versions, **changed)
     tier = ", the tier `small`," if which == "small" else ""
     said = f"version {release.version} of many{tier} was judged in batches of 1, and the plan makes"
     with pytest.raises(InputError, match=said):

@@ -157,7 +157,7 @@ def test_a_baseline_that_fails_while_a_candidate_is_timed_is_never_kept_as_the_c
 def test_a_candidate_that_takes_its_worker_along_is_one_failed_row_that_is_not_tried_again(
     trained: Trained,
 ) -> None:
-    asked = []
+    asked = list[Row]()
 
     class Dying(Plain):
         def each(self, task: Any, calls: Any, needs: Any) -> Any:

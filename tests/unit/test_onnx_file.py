@@ -261,7 +261,7 @@ def test_zeros_are_of_the_kind_that_the_graph_takes_in_a_package_too(loaded: Loa
     again = workload.define(given.definition.pack(package).to_json(), package)
     for definition in (given.definition, again):
         steps = definition.preprocess(SAMPLES[:2])["steps"]
-        assert (steps.dtype, steps.shape) == (np.int64, (2, 1))
+        assert (steps.dtype, steps.shape) == (np.dtype(np.int64), (2, 1))
 
 
 class Kept(PackagedModel):

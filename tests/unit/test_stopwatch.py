@@ -12,7 +12,6 @@ from pareflow.compiler.torch_eager import TorchEager
 from pareflow.hardware import accelerators
 from pareflow.measuring.stopwatch import device_memory_mib, stopwatch
 
-
 RUNTIMES = {
     "torch": {"runtime": "torch", "device": "cpu"},
     "openvino": {"runtime": "openvino", "device": "CPU"},
