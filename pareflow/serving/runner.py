@@ -128,7 +128,8 @@ def read(path: str) -> Iterator[Any]:
     elif path.endswith(".json"):
         yield json.loads(Path(path).read_text())
     elif path.endswith(".txt"):
-        yield Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        text = Path(path).read_text(encoding="utf-8")
+        yield text.removesuffix("\n").split("\n") if text else []
     else:
         raise ValueError(f"an input must end in .npy, .json or .txt, but got {path}")
 

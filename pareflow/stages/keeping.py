@@ -21,6 +21,7 @@ KINDS: Mapping[str, str] = {
     "confined.json": "measurements",
     "split.json": "measurements",
     "seconds.json": "measurements",
+    "takes.json": "profiles",
     "preflight.json": "preflights",
     "feeds.npz": "inputs to measure with",
     "answers.npz": "answers of originals",

@@ -30,6 +30,7 @@ def test_another_server_is_run_at_the_best_of_its_settings(
         assert setting == (2, 1)
 
 
+@pytest.mark.filterwarnings("ignore:.*Any type hint")  # MLflow's own, when first imported
 @pytest.mark.parametrize("threads", [1, 2])
 def test_mlflows_session_has_so_many_threads_and_they_do_not_spin(
     threads: int, serving: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -33,11 +33,11 @@ def workload(reference: dict[str, Any]) -> LoadedWorkload:
 
 def test_the_official_test_set_decides_and_train_is_cut_without_it(workload: LoadedWorkload) -> None:
     splits = workload.splits
-    assert (len(splits.verdict), len(splits.search), len(splits.calibration)) == (3080, 700, 200)
+    assert (len(splits.verdict), len(splits.search), len(splits.calibration)) == (3079, 700, 200)
     assert (
         9000 < len(splits.train) < 10003 - 700 - 200
     )  # 7 or more are in the test set but for case or spaces
-    assert np.bincount(splits.verdict.labels()).tolist() == [40] * 77
+    assert sorted(np.bincount(splits.verdict.labels())) == [39] + [40] * 76  # it holds one text twice
     texts = [{" ".join(text.split()).casefold() for text in split.samples} for split in vars(splits).values()]
     assert sum(map(len, texts)) - len(set.union(*texts)) == 0
 
