@@ -39,8 +39,9 @@ MOST_BYTES = 2**30
 """Of texts in an array, where each takes as much room as the longest."""
 _BESIDE = ("model.json", "manifest.json", "plan.yaml")
 """Its own list of files, the store's, and what a KServe export puts there."""
-_SINCE = re.compile(r"(.*/)?__pycache__/[^/]+\.pyc|artifact/TensorrtExecutionProvider_[^/]+")
-"""What is written into a package that is used: bytecode, which nobody reads, and engines for another GPU."""
+_BYTECODE = r"(.*/)?__pycache__/[^/]+\.pyc"
+_ENGINES = r"artifact/TensorrtExecutionProvider_[^/]+"
+"""What is written into a package that is used: bytecode, which nobody reads, and what TensorRT builds."""
 
 
 class PackagedModel:
@@ -304,7 +305,12 @@ def as_json(samples: Samples) -> list[Any]:
 
 
 def verified(folder: Path) -> dict[str, Any]:
-    """The package's `model.json`. Raises: InputError where a file is missing, or is not what was packaged."""
+    """The package's `model.json`. Raises: InputError where a file is missing, or is not what was packaged, or
+    was not packaged at all.
+
+    Of `tensorrt` alone that leaves out the engines that it builds here for another GPU: native code, by no
+    digest covered.
+    """
     with _whole(folder):
         document: dict[str, Any] = json.loads((folder / "model.json").read_text())
         found = {name: file_digest(folder / name) for name in document["files"]}
@@ -315,12 +321,13 @@ def verified(folder: Path) -> dict[str, Any]:
             f"{', '.join(wrong)} in {folder} changed",
             "Register the model again",
         )
-    strange = sorted(name for name in _files(folder) if not (name in found or _SINCE.fullmatch(name)))
+    since = f"{_BYTECODE}|{_ENGINES}" if "tensorrt" in document.get("backend", {}) else _BYTECODE
+    strange = sorted(name for name in _files(folder) if not (name in found or re.fullmatch(since, name)))
     if strange:
         raise InputError(
             "a package must hold no file that was not packaged",
             f"{', '.join(strange[:3])} in {folder} was not",
-            "Find out who put it there; register the model again",
+            "Remove it, and find out who put it there; a registered version can be downloaded again",
         )
     return document
 
