@@ -178,6 +178,19 @@ def _texts(samples: Any) -> list[str]:
     return list(map(str, samples))
 
 
+def holds_text(values: Any) -> bool:
+    """Whether one of these values is a text, in whatever lists and arrays they lie."""
+    if isinstance(values, np.ndarray):
+        return values.dtype.kind in "SU" or (values.dtype.kind == "O" and holds_text(values.tolist()))
+    if not isinstance(values, (list, tuple)):
+        return isinstance(values, (str, bytes))
+    kinds = set(map(type, values))
+    if any(issubclass(kind, (str, bytes)) for kind in kinds):
+        return True
+    nested = any(issubclass(kind, (list, tuple, np.ndarray)) for kind in kinds)
+    return nested and any(map(holds_text, values))
+
+
 def padded_bytes(values: np.ndarray) -> int:
     """What an array of these objects' texts takes, all as long as the longest."""
     longest = max((len(value) for value in values.flat if isinstance(value, str)), default=0)
@@ -216,13 +229,13 @@ def _check_whole(given: Any, held: np.ndarray) -> None:
     """Raises: InputError where a type of whole numbers holds other ones than were given."""
     if held.dtype.kind not in "biu":
         return
-    listed = not isinstance(given, np.ndarray)
-    numbers = np.asarray(given, dtype=object) if listed else given  # as objects texts take no more room
+    texts = not isinstance(given, np.ndarray) and holds_text(given)
+    numbers = np.asarray(given, dtype=object if texts else None)  # as objects texts take no more room
     texts_are_read = held.dtype.kind != "b"  # of a table in CSV: numpy has read them as numbers
     if numbers.dtype == held.dtype or (numbers.dtype.kind in "SU" and texts_are_read):
         return
     lost = numbers[numbers != held]
-    if listed and texts_are_read:
+    if texts and texts_are_read:
         lost = lost[[not isinstance(value, (str, bytes)) for value in lost]]
     if lost.size:
         raise _unlike(
