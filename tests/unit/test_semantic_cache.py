@@ -305,6 +305,17 @@ def test_room_for_fewer_than_it_was_calibrated_on_is_told_once(caplog: pytest.Lo
     assert told.startswith("the semantic cache must hold 500 answers for a hit, and has room for ")
 
 
+def test_a_large_answer_among_few_says_nothing_of_the_room_for_others() -> None:
+    """Of half a MiB, and 19 small ones: there is room for some 39 of the 20's mean."""
+    kept = NearAnswers(ExactIndex, 2**20, None)
+    vectors = np.eye(20, dtype=np.float32)
+    kept.keep(vectors[0], {"y": np.zeros(2**16)}, None)
+    assert kept.room == math.inf
+    for vector in vectors[1:]:
+        kept.keep(vector, {"y": np.zeros(1)}, None)
+    assert 30 < kept.room < 40
+
+
 def test_a_threshold_of_its_own_holds_for_as_many_as_it_was_found_among() -> None:
     """Half of the 400 pairs met about 180, with some so near that one replaced the other. All agree."""
 
