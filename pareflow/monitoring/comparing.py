@@ -6,6 +6,7 @@ per sample: `id` and `row` (of the request), `served` and `original` (prediction
 reads a file removes it; what waits for labels is in a table beside them (`labels.py`).
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -216,9 +217,10 @@ def follow(
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder, or one that is there, its owner's alone: rows hold what requests held."""
+    """Make a folder, or one of ours that is there, its owner's alone: rows hold what requests held."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    if folder.stat().st_uid == os.geteuid():
+        folder.chmod(0o700)
 
 
 class Unread:

@@ -1,5 +1,6 @@
 """Rows of one request answered by several variants, and put together again."""
 
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,8 @@ from pareflow.runtime.endpoint import Endpoint
 from pareflow.runtime.rows import check_rows, row_count, taken
 from pareflow.variant import digest
 from pareflow.workload import Arrays
+
+log = logging.getLogger(__name__)
 
 
 def chosen(below: Endpoint, names: Iterable[str]) -> dict[str, Endpoint]:
@@ -39,14 +42,25 @@ def score_of(kind: str, tensor: str) -> str:
 
 
 def scored_by(score: str, below: Endpoint, calibration: ThresholdCalibration | None) -> dict[str, Endpoint]:
-    """The same, where the threshold is of this score. Raises: CalibrationError."""
-    if calibration is not None and calibration.score != score:
-        raise CalibrationError(
-            f"the threshold must be of `{score}`, by which rows are judged",
-            f"it was calibrated on `{calibration.score}`",
-            "Calibrate again, or judge rows by the other",
+    """The same, where the threshold is of this score, and none where it does not say of which tensor it is.
+
+    Raises: CalibrationError.
+    """
+    tiers = calibrated(below, calibration)
+    if calibration is None or calibration.score == score:
+        return tiers
+    if score.startswith(f"{calibration.score} of "):
+        log.warning(
+            "a threshold of `%s` was calibrated before records named the tensor: the full model answers "
+            "everything; run `pareflow calibrate` again",
+            score,
         )
-    return calibrated(below, calibration)
+        return {}
+    raise CalibrationError(
+        f"the threshold must be of `{score}`, by which rows are judged",
+        f"it was calibrated on `{calibration.score}`",
+        "Calibrate again, or judge rows by the other",
+    )
 
 
 def named_after(endpoint: Endpoint, calibration: Calibration | None) -> Endpoint:

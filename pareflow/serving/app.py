@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -183,7 +183,7 @@ class App:
             except Exception:
                 log.exception("a request to %s failed", request.url.path)
                 response = refusals.as_json(refusals.FAILED, 500)
-            if not isinstance(response, StreamingResponse):  # which counts once it has ended
+            if not isinstance(response, generate.Events):  # which counts once it has ended
                 self._count(route, request, _waited_s(request), response.status_code)
             return response
 
@@ -244,8 +244,7 @@ class App:
         with _within(asked.timeout_s, hosted):
             first = await _unless_gone(request, anext(pieces))
         ended = partial(self._count, "generate_stream", request, _waited_s(request))
-        events = generate.events(hosted.release.name, hosted.release.version, first, pieces, ended)
-        return StreamingResponse(events, media_type=generate.EVENTS)
+        return generate.Events(hosted.release.name, hosted.release.version, first, pieces, ended)
 
     async def _invocations(self, request: Request) -> Response:
         self._only()
@@ -420,6 +419,7 @@ def _waited_s(request: Request) -> float | None:
 async def _pieces(hosted: Hosted, asked: generate.Asked) -> AsyncGenerator[str, None]:
     """A text as it is decoded; `hosted` is not closed meanwhile. Raises: as `Hosted.pieces`."""
     async with hosted.asked(), aclosing(hosted.pieces(asked)) as pieces:
+        yield await anext(pieces)  # who asks for the first knows whose deadline it had
         with _blamed(asked.timeout_s, hosted):
             async for piece in pieces:
                 yield piece

@@ -41,7 +41,8 @@ from pareflow.runtime.endpoint import Endpoint
 from pareflow.runtime.policy import Policy
 from pareflow.runtime.ranking import RankingCascade
 from pareflow.serving.executable import Executable, Release
-from pareflow.serving.names import beyond_judged, check_names
+from pareflow.serving.names import check_names
+from pareflow.serving.opening import beyond_judged
 from pareflow.serving.plan import ServingPlan
 from pareflow.workload import Arrays, LoadedWorkload, Samples, Split, SplitName, load
 

@@ -13,6 +13,8 @@ from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from pareflow.errors import InputError, PareflowError
 from pareflow.serving import protocol, refusals
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pareflow.serving")
 
-EVENTS = "text/event-stream"
 _KINDS: Mapping[str, tuple[str, tuple[type, ...]]] = {
     "max_new_tokens": ("INT64", (int,)),
     "temperature": ("FP32", (int, float)),
@@ -122,29 +123,47 @@ def answer(name: str, version: str, text: str) -> dict[str, str]:
     return {"model_name": name, "model_version": version, "text_output": text}
 
 
-async def events(
-    name: str, version: str, first: str, others: AsyncGenerator[str, None], ended: Callable[[int], None]
-) -> AsyncGenerator[bytes, None]:
+class Events(StreamingResponse):
     """A text's pieces as server-sent events. What goes wrong between two of them is the last: `error`.
 
-    `ended` is told the status that the whole would have had.
+    However it ends, be it before the first was sent, `others` is closed, and `ended` is told the status that
+    the whole would have had.
     """
-    status = refusals.GONE
-    try:
-        async with aclosing(others):
-            yield _event(answer(name, version, first))
-            async for piece in others:
-                yield _event(answer(name, version, piece))
-        status = 200
-    except PareflowError as error:
-        status = refusals.status_of(error)
-        yield _event({"error": str(error)})
-    except Exception:
-        status = 500
-        log.exception("a stream of %s broke off", name)
-        yield _event(refusals.FAILED)
-    finally:
-        ended(status)
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        first: str,
+        others: AsyncGenerator[str, None],
+        ended: Callable[[int], None],
+    ) -> None:
+        self._name, self._version, self._others, self._ended = name, version, others, ended
+        self._events, self._status = self._told(first), refusals.GONE
+        super().__init__(self._events)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with aclosing(self._others), aclosing(self._events):
+                await super().__call__(scope, receive, send)
+        finally:
+            self._ended(self._status)
+
+    async def _told(self, first: str) -> AsyncGenerator[bytes, None]:
+        try:
+            yield _event(answer(self._name, self._version, first))
+            async for piece in self._others:
+                yield _event(answer(self._name, self._version, piece))
+            self._status = 200
+        except PareflowError as error:
+            self._status = refusals.status_of(error)
+            yield _event({"error": str(error)})
+        except Exception:
+            self._status = 500
+            log.exception("a stream of %s broke off", self._name)
+            yield _event(refusals.FAILED)
 
 
 def _event(document: Mapping[str, str]) -> bytes:

@@ -39,8 +39,9 @@ MOST_BYTES = 2**30
 """Of texts in an array, where each takes as much room as the longest."""
 _BESIDE = ("model.json", "manifest.json", "plan.yaml")
 """Its own list of files, the store's, and what a KServe export puts there."""
-_SINCE = re.compile(r"(.*/)?__pycache__/[^/]+\.pyc|artifact/TensorrtExecutionProvider_[^/]+")
-"""What is written into a package that is used: bytecode, which nobody reads, and engines for another GPU."""
+_BYTECODE = r"(.*/)?__pycache__/[^/]+\.pyc"
+_ENGINES = r"artifact/TensorrtExecutionProvider_[^/]+"
+"""What is written into a package that is used: bytecode, which nobody reads, and what TensorRT builds."""
 
 
 class PackagedModel:
@@ -177,6 +178,19 @@ def _texts(samples: Any) -> list[str]:
     return list(map(str, samples))
 
 
+def holds_text(values: Any) -> bool:
+    """Whether one of these values is a text, in whatever lists and arrays they lie."""
+    if isinstance(values, np.ndarray):
+        return values.dtype.kind in "SU" or (values.dtype.kind == "O" and holds_text(values.tolist()))
+    if not isinstance(values, (list, tuple)):
+        return isinstance(values, (str, bytes))
+    kinds = set(map(type, values))
+    if any(issubclass(kind, (str, bytes)) for kind in kinds):
+        return True
+    nested = any(issubclass(kind, (list, tuple, np.ndarray)) for kind in kinds)
+    return nested and any(map(holds_text, values))
+
+
 def padded_bytes(values: np.ndarray) -> int:
     """What an array of these objects' texts takes, all as long as the longest."""
     longest = max((len(value) for value in values.flat if isinstance(value, str)), default=0)
@@ -215,13 +229,13 @@ def _check_whole(given: Any, held: np.ndarray) -> None:
     """Raises: InputError where a type of whole numbers holds other ones than were given."""
     if held.dtype.kind not in "biu":
         return
-    listed = not isinstance(given, np.ndarray)
-    numbers = np.asarray(given, dtype=object) if listed else given  # as objects texts take no more room
+    texts = not isinstance(given, np.ndarray) and holds_text(given)
+    numbers = np.asarray(given, dtype=object if texts else None)  # as objects texts take no more room
     texts_are_read = held.dtype.kind != "b"  # of a table in CSV: numpy has read them as numbers
     if numbers.dtype == held.dtype or (numbers.dtype.kind in "SU" and texts_are_read):
         return
     lost = numbers[numbers != held]
-    if listed and texts_are_read:
+    if texts and texts_are_read:
         lost = lost[[not isinstance(value, (str, bytes)) for value in lost]]
     if lost.size:
         raise _unlike(
@@ -304,7 +318,12 @@ def as_json(samples: Samples) -> list[Any]:
 
 
 def verified(folder: Path) -> dict[str, Any]:
-    """The package's `model.json`. Raises: InputError where a file is missing, or is not what was packaged."""
+    """The package's `model.json`. Raises: InputError where a file is missing, or is not what was packaged, or
+    was not packaged at all.
+
+    Of `tensorrt` alone that leaves out the engines that it builds here for another GPU: native code, by no
+    digest covered.
+    """
     with _whole(folder):
         document: dict[str, Any] = json.loads((folder / "model.json").read_text())
         found = {name: file_digest(folder / name) for name in document["files"]}
@@ -315,12 +334,13 @@ def verified(folder: Path) -> dict[str, Any]:
             f"{', '.join(wrong)} in {folder} changed",
             "Register the model again",
         )
-    strange = sorted(name for name in _files(folder) if not (name in found or _SINCE.fullmatch(name)))
+    since = f"{_BYTECODE}|{_ENGINES}" if "tensorrt" in document.get("backend", {}) else _BYTECODE
+    strange = sorted(name for name in _files(folder) if not (name in found or re.fullmatch(since, name)))
     if strange:
         raise InputError(
             "a package must hold no file that was not packaged",
             f"{', '.join(strange[:3])} in {folder} was not",
-            "Find out who put it there; register the model again",
+            "Remove it, and find out who put it there; a registered version can be downloaded again",
         )
     return document
 

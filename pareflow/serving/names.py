@@ -1,16 +1,13 @@
-"""Whether a plan is for its model: what it names is there, its tiers take and give the same, its batches are
-no larger than answers were judged in."""
+"""Whether a plan is for its model: what it names is there, and its tiers take and give the same."""
 
 from collections.abc import Mapping
 
 from pareflow.catalog import unknown
 from pareflow.errors import InputError, SpecError
-from pareflow.runtime.batching import DynamicBatching
 from pareflow.runtime.caching.semantic_cache import SemanticCache
 from pareflow.runtime.calibration import Calibration
 from pareflow.runtime.routing import DeadlineRouting
-from pareflow.serving.executable import Opened, Release
-from pareflow.serving.model import told
+from pareflow.serving.executable import Opened
 from pareflow.serving.plan import ServingPlan
 
 
@@ -42,23 +39,6 @@ def check_alike(plan: ServingPlan, main: Opened, tiers: Mapping[str, Opened]) ->
                     f"{tier.release.name} has {_named(theirs)}",
                     "Name a variant of the same model",
                 )
-
-
-def beyond_judged(plan: ServingPlan, releases: Mapping[str, Release]) -> list[str]:
-    """Each version, in words, whose answers depend on those beside them and that the plan asks for larger
-    batches than it was judged in. Raises: InputError where a package is none."""
-    batching = (policy for policy in plan.chosen() if isinstance(policy, DynamicBatching))
-    largest = max((policy.max_batch_size for policy in batching), default=1)
-    found = []
-    for name, release in releases.items():
-        judged = told(release.package).get("judged_batch_size")
-        if judged is not None and largest > judged:
-            tier = f", the tier `{name}`," if name else ""
-            found.append(
-                f"version {release.version} of {release.name}{tier} was judged in batches of {judged}, and "
-                f"the plan makes batches of up to {largest}"
-            )
-    return found
 
 
 def only_encoders(plan: ServingPlan) -> set[str]:

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 
 from pareflow.errors import InputError
+from pareflow.runtime.batching import DynamicBatching
 from pareflow.runtime.decoding import Decoding
 from pareflow.serving.executable import Executable, Release
 from pareflow.serving.hosting import Hosted
 from pareflow.serving.language_model import KIND, LanguageModel
 from pareflow.serving.model import told
-from pareflow.serving.names import beyond_judged
 from pareflow.serving.plan import ServingPlan, default
 
 log = logging.getLogger("pareflow.serving")
@@ -56,6 +56,23 @@ def opened(
         hosted = Hosted(executables.pop(""), executables, plan)
         opening.pop_all()  # it closes them from now on
     return hosted
+
+
+def beyond_judged(plan: ServingPlan, releases: Mapping[str, Release]) -> list[str]:
+    """Each version, in words, whose answers depend on those beside them and that the plan asks for larger
+    batches than it was judged in. Raises: InputError where a package is none."""
+    batching = (policy for policy in plan.chosen() if isinstance(policy, DynamicBatching))
+    largest = max((policy.max_batch_size for policy in batching), default=1)
+    found = []
+    for name, release in releases.items():
+        judged = told(release.package).get("judged_batch_size")
+        if judged is not None and largest > judged:
+            tier = f", the tier `{name}`," if name else ""
+            found.append(
+                f"version {release.version} of {release.name}{tier} was judged in batches of {judged}, and "
+                f"the plan makes batches of up to {largest}"
+            )
+    return found
 
 
 def _language_model(releases: Mapping[str, Release], plan: ServingPlan) -> Hosted:

@@ -4,7 +4,8 @@ A pickle calls what it names, so that one from a registry runs whatever its writ
 graphs, OpenVINO's IR and other formats that run nothing; only a torch module is kept as a pickle, since its
 classes are its structure. Its opcodes are read here, and never executed, before torch opens it. What
 `torch_compile`, `tvm` and `tensorrt` compile is native code: it is no pickle, and runs as it is, as the
-package's own Python does. There the digests of what was registered are all that is checked.
+package's own Python does. There the digests of what was registered are all that is checked, and of engines
+that `tensorrt` builds later, for another GPU, not even these.
 """
 
 import pickletools

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pareflow.errors import InputError
 from pareflow.serving.hosting import PREDICTIONS, SAMPLES
-from pareflow.serving.model import padded_bytes
+from pareflow.serving.model import holds_text, padded_bytes
 from pareflow.spec import read_part
 from pareflow.workload import Arrays
 
@@ -415,10 +415,12 @@ def _arrays(batch: Sequence[Exchange]) -> Arrays:
 
 def _plain(tensor: Any, most: float) -> np.ndarray:
     """An array of numbers or of texts, of so many bytes at most. Raises: TypeError, ValueError."""
-    values = tensor if isinstance(tensor, np.ndarray) else np.asarray(tensor, dtype=object)
-    if values.dtype.kind == "O" and padded_bytes(values) > most:
+    texts = not isinstance(tensor, np.ndarray) and holds_text(tensor)
+    array = np.asarray(tensor, dtype=object if texts else None)
+    if array.dtype.kind == "O" and padded_bytes(array) > most:
         raise ValueError("the longest text is too long for that many")
-    array = np.asarray(tensor)
+    if texts:
+        array = np.asarray(tensor)
     if array.dtype.kind == "O":
         if not all(isinstance(value, str) for value in array.ravel()):
             raise TypeError("neither numbers nor texts")

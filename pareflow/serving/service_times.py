@@ -32,16 +32,18 @@ def measure(folder: str, sessions: Sequence[int], sizes: Sequence[int]) -> dict[
 
 
 def feeds(folder: str, into: str, count: int, rows: int = 1, given: str | None = None) -> None:
-    """For a process of its own: requests as JSON that the network takes, of the inputs that are `given` as
-    contestants read them, or so many of `rows` golden samples each.
+    """For a process of its own: requests as JSON that the network takes, so many of `rows` golden samples
+    each; or of the inputs that are `given` as contestants read them, so many at least if there are.
 
     Texts and whole numbers stay what they are: each tensor has the protocol's form.
     """
     from pareflow.measuring.contestant import read_feeds
     from pareflow.serving import protocol
 
+    golden = _golden(Path(folder), count, rows)
+    chosen = golden if given is None else _some(read_feeds(Path(given)), count)
     tensors = []
-    for arrays in _golden(Path(folder), count, rows) if given is None else _some(read_feeds(Path(given))):
+    for arrays in chosen:
         answer, _ = protocol.render("feeds", "1", protocol.Request({}), arrays)
         tensors.append(json.loads(answer)["outputs"])
     Path(into).write_text(json.dumps(tensors))
@@ -54,11 +56,11 @@ def _golden(package: Path, count: int, rows: int) -> Iterator[Arrays]:
         yield model.preprocess(list(itertools.islice(samples, rows)))
 
 
-def _some(batches: Sequence[Arrays]) -> Sequence[Arrays]:
-    """Those that JSON can hold, no more than `MOST_MIB`, and one at least."""
+def _some(batches: Sequence[Arrays], least: int) -> Sequence[Arrays]:
+    """Those that JSON can hold, no more than `MOST_MIB`, but `least` whatever their size."""
     batches = [batch for batch in batches if all(map(_finite, batch.values()))] or batches
     sizes = np.cumsum([sum(array.nbytes for array in batch.values()) for batch in batches])
-    return batches[: max(1, int((sizes <= MOST_MIB * 2**20).sum()))]
+    return batches[: max(least, int((sizes <= MOST_MIB * 2**20).sum()))]
 
 
 def _finite(array: np.ndarray) -> bool:

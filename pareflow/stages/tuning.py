@@ -28,7 +28,7 @@ from pareflow.serving.model import network
 from pareflow.serving.plan import ServingPlan, default
 from pareflow.serving.server import check_extra
 from pareflow.stages import plan_space
-from pareflow.variant import Step
+from pareflow.variant import Step, file_digest
 
 MEASURED = 3
 """Plans that are served for real: those of the lowest simulated p99, and what `serve` does by default."""
@@ -207,7 +207,8 @@ def _looked_at(
 ) -> Tried:
     """The plan after (another) run of LoadGen through the server; one that fails is a failed row (law 7)."""
     plan = tried.plan.model_dump(mode="json")
-    asked = {"plan": plan, "load": asdict(load), "samples": promise.samples}
+    inputs = "golden" if ground.feeds is None else file_digest(ground.feeds)
+    asked = {"plan": plan, "load": asdict(load), "samples": promise.samples, "inputs": inputs}
     limits = Limits(ground.limits.seconds + 2 * load.duration_s)  # a run lasts as long as it must
 
     def run() -> Any:

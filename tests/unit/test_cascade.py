@@ -209,14 +209,37 @@ def test_a_tier_that_is_not_there_is_told_when_wrapped(kind: type[Policy]) -> No
             calibration=record(0.5, "tiny", score="shortness"),
         ),
         ConfidenceCascade(output="number", calibration=record(0.5, "tiny", score="max_softmax of logits")),
-        ConfidenceCascade(output="logits", calibration=record(0.5, "tiny")),  # of before it named its output
         ComplexityRouting(input="x", calibration=record(0.5, "tiny", score="shortness of mask")),
     ],
-    ids=["margin", "rule", "learned", "output", "unnamed", "input"],
+    ids=["margin", "rule", "learned", "output", "input"],
 )
 def test_a_threshold_is_for_its_own_score_alone(policy: Policy) -> None:
     with pytest.raises(CalibrationError, match="the threshold must be of `"):
         policy.wrap(Tiers().endpoint)
+
+
+@pytest.mark.parametrize(
+    ("policy", "score"),
+    [
+        (ConfidenceCascade(output="logits", calibration=record(0.0, "tiny")), "max_softmax of logits"),
+        (
+            ComplexityRouting(input="x", calibration=record(-9.0, "tiny", score="shortness")),
+            "shortness of x",
+        ),
+    ],
+)
+def test_a_threshold_of_before_it_named_its_tensor_trusts_nobody(
+    policy: Policy, score: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that was given it before starts all the same."""
+    tiers = Tiers()
+    assert ask(policy, tiers.endpoint, [(0, 9)]).tolist() == [FULL]
+    assert tiers.tiny.batches == []
+    (told,) = [one.message for one in caplog.records]
+    assert told == (
+        f"a threshold of `{score}` was calibrated before records named the tensor: the full model answers "
+        "everything; run `pareflow calibrate` again"
+    )
 
 
 def test_a_learned_score_is_routed_by() -> None:

@@ -1,6 +1,7 @@
 """Kept requests, answered again by the original: which rows agree, and what a redacted or odd one costs."""
 
 import json
+import os
 import stat
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 from pareflow.errors import CrashedError
 from pareflow.measuring.arena import write_feeds
 from pareflow.monitoring import drift
-from pareflow.monitoring.comparing import REASONS, Comparison, Unread, results
+from pareflow.monitoring.comparing import REASONS, Comparison, Unread, make_private, results
 from pareflow.monitoring.rules import Rules, VariantDrift
 from pareflow.serving.model import PackagedModel, told
 from pareflow.serving.request_log import (
@@ -316,6 +317,18 @@ def test_a_process_goes_on_where_the_clock_was_set_back_since_the_one_before(
         new = kept(tmp_path, -7180)
         assert unread.new() == [new]
         new.unlink()
+
+
+@pytest.mark.parametrize(("other", "mode"), [(0, 0o700), (1, 0o755)])
+def test_a_folder_of_ours_is_made_private_and_that_of_another_user_is_let_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: int, mode: int
+) -> None:
+    """Who is not its owner may not."""
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + other)
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows").chmod(0o755)
+    make_private(tmp_path / "rows")
+    assert stat.S_IMODE((tmp_path / "rows").stat().st_mode) == mode
 
 
 def test_a_process_compares_what_is_kept_of_one_version_and_another_goes_on(

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from pareflow.errors import InputError, WorkloadError
 from pareflow.serving import model as serving_model
 from pareflow.serving.executable import Release
-from pareflow.serving.model import PackagedModel, kind_of
+from pareflow.serving.model import PackagedModel, holds_text, kind_of
 from pareflow.serving.slot import FolderSource
 from pareflow.variant import Step
 from tests.unit.conftest import Packaged, Serve, Shelf
@@ -164,6 +164,41 @@ def test_texts_that_would_take_too_much_room_are_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(serving_model, "MOST_BYTES", 2**20)
     with pytest.raises(InputError, match="each as long as the longest, but 1001 of them take 3 MiB"):
         taking("<U4").preprocess(["b" * 1000, *"a" * 1000])
+
+
+class Compared(int):
+    """A whole number that nobody may compare by itself."""
+
+    __hash__ = int.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError
+
+    __ne__ = __eq__
+
+
+def test_numbers_are_held_against_what_was_given_all_at_once() -> None:
+    assert taking("int32")._raw([[Compared(1)], [Compared(2)]]).tolist() == [[1], [2]]
+    with pytest.raises(InputError, match=r"must be numbers that int32 holds, but one is 2\.5"):
+        taking("int32")._raw([[1, 2], [2.5, "3"]])
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ([[1, 2.5], [None, True]], False),
+        ([[1], ("2",)], True),
+        ([b"1"], True),
+        ([np.array([1]), np.array(["2"])], True),
+        ([np.array([1, ["2"]], dtype=object)], True),
+        ([np.array([1]), np.int8(2)], False),
+        (["1" * 3], True),
+        (5, False),
+    ],
+    ids=str,
+)
+def test_a_text_is_found_wherever_it_lies(values: Any, found: bool) -> None:
+    assert holds_text(values) is found
 
 
 @pytest.mark.parametrize("kind", ["float32", "int64"])

@@ -1,6 +1,9 @@
-"""A package runs nothing that its list of files does not name: no digest would cover it."""
+"""A package runs nothing that its list of files does not name: no digest would cover it. Only `tensorrt` runs
+the engines that it builds for another GPU.
+"""
 
 import importlib.util
+import json
 import py_compile
 import shutil
 import sys
@@ -11,6 +14,8 @@ import pytest
 
 from pareflow.errors import InputError
 from pareflow.serving.model import PackagedModel, verified, write_manifest
+
+ENGINE = "artifact/TensorrtExecutionProvider_graph_0_sm90.engine"
 
 
 @pytest.fixture
@@ -35,14 +40,22 @@ def package(packaged: Callable[..., Path], tmp_path: Path) -> Path:
         "workload/beside.pyc",
         "workload/__pycache__/beside.py",
         "artifact/model.onnx.data",
+        ENGINE,
         "more.py",
     ],
 )
 def test_a_file_that_was_not_packaged_is_refused(package: Path, name: str) -> None:
     (package / name).parent.mkdir(exist_ok=True)
     (package / name).write_text("raise SystemExit")
-    with pytest.raises(InputError, match="no file that was not packaged"):
+    with pytest.raises(InputError, match="no file that was not packaged.* Remove it, and find out"):
         PackagedModel(package)
+
+
+def test_an_engine_for_another_gpu_is_built_into_a_package_of_tensorrt(package: Path) -> None:
+    told = package / "model.json"
+    told.write_text(json.dumps({**json.loads(told.read_text()), "backend": {"tensorrt": {}}}))
+    (package / ENGINE).write_bytes(b"an engine")
+    verified(package)
 
 
 def test_a_folder_of_such_files_behind_a_link_is_refused(package: Path, tmp_path: Path) -> None:

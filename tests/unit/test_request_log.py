@@ -161,6 +161,15 @@ def test_texts_that_take_too_much_room_beside_the_longest_are_not_kept(tmp_path:
     assert [one.id for one in everything(tmp_path)] == ["c"]
 
 
+def test_numbers_are_not_measured_as_texts_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come as lists of JSON: it would take a look at each."""
+    monkeypatch.setattr(request_log, "padded_bytes", None)
+    log = log_of(tmp_path)
+    log.take("a", "m", "1", {"samples": [[1, 2], [3, 4]]}, {}, 100, NAMES)
+    log.close()
+    assert [one.inputs["samples"].tolist() for one in everything(tmp_path)] == [[[1, 2], [3, 4]]]
+
+
 def test_requests_that_grow_are_written_before_they_are_too_much_together(tmp_path: Path) -> None:
     """Half of what may wait each, once their texts are padded: two fill a file."""
     log = RequestLog(RequestLogSettings(share=1, flush_s=5, queue_mib=1), tmp_path)

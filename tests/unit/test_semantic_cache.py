@@ -16,6 +16,7 @@ from pareflow.runtime import SemanticCache
 from pareflow.runtime.caching.calibration import HitCalibration
 from pareflow.runtime.caching.index import ExactIndex, Index, UsearchIndex
 from pareflow.runtime.caching.near_answers import NearAnswers
+from pareflow.runtime.caching.pairs import pairs
 from pareflow.runtime.caching.sameness import same
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.workload import Arrays
@@ -257,6 +258,42 @@ def test_a_margin_to_fewer_than_it_was_calibrated_on_is_no_hit(
     )
 
 
+@pytest.mark.parametrize(("common", "rare", "kinds"), [(19, 1, 1), (18, 2, 2), (38, 2, 1), (0, 0, 0)])
+def test_a_kind_that_one_of_twenty_answers_is_of_need_not_be_held(common: int, rare: int, kinds: int) -> None:
+    async def scenario() -> None:
+        kept = [angles(2 * i) for i in range(common)] + [angles(190 + 2 * i) for i in range(rare)]
+        found = await pairs(semantic(), Compass().endpoint, kept, [])
+        assert found.held == (common + rare, kinds)
+
+    run(scenario)
+
+
+def test_no_more_must_be_held_than_the_cache_has_room_for() -> None:
+    """As many as it holds itself after the same requests."""
+
+    async def scenario() -> None:
+        policy, kept = semantic(max_mib=10_000 / 2**20), [angles(angle) for angle in range(0, 80, 2)]
+        endpoint = policy.model_copy(update={"threshold": 2.0}).wrap(Compass().endpoint)
+        for feeds in kept:
+            await endpoint.answer(feeds)
+        entries = endpoint.figures["semantic_cache"]()["entries"]
+        assert 1 < entries < len(kept)
+        assert (await pairs(policy, Compass().endpoint, kept, [])).held.answers == entries
+
+    run(scenario)
+
+
+def test_what_is_held_and_what_must_be_is_told() -> None:
+    async def scenario() -> None:
+        endpoint = calibrated((500, 4)).wrap(Compass().endpoint)
+        await endpoint.answer(angles(40, 50, 190))
+        figures = endpoint.figures["semantic_cache"]()
+        assert (figures["entries"], figures["kinds"]) == (3, 2)
+        assert (figures["needed_entries"], figures["needed_kinds"]) == (500, 4)
+
+    run(scenario)
+
+
 def test_room_for_fewer_than_it_was_calibrated_on_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         endpoint = calibrated((500, 4), max_mib=2000 / 2**20).wrap(Compass().endpoint)
@@ -266,6 +303,17 @@ def test_room_for_fewer_than_it_was_calibrated_on_is_told_once(caplog: pytest.Lo
     run(scenario, seconds=60)
     (told,) = [record.message for record in caplog.records]
     assert told.startswith("the semantic cache must hold 500 answers for a hit, and has room for ")
+
+
+def test_a_large_answer_among_few_says_nothing_of_the_room_for_others() -> None:
+    """Of half a MiB, and 19 small ones: there is room for some 39 of the 20's mean."""
+    kept = NearAnswers(ExactIndex, 2**20, None)
+    vectors = np.eye(20, dtype=np.float32)
+    kept.keep(vectors[0], {"y": np.zeros(2**16)}, None)
+    assert kept.room == math.inf
+    for vector in vectors[1:]:
+        kept.keep(vector, {"y": np.zeros(1)}, None)
+    assert 30 < kept.room < 40
 
 
 def test_a_threshold_of_its_own_holds_for_as_many_as_it_was_found_among() -> None:

@@ -24,8 +24,7 @@ from pareflow.runtime.decoding import Decoding, Generation, generation
 from pareflow.serving import language_model
 from pareflow.serving.app import App
 from pareflow.serving.executable import Release
-from pareflow.serving.generate import encoded, parse, spelled
-from pareflow.serving.generate import events as told_as
+from pareflow.serving.generate import Events, encoded, parse, spelled
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.model import write_manifest
 from pareflow.serving.plan import ServingPlan
@@ -398,22 +397,34 @@ def test_a_stream_that_another_tier_ends_says_so(
     assert 'route="generate_stream",status="200"}' not in counted
 
 
-def test_a_stream_is_closed_with_its_first_event() -> None:
-    """It counts as one whose reader has gone."""
+@pytest.mark.parametrize("events", [0, 1])
+def test_a_stream_is_closed_when_its_reader_goes(events: int) -> None:
+    """After so many events: it counts as one whose reader has gone."""
     closed, ended = list[bool](), list[int]()
 
     async def others() -> AsyncGenerator[str, None]:
         try:
-            yield "more"
+            yield "w1"
+            yield "w2"
         finally:
             closed.append(True)
 
     async def scenario() -> None:
-        pieces = others()
-        await anext(pieces)
-        told = told_as("words", "1", "w1", pieces, ended.append)
-        await anext(told)
-        await told.aclose()
+        pieces, gone = others(), asyncio.Event()
+        first = await anext(pieces)
+        if not events:
+            gone.set()
+
+        async def receive() -> dict[str, Any]:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                gone.set()
+                await asyncio.Event().wait()  # nobody takes any more of it
+
+        await Events("words", "1", first, pieces, ended.append)({"type": "http"}, receive, send)
         assert (closed, ended) == ([True], [499])
 
     asyncio.run(scenario())

@@ -136,11 +136,24 @@ def test_requests_hold_the_inputs_that_are_given_and_else_golden_samples(
     assert len(tuning._requests(golden, 1)) == tuning.POSTS
 
 
-def test_given_inputs_are_those_that_json_holds_not_too_many_bytes_and_one_at_least() -> None:
-    image = {"images": np.zeros((1, 2**20))}  # 8 MiB
-    nan = {"images": np.full((1, 1), np.nan)}
-    assert service_times._some([nan, image, image, image]) == [image, image]
-    assert len(service_times._some([{"images": np.zeros(2**22)}])) == 1
+def test_given_inputs_are_those_that_json_holds_not_too_many_bytes_and_some_at_least() -> None:
+    image = {"images": np.zeros((1, 2**17))}  # 1 MiB
+    nan, large = {"images": np.full((1, 1), np.nan)}, {"images": np.zeros((1, 2**20))}
+    assert service_times._some([nan, *[image] * 20], 8) == [image] * 16
+    assert len(service_times._some([large] * 20, 8)) == 8
+    assert len(service_times._some([large] * 5, 8)) == 5
+
+
+def test_what_a_plan_answered_is_known_for_its_own_inputs_alone(
+    ground: Callable[..., Ground], tmp_path: Path
+) -> None:
+    known, files = Known(steady), [tmp_path / name for name in ("some.npz", "others.npz")]
+    for value, path in enumerate(files):
+        arena.write_feeds([{"images": np.full((1, 1, 8, 8), value, np.float32)}], path)
+    for feeds in (None, *files):
+        tune(ground(known, feeds=feeds), PROMISE)
+    told = {json.dumps(one, sort_keys=True) for one in known.asked}
+    assert len(told) == len(known.asked) == 3 * tuning.MEASURED
 
 
 def test_one_plan_is_served_whatever_the_time_and_the_others_if_it_lasts(

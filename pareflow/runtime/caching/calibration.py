@@ -50,7 +50,9 @@ class HitCalibration(VariantBound):
     held_answers: int | None = Field(
         default=None, ge=1, description="answers that were kept meanwhile: fewer give no hit by margin"
     )
-    held_kinds: int | None = Field(default=None, ge=1, description="kinds of these: fewer give none, either")
+    held_kinds: int | None = Field(
+        default=None, ge=1, description="kinds that 19 of 20 of these were of: fewer give none, either"
+    )
 
 
 def calibrate(

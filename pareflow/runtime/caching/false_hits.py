@@ -85,7 +85,13 @@ class Threshold:
 
     def figures(self) -> Mapping[str, float]:
         known = {} if self.value is None else {"threshold": self.value}
-        return {**known, "shadow_pairs": len(self._pairs), "calibrations": self._attempts}
+        return {
+            **known,
+            "shadow_pairs": len(self._pairs),
+            "calibrations": self._attempts,
+            "needed_entries": self.held.answers,
+            "needed_kinds": self.held.kinds,
+        }
 
     def _attempt(self) -> None:
         self._attempts += 1

@@ -16,6 +16,10 @@ from pareflow.workload import Arrays
 
 NEARLY_ONE = 1 - 1e-6
 """The similarity from which on two requests are taken for one, and the newer answer replaces the older."""
+FEW = 20
+"""Answers that say nothing yet of how large others are, unless there is no room for more."""
+RARE = 20
+"""One of so many answers may be of kinds that nothing waits for: they may never be asked for again."""
 
 
 class NearAnswer(NamedTuple):
@@ -60,6 +64,7 @@ class NearAnswers:
         self._expires: dict[int, float] = {}  # the first to expire comes first
         self._of_kind = Counter[int]()
         self._index: Index | None = None
+        self._full = False
 
     @property
     def held_bytes(self) -> float:
@@ -73,9 +78,18 @@ class NearAnswers:
         return Held(len(self._kept), len(self._of_kind))
 
     @property
+    def mostly_held(self) -> Held:
+        """The same, with only as many kinds as 19 of 20 answers are of, the most frequent first."""
+        counts = np.sort([*self._of_kind.values()])[::-1]
+        before = np.cumsum(counts) - counts
+        return Held(len(self._kept), int((RARE * before < (RARE - 1) * len(self._kept)).sum()))
+
+    @property
     def room(self) -> float:
-        """How many answers as large as those that are kept it can hold."""
-        return self._max_bytes * len(self._kept) / self._kept.currsize if self._kept else float("inf")
+        """How many answers as large as those that are kept it can hold; without end while they are few."""
+        if not self._kept or (len(self._kept) < FEW and not self._full):
+            return float("inf")
+        return self._max_bytes * len(self._kept) / self._kept.currsize
 
     def nearest(self, vectors: np.ndarray) -> list[NearAnswer | None]:
         """For each vector; None where nothing is kept."""
@@ -102,6 +116,7 @@ class NearAnswers:
                 self._remove(near.slot)
         while self._kept.currsize + size > self._max_bytes:
             self._forget(*self._kept.popitem())
+            self._full = True
         slot, self._next_slot = self._next_slot, self._next_slot + 1
         kind = slot if kind is None else kind
         self._kept[slot] = _Kept(copied(answer), kind, size)

@@ -16,7 +16,7 @@ from pareflow.workload import Arrays
 
 
 class Pairs(NamedTuple):
-    """Scores of asked requests, whether the kept answer was their own, both (n,), and how many were kept."""
+    """Scores of asked requests, whether the kept answer was their own, both (n,); what was mostly held."""
 
     scores: np.ndarray
     same: np.ndarray
@@ -28,11 +28,13 @@ async def pairs(
 ) -> Pairs:
     """Per asked request its score to the nearest kept one, and whether that one's answer is its own.
 
-    They are at most as many as were asked: what is below `min_similarity` can never be a hit.
+    They are at most as many as were asked: what is below `min_similarity` can never be a hit. Of `kept` the
+    last are held, as many as the cache itself has room for.
+
     Requests hold one sample each. Given what is kept, pairs are independent, which an exact bound needs: so
     none of the asked is kept. Raises: CalibrationError where a request has no embedding; what `below` raises.
     """
-    answers = NearAnswers(ExactIndex, 2**62, None)
+    answers = NearAnswers(ExactIndex, int(policy.max_mib * 2**20), None)
     embedder = Embedder(None if policy.encoder is None else below.tiers[policy.encoder], policy.embedding)
     for feeds in kept:
         answer = await below.answer(feeds)
@@ -45,7 +47,7 @@ async def pairs(
             fresh = await below.answer(feeds)
             scores.append(policy.score_of(near))
             agree.append(same(near.answer, fresh, policy.same == "class", policy.judged, policy.tolerance))
-    return Pairs(np.array(scores), np.array(agree, bool), answers.held)
+    return Pairs(np.array(scores), np.array(agree, bool), answers.mostly_held)
 
 
 async def _vectors(embedder: Embedder, feeds: Arrays) -> np.ndarray:

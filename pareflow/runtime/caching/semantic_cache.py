@@ -41,10 +41,10 @@ class SemanticCache(Cache):
     It is an approximation, and may be wrong: its threshold is calibrated (`pareflow calibrate`, for these
     variants alone; or by itself on shadow pairs, while every request is computed), a share of the hits is
     computed again, and where the rate of false hits is above the limit with 95 % confidence it gives no more
-    hits. By margin it gives none while it holds fewer answers, or of fewer kinds, than it was calibrated on:
-    a margin to few others says little. An encoder that fails, or a request that it cannot embed, is no failed
-    request: it is computed. While it has no threshold, too few answers or no vectors, requests cost and none
-    is a hit: it rests as after any loss.
+    hits. By margin it gives none while it holds fewer answers than it was calibrated on, or of fewer kinds
+    than most of those were of: a margin to few others says little. An encoder that fails, or a request that
+    it cannot embed, is no failed request: it is computed. While it has no threshold, too few answers or no
+    vectors, requests cost and none is a hit: it rests as after any loss.
     """
 
     name: ClassVar[str] = "semantic_cache"
@@ -185,6 +185,7 @@ class _Answers:
             "unembedded": self._embedder.failures,
             "held_bytes": self._kept.held_bytes,
             "entries": len(self._kept),
+            "kinds": self._kept.held.kinds,
         }
 
     @property
@@ -214,8 +215,8 @@ class _Answers:
         cost_s: float,
     ) -> Arrays:
         """The request's answer: of hits what is kept, all else computed, with a share of the hits."""
-        held = self._kept.held if self._by_margin else NONE_HELD
-        limit = self._threshold.value if held.reaches(self._threshold.held) else None
+        held = self._kept.mostly_held if self._by_margin and self._threshold.wanted else NONE_HELD
+        limit = self._threshold.value if self._kept.held.reaches(self._threshold.held) else None
         hits = {
             i: one
             for i, one in enumerate(near)
