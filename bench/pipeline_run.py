@@ -13,7 +13,7 @@ from pareflow.variant import Recipe
 
 DATA_DIR = Path(__file__).parents[1] / ".pareflow"
 NOTHING_MET = 3
-"""How `optimize` exits where nothing met the SLA, or a server would not keep it."""
+"""How `optimize` exits where nothing met the SLA, or what did was not registered or not kept by a server."""
 
 
 def ended(config: Path, *, remeasure: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -30,9 +30,7 @@ def ended(config: Path, *, remeasure: bool) -> tuple[dict[str, Any], dict[str, A
     if done.returncode not in (0, NOTHING_MET):
         raise PareflowError("the run must end well", f"it exited with {done.returncode}", "See its output")
     document: dict[str, Any] = json.loads(done.stdout)
-    if done.returncode == NOTHING_MET:
-        return document, None
-    return document, next(row for row in document["variants"] if row["id"] == document["winner"])
+    return document, next((row for row in document["variants"] if row["id"] == document["winner"]), None)
 
 
 def chosen(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:

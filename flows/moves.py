@@ -96,11 +96,12 @@ def promote(
         name = model_name(target)
         tracker = Tracker.open(data_dir)
         found, path = described(tracker, name, challenger_of(tracker, name), config)
-    if found.promotion == "approval" and not over:
+    if found.promotion == "approval":
+        approving = f"`pareflow promote {found.name} --approve --by WHO --reason …`"
         raise InputError(
             f"{found.name} must be approved to be promoted: its pipeline says `promotion: approval`",
-            "neither --approve nor --reject was given",
-            f"`pareflow promote {found.name} --approve --by WHO --reason …`",
+            "--over-champion asks nobody" if over else "neither --approve nor --reject was given",
+            f"Set `promotion: manual` in {path} for this once" if over else approving,
         )
     with holding(Store(data_dir / "store"), f"promote {found.name}"):
         run = Run.open(found, path, data_dir)

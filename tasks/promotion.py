@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from pareflow.errors import InputError, VariantError
+from pareflow.errors import InputError, TrackingError, VariantError
 from pareflow.gate import Decision, Verdict
 from pareflow.serving.model import verified
 from pareflow.serving.standing import backend_in
@@ -289,21 +289,36 @@ def _judged(
             return _kept(champion, version, alone.decision, alone.reason)
         if brought is None:
             return alone._replace(reason="there was no champion")
-        row = winner or promotion.packaged_row(run, package)
+        incomparable = partial(_incomparable, name, version, champion, alone, over)
         try:
             holder = brought.result()
             retrained = verified(package)["workload_digest"] != verified(holder)["workload_digest"]
-            verdict = promotion.against_champion(run, row, holder, retrained=retrained)
-        except (VariantError, InputError) as error:  # of the two the challenger was opened just now
-            if over:
-                return alone._replace(reason=f"version {champion} was passed over, since: {error}")
-            if isinstance(error, InputError):
+        except InputError as error:
+            return incomparable(error)
+        except TrackingError as error:  # its files may be gone, or the server may be set up wrongly
+            if not over:
                 raise
-            way_out = f"; `pareflow promote {name} --over-champion --by WHO --reason …` passes over it"
-            return _kept(champion, version, "inconclusive", f"{error}{way_out}")
+            return incomparable(error)
+        row = winner or promotion.packaged_row(run, package)
+        try:
+            verdict = promotion.against_champion(run, row, holder, retrained=retrained)
+        except VariantError as error:
+            if error.variant == row.id:
+                return _kept(champion, version, "inconclusive", str(error))
+            return incomparable(error)
     if verdict.decision != "promote":
         return _kept(champion, version, verdict.decision, verdict.missed, _clauses(verdict))
     return Judgement("promote", f"it beat version {champion}", _clauses(verdict))
+
+
+def _incomparable(
+    name: str, version: str, champion: str | None, alone: Judgement, over: bool, error: Exception
+) -> Judgement:
+    """What is said where the champion itself cannot be compared with, and where a person passes over it."""
+    if over:
+        return alone._replace(reason=f"version {champion} was passed over, since: {error}")
+    way_out = f"`pareflow promote {name} --over-champion --by WHO --reason …` passes over it"
+    return _kept(champion, version, "inconclusive", f"{error}; {way_out}")
 
 
 def _kept(

@@ -34,7 +34,7 @@ _RESUMED = "pareflow reconcile: attempt"
 BEATS = 4
 """So many heartbeats must be missing, of whatever interval."""
 PENDING_S = 1800.0
-"""So long after a worker took it, a run that has not begun never will; one whose pod waits for room may."""
+"""So long after a worker took it, a run that has not begun never will. One whose pod waits for room may."""
 SLOW_BEAT_S = 180.0
 """Between the heartbeats of a process without our environment."""
 SILENT_S = 1800.0
@@ -118,9 +118,9 @@ def never_began(look: Look) -> list[dict[str, Any]]:
     """Runs that were marked as crashed now: a worker took them and died before they began."""
     lost = []
     for run in flow_runs.in_state("PENDING"):
-        if run["state"]["name"] == "InfrastructurePending":  # the cluster keeps its pod, and begins it yet
-            continue
-        if look.looks.unchanged_s("pending", run["id"], run["state"]["id"], look.now) >= PENDING_S:
+        waits = run["state"]["name"] == "InfrastructurePending"  # the cluster keeps its pod, and may begin it yet
+        limit_s = RECENT_S if waits else PENDING_S
+        if look.looks.unchanged_s("pending", run["id"], run["state"]["id"], look.now) >= limit_s:
             flow_runs.crash(run["id"], "pareflow reconcile: it never began")
             lost.append({"flow_run": run["id"], "name": run["name"]})
     look.looks.forget("pending", look.now)
@@ -188,14 +188,14 @@ def pending_challengers(tracker: Tracker, now: float) -> list[dict[str, Any]]:
 
 
 def silent_monitors(look: Look, tracker: Tracker) -> list[dict[str, Any]]:
-    """Champions of models that were watched, and are not now: no row has come for long, of this version or
-    another. Prefect is told once."""
+    """Champions of models that were watched, and are not now: no row of theirs has come for long. Prefect is
+    told once."""
     silent = []
     for model, alias, version in registry.aliased(tracker):
         looked = tracker.looked(model) if alias == "champion" else {}
         if not looked:
             continue
-        seen = str(sorted(looked.items()))
+        seen = f"{version}: {looked.get(version)}"
         seconds = look.looks.unchanged_s("monitor", model, seen, look.now)
         if seconds >= SILENT_S:
             silent.append({"name": model, "version": version, "silent_s": round(seconds)})

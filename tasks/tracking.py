@@ -163,8 +163,8 @@ class Tracker:
         return tracker
 
     def _initialize(self) -> None:
-        """Reach MLflow once. A server has its database; an embedded one is made by one process alone."""
-        alone = self.locked("mlflow") if self.uri.startswith("sqlite:") else nullcontext()
+        """Reach MLflow once. A server has its database; another is made by one process alone."""
+        alone = nullcontext() if self.uri.startswith("http") else self.locked("mlflow")
         with alone, self.reached() as client:
             client.search_experiments(max_results=1)
 
@@ -323,10 +323,8 @@ class Tracker:
         One that came from another environment keeps its lineage, which leads to folders there, and is told
         the verdict. Its files are logged by the MLflow run `parent`; where there is none, by one made for it.
         """
-        with (
-            _reaching(self.uri),
-            self.locked(f"registering-{name}"),
-        ):  # it uploads: nobody else waits for that
+        # It uploads: nobody else waits for that.
+        with _reaching(self.uri), self.locked(f"registering-{name}"):
             self.check_alive()
             if not self.client.search_registered_models(f"name = '{name}'"):
                 self.client.create_registered_model(name, {"pareflow.pipeline": name})

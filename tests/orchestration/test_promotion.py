@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from flows import moves
 from pareflow import spec as specs
-from pareflow.errors import InputError, StepFailedError, TransientError
+from pareflow.errors import InputError, StepFailedError, TrackingError, TransientError
 from pareflow.sla import LoadClause, SizeClause
 from pareflow.stages.promotion import against_champion
 from pareflow.stages.run import Row, Run
@@ -226,6 +227,63 @@ def test_a_champion_that_cannot_be_compared_with_is_passed_over_by_a_persons_wor
     assert (moved.alias, aliases(tracker)) == ("champion", {"champion": challenger, "previous": champion})
     last = audit.history(tracker, "images")[-1]
     assert (last["by"], last["reason"].startswith("by hand (version 1 was passed over")) == ("ada", True)
+
+
+def test_a_challenger_that_fails_itself_passes_over_nobody(
+    tracker: Tracker,
+    judged: Judged,
+    register: Callable[[Judged, Row], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    champion, challenger = register(judged, judged.fp32), register(judged, judged.int8)
+    promote(tracker, judged.run, champion, judged.fp32)
+
+    def fails(_: Run, row: Row, *__: object, **___: object) -> None:
+        error = StepFailedError("it must answer", "it did not", "Look at it")
+        error.variant = row.id
+        raise error
+
+    monkeypatch.setattr("pareflow.stages.promotion.against_champion", fails)
+    moved = promote(tracker, judged.run, challenger, judged.int8, by="ada", reason="by hand", over=True)
+    assert (moved.alias, "--over-champion" in moved.reason) == ("challenger", False)
+    assert aliases(tracker) == {"champion": champion}
+
+
+@pytest.mark.parametrize("harm", ["gone", "changed"])
+def test_a_damaged_champion_can_be_passed_over(
+    harm: str, tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]
+) -> None:
+    """As it lies in the artifact store; the challenger is whole."""
+    champion, challenger = register(judged, judged.fp32), register(judged, judged.int8)
+    promote(tracker, judged.run, champion, judged.fp32)
+    content = tracker.version("images", champion).tags[CONTENT][:16]
+    (folder,) = Path(str(tracker.artifacts)).rglob(content)
+    if harm == "gone":
+        shutil.rmtree(folder)
+        with pytest.raises(TrackingError):
+            promote(tracker, judged.run, challenger, judged.int8)
+    else:
+        next(folder.rglob("artifact/*.onnx")).write_bytes(b"noise")
+        stays = promote(tracker, judged.run, challenger, judged.int8)
+        assert (stays.alias, "--over-champion" in stays.reason) == ("challenger", True)
+    moved = promote(tracker, judged.run, challenger, judged.int8, by="ada", reason="by hand", over=True)
+    assert (moved.alias, "was passed over" in moved.reason) == ("champion", True)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"by": None, "reason": "by hand"}, "--by is missing"),
+        ({"by": "ada", "reason": ""}, "--reason is missing"),
+        ({"by": "ada", "reason": "by hand", "approve": True}, "--approve and --over-champion"),
+    ],
+)
+def test_passing_over_the_champion_takes_a_person_and_a_reason(
+    said: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    asked = {"approve": False, "reject": False, "to": None, "config": None, "data_dir": tmp_path, **said}
+    with pytest.raises(InputError, match=words):
+        moves.move("images", **asked, over_champion=True)
 
 
 def test_a_rollback_waits_for_no_upload(

@@ -224,7 +224,6 @@ def test_a_node_that_goes_with_the_only_gpu_is_told_and_not_waited_for(nodes: No
 STOPPED = """
 import os, sys, threading, time, ray
 from pathlib import Path
-from types import SimpleNamespace
 from pareflow.errors import TransientError
 from pareflow.hardware.needs import Needs
 from pareflow.isolation import interrupt

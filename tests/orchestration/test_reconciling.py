@@ -132,8 +132,10 @@ def test_a_run_whose_pod_waits_for_room_is_left_alone(
     monkeypatch.setattr(flow_runs, "in_state", run.in_state)
     run.name = "InfrastructurePending"
     run.become("PENDING", None)
+    monkeypatch.setattr(flow_runs, "crash", run.crash)
     for later in (0, PENDING_S, 3 * PENDING_S):
         assert never_began(Look(looks, run.now + later, 120, 1)) == []
+    assert len(never_began(Look(looks, run.now + RECENT_S, 120, 1))) == 1  # its job was removed, maybe
 
 
 def test_a_disk_that_keeps_no_looks_holds_up_nothing_else(

@@ -496,9 +496,8 @@ def test_ray_nodes_are_pods_of_our_ray(infra: Path) -> None:
     assert f"\nray=={cluster['rayVersion']}\n" in lock
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     assert len(groups) == 3
-    assert (
-        "enableInTreeAutoscaling" not in cluster
-    )  # a run asks for nothing: it builds on the nodes that are up
+    # A run asks for nothing: it builds on the nodes that are up.
+    assert "enableInTreeAutoscaling" not in cluster
     assert any(group.get("minReplicas", 0) >= 1 for group in groups)
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     for group in groups:
