@@ -654,7 +654,7 @@ def _next(variant: Variant, member: Member) -> Variant:
     assert isinstance(member, Technique | Backend)  # what recipes hold
     version = member.code_version()
     if member.form != "torch":
-        version = digest(version, network.code_version())
+        version = digest(version, network.code_version(member.form))
     return variant.then(member.step, version)
 
 
@@ -678,7 +678,7 @@ def _in_form(
     """The network in `form`, converted where it is in an earlier one."""
     if network.form_of(source) == form:
         return source, variant
-    key = digest("form", form, variant.id, network.code_version())
+    key = digest("form", form, variant.id, network.code_version(form))
     return store.ensure(key, lambda into: network.convert(source, form, workload, into)), variant
 
 
