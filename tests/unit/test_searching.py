@@ -175,7 +175,7 @@ def test_what_settings_take_of_the_network_is_found_out_once_and_told_the_search
     assert channels == [{}] * 20
     assert [taken for taken in found.values() if taken != {}] == [None]
     monkeypatch.setattr(Run, "job", None)  # it is kept
-    assert searching.search_of(run, trained.rows, None).takes == found
+    assert searching.search_of(run, trained.rows, None).takes() == found
 
 
 def test_where_finding_that_out_dies_nothing_is_known_for_the_whole_run(
