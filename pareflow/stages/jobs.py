@@ -494,15 +494,14 @@ def _original_answers(
     against = Metric(find_metric(metric, workload.definition.folder)).against
     if against is None:
         return None
-    source = _original(workload, store)
+    source, outputs = _original(workload, store), against != "predictions"
 
     def write(into: Path) -> None:
-        outputs = wants_outputs(metric, workload.definition.folder)
         found = predict(network.runner(source), workload, split, batch_size, outputs=outputs)
         arrays = arena.storable({"predictions": found.predictions, "outputs": found.outputs})
         np.savez(into / "answers.npz", **arrays)  # type: ignore[arg-type]
 
-    key = digest("answers", workload.digest, split, batch_size, against)
+    key = digest("answers", workload.digest, split, batch_size, outputs)
     with np.load(store.ensure(key, write) / "answers.npz") as stored:
         return Answers(stored["predictions"], stored["outputs"])
 

@@ -370,7 +370,7 @@ def test_fidelity_is_taken_from_the_originals_answers_kept_once(trained: Any) ->
     found = building.evaluate(run, trained.strong, "search").quality
     assert found is not None
     assert (found.metric, found.value, found.higher_is_better) == ("agreement", 1.0, True)
-    answers = run.store.find(digest("answers", run.facts.digest, "search", 64, "predictions"))
+    answers = run.store.find(digest("answers", run.facts.digest, "search", 64, False))
     assert answers is not None
     with np.load(answers / "answers.npz") as stored:
         assert stored["predictions"].shape == (100,)
