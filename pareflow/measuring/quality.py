@@ -310,7 +310,10 @@ class Metric:
         return _evaluate().load(str(self._path), keep_in_memory=True)
 
     def value(self, predictions: np.ndarray, targets: np.ndarray) -> float:
-        """The metric of these predictions, by `evaluate`. Raises: WorkloadError where it is undefined."""
+        """The metric of these predictions, by `evaluate`.
+
+        Raises: MetricError where it is undefined, or not what its module says of it.
+        """
         try:
             value = self._computed(predictions, targets)
         except PareflowError:
