@@ -69,8 +69,8 @@ class OnnxFile(Workload):
     )
     variants: dict[str, str] = Field(
         default_factory=dict,
-        description="ready-made ONNX files by name, for the technique `given`: with the inputs and outputs that "
-        "the file of `model` has, or without those of `constants`",
+        description="ready-made ONNX files by name, for the technique `given`: with the inputs and outputs "
+        "that the file of `model` has, or without those of `constants`",
     )
 
     @model_validator(mode="after")
@@ -148,8 +148,8 @@ class OnnxFile(Workload):
         return self._arrange(graph_file.read(self._path(self.model)), self.constants, self.batch_axes)
 
     def arranged(self, network: "onnx.ModelProto") -> "onnx.ModelProto":
-        """As `network()`, as far as the file is not yet: constants that it folded are no inputs of it, and a port
-        that has the sizes of `network()` has its batch first."""
+        """As `network()`, as far as the file is not yet: what it has folded is no input of it, and a port with the
+        sizes of `network()` has its batch first."""
         given, wanted = _shapes(network), _shapes(self.network()) if self.batch_axes else {}
         constants = {port: value for port, value in self.constants.items() if port in given}
         axes = {
@@ -301,7 +301,7 @@ def _shapes(network: "onnx.ModelProto") -> dict[str, Sizes]:
 
 
 def _is_first(given: Sizes, wanted: Sizes, axis: int) -> bool:
-    """Whether a port's batch is first, as `wanted`, and not at `axis`; where sizes do not tell, it is there."""
+    """Whether a port's batch is first, as `wanted`, and not at `axis`, where it is if sizes do not tell."""
     if wanted is None:
         return False
     batch, *others = wanted

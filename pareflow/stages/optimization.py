@@ -90,8 +90,8 @@ def time(run: Run, row: Row, baselines: Sequence[Row], needed: float | None = No
 
 
 def _side_by_side(run: Run, strong: Row, row: Row, race: Race | None) -> dict[str, Measurement]:
-    """The measurements of both; timed once more where the baseline failed, which is no fault of the row: not so
-    where it took all of its limit of time, or the budget is used up."""
+    """The measurements of both; timed once more where the baseline failed, which is no fault of the row: but
+    not where it took all of its limit of time, or the budget is used up."""
     try:
         return measure(run, [strong, row], SCREENING, race=race)
     except VariantError as error:

@@ -76,7 +76,7 @@ def test_a_bound_is_amdahls_with_the_devices_own_rates() -> None:
     ("names", "expected"),
     [
         pytest.param(("low_rank", "dynamic_int8"), 2.5, id="both of the products: 1/(1 - 0.6), not 6.25"),
-        pytest.param(("channel_pruning", "low_rank"), 5, id="products within inference: 1/(1 - 0.8), not 12.5"),
+        pytest.param(("channel_pruning", "low_rank"), 5, id="products of inference: 1/(1 - 0.8), not 12.5"),
     ],
 )
 def test_steps_that_touch_the_same_part_are_bounded_by_it_once(

@@ -398,7 +398,7 @@ def test_slice_on_which_a_metric_is_undefined_is_unknown(
 @pytest.mark.parametrize(
     ("head", "body", "said"),
     [
-        pytest.param("RANGE = (0, 1)\n", "2.0 - any(references)", "must lie in its RANGE", id="out of its range"),
+        pytest.param("RANGE = (0, 1)\n", "2.0 - any(references)", "must lie in its RANGE", id="out of range"),
         pytest.param("", "1.0 if any(references) else len(1)", "TypeError", id="an error of its own"),
     ],
 )

@@ -339,7 +339,7 @@ def test_bytecode_without_its_source_is_not_run(tmp_path: Path) -> None:
     source = folder / "models" / "nets" / "net.py"
     py_compile.compile(str(source), str(source.with_suffix(".pyc")), doraise=True)
     source.unlink()
-    with pytest.raises(WorkloadError, match=r"ImportError: .*net\.py must be there, but only its bytecode is"):
+    with pytest.raises(WorkloadError, match=r"ImportError: .*net\.py must be there, but only its byte"):
         load(file(), folder)
 
 
