@@ -462,10 +462,23 @@ def _not_numbers(array: np.ndarray) -> int:
     return int((~finite & ~((array == -np.inf) & others)).sum())
 
 
+EXPORTERS: dict[Form, tuple[str, ...]] = {
+    "torch": (),
+    "onnx": ("torch", "onnx", "optimum-onnx"),
+    "exported": ("torch", "onnx"),
+    "openvino": ("torch", "onnx", "optimum-onnx", "openvino"),
+}
+"""What takes part in converting a network to a form."""
+
+
 @functools.cache
-def code_version() -> str:
-    """A digest of this file and of the exporters' versions: part of the name of every converted network."""
-    exporters = ("torch", "onnx", "openvino", "optimum-onnx")
+def code_version(form: Form) -> str:
+    """Part of the name of every network that is converted to `form`: a digest of this file, of those that it
+    converts by, and of the exporters' versions.
+
+    Of those to this form alone: to install OpenVINO makes no ONNX graph anew. Of torch not the build (`+cpu`,
+    `+cu130`): nodes with a GPU and without make the same.
+    """
     root = Path(__file__).parent
     beside = [
         root / "graph_module.py",
@@ -474,4 +487,5 @@ def code_version() -> str:
     ]
     modules = (Path(__file__), Path(exported.__file__), Path(comparison.__file__), *beside)
     sources = [file.read_text() for file in modules]
-    return digest(sources, {name: installed_version(name) for name in exporters})
+    versions = {name: (installed_version(name) or "").partition("+")[0] for name in EXPORTERS[form]}
+    return digest(sources, versions)

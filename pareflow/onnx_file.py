@@ -5,7 +5,7 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -18,6 +18,9 @@ from pareflow.workload import Arrays, Samples, Split, Splits, Workload
 
 if TYPE_CHECKING:
     import onnx
+
+Sizes = tuple[int | None, ...] | None
+"""Of an input or output, as `Port.shape`."""
 
 
 class OnnxFile(Workload):
@@ -65,7 +68,9 @@ class OnnxFile(Workload):
         "of one per sample that number",
     )
     variants: dict[str, str] = Field(
-        default_factory=dict, description="ready-made ONNX files by name, for the technique `given`"
+        default_factory=dict,
+        description="ready-made ONNX files by name, for the technique `given`: with the inputs and outputs "
+        "that the file of `model` has, or without those of `constants`",
     )
 
     @model_validator(mode="after")
@@ -140,13 +145,26 @@ class OnnxFile(Workload):
 
     def network(self) -> "onnx.ModelProto":
         """The graph, its weights no inputs, its constants in it, and each port's batch first."""
-        return self.arranged(graph_file.read(self._path(self.model)))
+        return self._arrange(graph_file.read(self._path(self.model)), self.constants, self.batch_axes)
 
     def arranged(self, network: "onnx.ModelProto") -> "onnx.ModelProto":
-        """As `constants` and `batch_axes` say, which are of the variants, too."""
-        for port, value in self.constants.items():
+        """As `network()`, as far as the file is not yet: what it has folded is no input of it, and a port with the
+        sizes of `network()` has its batch first."""
+        given, wanted = _shapes(network), _shapes(self.network()) if self.batch_axes else {}
+        constants = {port: value for port, value in self.constants.items() if port in given}
+        axes = {
+            port: axis
+            for port, axis in self.batch_axes.items()
+            if not _is_first(given.get(port), wanted[port], axis)
+        }
+        return self._arrange(network, constants, axes)
+
+    def _arrange(
+        self, network: "onnx.ModelProto", constants: Mapping[str, Any], axes: Mapping[str, int]
+    ) -> "onnx.ModelProto":
+        for port, value in constants.items():
             graph_surgery.constant(network, port, value)
-        for port, axis in self.batch_axes.items():
+        for port, axis in axes.items():
             graph_surgery.batch_first(network, port, axis)
         return network
 
@@ -274,3 +292,17 @@ class OnnxFile(Workload):
                 "Paths start from the folder of the pipeline YAML",
             )
         return found
+
+
+def _shapes(network: "onnx.ModelProto") -> dict[str, Sizes]:
+    """Of each input and output, by name."""
+    ports = (*graph_file.ports(network).ports, *graph_file.outputs(network).ports)
+    return {port.name: port.shape for port in ports}
+
+
+def _is_first(given: Sizes, wanted: Sizes, axis: int) -> bool:
+    """Whether a port's batch is first, as `wanted`, and not at `axis`, where it is if sizes do not tell."""
+    if wanted is None:
+        return False
+    batch, *others = wanted
+    return given == wanted != (*others[:axis], batch, *others[axis:])

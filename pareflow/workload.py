@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader, SourcelessFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -537,10 +537,13 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """None for every other module."""
+        """None for every other module. Raises: ImportError where only bytecode is there."""
         if not fullname.startswith(_PACKAGE):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and isinstance(spec.loader, SourcelessFileLoader):
+            source = Path(spec.loader.path).with_suffix(".py")
+            raise ImportError(f"{source} must be there, but only its bytecode is, which no digest covers")
         if spec is not None and isinstance(spec.loader, SourceFileLoader):
             spec.loader = _Uncached(fullname, spec.loader.path)
         return spec
@@ -572,7 +575,7 @@ def _module(path: Path) -> ModuleType:
     package = ModuleType(package_name)
     package.__path__ = [str(path.parent)]
     sys.modules[package_name] = package
-    spec = importlib.util.spec_from_file_location(name, path, loader=_Uncached(name, str(path)))
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Uncached(name, str(path.absolute())))
     assert spec is not None and spec.loader is not None  # a .py file always has a loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

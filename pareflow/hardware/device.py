@@ -74,14 +74,12 @@ def try_lock(descriptor: int, kind: int) -> bool:
 def _opened(folder: Path, name: str) -> int:
     """A lock file that every user of the host may take, whatever the umask of the one who made it.
 
-    Raises: EnvironmentUnfitError, also where another user may have put something else in its place.
+    Raises: EnvironmentUnfitError, also where something else lies in its place: another user may have put it.
     """
     try:
         if not folder.exists():
             folder.mkdir(mode=0o1777, parents=True, exist_ok=True)
             folder.chmod(0o1777)
-        if _is_of_others(folder):
-            raise _unusable(folder, "it belongs to another user, who may put links there")
         descriptor = _descriptor(folder / name)
     except OSError as error:
         raise _unusable(folder, f"{error.strerror} ({error.filename})") from error
@@ -90,13 +88,6 @@ def _opened(folder: Path, name: str) -> int:
         os.close(descriptor)
         raise _unusable(folder, f"{name} there is no file of its own")
     return descriptor
-
-
-def _is_of_others(folder: Path) -> bool:
-    """Whether a folder, or a link to it, is neither root's nor ours, and no sticky one that all share."""
-    owners = {0, os.getuid()}
-    seen = (folder.lstat(), folder.stat())
-    return any(one.st_uid not in owners and not one.st_mode & stat.S_ISVTX for one in seen)
 
 
 def _descriptor(path: Path) -> int:
@@ -109,7 +100,8 @@ def _descriptor(path: Path) -> int:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:  # another one was quicker
         return os.open(path, flags)
-    os.fchmod(descriptor, 0o666)
+    with suppress(PermissionError):  # a file system that lets nobody say so
+        os.fchmod(descriptor, 0o666)
     return descriptor
 
 

@@ -162,10 +162,9 @@ def _quality(
 
 def _of_slice(metric: "Metric", predictions: np.ndarray, references: np.ndarray) -> dict[str, Any]:
     """The same of a part; no number where the metric is undefined there, as an AUC is without a positive."""
-    try:
+    if metric.share_correct or metric.is_defined(predictions, references):
         return _quality(metric, predictions, references, exact=False)
-    except MetricError:
-        return {"value": math.nan, "samples": len(references), "scores": None}
+    return {"value": math.nan, "samples": len(references), "scores": None}
 
 
 def slice_rows(metric: "Metric", workload: LoadedWorkload, split: SplitName) -> dict[str, np.ndarray]:
@@ -311,10 +310,12 @@ class Metric:
         return _evaluate().load(str(self._path), keep_in_memory=True)
 
     def value(self, predictions: np.ndarray, targets: np.ndarray) -> float:
-        """The metric of these predictions, by `evaluate`. Raises: WorkloadError where it is undefined."""
+        """The metric of these predictions, by `evaluate`.
+
+        Raises: MetricError where it is undefined, or not what its module says of it.
+        """
         try:
-            found = self._module.compute(predictions=predictions.tolist(), references=targets.tolist())
-            value = float(found[self.name])
+            value = self._computed(predictions, targets)
         except PareflowError:
             raise
         except Exception as error:
@@ -340,6 +341,19 @@ class Metric:
                 "Remove SHARE_CORRECT from its module",
             )
         return value
+
+    def is_defined(self, predictions: np.ndarray, targets: np.ndarray) -> bool:
+        """Whether it is a finite number; else a ValueError or an ArithmeticError may say so."""
+        try:
+            return math.isfinite(self._computed(predictions, targets))
+        except (ValueError, ArithmeticError):
+            return False
+        except Exception:  # a fault, which `value` tells
+            return True
+
+    def _computed(self, predictions: np.ndarray, targets: np.ndarray) -> float:
+        found = self._module.compute(predictions=predictions.tolist(), references=targets.tolist())
+        return float(found[self.name])
 
     def replicates(self, predictions: np.ndarray, targets: np.ndarray) -> tuple[float, ...]:
         """The metric on bootstrap resamples, the same ones for every variant of a split.

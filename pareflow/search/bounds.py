@@ -1,6 +1,6 @@
 """How much faster a recipe can become at most: Amdahl's law on measured shares and the device's rates."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 
 from pareflow.catalog import BACKENDS, TECHNIQUES, find
@@ -22,21 +22,25 @@ NARROW: Mapping[str, str] = {
 def at_most(
     recipe: Recipe, strong: Step, profile: DeviceProfile | None, families: Mapping[str, float]
 ) -> float | None:
-    """The product of its techniques' bounds, and of the compiler's where it has none or runs otherwise than
-    the strong baseline's step; None if one is unknown. What they touch overlaps: it is never more than a
-    whole network in the place of this one could give, as far as that is known.
+    """Amdahl's bound on its techniques together, and on the compiler where it has none or runs otherwise than
+    the strong baseline's step; None if one is unknown. What one touches lies within what another does, as
+    matrix operators lie within inference: taken once, and the largest.
 
     `families` holds the share of the time that each family of techniques can touch.
     """
     names: list[str | None] = [step.name for step in recipe.techniques]
     if not names or find(BACKENDS, recipe.backend, "backend") != find(BACKENDS, strong, "backend"):
         names.append(None)
-    bounds = [amdahl(families.get(family(name)), _times(profile, name)) for name in names]
-    known = [bound for bound in bounds if bound is not None]
-    if len(known) < len(bounds):
-        return None
-    whole = amdahl(families.get("distillation"), None)
-    return prod(known) if whole is None else min(prod(known), whole)
+    shares = _known(families.get(family(name)) for name in names)
+    times = _known(_times(profile, name) for name in names)
+    return amdahl(None if shares is None else max(shares), None if times is None else prod(times))
+
+
+def _known(values: Iterable[float | None]) -> list[float] | None:
+    """All of them, or None if one is unknown."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return known if len(known) == len(found) else None
 
 
 def amdahl(share: float | None, times: float | None) -> float | None:

@@ -77,8 +77,9 @@ class Search:
 
     `effort` is what training is expected to take, `minutes` the budget, `file` where the study is shown,
     `recipe_minutes` when building one recipe is stopped, `families` the share of the time that each family of
-    techniques can touch, where the objective is a time; `takes` what `training_space.takers` take of the
-    network, by label; `known` holds the strong baselines first, and all trials as they come in.
+    techniques can touch, where the objective is a time; `takes` finds out, once something trains, what
+    `training_space.takers` take of the network, by label; `known` holds the strong baselines first, and all
+    trials as they come in.
     """
 
     here: space.Circumstances
@@ -89,7 +90,7 @@ class Search:
     file: Path
     recipe_minutes: float = math.inf
     families: Mapping[str, float] = field(default_factory=dict)
-    takes: Mapping[str, Any] = field(default_factory=dict)
+    takes: Callable[[], Mapping[str, Any]] = dict
     known: list[Trial] = field(default_factory=list)
     _hopeless: list[tuple[Recipe, float]] = field(default_factory=list, init=False)
     _put_off: list[Recipe] = field(default_factory=list, init=False)
@@ -110,7 +111,7 @@ class Search:
             return self._ended("recipes that train are chosen by Optuna: install pareflow[training]")
         from pareflow.search.study import Study
 
-        study = Study(techniques, self._finishes(), self.seed, self.takes)
+        study = Study(techniques, self._finishes(), self.seed, self.takes())
         ended = yield from self._rounds(study)
         study.write(self.file)
         mended = self._in_time(self._repairs())

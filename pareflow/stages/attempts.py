@@ -55,7 +55,7 @@ def recover(run: Run, variant: str) -> None:
     note = _note(run, variant)
     if note.exists() and seconds(run, variant) is None:
         _keep(run, variant, json.loads(note.read_text())["seconds"])
-        note.unlink()
+        note.unlink(missing_ok=True)
 
 
 def _note(run: Run, variant: str) -> Path:

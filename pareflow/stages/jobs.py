@@ -2,11 +2,12 @@
 
 import itertools
 import json
+import logging
 import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pareflow.catalog import TECHNIQUES, Member, find, installed_version, member
 from pareflow.comparison import TOLERANCE
 from pareflow.compiler.backend import Backend, backend_of
 from pareflow.compiler.onnxruntime import OnnxRuntime
-from pareflow.errors import EnvironmentUnfitError, NodeError, PareflowError, TransientError, WorkloadError
+from pareflow.errors import EnvironmentUnfitError, NodeError, TransientError, WorkloadError
 from pareflow.hardware.counters import counted
 from pareflow.measuring import arena, breakdown, operators
 from pareflow.measuring.contestant import of_each_shape
@@ -48,6 +49,8 @@ from pareflow.stages import processing
 from pareflow.store import MANIFEST, Store
 from pareflow.variant import Recipe, Step, Variant, digest
 from pareflow.workload import SPLITS, Arrays, LoadedWorkload, SplitName, code_files, load
+
+log = logging.getLogger(__name__)
 
 GOLDEN = 8
 """Samples that a package must repeat its answers to wherever it is opened."""
@@ -328,10 +331,13 @@ def _taken(step: Step, given: Any, workload: LoadedWorkload) -> Any:
     """What a step takes of a network of its form; None too where it would fail, which a row will tell."""
     technique = find(TECHNIQUES, step, "technique")
     assert isinstance(technique, Technique)
-    if technique.unavailable() is None:
-        with suppress(PareflowError):
-            return technique.takes(given, workload)
-    return None
+    if technique.unavailable() is not None:
+        return None
+    try:
+        return technique.takes(given, workload)
+    except Exception:  # what nobody foresaw of one technique must not lose what all others take
+        log.warning("nothing tells what %s takes", step.name, exc_info=True)
+        return None
 
 
 def build(reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any]) -> None:
@@ -488,15 +494,14 @@ def _original_answers(
     against = Metric(find_metric(metric, workload.definition.folder)).against
     if against is None:
         return None
-    source = _original(workload, store)
+    source, outputs = _original(workload, store), against != "predictions"
 
     def write(into: Path) -> None:
-        outputs = wants_outputs(metric, workload.definition.folder)
         found = predict(network.runner(source), workload, split, batch_size, outputs=outputs)
         arrays = arena.storable({"predictions": found.predictions, "outputs": found.outputs})
         np.savez(into / "answers.npz", **arrays)  # type: ignore[arg-type]
 
-    key = digest("answers", workload.digest, split, batch_size, against)
+    key = digest("answers", workload.digest, split, batch_size, outputs)
     with np.load(store.ensure(key, write) / "answers.npz") as stored:
         return Answers(stored["predictions"], stored["outputs"])
 
@@ -654,7 +659,7 @@ def _next(variant: Variant, member: Member) -> Variant:
     assert isinstance(member, Technique | Backend)  # what recipes hold
     version = member.code_version()
     if member.form != "torch":
-        version = digest(version, network.code_version())
+        version = digest(version, network.code_version(member.form))
     return variant.then(member.step, version)
 
 
@@ -678,7 +683,7 @@ def _in_form(
     """The network in `form`, converted where it is in an earlier one."""
     if network.form_of(source) == form:
         return source, variant
-    key = digest("form", form, variant.id, network.code_version())
+    key = digest("form", form, variant.id, network.code_version(form))
     return store.ensure(key, lambda into: network.convert(source, form, workload, into)), variant
 
 

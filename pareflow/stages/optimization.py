@@ -10,6 +10,7 @@ from pareflow.errors import (
     EnvironmentUnfitError,
     MissingExtraError,
     PareflowError,
+    TimedOutError,
     TransientError,
     VariantError,
 )
@@ -67,9 +68,9 @@ def time(run: Run, row: Row, baselines: Sequence[Row], needed: float | None = No
 
     Timing stops where it cannot be `needed` times as fast any more.
     """
-    if row.status != "ok" or (row := begun(run, row, "time")).status != "ok":
-        return row
     strong = strong_baseline(row, baselines)
+    if row.status != "ok" or (row := begun(run, row, "time", strong)).status != "ok":
+        return row
     try:
         once = dataclasses.replace(run, remeasure=False)
         row = dataclasses.replace(building.make(once, row), fit=row.fit)  # again only if it has gone since
@@ -78,7 +79,8 @@ def time(run: Run, row: Row, baselines: Sequence[Row], needed: float | None = No
     except PareflowError as error:
         ended = failed(row, error)
         if _of_baseline(error, strong):
-            return dataclasses.replace(ended, reason=f"beside it {strong.label} failed: {ended.reason}")
+            ended = dataclasses.replace(ended, reason=f"beside it {strong.label} failed: {ended.reason}")
+            return kept(run, ended, "time", strong)
         return kept(run, ended, "time")
     ours, theirs = measured[str(strong.id)], measured[str(row.id)]
     timed = dataclasses.replace(row, measurement=theirs, speedup=speedup(ours, theirs))
@@ -88,11 +90,13 @@ def time(run: Run, row: Row, baselines: Sequence[Row], needed: float | None = No
 
 
 def _side_by_side(run: Run, strong: Row, row: Row, race: Race | None) -> dict[str, Measurement]:
-    """The measurements of both; timed once more where the baseline failed, which is no fault of the row."""
+    """The measurements of both; timed once more where the baseline failed, which is no fault of the row: but
+    not where it took all of its limit of time, or the budget is used up."""
     try:
         return measure(run, [strong, row], SCREENING, race=race)
     except VariantError as error:
-        if not _of_baseline(error, strong):
+        hung = isinstance(error, TimedOutError)
+        if hung or not _of_baseline(error, strong) or run.late(f"time again {row.label}"):
             raise
     return measure(run, [strong, row], SCREENING, race=race)
 
@@ -101,7 +105,7 @@ def _of_baseline(error: PareflowError, strong: Row) -> bool:
     return isinstance(error, VariantError) and error.variant == strong.id
 
 
-def begun(run: Run, row: Row, work: Work) -> Row:
+def begun(run: Run, row: Row, work: Work, beside: Row | None = None) -> Row:
     """The row, where the work on it begins; else pruned, since the budget was used up, or failed, as in this
     run before.
 
@@ -109,11 +113,12 @@ def begun(run: Run, row: Row, work: Work) -> Row:
     """
     if work != "preflight" and run.late(f"{work} {row.label}"):
         return _ended(row, "pruned", f"the budget of {run.spec.budget.minutes:g} minutes was used up")
-    former = run.clock.stopped(_attempt(run, row, work))
+    formers = (run.clock.stopped(_attempt(run, row, work, one)) for one in (None, beside))
+    former = next(filter(None, formers), None)
     return row if former is None else _ended(row, "failed", former)
 
 
-def kept(run: Run, row: Row, work: Work) -> Row:
+def kept(run: Run, row: Row, work: Work, beside: Row | None = None) -> Row:
     """The row as the work left it. What failed is kept, so that a run that goes on decides the same and fails
     of nothing twice.
 
@@ -122,13 +127,17 @@ def kept(run: Run, row: Row, work: Work) -> Row:
     """
     reason = row.reason if row.status == "failed" and not INTERRUPTED.is_set() else None
     if reason is not None and not reason.startswith(DoesNotFitError.__name__) and "SIGKILL" not in reason:
-        run.stop(_attempt(run, row, work), reason)
+        run.stop(_attempt(run, row, work, beside), reason)
     return row
 
 
-def _attempt(run: Run, row: Row, work: Work) -> str:
-    """Names a piece of work by all that it depends on, code included: what was mended is tried again."""
-    return f"{work} {row.label}, {building.variant_of(row.recipe, run.facts.digest).id}"
+def _attempt(run: Run, row: Row, work: Work, beside: Row | None = None) -> str:
+    """Names a piece of work by all that it depends on, code included: what was mended is tried again.
+
+    What failed of the row `beside` it is named by that too.
+    """
+    made = f"{work} {row.label}, {building.variant_of(row.recipe, run.facts.digest).id}"
+    return made if beside is None else f"{made} beside {beside.id}"
 
 
 def strong_baseline(row: Row, baselines: Sequence[Row]) -> Row:

@@ -203,7 +203,7 @@ def search_of(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
         file=run.output / "study.log",
         recipe_minutes=run.spec.budget.variant_minutes,
         families=_shares(profile) if run.spec.objective in TIMES else {},
-        takes=taking.takes(run, here),
+        takes=lambda: taking.takes(run, here),
         known=[trial_of(run, row, baselines) for row in _strong(baselines)],
     )
 

@@ -88,7 +88,7 @@ def cut(run: Run, most: int) -> tuple[str, Path]:
     backend = OnnxRuntime(threads=run.threads[0])
     code = [file_digest(_CODE / name) for name in _FILES]
     asked = {"backend": backend.step.to_json(), "batch_size": run.spec.sla.batch_size, "most": most}
-    versions = (network.code_version(), BACKENDS[backend.name].code_version())
+    versions = (network.code_version(backend.form), BACKENDS[backend.name].code_version())
     key = digest("cut", run.facts.digest, asked, SPLIT_FEEDS, code, versions)
     if run.store.find(key) is None:
         with device_lock(run.spec.target.device, exclusive=False):

@@ -143,7 +143,7 @@ def test_a_mended_converter_reaches_what_was_compiled_before_and_leaves_what_was
         return jobs.links(recipe, run.facts.digest)
 
     before = made(compiled), made(eager)
-    monkeypatch.setattr(network, "code_version", lambda: "mended")
+    monkeypatch.setattr(network, "code_version", lambda _: "mended")
     kept = [old == new for old, new in zip(before[0], made(compiled), strict=True)]
     assert kept == [True, True, False, False]
     assert made(eager) == before[1]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from flows.pipeline import side_by_side, tried
 from pareflow.compiler import OnnxRuntime
-from pareflow.errors import CrashedError, TimedOutError
+from pareflow.errors import CrashedError, TimedOutError, VariantError
 from pareflow.hardware.device import INTERRUPTED, lock_folder
 from pareflow.hardware.needs import Machine
 from pareflow.hardware.waits import WAITS, Waits
@@ -127,31 +127,49 @@ def test_a_run_that_goes_on_is_told_what_failed_and_tries_again_what_was_killed(
     assert (sorted(made), timed) == (everything, ["extended"])
 
 
-@pytest.mark.parametrize("failures", [1, 2])
-def test_a_baseline_that_fails_while_a_candidate_is_timed_is_never_kept_as_the_candidates_failure(
-    failures: int, trained: Trained, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kind", "failures", "late", "times"),
+    [
+        pytest.param(CrashedError, 1, False, 2, id="once"),
+        pytest.param(CrashedError, 2, False, 2, id="twice"),
+        pytest.param(CrashedError, 1, True, 1, id="when the budget is used up"),
+        pytest.param(TimedOutError, 1, False, 1, id="of its limit of time"),
+    ],
+)
+def test_a_baseline_that_fails_while_a_candidate_is_timed_is_timed_once_more(
+    kind: type[VariantError],
+    failures: int,
+    late: bool,
+    times: int,
+    trained: Trained,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They are timed once more at once, and whenever the run is asked again."""
+    """What fails in the end is kept, so that a run that goes on decides the same; not of another baseline."""
     run, strong, asked = trained.run, trained.strong, list[Sequence[Row]]()
 
     def measure(_: Run, rows: Sequence[Row], *__: object, **___: object) -> dict[str, Measurement]:
         asked.append(rows)
         if len(asked) <= failures:
-            error = CrashedError("it must end by itself", "it died of SIGSEGV", "Look")
+            error = kind("it must end by itself", "it did not", "Look")
             error.variant = strong.id
             raise error
         return {str(row.id): strong.measurement for row in rows if strong.measurement is not None}
 
     monkeypatch.setattr(building, "make", lambda run, row: row)
     monkeypatch.setattr(optimization, "measure", measure)
+    monkeypatch.setattr(Run, "late", lambda _, asked: late and asked.startswith("time again"))
     row = dataclasses.replace(strong, recipe=Recipe((), Step("onnxruntime", {"graph_level": "none"})), id="x")
     first = optimization.time(run, row, trained.rows)
-    assert len(asked) == 2
-    if failures > 1:
-        said = "beside it onnxruntime failed: CrashedError: it must end by itself, but it died of SIGSEGV"
-        assert (first.status, first.reason) == ("failed", said)
-        first = optimization.time(run, row, trained.rows)
-    assert first.status == "ok"
+    assert len(asked) == times
+    if failures < times:
+        assert first.status == "ok"
+        return
+    said = f"beside it onnxruntime failed: {kind.__name__}: it must end by itself, but it did not"
+    assert (first.status, first.reason) == ("failed", said)
+    assert optimization.time(run, row, trained.rows) == first
+    assert len(asked) == times
+    others = [dataclasses.replace(one, id=f"another {one.id}") for one in trained.rows]
+    assert optimization.time(run, row, others).status == "ok"
 
 
 def test_a_candidate_that_takes_its_worker_along_is_one_failed_row_that_is_not_tried_again(

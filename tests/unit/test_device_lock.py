@@ -1,5 +1,6 @@
 """The device lock: alone to time, shared to build, and every user of the host sees it."""
 
+import errno
 import fcntl
 import os
 import stat
@@ -139,10 +140,21 @@ def test_another_name_of_somebodys_file_is_refused_and_its_rights_stay(folder: P
 
 
 @pytest.mark.usefixtures("as_root")
-def test_a_folder_of_another_user_is_refused_unless_it_is_sticky(folder: Path) -> None:
-    folder.mkdir()
+def test_a_folder_of_another_user_is_as_good(folder: Path) -> None:
+    """Such as a group's, which is not sticky, or one that a container was given."""
+    folder.mkdir(mode=0o770)
     os.chown(folder, 65534, 65534)
-    refused("belongs to another user")
-    folder.chmod(0o1777)
     with device_lock("cpu", exclusive=True):
-        pass
+        assert not free(folder, "cpu", exclusive=False)
+
+
+def test_a_lock_is_taken_where_the_file_system_lets_nobody_set_rights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    folder.mkdir()
+    monkeypatch.setattr(os, "fchmod", forbidden)
+    with device_lock("cpu", exclusive=True):
+        assert not free(folder, "cpu", exclusive=False)

@@ -413,5 +413,23 @@ def test_texts_and_masked_logits_are_good_outputs() -> None:
         network.check_outputs({"output": np.asarray([[0.0, -np.inf], [-np.inf, -np.inf]])}, samples=2)
 
 
-def test_code_version_is_stable() -> None:
-    assert network.code_version() == network.code_version.__wrapped__()
+@pytest.mark.parametrize("form", FORMS)
+def test_code_version_is_stable(form: Form) -> None:
+    assert network.code_version(form) == network.code_version.__wrapped__(form)
+
+
+def test_code_version_is_of_what_converts_to_the_form_whatever_torchs_build(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """OpenVINO, installed later, makes no graph anew; nor do nodes with a GPU make others."""
+
+    def versions(**installed: str) -> dict[str, str]:
+        monkeypatch.setattr(network, "installed_version", installed.get)
+        return {form: network.code_version.__wrapped__(form) for form in FORMS}
+
+    plain = versions(torch="2.12.0+cpu", onnx="1.23.2")
+    assert versions(torch="2.12.0+cu130", onnx="1.23.2") == plain
+    with_openvino = versions(torch="2.12.0", onnx="1.23.2", openvino="2026.4.1")
+    assert {form for form in FORMS if with_openvino[form] != plain[form]} == {"openvino"}
+    newer = versions(torch="2.13.0", onnx="1.23.2")
+    assert {form for form in FORMS if newer[form] != plain[form]} == {"onnx", "exported", "openvino"}

@@ -344,7 +344,9 @@ def test_given_has_the_constants_and_the_batch_axes_of_the_original(loaded: Load
     original: Any = given.definition.network()
     made = Given(network="integers").apply(original, given)
     feeds = {"x": np.ones((2, 4), np.float32)}
-    for graph, expected in ((original, 3.0), (made, 6.0)):
+    onnx.save_model(made, files / "integers.onnx")  # as another tool would fold and turn it
+    again = Given(network="integers").apply(original, given)
+    for graph, expected in ((original, 3.0), (made, 6.0), (again, 6.0)):
         session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
         assert session.run(None, feeds)[0].tolist() == [[expected] * 4] * 2
 

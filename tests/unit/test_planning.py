@@ -67,16 +67,25 @@ def test_a_bound_is_amdahls_with_the_devices_own_rates() -> None:
     assert bounds.at_most(plain, STRONG, pi, {"compiler": 0.75}) == pytest.approx(4)
     taught = Recipe((Step("distillation", {"student": "narrow"}), Step("static_int8")), Step("onnxruntime"))
     assert bounds.at_most(taught, STRONG, pi, {}) is None  # nobody knows what a student gains
-    assert bounds.at_most(taught, STRONG, pi, {"distillation": 0.5}) == pytest.approx(2)  # and not 2 × 4
+    shares = {"distillation": 0.5, "quantization": 0.4}
+    assert bounds.at_most(taught, STRONG, pi, shares) == pytest.approx(2)  # and not 2 times 1/(0.6 + 0.4/4)
     assert bounds.at_most(recipe, STRONG, None, {}) is None  # no rates are told of this machine
 
 
-def test_steps_that_touch_the_same_part_gain_no_more_than_a_network_in_its_place() -> None:
-    """Pruning and low rank reach 0.8 and 0.6 of a request: 5 times 2.5, of which 0.8 free leave 5."""
-    recipe = Recipe((Step("channel_pruning", {"ratio": 0.5}), Step("low_rank")), Step("onnxruntime"))
-    shares = {"pruning": 0.8, "low rank": 0.6}
-    assert bounds.at_most(recipe, STRONG, None, shares) == pytest.approx(12.5)
-    assert bounds.at_most(recipe, STRONG, None, {**shares, "distillation": 0.8}) == pytest.approx(5)
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        pytest.param(("low_rank", "dynamic_int8"), 2.5, id="both of the products: 1/(1 - 0.6), not 6.25"),
+        pytest.param(("channel_pruning", "low_rank"), 5, id="products of inference: 1/(1 - 0.8), not 12.5"),
+    ],
+)
+def test_steps_that_touch_the_same_part_are_bounded_by_it_once(
+    names: tuple[str, ...], expected: float
+) -> None:
+    """Of a request 0.8 are inference, 0.6 its products."""
+    recipe = Recipe(tuple(map(Step, names)), STRONG)
+    shares = {"pruning": 0.8, "low rank": 0.6, "quantization": 0.6}
+    assert bounds.at_most(recipe, STRONG, None, shares) == pytest.approx(expected)
 
 
 def test_before_any_run_minutes_come_from_the_network_as_it_is_made(trained: Any) -> None:

@@ -395,6 +395,30 @@ def test_slice_on_which_a_metric_is_undefined_is_unknown(
     assert found.slices["zero"].samples == zero.sum()
 
 
+@pytest.mark.parametrize(
+    ("head", "body", "said"),
+    [
+        pytest.param("RANGE = (0, 1)\n", "2.0 - any(references)", "must lie in its RANGE", id="out of range"),
+        pytest.param("", "1.0 if any(references) else len(1)", "TypeError", id="an error of its own"),
+    ],
+)
+def test_fault_of_a_metric_on_a_slice_alone_is_told(
+    head: str,
+    body: str,
+    said: str,
+    load_tiny: Callable[[str], LoadedWorkload],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "faulty.py").write_text(head + MODULE.replace("BODY", f'{{"faulty": {body}}}'))
+    monkeypatch.setattr(quality, "find_metric", lambda name, folder: tmp_path / name)
+    workload = load_tiny("images")
+    zero = workload.split("search").labels() == 0
+    monkeypatch.setattr(type(workload.definition), "slices", lambda _, data: {"zero": zero})
+    with pytest.raises(MetricError, match=said):
+        evaluate_quality(Answers(), workload, "search", "v", "faulty.py")
+
+
 def test_metric_that_only_claims_to_be_the_share_correct_is_told(tmp_path: Path) -> None:
     source = "SHARE_CORRECT = True\n" + MODULE.replace("BODY", '{"boast": 1.0}')
     (tmp_path / "boast.py").write_text(source)

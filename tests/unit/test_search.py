@@ -388,13 +388,33 @@ def test_a_search_trains_no_network_twice_by_other_ratios(tmp_path: Path) -> Non
     takes = of_six_blocks(training_space.families(here))
 
     def asked() -> list[list[str]]:
-        waves, _ = run(search(tmp_path, here, takes=takes), improving())
+        waves, _ = run(search(tmp_path, here, takes=lambda: takes), improving())
         first = [wave.recipes for wave in waves if wave.words.startswith("trained for 9 of")]
         return [[training_space.named(recipe, takes) for recipe in recipes] for recipes in first]
 
     names = list(itertools.chain(*asked()))
     assert len(names) == len(set(names)) == 4 * 3 * 2
     assert asked() == asked()
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_what_settings_take_is_found_out_right_before_anything_trains(
+    trainable: bool, tmp_path: Path
+) -> None:
+    seen = list[str]()
+
+    def takes() -> dict[str, Any]:
+        seen.append("takes")
+        return {}
+
+    def outcome(recipe: Recipe) -> tuple[float, float]:
+        seen.append("trained" if epochs_of(recipe) else "plain")
+        return 0.9, 0.0
+
+    run(search(tmp_path, dataclasses.replace(IMAGES, trainable=trainable), takes=takes), outcome)
+    phases = [phase for phase, _ in itertools.groupby(seen)]
+    assert phases[:3] == (["plain", "takes", "trained"] if trainable else ["plain"])
+    assert seen.count("takes") == trainable
 
 
 def improving() -> Callable[[Recipe], tuple[float, float]]:

@@ -1,6 +1,7 @@
 """The search of a run, on the tiny images: its waves as rows, what it is told, and what is said after."""
 
 import dataclasses
+import json
 import shutil
 import threading
 import time
@@ -14,6 +15,7 @@ from pareflow import isolation
 from pareflow.errors import CrashedError, EnvironmentUnfitError, InputError, TimedOutError
 from pareflow.gate import Verdict
 from pareflow.measurement import Interval
+from pareflow.model.pruning import LayerPruning
 from pareflow.search import Ended
 from pareflow.search.effort import level_of
 from pareflow.sla import QualityClause, SizeClause
@@ -175,7 +177,7 @@ def test_what_settings_take_of_the_network_is_found_out_once_and_told_the_search
     assert channels == [{}] * 20
     assert [taken for taken in found.values() if taken != {}] == [None]
     monkeypatch.setattr(Run, "job", None)  # it is kept
-    assert searching.search_of(run, trained.rows, None).takes == found
+    assert searching.search_of(run, trained.rows, None).takes() == found
 
 
 def test_where_finding_that_out_dies_nothing_is_known_for_the_whole_run(
@@ -191,6 +193,21 @@ def test_where_finding_that_out_dies_nothing_is_known_for_the_whole_run(
         assert taking.takes(run, here) == {}
     assert taking.takes(run, here) == {}
     assert len(taking.takes(run.anew(), here)) == 21
+
+
+def test_what_nobody_foresaw_of_one_technique_there_is_logged_and_hides_nothing_of_the_others(
+    trained: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def faulty(*_: object) -> None:
+        raise ZeroDivisionError("an odd network")
+
+    monkeypatch.setattr(LayerPruning, "takes", faulty)
+    steps = [Step(name, {"ratio": 0.5}).to_json() for name in ("layer_pruning", "channel_pruning")]
+    run = trained.run
+    jobs.takes(run.spec.workload, str(run.folder), str(run.store.root), "takes", steps)
+    assert json.loads((run.store.find("takes") / "takes.json").read_text()) == [None, {}]
+    assert "nothing tells what layer_pruning takes" in caplog.text
+    assert "an odd network" in caplog.text
 
 
 def test_the_search_goes_on_from_the_best_that_it_was_told(trained: Any) -> None:

@@ -370,8 +370,17 @@ def test_fidelity_is_taken_from_the_originals_answers_kept_once(trained: Any) ->
     found = building.evaluate(run, trained.strong, "search").quality
     assert found is not None
     assert (found.metric, found.value, found.higher_is_better) == ("agreement", 1.0, True)
-    answers = run.store.find(digest("answers", run.facts.digest, "search", 64, "predictions"))
+    answers = run.store.find(digest("answers", run.facts.digest, "search", 64, False))
     assert answers is not None
     with np.load(answers / "answers.npz") as stored:
         assert stored["predictions"].shape == (100,)
         assert stored["outputs"].shape == (0,)  # nobody asked for them
+
+
+def test_outputs_of_the_original_are_kept_once_whatever_metric_compares_them(trained: Any) -> None:
+    """Each output as a row of numbers, or as a row of classes: the same numbers."""
+    for metric in ("output_cosine", "output_divergence"):
+        quality = QualityClause(metric=metric, max_drop=0.01)
+        spec = trained.run.spec.model_copy(update={"sla": SLA(quality=quality)})
+        building.evaluate(dataclasses.replace(trained.run, spec=spec), trained.strong, "search")
+    assert len(list(trained.run.store.root.glob("entries/*/answers.npz"))) == 1

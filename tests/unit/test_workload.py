@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import py_compile
 import re
 import shutil
 import subprocess
@@ -330,6 +331,16 @@ def test_code_below_the_workload_names_it_too(tmp_path: Path) -> None:
     assert first.digest == same.digest != other.digest
     modules = [sys.modules[type(w.definition).__module__] for w in (first, other)]
     assert [module.WIDTH for module in modules] == [3, 40]
+
+
+def test_bytecode_without_its_source_is_not_run(tmp_path: Path) -> None:
+    """No digest covers it: the workload would be the same whatever it does."""
+    folder = with_package(tmp_path / "w")
+    source = folder / "models" / "nets" / "net.py"
+    py_compile.compile(str(source), str(source.with_suffix(".pyc")), doraise=True)
+    source.unlink()
+    with pytest.raises(WorkloadError, match=r"ImportError: .*net\.py must be there, but only its byte"):
+        load(file(), folder)
 
 
 def test_code_is_what_can_be_imported_and_no_environment_beside_it(tmp_path: Path) -> None:

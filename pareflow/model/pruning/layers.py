@@ -83,7 +83,7 @@ class LayerPruning(TrainedTechnique):
 
     def apply(self, network: "nn.Module", workload: LoadedWorkload) -> "nn.Module":
         pruned = copy.deepcopy(network).eval()
-        for _ in range(self.takes(pruned, workload)):
+        for _ in range(self._count(pruned, workload)):
             scores = self._scores(pruned, workload)
             min(scores, key=lambda block: scores[block]).drop(pruned)
         check_runs(pruned, network, workload)
@@ -91,7 +91,10 @@ class LayerPruning(TrainedTechnique):
 
     def takes(self, network: "nn.Module", workload: LoadedWorkload) -> int:
         """How many blocks go."""
-        return max(1, int(self.ratio * len(blocks(copy.deepcopy(network).eval(), workload))))
+        return self._count(copy.deepcopy(network).eval(), workload)
+
+    def _count(self, network: "nn.Module", workload: LoadedWorkload) -> int:
+        return max(1, int(self.ratio * len(blocks(network, workload))))
 
     def _scores(self, network: "nn.Module", workload: LoadedWorkload) -> dict[Block, float]:
         found = blocks(network, workload)
