@@ -148,8 +148,8 @@ class OnnxFile(Workload):
         return self._arrange(graph_file.read(self._path(self.model)), self.constants, self.batch_axes)
 
     def arranged(self, network: "onnx.ModelProto") -> "onnx.ModelProto":
-        """As `network()`, as far as the file is not yet: what it has folded is no input of it, and a port with the
-        sizes of `network()` has its batch first."""
+        """As `network()`, as far as the file is not yet: what it has folded is no input of it, and a port
+        with the sizes of `network()` has its batch first."""
         given, wanted = _shapes(network), _shapes(self.network()) if self.batch_axes else {}
         constants = {port: value for port, value in self.constants.items() if port in given}
         axes = {
