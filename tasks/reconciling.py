@@ -118,7 +118,8 @@ def never_began(look: Look) -> list[dict[str, Any]]:
     """Runs that were marked as crashed now: a worker took them and died before they began."""
     lost = []
     for run in flow_runs.in_state("PENDING"):
-        waits = run["state"]["name"] == "InfrastructurePending"  # the cluster keeps its pod, and may begin it yet
+        # The cluster keeps the pod, and may begin it yet.
+        waits = run["state"]["name"] == "InfrastructurePending"
         limit_s = RECENT_S if waits else PENDING_S
         if look.looks.unchanged_s("pending", run["id"], run["state"]["id"], look.now) >= limit_s:
             flow_runs.crash(run["id"], "pareflow reconcile: it never began")

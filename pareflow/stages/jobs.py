@@ -313,7 +313,7 @@ def calibration_inputs(reference: Mapping[str, Any], folder: str, root: str, lim
 
 
 def takes(
-    reference: Mapping[str, Any], folder: str, root: str, key: str, steps: list[Mapping[str, Any]]
+    reference: Mapping[str, Any], folder: str, root: str, key: str, steps: Sequence[Mapping[str, Any]]
 ) -> None:
     """What each of these steps takes of the original; None where its technique does not tell."""
     workload, store = _loaded(reference, folder, root)

@@ -178,7 +178,7 @@ class Compared(int):
 
 
 def test_numbers_are_held_against_what_was_given_all_at_once() -> None:
-    assert taking("int32")._raw([[Compared(1)], [Compared(2)]]).tolist() == [[1], [2]]
+    assert np.array(taking("int32")._raw([[Compared(1)], [Compared(2)]])).tolist() == [[1], [2]]
     with pytest.raises(InputError, match=r"must be numbers that int32 holds, but one is 2\.5"):
         taking("int32")._raw([[1, 2], [2.5, "3"]])
 

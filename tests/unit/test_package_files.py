@@ -47,7 +47,7 @@ def package(packaged: Callable[..., Path], tmp_path: Path) -> Path:
 def test_a_file_that_was_not_packaged_is_refused(package: Path, name: str) -> None:
     (package / name).parent.mkdir(exist_ok=True)
     (package / name).write_text("raise SystemExit")
-    with pytest.raises(InputError, match="no file that was not packaged.* Remove it, and find out"):
+    with pytest.raises(InputError, match=r"no file that was not packaged.* Remove it, and find out"):
         PackagedModel(package)
 
 
