@@ -33,19 +33,26 @@ WORK = 1.1
 
 
 class Steps:
-    """What a store makes, looked at ten times a second: it is not told of a step quicker than that."""
+    """What a store makes from now on, looked at ten times a second: a step quicker than that is not seen.
+
+    What is there already was left by a process that was killed: nobody works on it.
+    """
 
     def __init__(self, data_dir: Path) -> None:
         self._store = data_dir / "store"
+        self._left = self._there()
         self._begun = dict[str, float]()
         self.finished_s = 0.0
         """Seconds of the steps that have ended, side by side or not."""
 
     def look(self) -> None:
-        now, making = time.time(), self._store / "making"
-        there = {path.name for path in making.glob("*.*")} if making.exists() else set()
+        now, there = time.time(), self._there() - self._left
         self.finished_s += sum(now - begun for name, begun in self._begun.items() if name not in there)
         self._begun = {name: self._begun.get(name, now) for name in there}
+
+    def _there(self) -> set[str]:
+        making = self._store / "making"
+        return {path.name for path in making.glob("*.*")} if making.exists() else set()
 
     def in_flight_s(self) -> float:
         """Seconds that a kill takes now: of each step those since it began, or since its last checkpoint."""
@@ -73,6 +80,7 @@ def measure(quick: bool) -> Sequence[Claim]:
             if lost_s is None:
                 break
             losses.append(lost_s)
+            print(f"kill {len(losses)}: {lost_s:.1f} s", file=sys.stderr, flush=True)
         found, _ = _finished(broken)
         again, _ = _finished(broken)
     hit, lost = len(losses), sum(losses)
@@ -138,8 +146,8 @@ def _finished(command: Command) -> tuple[dict[str, Any], float]:
 
 def _killed(command: Command, after_s: float) -> float | None:
     """Seconds of steps to be done again where the command is killed so late; None where it ended before."""
-    process = subprocess.Popen(command.words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     steps, deadline = Steps(command.data_dir), time.monotonic() + after_s
+    process = subprocess.Popen(command.words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and time.monotonic() < deadline:
         steps.look()
         time.sleep(LOOK_S)

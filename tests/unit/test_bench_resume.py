@@ -22,6 +22,12 @@ def test_a_kill_counts_where_it_ended_the_command(code: str, hits: bool, resume:
     assert lost == (0.0 if hits else None)
 
 
+def test_what_a_killed_process_left_is_no_step_of_the_next_one(resume: Any, tmp_path: Path) -> None:
+    (tmp_path / "store" / "making" / "key.left").mkdir(parents=True)
+    command = SimpleNamespace(words=[sys.executable, "-c", "import time; time.sleep(60)"], data_dir=tmp_path)
+    assert resume._killed(command, 0.5) == 0.0
+
+
 def rows(resume: Any, monkeypatch: pytest.MonkeyPatch, winners: str, kills: list[float | None]) -> list[Any]:
     """The claims where the whole run, the killed one and the one asked again chose so; what kills lost."""
     documents = iter(
