@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -165,11 +166,12 @@ def test_where_neither_meets_the_sla_nothing_is_claimed(peers: Any, row: Callabl
     assert (over.met, over.note) == (None, "no peer meets the SLA")
 
 
-@pytest.mark.parametrize(("status", "winner"), [(0, "b"), (3, None)])
-def test_a_run_that_met_no_sla_is_a_document_without_a_winner(
+@pytest.mark.parametrize(("status", "winner"), [(0, "b"), (3, "b"), (3, None)])
+def test_a_run_has_the_winner_that_its_document_names(
     status: int, winner: str | None, peers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = '{"winner": "b", "variants": [{"id": "a"}, {"id": "b"}]}'
+    """Which may not have been registered: then it exits with 3, too."""
+    said = json.dumps({"winner": winner, "variants": [{"id": "a"}, {"id": "b"}]})
     code = f"print({said!r}); raise SystemExit({status})"
     run = importlib.import_module("pipeline_run")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -401,6 +401,7 @@ def test_a_search_trains_no_network_twice_by_other_ratios(tmp_path: Path) -> Non
 def test_what_settings_take_is_found_out_right_before_anything_trains(
     trainable: bool, tmp_path: Path
 ) -> None:
+    """But for the preflight, which tries each technique on a batch."""
     seen = list[str]()
 
     def takes() -> dict[str, Any]:
@@ -408,12 +409,14 @@ def test_what_settings_take_is_found_out_right_before_anything_trains(
         return {}
 
     def outcome(recipe: Recipe) -> tuple[float, float]:
-        seen.append("trained" if epochs_of(recipe) else "plain")
+        searched = {step.name for step in recipe.techniques} & training_space.families(here).keys()
+        seen.append("searched" if searched else "plain")
         return 0.9, 0.0
 
-    run(search(tmp_path, dataclasses.replace(IMAGES, trainable=trainable), takes=takes), outcome)
+    here = dataclasses.replace(IMAGES, trainable=trainable)
+    run(search(tmp_path, here, takes=takes), outcome)
     phases = [phase for phase, _ in itertools.groupby(seen)]
-    assert phases[:3] == (["plain", "takes", "trained"] if trainable else ["plain"])
+    assert phases[:4] == (["searched", "plain", "takes", "searched"] if trainable else ["plain"])
     assert seen.count("takes") == trainable
 
 
