@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import pickle
@@ -350,6 +351,13 @@ def tiny_document() -> Mapping[str, Any]:
 @pytest.fixture(scope="session")
 def checkout() -> Path:
     return Path(__file__).parents[1]
+
+
+@pytest.fixture
+def bench(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A module of `bench/`, by its name."""
+    monkeypatch.syspath_prepend(checkout / "bench")
+    return importlib.import_module
 
 
 @pytest.fixture

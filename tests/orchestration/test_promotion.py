@@ -51,6 +51,14 @@ def register(tracker: Tracker) -> Callable[[Judged, Row], str]:
     return registered
 
 
+@pytest.fixture
+def reigning(tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]) -> tuple[str, str]:
+    """The fp32 row as champion, and the int8 one as a version beside it: their numbers."""
+    champion, challenger = register(judged, judged.fp32), register(judged, judged.int8)
+    promote(tracker, judged.run, champion, judged.fp32)
+    return champion, challenger
+
+
 def aliases(tracker: Tracker) -> dict[str, str]:
     found = {name: tracker.alias("images", name) for name in ("challenger", "champion", "previous")}
     return {name: str(version.version) for name, version in found.items() if version is not None}
@@ -191,10 +199,9 @@ def test_a_champion_can_be_replaced_where_the_sla_has_a_load(judged: Judged) -> 
 
 
 def test_a_package_changed_in_the_registry_is_refused(
-    tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]
+    tracker: Tracker, judged: Judged, reigning: tuple[str, str]
 ) -> None:
-    champion, challenger = register(judged, judged.fp32), register(judged, judged.int8)
-    promote(tracker, judged.run, champion, judged.fp32)
+    champion, challenger = reigning
     for model in Path(str(tracker.artifacts)).rglob("package/artifact/*.onnx"):
         content = bytearray(model.read_bytes())
         content[len(content) // 2] ^= 1
@@ -209,12 +216,11 @@ def test_a_package_changed_in_the_registry_is_refused(
 def test_a_champion_that_cannot_be_compared_with_is_passed_over_by_a_persons_word_alone(
     tracker: Tracker,
     judged: Judged,
-    register: Callable[[Judged, Row], str],
+    reigning: tuple[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its processing imports what is not there any more."""
-    champion, challenger = register(judged, judged.fp32), register(judged, judged.int8)
-    promote(tracker, judged.run, champion, judged.fp32)
+    champion, challenger = reigning
 
     def gone(*_: object, **__: object) -> None:
         raise StepFailedError("its processing must run here", "there is no module `former`", "Install it")
@@ -232,11 +238,10 @@ def test_a_champion_that_cannot_be_compared_with_is_passed_over_by_a_persons_wor
 def test_a_challenger_that_fails_itself_passes_over_nobody(
     tracker: Tracker,
     judged: Judged,
-    register: Callable[[Judged, Row], str],
+    reigning: tuple[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    champion, challenger = register(judged, judged.fp32), register(judged, judged.int8)
-    promote(tracker, judged.run, champion, judged.fp32)
+    champion, challenger = reigning
 
     def fails(_: Run, row: Row, *__: object, **___: object) -> None:
         error = StepFailedError("it must answer", "it did not", "Look at it")
@@ -251,11 +256,10 @@ def test_a_challenger_that_fails_itself_passes_over_nobody(
 
 @pytest.mark.parametrize("harm", ["gone", "changed"])
 def test_a_damaged_champion_can_be_passed_over(
-    harm: str, tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str]
+    harm: str, tracker: Tracker, judged: Judged, reigning: tuple[str, str]
 ) -> None:
     """As it lies in the artifact store; the challenger is whole."""
-    champion, challenger = register(judged, judged.fp32), register(judged, judged.int8)
-    promote(tracker, judged.run, champion, judged.fp32)
+    champion, challenger = reigning
     content = tracker.version("images", champion).tags[CONTENT][:16]
     (folder,) = Path(str(tracker.artifacts)).rglob(content)
     if harm == "gone":

@@ -1,7 +1,7 @@
 """`bench/cranfield.py`: how the collection is read, and BM25 beside its formula by hand."""
 
-import importlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,8 @@ import pytest
 
 
 @pytest.fixture
-def cranfield(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(checkout / "bench")
-    return importlib.import_module("cranfield")
+def cranfield(bench: Callable[[str], Any]) -> Any:
+    return bench("cranfield")
 
 
 def test_records_by_hand(cranfield: Any, tmp_path: Path) -> None:

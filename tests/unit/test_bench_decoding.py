@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,8 @@ pytest.importorskip("transformers")
 
 
 @pytest.fixture
-def models(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(checkout / "bench")
-    return importlib.import_module("story_models")
+def models(bench: Callable[[str], Any]) -> Any:
+    return bench("story_models")
 
 
 @pytest.fixture(params=[300, -300], ids=["tied", "untied"])

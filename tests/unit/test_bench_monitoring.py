@@ -1,6 +1,7 @@
 """`bench/monitoring.py`: failed requests are told, and labels lose as much as is said."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,8 @@ import pytest
 
 
 @pytest.fixture
-def monitoring(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(checkout / "bench")
-    return importlib.import_module("monitoring")
+def monitoring(bench: Callable[[str], Any]) -> Any:
+    return bench("monitoring")
 
 
 def test_requests_that_failed_during_a_rollback_are_told(

@@ -24,16 +24,14 @@ HERE = ("ort_static", "ort_dynamic", "nncf_plain", "nncf_accuracy_control")
 
 
 @pytest.fixture
-def peers(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(checkout / "bench")
-    return importlib.import_module("peers")
+def peers(bench: Callable[[str], Any]) -> Any:
+    return bench("peers")
 
 
 @pytest.fixture
-def files(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def files(bench: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     """`peer_files`, every environment being this interpreter's."""
-    monkeypatch.syspath_prepend(checkout / "bench")
-    module = importlib.import_module("peer_files")
+    module = bench("peer_files")
     monkeypatch.setattr(module.PeerEnvironment, "ensure", lambda self: Path(sys.executable))
     return module
 

@@ -1,8 +1,7 @@
 """`bench/ranking.py`: what the full model costs is measured on batches that it would really compute."""
 
-import importlib
 import random
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,8 @@ pytest.importorskip("transformers")
 
 
 @pytest.fixture
-def ranking(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(checkout / "bench")
-    return importlib.import_module("ranking")
+def ranking(bench: Callable[[str], Any]) -> Any:
+    return bench("ranking")
 
 
 def test_a_sample_of_the_batches_is_put_together_again_as_they_were(ranking: Any) -> None:

@@ -1,7 +1,7 @@
 """`bench/resume.py`: which kills count, and what is compared with what."""
 
-import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +10,8 @@ import pytest
 
 
 @pytest.fixture
-def resume(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(checkout / "bench")
-    return importlib.import_module("resume")
+def resume(bench: Callable[[str], Any]) -> Any:
+    return bench("resume")
 
 
 @pytest.mark.parametrize(("code", "hits"), [("import time; time.sleep(60)", True), ("", False)])

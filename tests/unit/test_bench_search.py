@@ -1,7 +1,6 @@
 """`bench/search.py`: which points its grid has."""
 
-import importlib
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,10 +18,9 @@ FAMILIES = {"channel_pruning": {"ratio": (0.25, 0.5), "learning_rate": (1e-3,)}}
 
 
 @pytest.fixture
-def search(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def search(bench: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The bench, whose candidates cost as said and are not built."""
-    monkeypatch.syspath_prepend(checkout / "bench")
-    module = importlib.import_module("search")
+    module = bench("search")
 
     def trial_of(run: Any, row: Row, baselines: Any) -> Trial:
         name = row.recipe.backend.name

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,8 @@ from pareflow.measuring.loadgen_log import Log
 
 
 @pytest.fixture
-def serving(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(checkout / "bench")
-    return importlib.import_module("serving")
+def serving(bench: Callable[[str], Any]) -> Any:
+    return bench("serving")
 
 
 def test_another_server_is_run_at_the_best_of_its_settings(
@@ -70,10 +70,9 @@ def test_arrivals_at_random_measure_where_loadgen_calls_the_run_valid(
 
 
 @pytest.fixture
-def endurance(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def endurance(bench: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     """`serving_endurance`, whose versions answer 1 and 2."""
-    monkeypatch.syspath_prepend(checkout / "bench")
-    module = importlib.import_module("serving_endurance")
+    module = bench("serving_endurance")
     answers = {"bert": [np.ones(2, np.float32)], "bert-2": [2 * np.ones(2, np.float32)]}
     monkeypatch.setattr(module, "_answers", answers.get)
     return module
