@@ -42,11 +42,15 @@ from pareflow.nursery import Forked, Nursery, die_with
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one child may use. `memory_mib` bounds its data segment (RLIMIT_DATA); None is unbounded."""
+    """What one child may use. `memory_mib` bounds its data segment (RLIMIT_DATA); None is unbounded.
+
+    Of the seconds, `spent` were used by attempts that were killed, from which it goes on.
+    """
 
     seconds: float = 600
     memory_mib: int | None = None
     threads: int | None = None
+    spent: float = 0
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -161,12 +165,14 @@ class Child:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def result(self, seconds: float | None = None) -> Any:
-        """What the function returned, within `seconds` (default: the limit) besides what it waited for locks.
+        """What the function returned, within `seconds` (default: what is left of the limit) besides what it
+        waited for locks.
 
         Raises: the child's own PareflowError; StepFailedError, CrashedError, TimedOutError, OutOfMemoryError.
         """
+        limit, spent = (self.limits.seconds, self.limits.spent) if seconds is None else (seconds, 0)
         try:
-            returncode = self._ended(limit := self.limits.seconds if seconds is None else seconds)
+            returncode = self._ended(max(limit - spent, 0))
         except subprocess.TimeoutExpired as error:
             raise TimedOutError(
                 f"`{self.function}` must finish in {limit:g} s",

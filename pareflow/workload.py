@@ -334,6 +334,8 @@ class LoadedWorkload:
     """Where a technique leaves what a killed run goes on from; None where there is no such place."""
     shared: Callable[[str, Callable[[Path], None]], Path] | None = None
     """A store's `ensure`, for what several variants need: a key's folder, made once. None without one."""
+    limit_s: float | None = None
+    """Seconds within which a technique must end; None where it may take as long as it likes."""
 
     def split(self, name: SplitName) -> Split:
         """One split. Raises: WorkloadError for the verdict split, unless this is the validation (law 5)."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from pareflow.errors import TrainingDivergedError, WorkloadError
+from pareflow.errors import TimedOutError, TrainingDivergedError, WorkloadError
 from pareflow.model.technique import Technique
 from pareflow.workload import LoadedWorkload
 
@@ -31,6 +31,9 @@ least; each epoch ends with one."""
 
 WARM_UP = 0.1
 """Share of the steps in which the rate rises."""
+
+SEEN, LATE = 0.1, 1.2
+"""After this share of its limit a training is stopped where it would take so many times the limit."""
 
 TrainedOn = Literal["train", "calibration"]
 
@@ -106,8 +109,8 @@ def fit(
     `loss(module, batch)` is what falls. `stage` names the checkpoints where a technique trains more than
     once; `epochs` replaces the settings' own. `after_step` is called with the share of the steps done: to
     apply masks, to move a schedule. The best weights by the loss on the calibration split are kept, or, with
-    `keep="last"`, the last ones. Raises: TrainingDivergedError where the loss is not finite; WorkloadError
-    where targets are no numbers.
+    `keep="last"`, the last ones. Raises: TrainingDivergedError where the loss is not finite; TimedOutError
+    where it would take much longer than the workload's limit; WorkloadError where targets are no numbers.
     """
     epochs = settings.epochs if epochs is None else epochs
     if epochs == 0:
@@ -166,8 +169,10 @@ class _Fit:
     def run(self) -> "nn.Module":
         self._resume()
         saved, took = time.monotonic(), 0.0
+        start, first = saved, self._progress.step
         while self._progress.step < self._steps:
             self._one_step()
+            self._foresee(time.monotonic() - start, self._progress.step - first)
             ended = self._progress.step % self._per_epoch == 0
             if ended:
                 self._end_epoch()
@@ -218,6 +223,19 @@ class _Fit:
         if mean < self._progress.best_loss:
             state = self._accelerator.unwrap_model(self._module).state_dict()
             self._progress.best_loss, self._progress.best = mean, copy.deepcopy(state)
+
+    def _foresee(self, seconds: float, steps: int) -> None:
+        """Raises: TimedOutError where, at the pace of these steps, it would end much too late."""
+        limit_s = self._workload.limit_s
+        if limit_s is None or seconds < SEEN * limit_s:
+            return
+        expected_s = seconds + (self._steps - self._progress.step) * seconds / steps
+        if expected_s > LATE * limit_s:
+            raise TimedOutError(
+                f"training must end in {limit_s:g} s",
+                f"it would take some {expected_s:.0f} s, as is seen after {seconds:.0f}",
+                "Raise `budget.variant_minutes`, or let it train in fewer `epochs`",
+            )
 
     def _check(self, loss: float, split: TrainedOn) -> None:
         """Raises: TrainingDivergedError unless the loss is finite."""

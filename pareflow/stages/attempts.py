@@ -17,8 +17,11 @@ NOTED_S = 1.0
 
 
 @contextmanager
-def timed(run: Run, recipe: Recipe, variant: str) -> Iterator[None]:
-    """Keep what building the recipe takes here: a run that finds the variant ready plans by it too."""
+def timed(run: Run, recipe: Recipe, variant: str) -> Iterator[float]:
+    """Keep what building the recipe takes here: a run that finds the variant ready plans by it too.
+
+    Gives the seconds of former attempts, from which it goes on.
+    """
     note, begun = _note(run, variant), _begun(run, recipe)
     first, before = _former(note, begun)
     began, over = time.monotonic(), threading.Event()
@@ -35,7 +38,7 @@ def timed(run: Run, recipe: Recipe, variant: str) -> Iterator[None]:
     noting = threading.Thread(target=write_while_it_builds, daemon=True)
     noting.start()
     try:
-        yield
+        yield before
     finally:
         over.set()
         noting.join()

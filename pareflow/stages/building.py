@@ -43,9 +43,10 @@ def make(run: Run, row: Row) -> Row:
         arguments = {"recipe": row.recipe.to_json(), "evaluation": evaluation}
         with (
             device_lock(run.spec.target.device, exclusive=_measures(row.recipe)),
-            attempts.timed(run, row.recipe, variant.id),
+            attempts.timed(run, row.recipe, variant.id) as spent_s,
         ):
-            run.job("make", arguments, f"make-{variant.id[:12]}")
+            limited = {**arguments, "limit_s": run.limits.seconds - spent_s}
+            run.job("make", limited, f"make-{variant.id[:12]}", spent_s=spent_s)
     else:
         attempts.recover(run, variant.id)
     artifact = run.store.find(variant.id)

@@ -340,10 +340,15 @@ def _taken(step: Step, given: Any, workload: LoadedWorkload) -> Any:
         return None
 
 
-def build(reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any]) -> None:
-    """Make a variant, link by link, each from the store where it is there already."""
+def build(
+    reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any], limit_s: float | None = None
+) -> None:
+    """Make a variant, link by link, each from the store where it is there already.
+
+    What trains stops as soon as it sees that it will not end within `limit_s`.
+    """
     workload, store = _loaded(reference, folder, root)
-    _built(Recipe.from_json(recipe), workload, store)
+    _built(Recipe.from_json(recipe), replace(workload, limit_s=limit_s), store)
 
 
 def preflight(reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any], key: str) -> None:
@@ -427,13 +432,18 @@ def facts(
 
 
 def make(
-    reference: Mapping[str, Any], folder: str, root: str, recipe: list[Any], evaluation: Mapping[str, Any]
+    reference: Mapping[str, Any],
+    folder: str,
+    root: str,
+    recipe: list[Any],
+    evaluation: Mapping[str, Any],
+    limit_s: float,
 ) -> None:
     """Build a variant and evaluate it, in one process.
 
     Raises: NodeError where another variant was made than the flow's machine expects.
     """
-    build(reference, folder, root, recipe)
+    build(reference, folder, root, recipe, limit_s)
     if not opened(Path(root)).holds(evaluation["variant"]):
         raise NodeError(
             "the workload, its data and pareflow must be the same on every machine that builds",

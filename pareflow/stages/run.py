@@ -258,18 +258,20 @@ class Run:
         log: str,
         *,
         limits: Limits | None = None,
+        spent_s: float = 0,
         descriptors: Sequence[int] = (),
     ) -> Any:
         """Run one of `stages/jobs.py` in a process of its own, with the workload it is about.
 
         It finds the heavy imports done, unless it has `limits` of its own: what takes hours needs no haste.
+        Of the limit, `spent_s` were used by attempts that were killed.
         """
         shared = {"reference": self.spec.workload, "folder": str(self.folder), "root": str(self.store.root)}
         with writing(self.data_dir):
             return run_isolated(
                 f"pareflow.stages.jobs:{name}",
                 {**shared, **arguments},
-                limits or self.limits,
+                limits or dataclasses.replace(self.limits, spent=spent_s),
                 self.data_dir / "logs" / f"{log}.log",
                 descriptors,
                 imported=() if limits else IMPORTED,

@@ -176,6 +176,18 @@ def test_hang_ends_at_the_limit_with_all_its_processes(
     assert [gone(pid) for pid in pids] == [True, True]
 
 
+def test_what_killed_attempts_took_is_of_the_same_limit(
+    log: Path, imported: tuple[str, ...], tmp_path: Path
+) -> None:
+    arguments = {"begun": str(tmp_path / "begun")}
+    limits = Limits(60, spent=61)
+    with (
+        Child(f"{MODULE}:hang", arguments, limits, log, imported=imported) as child,
+        pytest.raises(TimedOutError, match="must finish in 60 s"),
+    ):
+        child.result()
+
+
 def test_waiting_for_what_another_holds_is_none_of_its_time(
     log: Path, imported: tuple[str, ...], tmp_path: Path
 ) -> None:

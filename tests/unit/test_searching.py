@@ -14,6 +14,7 @@ import pytest
 from pareflow import isolation
 from pareflow.errors import CrashedError, EnvironmentUnfitError, InputError, TimedOutError
 from pareflow.gate import Verdict
+from pareflow.isolation import Limits
 from pareflow.measurement import Interval
 from pareflow.model.pruning import LayerPruning
 from pareflow.search import Ended
@@ -336,7 +337,7 @@ def test_what_building_took_is_known_to_a_run_that_finds_it_ready(trained: Any) 
     assert building.make(trained.run, row).build_s == first.build_s
 
 
-def test_what_building_took_counts_what_a_kill_left(trained: Any) -> None:
+def test_what_building_took_counts_what_a_kill_left(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained.run
     recipe = Recipe((Step("distillation", {"student": "narrow", "epochs": 100}),), PLAIN)
 
@@ -352,9 +353,18 @@ def test_what_building_took_counts_what_a_kill_left(trained: Any) -> None:
     with pytest.raises(CrashedError):
         building.make(run, Row(recipe))
     killer.join()
+    asked: list[tuple[Limits, float]] = []
+
+    def noted(function: str, arguments: dict[str, Any], limits: Limits, *others: Any, **named: Any) -> Any:
+        asked.append((limits, arguments["limit_s"]))
+        return isolation.run_isolated(function, arguments, limits, *others, **named)
+
+    monkeypatch.setattr("pareflow.stages.run.run_isolated", noted)
     began = time.monotonic()
     made = building.make(run, Row(recipe))
     assert (made.build_s or 0) > time.monotonic() - began
+    ((limits, left_s),) = asked
+    assert left_s == limits.seconds - limits.spent < limits.seconds == run.limits.seconds
     assert building.make(run, Row(recipe)).build_s == made.build_s
 
 
@@ -377,9 +387,9 @@ def test_an_attempt_counts_if_something_of_it_is_left(
 
     with pytest.raises(CrashedError):
         killed()
-    with attempts.timed(run, recipe, "name"):
+    with attempts.timed(run, recipe, "name") as before:
         now += 10
-    assert attempts.seconds(run, "name") == expected
+    assert (before, attempts.seconds(run, "name")) == (expected - 10, expected)
 
 
 def test_what_a_build_took_is_known_though_the_run_died_after_the_artifact_was_there(

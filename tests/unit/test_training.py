@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pareflow.errors import TrainingDivergedError, WorkloadError
+from pareflow.errors import TimedOutError, TrainingDivergedError, WorkloadError
 from pareflow.model import Distillation, LowRank, UnstructuredPruning, training
 from pareflow.model.training import Batch, TrainedTechnique, fit, task_loss
 from pareflow.network import Form
@@ -161,6 +162,52 @@ def test_checkpoints_are_as_frequent_as_they_are_cheap(
     monkeypatch.setattr(Accelerator, "save_state", counted)
     fit(fresh(workload), workload, Trained(epochs=1, batch_size=64), loss=task_loss(workload))
     assert len(saved) == kept
+
+
+def trained_by_a_clock(workload: LoadedWorkload, monkeypatch: pytest.MonkeyPatch, limit_s: float) -> int:
+    """The steps of 21 that are done within a limit, by a clock on which each takes ten seconds."""
+    now, steps = 1000.0, 0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def one_more(share: float) -> None:
+        nonlocal now, steps
+        now, steps = now + 10, steps + 1
+
+    limited = replace(workload, limit_s=limit_s)
+    try:
+        fit(
+            fresh(workload),
+            limited,
+            Trained(epochs=3, batch_size=64),
+            loss=task_loss(workload),
+            after_step=one_more,
+        )
+    except TimedOutError as error:
+        assert (error.must, error.found) == (  # noqa: PT017
+            f"training must end in {limit_s:g} s",
+            f"it would take some 210 s, as is seen after {steps * 10}",
+        )
+    return steps
+
+
+@pytest.mark.parametrize(("limit_s", "steps"), [(170, 2), (180, 21), (1000, 21)])
+def test_training_that_cannot_end_in_time_is_stopped_early(
+    load_tiny: Load, monkeypatch: pytest.MonkeyPatch, limit_s: float, steps: int
+) -> None:
+    """By hand: 210 s in all; 17 s are a tenth of 170, of which 210 are more than 1.2 times."""
+    assert trained_by_a_clock(load_tiny("images"), monkeypatch, limit_s) == steps
+
+
+def test_training_that_goes_on_after_a_kill_needs_time_for_what_is_left(
+    load_tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: stopped in the second of three epochs it has 140 of 210 s left, less than 1.2 times 130."""
+    workload = replace(load_tiny("images"), scratch=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "LATE", 0)
+        patch.setattr(training, "SEEN", 0.5)
+        assert trained_by_a_clock(workload, patch, 160) == 8
+    assert trained_by_a_clock(workload, monkeypatch, 130) == 14
 
 
 def test_training_that_diverges_is_stopped_and_its_checkpoint_kept(load_tiny: Load, tmp_path: Path) -> None:
