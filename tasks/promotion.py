@@ -296,9 +296,10 @@ def _judged(
         except InputError as error:
             return incomparable(error)
         except TrackingError as error:  # its files may be gone, or the server may be set up wrongly
-            if not over:
-                raise
-            return incomparable(error)
+            if over:
+                return incomparable(error)
+            remedy = f"{error.remedy}. Where version {champion} is lost, {_way_out(name)}"
+            raise TrackingError(error.must, error.found, remedy) from error
         row = winner or promotion.packaged_row(run, package)
         try:
             verdict = promotion.against_champion(run, row, holder, retrained=retrained)
@@ -317,8 +318,11 @@ def _incomparable(
     """What is said where the champion itself cannot be compared with, and where a person passes over it."""
     if over:
         return alone._replace(reason=f"version {champion} was passed over, since: {error}")
-    way_out = f"`pareflow promote {name} --over-champion --by WHO --reason …` passes over it"
-    return _kept(champion, version, "inconclusive", f"{error}; {way_out}")
+    return _kept(champion, version, "inconclusive", f"{error}; {_way_out(name)}")
+
+
+def _way_out(name: str) -> str:
+    return f"`pareflow promote {name} --over-champion --by WHO --reason …` passes over it"
 
 
 def _kept(
