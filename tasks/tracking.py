@@ -352,17 +352,9 @@ class Tracker:
                 "See `pareflow list versions`",
             )
         name, alias, number = matched.groups()
-        if alias is None:
-            known = {str(version.version) for version in self.versions(name)}
-            found = self.version(name, number) if number in known else None
-        else:
-            found = self.alias(name, alias)
+        found = self.version(name, number) if alias is None else self.alias(name, alias)
         if found is None:
-            raise InputError(
-                f"{uri} must be registered",
-                "the registry has no such version",
-                "See `pareflow list versions`",
-            )
+            raise _unregistered(uri)
         check_format(found)
         return found
 
@@ -389,9 +381,14 @@ class Tracker:
         return [_listed(found, aliases.get((found.name, str(found.version)), [])) for found in versions]
 
     def version(self, name: str, number: str) -> ModelVersion:
-        """One version of a registered model."""
+        """One version of a registered model. Raises: InputError where there is none."""
         with _reaching(self.uri):
-            return self.client.get_model_version(name, number)
+            try:
+                return self.client.get_model_version(name, number)
+            except MlflowException as error:
+                if error.error_code in ABSENT:
+                    raise _unregistered(f"models:/{name}/{number}") from None
+                raise
 
     def alias(self, name: str, alias: str) -> ModelVersion | None:
         """The version that an alias points at, or None."""
@@ -537,6 +534,11 @@ class Tracker:
 def _monitoring(name: str, version: str) -> str:
     """The key of the run that holds what was seen of a served version."""
     return f"monitoring:{name}:{version}"
+
+
+def _unregistered(uri: str) -> InputError:
+    must, found = f"{uri} must be registered", "the registry has no such version"
+    return InputError(must, found, "See `pareflow list versions`")
 
 
 def content_of(package: Path, tags: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pareflow.errors import TrackingError, TransientError
+from pareflow.errors import InputError, TrackingError, TransientError
 from pareflow.serving.model import PackagedModel
 from pareflow.stages.registration import content_digest
 from tasks import tracking
@@ -130,6 +130,14 @@ def test_content_that_another_machine_registers_too_keeps_where_it_came_from(
     assert {tag.split(".")[1] for tag in told} == {"verdict", "sla"}
     registered(config=Path("/moved/pipeline.yaml"))
     assert tracker.version("images", "1").tags[CONFIG] == "/moved/pipeline.yaml"
+
+
+@pytest.mark.parametrize("number", ["7", "seven"])
+def test_a_version_that_is_not_there_is_the_askers_mistake(tracker: Tracker, number: str) -> None:
+    tracker.client.create_registered_model("images")
+    for name in ("images", "nothing"):
+        with pytest.raises(InputError, match=f"models:/{name}/{number} must be registered"):
+            tracker.version(name, number)
 
 
 def test_every_page_of_a_registry_is_listed_with_its_aliases(tracker: Tracker) -> None:
