@@ -148,8 +148,16 @@ def requests(tracker: Tracker, name: str, version: str) -> dict[str, Request]:
 
 
 def _parsed(tags: Mapping[str, str]) -> dict[str, Request]:
+    """Raises: InputError for those of another form: what a person said is not passed over."""
     found = {key.removeprefix(TAG): value for key, value in tags.items() if key.startswith(TAG)}
-    return {key: Request(**json.loads(value)) for key, value in found.items()}
+    try:
+        return {key: Request(**json.loads(value)) for key, value in found.items()}
+    except TypeError as error:
+        raise InputError(
+            "requests for approval must be of a form that this pareflow knows",
+            f"one is not ({error})",
+            "Install the pareflow that asked",
+        ) from error
 
 
 def _waiting(tracker: Tracker, name: str, version: str) -> Request:

@@ -69,8 +69,10 @@ Version: TypeAlias = ModelVersion
 Model: TypeAlias = RegisteredModel
 """Of the registry, for modules that must not import mlflow."""
 FORMAT_TAG = "pareflow.format"
-FORMAT = 2
-"""Of the tags of registered versions. Versions from before the tag are of format 1."""
+FORMAT = 3
+"""Of the tags and packages of registered versions: what an older pareflow must not pass over raises it.
+
+Versions from before the tag are of format 1; since 3 a package tells the batch that it must be served in."""
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """No such model, version or alias; and a number that is none."""
 _BUSY = ("REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")

@@ -147,6 +147,15 @@ def test_reconcile_ends_the_requests_that_nobody_decided_and_waits_for_no_judge(
     assert requests(tracker, MODEL, version)[HERE[:12]].state == "expired"
 
 
+def test_a_request_of_another_form_is_refused_and_says_what_reads_it(tracker: Tracker) -> None:
+    version = challenging(tracker, 1)
+    asked(tracker, version)
+    (request,) = requests(tracker, MODEL, version).values()
+    tracker.tag_version(MODEL, version, request.tag, json.dumps({**asdict(request), "approvers": 2}))
+    with pytest.raises(InputError, match="approvers.* Install the pareflow that asked"):
+        expire(tracker, MODEL)
+
+
 def test_a_request_of_an_older_challenger_cannot_be_approved(tracker: Tracker) -> None:
     older = challenging(tracker, 1)
     asked(tracker, older)

@@ -16,9 +16,12 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from pareflow.errors import InputError, TrackingError, TransientError
-from pareflow.serving.model import PackagedModel
+from pareflow.gate import Check, Verdict
+from pareflow.serving.model import PackagedModel, verified
+from pareflow.serving.request_log import Exchange
 from pareflow.stages.registration import content_digest
 from tasks import tracking
+from tasks.approval import Request
 from tasks.collecting import registered
 from tasks.copying import copy
 from tasks.promotion import as_registered
@@ -29,6 +32,7 @@ from tests.orchestration.conftest import CHECKOUT, PATIENCE_SECONDS, Judged
 BEGIN = """
 import os, sys, traceback
 from pathlib import Path
+from tasks.approval import Request
 from tasks.collecting import registered
 from tasks.tracking import Tracker
 
@@ -305,3 +309,22 @@ def test_what_a_registry_holds_is_known_when_the_environment_names_it_no_more(
     elsewhere.register(judged.run, elsewhere.begin(judged.run), judged.package(judged.int8), judged.int8)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert registered(tmp_path / "data") == {judged.int8.id: "models:/images/1"}
+
+
+def test_who_changes_what_is_kept_thinks_of_the_pareflow_that_reads_it(judged: Judged) -> None:
+    """An older one passes over a key that it does not know: where it must not, raise `FORMAT`. Of a request,
+    approved or kept, it knows every key, or refuses it."""
+
+    def keys(kind: type[Any]) -> str:
+        return " ".join(field.name for field in dataclasses.fields(kind))
+
+    document = verified(judged.package(judged.int8))
+    assert (FORMAT, " ".join(sorted(document))) == (
+        3,
+        "backend data_digest environment files judged_batch_size pipeline recipe requirements run samples seed "
+        "variant verdict workload workload_digest",
+    )
+    assert keys(Verdict) == "variant environment decision checks"
+    assert keys(Check) == "clause limit estimate low high decision reason samples confidence more_samples"
+    assert keys(Request) == "environment champion reason verdict asked expires state by why"
+    assert keys(Exchange) == "id model version answered_s inputs outputs digests"
