@@ -28,7 +28,16 @@ from pareflow.stages.rejudging import rejudge
 from pareflow.stages.run import Row, Run
 from tasks import audit
 from tasks.locking import StillHeld
-from tasks.tracking import BREACH, LEFT, TRAFFIC, Tracker, check_content, verdict_of, where_judged
+from tasks.tracking import (
+    BREACH,
+    LEFT,
+    TRAFFIC,
+    Tracker,
+    check_content,
+    check_ours,
+    verdict_of,
+    where_judged,
+)
 
 
 @dataclass(frozen=True)
@@ -363,7 +372,9 @@ def _verified(tracker: Tracker, run: Run, version: str, into: Path) -> Path:
 
 def as_registered(tracker: Tracker, name: str, version: str, into: Path) -> Path:
     """The version's package, its digests checked. Raises: InputError where it is not what was packaged, or
-    not what was registered."""
+    not what pareflow registered."""
+    registered = tracker.version(name, version)
+    check_ours(registered)
     package = tracker.download(name, version, into)
-    check_content(package, tracker.version(name, version))
+    check_content(package, registered)
     return package

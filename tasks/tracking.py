@@ -93,9 +93,19 @@ def _reaching(uri: str) -> Iterator[None]:
             raise _unreachable(uri, error) from None
         raise TrackingError(
             f"MLflow at {registries.without_secrets(uri)} must accept what is recorded",
-            f"it said {error.error_code}: {registries.without_secrets(str(error).splitlines()[0])}",
+            f"it said {error.error_code}: {registries.without_secrets(_first_words(error))}",
             "Mend the server, then run the same command again; what is finished is kept",
         ) from None
+
+
+def _first_words(error: MlflowException) -> str:
+    """The first line of what was said; where that only leads to the reason, as of a download, up to it."""
+    said: list[str] = []
+    for line in filter(None, map(str.strip, str(error).splitlines())):
+        said.append(line.strip("# "))
+        if not line.endswith((":", "#")):
+            break
+    return " ".join(said)
 
 
 def _unreachable(uri: str, error: Exception) -> TransientError:
@@ -623,6 +633,17 @@ def check_format(version: Version) -> None:
             f"the tags of models:/{version.name}/{version.version} must be of format {FORMAT} or older",
             f"they are of format {version.tags[FORMAT_TAG]}",
             "Install the pareflow that registered it",
+        )
+
+
+def check_ours(version: Version) -> None:
+    """Raises: InputError where pareflow did not register a version, or a newer one did."""
+    check_format(version)
+    if CONTENT not in version.tags:
+        raise InputError(
+            "a version must have been registered by pareflow",
+            f"models:/{version.name}/{version.version} has no tag {CONTENT}",
+            "Register it by `pareflow optimize`",
         )
 
 
