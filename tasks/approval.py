@@ -55,7 +55,8 @@ class Request:
 def ask(tracker: Tracker, run: Run, version: str, winner: Row) -> Promotion:
     """Ask for the version to be approved, if the gate promotes it against the present champion.
 
-    One request per version and champion: a pending one keeps its time, a declined one is not repeated.
+    One request per version and champion: a pending one keeps its time, one that was declined, in
+    whatever environment, is not repeated.
     """
     with tracker.moving(run.spec.name):
         return file(tracker, bout(tracker, run, version, winner), run.spec.approval_hours or HOURS)
@@ -67,7 +68,10 @@ def file(tracker: Tracker, asked: Bout, hours: float) -> Promotion:
     champion = number(tracker, name, "champion")
     if champion == version:
         return Promotion(version, "champion", "it is the champion already")
-    known = _current(tracker, name, version, requests(tracker, name, version).get(asked.environment[:12]))
+    every = requests(tracker, name, version)
+    declined = [one for one in every.values() if one.state == "declined" and one.stands(champion)]
+    own = every.get(asked.environment[:12])
+    known = declined[0] if declined else _current(tracker, name, version, own)
     if known is not None and known.stands(champion):
         return told(name, version, known)
     found = judged(tracker, asked, champion)

@@ -94,6 +94,18 @@ def test_a_declined_version_stays_challenger_and_is_not_asked_for_again(tracker:
     assert number(tracker, MODEL, "champion") is None
 
 
+def test_a_declined_version_is_not_asked_for_again_by_another_environment(tracker: Tracker) -> None:
+    """As after a patch of the kernel; against another champion it is."""
+    version, champion = challenging(tracker, 2), enter(tracker, 1)
+    asked(tracker, version)
+    decline(tracker, MODEL, "ada", "not before the holidays")
+    with tracker.moving(MODEL):
+        patched = bout(tracker, version, environment="f" * 64)
+        assert file(tracker, patched, 1).reason == "ada declined it: not before the holidays"
+        tracker.set_alias(MODEL, "champion", champion)
+        assert file(tracker, patched, 1).awaiting is not None
+
+
 def test_a_pending_request_keeps_its_time_however_often_a_run_asks(tracker: Tracker) -> None:
     version = challenging(tracker, 1)
     first = asked(tracker, version, hours=1)
