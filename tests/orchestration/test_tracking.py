@@ -20,7 +20,7 @@ from pareflow.gate import Check, Verdict
 from pareflow.serving.model import PackagedModel, verified
 from pareflow.serving.request_log import Exchange
 from pareflow.stages.registration import content_digest
-from tasks import tracking
+from tasks import registries, tracking
 from tasks.approval import Request
 from tasks.collecting import registered
 from tasks.copying import copy
@@ -308,6 +308,17 @@ def test_what_a_registry_holds_is_known_when_the_environment_names_it_no_more(
     elsewhere = Tracker.open(tmp_path / "data")
     elsewhere.register(judged.run, elsewhere.begin(judged.run), judged.package(judged.int8), judged.int8)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert registered(tmp_path / "data") == {judged.int8.id: "models:/images/1"}
+
+
+def test_an_embedded_mlflow_behind_a_link_is_asked_once(judged: Judged, tmp_path: Path) -> None:
+    """Its address is the one that the data folder is known by."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mlflow").symlink_to(tmp_path / "elsewhere")
+    tracker = Tracker.open(tmp_path / "data")
+    tracker.register(judged.run, tracker.begin(judged.run), judged.package(judged.int8), judged.int8)
+    assert registries.known(tmp_path / "data") == [tracker.uri]
     assert registered(tmp_path / "data") == {judged.int8.id: "models:/images/1"}
 
 
