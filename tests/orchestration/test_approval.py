@@ -164,7 +164,7 @@ def test_a_request_of_another_form_is_refused_and_says_what_reads_it(tracker: Tr
     asked(tracker, version)
     (request,) = requests(tracker, MODEL, version).values()
     tracker.tag_version(MODEL, version, request.tag, json.dumps({**asdict(request), "approvers": 2}))
-    with pytest.raises(InputError, match="approvers.* Install the pareflow that asked"):
+    with pytest.raises(InputError, match=r"approvers.* Install the pareflow that asked"):
         expire(tracker, MODEL)
 
 

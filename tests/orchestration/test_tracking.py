@@ -332,8 +332,8 @@ def test_who_changes_what_is_kept_thinks_of_the_pareflow_that_reads_it(judged: J
     document = verified(judged.package(judged.int8))
     assert (FORMAT, " ".join(sorted(document))) == (
         3,
-        "backend data_digest environment files judged_batch_size pipeline recipe requirements run samples seed "
-        "variant verdict workload workload_digest",
+        "backend data_digest environment files judged_batch_size pipeline recipe requirements run samples "
+        "seed variant verdict workload workload_digest",
     )
     assert keys(Verdict) == "variant environment decision checks"
     assert keys(Check) == "clause limit estimate low high decision reason samples confidence more_samples"

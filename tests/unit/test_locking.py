@@ -24,6 +24,6 @@ def test_locks_of_a_user_with_a_careful_umask_can_be_taken_by_others(tmp_path: P
 def test_what_stands_in_the_way_of_a_lock_is_told(tmp_path: Path) -> None:
     """Before a server is asked anything."""
     (tmp_path / "locks").write_text("a file")
-    with pytest.raises(StoreError, match="locks.* Name another with --data-dir") as caught:
+    with pytest.raises(StoreError, match=r"locks.* Name another with --data-dir") as caught:
         roll_back(Tracker("http://127.0.0.1:9", None, tmp_path / "locks"), "images")
     assert caught.value.exit_code == 4
