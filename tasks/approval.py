@@ -55,7 +55,8 @@ class Request:
 def ask(tracker: Tracker, run: Run, version: str, winner: Row) -> Promotion:
     """Ask for the version to be approved, if the gate promotes it against the present champion.
 
-    One request per version and champion: a pending one keeps its time, a declined one is not repeated.
+    One request per version and champion: a pending one keeps its time, one that was declined, in
+    whatever environment, is not repeated.
     """
     with tracker.moving(run.spec.name):
         return file(tracker, bout(tracker, run, version, winner), run.spec.approval_hours or HOURS)
@@ -67,7 +68,10 @@ def file(tracker: Tracker, asked: Bout, hours: float) -> Promotion:
     champion = number(tracker, name, "champion")
     if champion == version:
         return Promotion(version, "champion", "it is the champion already")
-    known = _current(tracker, name, version, requests(tracker, name, version).get(asked.environment[:12]))
+    every = requests(tracker, name, version)
+    declined = [one for one in every.values() if one.state == "declined" and one.stands(champion)]
+    own = every.get(asked.environment[:12])
+    known = declined[0] if declined else _current(tracker, name, version, own)
     if known is not None and known.stands(champion):
         return told(name, version, known)
     found = judged(tracker, asked, champion)
@@ -148,8 +152,16 @@ def requests(tracker: Tracker, name: str, version: str) -> dict[str, Request]:
 
 
 def _parsed(tags: Mapping[str, str]) -> dict[str, Request]:
+    """Raises: InputError for those of another form: what a person said is not passed over."""
     found = {key.removeprefix(TAG): value for key, value in tags.items() if key.startswith(TAG)}
-    return {key: Request(**json.loads(value)) for key, value in found.items()}
+    try:
+        return {key: Request(**json.loads(value)) for key, value in found.items()}
+    except TypeError as error:
+        raise InputError(
+            "requests for approval must be of a form that this pareflow knows",
+            f"one is not ({error})",
+            "Install the pareflow that asked",
+        ) from error
 
 
 def _waiting(tracker: Tracker, name: str, version: str) -> Request:

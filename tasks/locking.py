@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pareflow.errors import InputError, TrackingError, TransientError
+from pareflow.errors import InputError, StoreError, TrackingError, TransientError
+from pareflow.hardware.device import lock_file
 
 if TYPE_CHECKING:
     import asyncpg
@@ -53,17 +54,30 @@ def exclusive(folder: Path, name: str) -> Iterator[StillHeld]:
 
 @contextmanager
 def flocked(folder: Path, name: str) -> Iterator[None]:
-    """Hold one named lock of this folder alone. Raises: InputError for a name that is none of a model's."""
+    """Hold one named lock of this folder alone.
+
+    Raises: InputError for a name that is none of a model's, StoreError where it cannot be made.
+    """
     if "/" in name:
         raise InputError(
             "what is locked must have a name without slashes",
             f"got `{name}`",
             "Name a model as `pareflow list versions` does",
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = lock_file(folder / f"{name}.lock")
+    except OSError as error:
+        raise StoreError(
+            f"the locks in {folder} must be this user's to take",
+            f"{error.strerror} ({error.filename})",
+            "Name another with --data-dir",
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def key_of(name: str) -> int:

@@ -34,7 +34,8 @@ def beat(tracker: Tracker, run: str, owner: Owner, number: int) -> bool:
     with tracker.reached() as client:
         if DEAD + owner.name in client.get_run(run).data.tags:
             return False
-        client.set_tag(run, OWNER + owner.name, str(number))
+        tags = [RunTag(OWNER + owner.name, str(number)), RunTag(OWNED, "yes")]
+        client.log_batch(run, tags=tags)
         return True
 
 
@@ -75,10 +76,11 @@ def outcome_of(tracker: Tracker, flow_run: str) -> dict[str, Any] | None:
 
 
 def _without(client: MlflowClient, run: str, owner: Owner) -> None:
-    found = client.get_run(run)
-    if OWNER + owner.name in found.data.tags:
+    """What is left is looked at when the owner is gone: another may have taken it up meanwhile."""
+    if OWNER + owner.name in client.get_run(run).data.tags:
         client.delete_tag(run, OWNER + owner.name)
-    if not beats(found.data.tags).keys() - {owner}:
+    found = client.get_run(run)
+    if not beats(found.data.tags):
         if OWNED in found.data.tags:
             client.delete_tag(run, OWNED)
         if found.info.status == "RUNNING":

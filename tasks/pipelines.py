@@ -14,7 +14,7 @@ def described(
 
     Raises: InputError, SpecError.
     """
-    path = config or Path(tracker.version(name, version).tags.get(CONFIG, ""))
+    path = config or _noted(tracker, name, version)
     if not path.is_file():
         raise InputError(
             "the pipeline YAML that a version came from must be at hand: it holds the data and the SLA",
@@ -25,3 +25,15 @@ def described(
     if found.name != name:
         raise InputError(f"{path} must describe {name}", f"it describes {found.name}", "Name another")
     return found, path
+
+
+def _noted(tracker: Tracker, name: str, version: str) -> Path:
+    """Where the YAML lay. Raises: InputError where the version does not say."""
+    tags = tracker.version(name, version).tags
+    if CONFIG not in tags:
+        raise InputError(
+            "a version must have been registered by pareflow, which notes where its pipeline YAML lay",
+            f"models:/{name}/{version} has no tag {CONFIG}",
+            "Register it by `pareflow optimize`, or name the YAML with --config where it was",
+        )
+    return Path(tags[CONFIG])

@@ -28,7 +28,16 @@ from pareflow.stages.rejudging import rejudge
 from pareflow.stages.run import Row, Run
 from tasks import audit
 from tasks.locking import StillHeld
-from tasks.tracking import BREACH, LEFT, TRAFFIC, Tracker, check_content, verdict_of, where_judged
+from tasks.tracking import (
+    BREACH,
+    LEFT,
+    TRAFFIC,
+    Tracker,
+    check_content,
+    check_ours,
+    verdict_of,
+    where_judged,
+)
 
 
 @dataclass(frozen=True)
@@ -296,9 +305,10 @@ def _judged(
         except InputError as error:
             return incomparable(error)
         except TrackingError as error:  # its files may be gone, or the server may be set up wrongly
-            if not over:
-                raise
-            return incomparable(error)
+            if over:
+                return incomparable(error)
+            remedy = f"{error.remedy}. Where version {champion} is lost, {_way_out(name)}"
+            raise TrackingError(error.must, error.found, remedy) from error
         row = winner or promotion.packaged_row(run, package)
         try:
             verdict = promotion.against_champion(run, row, holder, retrained=retrained)
@@ -317,8 +327,11 @@ def _incomparable(
     """What is said where the champion itself cannot be compared with, and where a person passes over it."""
     if over:
         return alone._replace(reason=f"version {champion} was passed over, since: {error}")
-    way_out = f"`pareflow promote {name} --over-champion --by WHO --reason …` passes over it"
-    return _kept(champion, version, "inconclusive", f"{error}; {way_out}")
+    return _kept(champion, version, "inconclusive", f"{error}; {_way_out(name)}")
+
+
+def _way_out(name: str) -> str:
+    return f"`pareflow promote {name} --over-champion --by WHO --reason …` passes over it"
 
 
 def _kept(
@@ -359,7 +372,9 @@ def _verified(tracker: Tracker, run: Run, version: str, into: Path) -> Path:
 
 def as_registered(tracker: Tracker, name: str, version: str, into: Path) -> Path:
     """The version's package, its digests checked. Raises: InputError where it is not what was packaged, or
-    not what was registered."""
+    not what pareflow registered."""
+    registered = tracker.version(name, version)
+    check_ours(registered)
     package = tracker.download(name, version, into)
-    check_content(package, tracker.version(name, version))
+    check_content(package, registered)
     return package

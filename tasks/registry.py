@@ -8,7 +8,7 @@ from mlflow.entities.webhook import Webhook
 from mlflow.exceptions import MlflowException
 
 from tasks.rules import Registered
-from tasks.tracking import ABSENT, Tracker
+from tasks.tracking import ABSENT, Tracker, all_pages
 
 WEBHOOK = "pareflow"
 EVENTS = ("model_version.created", "model_version_alias.created", "model_version_tag.set")
@@ -52,14 +52,10 @@ def newest(tracker: Tracker, since_ms: int) -> Iterator[tuple[str, str]]:
 
 def aliased(tracker: Tracker) -> Iterator[tuple[str, str, str]]:
     """Model, alias and number of the version, of every alias in the registry."""
-    token = None
-    while True:
-        with tracker.reached() as client:
-            page = client.search_registered_models(max_results=_PAGE, page_token=token)
-        for model in page:
-            yield from ((model.name, alias, str(number)) for alias, number in model.aliases.items())
-        if not (token := page.token):
-            return
+    with tracker.reached() as client:
+        models = all_pages(client.search_registered_models, _PAGE)
+    for model in models:
+        yield from ((model.name, alias, str(number)) for alias, number in model.aliases.items())
 
 
 def call(tracker: Tracker, url: str, secret: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pareflow.errors import InputError, TrackingError
 from pareflow.stages import retraining
 from pareflow.stages.run import Run
 from tasks import approval
@@ -43,12 +44,16 @@ def news(tracker: Tracker, run: Run) -> dict[str, Any]:
 def beside_champion(tracker: Tracker, run: Run, champion: str | None) -> dict[str, Any] | None:
     """The new original against the version that was champion when it was trained; None where there was none.
 
-    Raises: InputError where that version is damaged.
+    It only explains: where that version is damaged or gone, that is its reason.
     """
     if champion is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        return retraining.original_against(run, as_registered(tracker, run.spec.name, champion, Path(folder)))
+        try:
+            package = as_registered(tracker, run.spec.name, champion, Path(folder))
+            return retraining.original_against(run, package)
+        except (InputError, TrackingError) as error:
+            return {"decision": None, "reason": str(error)}
 
 
 def _known_already(tracker: Tracker, run: Run, champion: str) -> str | None:

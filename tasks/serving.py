@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pareflow import store
-from pareflow.errors import InputError, PareflowError
+from pareflow.errors import InputError, PareflowError, StoreError
 from pareflow.serving.executable import Release
 from pareflow.serving.model import verified
 from pareflow.serving.plan import ServingPlan
@@ -227,8 +227,8 @@ class RegistrySource:
         try:
             self._note(release)
             self._unnoted = ""
-        except OSError as error:
-            trouble = error.strerror or str(error)
+        except (OSError, StoreError) as error:
+            trouble = error.found if isinstance(error, StoreError) else error.strerror or str(error)
             if trouble != self._unnoted:
                 log.warning(
                     "version %s of %s is served, but a start without the registry would not know of it: %s",

@@ -69,8 +69,10 @@ Version: TypeAlias = ModelVersion
 Model: TypeAlias = RegisteredModel
 """Of the registry, for modules that must not import mlflow."""
 FORMAT_TAG = "pareflow.format"
-FORMAT = 2
-"""Of the tags of registered versions. Versions from before the tag are of format 1."""
+FORMAT = 3
+"""Of the tags and packages of registered versions: what an older pareflow must not pass over raises it.
+
+Versions from before the tag are of format 1; since 3 a package tells the batch that it must be served in."""
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """No such model, version or alias; and a number that is none."""
 _BUSY = ("REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")
@@ -91,9 +93,19 @@ def _reaching(uri: str) -> Iterator[None]:
             raise _unreachable(uri, error) from None
         raise TrackingError(
             f"MLflow at {registries.without_secrets(uri)} must accept what is recorded",
-            f"it said {error.error_code}: {registries.without_secrets(str(error).splitlines()[0])}",
+            f"it said {error.error_code}: {registries.without_secrets(_first_words(error))}",
             "Mend the server, then run the same command again; what is finished is kept",
         ) from None
+
+
+def _first_words(error: MlflowException) -> str:
+    """The first line of what was said; where that only leads to the reason, as of a download, up to it."""
+    said: list[str] = []
+    for line in filter(None, map(str.strip, str(error).splitlines())):
+        said.append(line.strip("# "))
+        if not line.endswith((":", "#")):
+            break
+    return " ".join(said)
 
 
 def _unreachable(uri: str, error: Exception) -> TransientError:
@@ -137,9 +149,10 @@ class Tracker:
             if named:
                 tracker = cls(named, None, data_dir / "locks")
             else:
-                folder = (data_dir / "mlflow").resolve()
+                folder = data_dir.resolve() / "mlflow"
                 folder.mkdir(parents=True, exist_ok=True)
-                tracker = cls(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts", data_dir / "locks")
+                embedded = registries.embedded(data_dir)
+                tracker = cls(embedded, folder / "artifacts", data_dir / "locks")
             tracker._initialize()
         return tracker
 
@@ -170,7 +183,7 @@ class Tracker:
 
     @property
     def registry_uri(self) -> str:
-        return self.registry or os.environ.get("MLFLOW_REGISTRY_URI", self.uri)
+        return self.registry or os.environ.get("MLFLOW_REGISTRY_URI") or self.uri
 
     @property
     def client(self) -> MlflowClient:
@@ -215,10 +228,10 @@ class Tracker:
     def begin(self, run: Run) -> str:
         """The id of the parent run of this pipeline run, found or made."""
         tags = {ENVIRONMENT: run.environment.fingerprint, DATA: run.facts.data_digest}
-        with _reaching(self.uri):
+        with self.reached() as client:
             parent = self._run(run, run.id, f"{run.spec.name}-{run.id[:8]}", tags)
             if run.remeasure:
-                self.client.set_tag(parent, BEGUN, str(self._begun(parent) + 1))
+                client.set_tag(parent, BEGUN, str(self._begun(parent) + 1))
             return parent
 
     def _begun(self, parent: str) -> int:
@@ -241,19 +254,19 @@ class Tracker:
         }
         params = [Param(name, settings) for name, settings in figures.params(row).items()]
         now = int(time.time() * 1000)
-        with _reaching(self.uri), self.locked("recording"):
+        with self.reached() as client, self.locked("recording"):
             self.check_alive()
             key = f"{run.id}:{digest(row.recipe.to_json())[:16]}"
             child = self._run(run, key, row.label[:250], {"mlflow.parentRunId": parent})
-            if self.client.get_run(child).data.tags.get(f"pareflow.recorded.{phase}") == content:
+            if client.get_run(child).data.tags.get(f"pareflow.recorded.{phase}") == content:
                 return
             step = 2 * self._begun(parent) + int(phase == "verdict")
             metrics = [Metric(name, value, now, step) for name, value in figures.metrics(document).items()]
-            self.client.log_dict(child, document, "variant.json")
+            client.log_dict(child, document, "variant.json")
             if row.measurement is not None:
-                self.client.log_dict(child, row.measurement.to_json(), "samples.json")
-            self.client.set_terminated(child, "FINISHED" if row.status == "ok" else "FAILED")
-            self.client.log_batch(  # last: its tag says that all is recorded
+                client.log_dict(child, row.measurement.to_json(), "samples.json")
+            client.set_terminated(child, "FINISHED" if row.status == "ok" else "FAILED")
+            client.log_batch(  # last: its tag says that all is recorded
                 child,
                 metrics=metrics,
                 params=params,
@@ -262,30 +275,30 @@ class Tracker:
 
     def stop(self, parent: str) -> None:
         """Keep that the search of this run was stopped, before what it has found is registered."""
-        with _reaching(self.uri):
+        with self.reached() as client:
             self.check_alive()
-            self.client.set_tag(parent, STOPPED, "true")
+            client.set_tag(parent, STOPPED, "true")
 
     def stopped(self, run: Run) -> bool:
         """Whether the search of this pipeline run was stopped, and has not gone on to an end since."""
-        with _reaching(self.uri):
-            experiment = self.client.get_experiment_by_name(run.spec.name)
+        with self.reached() as client:
+            experiment = client.get_experiment_by_name(run.spec.name)
             if experiment is None:
                 return False
             wanted = f"tags.`{KEY}` = '{run.id}' AND tags.`{STOPPED}` = 'true'"
-            return bool(self.client.search_runs([experiment.experiment_id], wanted, max_results=1))
+            return bool(client.search_runs([experiment.experiment_id], wanted, max_results=1))
 
     def finish(self, run: Run, parent: str, document: Mapping[str, Any], *, stopped: bool = False) -> None:
         """The outcome: verdicts of the finalists, the document, the report and the traces; and whether the
         search was `stopped` before its end."""
-        with _reaching(self.uri):
+        with self.reached() as client:
             self.check_alive()
-            self.client.log_dict(parent, dict(document), "run.json")
-            self.client.log_artifacts(parent, str(run.output), "report")
+            client.log_dict(parent, dict(document), "run.json")
+            client.log_artifacts(parent, str(run.output), "report")
             verdict = (document["verdict"] or {}).get("decision", "inconclusive")
-            self.client.set_tag(parent, "pareflow.verdict", verdict)
-            self.client.set_tag(parent, STOPPED, str(stopped).lower())
-            self.client.set_terminated(parent, "FINISHED")
+            client.set_tag(parent, "pareflow.verdict", verdict)
+            client.set_tag(parent, STOPPED, str(stopped).lower())
+            client.set_terminated(parent, "FINISHED")
 
     def register(self, run: Run, parent: str, package: Path, winner: Row) -> ModelVersion:
         """The version of this content in the registry, found or made, with its lineage as tags."""
@@ -305,7 +318,7 @@ class Tracker:
             **_verdict_tags(run, winner.verdict.decision, winner.recipe.backend.name),
         }
         with self.locked("mlflow"):
-            registries.remember(self.locks.parent, registries.named() or self.uri)
+            registries.remember(self.locks.parent, self.registry_uri)
         return self.add(name, package, tags, parent)
 
     def holding(self, name: str, package: Path) -> ModelVersion | None:
@@ -324,23 +337,23 @@ class Tracker:
         the verdict. Its files are logged by the MLflow run `parent`; where there is none, by one made for it.
         """
         # It uploads: nobody else waits for that.
-        with _reaching(self.uri), self.locked(f"registering-{name}"):
+        with self.reached() as client, self.locked(f"registering-{name}"):
             self.check_alive()
-            if not self.client.search_registered_models(f"name = '{name}'"):
-                self.client.create_registered_model(name, {"pareflow.pipeline": name})
+            if not client.search_registered_models(f"name = '{name}'"):
+                client.create_registered_model(name, {"pareflow.pipeline": name})
             version = self._holding(name, tags[CONTENT])
             if version is not None:
                 ours = version.tags.get(ENVIRONMENT) == tags.get(ENVIRONMENT)
                 for tag, value in tags.items():
                     if ours or tag.startswith((VERDICT, ASKED)):
-                        self.client.set_model_version_tag(name, version.version, tag, value)
+                        client.set_model_version_tag(name, version.version, tag, value)
                 return version
             if parent is None:
-                made = self.client.create_run(self.experiment(name), run_name=f"copy {tags[CONTENT][:8]}")
+                made = client.create_run(self.experiment(name), run_name=f"copy {tags[CONTENT][:8]}")
                 parent = str(made.info.run_id)
-                self.client.set_terminated(parent)
+                client.set_terminated(parent)
             source = self._upload(parent, package, f"model/{tags[CONTENT][:16]}")
-            return self.client.create_model_version(name, source, run_id=parent, tags=dict(tags))
+            return client.create_model_version(name, source, run_id=parent, tags=dict(tags))
 
     def resolve(self, uri: str) -> ModelVersion:
         """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names. Raises: InputError."""
@@ -352,17 +365,9 @@ class Tracker:
                 "See `pareflow list versions`",
             )
         name, alias, number = matched.groups()
-        if alias is None:
-            known = {str(version.version) for version in self.versions(name)}
-            found = self.version(name, number) if number in known else None
-        else:
-            found = self.alias(name, alias)
+        found = self.version(name, number) if alias is None else self.alias(name, alias)
         if found is None:
-            raise InputError(
-                f"{uri} must be registered",
-                "the registry has no such version",
-                "See `pareflow list versions`",
-            )
+            raise _unregistered(uri)
         check_format(found)
         return found
 
@@ -374,14 +379,14 @@ class Tracker:
 
     def versions(self, name: str) -> list[ModelVersion]:
         """All versions of a registered model, newest first."""
-        with _reaching(self.uri):
-            return list(self.client.search_model_versions(f"name = '{name}'"))
+        with self.reached() as client:
+            return list(client.search_model_versions(f"name = '{name}'"))
 
     def registered(self) -> list[dict[str, Any]]:
         """Every version of every model as lists show it, by a question per page and not per version."""
-        with _reaching(self.uri):
-            models = all_pages(self.client.search_registered_models, max_results=1000)
-            versions = all_pages(self.client.search_model_versions, max_results=10_000)
+        with self.reached() as client:
+            models = all_pages(client.search_registered_models, max_results=1000)
+            versions = all_pages(client.search_model_versions, max_results=10_000)
         aliases: dict[tuple[str, str], list[str]] = {}
         for model in models:
             for alias, number in model.aliases.items():
@@ -389,15 +394,20 @@ class Tracker:
         return [_listed(found, aliases.get((found.name, str(found.version)), [])) for found in versions]
 
     def version(self, name: str, number: str) -> ModelVersion:
-        """One version of a registered model."""
-        with _reaching(self.uri):
-            return self.client.get_model_version(name, number)
+        """One version of a registered model. Raises: InputError where there is none."""
+        with self.reached() as client:
+            try:
+                return client.get_model_version(name, number)
+            except MlflowException as error:
+                if error.error_code in ABSENT:
+                    raise _unregistered(f"models:/{name}/{number}") from None
+                raise
 
     def alias(self, name: str, alias: str) -> ModelVersion | None:
         """The version that an alias points at, or None."""
-        with _reaching(self.uri):
+        with self.reached() as client:
             try:
-                return self.client.get_model_version_by_alias(name, alias)
+                return client.get_model_version_by_alias(name, alias)
             except MlflowException as error:
                 if error.error_code in ABSENT:
                     return None
@@ -405,9 +415,9 @@ class Tracker:
 
     def model(self, name: str) -> RegisteredModel | None:
         """A registered model with its aliases and tags, by one question; or None."""
-        with _reaching(self.uri):
+        with self.reached() as client:
             try:
-                return self.client.get_registered_model(name)
+                return client.get_registered_model(name)
             except MlflowException as error:
                 if error.error_code in ABSENT:
                     return None
@@ -415,17 +425,17 @@ class Tracker:
 
     def tag_model(self, name: str, tag: str, value: str | None) -> None:
         """Set a tag of a registered model, which no copy of its versions takes along; None removes it."""
-        with _reaching(self.uri):
+        with self.reached() as client:
             if value is not None:
-                self.client.set_registered_model_tag(name, tag, value)
-            elif tag in self.client.get_registered_model(name).tags:
-                self.client.delete_registered_model_tag(name, tag)
+                client.set_registered_model_tag(name, tag, value)
+            elif tag in client.get_registered_model(name).tags:
+                client.delete_registered_model_tag(name, tag)
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Point an alias at a version, and read it back. Raises: TrackingError if it did not take."""
-        with _reaching(self.uri):
+        with self.reached() as client:
             self.check_alive()
-            self.client.set_registered_model_alias(name, alias, version)
+            client.set_registered_model_alias(name, alias, version)
             found = self.alias(name, alias)
         if found is None or str(found.version) != str(version):
             raise TrackingError(
@@ -436,11 +446,11 @@ class Tracker:
 
     def tag_version(self, name: str, version: str, tag: str, value: str | None) -> None:
         """Set a tag of a registered version; None removes it."""
-        with _reaching(self.uri):
+        with self.reached() as client:
             if value is not None:
-                self.client.set_model_version_tag(name, version, tag, value)
-            elif tag in self.client.get_model_version(name, version).tags:
-                self.client.delete_model_version_tag(name, version, tag)
+                client.set_model_version_tag(name, version, tag, value)
+            elif tag in client.get_model_version(name, version).tags:
+                client.delete_model_version_tag(name, version, tag)
 
     def download(self, name: str, version: str, into: Path) -> Path:
         """The package of a version, as the registry gives it back.
@@ -448,8 +458,8 @@ class Tracker:
         The copy of pareflow's code beside it, for those who load the version without pareflow, stays there:
         through a server each of its files is a request.
         """
-        with _reaching(self.uri):
-            package = f"{self.client.get_model_version_download_uri(name, version)}/data/package"
+        with self.reached() as client:
+            package = f"{client.get_model_version_download_uri(name, version)}/data/package"
             local = mlflow.artifacts.download_artifacts(package, dst_path=str(into), tracking_uri=self.uri)
         return Path(local)
 
@@ -462,38 +472,38 @@ class Tracker:
     def observed(self, run_id: str, figures: Mapping[str, float], at_ms: int, step: int) -> None:
         """One row of figures; what is no number is left out."""
         rows = [Metric(k, v, at_ms, step) for k, v in figures.items() if math.isfinite(v)]
-        with _reaching(self.uri):
-            self.client.log_batch(run_id, metrics=rows, tags=[RunTag(LOOKED, str(step))])
+        with self.reached() as client:
+            client.log_batch(run_id, metrics=rows, tags=[RunTag(LOOKED, str(step))])
 
     def looked(self, name: str) -> dict[str, str]:
         """The number of the last look that a row is kept of, by the version of this model that was served."""
-        with _reaching(self.uri):
-            experiment = self.client.get_experiment_by_name(name)
+        with self.reached() as client:
+            experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 return {}
-            found = self.client.search_runs([experiment.experiment_id], f"tags.`{MONITORED}` LIKE '%'")
+            found = client.search_runs([experiment.experiment_id], f"tags.`{MONITORED}` LIKE '%'")
             tags = [run.data.tags for run in found]
             return {one[MONITORED]: one[LOOKED] for one in tags if LOOKED in one}
 
     def note(self, run_id: str, document: Mapping[str, Any], path: str) -> None:
         """A document as an artifact of a run."""
-        with _reaching(self.uri):
-            self.client.log_dict(run_id, dict(document), path)
+        with self.reached() as client:
+            client.log_dict(run_id, dict(document), path)
 
     def keeps_artifacts(self) -> None:
         """Prove that the artifact store takes a small file, gives it back, and lets it be removed.
 
         Raises: TransientError, TrackingError where it does not.
         """
-        with _reaching(self.uri), tempfile.TemporaryDirectory() as folder:
-            run = self.client.create_run(self.experiment("pareflow-doctor"), run_name="doctor").info
+        with self.reached() as client, tempfile.TemporaryDirectory() as folder:
+            run = client.create_run(self.experiment("pareflow-doctor"), run_name="doctor").info
             try:
-                self.client.log_text(run.run_id, "kept?", "doctor.txt")
-                self.client.download_artifacts(run.run_id, "doctor.txt", folder)
+                client.log_text(run.run_id, "kept?", "doctor.txt")
+                client.download_artifacts(run.run_id, "doctor.txt", folder)
                 store: Any = get_artifact_repository(run.artifact_uri, self.uri)
                 store.delete_artifacts("doctor.txt")
             finally:
-                self.client.delete_run(run.run_id)
+                client.delete_run(run.run_id)
 
     def _run(self, run: Run, key: str, name: str, tags: Mapping[str, str]) -> str:
         """The id of the run with this key in the pipeline's experiment, found or made."""
@@ -539,6 +549,11 @@ def _monitoring(name: str, version: str) -> str:
     return f"monitoring:{name}:{version}"
 
 
+def _unregistered(uri: str) -> InputError:
+    must, found = f"{uri} must be registered", "the registry has no such version"
+    return InputError(must, found, "See `pareflow list versions`")
+
+
 def content_of(package: Path, tags: Mapping[str, str]) -> str:
     """What the tag `CONTENT` of a version with these tags must be, if this is its package."""
     return content_digest(package, int(tags.get(FORMAT_TAG, 1)))
@@ -575,21 +590,15 @@ def variants_registered(uri: str, data_dir: Path) -> dict[str, str]:
 
     Raises: TransientError, TrackingError.
     """
-    asked = Tracker(uri, None, data_dir / "locks")
-    client = MlflowClient(uri, uri)
-    found: dict[str, str] = {}
+    asked = Tracker(uri, None, data_dir / "locks", uri)
     try:
-        with asked.locked("mlflow"), _reaching(uri):
-            page = client.search_model_versions()
-            while True:
-                tagged = (version for version in page if VARIANT in version.tags)
-                found |= {v.tags[VARIANT]: f"models:/{v.name}/{v.version}" for v in tagged}
-                if not page.token:
-                    return found
-                page = client.search_model_versions(page_token=page.token)
+        with asked.locked("mlflow"), asked.reached() as client:
+            versions = all_pages(client.search_model_versions, max_results=10_000)
     except TransientError as error:
         remedy = f"Start it; if it is gone for good, take it out of {data_dir / registries.FILE}"
         raise TransientError(error.must, error.found, f"{remedy}. Nothing was removed") from error
+    tagged = (version for version in versions if VARIANT in version.tags)
+    return {one.tags[VARIANT]: f"models:/{one.name}/{one.version}" for one in tagged}
 
 
 def verdict_of(run: Run, tags: Mapping[str, str], backend: str | None) -> str | None:
@@ -619,6 +628,17 @@ def check_format(version: Version) -> None:
             f"the tags of models:/{version.name}/{version.version} must be of format {FORMAT} or older",
             f"they are of format {version.tags[FORMAT_TAG]}",
             "Install the pareflow that registered it",
+        )
+
+
+def check_ours(version: Version) -> None:
+    """Raises: InputError where pareflow did not register a version, or a newer one did."""
+    check_format(version)
+    if CONTENT not in version.tags:
+        raise InputError(
+            "a version must have been registered by pareflow",
+            f"models:/{version.name}/{version.version} has no tag {CONTENT}",
+            "Register it by `pareflow optimize`",
         )
 
 

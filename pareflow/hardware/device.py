@@ -80,7 +80,7 @@ def _opened(folder: Path, name: str) -> int:
         if not folder.exists():
             folder.mkdir(mode=0o1777, parents=True, exist_ok=True)
             folder.chmod(0o1777)
-        descriptor = _descriptor(folder / name)
+        descriptor = lock_file(folder / name)
     except OSError as error:
         raise _unusable(folder, f"{error.strerror} ({error.filename})") from error
     held = os.fstat(descriptor)
@@ -90,8 +90,11 @@ def _opened(folder: Path, name: str) -> int:
     return descriptor
 
 
-def _descriptor(path: Path) -> int:
-    """Raises: OSError, also where a link lies there: its target is neither opened nor made."""
+def lock_file(path: Path) -> int:
+    """A file to lock, which every user may, opened, and made where it lacks.
+
+    Raises: OSError, also where a link lies there: its target is neither opened nor made.
+    """
     flags = os.O_RDWR | os.O_NOFOLLOW
     with suppress(FileNotFoundError):
         # Without O_CREAT, which kernels refuse on another user's file (fs.protected_regular).

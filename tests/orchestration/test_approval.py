@@ -94,6 +94,18 @@ def test_a_declined_version_stays_challenger_and_is_not_asked_for_again(tracker:
     assert number(tracker, MODEL, "champion") is None
 
 
+def test_a_declined_version_is_not_asked_for_again_by_another_environment(tracker: Tracker) -> None:
+    """As after a patch of the kernel; against another champion it is."""
+    version, champion = challenging(tracker, 2), enter(tracker, 1)
+    asked(tracker, version)
+    decline(tracker, MODEL, "ada", "not before the holidays")
+    with tracker.moving(MODEL):
+        patched = bout(tracker, version, environment="f" * 64)
+        assert file(tracker, patched, 1).reason == "ada declined it: not before the holidays"
+        tracker.set_alias(MODEL, "champion", champion)
+        assert file(tracker, patched, 1).awaiting is not None
+
+
 def test_a_pending_request_keeps_its_time_however_often_a_run_asks(tracker: Tracker) -> None:
     version = challenging(tracker, 1)
     first = asked(tracker, version, hours=1)
@@ -145,6 +157,15 @@ def test_reconcile_ends_the_requests_that_nobody_decided_and_waits_for_no_judge(
     overdue(tracker, version)
     assert expired_approvals(tracker) == [{"name": MODEL, "version": version}]
     assert requests(tracker, MODEL, version)[HERE[:12]].state == "expired"
+
+
+def test_a_request_of_another_form_is_refused_and_says_what_reads_it(tracker: Tracker) -> None:
+    version = challenging(tracker, 1)
+    asked(tracker, version)
+    (request,) = requests(tracker, MODEL, version).values()
+    tracker.tag_version(MODEL, version, request.tag, json.dumps({**asdict(request), "approvers": 2}))
+    with pytest.raises(InputError, match=r"approvers.* Install the pareflow that asked"):
+        expire(tracker, MODEL)
 
 
 def test_a_request_of_an_older_challenger_cannot_be_approved(tracker: Tracker) -> None:

@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from pareflow.errors import TrackingError
 from tasks import owners
 from tasks.heartbeat import owned
-from tasks.ownership import DEAD, FLOW_RUN, OWNER, Owner
+from tasks.ownership import DEAD, FLOW_RUN, OWNED, OWNER, Owner
 from tasks.tracking import Tracker
 from tests.orchestration.conftest import Judged
 
@@ -78,6 +80,40 @@ def test_who_comes_after_a_dead_owner_is_not_taken_for_it(tracker: Tracker, pare
             next_one.check_alive()
             with pytest.raises(TrackingError, match="declared dead"):
                 late.check_alive()
+
+
+def owners_of(tracker: Tracker, run_id: str) -> set[Owner]:
+    """As reconcile finds them."""
+    return {owner for run in owners.owned_runs(tracker) if run.run_id == run_id for owner in run.beats}
+
+
+def test_a_run_that_is_taken_up_while_a_dead_owner_is_removed_goes_on(
+    tracker: Tracker, parent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead, next_one, read = Owner.new(None), Owner.new(None), MlflowClient.get_run
+
+    def meanwhile(client: MlflowClient, run_id: str) -> Run:
+        found = read(client, run_id)
+        monkeypatch.setattr(MlflowClient, "get_run", read)
+        owners.take(tracker, parent, next_one)
+        return found
+
+    owners.take(tracker, parent, dead)
+    monkeypatch.setattr(MlflowClient, "get_run", meanwhile)
+    owners.declare_dead(tracker, parent, dead)
+    assert (status(tracker, parent), owners_of(tracker, parent)) == ("RUNNING", {next_one})
+    owners.leave(tracker, parent, next_one)
+    assert status(tracker, parent) == "KILLED"
+
+
+def test_who_beats_is_found_again_as_an_owner(tracker: Tracker, parent: str) -> None:
+    owner = Owner.new(None)
+    owners.take(tracker, parent, owner)
+    tracker.client.delete_tag(parent, OWNED)
+    assert owners_of(tracker, parent) == set()
+    assert owners.beat(tracker, parent, owner, 1)
+    assert owners_of(tracker, parent) == {owner}
+    owners.leave(tracker, parent, owner)
 
 
 def test_a_run_is_found_by_the_flow_runs_that_worked_on_it(tracker: Tracker, parent: str) -> None:

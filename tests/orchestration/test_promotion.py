@@ -21,8 +21,9 @@ from pareflow.errors import InputError, StepFailedError, TrackingError, Transien
 from pareflow.sla import LoadClause, SizeClause
 from pareflow.stages.promotion import against_champion
 from pareflow.stages.run import Row, Run
-from tasks import audit
+from tasks import audit, steps
 from tasks.promotion import Promotion, challenge, promote, promote_challenger, roll_back
+from tasks.serving import plan_tag
 from tasks.tracking import CONTENT, Tracker, verdict_of
 from tests.orchestration.conftest import CHECKOUT, Judged, judge, trigger_of
 
@@ -272,6 +273,33 @@ def test_a_damaged_champion_can_be_passed_over(
         assert (stays.alias, "--over-champion" in stays.reason) == ("challenger", True)
     moved = promote(tracker, judged.run, challenger, judged.int8, by="ada", reason="by hand", over=True)
     assert (moved.alias, "was passed over" in moved.reason) == ("champion", True)
+
+
+@pytest.mark.parametrize("promotion", ["manual", "automatic"])
+def test_a_run_leaves_a_challenger_where_the_files_of_the_champion_are_gone(
+    promotion: str, tracker: Tracker, judged: Judged, reigning: tuple[str, str], tmp_path: Path
+) -> None:
+    """And its thresholds with them. What then says that it cannot be judged names the way out."""
+    champion, challenger = reigning
+    content = tracker.version("images", champion).tags[CONTENT][:16]
+    (folder,) = Path(str(tracker.artifacts)).rglob(content)
+    shutil.rmtree(folder)
+    tracker.tag_version("images", champion, plan_tag("onnxruntime"), "{}")
+    shutil.copytree(judged.run.data_dir / "store", tmp_path / "store")
+    spec = judged.run.spec.model_copy(update={"promotion": promotion})
+    run = dataclasses.replace(judged.run, data_dir=tmp_path, spec=spec)
+    parent = tracker.begin(run)
+    if promotion == "manual":
+        document = steps.register.fn(run, tracker, parent, judged.int8)
+        assert document is not None
+        assert (document["version"], document["alias"]) == (challenger, "challenger")
+        assert "thresholds of version 1's plan were not calibrated again" in document["thresholds"]
+    else:
+        with pytest.raises(TrackingError, match="pareflow promote images --over-champion"):
+            steps.register.fn(run, tracker, parent, judged.int8)
+    assert aliases(tracker) == {"champion": champion, "challenger": challenger}
+    moved = promote_challenger(tracker, run, by="ada", reason="by hand", over=True)
+    assert (moved["version"], moved["alias"]) == (challenger, "champion")
 
 
 @pytest.mark.parametrize(

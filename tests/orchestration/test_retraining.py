@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -132,6 +133,19 @@ def test_the_original_of_the_same_training_loses_nothing_to_its_own_export(
     assert found["drop"]["estimate"] == 0
     assert found["decision"] == "promote"
     assert beside_champion(tracker, judged.run, None) is None
+
+
+def test_a_champion_that_is_damaged_is_told_and_ends_no_retraining(tracker: Tracker, judged: Judged) -> None:
+    version = champion_of(tracker, judged, judged.int8)
+    for model in Path(str(tracker.artifacts)).rglob("package/artifact/*.onnx"):
+        model.write_bytes(b"noise")
+    found = beside_champion(tracker, judged.run, version)
+    assert found is not None
+    assert (found["decision"], "as it was packaged" in found["reason"]) == (None, True)
+    shutil.rmtree(str(tracker.artifacts))
+    found = beside_champion(tracker, judged.run, version)
+    assert found is not None
+    assert (found["decision"], "downloading" in found["reason"]) == (None, True)
 
 
 def test_a_pipeline_with_mistakes_is_refused_before_anything_starts(

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pareflow.errors import StoreError
 from pareflow.serving.executable import Release
 from pareflow.serving.plan import ServingPlan
 from pareflow.stages.run import Row
@@ -375,6 +376,25 @@ def test_a_full_disk_keeps_no_server_from_following_its_alias(
     assert last is not None
     for release in (now, last):
         assert (release, release.judged, release.registered) == (now, "promote", True)
+
+
+def test_a_lock_that_cannot_be_made_keeps_no_server_from_answering(
+    register: Register,
+    judged: Judged,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def unmade(*_: object) -> None:
+        raise StoreError("the locks must be there", "Read-only file system", "Name another with --data-dir")
+
+    version = register(judged.fp32)
+    package = RegistrySource(CHAMPION, tmp_path).current().package
+    package.with_name("last.json").unlink()
+    monkeypatch.setattr("tasks.serving.flocked", unmade)
+    source = RegistrySource(CHAMPION, tmp_path)
+    assert [source.current().version for _ in range(2)] == [version] * 2
+    assert caplog.text.count("Read-only file system") == 1
 
 
 def test_old_copies_go_when_a_new_version_comes(register: Register, judged: Judged, tmp_path: Path) -> None:

@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 
-from pareflow.errors import TrackingError, TransientError
-from pareflow.serving.model import PackagedModel
+from pareflow.errors import InputError, TrackingError, TransientError
+from pareflow.gate import Check, Verdict
+from pareflow.serving.model import PackagedModel, verified
+from pareflow.serving.request_log import Exchange
 from pareflow.stages.registration import content_digest
-from tasks import tracking
+from tasks import registries, tracking
+from tasks.approval import Request
 from tasks.collecting import registered
 from tasks.copying import copy
 from tasks.promotion import as_registered
@@ -29,6 +32,7 @@ from tests.orchestration.conftest import CHECKOUT, PATIENCE_SECONDS, Judged
 BEGIN = """
 import os, sys, traceback
 from pathlib import Path
+from tasks.approval import Request
 from tasks.collecting import registered
 from tasks.tracking import Tracker
 
@@ -130,6 +134,14 @@ def test_content_that_another_machine_registers_too_keeps_where_it_came_from(
     assert {tag.split(".")[1] for tag in told} == {"verdict", "sla"}
     registered(config=Path("/moved/pipeline.yaml"))
     assert tracker.version("images", "1").tags[CONFIG] == "/moved/pipeline.yaml"
+
+
+@pytest.mark.parametrize("number", ["7", "seven"])
+def test_a_version_that_is_not_there_is_the_askers_mistake(tracker: Tracker, number: str) -> None:
+    tracker.client.create_registered_model("images")
+    for name in ("images", "nothing"):
+        with pytest.raises(InputError, match=f"models:/{name}/{number} must be registered"):
+            tracker.version(name, number)
 
 
 def test_every_page_of_a_registry_is_listed_with_its_aliases(tracker: Tracker) -> None:
@@ -297,3 +309,33 @@ def test_what_a_registry_holds_is_known_when_the_environment_names_it_no_more(
     elsewhere.register(judged.run, elsewhere.begin(judged.run), judged.package(judged.int8), judged.int8)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert registered(tmp_path / "data") == {judged.int8.id: "models:/images/1"}
+
+
+def test_an_embedded_mlflow_behind_a_link_is_asked_once(judged: Judged, tmp_path: Path) -> None:
+    """Its address is the one that the data folder is known by."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mlflow").symlink_to(tmp_path / "elsewhere")
+    tracker = Tracker.open(tmp_path / "data")
+    tracker.register(judged.run, tracker.begin(judged.run), judged.package(judged.int8), judged.int8)
+    assert registries.known(tmp_path / "data") == [tracker.uri]
+    assert registered(tmp_path / "data") == {judged.int8.id: "models:/images/1"}
+
+
+def test_who_changes_what_is_kept_thinks_of_the_pareflow_that_reads_it(judged: Judged) -> None:
+    """An older one passes over a key that it does not know: where it must not, raise `FORMAT`. Of a request,
+    approved or kept, it knows every key, or refuses it."""
+
+    def keys(kind: type[Any]) -> str:
+        return " ".join(field.name for field in dataclasses.fields(kind))
+
+    document = verified(judged.package(judged.int8))
+    assert (FORMAT, " ".join(sorted(document))) == (
+        3,
+        "backend data_digest environment files judged_batch_size pipeline recipe requirements run samples "
+        "seed variant verdict workload workload_digest",
+    )
+    assert keys(Verdict) == "variant environment decision checks"
+    assert keys(Check) == "clause limit estimate low high decision reason samples confidence more_samples"
+    assert keys(Request) == "environment champion reason verdict asked expires state by why"
+    assert keys(Exchange) == "id model version answered_s inputs outputs digests"

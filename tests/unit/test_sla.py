@@ -408,6 +408,13 @@ def test_verdict_comes_back_from_json(good: Evidence) -> None:
     assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
 
 
+def test_what_a_newer_pareflow_says_in_a_verdict_is_left_out(good: Evidence) -> None:
+    verdict = judge(SLA.model_validate({"size": {"max_mib": 5}}), good)
+    document = verdict.to_json()
+    newer = {**document, "new": 1, "checks": [{**check, "new": 1} for check in document["checks"]]}
+    assert Verdict.from_json(newer) == verdict
+
+
 @pytest.mark.parametrize(
     ("baseline_ms", "least_gain", "decision"),
     [(0.98, 1.0, "reject"), (0.98, 0.95, "promote"), (0.90, 0.95, "reject"), (1.0, 1.0, "promote")],
