@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pareflow import store
 from pareflow.errors import InputError, PareflowError
 from pareflow.serving.executable import Release
@@ -82,9 +84,22 @@ def keep_plan(tracker: Tracker, name: str, version: str, backend: str | None, pl
 
 
 def plan_of(version: Version, backend: str | None) -> ServingPlan | None:
-    """The plan that is kept with a version, which this backend runs, for this environment; or None."""
+    """The plan that is kept with a version, which this backend runs, for this environment; None where there is
+    none, or none that can be read here."""
     told = version.tags.get(plan_tag(backend))
-    return None if told is None else ServingPlan.model_validate_json(told)
+    return None if told is None else _read_plan(told, version.name, str(version.version))
+
+
+@functools.cache
+def _read_plan(told: str, name: str, number: str) -> ServingPlan | None:
+    """None where another pareflow kept it, with settings that this one does not take, which is told once."""
+    try:
+        return ServingPlan.model_validate_json(told)
+    except ValidationError as error:
+        problems = "; ".join(one["msg"] for one in error.errors())
+        words = "the plan kept with version %s of %s cannot be read here (%s): served without"
+        log.warning(words, number, name, problems)
+        return None
 
 
 class RegistrySource:
@@ -189,11 +204,12 @@ class RegistrySource:
         told = self._told().get(self._uri)
         if told is None:
             return None
-        plan = None if told["plan"] is None else ServingPlan(**told["plan"])
+        kept = told["plan"]
+        plan = None if kept is None else _read_plan(json.dumps(kept), self.name, told["version"])
         # The folder may have come from another machine, or a runtime may be another one now.
         judged = told.get("judged", {}).get(here(told.get("backend"))[:12])
-        kept = self._folder / told["package"]
-        return Release(self.name, told["version"], kept, plan, judged, registered=True)
+        package = self._folder / told["package"]
+        return Release(self.name, told["version"], package, plan, judged, registered=True)
 
     def _fetch(self, tracker: Tracker, version: Version, kept: Path) -> None:
         """Download beside the place, verify, and move there whole. Raises: InputError."""
