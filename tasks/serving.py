@@ -36,7 +36,7 @@ from tasks.tracking import (
 
 log = logging.getLogger("pareflow.serving")
 
-LAST = "last.json"
+LAST, PLAN = "last.json", "pareflow.plan."
 KEPT_DAYS = 30.0
 """So long a copy stays that no alias and no server needs."""
 TAGS_S = 5.0
@@ -69,7 +69,7 @@ def check_kept(target: str, to: Path | None, *, register: bool) -> None:
 def plan_tag(backend: str | None) -> str:
     """The tag of a plan for what this backend runs carries the environment that it was tuned in: elsewhere it
     does not hold (law 8)."""
-    return f"pareflow.plan.{here(backend)[:12]}"
+    return f"{PLAN}{here(backend)[:12]}"
 
 
 def register_plan(data_dir: Path, release: Release, plan: ServingPlan) -> None:
@@ -84,8 +84,8 @@ def keep_plan(tracker: Tracker, name: str, version: str, backend: str | None, pl
 
 
 def plan_of(version: Version, backend: str | None) -> ServingPlan | None:
-    """The plan that is kept with a version, which this backend runs, for this environment; None where there is
-    none, or none that can be read here."""
+    """The plan that is kept with a version, which this backend runs, for this environment; None where there
+    is none, or none that can be read here."""
     told = version.tags.get(plan_tag(backend))
     return None if told is None else _read_plan(told, version.name, str(version.version))
 
@@ -120,6 +120,7 @@ class RegistrySource:
         self._versions: dict[str, tuple[float, Version]] = {}
         self._judged: dict[Path, tuple[str | None, str]] = {}
         self._unnoted = ""
+        self._elsewhere: set[str] = set()
 
     def current(self) -> Release:
         """Raises: TransientError, TrackingError; InputError where it is not there, or damaged."""
@@ -189,8 +190,23 @@ class RegistrySource:
         self._verified[role] = kept  # whoever opens it verifies it again: here it is asked every second
         backend, where = self._where_judged(kept)
         judged = version.tags.get(verdict_tag_of(where))
-        plan = plan_of(version, backend)
+        plan = self._plan_of(version, backend)
         return Release(self.name, str(version.version), kept, plan, judged, registered=True)
+
+    def _plan_of(self, version: Version, backend: str | None) -> ServingPlan | None:
+        """As `plan_of`; that there are only plans of other environments, as after an update, is told once."""
+        number = str(version.version)
+        if plan_tag(backend) in version.tags or not any(tag.startswith(PLAN) for tag in version.tags):
+            return plan_of(version, backend)
+        if number not in self._elsewhere:
+            self._elsewhere.add(number)
+            log.warning(
+                "version %s of %s has plans of other environments only: without --plan it is served by "
+                "the default; `pareflow tune` or `calibrate` makes one here",
+                number,
+                self.name,
+            )
+        return None
 
     def _where_judged(self, package: Path) -> tuple[str | None, str]:
         """What runs a package, and the environment that verdicts on it belong to here: read once, since both

@@ -47,7 +47,7 @@ Registered = Callable[..., Registry]
 
 @pytest.fixture
 def registered(packaged: Packaged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registered:
-    """A registry of the data folder `tmp_path`, whose versions lie there whole: their tags, in their order."""
+    """A registry of versions that lie whole in the data folder `tmp_path`, by the tags of each."""
 
     def made(*tags: dict[str, str]) -> Registry:
         found = {}
@@ -93,3 +93,19 @@ def test_a_plan_that_was_noted_and_cannot_be_read_here_is_left_out_without_the_r
     last = champion(tmp_path).last()
     assert last is not None
     assert (last.package, last.plan) == (release.package, None)
+
+
+def test_that_a_version_has_plans_of_other_environments_only_is_told_once(
+    registered: Registered, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after an update of the kernel, of Python, or of what runs it (law 8)."""
+    elsewhere = {"pareflow.plan.000000000000": '{"sessions": 2}'}
+    registry = registered(elsewhere, {**elsewhere, plan_tag(BACKEND): '{"sessions": 3}'}, {})
+    source = champion(tmp_path)
+    assert [source.current().plan for _ in range(2)] == [None, None]
+    for number in ("2", "3"):
+        registry.champion = number
+        source.current()
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert told[0].startswith("version 1 of images has plans of other environments only")
