@@ -220,10 +220,11 @@ class RegistrySource:
         told = self._told().get(self._uri)
         if told is None:
             return None
-        kept = told["plan"]
-        plan = None if kept is None else _read_plan(json.dumps(kept), self.name, told["version"])
         # The folder may have come from another machine, or a runtime may be another one now.
-        judged = told.get("judged", {}).get(here(told.get("backend"))[:12])
+        where = here(told.get("backend"))[:12]
+        kept = told.get("plans", {}).get(where)
+        plan = None if kept is None else _read_plan(json.dumps(kept), self.name, told["version"])
+        judged = told.get("judged", {}).get(where)
         package = self._folder / told["package"]
         return Release(self.name, told["version"], package, plan, judged, registered=True)
 
@@ -272,14 +273,14 @@ class RegistrySource:
 
     def _note(self, release: Release) -> None:
         """Raises: OSError."""
-        plan = None if release.plan is None else release.plan.to_json()
         backend, where = self._where_judged(release.package)
+        plans = {} if release.plan is None else {where[:12]: release.plan.to_json()}
         judged = {} if release.judged is None else {where[:12]: release.judged}
         told = {
             "version": release.version,
             "package": release.package.name,
             "backend": backend,
-            "plan": plan,
+            "plans": plans,
             "judged": judged,
         }
         if self._told().get(self._uri) != told:

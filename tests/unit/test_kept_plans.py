@@ -109,3 +109,16 @@ def test_that_a_version_has_plans_of_other_environments_only_is_told_once(
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 1
     assert told[0].startswith("version 1 of images has plans of other environments only")
+
+
+def test_what_was_noted_of_another_environment_is_not_taken_without_the_registry(
+    registered: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runtime was updated while the registry is away (law 8)."""
+    registered({plan_tag(BACKEND): '{"sessions": 2}'})
+    current = champion(tmp_path).current()
+    assert champion(tmp_path).last() == current
+    monkeypatch.setattr("tasks.serving.here", lambda backend: "another environment")
+    last = champion(tmp_path).last()
+    assert last is not None
+    assert (last.version, last.plan, last.judged) == ("1", None, None)
