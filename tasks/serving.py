@@ -284,7 +284,7 @@ class RegistrySource:
             "judged": judged,
         }
         if self._told().get(self._uri) != told:
-            with flocked(self._folder, "copies"):  # other servers of this folder note theirs in the same file
+            with flocked(self._folder, "last"):  # other servers of this folder note theirs in the same file
                 store.replace(self._folder / LAST, json.dumps({**self._told(), self._uri: told}, indent=1))
 
     def _told(self) -> dict[str, Any]:

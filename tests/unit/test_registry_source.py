@@ -1,7 +1,8 @@
-"""Plans that are kept with versions in the registry: of another pareflow, of another environment."""
+"""Versions out of the registry: plans of other pareflows and environments, and who waits for whom."""
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 
 from pareflow.serving.executable import Release
+from tasks.locking import flocked
 from tasks.serving import RegistrySource, plan_tag
 from tasks.thresholds import calibrate_again
 from tasks.tracking import CONTENT
 from tests.unit.conftest import Packaged
 
 BACKEND = "onnxruntime"
+PATIENCE_S = 20.0
 UNREADABLE = '{"policies": [{"dynamic_batching": {"new_key": 1}}]}'
 
 
@@ -122,3 +125,19 @@ def test_what_was_noted_of_another_environment_is_not_taken_without_the_registry
     last = champion(tmp_path).last()
     assert last is not None
     assert (last.version, last.plan, last.judged) == ("1", None, None)
+
+
+def test_a_version_that_is_here_whole_waits_for_no_download_of_another(
+    registered: Registered, tmp_path: Path
+) -> None:
+    """As on the way back to it: what is served is noted under a lock of its own."""
+    registry = registered({}, {})
+    source = champion(tmp_path)
+    source.current()
+    registry.champion = "2"
+    with ThreadPoolExecutor(1) as pool, flocked(tmp_path / "served" / "images", "copies"):
+        found = pool.submit(source.current)
+        assert found.result(PATIENCE_S).version == "2"
+    last = champion(tmp_path).last()
+    assert last is not None
+    assert last.version == "2"
