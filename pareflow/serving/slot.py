@@ -9,11 +9,11 @@ import logging
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from pareflow.errors import PareflowError, TrackingError, TransientError
+from pareflow.errors import InputError, PareflowError, TrackingError, TransientError
 from pareflow.hardware import memory
 from pareflow.serving.background import in_background
 from pareflow.serving.beside import Beside
@@ -238,8 +238,18 @@ class Slot:
             self._tell(what, f"the {what} version is refused, and {version} stays: {kind}{error}")
 
     def _current(self) -> dict[str, Release]:
-        """What should answer now, by the name of the tier. Raises: as `Source.current`."""
-        return self._with_tiers(self.source.current())
+        """What should answer now, by the name of the tier; where a tier of its own plan is gone, it answers
+        without that plan. Raises: as `Source.current`."""
+        main = self.source.current()
+        try:
+            releases = self._with_tiers(main)
+        except InputError as error:
+            if self.plan is not None:
+                raise
+            self._tell("plan", f"version {main.version} of {main.name} is served without its plan: {error}")
+            return {"": replace(main, plan=None)}
+        self._troubles.pop("plan", None)
+        return releases
 
     def _with_tiers(self, main: Release) -> dict[str, Release]:
         """A version and the tiers of its own plan, as they should be now. Raises: as `Source.current`."""

@@ -283,3 +283,24 @@ def test_a_tier_that_is_not_there_refuses_a_challenger_and_a_registry_that_is_aw
         await slot.close()
 
     asyncio.run(scenario())
+
+
+def test_a_version_whose_own_plan_names_a_tier_that_is_gone_is_followed_without_it(
+    two: tuple[Release, Release], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rollback must arrive; a plan that was named for the server holds or fails."""
+    first, second = two
+    source, gone = Shelf(first), Shelf(InputError("it must be registered", "it is not", "Name another"))
+
+    async def scenario() -> None:
+        slot = Slot(source, None, Metrics(), lambda _: gone, standby=False)
+        slot.start()
+        for _ in range(2):
+            await look(slot, source, release=replace(second, plan=tiered("one")))
+        assert slot.hosted.release == second
+        await slot.close()
+
+    asyncio.run(scenario())
+    assert caplog.text.count("version 2 of images is served without its plan: it must be registered") == 1
+    with pytest.raises(InputError, match="it must be registered"):
+        Slot(source, tiered("one"), Metrics(), lambda _: gone)
