@@ -337,6 +337,8 @@ class Slot:
         before, after = self.hosted, self.beside.taken(releases)
         if after is None:
             after = await self._ready("new", releases)
+            if not await self._still(releases, after):
+                return
         self._hears(after, releases[""])
         self._answers(after)
         self._tell_of_plans(before.release, after.release)
@@ -344,6 +346,20 @@ class Slot:
             await self.beside.keep(before)
         else:
             self._retire(before)
+
+    async def _still(self, releases: Mapping[str, Release], made: Hosted) -> bool:
+        """Whether these should still answer, which took a while to open; if not, what was made is let go of,
+        and the next look decides. Where the registry is away, what it said before holds."""
+        try:
+            wanted = await in_background(self._current)
+        except (TransientError, TrackingError):
+            return True
+        except BaseException:
+            self._retire(made)
+            raise
+        if wanted != releases:
+            self._retire(made)
+        return wanted == releases
 
     def _tell_of_plans(self, before: Release, after: Release) -> None:
         if self.plan is None and before.plan is not None and after.plan is None:
