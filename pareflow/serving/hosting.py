@@ -123,14 +123,16 @@ class Hosted:
                 self._idle.set()
 
     async def retire(self, *, for_good: bool = False) -> None:
-        """Close it once nobody waits for an answer of it any more; for good, what it kept is removed too."""
+        """Close it, whatever its stores do, once nobody waits for an answer of it any more; for good, what it
+        kept is removed too. In a store that is away it stays: no other version finds it."""
         await self._idle.wait()
-        for endpoint in (self.endpoint, *self.endpoint.tiers.values()):
-            if for_good:
-                with suppress(StoreError):  # a store that is away: what it keeps is found by no other version
-                    await endpoint.flush()
-            await endpoint.close()
-        await asyncio.to_thread(self.close)
+        try:
+            for endpoint in (self.endpoint, *self.endpoint.tiers.values()):
+                for upkeep in (endpoint.flush, endpoint.close) if for_good else (endpoint.close,):
+                    with suppress(StoreError):
+                        await upkeep()
+        finally:
+            await asyncio.to_thread(self.close)
 
     def close(self) -> None:
         """Close what was opened: for one that was never started. It blocks."""

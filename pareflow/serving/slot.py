@@ -198,9 +198,10 @@ class Slot:
         if self._tending is not None:
             self._tending.cancel()
             await asyncio.gather(self._tending, return_exceptions=True)
-        await self.beside.close()
-        await self.hosted.retire()
-        await asyncio.gather(*self._retiring)
+        try:
+            await self.beside.close()
+        finally:
+            await asyncio.gather(self.hosted.retire(), *self._retiring)
 
     def observed(self) -> dict[str, Any]:
         """What stands here, and what was seen of the challenger: for who decides about it."""
