@@ -103,9 +103,9 @@ def _folder(target: str) -> Source:
     return FolderSource(Path(target))
 
 
-async def _let_go(hosted: Hosted) -> None:
+async def _let_go(hosted: Hosted, others: Callable[[], tuple[Hosted, ...]]) -> None:
     """Close a version that is no longer served, and give back its memory."""
-    await hosted.retire(for_good=True)
+    await hosted.retire(others)
     del hosted
     await asyncio.to_thread(memory.give_back)
 
@@ -161,6 +161,11 @@ class Slot:
         """The version that answers, and the previous one where it stands ready, for who names it."""
         standby = self.beside.standby
         return (self.hosted,) if standby is None else (self.hosted, standby)
+
+    @property
+    def _standing(self) -> tuple[Hosted, ...]:
+        """All that is loaded here."""
+        return self.loaded if self.trial is None else (*self.loaded, self.trial.challenger)
 
     def start(self) -> None:
         """Put the policies in place; call it in the event loop.
@@ -373,7 +378,7 @@ class Slot:
             )
 
     def _retire(self, hosted: Hosted) -> None:
-        task = asyncio.create_task(_let_go(hosted))
+        task = asyncio.create_task(_let_go(hosted, lambda: self._standing))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
