@@ -6,14 +6,17 @@ challenger, while it is tried on a share of the traffic.
 
 import asyncio
 import logging
+import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from pareflow.errors import InputError, PareflowError, TrackingError, TransientError
+from pareflow.compiler.worker import Worker
+from pareflow.errors import InputError, PareflowError, TimedOutError, TrackingError, TransientError
 from pareflow.hardware import memory
 from pareflow.serving.background import in_background
 from pareflow.serving.beside import Beside
@@ -29,8 +32,10 @@ from pareflow.serving.trial import Trial
 
 log = logging.getLogger("pareflow.serving")
 
+OPENS_S = 600.0
+"""The longest that opening a version may take."""
 AGAIN_S = 60.0
-"""After which a version that could not be opened is tried again."""
+"""After which a version that could not be opened is tried again; not one that hung, whose memory is held."""
 _SAID: Mapping[Standing, tuple[int, str]] = {
     "elsewhere": (
         logging.WARNING,
@@ -310,21 +315,30 @@ class Slot:
             made = await self._made(releases, apart=apart)
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # they hold what was opened
-            self._refusals[what] = _Refusal(releases, judged, error, time.monotonic() + AGAIN_S)
+            again = math.inf if isinstance(error, TimedOutError) else time.monotonic() + AGAIN_S
+            self._refusals[what] = _Refusal(releases, judged, error, again)
             raise
         self._refusals.pop(what, None)
         return made
 
     async def _made(self, releases: Mapping[str, Release], *, apart: bool) -> Hosted:
-        """The same, whatever was refused before. Raises: what opening it does, once all is closed again."""
-        made = await asyncio.to_thread(lambda: self._opened(releases, apart=apart))
+        """The same, whatever was refused before. Raises: what opening it does, once all is closed again;
+        TimedOutError where it hangs: what it then holds is closed if it ever ends."""
+        workers = list[Worker]()
+        opening = partial(self._opened, releases, workers if apart else None)
+        try:
+            made = await in_background(opening, OPENS_S, Hosted.close)
+        except BaseException:
+            for worker in workers:
+                worker.kill()
+            raise
         try:
             return made.started()
         except BaseException:
             await asyncio.to_thread(made.close)
             raise
 
-    def _opened(self, releases: Mapping[str, Release], *, apart: bool = False) -> Hosted:
+    def _opened(self, releases: Mapping[str, Release], apart: list[Worker] | None = None) -> Hosted:
         hosted = opened(releases, self._plan_of(releases[""]), apart=apart, models=self._models)
         try:
             hosted.standing = standing(hosted.main, self._unjudged)
