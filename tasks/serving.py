@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pareflow import store
 from pareflow.errors import InputError, PareflowError, StoreError
 from pareflow.serving.executable import Release
@@ -34,7 +36,7 @@ from tasks.tracking import (
 
 log = logging.getLogger("pareflow.serving")
 
-LAST = "last.json"
+LAST, PLAN = "last.json", "pareflow.plan."
 KEPT_DAYS = 30.0
 """So long a copy stays that no alias and no server needs."""
 TAGS_S = 5.0
@@ -67,7 +69,7 @@ def check_kept(target: str, to: Path | None, *, register: bool) -> None:
 def plan_tag(backend: str | None) -> str:
     """The tag of a plan for what this backend runs carries the environment that it was tuned in: elsewhere it
     does not hold (law 8)."""
-    return f"pareflow.plan.{here(backend)[:12]}"
+    return f"{PLAN}{here(backend)[:12]}"
 
 
 def register_plan(data_dir: Path, release: Release, plan: ServingPlan) -> None:
@@ -82,9 +84,22 @@ def keep_plan(tracker: Tracker, name: str, version: str, backend: str | None, pl
 
 
 def plan_of(version: Version, backend: str | None) -> ServingPlan | None:
-    """The plan that is kept with a version, which this backend runs, for this environment; or None."""
+    """The plan that is kept with a version, which this backend runs, for this environment; None where there
+    is none, or none that can be read here."""
     told = version.tags.get(plan_tag(backend))
-    return None if told is None else ServingPlan.model_validate_json(told)
+    return None if told is None else _read_plan(told, version.name, str(version.version))
+
+
+@functools.cache
+def _read_plan(told: str, name: str, number: str) -> ServingPlan | None:
+    """None where another pareflow kept it, with settings that this one does not take, which is told once."""
+    try:
+        return ServingPlan.model_validate_json(told)
+    except ValidationError as error:
+        problems = "; ".join(one["msg"] for one in error.errors())
+        words = "the plan kept with version %s of %s cannot be read here (%s): served without"
+        log.warning(words, number, name, problems)
+        return None
 
 
 class RegistrySource:
@@ -105,6 +120,7 @@ class RegistrySource:
         self._versions: dict[str, tuple[float, Version]] = {}
         self._judged: dict[Path, tuple[str | None, str]] = {}
         self._unnoted = ""
+        self._elsewhere: set[str] = set()
 
     def current(self) -> Release:
         """Raises: TransientError, TrackingError; InputError where it is not there, or damaged."""
@@ -174,8 +190,23 @@ class RegistrySource:
         self._verified[role] = kept  # whoever opens it verifies it again: here it is asked every second
         backend, where = self._where_judged(kept)
         judged = version.tags.get(verdict_tag_of(where))
-        plan = plan_of(version, backend)
+        plan = self._plan_of(version, backend)
         return Release(self.name, str(version.version), kept, plan, judged, registered=True)
+
+    def _plan_of(self, version: Version, backend: str | None) -> ServingPlan | None:
+        """As `plan_of`; that there are only plans of other environments, as after an update, is told once."""
+        number = str(version.version)
+        if plan_tag(backend) in version.tags or not any(tag.startswith(PLAN) for tag in version.tags):
+            return plan_of(version, backend)
+        if number not in self._elsewhere:
+            self._elsewhere.add(number)
+            log.warning(
+                "version %s of %s has plans of other environments only: without --plan it is served by "
+                "the default; `pareflow tune` or `calibrate` makes one here",
+                number,
+                self.name,
+            )
+        return None
 
     def _where_judged(self, package: Path) -> tuple[str | None, str]:
         """What runs a package, and the environment that verdicts on it belong to here: read once, since both
@@ -189,11 +220,13 @@ class RegistrySource:
         told = self._told().get(self._uri)
         if told is None:
             return None
-        plan = None if told["plan"] is None else ServingPlan(**told["plan"])
         # The folder may have come from another machine, or a runtime may be another one now.
-        judged = told.get("judged", {}).get(here(told.get("backend"))[:12])
-        kept = self._folder / told["package"]
-        return Release(self.name, told["version"], kept, plan, judged, registered=True)
+        where = here(told.get("backend"))[:12]
+        kept = told.get("plans", {}).get(where)
+        plan = None if kept is None else _read_plan(json.dumps(kept), self.name, told["version"])
+        judged = told.get("judged", {}).get(where)
+        package = self._folder / told["package"]
+        return Release(self.name, told["version"], package, plan, judged, registered=True)
 
     def _fetch(self, tracker: Tracker, version: Version, kept: Path) -> None:
         """Download beside the place, verify, and move there whole. Raises: InputError."""
@@ -240,18 +273,18 @@ class RegistrySource:
 
     def _note(self, release: Release) -> None:
         """Raises: OSError."""
-        plan = None if release.plan is None else release.plan.to_json()
         backend, where = self._where_judged(release.package)
+        plans = {} if release.plan is None else {where[:12]: release.plan.to_json()}
         judged = {} if release.judged is None else {where[:12]: release.judged}
         told = {
             "version": release.version,
             "package": release.package.name,
             "backend": backend,
-            "plan": plan,
+            "plans": plans,
             "judged": judged,
         }
         if self._told().get(self._uri) != told:
-            with flocked(self._folder, "copies"):  # other servers of this folder note theirs in the same file
+            with flocked(self._folder, "last"):  # other servers of this folder note theirs in the same file
                 store.replace(self._folder / LAST, json.dumps({**self._told(), self._uri: told}, indent=1))
 
     def _told(self) -> dict[str, Any]:

@@ -22,10 +22,11 @@ _FOLDERS = (Path(workers.__path__[0]), Path(__file__).parent, Path(str(pareflow.
 
 
 class ModelApart(PackagedModel):
-    """A package, opened; its sessions are processes. Raises: CrashedError, StepFailedError; InputError."""
+    """A package, opened; its sessions are processes, which are added to `begun`: who gives up on opening it
+    can end them. Raises: CrashedError, StepFailedError; InputError."""
 
-    def __init__(self, folder: Path) -> None:
-        self._workers: list[Worker] = []
+    def __init__(self, folder: Path, begun: list[Worker]) -> None:
+        self._workers = begun
         super().__init__(folder)
 
     def load_session(self) -> Session:

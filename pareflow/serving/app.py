@@ -164,9 +164,11 @@ class App:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(slot.close() for slot in slots))
-        if self._requests is not None:
-            await asyncio.to_thread(self._requests.close)
+        try:
+            await asyncio.gather(*(slot.close() for slot in slots))
+        finally:
+            if self._requests is not None:
+                await asyncio.to_thread(self._requests.close)
 
     def _told(self, route: str, answer: Answer) -> Answer:
         """The route, counted, timed from when the request is whole, its errors in the protocol's form."""

@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pareflow.compiler.worker import Worker
 from pareflow.hardware import probe
 from pareflow.measurement import Ran
 from pareflow.runtime.endpoint import Endpoint
-from pareflow.runtime.pool import SessionPool
+from pareflow.runtime.pool import THREADS, SessionPool
 from pareflow.serving import protocol
 from pareflow.serving.apart import ModelApart
 from pareflow.serving.model import PackagedModel
@@ -92,13 +93,17 @@ class Opened(Protocol):
 class Executable:
     """A release and its sessions, of one of so many `models` that share the machine. Making it blocks.
 
-    `apart`: its network runs in a process of its own, which may crash or hang and harms nobody.
+    `apart`: its network runs in a process of its own, which is added there; it may crash or hang and harms
+    nobody.
     Raises: InputError where a file is not what was packaged; BadOutputError where it answers otherwise here.
     """
 
-    def __init__(self, release: Release, plan: ServingPlan, *, apart: bool = False, models: int = 1) -> None:
-        self.release, self.apart = release, apart
-        self.model = ModelApart(release.package) if apart else PackagedModel(release.package)
+    def __init__(
+        self, release: Release, plan: ServingPlan, *, apart: list[Worker] | None = None, models: int = 1
+    ) -> None:
+        self.release, self.apart = release, apart is not None
+        package = release.package
+        self.model = PackagedModel(package) if apart is None else ModelApart(package, apart)
         self.model.check_golden()
         self.ran: Ran = self.model.session.ran()
         self.inputs, self.outputs = described(self.model)
@@ -147,7 +152,7 @@ class Executable:
 
         on_cpu = self.ran.device.lower() == "cpu"
         abreast = len(probe.cores()) if on_cpu else 1  # a GPU captures one graph at a time
-        with ThreadPoolExecutor(abreast) as pool:
+        with ThreadPoolExecutor(abreast, thread_name_prefix=THREADS) as pool:
             sessions = list(pool.map(warm, range(self.sessions)))
         return SessionPool(sessions, inline=self._brief)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -122,15 +122,28 @@ class Hosted:
             if not self._asked:
                 self._idle.set()
 
-    async def retire(self, *, for_good: bool = False) -> None:
-        """Close it once nobody waits for an answer of it any more; for good, what it kept is removed too."""
+    @property
+    def identities(self) -> set[str]:
+        """Under which its answers are kept, once it is started."""
+        endpoints = (self.endpoint, *self.endpoint.tiers.values())
+        return {self.main.identity, *(endpoint.identity for endpoint in endpoints)}
+
+    async def retire(self, others: "Callable[[], Iterable[Hosted]] | None" = None) -> None:
+        """Close it, whatever its stores do, once nobody waits for an answer of it any more.
+
+        Where it goes for good, `others` gives those that stay: what it kept is removed, unless one of them
+        answers from that too. In a store that is away it stays: no other version finds it.
+        """
         await self._idle.wait()
-        for endpoint in (self.endpoint, *self.endpoint.tiers.values()):
-            if for_good:
-                with suppress(StoreError):  # a store that is away: what it keeps is found by no other version
-                    await endpoint.flush()
-            await endpoint.close()
-        await asyncio.to_thread(self.close)
+        try:
+            for endpoint in (self.endpoint, *self.endpoint.tiers.values()):
+                if others is not None and not any(endpoint.identity in one.identities for one in others()):
+                    with suppress(StoreError):
+                        await endpoint.flush()
+                with suppress(StoreError):
+                    await endpoint.close()
+        finally:
+            await asyncio.to_thread(self.close)
 
     def close(self) -> None:
         """Close what was opened: for one that was never started. It blocks."""

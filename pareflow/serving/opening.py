@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 
+from pareflow.compiler.worker import Worker
 from pareflow.errors import InputError
 from pareflow.runtime.batching import DynamicBatching
 from pareflow.runtime.decoding import Decoding
@@ -17,10 +18,14 @@ log = logging.getLogger("pareflow.serving")
 
 
 def opened(
-    releases: Mapping[str, Release], plan: ServingPlan | None, *, apart: bool = False, models: int = 1
+    releases: Mapping[str, Release],
+    plan: ServingPlan | None,
+    *,
+    apart: list[Worker] | None = None,
+    models: int = 1,
 ) -> Hosted:
-    """Open releases by the name of the tier, the main one's empty; `apart`, that one in a process of its own.
-    So many `models` share the machine.
+    """Open releases by the name of the tier, the main one's empty; `apart`, that one in a process of its own,
+    which is added there. So many `models` share the machine.
 
     Without a plan it is the default of the main one's package.
     Raises: as `Executable` and `LanguageModel`, once all that was opened is closed; InputError where the plan
@@ -29,7 +34,7 @@ def opened(
     document = told(releases[""].package)
     plan = plan or default(document)
     if document.get("kind") == KIND:
-        if apart:
+        if apart is not None:
             raise InputError(
                 "what is tried beside another version must take raw samples",
                 f"{releases[''].name} is a language model",
@@ -51,7 +56,7 @@ def opened(
     with ExitStack() as opening:
         executables: dict[str, Executable] = {}
         for name, release in releases.items():
-            executables[name] = Executable(release, plan, apart=apart and not name, models=models)
+            executables[name] = Executable(release, plan, apart=None if name else apart, models=models)
             opening.callback(executables[name].close)
         hosted = Hosted(executables.pop(""), executables, plan)
         opening.pop_all()  # it closes them from now on

@@ -6,14 +6,17 @@ challenger, while it is tried on a share of the traffic.
 
 import asyncio
 import logging
+import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from pareflow.errors import PareflowError, TrackingError, TransientError
+from pareflow.compiler.worker import Worker
+from pareflow.errors import InputError, PareflowError, TimedOutError, TrackingError, TransientError
 from pareflow.hardware import memory
 from pareflow.serving.background import in_background
 from pareflow.serving.beside import Beside
@@ -29,8 +32,10 @@ from pareflow.serving.trial import Trial
 
 log = logging.getLogger("pareflow.serving")
 
+OPENS_S = 600.0
+"""The longest that opening a version may take."""
 AGAIN_S = 60.0
-"""After which a version that could not be opened is tried again."""
+"""After which a version that could not be opened is tried again; not one that hung, whose memory is held."""
 _SAID: Mapping[Standing, tuple[int, str]] = {
     "elsewhere": (
         logging.WARNING,
@@ -103,9 +108,9 @@ def _folder(target: str) -> Source:
     return FolderSource(Path(target))
 
 
-async def _let_go(hosted: Hosted) -> None:
+async def _let_go(hosted: Hosted, others: Callable[[], tuple[Hosted, ...]]) -> None:
     """Close a version that is no longer served, and give back its memory."""
-    await hosted.retire(for_good=True)
+    await hosted.retire(others)
     del hosted
     await asyncio.to_thread(memory.give_back)
 
@@ -162,6 +167,11 @@ class Slot:
         standby = self.beside.standby
         return (self.hosted,) if standby is None else (self.hosted, standby)
 
+    @property
+    def _standing(self) -> tuple[Hosted, ...]:
+        """All that is loaded here."""
+        return self.loaded if self.trial is None else (*self.loaded, self.trial.challenger)
+
     def start(self) -> None:
         """Put the policies in place; call it in the event loop.
 
@@ -198,9 +208,10 @@ class Slot:
         if self._tending is not None:
             self._tending.cancel()
             await asyncio.gather(self._tending, return_exceptions=True)
-        await self.beside.close()
-        await self.hosted.retire()
-        await asyncio.gather(*self._retiring)
+        try:
+            await self.beside.close()
+        finally:
+            await asyncio.gather(self.hosted.retire(), *self._retiring)
 
     def observed(self) -> dict[str, Any]:
         """What stands here, and what was seen of the challenger: for who decides about it."""
@@ -238,8 +249,18 @@ class Slot:
             self._tell(what, f"the {what} version is refused, and {version} stays: {kind}{error}")
 
     def _current(self) -> dict[str, Release]:
-        """What should answer now, by the name of the tier. Raises: as `Source.current`."""
-        return self._with_tiers(self.source.current())
+        """What should answer now, by the name of the tier; where a tier of its own plan is gone, it answers
+        without that plan. Raises: as `Source.current`."""
+        main = self.source.current()
+        try:
+            releases = self._with_tiers(main)
+        except InputError as error:
+            if self.plan is not None:
+                raise
+            self._tell("plan", f"version {main.version} of {main.name} is served without its plan: {error}")
+            return {"": replace(main, plan=None)}
+        self._troubles.pop("plan", None)
+        return releases
 
     def _with_tiers(self, main: Release) -> dict[str, Release]:
         """A version and the tiers of its own plan, as they should be now. Raises: as `Source.current`."""
@@ -294,21 +315,30 @@ class Slot:
             made = await self._made(releases, apart=apart)
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # they hold what was opened
-            self._refusals[what] = _Refusal(releases, judged, error, time.monotonic() + AGAIN_S)
+            again = math.inf if isinstance(error, TimedOutError) else time.monotonic() + AGAIN_S
+            self._refusals[what] = _Refusal(releases, judged, error, again)
             raise
         self._refusals.pop(what, None)
         return made
 
     async def _made(self, releases: Mapping[str, Release], *, apart: bool) -> Hosted:
-        """The same, whatever was refused before. Raises: what opening it does, once all is closed again."""
-        made = await asyncio.to_thread(lambda: self._opened(releases, apart=apart))
+        """The same, whatever was refused before. Raises: what opening it does, once all is closed again;
+        TimedOutError where it hangs: what it then holds is closed if it ever ends."""
+        workers = list[Worker]()
+        opening = partial(self._opened, releases, workers if apart else None)
+        try:
+            made = await in_background(opening, OPENS_S, Hosted.close)
+        except BaseException:
+            for worker in workers:
+                worker.kill()
+            raise
         try:
             return made.started()
         except BaseException:
             await asyncio.to_thread(made.close)
             raise
 
-    def _opened(self, releases: Mapping[str, Release], *, apart: bool = False) -> Hosted:
+    def _opened(self, releases: Mapping[str, Release], apart: list[Worker] | None = None) -> Hosted:
         hosted = opened(releases, self._plan_of(releases[""]), apart=apart, models=self._models)
         try:
             hosted.standing = standing(hosted.main, self._unjudged)
@@ -327,6 +357,8 @@ class Slot:
         before, after = self.hosted, self.beside.taken(releases)
         if after is None:
             after = await self._ready("new", releases)
+            if not await self._still(releases, after):
+                return
         self._hears(after, releases[""])
         self._answers(after)
         self._tell_of_plans(before.release, after.release)
@@ -334,6 +366,20 @@ class Slot:
             await self.beside.keep(before)
         else:
             self._retire(before)
+
+    async def _still(self, releases: Mapping[str, Release], made: Hosted) -> bool:
+        """Whether these should still answer, which took a while to open; if not, what was made is let go of,
+        and the next look decides. Where the registry is away, what it said before holds."""
+        try:
+            wanted = await in_background(self._current)
+        except (TransientError, TrackingError):
+            return True
+        except BaseException:
+            self._retire(made)
+            raise
+        if wanted != releases:
+            self._retire(made)
+        return wanted == releases
 
     def _tell_of_plans(self, before: Release, after: Release) -> None:
         if self.plan is None and before.plan is not None and after.plan is None:
@@ -346,7 +392,7 @@ class Slot:
             )
 
     def _retire(self, hosted: Hosted) -> None:
-        task = asyncio.create_task(_let_go(hosted))
+        task = asyncio.create_task(_let_go(hosted, lambda: self._standing))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 

@@ -283,3 +283,55 @@ def test_a_tier_that_is_not_there_refuses_a_challenger_and_a_registry_that_is_aw
         await slot.close()
 
     asyncio.run(scenario())
+
+
+def test_a_version_whose_own_plan_names_a_tier_that_is_gone_is_followed_without_it(
+    two: tuple[Release, Release], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rollback must arrive; a plan that was named for the server holds or fails."""
+    first, second = two
+    source, gone = Shelf(first), Shelf(InputError("it must be registered", "it is not", "Name another"))
+
+    async def scenario() -> None:
+        slot = Slot(source, None, Metrics(), lambda _: gone, standby=False)
+        slot.start()
+        for _ in range(2):
+            await look(slot, source, release=replace(second, plan=tiered("one")))
+        assert slot.hosted.release == second
+        await slot.close()
+
+    asyncio.run(scenario())
+    assert caplog.text.count("version 2 of images is served without its plan: it must be registered") == 1
+    with pytest.raises(InputError, match="it must be registered"):
+        Slot(source, tiered("one"), Metrics(), lambda _: gone)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_version_that_was_rolled_back_while_it_was_opened_does_not_answer(
+    two: tuple[Release, Release], away: bool
+) -> None:
+    """It is let go of; where the registry is away meanwhile, what it said before holds."""
+    first, second = two
+    source = Shelf(first)
+
+    async def scenario() -> None:
+        slot = Slot(source, ServingPlan(), Metrics(), standby=False)
+        slot.start()
+        ready, retire, retired = slot._ready, slot._retire, list[Release]()
+
+        async def rolled_back(what: str, releases: Mapping[str, Release], *, apart: bool = False) -> Hosted:
+            made = await ready(what, releases, apart=apart)
+            source.release = TransientError("it must be reachable", "it is not", "Wait") if away else first
+            return made
+
+        def noted(hosted: Hosted) -> None:
+            retired.append(hosted.release)
+            retire(hosted)
+
+        slot._ready, slot._retire = rolled_back, noted  # type: ignore[method-assign]
+        await look(slot, source, release=second)
+        assert (slot.hosted.release, retired) == ((second, [first]) if away else (first, [second]))
+        await slot.hosted.answer(IMAGE)
+        await slot.close()
+
+    asyncio.run(scenario())

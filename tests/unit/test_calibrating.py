@@ -332,9 +332,9 @@ def test_another_version_is_refused_once_and_the_present_one_stays(
     loads: list[Mapping[str, Release]] = []
     opened = Slot._opened
 
-    def counted(self: Slot, releases: Mapping[str, Release], *, apart: bool = False) -> Hosted:
+    def counted(self: Slot, releases: Mapping[str, Release], apart: Any = None) -> Hosted:
         loads.append(releases)
-        return opened(self, releases, apart=apart)
+        return opened(self, releases, apart)
 
     monkeypatch.setattr(Slot, "_opened", counted)
 

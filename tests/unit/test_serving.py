@@ -556,12 +556,13 @@ def test_the_end_waits_for_who_is_being_answered(packaged: Packaged) -> None:
 def test_what_tiers_keep_goes_with_their_version(
     packaged: Packaged, two: tuple[Release, Release], tmp_path: Path
 ) -> None:
-    """A cache below the choice stands before each tier, and keeps an answer of each in one file."""
+    """A cache below the choice stands before each tier, and keeps an answer of each in one file; that of a
+    tier which the next version has, too, stays."""
     cache = {"exact_cache": {"store": f"sqlite:{tmp_path / 'answers.db'}"}}
     small = str(packaged("images", Step("torch_eager")))
     plan = ServingPlan(tiers={"small": small}, policies=({"deadline_routing": {}}, cache))
-    source = Shelf(two[0])
-    slot = Slot(source, plan, Metrics())
+    source = Shelf(replace(two[0], plan=plan))
+    slot = Slot(source, None, Metrics())
 
     def kept() -> int:
         with closing(sqlite3.connect(tmp_path / "answers.db")) as connection:
@@ -581,6 +582,9 @@ def test_what_tiers_keep_goes_with_their_version(
         for endpoint in (slot.hosted.endpoint, slot.hosted.endpoint.tiers["small"]):
             await endpoint.answer(feeds)
         await until(2)
+        source.release = replace(two[1], plan=plan)
+        await slot.refresh()
+        await until(1)
         source.release = two[1]
         await slot.refresh()
         await until(0)

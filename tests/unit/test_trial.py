@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -16,7 +17,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from pareflow.errors import DeadlineError
 from pareflow.runtime.endpoint import answered_within
+from pareflow.serving import slot as slots
 from pareflow.serving.app import _answered, _Question
+from pareflow.serving.background import THREAD
 from pareflow.serving.executable import Release
 from pareflow.serving.hosting import Hosted
 from pareflow.serving.metrics import Metrics
@@ -31,6 +34,7 @@ from pareflow.workload import Arrays
 from tests.unit.conftest import INFER, Linear, Packaged, Serve, Served, Shelf
 
 MANY = 60
+PATIENCE_S = 20.0
 
 
 def challenge(release: Release, **traffic: Any) -> Challenge:
@@ -237,6 +241,55 @@ def test_a_challenger_that_cannot_be_opened_is_told_and_changes_nothing(
     assert observed["trial"] is None
     assert observed["refused"]["version"] == "2"
     assert "must hold a whole pareflow package" in observed["refused"]["reason"]
+
+
+@pytest.mark.parametrize("traffic", [{"canary": 1}, {"shadow": 1}], ids=str)
+def test_a_challenger_that_hangs_as_it_is_opened_is_refused_and_the_next_is_tried(
+    trial: Callable[..., Served],
+    moody: Release,
+    two: tuple[Release, Release],
+    mood: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    traffic: dict[str, Any],
+) -> None:
+    """A process of its own is killed; a thread is left behind, and closes what it made if it ever ends."""
+    mood.write_text("hangs")
+    monkeypatch.setattr(slots, "OPENS_S", 3.0)
+    served = trial(moody, **traffic)
+    refused = served.observed()["refused"]
+    assert refused["version"] == "2"
+    assert "must end within 3 s, but it has not" in refused["reason"]
+    monkeypatch.setattr(slots, "OPENS_S", 600.0)
+    assert isinstance(served.slot.source, Shelf)
+    served.slot.source.tried = challenge(replace(two[1], version="3"), canary=1)
+    served.refresh()
+    assert ask(served, "one") == "3"
+    if "canary" in traffic:
+        mood.unlink()
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
+
+
+def test_the_end_waits_for_no_version_that_hangs_as_it_is_opened(
+    moody: Release, two: tuple[Release, Release], mood: Path
+) -> None:
+    mood.write_text("hangs")
+    enough = threading.Timer(PATIENCE_S, mood.unlink)
+    enough.start()
+
+    async def scenario() -> None:
+        slot = Slot(Shelf(two[0], tried=challenge(moody, canary=1)), ServingPlan(), Metrics(), standby=False)
+        slot.start()
+        await slot.refresh()
+        await asyncio.sleep(1)
+        await slot.close()
+
+    asyncio.run(scenario())
+    assert mood.exists()
+    enough.cancel()
+    mood.unlink()
 
 
 def test_what_was_refused_is_not_opened_again_at_once_unless_it_was_judged_since(
