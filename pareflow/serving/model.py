@@ -164,10 +164,21 @@ def _records(samples: Any, kind: np.dtype[Any]) -> np.ndarray:
         if isinstance(sample, Mapping) and len(sample) > len(names):
             unknown = ", ".join(map(repr, sample.keys() - set(names)))
             raise _unlike(f"a sample must hold {', '.join(names)}, and no more", f"one has {unknown}")
-    array = np.array([tuple(sample[name] for name in names) for sample in samples], dtype=kind)
-    for name in names:
-        _check_whole([sample[name] for sample in samples], array[name])
+    columns = {name: [sample[name] for sample in samples] for name in names}
+    kinds = [(name, _as_wide(column, kind[name])) for name, column in columns.items()]
+    array = np.array(list(zip(*columns.values(), strict=True)), dtype=kinds)
+    for name, column in columns.items():
+        _check_whole(column, array[name])
     return array
+
+
+def _as_wide(column: list[Any], kind: np.dtype[Any]) -> np.dtype[Any]:
+    """The type of a field that holds these values; of texts as wide as the longest. Raises: InputError."""
+    if kind.base.kind != "U":
+        return kind
+    texts = np.array(column, dtype=object)
+    _texts(texts.flat)
+    return np.dtype((_padded(texts).dtype, kind.shape))
 
 
 def _texts(samples: Any) -> list[str]:
