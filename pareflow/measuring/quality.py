@@ -32,7 +32,7 @@ ALONE = 16
 
 @dataclass(frozen=True)
 class Answers:
-    """Predictions, and the network's first output, one row per sample of a split.
+    """Predictions, and the output that the workload has judged, one row per sample of a split.
 
     `outputs` is empty where nobody asked for it, or where rows differ in shape between batches. Predictions
     that do are lists, in an array of objects.
@@ -244,17 +244,17 @@ def predict(
     *,
     outputs: bool = False,
 ) -> Answers:
-    """What is answered to every sample of the split, with the first output where `outputs` are asked for.
+    """What is answered to every sample of the split; of `outputs`, where they are asked for, the judged one.
 
     Raises: BadOutputError, WorkloadError.
     """
-    predictions, first = [], []
+    predictions, judged = [], []
     for feeds in workload.feeds(split, batch_size):
         answers = run(feeds)
         check_outputs(answers, samples=len(next(iter(feeds.values()))))
         predictions.append(workload.definition.predicted(answers))
         if outputs:
-            first.append(next(iter(answers.values())))
+            judged.append(workload.definition.judged(answers))
     joined = _joined(predictions)
     if len(joined) != len(workload.split(split)):
         raise WorkloadError(
@@ -262,7 +262,7 @@ def predict(
             f"it gave {len(joined)} for {len(workload.split(split))} samples",
             "Mend the workload",
         )
-    return Answers(joined, np.concatenate(first) if _alike(first) else np.empty(0))
+    return Answers(joined, np.concatenate(judged) if _alike(judged) else np.empty(0))
 
 
 def _alike(batches: Sequence[np.ndarray]) -> bool:
