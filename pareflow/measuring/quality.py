@@ -319,9 +319,10 @@ class Metric:
         except PareflowError:
             raise
         except Exception as error:
+            shapes = f"{predictions.shape} beside {targets.shape}"
             raise MetricError(
                 f"the metric `{self.name}` must be defined on the predictions",
-                f"it raised {type(error).__name__}: {error}",
+                f"on shapes {shapes} it raised {type(error).__name__}: {error}",
                 "Check what `postprocess` gives, and the metric's module",
             ) from error
         if not np.isfinite(value):

@@ -74,6 +74,28 @@ def test_metric_of_numbers_and_vectors_is_what_the_hand_computes(name: str) -> N
     assert found == pytest.approx(value)
 
 
+@pytest.mark.parametrize(("name", "value"), [("rmse", np.sqrt(2.5)), ("mae", 1.5)])
+def test_errors_of_several_values_per_sample_are_over_all_of_them(name: str, value: float) -> None:
+    metric, targets = Metric(METRICS / f"{name}.py"), np.zeros((4, 2))
+    assert metric.value(targets + [1, 2], targets) == pytest.approx(value)
+    assert metric.value(targets[:, :1] + 1, targets[:, :1]) == 1
+    assert metric.replicates(targets + 1, targets) == (1,) * quality.REPLICATES
+
+
+@pytest.mark.parametrize("name", ["rmse", "mae", "spearman"])
+def test_predictions_and_targets_of_two_shapes_are_told_by_them(name: str) -> None:
+    metric, column = Metric(METRICS / f"{name}.py"), np.arange(4.0)[:, None]
+    with pytest.raises(MetricError, match=r"on shapes \(4, 1\) beside \(4,\) it raised"):
+        metric.value(column, column[:, 0])
+
+
+@pytest.mark.parametrize("name", ["rmse", "mae"])
+def test_rows_of_two_lengths_are_no_errors_of_each_other(name: str) -> None:
+    """A row of one would be taken for each of the others."""
+    with pytest.raises(WorkloadError, match=r"have shape \(4, 1\), and the targets \(4, 3\)"):
+        Metric(METRICS / f"{name}.py").value(np.zeros((4, 1)), np.zeros((4, 3)))
+
+
 MASKED = -np.inf
 """The logit of a class that cannot be."""
 
