@@ -378,15 +378,15 @@ class Metric:
     def _on(
         self, predictions: np.ndarray, targets: np.ndarray, draws: Iterator[np.ndarray]
     ) -> tuple[float, ...]:
-        compute = self._module._compute
+        compute, ours, theirs = self._module._compute, predictions.tolist(), targets.tolist()
 
-        def of(draw: np.ndarray) -> float:
+        def of(draw: list[int]) -> float:
             try:
-                return float(compute(predictions[draw].tolist(), targets[draw].tolist())[self.name])
+                return float(compute([ours[i] for i in draw], [theirs[i] for i in draw])[self.name])
             except Exception:  # such as an AUC without a positive: there is no interval then
                 return math.nan
 
-        return tuple(map(of, draws))
+        return tuple(of(draw.tolist()) for draw in draws)
 
 
 def _constants(path: Path) -> dict[str, Any]:

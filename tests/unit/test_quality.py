@@ -195,6 +195,21 @@ def test_replicates_are_seeded_and_scatter_around_the_value(few_replicates: int)
     assert len(set(first)) > 10
 
 
+def test_dense_predictions_become_lists_once_and_not_for_every_resample(
+    few_replicates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a segmentation they are millions of numbers."""
+    metric, targets, met = Metric(METRICS / "mae.py"), np.zeros((5, 2)), dict[int, list[float]]()
+
+    def noted(predictions: list[list[float]], references: list[list[float]]) -> dict[str, float]:
+        met.update({id(row): row for row in [*predictions, *references]})
+        return {"mae": 0.0}
+
+    monkeypatch.setattr(metric._module, "_compute", noted)
+    metric.replicates(targets + 1, targets)
+    assert len(met) <= 2 * len(targets)
+
+
 def test_quality_holds_a_score_per_sample(load_tiny: Callable[[str], LoadedWorkload]) -> None:
     workload = load_tiny("images")
     found = evaluate_quality(Answers(), workload, "search", "v", "accuracy")
