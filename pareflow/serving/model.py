@@ -88,7 +88,8 @@ class PackagedModel:
     def check_golden(self) -> None:
         """Raises: BadOutputError unless the golden samples give their golden outputs and predictions."""
         golden = self.golden()
-        answered = self.outputs(golden["samples"])
+        self.golden_samples = golden["samples"]
+        answered = self.outputs(self.golden_samples)
         for name, outputs in answered.items():
             error = difference(name, np.asarray(golden["outputs"][name]), outputs).error
             if not error <= TOLERANCE:
@@ -109,9 +110,18 @@ class PackagedModel:
                 )
 
     def golden(self) -> dict[str, Any]:
-        """A few samples, with the outputs and predictions that they gave when they were packaged."""
+        """A few samples, with the outputs and predictions that they gave when they were packaged.
+
+        Read anew each time: of dense outputs they are large.
+        """
         document: dict[str, Any] = json.loads((self._folder / "golden.json").read_text())
         return document
+
+    @functools.cached_property
+    def golden_samples(self) -> list[Any]:
+        """The samples alone, kept once they were read."""
+        samples: list[Any] = self.golden()["samples"]
+        return samples
 
     @functools.cached_property
     def fields(self) -> tuple[str, ...] | None:
@@ -122,7 +132,7 @@ class PackagedModel:
     @functools.cached_property
     def _texts_in_array(self) -> bool:
         kind: str = self.document["samples"]
-        golden: list[Any] = self.golden()["samples"] if kind == "object" else [None]
+        golden: list[Any] = self.golden_samples if kind == "object" else [None]
         return kind.startswith(("<U", ">U")) or all(isinstance(one, str) for one in golden)
 
     def _raw(self, samples: Any) -> Samples:

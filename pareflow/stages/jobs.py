@@ -48,12 +48,14 @@ from pareflow.serving.model import as_json, kind_of, write_manifest
 from pareflow.stages import processing
 from pareflow.store import MANIFEST, Store
 from pareflow.variant import Recipe, Step, Variant, digest
-from pareflow.workload import SPLITS, Arrays, LoadedWorkload, SplitName, code_files, load
+from pareflow.workload import SPLITS, Arrays, LoadedWorkload, Samples, SplitName, code_files, load
 
 log = logging.getLogger(__name__)
 
 GOLDEN = 8
-"""Samples that a package must repeat its answers to wherever it is opened."""
+GOLDEN_NUMBERS = 2**18
+"""Samples that a package must repeat its answers to wherever it is opened: fewer where inputs and outputs are
+more numbers than so many, which take 5 MB as JSON; but two, which show sizes that vary."""
 
 PLAIN: tuple[Form, ...] = ("torch", "onnx")
 """The forms that become an ONNX graph as they are."""
@@ -628,10 +630,16 @@ def package(
 
 def _golden(workload: LoadedWorkload, backend: Step, artifact: Path) -> dict[str, Any]:
     """A few calibration samples, and what the artifact answers to them."""
-    member = backend_of(backend)
-    split = workload.split("calibration")
-    samples = split.take(np.arange(min(GOLDEN, len(split)))).samples
-    outputs = member.load(artifact).run(workload.definition.preprocess(samples))
+    session, split = backend_of(backend).load(artifact), workload.split("calibration")
+
+    def answered(count: int) -> tuple[Samples, Arrays, Arrays]:
+        samples = split.take(np.arange(count)).samples
+        feeds = workload.definition.preprocess(samples)
+        return samples, feeds, session.run(feeds)
+
+    _, *one = answered(1)
+    numbers = max(1, sum(array.size for arrays in one for array in arrays.values()))
+    samples, _, outputs = answered(min(GOLDEN, len(split), max(2, GOLDEN_NUMBERS // numbers)))
     return {
         "samples": as_json(samples),
         "outputs": {name: array.tolist() for name, array in outputs.items()},
