@@ -15,6 +15,7 @@ from pareflow.gate import Verdict
 from pareflow.hardware import probe
 from pareflow.hardware.budget import Fit
 from pareflow.hardware.device import INTERRUPTED
+from pareflow.intervals import samples_needed
 from pareflow.isolation import Limits, run_isolated
 from pareflow.measurement import Environment, Interval, Measurement, Quality
 from pareflow.measuring.environment import environment
@@ -166,6 +167,21 @@ class Run:
         if quality is None or not Metric(find_metric(self.metric, self.folder)).share_correct:
             return None
         return quality.max_drop
+
+    @property
+    def samples_lacking(self) -> str | None:
+        """What is told where no candidate that is only as good as the original can be shown to be, since the
+        samples that decide are too few; None where they may do."""
+        most = self.share_lost
+        if most is None or not 0 < most < 1:
+            return None
+        needed, found = samples_needed(1 - most, self.spec.sla.confidence), self.facts.sizes["verdict"]
+        if found >= needed:
+            return None
+        return (
+            f"`max_drop: {most:g}` takes {needed} samples in the verdict split at least, and it has {found}: "
+            "what is no better than the original cannot pass. Give more, or allow a larger drop"
+        )
 
     @property
     def threads(self) -> tuple[int, ...]:
