@@ -23,7 +23,7 @@ from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.errors import EnvironmentUnfitError, NodeError, TransientError, WorkloadError
 from pareflow.hardware.counters import counted
 from pareflow.measuring import arena, breakdown, operators
-from pareflow.measuring.contestant import of_each_shape
+from pareflow.measuring.contestant import of_each_shape, peak_memory_mib
 from pareflow.measuring.graph_report import graph_report
 from pareflow.measuring.network_facts import network_facts
 from pareflow.measuring.quality import (
@@ -110,6 +110,7 @@ def describe(
         "serving_requires": list(workload.definition.serving_requires),
         "tokens": tokens,
         "varied": varied,
+        "memory_mib": round(peak_memory_mib()),
         "students": students,
     }
 

@@ -58,6 +58,8 @@ class WorkloadFacts:
     """Whether more of the run's metric is better: of an error it is not."""
     sliced: bool = True
     """Whether quality is told apart by parts of a split."""
+    memory_mib: int | None = field(default=None, compare=False)
+    """The most that loading and checking it took, another each time: every build holds as much at least."""
 
 
 @dataclass(frozen=True)
