@@ -74,7 +74,7 @@ def evaluate_quality(
     `original` is what the original answered there: what metrics of fidelity compare with, and no other.
     Raises: BadOutputError, MetricError, WorkloadError.
     """
-    outputs = wants_outputs(metric_name, workload.definition.folder)
+    outputs = Metric.named(metric_name, workload.definition.folder).compares_outputs
     found = predict(session.run, workload, split, batch_size, outputs=outputs)
     return quality_of(found, workload, split, variant, metric_name, original)
 
@@ -88,7 +88,7 @@ def quality_of(
     original: Answers | None = None,
 ) -> Quality:
     """The same of what a variant has answered to the split. Raises: MetricError, WorkloadError."""
-    metric = Metric(find_metric(metric_name, workload.definition.folder))
+    metric = Metric.named(metric_name, workload.definition.folder)
     predictions, references = _compared(metric, found, workload, split, original)
     whole = _quality(metric, predictions, references, exact=split == "verdict")
     slices = {
@@ -112,15 +112,10 @@ def check_metric(run: Callable[[Arrays], Arrays], workload: LoadedWorkload, metr
 
     Other metrics are computed so on every split. Raises: MetricError, WorkloadError.
     """
-    metric = Metric(find_metric(metric_name, workload.definition.folder))
+    metric = Metric.named(metric_name, workload.definition.folder)
     if metric.share_correct:
         found = predict(run, workload, "search")
         _quality(metric, *_compared(metric, found, workload, "search", found), exact=True)
-
-
-def wants_outputs(metric_name: str, folder: Path) -> bool:
-    """Whether a metric compares the network's outputs, which may be large."""
-    return Metric(find_metric(metric_name, folder)).against in ("outputs", "logits")
 
 
 def _compared(
@@ -299,6 +294,16 @@ class Metric:
         self.against: str | None = said.get("AGAINST")
         self.value_range: tuple[float, float] | None = _range(path, said.get("RANGE"))
         self._path = path
+
+    @classmethod
+    def named(cls, name: str, folder: Path) -> "Metric":
+        """The metric of `find_metric`. Raises: MetricError."""
+        return cls(find_metric(name, folder))
+
+    @property
+    def compares_outputs(self) -> bool:
+        """Whether it compares the network's outputs, which may be large, with the original's."""
+        return self.against not in (None, "predictions")
 
     @property
     def scale(self) -> tuple[float, float] | None:

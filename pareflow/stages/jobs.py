@@ -32,12 +32,10 @@ from pareflow.measuring.quality import (
     Metric,
     check_metric,
     evaluate_quality,
-    find_metric,
     mixes_samples,
     predict,
     quality_of,
     slice_rows,
-    wants_outputs,
 )
 from pareflow.model.technique import Technique
 from pareflow.network import Form
@@ -82,7 +80,7 @@ def describe(
     """What `WorkloadFacts` holds; checks the splits, and that metric, lengths and distributions exist."""
     workload = load(reference, Path(folder))
     _check_installed(workload.definition.serving_requires)
-    named = Metric(find_metric(metric or workload.definition.metric, Path(folder)))
+    named = Metric.named(metric or workload.definition.metric, Path(folder))
     with _users_code("`at_length()` must give a workload"):
         for length in lengths:
             workload.definition.at_length(length)
@@ -485,7 +483,7 @@ def evaluate(
         if processed is None:
             found = evaluate_quality(session, opened, split, variant, metric, compared, batch_size)
         else:
-            outputs = wants_outputs(metric, opened.definition.folder)
+            outputs = Metric.named(metric, opened.definition.folder).compares_outputs
             answers = processing.answers(session.run, opened, processed, split, batch_size, outputs)
             found = quality_of(answers, opened, split, variant, metric, compared)
         (into / "quality.json").write_text(json.dumps(found.to_json()))
@@ -504,10 +502,10 @@ def _original_answers(
     workload: LoadedWorkload, split: SplitName, metric: str, store: Store, batch_size: int
 ) -> Answers | None:
     """What the original answers, where the metric compares with it."""
-    against = Metric(find_metric(metric, workload.definition.folder)).against
-    if against is None:
+    named = Metric.named(metric, workload.definition.folder)
+    if named.against is None:
         return None
-    source, outputs = _original(workload, store), against != "predictions"
+    source, outputs = _original(workload, store), named.compares_outputs
 
     def write(into: Path) -> None:
         found = predict(network.runner(source), workload, split, batch_size, outputs=outputs)

@@ -19,7 +19,7 @@ from pareflow.intervals import samples_needed
 from pareflow.isolation import Limits, run_isolated
 from pareflow.measurement import Environment, Interval, Measurement, Quality
 from pareflow.measuring.environment import environment
-from pareflow.measuring.quality import Metric, find_metric
+from pareflow.measuring.quality import Metric
 from pareflow.remote_store import opened
 from pareflow.spec import PipelineSpec
 from pareflow.stages.clock import Clock, Meter
@@ -166,7 +166,7 @@ class Run:
         """The SLA's `max_drop`, where its metric is the share of right predictions: of other metrics it says
         nothing of how many predictions may differ."""
         quality = self.spec.sla.quality
-        if quality is None or not Metric(find_metric(self.metric, self.folder)).share_correct:
+        if quality is None or not Metric.named(self.metric, self.folder).share_correct:
             return None
         return quality.max_drop
 

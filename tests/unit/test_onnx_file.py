@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pareflow import spec as specs
 from pareflow import workload
 from pareflow.errors import BadOutputError, ExportError, InputError, SplitError, WorkloadError
-from pareflow.measuring.quality import Metric, find_metric, predict, quality_of
+from pareflow.measuring.quality import Metric, predict, quality_of
 from pareflow.model import Given
 from pareflow.model.quantization.mixed_int8 import _Examined, session
 from pareflow.serving.model import PackagedModel, as_json
@@ -125,7 +125,7 @@ def test_one_number_per_sample_is_judged_as_that_number(
     predictions = given.definition.postprocess({"y": references.reshape(-1, 1)})
     assert predictions.shape == references.shape == (200,)
     best = 1 if metric == "spearman" else 0
-    assert Metric(find_metric(metric, files)).value(predictions, references) == pytest.approx(best)
+    assert Metric.named(metric, files).value(predictions, references) == pytest.approx(best)
 
 
 @pytest.mark.parametrize("sizes", [["batch", 1], ["batch"]], ids=["sigmoid", "label"])

@@ -161,6 +161,14 @@ def test_metric_says_of_itself_what_it_is(name: str, said: tuple[bool, bool, str
     assert (metric.share_correct, metric.higher_is_better, metric.against) == said
 
 
+@pytest.mark.parametrize(
+    ("name", "compares"),
+    [("accuracy", False), ("agreement", False), ("output_cosine", True), ("output_divergence", True)],
+)
+def test_outputs_are_compared_by_metrics_of_outputs_alone(name: str, compares: bool, tmp_path: Path) -> None:
+    assert Metric.named(name, tmp_path).compares_outputs == compares
+
+
 @pytest.mark.parametrize("name", ["accuracy", "f1_macro", "agreement"])
 def test_classes_may_have_names(name: str) -> None:
     """Also one that could be read as a number."""
@@ -403,7 +411,7 @@ class Own(evaluate.Metric):
 def test_metric_that_is_undefined_is_told(tmp_path: Path, name: str, body: str, said: str) -> None:
     (tmp_path / f"{name}.py").write_text(MODULE.replace("BODY", body))
     with pytest.raises(MetricError, match=said):
-        Metric(find_metric(f"{name}.py", tmp_path)).value(PREDICTIONS, TARGETS)
+        Metric.named(f"{name}.py", tmp_path).value(PREDICTIONS, TARGETS)
 
 
 def test_metric_that_a_resample_leaves_undefined_has_no_bounds(tmp_path: Path) -> None:
