@@ -170,7 +170,7 @@ def test_a_text_in_a_record_is_as_long_as_it_was_given() -> None:
     """However long those were that the model was made of; what is no text is told."""
     model = taking("[('q', '<U2'), ('n', '<i8'), ('names', '<U1', (2,))]")
     record = {"q": "abc", "n": 1, "names": ["d", "efgh"]}
-    (found,) = model._raw([record])  # type: ignore[misc]
+    found = np.asarray(model._raw([record]))[0]
     assert (found["q"], found["n"], found["names"].tolist()) == ("abc", 1, ["d", "efgh"])
     for wrong in ({"q": 5}, {"q": None}, {"names": ["d", 5]}):
         with pytest.raises(InputError, match="samples must be texts"):

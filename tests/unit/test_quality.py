@@ -77,7 +77,7 @@ def test_metric_of_numbers_and_vectors_is_what_the_hand_computes(name: str) -> N
 @pytest.mark.parametrize(("name", "value"), [("rmse", np.sqrt(2.5)), ("mae", 1.5)])
 def test_errors_of_several_values_per_sample_are_over_all_of_them(name: str, value: float) -> None:
     metric, targets = Metric(METRICS / f"{name}.py"), np.zeros((4, 2))
-    assert metric.value(targets + [1, 2], targets) == pytest.approx(value)
+    assert metric.value(targets + np.array([1, 2]), targets) == pytest.approx(value)
     assert metric.value(targets[:, :1] + 1, targets[:, :1]) == 1
     assert metric.replicates(targets + 1, targets) == (1,) * quality.REPLICATES
 
