@@ -21,6 +21,7 @@ from flows.cli import options
 from pareflow import errors, gate, measurement
 from pareflow.catalog import BACKENDS, POLICIES, TECHNIQUES, WORKLOADS, Member
 from pareflow.errors import PareflowError
+from pareflow.measuring.quality import SAYS
 from pareflow.spec import PipelineSpec
 
 ROOT = Path(__file__).parents[1]
@@ -137,9 +138,8 @@ def metrics() -> Iterator[str]:
     for path in sorted((ROOT / "pareflow" / "metrics").glob("*.py")):
         if path.stem != "__init__":
             tree = ast.parse(path.read_text())
-            said = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Assign)]
-            known = r"(SHARE_CORRECT|HIGHER_IS_BETTER|RANGE|AGAINST) ="
-            marks = [text for text in said if re.match(known, text)]
+            said = [node for node in tree.body if isinstance(node, ast.Assign)]
+            marks = [ast.unparse(node) for node in said if ast.unparse(node.targets[0]) in SAYS]
             yield f"\n## `{path.stem}`\n\n{prose(ast.get_docstring(tree))}\n"
             if marks:
                 yield ", ".join(f"`{text}`" for text in marks) + ".\n"

@@ -78,14 +78,21 @@ def optimize(
             return _by_prefect(config, data_dir, options, remeasure=remeasure, target=target)
 
 
-def check_pipeline(config: Path, data_dir: Path) -> dict[str, Any]:
+def check_pipeline(config: Path, data_dir: Path, console: Console) -> dict[str, Any]:
     """The pipeline with every setting said, once its YAML, workload, data and metric are found in order.
 
     Raises: EnvironmentUnfitError where all are, and this machine cannot run it.
     """
     found = spec.read(config)
-    check_machine(Run.open(found, config, data_dir))
+    _check_run(Run.open(found, config, data_dir), console)
     return found.to_json()
+
+
+def _check_run(run: Run, console: Console) -> None:
+    """Raises: EnvironmentUnfitError where this machine cannot run it; what else is known is shown."""
+    check_machine(run)
+    if run.samples_lacking is not None:
+        console.print(run.samples_lacking, highlight=False, markup=False, soft_wrap=True)
 
 
 def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, Any]:
@@ -111,10 +118,10 @@ def check_version(uri: str, config: Path | None, data_dir: Path) -> dict[str, An
     return {"name": version.name, "version": str(version.version), **judged}
 
 
-def plan(config: Path, data_dir: Path, target: Path | None = None) -> dict[str, Any]:
+def plan(config: Path, data_dir: Path, console: Console, target: Path | None = None) -> dict[str, Any]:
     """What should compute, and every candidate: its level, effort and bound, and whether it is made."""
     run = Run.open(spec.read(config, target), config, data_dir)
-    check_machine(run)
+    _check_run(run, console)
     return {"pipeline": run.spec.name, "run_id": run.id, **planning.plan(run)}
 
 

@@ -98,6 +98,8 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
     """The steps, recorded under the run `parent` of MLflow's."""
     progress = shown.get()
     progress.stage("baseline")
+    if run.samples_lacking is not None:
+        progress.note(run.samples_lacking)
     baselines = execution.call(steps.measure_baseline, run, tracker, parent)
     progress.rows(baselines)
 

@@ -237,9 +237,13 @@ class OnnxFile(Workload):
         scaled = ((raw.astype(np.float32) - self.zero_point) * self.scale).astype(np.float32)
         return {self._only_input: scaled} | zeros
 
+    def judged(self, outputs: Arrays) -> np.ndarray:
+        """The output that predicts."""
+        return next(iter(outputs.values())) if self.output is None else outputs[self.output]
+
     def postprocess(self, outputs: Arrays) -> np.ndarray:
         """What `predicts` says of the output. Raises: WorkloadError where it has no classes."""
-        chosen = next(iter(outputs.values())) if self.output is None else outputs[self.output]
+        chosen = self.judged(outputs)
         self._check_classes(chosen.shape)
         predictions: np.ndarray = chosen.argmax(axis=-1) if self.predicts == "class" else chosen
         return self._one_each(predictions)

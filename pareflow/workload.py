@@ -292,6 +292,13 @@ class Workload(Member, ABC):
         """What `postprocess` gives, as an array: code of one's own may give a list."""
         return np.asarray(self.postprocess(outputs))
 
+    def judged(self, outputs: Arrays) -> np.ndarray:
+        """The output that metrics of fidelity compare with the original's. The default: the first.
+
+        An override gives the one that `postprocess` reads.
+        """
+        return next(iter(outputs.values()))
+
     def class_names(self) -> Sequence[str] | None:
         """The names of the classes, where predictions are positions among them; the default is None."""
         return None

@@ -128,7 +128,7 @@ def check(
         if not document["holds"]:
             raise typer.Exit(NOTHING_MET)
         return
-    document = commands.check_pipeline(Path(target), data_dir)
+    document = commands.check_pipeline(Path(target), data_dir, Console(stderr=True))
     show(document, lambda _, console: console.print(f"{target} is valid"), as_json)
 
 
@@ -137,7 +137,7 @@ def plan(config: Config, target: Target = None, data_dir: DataDir = DATA, as_jso
     """Say what would run, and what is finished already; nothing is made."""
     from flows import commands
 
-    show(commands.plan(config, data_dir, target), tables.plan, as_json)
+    show(commands.plan(config, data_dir, Console(stderr=True), target), tables.plan, as_json)
 
 
 @app.command()

@@ -32,7 +32,7 @@ ALONE = 16
 
 @dataclass(frozen=True)
 class Answers:
-    """Predictions, and the network's first output, one row per sample of a split.
+    """Predictions, and the output that the workload has judged, one row per sample of a split.
 
     `outputs` is empty where nobody asked for it, or where rows differ in shape between batches. Predictions
     that do are lists, in an array of objects.
@@ -74,7 +74,7 @@ def evaluate_quality(
     `original` is what the original answered there: what metrics of fidelity compare with, and no other.
     Raises: BadOutputError, MetricError, WorkloadError.
     """
-    outputs = wants_outputs(metric_name, workload.definition.folder)
+    outputs = Metric.named(metric_name, workload.definition.folder).compares_outputs
     found = predict(session.run, workload, split, batch_size, outputs=outputs)
     return quality_of(found, workload, split, variant, metric_name, original)
 
@@ -88,7 +88,7 @@ def quality_of(
     original: Answers | None = None,
 ) -> Quality:
     """The same of what a variant has answered to the split. Raises: MetricError, WorkloadError."""
-    metric = Metric(find_metric(metric_name, workload.definition.folder))
+    metric = Metric.named(metric_name, workload.definition.folder)
     predictions, references = _compared(metric, found, workload, split, original)
     whole = _quality(metric, predictions, references, exact=split == "verdict")
     slices = {
@@ -112,15 +112,10 @@ def check_metric(run: Callable[[Arrays], Arrays], workload: LoadedWorkload, metr
 
     Other metrics are computed so on every split. Raises: MetricError, WorkloadError.
     """
-    metric = Metric(find_metric(metric_name, workload.definition.folder))
+    metric = Metric.named(metric_name, workload.definition.folder)
     if metric.share_correct:
         found = predict(run, workload, "search")
         _quality(metric, *_compared(metric, found, workload, "search", found), exact=True)
-
-
-def wants_outputs(metric_name: str, folder: Path) -> bool:
-    """Whether a metric compares the network's outputs, which may be large."""
-    return Metric(find_metric(metric_name, folder)).against in ("outputs", "logits")
 
 
 def _compared(
@@ -244,17 +239,17 @@ def predict(
     *,
     outputs: bool = False,
 ) -> Answers:
-    """What is answered to every sample of the split, with the first output where `outputs` are asked for.
+    """What is answered to every sample of the split; of `outputs`, where they are asked for, the judged one.
 
     Raises: BadOutputError, WorkloadError.
     """
-    predictions, first = [], []
+    predictions, judged = [], []
     for feeds in workload.feeds(split, batch_size):
         answers = run(feeds)
         check_outputs(answers, samples=len(next(iter(feeds.values()))))
         predictions.append(workload.definition.predicted(answers))
         if outputs:
-            first.append(next(iter(answers.values())))
+            judged.append(workload.definition.judged(answers))
     joined = _joined(predictions)
     if len(joined) != len(workload.split(split)):
         raise WorkloadError(
@@ -262,7 +257,7 @@ def predict(
             f"it gave {len(joined)} for {len(workload.split(split))} samples",
             "Mend the workload",
         )
-    return Answers(joined, np.concatenate(first) if _alike(first) else np.empty(0))
+    return Answers(joined, np.concatenate(judged) if _alike(judged) else np.empty(0))
 
 
 def _alike(batches: Sequence[np.ndarray]) -> bool:
@@ -300,6 +295,16 @@ class Metric:
         self.value_range: tuple[float, float] | None = _range(path, said.get("RANGE"))
         self._path = path
 
+    @classmethod
+    def named(cls, name: str, folder: Path) -> "Metric":
+        """The metric of `find_metric`. Raises: MetricError."""
+        return cls(find_metric(name, folder))
+
+    @property
+    def compares_outputs(self) -> bool:
+        """Whether it compares the network's outputs, which may be large, with the original's."""
+        return self.against not in (None, "predictions")
+
     @property
     def scale(self) -> tuple[float, float] | None:
         """The least and the most that it can be, where that is known: of a share it is."""
@@ -319,9 +324,10 @@ class Metric:
         except PareflowError:
             raise
         except Exception as error:
+            shapes = f"{predictions.shape} beside {targets.shape}"
             raise MetricError(
                 f"the metric `{self.name}` must be defined on the predictions",
-                f"it raised {type(error).__name__}: {error}",
+                f"on shapes {shapes} it raised {type(error).__name__}: {error}",
                 "Check what `postprocess` gives, and the metric's module",
             ) from error
         if not np.isfinite(value):
@@ -377,15 +383,15 @@ class Metric:
     def _on(
         self, predictions: np.ndarray, targets: np.ndarray, draws: Iterator[np.ndarray]
     ) -> tuple[float, ...]:
-        compute = self._module._compute
+        compute, ours, theirs = self._module._compute, predictions.tolist(), targets.tolist()
 
-        def of(draw: np.ndarray) -> float:
+        def of(draw: list[int]) -> float:
             try:
-                return float(compute(predictions[draw].tolist(), targets[draw].tolist())[self.name])
+                return float(compute([ours[i] for i in draw], [theirs[i] for i in draw])[self.name])
             except Exception:  # such as an AUC without a positive: there is no interval then
                 return math.nan
 
-        return tuple(map(of, draws))
+        return tuple(of(draw.tolist()) for draw in draws)
 
 
 def _constants(path: Path) -> dict[str, Any]:

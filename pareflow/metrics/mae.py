@@ -1,8 +1,10 @@
-"""The mean absolute error of a regression."""
+"""The mean absolute error of a regression: where a sample has several values, over all of them."""
 
 import datasets
 import evaluate
 import numpy as np
+
+from pareflow.errors import WorkloadError
 
 HIGHER_IS_BETTER = False
 
@@ -11,14 +13,23 @@ class Mae(evaluate.Metric):  # type: ignore[misc]
     """`{"mae": error, in the unit of the targets}`."""
 
     def _info(self) -> evaluate.MetricInfo:
+        number = datasets.Value("float64")
         return evaluate.MetricInfo(
             description=__doc__,
             citation="",
-            inputs_description="predictions and references: numbers",
-            features=datasets.Features(
-                {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
-            ),
+            inputs_description="predictions and references: a number per sample, or a row of them",
+            features=[
+                datasets.Features({"predictions": kind, "references": kind})
+                for kind in (number, datasets.Sequence(number))
+            ],
         )
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
-        return {"mae": float(np.mean(np.abs(np.asarray(predictions) - np.asarray(references))))}
+        ours, theirs = np.asarray(predictions), np.asarray(references)
+        if ours.shape != theirs.shape:
+            raise WorkloadError(
+                "predictions must have the shape of the targets",
+                f"they have shape {ours.shape}, and the targets {theirs.shape}",
+                "Mend `postprocess` of the workload",
+            )
+        return {"mae": float(np.mean(np.abs(ours - theirs)))}

@@ -30,7 +30,7 @@ class OutputCosine(evaluate.Metric):  # type: ignore[misc]
         ours, theirs = np.asarray(predictions), np.asarray(references)
         if ours.shape[1] < 2:
             raise WorkloadError(
-                "a cosine needs two values per sample at least in the network's first output",
+                "a cosine needs two values per sample at least in the output that is judged",
                 "there is one",
                 "Take a metric of the targets, such as `rmse`, or one of your own with AGAINST",
             )

@@ -34,7 +34,7 @@ class OutputDivergence(evaluate.Metric):  # type: ignore[misc]
         ours, theirs = np.asarray(predictions), np.asarray(references)
         if theirs.shape[-1] < 2:
             raise WorkloadError(
-                "a divergence needs two classes at least, on the last axis of the network's first output",
+                "a divergence needs two classes at least, on the last axis of the output that is judged",
                 "there is one value",
                 "Take a metric of the targets, such as `rmse`, or one of your own with AGAINST",
             )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pareflow.errors import CalibrationError, InputError
-from pareflow.measuring.quality import Metric, find_metric
+from pareflow.measuring.quality import Metric
 from pareflow.runtime.caching.calibration import HitCalibration, calibrate
 from pareflow.runtime.caching.pairs import pairs
 from pareflow.runtime.caching.semantic_cache import SemanticCache
@@ -129,7 +129,7 @@ def calibrated(
         _check_data(executable, workload)
     main = opened.pop("")
     check_names(described, main, opened)
-    asked = _asked(workload, main, Metric(find_metric(metric, Path(folder))))
+    asked = _asked(workload, main, Metric.named(metric, Path(folder)))
     endpoint = replace(main.endpoint, tiers={name: tier.endpoint for name, tier in opened.items()})
     wanted = Wanted(Budget(**budget), learn_scores)
     policies, found = _with_thresholds(described, endpoint, asked, wanted)

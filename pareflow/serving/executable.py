@@ -137,7 +137,7 @@ class Executable:
 
     def _sessions(self, plan: ServingPlan, models: int) -> SessionPool:
         """As many as the plan says, or as there are cores for; one on the event loop, and one apart."""
-        feeds = self.model.preprocess(self.model.golden()["samples"][:1])
+        feeds = self.model.preprocess(self.model.golden_samples[:1])
         brief = 1000 * seconds(lambda: self.model.session.run(feeds)) < plan.inline_ms
         self._brief = brief and not self.apart  # and the event loop waits for no other process
         self.sessions = 1 if self._brief or self.apart else plan.sessions_of(self.ran.threads, models)
@@ -175,7 +175,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def _batches(model: PackagedModel) -> list[Arrays]:
     """What the network takes: of all golden samples at once, and of each alone."""
-    samples = model.golden()["samples"]
+    samples = model.golden_samples
     return [model.preprocess(part) for part in (samples, *([sample] for sample in samples))]
 
 

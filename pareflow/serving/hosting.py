@@ -362,7 +362,7 @@ class Hosted:
 
 def _measure(pipeline: Pipeline, processing: PackagedModel) -> None:
     """What the stages take for one golden sample."""
-    samples = processing.golden()["samples"][:1]
+    samples = processing.golden_samples[:1]
     pipeline.learn("preprocess", seconds(lambda: processing.preprocess(samples)))
     outputs = processing.outputs(samples)
     pipeline.learn("postprocess", seconds(lambda: processing.postprocess(outputs)))

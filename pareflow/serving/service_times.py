@@ -23,7 +23,7 @@ MOST_MIB = 16
 def measure(folder: str, sessions: Sequence[int], sizes: Sequence[int]) -> dict[str, dict[str, float]]:
     """For a process of its own: by number of sessions and batch size, the median seconds of a batch."""
     model = PackagedModel(Path(folder))
-    rows = model.preprocess(model.golden()["samples"][:1])
+    rows = model.preprocess(model.golden_samples[:1])
     loaded = [model.session, *(model.load_session() for _ in range(max(sessions) - 1))]
     return {
         str(count): {str(size): _busy(loaded[:count], _repeated(rows, size)) for size in sizes}
@@ -51,7 +51,7 @@ def feeds(folder: str, into: str, count: int, rows: int = 1, given: str | None =
 
 def _golden(package: Path, count: int, rows: int) -> Iterator[Arrays]:
     model = PackagedModel(package)
-    samples = itertools.cycle(model.golden()["samples"])
+    samples = itertools.cycle(model.golden_samples)
     for _ in range(count):
         yield model.preprocess(list(itertools.islice(samples, rows)))
 

@@ -119,7 +119,7 @@ def _broken(model: PackagedModel, checks: list[Mapping[str, Any]]) -> Iterator[s
 
 
 def _times_ms(model: PackagedModel) -> list[float]:
-    feeds = model.preprocess(model.golden()["samples"][:1])
+    feeds = model.preprocess(model.golden_samples[:1])
     times, until = list[float](), time.perf_counter() + SECONDS
     while len(times) < TIMED and time.perf_counter() < until:
         began = time.perf_counter()

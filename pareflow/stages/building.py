@@ -61,14 +61,15 @@ def _measures(recipe: Recipe) -> bool:
 
 
 def needs_of(run: Run, recipe: Recipe) -> Needs:
-    """What building and evaluating a recipe takes: the memory that the pipeline allows one variant, where it
-    says so; as many threads as any variant; and the GPUs that its steps compute on: what trains takes one if
-    there is one."""
+    """What building and evaluating a recipe takes: the memory that the pipeline allows one variant, else what
+    the workload took by itself; as many threads as any variant; and the GPUs that its steps compute on: what
+    trains takes one if there is one."""
     found = members(recipe)
     threads = max(int(recipe.backend.settings.get("threads", 1)), *run.threads)
     gpus = max(member.gpus() for member in found)
     trains = any(isinstance(member, TrainedTechnique) for member in found)
-    return Needs(threads, gpus, run.spec.budget.memory_mib, gpu_if_any=trains)
+    memory_mib = run.spec.budget.memory_mib or run.facts.memory_mib
+    return Needs(threads, gpus, memory_mib, gpu_if_any=trains)
 
 
 def preflight(run: Run, row: Row) -> None:

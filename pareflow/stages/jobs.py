@@ -23,7 +23,7 @@ from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.errors import EnvironmentUnfitError, NodeError, TransientError, WorkloadError
 from pareflow.hardware.counters import counted
 from pareflow.measuring import arena, breakdown, operators
-from pareflow.measuring.contestant import of_each_shape
+from pareflow.measuring.contestant import of_each_shape, peak_memory_mib
 from pareflow.measuring.graph_report import graph_report
 from pareflow.measuring.network_facts import network_facts
 from pareflow.measuring.quality import (
@@ -32,12 +32,10 @@ from pareflow.measuring.quality import (
     Metric,
     check_metric,
     evaluate_quality,
-    find_metric,
     mixes_samples,
     predict,
     quality_of,
     slice_rows,
-    wants_outputs,
 )
 from pareflow.model.technique import Technique
 from pareflow.network import Form
@@ -48,12 +46,14 @@ from pareflow.serving.model import as_json, kind_of, write_manifest
 from pareflow.stages import processing
 from pareflow.store import MANIFEST, Store
 from pareflow.variant import Recipe, Step, Variant, digest
-from pareflow.workload import SPLITS, Arrays, LoadedWorkload, SplitName, code_files, load
+from pareflow.workload import SPLITS, Arrays, LoadedWorkload, Samples, SplitName, code_files, load
 
 log = logging.getLogger(__name__)
 
 GOLDEN = 8
-"""Samples that a package must repeat its answers to wherever it is opened."""
+GOLDEN_NUMBERS = 2**18
+"""Samples that a package must repeat its answers to wherever it is opened: fewer where inputs and outputs are
+more numbers than so many, which take 5 MB as JSON; but two, which show sizes that vary."""
 
 PLAIN: tuple[Form, ...] = ("torch", "onnx")
 """The forms that become an ONNX graph as they are."""
@@ -80,7 +80,7 @@ def describe(
     """What `WorkloadFacts` holds; checks the splits, and that metric, lengths and distributions exist."""
     workload = load(reference, Path(folder))
     _check_installed(workload.definition.serving_requires)
-    named = Metric(find_metric(metric or workload.definition.metric, Path(folder)))
+    named = Metric.named(metric or workload.definition.metric, Path(folder))
     with _users_code("`at_length()` must give a workload"):
         for length in lengths:
             workload.definition.at_length(length)
@@ -108,6 +108,7 @@ def describe(
         "serving_requires": list(workload.definition.serving_requires),
         "tokens": tokens,
         "varied": varied,
+        "memory_mib": round(peak_memory_mib()),
         "students": students,
     }
 
@@ -482,7 +483,7 @@ def evaluate(
         if processed is None:
             found = evaluate_quality(session, opened, split, variant, metric, compared, batch_size)
         else:
-            outputs = wants_outputs(metric, opened.definition.folder)
+            outputs = Metric.named(metric, opened.definition.folder).compares_outputs
             answers = processing.answers(session.run, opened, processed, split, batch_size, outputs)
             found = quality_of(answers, opened, split, variant, metric, compared)
         (into / "quality.json").write_text(json.dumps(found.to_json()))
@@ -501,10 +502,10 @@ def _original_answers(
     workload: LoadedWorkload, split: SplitName, metric: str, store: Store, batch_size: int
 ) -> Answers | None:
     """What the original answers, where the metric compares with it."""
-    against = Metric(find_metric(metric, workload.definition.folder)).against
-    if against is None:
+    named = Metric.named(metric, workload.definition.folder)
+    if named.against is None:
         return None
-    source, outputs = _original(workload, store), against != "predictions"
+    source, outputs = _original(workload, store), named.compares_outputs
 
     def write(into: Path) -> None:
         found = predict(network.runner(source), workload, split, batch_size, outputs=outputs)
@@ -628,10 +629,16 @@ def package(
 
 def _golden(workload: LoadedWorkload, backend: Step, artifact: Path) -> dict[str, Any]:
     """A few calibration samples, and what the artifact answers to them."""
-    member = backend_of(backend)
-    split = workload.split("calibration")
-    samples = split.take(np.arange(min(GOLDEN, len(split)))).samples
-    outputs = member.load(artifact).run(workload.definition.preprocess(samples))
+    session, split = backend_of(backend).load(artifact), workload.split("calibration")
+
+    def answered(count: int) -> tuple[Samples, Arrays, Arrays]:
+        samples = split.take(np.arange(count)).samples
+        feeds = workload.definition.preprocess(samples)
+        return samples, feeds, session.run(feeds)
+
+    _, *one = answered(1)
+    numbers = max(1, sum(array.size for arrays in one for array in arrays.values()))
+    samples, _, outputs = answered(min(GOLDEN, len(split), max(2, GOLDEN_NUMBERS // numbers)))
     return {
         "samples": as_json(samples),
         "outputs": {name: array.tolist() for name, array in outputs.items()},

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pareflow.gate import QUALITY_HARM, Evidence, Verdict, judge
 from pareflow.measurement import Measurement
-from pareflow.measuring.quality import Metric, find_metric
+from pareflow.measuring.quality import Metric
 from pareflow.serving.model import network
 from pareflow.stages import processing
 from pareflow.stages.baseline import train
@@ -78,7 +78,7 @@ def _side_by_side(run: Run, champion: Row, winner: Row, least_gain: float) -> Ve
 
 def compares_with_original(run: Run) -> bool:
     """Whether the metric compares with the original's answers: it then says nothing of two originals."""
-    return Metric(find_metric(run.metric, run.folder)).against is not None
+    return Metric.named(run.metric, run.folder).against is not None
 
 
 def _without_drops(run: Run, verdict: Verdict) -> Verdict:

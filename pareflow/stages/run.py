@@ -15,10 +15,11 @@ from pareflow.gate import Verdict
 from pareflow.hardware import probe
 from pareflow.hardware.budget import Fit
 from pareflow.hardware.device import INTERRUPTED
+from pareflow.intervals import samples_needed
 from pareflow.isolation import Limits, run_isolated
 from pareflow.measurement import Environment, Interval, Measurement, Quality
 from pareflow.measuring.environment import environment
-from pareflow.measuring.quality import Metric, find_metric
+from pareflow.measuring.quality import Metric
 from pareflow.remote_store import opened
 from pareflow.spec import PipelineSpec
 from pareflow.stages.clock import Clock, Meter
@@ -57,6 +58,8 @@ class WorkloadFacts:
     """Whether more of the run's metric is better: of an error it is not."""
     sliced: bool = True
     """Whether quality is told apart by parts of a split."""
+    memory_mib: int | None = field(default=None, compare=False)
+    """The most that loading and checking it took, another each time: every build holds as much at least."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +166,24 @@ class Run:
         """The SLA's `max_drop`, where its metric is the share of right predictions: of other metrics it says
         nothing of how many predictions may differ."""
         quality = self.spec.sla.quality
-        if quality is None or not Metric(find_metric(self.metric, self.folder)).share_correct:
+        if quality is None or not Metric.named(self.metric, self.folder).share_correct:
             return None
         return quality.max_drop
+
+    @property
+    def samples_lacking(self) -> str | None:
+        """What is told where no candidate that is only as good as the original can be shown to be, since the
+        samples that decide are too few; None where they may do."""
+        most = self.share_lost
+        if most is None or not 0 < most < 1:
+            return None
+        needed, found = samples_needed(1 - most, self.spec.sla.confidence), self.facts.sizes["verdict"]
+        if found >= needed:
+            return None
+        return (
+            f"`max_drop: {most:g}` takes {needed} samples in the verdict split at least, and it has {found}: "
+            "what is no better than the original cannot pass. Give more, or allow a larger drop"
+        )
 
     @property
     def threads(self) -> tuple[int, ...]:

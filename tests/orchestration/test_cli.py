@@ -95,6 +95,20 @@ def test_what_init_asks_for_can_be_shown_on_its_verdict_split(
     assert drop.high <= found.sla.clauses()["quality.max_drop"]
 
 
+@pytest.mark.parametrize("command", ["check", "plan"])
+def test_a_verdict_split_that_is_too_small_for_the_drop_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """It is no error: a candidate may be better than the original."""
+    monkeypatch.chdir(tmp_path)
+    CliRunner().invoke(app, ["init", "flowers"])
+    config = tmp_path / "flowers" / "pipeline.yaml"
+    config.write_text(config.read_text().replace("max_drop: 0.02", "max_drop: 0.001"))
+    result = CliRunner().invoke(app, [command, str(config), "--json"])
+    assert result.exit_code == 0, result.output
+    assert "takes 2995 samples in the verdict split at least, and it has 600" in result.stderr
+
+
 def test_init_leaves_an_existing_folder_alone(pareflow_command: Run, tmp_path: Path) -> None:
     (tmp_path / "flowers").mkdir()
     done = pareflow_command("init", "flowers", folder=tmp_path)

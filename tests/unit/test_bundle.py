@@ -24,6 +24,7 @@ from pareflow.serving.model import PackagedModel, verified, write_manifest
 from pareflow.stages.exporting import export
 from pareflow.stages.registration import golden
 from pareflow.variant import Step
+from pareflow.workload import Arrays
 
 Packaged = Callable[..., Path]
 Done = subprocess.CompletedProcess[str]
@@ -221,6 +222,54 @@ def test_predictions_that_are_numbers_are_repeated_as_outputs_are(
     told = nullcontext() if within else pytest.raises(BadOutputError, match="repeat its golden predictions")
     with told:
         PackagedModel(package).check_golden()
+
+
+class Labelled(PackagedModel):
+    """A package whose network gives nothing, and its processing these predictions."""
+
+    def __init__(self, expected: list[Any], found: np.ndarray) -> None:
+        self._expected, self._found = expected, found
+
+    def outputs(self, samples: Any) -> Arrays:
+        return {}
+
+    def postprocess(self, outputs: Any) -> np.ndarray:
+        return self._found
+
+    def golden(self) -> dict[str, Any]:
+        return {"samples": [], "outputs": {}, "predictions": self._expected}
+
+
+@pytest.mark.parametrize(("changed", "within"), [(1, True), (99, True), (500, False)])
+def test_a_label_of_many_in_a_sample_may_be_nearly_a_tie(changed: int, within: bool) -> None:
+    """As of a pixel whose two best classes differ by less than outputs may."""
+    pixels = np.zeros((2, 100, 100), int)
+    found = pixels.copy()
+    found[1].flat[:changed] = 1
+    with nullcontext() if within else pytest.raises(BadOutputError, match="for sample 1 it answers"):
+        Labelled(pixels.tolist(), found).check_golden()
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "within"),
+    [
+        ([[[1.0, 2.0]], []], [[[1.001, 2.0]], []], True),
+        ([[[1.0, 2.0]], []], [[[1.1, 2.0]], []], False),
+        ([[[1.0, 2.0]], []], [[[1.0, 2.0], [3.0, 4.0]], []], False),
+        ([["cat", "dog"], ["cat"]], [["cat", "dog"], ["cat"]], True),
+        ([["cat", "dog"], ["cat"]], [["cat", "cat"], ["cat"]], False),
+        ([[[1], [2, 3]], []], [[[1], [2, 3]], []], True),
+        ([[[1], [2, 3]], []], [[[1], [2, 4]], []], False),
+    ],
+)
+def test_boxes_are_repeated_as_outputs_are_and_names_exactly(
+    expected: list[Any], found: list[Any], within: bool
+) -> None:
+    """In lists, since samples have not as many."""
+    objects = np.empty(len(found), object)
+    objects[:] = found
+    with nullcontext() if within else pytest.raises(BadOutputError, match="for sample 0 it answers"):
+        Labelled(expected, objects).check_golden()
 
 
 def test_predictions_in_a_list_are_packaged_and_answered_as_an_array(

@@ -137,6 +137,22 @@ def test_a_row_is_not_another_of_which_it_is_the_beginning() -> None:
     run(scenario)
 
 
+def test_a_second_text_behind_the_mask_of_the_first_is_part_of_the_row() -> None:
+    """Both are filled up to one length, and the first alone has the mask that is named."""
+
+    def pair(*title: float, width: int = 4) -> Arrays:
+        title_mask = np.ones((1, len(title)))
+        texts = {"ids": np.array([[1.0, 2.0]]), "title_ids": np.array([title]), "title_mask": title_mask}
+        filled = {name: np.pad(text, ((0, 0), (0, width - text.shape[1]))) for name, text in texts.items()}
+        return {**filled, "query_mask": np.pad(np.ones((1, 2)), ((0, 0), (0, width - 2)))}
+
+    def key(feeds: Arrays) -> bytes:
+        return row_keys(b"it", feeds, "query_mask")[0]
+
+    assert len({key(pair(*title)) for title in ((5, 6, 7, 8), (5, 6, 9, 9), (5, 6), (5, 6, 7))}) == 4
+    assert key(pair(5, 6, width=6)) == key(pair(5, 6))
+
+
 def test_rows_of_equal_bytes_and_other_shapes_or_types_differ() -> None:
     shapes: list[np.ndarray] = [
         np.zeros((1, 4)),

@@ -166,6 +166,23 @@ def test_texts_that_would_take_too_much_room_are_refused(monkeypatch: pytest.Mon
         taking("<U4").preprocess(["b" * 1000, *"a" * 1000])
 
 
+def test_a_text_in_a_record_is_as_long_as_it_was_given() -> None:
+    """However long those were that the model was made of; what is no text is told."""
+    model = taking("[('q', '<U2'), ('n', '<i8'), ('names', '<U1', (2,))]")
+    record = {"q": "abc", "n": 1, "names": ["d", "efgh"]}
+    found = np.asarray(model._raw([record]))[0]
+    assert (found["q"], found["n"], found["names"].tolist()) == ("abc", 1, ["d", "efgh"])
+    for wrong in ({"q": 5}, {"q": None}, {"names": ["d", 5]}):
+        with pytest.raises(InputError, match="samples must be texts"):
+            model._raw([{**record, **wrong}])
+
+
+def test_texts_in_records_that_would_take_too_much_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving_model, "MOST_BYTES", 2**20)
+    with pytest.raises(InputError, match="each as long as the longest, but 1001 of them take 3 MiB"):
+        taking("[('q', '<U4')]")._raw([{"q": text} for text in ("b" * 1000, *"a" * 1000)])
+
+
 class Compared(int):
     """A whole number that nobody may compare by itself."""
 

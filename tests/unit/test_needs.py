@@ -101,9 +101,24 @@ def test_a_recipe_needs_what_its_steps_and_its_budget_say(trained: Trained) -> N
 def test_a_build_takes_as_many_threads_as_any_variant_and_a_gpu_if_it_trains(trained: Trained) -> None:
     target = trained.run.spec.target.model_copy(update={"threads": (1, 4)})
     run = dataclasses.replace(trained.run, spec=trained.run.spec.model_copy(update={"target": target}))
-    backend = Step("onnxruntime", {"threads": 1})
-    assert needs_of(run, Recipe((Step("fp16"),), backend)) == Needs(4)
-    assert needs_of(run, Recipe((Step("qat_int8"),), backend)) == Needs(4, gpu_if_any=True)
+    backend, memory_mib = Step("onnxruntime", {"threads": 1}), run.facts.memory_mib
+    assert needs_of(run, Recipe((Step("fp16"),), backend)) == Needs(4, memory_mib=memory_mib)
+    trains = Needs(4, memory_mib=memory_mib, gpu_if_any=True)
+    assert needs_of(run, Recipe((Step("qat_int8"),), backend)) == trains
+
+
+def test_a_build_holds_the_data_as_the_workload_did_by_itself(trained: Trained) -> None:
+    """Where the pipeline allows it no other memory. No key holds the figure, which is another each time."""
+    measured = trained.run.facts.memory_mib
+    assert measured is not None
+    assert measured > 10
+    recipe, facts = Recipe((), Step("onnxruntime")), dataclasses.replace(trained.run.facts, memory_mib=4000)
+    run = dataclasses.replace(trained.run, facts=facts)
+    assert needs_of(run, recipe).memory_mib == 4000
+    assert held([needs_of(run, recipe)] * 5, [Machine(64, 0, 9000)]) == 2
+    allowed = dataclasses.replace(trained.with_budget(memory_mib=2048), facts=facts)
+    assert needs_of(allowed, recipe).memory_mib == 2048
+    assert (run.id, run.facts) == (trained.run.id, trained.run.facts)
 
 
 def test_a_row_that_no_machine_holds_is_unavailable_and_says_why(trained: Trained) -> None:

@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from pareflow import spec as specs
 from pareflow import workload
 from pareflow.errors import BadOutputError, ExportError, InputError, SplitError, WorkloadError
-from pareflow.measuring.quality import Metric, find_metric
+from pareflow.measuring.quality import Metric, predict, quality_of
 from pareflow.model import Given
+from pareflow.model.quantization.mixed_int8 import _Examined, session
 from pareflow.serving.model import PackagedModel, as_json
 from pareflow.stages import optimization, searching, validation
 from pareflow.stages.baseline import baseline, train
@@ -87,6 +88,30 @@ def test_predictions_are_the_largest_outputs_position_or_the_outputs(loaded: Loa
     assert loaded(predicts="value").definition.postprocess(outputs).tolist() == [[0.1, 0.9]]
 
 
+def two_outputs(second: str = "Identity") -> onnx.ModelProto:
+    """The network with the outputs `a` and `b`, which is what this operator makes of the input."""
+    names = ("x", "a", "b")
+    x, *outputs = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in names)
+    nodes = [helper.make_node("Identity", ["x"], ["a"]), helper.make_node(second, ["x"], ["b"])]
+    graph = helper.make_graph(nodes, "g", [x], outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(("output", "cosine", "error"), [("b", -1, 4), ("a", 1, 0), (None, 1, 0)])
+def test_output_that_predicts_is_the_one_that_is_compared(
+    loaded: Load, files: Path, output: str | None, cosine: float, error: float
+) -> None:
+    """By metrics of fidelity, and where layers are ranked: of a variant that turns `b` alone about."""
+    onnx.save_model(two_outputs(), files / "plain.onnx")
+    given = loaded(output=output)
+    graphs = two_outputs(), two_outputs("Neg")
+    original, found = (predict(session(graph), given, "search", outputs=True) for graph in graphs)
+    judged = quality_of(found, given, "search", "v", "output_cosine", original)
+    assert judged.value == pytest.approx(cosine)
+    examined = _Examined(graphs[0], given, 50)
+    assert examined.error(graphs[1]) == pytest.approx(error)
+
+
 @pytest.mark.parametrize("metric", ["rmse", "mae", "spearman"])
 @pytest.mark.parametrize("column", [True, False])
 def test_one_number_per_sample_is_judged_as_that_number(
@@ -100,7 +125,7 @@ def test_one_number_per_sample_is_judged_as_that_number(
     predictions = given.definition.postprocess({"y": references.reshape(-1, 1)})
     assert predictions.shape == references.shape == (200,)
     best = 1 if metric == "spearman" else 0
-    assert Metric(find_metric(metric, files)).value(predictions, references) == pytest.approx(best)
+    assert Metric.named(metric, files).value(predictions, references) == pytest.approx(best)
 
 
 @pytest.mark.parametrize("sizes", [["batch", 1], ["batch"]], ids=["sigmoid", "label"])

@@ -74,6 +74,28 @@ def test_metric_of_numbers_and_vectors_is_what_the_hand_computes(name: str) -> N
     assert found == pytest.approx(value)
 
 
+@pytest.mark.parametrize(("name", "value"), [("rmse", np.sqrt(2.5)), ("mae", 1.5)])
+def test_errors_of_several_values_per_sample_are_over_all_of_them(name: str, value: float) -> None:
+    metric, targets = Metric(METRICS / f"{name}.py"), np.zeros((4, 2))
+    assert metric.value(targets + np.array([1, 2]), targets) == pytest.approx(value)
+    assert metric.value(targets[:, :1] + 1, targets[:, :1]) == 1
+    assert metric.replicates(targets + 1, targets) == (1,) * quality.REPLICATES
+
+
+@pytest.mark.parametrize("name", ["rmse", "mae", "spearman"])
+def test_predictions_and_targets_of_two_shapes_are_told_by_them(name: str) -> None:
+    metric, column = Metric(METRICS / f"{name}.py"), np.arange(4.0)[:, None]
+    with pytest.raises(MetricError, match=r"on shapes \(4, 1\) beside \(4,\) it raised"):
+        metric.value(column, column[:, 0])
+
+
+@pytest.mark.parametrize("name", ["rmse", "mae"])
+def test_rows_of_two_lengths_are_no_errors_of_each_other(name: str) -> None:
+    """A row of one would be taken for each of the others."""
+    with pytest.raises(WorkloadError, match=r"have shape \(4, 1\), and the targets \(4, 3\)"):
+        Metric(METRICS / f"{name}.py").value(np.zeros((4, 1)), np.zeros((4, 3)))
+
+
 MASKED = -np.inf
 """The logit of a class that cannot be."""
 
@@ -139,6 +161,14 @@ def test_metric_says_of_itself_what_it_is(name: str, said: tuple[bool, bool, str
     assert (metric.share_correct, metric.higher_is_better, metric.against) == said
 
 
+@pytest.mark.parametrize(
+    ("name", "compares"),
+    [("accuracy", False), ("agreement", False), ("output_cosine", True), ("output_divergence", True)],
+)
+def test_outputs_are_compared_by_metrics_of_outputs_alone(name: str, compares: bool, tmp_path: Path) -> None:
+    assert Metric.named(name, tmp_path).compares_outputs == compares
+
+
 @pytest.mark.parametrize("name", ["accuracy", "f1_macro", "agreement"])
 def test_classes_may_have_names(name: str) -> None:
     """Also one that could be read as a number."""
@@ -171,6 +201,21 @@ def test_replicates_are_seeded_and_scatter_around_the_value(few_replicates: int)
     assert len(first) == few_replicates
     assert np.median(first) == pytest.approx(0.489, abs=0.03)
     assert len(set(first)) > 10
+
+
+def test_dense_predictions_become_lists_once_and_not_for_every_resample(
+    few_replicates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a segmentation they are millions of numbers."""
+    metric, targets, met = Metric(METRICS / "mae.py"), np.zeros((5, 2)), dict[int, list[float]]()
+
+    def noted(predictions: list[list[float]], references: list[list[float]]) -> dict[str, float]:
+        met.update({id(row): row for row in [*predictions, *references]})
+        return {"mae": 0.0}
+
+    monkeypatch.setattr(metric._module, "_compute", noted)
+    metric.replicates(targets + 1, targets)
+    assert len(met) <= 2 * len(targets)
 
 
 def test_quality_holds_a_score_per_sample(load_tiny: Callable[[str], LoadedWorkload]) -> None:
@@ -366,7 +411,7 @@ class Own(evaluate.Metric):
 def test_metric_that_is_undefined_is_told(tmp_path: Path, name: str, body: str, said: str) -> None:
     (tmp_path / f"{name}.py").write_text(MODULE.replace("BODY", body))
     with pytest.raises(MetricError, match=said):
-        Metric(find_metric(f"{name}.py", tmp_path)).value(PREDICTIONS, TARGETS)
+        Metric.named(f"{name}.py", tmp_path).value(PREDICTIONS, TARGETS)
 
 
 def test_metric_that_a_resample_leaves_undefined_has_no_bounds(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pareflow.compiler.onnxruntime import OnnxRuntime
 from pareflow.errors import VariantError
 from pareflow.gate import Evidence, gain
 from pareflow.graph_file import mixes_samples
+from pareflow.intervals import paired_share_drop
 from pareflow.measurement import Interval, Measurement
 from pareflow.measuring.arena import Protocol
 from pareflow.search import space, training_space
@@ -224,6 +225,34 @@ def test_what_may_be_lost_is_a_share_of_predictions_by_some_metrics_alone(
     sla = SLA.model_validate({"quality": {"metric": metric, "max_drop": 0.02}})
     run = dataclasses.replace(trained.run, spec=trained.run.spec.model_copy(update={"sla": sla}))
     assert run.share_lost == share
+
+
+@pytest.mark.parametrize(
+    ("metric", "max_drop", "samples", "needed"),
+    [
+        ("accuracy", 0.01, 50, 299),
+        ("accuracy", 0.05, 58, 59),
+        ("accuracy", 0.05, 59, None),
+        ("accuracy", 0.0, 50, None),
+        ("f1_macro", 0.01, 50, None),
+    ],
+)
+def test_too_few_samples_for_the_drop_are_told_with_how_many_it_takes(
+    trained: Any, metric: str, max_drop: float, samples: int, needed: int | None
+) -> None:
+    """By the bound that the gate goes by: of as many, none of which was lost."""
+    sla = SLA.model_validate({"quality": {"metric": metric, "max_drop": max_drop}})
+    spec = trained.run.spec.model_copy(update={"sla": sla})
+    facts = dataclasses.replace(trained.run.facts, sizes={"verdict": samples})
+    told = dataclasses.replace(trained.run, spec=spec, facts=facts).samples_lacking
+    if needed is None:
+        assert told is None
+        return
+    assert told is not None
+    assert f"`max_drop: {max_drop:g}` takes {needed} samples" in told
+    assert f"it has {samples}" in told
+    bounds = [paired_share_drop(0, 0, count).high for count in (needed - 1, needed)]
+    assert [bound is not None and bound <= max_drop for bound in bounds] == [False, True]
 
 
 def test_harm_is_what_is_no_better_than_the_best_baseline_on_any_number_of_threads(

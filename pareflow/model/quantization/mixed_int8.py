@@ -94,7 +94,7 @@ class _Examined:
         for rows in np.array_split(np.arange(len(self._part)), max(1, len(self._part) // 32)):
             given = run(self._workload.definition.preprocess(self._part.take(rows).samples))
             predictions.append(self._workload.definition.predicted(given))
-            outputs.append(next(iter(given.values())).reshape(len(rows), -1))
+            outputs.append(self._workload.definition.judged(given).reshape(len(rows), -1))
         predicted = np.concatenate(predictions)
         if self._targets is None:
             self._targets = predicted  # the first asked is the float network

@@ -25,22 +25,23 @@ class EmbeddingCache(KeyedCache):
     encoder of a two-stage model, a tier that embeds for a semantic cache, or a whole network. It is wrong
     before dynamic int8, whose scales are of the whole batch.
 
-    With a `mask` a row that was filled up otherwise is the same row, once answers of two widths were seen to
-    have one shape; until then, and where outputs are as long as their inputs, it is another one.
+    With a `mask` a row that was filled up with more zeros is the same row, once answers of two widths were
+    seen to have one shape; until then, and where outputs are as long as their inputs, it is another one.
     """
 
     name: ClassVar[str] = "embedding_cache"
     regroups: ClassVar[bool] = True
 
     mask: str | None = Field(
-        default=None, description="input that is 0 where rows are filled up, so that filling changes no key"
+        default=None,
+        description="input that is 0 where rows are filled up, so that filling with zeros changes no key",
     )
 
     def tensors(self) -> tuple[TensorName, ...]:
         return () if self.mask is None else (TensorName("mask", "inputs", self.mask),)
 
     def _kind(self) -> str:
-        return f"{self.name} {self.mask}"
+        return f"{self.name} {self.mask} zeros"  # keys that are kept from before left a second text out
 
     def _asking(self, below: Endpoint, space: bytes, lookups: Lookups) -> Handler:
         shapes = _Shapes()

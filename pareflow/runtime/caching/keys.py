@@ -36,8 +36,9 @@ def request_key(space: bytes, feeds: Mapping[str, np.ndarray]) -> bytes:
 def row_keys(space: bytes, feeds: Mapping[str, np.ndarray], mask: str | None = None) -> list[bytes]:
     """A key for each sample of a batch, equal wherever the sample lies in whichever batch.
 
-    An input that has not as many rows as the batch belongs to every sample. What `mask` is 0 for, at the end
-    of a row, is filling: it counts in none of the inputs that are as long as the mask.
+    An input that has not as many rows as the batch belongs to every sample. Zeros behind the last 1 of `mask`
+    are filling, and count in none of the inputs that are as long as the mask. Where something else stands
+    there, the whole row counts: a second text may be as long as the mask of the first.
 
     Raises: UnsuitableError, as of a request.
     """
@@ -52,7 +53,8 @@ def row_keys(space: bytes, feeds: Mapping[str, np.ndarray], mask: str | None = N
         length = None if mask is None else _length(feeds[mask][i])
         for name in sorted(feeds.keys() - set(shared)):
             row = feeds[name][i]
-            if length is not None and mask is not None and row.shape[:1] == feeds[mask].shape[1:2]:
+            as_long = mask is not None and row.shape[:1] == feeds[mask].shape[1:2]
+            if as_long and not np.count_nonzero(row[length:]):
                 row = row[:length]
             _update(digest, name, row, ("row", *row.shape))
         keys.append(digest.digest())
