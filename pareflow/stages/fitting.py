@@ -73,8 +73,7 @@ def confine(run: Run, row: Row) -> Row:
 
 def _confined(run: Run, row: Row, inputs: str, memory_mib: float) -> dict[str, Any]:
     """What the run within these bounds gave; where it failed, why, and what it takes here without them."""
-    feeds = run.store.find(inputs)
-    assert feeds is not None  # it has been timed
+    feeds = run.held(inputs, "the measuring inputs")
     made = contestant(run, row)
     reference, folder = made.workload or (run.spec.workload, run.folder)
     arguments = {
@@ -137,9 +136,9 @@ def _facts(run: Run, row: Row, size_mib: float) -> NetworkFacts:
     }
     sources = [file_digest(_MEASURING / name) for name in _SOURCES]
     key = digest("facts", row.id, asked, sources)
-    if run.store.find(key) is None:
+
+    def find_out() -> None:
         with device_lock(run.spec.target.device, exclusive=False):
             run.job("facts", {"key": key, **asked}, f"facts-{str(row.id)[:12]}")
-    entry = run.store.find(key)
-    assert entry is not None  # it was there, or the job has just made it
-    return NetworkFacts.from_json(json.loads((entry / "facts.json").read_text()))
+
+    return NetworkFacts.from_json(json.loads((run.made(key, find_out) / "facts.json").read_text()))

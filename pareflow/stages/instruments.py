@@ -22,13 +22,12 @@ def measured(run: Run, job: str, settings: Mapping[str, Any], file: str, *instru
     `instrument` names its sources. Raises: VariantError, BusyMachineError.
     """
     key = _key(run, instrument, job, run.facts.digest, settings)
-    if run.store.find(key) is None:
-        log = f"{job}-{settings.get('runtime', 'stages')}-{run.id}"
-        arguments = {"key": key, **settings}
+
+    def measure() -> None:
+        log, arguments = f"{job}-{settings.get('runtime', 'stages')}-{run.id}", {"key": key, **settings}
         _alone(run, lambda descriptor: run.job(job, arguments, log, descriptors=(descriptor,)))
-    entry = run.store.find(key)
-    assert entry is not None  # it was there, or the job has just made it
-    found: dict[str, Any] = json.loads((entry / file).read_text())
+
+    found: dict[str, Any] = json.loads((run.made(key, measure) / file).read_text())
     return found
 
 

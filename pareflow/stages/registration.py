@@ -57,25 +57,21 @@ def made(run: Run, winner: Row) -> Path:
     where = of_verdict(run.environment, winner.recipe.backend.name)
     judged = (where.fingerprint, winner.verdict.to_json())
     key = digest("package", winner.id, run.facts.digest, judged, needed, batch, code)
-    if run.store.find(key) is None:
-        lineage = {
-            "pipeline": run.spec.name,
-            "run": run.id,
-            "variant": winner.id,
-            "recipe": winner.recipe.to_json(),
-            "data_digest": run.facts.data_digest,
-            "workload_digest": run.facts.digest,
-            "seed": run.facts.seed,
-            "environment": {**where.to_json(), "fingerprint": where.fingerprint},
-            "verdict": winner.verdict.to_json(),
-            "requirements": needed,
-            "judged_batch_size": batch,
-        }
-        arguments = {"key": key, "variant": winner.id, "lineage": lineage}
-        run.job("package", arguments, f"package-{str(winner.id)[:12]}")
-    entry = run.store.find(key)
-    assert entry is not None  # it was there, or the job has just made it
-    return entry
+    lineage = {
+        "pipeline": run.spec.name,
+        "run": run.id,
+        "variant": winner.id,
+        "recipe": winner.recipe.to_json(),
+        "data_digest": run.facts.data_digest,
+        "workload_digest": run.facts.digest,
+        "seed": run.facts.seed,
+        "environment": {**where.to_json(), "fingerprint": where.fingerprint},
+        "verdict": winner.verdict.to_json(),
+        "requirements": needed,
+        "judged_batch_size": batch,
+    }
+    arguments = {"key": key, "variant": winner.id, "lineage": lineage}
+    return run.made(key, lambda: run.job("package", arguments, f"package-{str(winner.id)[:12]}"))
 
 
 def check(package: Path, run: Run) -> dict[str, Any]:

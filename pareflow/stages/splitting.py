@@ -90,12 +90,12 @@ def cut(run: Run, most: int) -> tuple[str, Path]:
     asked = {"backend": backend.step.to_json(), "batch_size": run.spec.sla.batch_size, "most": most}
     versions = (network.code_version(backend.form), BACKENDS[backend.name].code_version())
     key = digest("cut", run.facts.digest, asked, SPLIT_FEEDS, code, versions)
-    if run.store.find(key) is None:
+
+    def make() -> None:
         with device_lock(run.spec.target.device, exclusive=False):
             run.job("cut", {"key": key, **asked}, f"cut-{run.id}")
-    entry = run.store.find(key)
-    assert entry is not None  # it was there, or the job has just made it
-    return key, entry
+
+    return key, run.made(key, make)
 
 
 def measure(run: Run, key: str, entry: Path, rows: list[dict[str, Any]]) -> list[Halves]:
