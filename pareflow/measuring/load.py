@@ -76,12 +76,10 @@ class Said:
     """What LoadGen says of its run.
 
     `valid` where all its constraints are met, among them that so many queries tell its percentile at 99 %
-    confidence (`early_stopping_met`). `trouble` holds its errors: a run that ended early has one.
+    confidence (`early_stopping` says it). `trouble` holds its errors: a run that ended early has one.
     """
 
-    version: str
     valid: bool
-    early_stopping_met: bool
     early_stopping: str
     queries: int
     percentiles_ms: Mapping[str, float]
