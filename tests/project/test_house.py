@@ -124,6 +124,13 @@ def test_every_law_has_a_test(checkout: Path) -> None:
     assert found == list(range(1, 11))
 
 
+def test_no_source_cites_what_the_repository_lacks(checkout: Path) -> None:
+    """What lies beside a checkout cannot be looked up by whoever has it alone."""
+    sources = [path for folder in (*PACKAGES, "bench", "tests") for path in (checkout / folder).rglob("*.py")]
+    assert len(sources) > 300
+    assert [path for path in sources if re.search(r"DESIGN\.md|\b[f]acts/", path.read_text())] == []
+
+
 def test_packages_are_listed_as_they_lie_on_disk(checkout: Path, project: dict[str, Any]) -> None:
     files = [path for path in shipped(checkout) if path.endswith(".py")]
     on_disk = {".".join(Path(path).parent.parts) for path in files}
