@@ -122,13 +122,8 @@ def serve(
     MissingExtraError where LoadGen is not installed, BusyMachineError.
     """
     noise = await_quiet(patience_s).words(contestant.threads, len(probe.cores()))
-    workload = contestant.workload or workload
     arguments = {
-        "artifact": str(contestant.artifact),
-        "backend": contestant.backend.to_json(),
-        "reference": dict(workload[0]),
-        "folder": str(workload[1]),
-        "feeds": str(contestant.feeds or feeds),
+        **contestant.arguments(feeds, workload),
         "threads": contestant.threads,
         "load": asdict(load),
     }

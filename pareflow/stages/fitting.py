@@ -73,15 +73,9 @@ def confine(run: Run, row: Row) -> Row:
 
 def _confined(run: Run, row: Row, inputs: str, memory_mib: float) -> dict[str, Any]:
     """What the run within these bounds gave; where it failed, why, and what it takes here without them."""
-    feeds = run.held(inputs, "the measuring inputs")
-    made = contestant(run, row)
-    reference, folder = made.workload or (run.spec.workload, run.folder)
+    feeds = run.held(inputs, "the measuring inputs") / "feeds.npz"
     arguments = {
-        "artifact": str(made.artifact),
-        "backend": made.backend.to_json(),
-        "reference": reference,
-        "folder": str(folder),
-        "feeds": str(made.feeds or feeds / "feeds.npz"),
+        **contestant(run, row).arguments(feeds, (run.spec.workload, run.folder)),
         "core": probe.cores()[-1],
     }
     log = run.data_dir / "logs" / f"confined-{str(row.id)[:12]}.log"
