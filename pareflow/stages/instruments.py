@@ -21,7 +21,8 @@ def measured(run: Run, job: str, settings: Mapping[str, Any], file: str, *instru
 
     `instrument` names its sources. Raises: VariantError, BusyMachineError.
     """
-    key = _key(run, instrument, job, run.facts.digest, settings)
+    sources = [file_digest(_CORE / name) for name in instrument]
+    key = run.own_key(digest(job, run.facts.digest, settings, run.environment.fingerprint, sources))
 
     def measure() -> None:
         log, arguments = f"{job}-{settings.get('runtime', 'stages')}-{run.id}", {"key": key, **settings}
@@ -66,15 +67,6 @@ def machine_ceilings(
 
     found: dict[str, Any] = json.loads((store.ensure(key, write) / "ceilings.json").read_text())
     return found
-
-
-def _key(run: Run, instrument: tuple[str, ...] | list[str], *parts: Any) -> str:
-    """Names a finding by all that it depends on; forgets it where it is to be measured again."""
-    sources = [file_digest(_CORE / name) for name in instrument]
-    key = digest(*parts, run.environment.fingerprint, sources)
-    if run.remeasure:
-        run.store.evict(key)
-    return key
 
 
 def _alone(run: Run, work: Callable[[int], Any]) -> Any:
