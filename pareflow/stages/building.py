@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 from pareflow.catalog import members
@@ -15,11 +14,8 @@ from pareflow.model.training import TrainedTechnique
 from pareflow.stages import attempts
 from pareflow.stages.jobs import artifact_size_mib, feeds_key, links, original
 from pareflow.stages.run import Row, Run
-from pareflow.variant import Recipe, Variant, digest, file_digest
+from pareflow.variant import Recipe, Variant, digest, file_digest, sources
 from pareflow.workload import SplitName
-
-_INSTRUMENT = Path(__file__).parents[1] / "measuring" / "quality.py"
-_PROCESSING = Path(__file__).with_name("processing.py")
 
 
 def variant_of(recipe: Recipe, workload_digest: str) -> Variant:
@@ -131,9 +127,9 @@ def _evaluation(run: Run, row: Row, split: SplitName) -> dict[str, Any]:
         "metric": run.metric,
         "batch_size": judged_batch_size(run, row.recipe) or BATCH,
     }
-    instrument = [file_digest(_INSTRUMENT), file_digest(find_metric(run.metric, run.folder))]
+    instrument = [*sources("measuring/quality.py"), file_digest(find_metric(run.metric, run.folder))]
     if row.processing is not None:
-        instrument.append(file_digest(_PROCESSING))
+        instrument += sources("stages/processing.py")
     about = (run.facts.digest, run.facts.data_digest, run.environment.fingerprint)
     return {
         **asked,
@@ -161,7 +157,7 @@ def first_answers(run: Run) -> None:
 
 def first_answers_key(run: Run) -> str:
     """Names what they tell of the original."""
-    return digest("first answers", run.facts.digest, file_digest(_INSTRUMENT))
+    return digest("first answers", run.facts.digest, *sources("measuring/quality.py"))
 
 
 def tried_metric_key(run: Run) -> str:

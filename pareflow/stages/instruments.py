@@ -10,9 +10,8 @@ from pareflow.hardware.noise import await_quiet
 from pareflow.isolation import Limits, run_isolated
 from pareflow.stages.run import Run
 from pareflow.store import Store
-from pareflow.variant import digest, file_digest
+from pareflow.variant import digest, sources
 
-_CORE = Path(__file__).parents[1]
 CEILINGS_S = 300.0
 
 
@@ -21,8 +20,8 @@ def measured(run: Run, job: str, settings: Mapping[str, Any], file: str, *instru
 
     `instrument` names its sources. Raises: VariantError, BusyMachineError.
     """
-    sources = [file_digest(_CORE / name) for name in instrument]
-    key = run.own_key(digest(job, run.facts.digest, settings, run.environment.fingerprint, sources))
+    about = (job, run.facts.digest, settings, run.environment.fingerprint)
+    key = run.own_key(digest(*about, sources(*instrument)))
 
     def measure() -> None:
         log, arguments = f"{job}-{settings.get('runtime', 'stages')}-{run.id}", {"key": key, **settings}
@@ -49,7 +48,7 @@ def machine_ceilings(
     Raises: VariantError, BusyMachineError.
     """
     store = Store(data_dir / "store")
-    key = digest("ceilings", threads, fingerprint, [file_digest(_CORE / "hardware/ceilings.py")])
+    key = digest("ceilings", threads, fingerprint, sources("hardware/ceilings.py"))
     if remeasure:
         store.evict(key)
 

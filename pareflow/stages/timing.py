@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from pareflow.errors import VariantError
@@ -13,9 +12,7 @@ from pareflow.measuring.race import Race
 from pareflow.stages import processing
 from pareflow.stages.jobs import feeds_key
 from pareflow.stages.run import Row, Run
-from pareflow.variant import digest, file_digest
-
-_INSTRUMENT = Path(__file__).parents[1] / "measuring"
+from pareflow.variant import digest, sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +115,8 @@ def contestant(run: Run, row: Row, inputs: Inputs | None = None) -> Contestant:
 
 def instrument() -> list[str]:
     """A digest of each file that times."""
-    return [
-        file_digest(_INSTRUMENT / name) for name in ("arena.py", "contestant.py", "race.py", "stopwatch.py")
-    ]
+    names = ("arena.py", "contestant.py", "race.py", "stopwatch.py")
+    return sources(*(f"measuring/{name}" for name in names))
 
 
 def document_of(protocol: Protocol) -> Mapping[str, Any]:
