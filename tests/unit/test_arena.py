@@ -86,7 +86,9 @@ def test_a_contestant_is_fed_in_its_own_way_else_as_the_others(tmp_path: Path) -
         "folder": str(tmp_path),
         "feeds": str(tmp_path / "feeds.npz"),
     }
-    own = replace(plain, feeds=tmp_path / "own.npz", workload=({"file": {"path": "own.py"}}, tmp_path / "own"))
+    own = replace(
+        plain, feeds=tmp_path / "own.npz", workload=({"file": {"path": "own.py"}}, tmp_path / "own")
+    )
     assert own.arguments(*others) == {
         **told,
         "reference": {"file": {"path": "own.py"}},
