@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -14,7 +15,7 @@ from pareflow.hardware import probe
 
 @dataclass(frozen=True)
 class Claim:
-    """What is claimed, what was measured, and whether it holds; `met` is None where it was not measured."""
+    """What is claimed, what was measured with its bounds, and whether it holds (law 3: doubt is no yes)."""
 
     name: str
     claimed: float
@@ -28,13 +29,29 @@ class Claim:
 
     @property
     def met(self) -> bool | None:
+        """Whether both bounds meet it, where the row has them: None where one alone does, which is doubt."""
         if self.measured is None:
             return None
-        better = self.measured >= self.claimed
-        return better if self.side == "at least" else self.measured <= self.claimed
+        ends = [self.measured if end is None else end for end in (self.low, self.high)]
+        met = {end >= self.claimed if self.side == "at least" else end <= self.claimed for end in ends}
+        return met.pop() if len(met) == 1 else None
 
     def to_json(self) -> dict[str, object]:
         return {**asdict(self), "met": self.met}
+
+
+def of_turns(
+    name: str,
+    claimed: float,
+    values: Sequence[float],
+    unit: str,
+    side: Literal["at least", "at most"],
+    note: str = "",
+) -> Claim:
+    """The median of some turns; the bounds are the least and the largest of them, as the note says."""
+    told = f"{note}; low and high: the least and the largest turn".removeprefix("; ")
+    middle = float(statistics.median(values))
+    return Claim(name, claimed, middle, unit, len(values), side, min(values), max(values), told)
 
 
 Measure = Callable[[bool], Iterable[Claim]]
@@ -73,7 +90,8 @@ def show(title: str, claims: Sequence[Claim]) -> None:
     for heading in ("claim", "claimed", "measured", "low", "high", "unit", "samples", "met", "note"):
         table.add_column(heading)
     for claim in claims:
-        met = {True: "yes", False: "NO", None: "not measured"}[claim.met]
+        unknown = "not measured" if claim.measured is None else "in doubt"
+        met = {True: "yes", False: "NO", None: unknown}[claim.met]
         numbers = (claim.measured, claim.low, claim.high)
         shown = ("" if number is None else f"{number:.3g}" for number in numbers)
         claimed = f"{claim.side} {claim.claimed:g}"

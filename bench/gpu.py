@@ -383,7 +383,8 @@ def _utilisation(row: Row, device: Device, quick: bool) -> Claim:
         shares = _watched(way)
     if not shares:
         return replace(row.empty(), note="not measured: neither pynvml nor nvidia-smi tells it")
-    note = f"{device.name}: batch {best}, {rates[best] * 1000:.0f} per second, inputs on the device"
+    note = f"{device.name}: batch {best}, {rates[best] * 1000:.0f} per second, inputs on the device; "
+    note += "low and high: the least and the largest reading"
     low, high = min(shares), max(shares)
     return replace(
         row.empty(), measured=float(np.mean(shares)), low=low, high=high, samples=len(shares), note=note

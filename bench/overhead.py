@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from claims import Claim, main
+from claims import Claim, main, of_turns
 
 from pareflow import spec
 from pareflow.errors import PareflowError
@@ -49,8 +49,8 @@ def measure(quick: bool) -> Sequence[Claim]:
     ratios = [again / bare_s for bare_s, _, again in rounds]
     note = f"ratio of whole times, later run: {np.median(ratios):.2f}"
     return [
-        claim("orchestration and tracking, first time", 18 + 0.5 * VARIANTS, first, note),
-        claim("orchestration and tracking, later", 8 + 0.5 * VARIANTS, later, note),
+        of_turns("orchestration and tracking, first time", 18 + 0.5 * VARIANTS, first, "s", "at most", note),
+        of_turns("orchestration and tracking, later", 8 + 0.5 * VARIANTS, later, "s", "at most", note),
     ]
 
 
@@ -86,11 +86,6 @@ def timed(command: list[str]) -> float:
     if done.returncode not in (0, 3):
         raise PareflowError("the measured command must end well", done.stderr[-2000:], "Run it by hand")
     return time.monotonic() - began
-
-
-def claim(name: str, claimed: float, seconds: list[float], note: str) -> Claim:
-    low, high = float(min(seconds)), float(max(seconds))
-    return Claim(name, claimed, float(np.median(seconds)), "s", len(seconds), "at most", low, high, note)
 
 
 if __name__ == "__main__":

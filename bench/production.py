@@ -17,8 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from claims import Claim, main
+from claims import Claim, main, of_turns
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for `tests/production.py`, which no package holds
@@ -101,15 +100,15 @@ def _filled(
     listed = ["list", "versions", "--data-dir", str(data_dir), "--json"]
     assert len(_pareflow(client, *listed)) == versions + 1
     seconds = _timed(lambda: _pareflow(client, *listed), times)
-    yield _claim(f"pareflow list versions, {name}", LIMIT_S, "s", seconds, note)
+    yield of_turns(f"pareflow list versions, {name}", LIMIT_S, seconds, "s", "at most", note)
     command = [sys.executable, "-W", "ignore", "-c", PROMOTE, str(config), str(data_dir), str(times)]
     promoted = json.loads(_printed(client, command).splitlines()[-1])
     note = "download, digests, golden outputs elsewhere, aliases; equal content is not timed again"
-    yield _claim(f"promotion, {name}", LIMIT_S, "s", promoted, note)
+    yield of_turns(f"promotion, {name}", LIMIT_S, promoted, "s", "at most", note)
     rolled = ["rollback", spec.read(config).name, "--data-dir", str(data_dir)]
     seconds = _timed(lambda: _pareflow(client, *rolled, "--json"), times)
     note = "the whole command; a server's poll comes to it"
-    yield _claim(f"pareflow rollback, {name}", 5, "s", seconds, note)
+    yield of_turns(f"pareflow rollback, {name}", 5, seconds, "s", "at most", note)
 
 
 def retraining(quick: bool) -> Iterator[Claim]:
@@ -134,7 +133,7 @@ def retraining(quick: bool) -> Iterator[Claim]:
             took.append((on_servers, embedded))
             ratios.append(on_servers / embedded)
     note = "; ".join(f"{server:.0f} s by a worker, {alone:.0f} s embedded" for server, alone in took)
-    yield _claim(name, RATIO, "×", ratios, note)
+    yield of_turns(name, RATIO, ratios, "×", "at most", note)
 
 
 def _pareflow(client: Mapping[str, str], *arguments: str) -> Any:
@@ -160,11 +159,6 @@ def _timed(do: Callable[[], object], times: int) -> list[float]:
         do()
         found.append(time.perf_counter() - began)
     return found
-
-
-def _claim(name: str, claimed: float, unit: str, values: Sequence[float], note: str) -> Claim:
-    middle, low, high = float(np.median(values)), min(values), max(values)
-    return Claim(name, claimed, middle, unit, len(values), "at most", low, high, note)
 
 
 def _unmeasured(name: str, claimed: float, unit: str) -> Claim:

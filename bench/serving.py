@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from claims import Claim, main
+from claims import Claim, main, of_turns
 from peer_files import PeerEnvironment
 from serving_endurance import endurance
 from serving_load import SERVERS, Rate, Server, as_json, closed_loop, free_port, pareflow, running, unusable
@@ -84,7 +83,8 @@ def overhead(quick: bool) -> Iterator[Claim]:
         for _ in range(turns):
             raw, _ = raw_per_s(loaded, feeds, SECONDS)
             shares.append(closed_loop(server, SECONDS, connections=2 * BATCH).per_s / raw)
-        yield _ratio("BERT by raw tensors: one worker at saturation, over runs of a batch", 0.95, shares)
+        name = "BERT by raw tensors: one worker at saturation, over runs of a batch"
+        yield of_turns(name, 0.95, shares, "×", "at least")
         yield from _lone(server, loaded)
         yield _idle(server)
     yield from _beside_a_route(turns)
@@ -104,8 +104,7 @@ def _lone(server: Server, loaded: Session) -> Iterator[Claim]:
                 f"BERT: a lone request by raw tensors {when} a burst, beyond the network's "
                 f"{statistics.median(alone):.2f} ms"
             )
-            found = statistics.median(beyond)
-            yield Claim(name, 1.0, found, "ms", LONE_TURNS, "at most", min(beyond), max(beyond))
+            yield of_turns(name, 1.0, beyond, "ms", "at most")
             closed_loop(server, 2, connections=64)
 
 
@@ -173,7 +172,8 @@ def _beside_a_route(turns: int) -> Iterator[Claim]:
     note = f"theirs {statistics.median(rate.per_s for rate in theirs):.0f}/s"
     for how, rates in (("both by JSON", alike), ("ours by raw tensors, theirs by JSON", ours)):
         ratios = [mine.per_s / other.per_s for mine, other in zip(rates, theirs, strict=True)]
-        yield _ratio(f"tiny: requests/s over a plain FastAPI route, {how}", 1.3, ratios, note)
+        name = f"tiny: requests/s over a plain FastAPI route, {how}"
+        yield of_turns(name, 1.3, ratios, "×", "at least", note)
 
 
 @contextmanager
@@ -226,7 +226,8 @@ def batching(quick: bool) -> Iterator[Claim]:
         for _ in range(turns):
             together, alone = (closed_loop(server, SECONDS).per_s for server in servers)
             ratios.append(together / alone)
-    yield _ratio("BERT: batches of 8 over none", 2, ratios, "a processor gains little; a GPU is not measured")
+    note = "a processor gains little; a GPU is not measured"
+    yield of_turns("BERT: batches of 8 over none", 2, ratios, "×", "at least", note)
 
 
 def peers(quick: bool) -> Iterator[Claim]:
@@ -255,10 +256,11 @@ def _over(name: str, claimed: float, made: Made, turns: int) -> Iterator[Claim]:
         note = "; ours ".join(costs)
     rates = [mine.per_s / other.per_s for mine, other in zip(ours, theirs, strict=True)]
     mean = statistics.median(rate.per_s for rate in theirs)
-    yield _ratio(f"BERT: requests/s over {name}'s", claimed, rates, f"theirs {mean:.0f}/s; {note}")
+    note = f"theirs {mean:.0f}/s; {note}"
+    yield of_turns(f"BERT: requests/s over {name}'s", claimed, rates, "×", "at least", note)
     tails = [mine.p99_ms / other.p99_ms for mine, other in zip(ours, theirs, strict=True)]
     note = f"theirs {statistics.median(rate.p99_ms for rate in theirs):.0f} ms"
-    yield _ratio(f"BERT: p99 over {name}'s", 1, tails, note, side="at most")
+    yield of_turns(f"BERT: p99 over {name}'s", 1, tails, "×", "at most", note)
 
 
 def _best(
@@ -333,18 +335,6 @@ def _mlflow(workers: int, threads: int) -> Iterator[Server]:
     posts = [as_json(url, feeds, key="inputs") for feeds in rows("bert")]
     with running([*command, "--port", port, "--workers", workers], url, posts) as server:
         yield server
-
-
-def _ratio(
-    name: str,
-    claimed: float,
-    ratios: Sequence[float],
-    note: str = "",
-    side: Literal["at least", "at most"] = "at least",
-) -> Claim:
-    """The median of the turns' ratios, and the least and the largest."""
-    middle = statistics.median(ratios)
-    return Claim(name, claimed, middle, "×", len(ratios), side, min(ratios), max(ratios), note)
 
 
 PARTS = {

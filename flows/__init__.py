@@ -1,1 +1,1 @@
-"""Order, and nothing else."""
+"""The flows, which order tasks and nothing else; the command line; the embedded Prefect server."""

@@ -1,1 +1,1 @@
-"""Stages as tasks: a stage + retry, cache and lock policy + tracking. Thin."""
+"""What knows Prefect, MLflow and Ray: stages as tasks, tracking, the registry and all that moves in it."""

@@ -3,8 +3,8 @@
 Under a lock: re-read the champion, verify the challenger's artifact as the registry gives it back, judge
 against that champion. Under a second one, which is held for a moment, so that a rollback never waits for a
 judgement: where that champion is champion still, point `previous` at it, then `champion` at the challenger,
-and read both back; where it is not, judge again. Without locks the worse of two models won 13 of 20 forced
-races, with them none (facts/prefect-mlflow).
+and read both back; where it is not, judge again. Without locks the worse of two models may win
+(`tests/orchestration/test_promotion_races.py`).
 
 A version without a verdict of this environment by this SLA and objective is judged here first (law 8). One
 that was rolled back from is not promoted again but by a person. Every move leaves a record (`tasks.audit`).

@@ -1,8 +1,8 @@
 """The same server on Ray Serve: as many replicas as the load asks for, on as many nodes as there are.
 
 Each replica is the application of `pareflow serve` with the same plan, so that its answers and refusals are
-the same; Ray's proxy stands before them. It is for many nodes: Ray takes some 10 ms for each request
-(facts/serving), which a tier of one machine does not have to.
+the same; Ray's proxy stands before them. It is for many nodes: Ray's proxy costs each request time
+(`bench/serving.py peers`), which a tier of one machine does not have to take.
 """
 
 import os

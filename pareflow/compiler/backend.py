@@ -35,14 +35,6 @@ class Backend(Member, ABC):
     threads: int = Field(default=1, ge=1, description="threads within one request")
 
     @property
-    def reproducible(self) -> bool:
-        """Whether `compile` gives the same bytes for the same network with these settings.
-
-        Where it does not, the answers are the same up to rounding.
-        """
-        return True
-
-    @property
     def prepares_shapes(self) -> bool:
         """Whether the first request of a shape may take far longer than those after it: something is compiled
         for it, or tried out. A server asks every size of batch first where it does.

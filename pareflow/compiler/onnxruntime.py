@@ -27,10 +27,10 @@ _LEVELS: dict[GraphLevel, str] = {
 class OnnxRuntime(CudaProvider, Paged, Backend):
     """Run the ONNX graph, optimized to `graph_level`.
 
-    Threads do not spin between requests unless asked to: spinning burns a second core and slows neighbours
-    (measured, facts/serving: 28 ms of processor time per 4.5 ms request). Packed, the file is as small as the
-    entropy of its weights lets it be, and takes longer to load; what runs is the same, bit for bit. Saved,
-    the graph is optimized when it is compiled, for this processor, and not at each load.
+    Threads do not spin between requests unless asked to: spinning burns a second core and slows neighbours.
+    Packed, the file is as small as the entropy of its weights lets it be, and takes longer to load; what runs
+    is the same, bit for bit. Saved, the graph is optimized when it is compiled, for this processor, and not
+    at each load.
     On CUDA, an H200: of resnet18's 64 images TF32 gives 1.49 times fp32's speed, copies from and to the host
     counted; CUDA graphs give 2.5 times on a small network of batch 1 (measured, `bench/gpu.py`).
     """

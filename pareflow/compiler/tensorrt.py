@@ -50,10 +50,6 @@ class TensorRt(Backend):
     level: int = Field(default=3, ge=0, le=5, description="how long kernels are searched for")
     cuda_graphs: bool = Field(default=False, description="all kernels of a request launched at once")
 
-    @property
-    def reproducible(self) -> bool:
-        return False  # kernels are chosen by timing them
-
     def gpus(self) -> int:
         return 1
 

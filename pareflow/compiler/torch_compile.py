@@ -53,10 +53,6 @@ class TorchCompile(Accelerated, Backend):
     )
     max_autotune: bool = Field(default=False, description="kernels are tried out: slower to compile")
 
-    @property
-    def reproducible(self) -> bool:
-        return False  # the library holds paths of the folder it was compiled in
-
     @classmethod
     def unavailable(cls) -> str | None:
         compiler = os.environ.get("CXX", "g++")

@@ -44,10 +44,6 @@ class Tvm(WorkerBackend):
         description="seconds for which faster schedules of its kernels are searched for; 0: none are",
     )
 
-    @property
-    def reproducible(self) -> bool:
-        return not self.tuning_s  # schedules are chosen by timing them
-
     @classmethod
     def unavailable(cls) -> str | None:
         if shutil.which("g++") or shutil.which("clang++") or shutil.which("c++"):

@@ -56,7 +56,6 @@ class DeviceProfile(_Part):
     weights_in_storage: bool = Field(
         default=False, description="whether weights are read where they are stored, and need no memory"
     )
-    offline: bool = Field(description="whether it must answer without a network")
     sources: tuple[str, ...] = Field(min_length=1, description="where each number comes from")
 
     @property

@@ -54,6 +54,17 @@ class Contestant:
     def threads(self) -> int:
         return int(self.backend.settings.get("threads", 1))
 
+    def arguments(self, feeds: Path, workload: tuple[Mapping[str, Any], Path]) -> dict[str, Any]:
+        """What a process that runs it is told: its own feeds and workload, else these."""
+        reference, folder = self.workload or workload
+        return {
+            "artifact": str(self.artifact),
+            "backend": self.backend.to_json(),
+            "reference": dict(reference),
+            "folder": str(folder),
+            "feeds": str(self.feeds or feeds),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
@@ -205,9 +216,8 @@ class Arena:
             dropped.__exit__()  # now: one that hangs would disturb the others
 
     def _start(self, contestant: Contestant) -> "_Running":
-        feeds = contestant.feeds or self._feeds
-        workload = contestant.workload or self._workload
-        return _Running(contestant, feeds, workload, self._limits, self._logs, tuple(self._descriptors))
+        told = contestant.arguments(self._feeds, self._workload)
+        return _Running(contestant, told, self._limits, self._logs, tuple(self._descriptors))
 
 
 class _Running:
@@ -216,8 +226,7 @@ class _Running:
     def __init__(
         self,
         contestant: Contestant,
-        feeds: Path,
-        workload: tuple[Mapping[str, Any], Path],
+        told: Mapping[str, Any],
         limits: Limits,
         logs: Path,
         descriptors: tuple[int, ...],
@@ -227,11 +236,7 @@ class _Running:
         self._answers, answers_write = os.pipe()
         allowed = probe.cores()
         arguments = {
-            "artifact": str(contestant.artifact),
-            "backend": contestant.backend.to_json(),
-            "reference": dict(workload[0]),
-            "folder": str(workload[1]),
-            "feeds": str(feeds),
+            **told,
             "cores": list(allowed[-contestant.threads :]),
             "commands": commands_read,
             "answers": answers_write,

@@ -76,12 +76,10 @@ class Said:
     """What LoadGen says of its run.
 
     `valid` where all its constraints are met, among them that so many queries tell its percentile at 99 %
-    confidence (`early_stopping_met`). `trouble` holds its errors: a run that ended early has one.
+    confidence (`early_stopping` says it). `trouble` holds its errors: a run that ended early has one.
     """
 
-    version: str
     valid: bool
-    early_stopping_met: bool
     early_stopping: str
     queries: int
     percentiles_ms: Mapping[str, float]
@@ -124,13 +122,8 @@ def serve(
     MissingExtraError where LoadGen is not installed, BusyMachineError.
     """
     noise = await_quiet(patience_s).words(contestant.threads, len(probe.cores()))
-    workload = contestant.workload or workload
     arguments = {
-        "artifact": str(contestant.artifact),
-        "backend": contestant.backend.to_json(),
-        "reference": dict(workload[0]),
-        "folder": str(workload[1]),
-        "feeds": str(contestant.feeds or feeds),
+        **contestant.arguments(feeds, workload),
         "threads": contestant.threads,
         "load": asdict(load),
     }

@@ -58,9 +58,7 @@ def _said(detail: Path) -> Said:
     found = {record["key"]: record["value"] for record in records}
     rate = found.get("result_completed_samples_per_sec", found.get("result_samples_per_second"))
     return Said(
-        version=found["loadgen_version"],
         valid=found["result_validity"] == "VALID",
-        early_stopping_met=found["early_stopping_met"],
         early_stopping=" ".join(str(found["early_stopping_result"]).split()),
         queries=found["result_query_count"],
         percentiles_ms=_percentiles(found),

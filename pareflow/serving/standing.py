@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pareflow.errors import EnvironmentUnfitError
+from pareflow.gate import decided
+from pareflow.intervals import quantile_interval
 from pareflow.measurement import CONFIDENCE, Environment
 from pareflow.measuring.environment import environment, of_verdict
 from pareflow.serving.executable import Opened, Release
@@ -105,9 +107,6 @@ def _broken(model: PackagedModel, checks: list[Mapping[str, Any]]) -> Iterator[s
 
     One sample is asked: where the promise is for more of them, one that takes too long breaks it, too.
     """
-    from pareflow.gate import decided  # they import scipy, and a server seldom needs them
-    from pareflow.intervals import quantile_interval
-
     limits = {one["clause"]: one["limit"] for one in checks if one["clause"] in QUANTILES}
     if not limits:
         return

@@ -1,1 +1,1 @@
-"""One pure function per step of the workflow. What they make lies in the store; they return small records."""
+"""The steps of the workflow, and the jobs that they run elsewhere. What they make lies in the store."""

@@ -68,8 +68,7 @@ def _rows(run: Run, threads: int) -> list[Row]:
     """The strong baseline and the original at one thread count, timed side by side."""
     strong = Row(Recipe((), OnnxRuntime(threads=threads).step), "baseline")
     eager = Row(Recipe((), TorchEager(threads=threads).step), "original")
-    source = run.store.find(original(run.facts.digest).id)
-    assert source is not None  # it has just been made
+    source = run.held(original(run.facts.digest).id, "the original")
     both = [strong, eager] if form_of(source) == "torch" else [strong]
     rows = [fitted(run, make(run, row)) for row in both]
     found = measure(run, rows, SCREENING)

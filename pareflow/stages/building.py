@@ -1,9 +1,7 @@
 """Make one variant and evaluate its quality: each in a process of its own, each once."""
 
 import dataclasses
-import functools
 import json
-from pathlib import Path
 from typing import Any
 
 from pareflow.catalog import members
@@ -13,15 +11,11 @@ from pareflow.measurement import Quality
 from pareflow.measuring.quality import BATCH, find_metric
 from pareflow.model.technique import Technique
 from pareflow.model.training import TrainedTechnique
-from pareflow.remote_store import opened
 from pareflow.stages import attempts
 from pareflow.stages.jobs import artifact_size_mib, feeds_key, links, original
 from pareflow.stages.run import Row, Run
-from pareflow.variant import Recipe, Variant, digest, file_digest
+from pareflow.variant import Recipe, Variant, digest, file_digest, sources
 from pareflow.workload import SplitName
-
-_INSTRUMENT = Path(__file__).parents[1] / "measuring" / "quality.py"
-_PROCESSING = Path(__file__).with_name("processing.py")
 
 
 def variant_of(recipe: Recipe, workload_digest: str) -> Variant:
@@ -37,7 +31,8 @@ def make(run: Run, row: Row) -> Row:
     variant = variant_of(row.recipe, run.facts.digest)
     named = dataclasses.replace(row, id=variant.id)
     evaluation = _asked(run, named, "search")
-    if run.store.find(variant.id) is None:
+
+    def build() -> None:
         for member in members(row.recipe):
             member.prepare()
         arguments = {"recipe": row.recipe.to_json(), "evaluation": evaluation}
@@ -47,10 +42,9 @@ def make(run: Run, row: Row) -> Row:
         ):
             limited = {**arguments, "limit_s": run.limits.seconds - spent_s}
             run.job("make", limited, f"make-{variant.id[:12]}", spent_s=spent_s)
-    else:
-        attempts.recover(run, variant.id)
-    artifact = run.store.find(variant.id)
-    assert artifact is not None  # it was there, or the job has just made it
+
+    artifact = run.made(variant.id, build)
+    attempts.recover(run, variant.id)
     size_mib, build_s = artifact_size_mib(artifact), attempts.seconds(run, variant.id)
     return _evaluated(run, dataclasses.replace(named, size_mib=size_mib, build_s=build_s), evaluation)
 
@@ -98,11 +92,12 @@ def _asked(run: Run, row: Row, split: SplitName) -> dict[str, Any]:
 
 def _evaluated(run: Run, row: Row, evaluation: dict[str, Any]) -> Row:
     """The row with its quality, found out where the store lacks it."""
-    if run.store.find(evaluation["key"]) is None:
+
+    def find_out() -> None:
         with device_lock(run.spec.target.device, exclusive=False):
             run.job("evaluate", evaluation, f"evaluate-{evaluation['split']}-{str(row.id)[:12]}")
-    entry = run.store.find(evaluation["key"])
-    assert entry is not None  # it was there, or the job has just made it
+
+    entry = run.made(evaluation["key"], find_out)
     found = Quality.from_json(json.loads((entry / "quality.json").read_text()))
     return dataclasses.replace(row, quality=found)
 
@@ -133,9 +128,9 @@ def _evaluation(run: Run, row: Row, split: SplitName) -> dict[str, Any]:
         "metric": run.metric,
         "batch_size": judged_batch_size(run, row.recipe) or BATCH,
     }
-    instrument = [file_digest(_INSTRUMENT), file_digest(find_metric(run.metric, run.folder))]
+    instrument = [*sources("measuring/quality.py"), file_digest(find_metric(run.metric, run.folder))]
     if row.processing is not None:
-        instrument.append(file_digest(_PROCESSING))
+        instrument += sources("stages/processing.py")
     about = (run.facts.digest, run.facts.data_digest, run.environment.fingerprint)
     return {
         **asked,
@@ -163,7 +158,7 @@ def first_answers(run: Run) -> None:
 
 def first_answers_key(run: Run) -> str:
     """Names what they tell of the original."""
-    return digest("first answers", run.facts.digest, file_digest(_INSTRUMENT))
+    return digest("first answers", run.facts.digest, *sources("measuring/quality.py"))
 
 
 def tried_metric_key(run: Run) -> str:
@@ -174,15 +169,7 @@ def tried_metric_key(run: Run) -> str:
 def _original_mixes_samples(run: Run) -> bool:
     """As one may that reads the padding, or an ONNX file that was given quantized."""
     key = first_answers_key(run)
-    if run.store.find(key) is None:
-        if run.store.find(original(run.facts.digest).id) is None:
-            return False
-        first_answers(run)
-    return _told_to_mix(run.store.root, key)
-
-
-@functools.cache
-def _told_to_mix(root: Path, key: str) -> bool:
-    entry = opened(root).find(key)
-    assert entry is not None  # it was there, or the job has just made it
+    if run.store.find(key) is None and run.store.find(original(run.facts.digest).id) is None:
+        return False
+    entry = run.made(key, lambda: first_answers(run))
     return bool(json.loads((entry / "answers.json").read_text())["mixes_samples"])

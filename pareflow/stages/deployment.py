@@ -10,12 +10,11 @@ from typing import Any
 
 from pareflow import intervals
 from pareflow.gate import Verdict, judge_intervals
-from pareflow.measurement import CONFIDENCE, Interval, Measurement, Ran
+from pareflow.measurement import CONFIDENCE, Interval
 
 TROUBLES = ("failed", "late", "unsound")
 BLOCKS = 10
 """Stretches of time that a comparison of times needs, at least."""
-_LIVE = Ran("served", "", "", "", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,23 +89,7 @@ def _speedup(seen: Seen, quantile: float, confidence: float) -> Interval | None:
     """
     if not seen.challenger_ms:
         return None
-    champion, challenger = _measurement(seen.champion_ms), _measurement(seen.challenger_ms)
-    found = intervals.quantile_speedup(champion, challenger, quantile, confidence)
+    found = intervals.quantile_ratio(seen.champion_ms, seen.challenger_ms, quantile, confidence)
     if len(seen.challenger_ms) < BLOCKS:
         return Interval(found.estimate, None, None, found.samples, confidence)
     return found
-
-
-def _measurement(blocks_ms: tuple[tuple[float, ...], ...]) -> Measurement:
-    return Measurement(
-        variant="",
-        environment="live",
-        batch_size=1,
-        ran=_LIVE,
-        blocks_ms=blocks_ms,
-        load_s=None,
-        first_request_ms=None,
-        peak_memory_mib=None,
-        size_mib=None,
-        load="live",
-    )

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pareflow.errors import DoesNotFitError, ExportError, VariantError
@@ -14,10 +13,7 @@ from pareflow.isolation import Limits, run_isolated
 from pareflow.stages.jobs import feeds_key
 from pareflow.stages.run import Row, Run
 from pareflow.stages.timing import contestant
-from pareflow.variant import Recipe, digest, file_digest
-
-_MEASURING = Path(__file__).parents[1] / "measuring"
-_SOURCES = ("network_facts.py", "liveness.py", "work.py", "../hardware/budget.py")
+from pareflow.variant import Recipe, digest, sources
 
 
 def not_for(run: Run, recipe: Recipe) -> str | None:
@@ -65,24 +61,17 @@ def confine(run: Run, row: Row) -> Row:
     if profile is None or row.fit is None:
         return row
     inputs = feeds_key(run.facts.digest, run.spec.sla.batch_size)
-    sources = [file_digest(_MEASURING / name) for name in ("confined.py", "contestant.py")]
-    key = digest("confined", row.id, profile.memory_mib, inputs, run.environment.fingerprint, sources)
+    code = sources("measuring/confined.py", "measuring/contestant.py")
+    key = digest("confined", row.id, profile.memory_mib, inputs, run.environment.fingerprint, code)
     told = run.kept(key, "confined.json", lambda: _confined(run, row, inputs, profile.memory_mib))
     return dataclasses.replace(row, fit=dataclasses.replace(row.fit, confined=told))
 
 
 def _confined(run: Run, row: Row, inputs: str, memory_mib: float) -> dict[str, Any]:
     """What the run within these bounds gave; where it failed, why, and what it takes here without them."""
-    feeds = run.store.find(inputs)
-    assert feeds is not None  # it has been timed
-    made = contestant(run, row)
-    reference, folder = made.workload or (run.spec.workload, run.folder)
+    feeds = run.held(inputs, "the measuring inputs") / "feeds.npz"
     arguments = {
-        "artifact": str(made.artifact),
-        "backend": made.backend.to_json(),
-        "reference": reference,
-        "folder": str(folder),
-        "feeds": str(made.feeds or feeds / "feeds.npz"),
+        **contestant(run, row).arguments(feeds, (run.spec.workload, run.folder)),
         "core": probe.cores()[-1],
     }
     log = run.data_dir / "logs" / f"confined-{str(row.id)[:12]}.log"
@@ -135,11 +124,11 @@ def _facts(run: Run, row: Row, size_mib: float) -> NetworkFacts:
         "batch_size": run.spec.sla.batch_size,
         "size_mib": size_mib,
     }
-    sources = [file_digest(_MEASURING / name) for name in _SOURCES]
-    key = digest("facts", row.id, asked, sources)
-    if run.store.find(key) is None:
+    names = ("measuring/network_facts.py", "measuring/liveness.py", "measuring/work.py", "hardware/budget.py")
+    key = digest("facts", row.id, asked, sources(*names))
+
+    def find_out() -> None:
         with device_lock(run.spec.target.device, exclusive=False):
             run.job("facts", {"key": key, **asked}, f"facts-{str(row.id)[:12]}")
-    entry = run.store.find(key)
-    assert entry is not None  # it was there, or the job has just made it
-    return NetworkFacts.from_json(json.loads((entry / "facts.json").read_text()))
+
+    return NetworkFacts.from_json(json.loads((run.made(key, find_out) / "facts.json").read_text()))

@@ -10,9 +10,8 @@ from pareflow.hardware.noise import await_quiet
 from pareflow.isolation import Limits, run_isolated
 from pareflow.stages.run import Run
 from pareflow.store import Store
-from pareflow.variant import digest, file_digest
+from pareflow.variant import digest, sources
 
-_CORE = Path(__file__).parents[1]
 CEILINGS_S = 300.0
 
 
@@ -21,14 +20,14 @@ def measured(run: Run, job: str, settings: Mapping[str, Any], file: str, *instru
 
     `instrument` names its sources. Raises: VariantError, BusyMachineError.
     """
-    key = _key(run, instrument, job, run.facts.digest, settings)
-    if run.store.find(key) is None:
-        log = f"{job}-{settings.get('runtime', 'stages')}-{run.id}"
-        arguments = {"key": key, **settings}
+    about = (job, run.facts.digest, settings, run.environment.fingerprint)
+    key = run.own_key(digest(*about, sources(*instrument)))
+
+    def measure() -> None:
+        log, arguments = f"{job}-{settings.get('runtime', 'stages')}-{run.id}", {"key": key, **settings}
         _alone(run, lambda descriptor: run.job(job, arguments, log, descriptors=(descriptor,)))
-    entry = run.store.find(key)
-    assert entry is not None  # it was there, or the job has just made it
-    found: dict[str, Any] = json.loads((entry / file).read_text())
+
+    found: dict[str, Any] = json.loads((run.made(key, measure) / file).read_text())
     return found
 
 
@@ -49,7 +48,7 @@ def machine_ceilings(
     Raises: VariantError, BusyMachineError.
     """
     store = Store(data_dir / "store")
-    key = digest("ceilings", threads, fingerprint, [file_digest(_CORE / "hardware/ceilings.py")])
+    key = digest("ceilings", threads, fingerprint, sources("hardware/ceilings.py"))
     if remeasure:
         store.evict(key)
 
@@ -67,15 +66,6 @@ def machine_ceilings(
 
     found: dict[str, Any] = json.loads((store.ensure(key, write) / "ceilings.json").read_text())
     return found
-
-
-def _key(run: Run, instrument: tuple[str, ...] | list[str], *parts: Any) -> str:
-    """Names a finding by all that it depends on; forgets it where it is to be measured again."""
-    sources = [file_digest(_CORE / name) for name in instrument]
-    key = digest(*parts, run.environment.fingerprint, sources)
-    if run.remeasure:
-        run.store.evict(key)
-    return key
 
 
 def _alone(run: Run, work: Callable[[int], Any]) -> Any:

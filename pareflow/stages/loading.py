@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from pareflow.errors import MissingExtraError, VariantError
@@ -19,7 +18,7 @@ from pareflow.stages.jobs import feeds_key
 from pareflow.stages.optimization import strong_baseline
 from pareflow.stages.run import Row, Run
 from pareflow.stages.timing import Inputs, conditions, contestant
-from pareflow.variant import digest, file_digest
+from pareflow.variant import digest, sources
 
 SEARCH_S = 60.0
 """How long the search for the highest load may take per variant."""
@@ -31,8 +30,7 @@ line by then that is longer than the limit."""
 PRECISION = 1.1
 """It ends where the lowest rate that fails is at most so many times the highest that holds."""
 
-_INSTRUMENT = Path(__file__).parents[1] / "measuring"
-_FILES = ("contestant.py", "load.py", "loadgen.py", "loadgen_log.py", "stopwatch.py")
+INSTRUMENT = ("contestant.py", "load.py", "loadgen.py", "loadgen_log.py", "stopwatch.py")
 
 
 def check_loadgen(run: Run) -> None:
@@ -97,7 +95,7 @@ def measure(run: Run, row: Row, load: Load) -> Served:
 def loading_key(run: Run, row: Row, load: Load) -> str:
     """Names a run under load by all that it depends on: variant, machine, inputs, load, instrument."""
     inputs = feeds_key(run.facts.digest, run.spec.sla.batch_size)
-    instrument = [file_digest(_INSTRUMENT / name) for name in _FILES]
+    instrument = sources(*(f"measuring/{name}" for name in INSTRUMENT))
     return digest("load", row.id, run.environment.fingerprint, inputs, asdict(load), instrument)
 
 

@@ -29,7 +29,7 @@ def document(
     no_profile: str | None = None,
     first: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The document of DESIGN.md section 6; row 0 is the strong baseline.
+    """The document of docs/reference/json.md; row 0 is the strong baseline.
 
     `screened` holds the rows as they were before finalists were measured again; `ended` says why the search
     did, `contributions` what each step of the winner gives, `serving` what its plan keeps, `no_profile` why

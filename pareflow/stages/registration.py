@@ -15,9 +15,7 @@ from pareflow.stages import validation
 from pareflow.stages.building import judged_batch_size
 from pareflow.stages.optimization import failed
 from pareflow.stages.run import Row, Run
-from pareflow.variant import digest, file_digest
-
-_CODE = Path(__file__).parents[1] / "serving" / "model.py"
+from pareflow.variant import digest, sources
 
 
 def packaged(run: Run, judged: Sequence[Row]) -> list[Row]:
@@ -52,30 +50,26 @@ def package(run: Run, winner: Row) -> Path:
 def made(run: Run, winner: Row) -> Path:
     """The same, unchecked where it was there. Raises: VariantError."""
     assert winner.verdict is not None  # only judged rows win
-    code, needed = file_digest(_CODE), requirements(run, winner)
+    code, needed = sources("serving/model.py"), requirements(run, winner)
     batch = judged_batch_size(run, winner.recipe)
     where = of_verdict(run.environment, winner.recipe.backend.name)
     judged = (where.fingerprint, winner.verdict.to_json())
-    key = digest("package", winner.id, run.facts.digest, judged, needed, batch, code)
-    if run.store.find(key) is None:
-        lineage = {
-            "pipeline": run.spec.name,
-            "run": run.id,
-            "variant": winner.id,
-            "recipe": winner.recipe.to_json(),
-            "data_digest": run.facts.data_digest,
-            "workload_digest": run.facts.digest,
-            "seed": run.facts.seed,
-            "environment": {**where.to_json(), "fingerprint": where.fingerprint},
-            "verdict": winner.verdict.to_json(),
-            "requirements": needed,
-            "judged_batch_size": batch,
-        }
-        arguments = {"key": key, "variant": winner.id, "lineage": lineage}
-        run.job("package", arguments, f"package-{str(winner.id)[:12]}")
-    entry = run.store.find(key)
-    assert entry is not None  # it was there, or the job has just made it
-    return entry
+    key = digest("package", winner.id, run.facts.digest, judged, needed, batch, *code)
+    lineage = {
+        "pipeline": run.spec.name,
+        "run": run.id,
+        "variant": winner.id,
+        "recipe": winner.recipe.to_json(),
+        "data_digest": run.facts.data_digest,
+        "workload_digest": run.facts.digest,
+        "seed": run.facts.seed,
+        "environment": {**where.to_json(), "fingerprint": where.fingerprint},
+        "verdict": winner.verdict.to_json(),
+        "requirements": needed,
+        "judged_batch_size": batch,
+    }
+    arguments = {"key": key, "variant": winner.id, "lineage": lineage}
+    return run.made(key, lambda: run.job("package", arguments, f"package-{str(winner.id)[:12]}"))
 
 
 def check(package: Path, run: Run) -> dict[str, Any]:

@@ -76,8 +76,7 @@ def held(run: Run, packaged: Row, baselines: Sequence[Row]) -> Row | None:
 
 
 def _executable(run: Run, row: Row) -> tuple[str, str]:
-    entry = run.store.find(str(row.id))
-    assert entry is not None  # it was built, or copied there
+    entry = run.held(str(row.id), f"the artifact of {row.label}")
     return (entry / MANIFEST).read_text(), digest(row.recipe.backend.to_json())
 
 

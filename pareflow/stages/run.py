@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pareflow.catalog import members
-from pareflow.errors import SpecError
+from pareflow.errors import SpecError, TransientError
 from pareflow.gate import Verdict
 from pareflow.hardware import probe
 from pareflow.hardware.budget import Fit
@@ -258,6 +258,29 @@ class Run:
         if self.remeasure:
             self.store.evict(key)
         return key
+
+    def held(self, key: str, what: str) -> Path:
+        """The store entry of what was made before. Raises: TransientError where it is gone or damaged."""
+        entry = self.store.find(key)
+        if entry is None:
+            raise TransientError(
+                f"{what} must be in the store",
+                "it is gone or damaged",
+                "Run the same command again; only it is redone",
+            )
+        return entry
+
+    def made(self, key: str, make: Callable[[], Any]) -> Path:
+        """The store entry that `make` leaves under a key; made where it is not there yet.
+
+        Another run may forget it before it is found, to measure again: then it is made once more.
+        Raises: TransientError where it is gone even then.
+        """
+        for _ in range(2):
+            if (entry := self.store.find(key)) is not None:
+                return entry
+            make()
+        return self.held(key, f"the entry `{key}`")
 
     def kept(self, key: str, file: str, make: Callable[[], Any]) -> Any:
         """The JSON document that `make` gives, as `file` of a store entry; made where it is not there yet, or

@@ -22,14 +22,12 @@ from pareflow.stages.jobs import SPLIT_FEEDS, artifact_size_mib
 from pareflow.stages.run import Run
 from pareflow.stages.timing import Inputs, conditions, document_of, instrument
 from pareflow.store import writing
-from pareflow.variant import digest, file_digest
+from pareflow.variant import digest, sources
 
 MOST = 8
 """Cuts that are measured at most: each is two processes."""
 
 TIMING = Protocol()
-_CODE = Path(__file__).parents[1]
-_FILES = ("runtime/splitting.py", "runtime/remote.py", "serving/halves.py")
 
 
 def split(
@@ -86,16 +84,16 @@ def cut(run: Run, most: int) -> tuple[str, Path]:
     """The store's entry of all halves, made once, and its key."""
     train(run)
     backend = OnnxRuntime(threads=run.threads[0])
-    code = [file_digest(_CODE / name) for name in _FILES]
+    code = sources("runtime/splitting.py", "runtime/remote.py", "serving/halves.py")
     asked = {"backend": backend.step.to_json(), "batch_size": run.spec.sla.batch_size, "most": most}
     versions = (network.code_version(backend.form), BACKENDS[backend.name].code_version())
     key = digest("cut", run.facts.digest, asked, SPLIT_FEEDS, code, versions)
-    if run.store.find(key) is None:
+
+    def make() -> None:
         with device_lock(run.spec.target.device, exclusive=False):
             run.job("cut", {"key": key, **asked}, f"cut-{run.id}")
-    entry = run.store.find(key)
-    assert entry is not None  # it was there, or the job has just made it
-    return key, entry
+
+    return key, run.made(key, make)
 
 
 def measure(run: Run, key: str, entry: Path, rows: list[dict[str, Any]]) -> list[Halves]:

@@ -23,15 +23,16 @@ def takes(run: Run, here: Circumstances) -> dict[str, Any]:
     key = digest("takes", run.facts.digest, steps, versions)
     if not steps or run.clock.stopped(f"takes {key}") is not None:
         return {}
-    if run.store.find(key) is None:
-        try:
-            with device_lock(run.spec.target.device, exclusive=False):
-                run.job("takes", {"key": key, "steps": steps}, f"takes-{run.id}")
-        except VariantError as error:
-            if not INTERRUPTED.is_set():
-                run.stop(f"takes {key}", f"{error.must}, but {error.found}")
-            return {}
-    entry = run.store.find(key)
-    assert entry is not None  # it was there, or the job has just made it
+
+    def ask() -> None:
+        with device_lock(run.spec.target.device, exclusive=False):
+            run.job("takes", {"key": key, "steps": steps}, f"takes-{run.id}")
+
+    try:
+        entry = run.made(key, ask)
+    except VariantError as error:
+        if not INTERRUPTED.is_set():
+            run.stop(f"takes {key}", f"{error.must}, but {error.found}")
+        return {}
     found = json.loads((entry / "takes.json").read_text())
     return {taker.label: taken for taker, taken in zip(takers, found, strict=True)}

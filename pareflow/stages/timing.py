@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from pareflow.errors import PareflowError, TransientError, VariantError
+from pareflow.errors import VariantError
 from pareflow.hardware.device import device_lock
 from pareflow.measurement import Measurement
 from pareflow.measuring.arena import Arena, Contestant, Protocol
@@ -13,9 +12,7 @@ from pareflow.measuring.race import Race
 from pareflow.stages import processing
 from pareflow.stages.jobs import feeds_key
 from pareflow.stages.run import Row, Run
-from pareflow.variant import digest, file_digest
-
-_INSTRUMENT = Path(__file__).parents[1] / "measuring"
+from pareflow.variant import digest, sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +83,7 @@ def measuring_key(
 
 def conditions(run: Run, inputs: Inputs, descriptor: int) -> dict[str, Any]:
     """What every instrument is told: what `Arena` and `load.serve` take by name."""
-    feeds = run.store.find(feeds_key(run.facts.digest, inputs.batch_size, inputs.length))
-    if feeds is None:
-        raise _gone("the measuring inputs")
+    feeds = run.held(feeds_key(run.facts.digest, inputs.batch_size, inputs.length), "the measuring inputs")
     return {
         "feeds": feeds / "feeds.npz",
         "batch_size": inputs.batch_size,
@@ -107,33 +102,21 @@ def contestant(run: Run, row: Row, inputs: Inputs | None = None) -> Contestant:
     What is fed by its own processing has inputs of its own, made before by `building.feed`.
     """
     assert row.id is not None and row.size_mib is not None  # it was built
-    artifact = run.store.find(row.id)
-    if artifact is None:
-        raise _gone(f"the artifact of {row.label}")
+    artifact = run.held(row.id, f"the artifact of {row.label}")
     made = Contestant(row.id, artifact, row.recipe.backend, row.size_mib)
     if row.processing is None:
         return made
     inputs = inputs or Inputs(run.spec.sla.batch_size)
-    feeds = run.store.find(feeds_key(run.facts.digest, inputs.batch_size, inputs.length, row.processing))
-    own = run.store.find(row.processing)
-    if feeds is None or own is None:
-        raise _gone(f"the measuring inputs of {row.label}")
+    what = f"the measuring inputs of {row.label}"
+    feeds = run.held(feeds_key(run.facts.digest, inputs.batch_size, inputs.length, row.processing), what)
+    own = run.held(row.processing, what)
     return replace(made, feeds=feeds / "feeds.npz", workload=processing.reference(own))
-
-
-def _gone(what: str) -> PareflowError:
-    return TransientError(
-        f"{what} must be in the store",
-        "it is gone or damaged",
-        "Run the same command again; only it is redone",
-    )
 
 
 def instrument() -> list[str]:
     """A digest of each file that times."""
-    return [
-        file_digest(_INSTRUMENT / name) for name in ("arena.py", "contestant.py", "race.py", "stopwatch.py")
-    ]
+    names = ("arena.py", "contestant.py", "race.py", "stopwatch.py")
+    return sources(*(f"measuring/{name}" for name in names))
 
 
 def document_of(protocol: Protocol) -> Mapping[str, Any]:

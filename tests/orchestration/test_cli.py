@@ -1,4 +1,4 @@
-"""The command line: what it reads, prints and exits with. Exit codes are in DESIGN.md section 6."""
+"""The command line: what it reads, prints and exits with. Exit codes are in docs/reference/errors.md."""
 
 import json
 import os

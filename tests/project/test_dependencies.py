@@ -64,6 +64,13 @@ def test_the_lock_holds_every_requirement_in_a_version_that_it_allows(checkout: 
         assert allowed, f"{place}: {requirement} is {version}"
 
 
+def test_every_file_that_a_requirement_is_said_to_be_for_is_there(checkout: Path) -> None:
+    comments = re.findall(r"# (.*)", (checkout / "pyproject.toml").read_text())
+    files = re.findall(r"\b(?:pareflow|flows|tasks|tests|configs|docs)/[\w./]*\w", "\n".join(comments))
+    assert len(files) > 30
+    assert [file for file in files if not (checkout / file).exists()] == []
+
+
 def test_what_serves_has_what_our_own_workloads_process_with(checkout: Path) -> None:
     """Else the golden samples of a text checkpoint are not repeated there, and the server never starts."""
     sources = [path for folder in ("pareflow", "configs") for path in (checkout / folder).rglob("*.py")]

@@ -124,6 +124,24 @@ def test_every_law_has_a_test(checkout: Path) -> None:
     assert found == list(range(1, 11))
 
 
+def test_the_readmes_tree_names_every_folder_and_every_file_of_the_core(checkout: Path) -> None:
+    tree = (checkout / "README.md").read_text().partition("## Where things are")[2].split("```")[1]
+    command = ["git", "ls-tree", "-d", "--name-only", "-z", "HEAD"]
+    listed = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout
+    folders = {f"{name}/" for name in listed.split("\0") if name and not name.startswith(".")}
+    core = {path.name for path in (checkout / "pareflow").glob("*.py")} - {"__init__.py"}
+    core |= {f"{path.parent.name}/" for path in (checkout / "pareflow").glob("*/__init__.py")}
+    assert {"pareflow/", "mlflow/", "session.py", "stages/"} <= folders | core
+    assert (folders | core) - set(re.findall(r"\w+\.py|\w+/", tree)) == set()
+
+
+def test_no_source_cites_what_the_repository_lacks(checkout: Path) -> None:
+    """What lies beside a checkout cannot be looked up by whoever has it alone."""
+    sources = [path for folder in (*PACKAGES, "bench", "tests") for path in (checkout / folder).rglob("*.py")]
+    assert len(sources) > 300
+    assert [path for path in sources if re.search(r"DESIGN\.md|\b[f]acts/", path.read_text())] == []
+
+
 def test_packages_are_listed_as_they_lie_on_disk(checkout: Path, project: dict[str, Any]) -> None:
     files = [path for path in shipped(checkout) if path.endswith(".py")]
     on_disk = {".".join(Path(path).parent.parts) for path in files}

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,28 @@ def contestant(step: Step, forms: Forms, tmp_path: Path) -> Contestant:
     backend = OnnxRuntime() if step.name == "onnxruntime" else TorchEager()
     backend.compile(forms("images")[backend.form], artifact)
     return Contestant(name, artifact, step, size_mib=1.5)
+
+
+def test_a_contestant_is_fed_in_its_own_way_else_as_the_others(tmp_path: Path) -> None:
+    plain = Contestant("v", tmp_path / "artifact", Step("onnxruntime", {"threads": 2}), size_mib=1.5)
+    others = tmp_path / "feeds.npz", ({"file": {"path": "theirs.py"}}, tmp_path)
+    told = plain.arguments(*others)
+    assert told == {
+        "artifact": str(tmp_path / "artifact"),
+        "backend": plain.backend.to_json(),
+        "reference": {"file": {"path": "theirs.py"}},
+        "folder": str(tmp_path),
+        "feeds": str(tmp_path / "feeds.npz"),
+    }
+    own = replace(
+        plain, feeds=tmp_path / "own.npz", workload=({"file": {"path": "own.py"}}, tmp_path / "own")
+    )
+    assert own.arguments(*others) == {
+        **told,
+        "reference": {"file": {"path": "own.py"}},
+        "folder": str(tmp_path / "own"),
+        "feeds": str(tmp_path / "own.npz"),
+    }
 
 
 def test_contestants_take_turns_and_never_run_together(enter: Callable[..., Arena], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from pareflow.compiler.environment import pins
 from pareflow.gate import Check, Verdict
 from pareflow.intervals import speedup
-from pareflow.measurement import Measurement
+from pareflow.measurement import Interval, Measurement
 from pareflow.stages import building
 from pareflow.stages.run import Row
 from pareflow.variant import Recipe, Step
@@ -102,6 +102,14 @@ def test_workloads_count_where_the_winner_is_much_faster(peers: Any, row: Callab
     assert claim.measured == 2
     assert claim.samples == 3
     assert claim.met
+
+
+def test_a_workload_whose_gain_may_be_less_does_not_count(
+    peers: Any, row: Callable[..., Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers.Comparison, "over", lambda *_: Interval(1.6, 1.4, 1.8, 12))
+    (claim,) = peers.often([comparison(peers, row(1.0), peer=row(1.6))], False)
+    assert (claim.measured, claim.samples) == (0, 1)
 
 
 def test_every_peer_has_its_script_and_a_lock_of_what_it_imports(files: Any) -> None:

@@ -59,7 +59,7 @@ def test_arrivals_at_random_measure_where_loadgen_calls_the_run_valid(
     serving: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    said = Said("6", valid, valid, "p99 is not known", 3, {}, None, trouble)
+    said = Said(valid, "p99 is not known", 3, {}, None, trouble)
     monkeypatch.setattr(serving, "pareflow", lambda *_, **__: nullcontext(SimpleNamespace(posts=())))
     monkeypatch.setattr(serving, "closed_loop", lambda *_: SimpleNamespace(per_s=100.0))
     monkeypatch.setattr(serving, "under_load", lambda *_, **__: Log([10.0] * 90 + [15.0] * 10, said))
@@ -91,7 +91,7 @@ def test_an_answer_must_be_that_of_the_version_that_it_names(
 
 def told(endurance: Any, trouble: tuple[str, ...], wrong: list[str]) -> list[Any]:
     """The claims of ten minutes whose memory was 10 MiB in the second minute, and 11 in the last."""
-    log = Log([1.0] * 10, Said("6", True, True, "", 10, {}, None, trouble))
+    log = Log([1.0] * 10, Said(True, "", 10, {}, None, trouble))
     memory = [*[5.0] * 12, *[10.0] * 12, *[20.0] * 84, *[11.0] * 12]
     return list(endurance._claims(log, Load("Server", 80, 1000, seconds=600), wrong, {"1", "2"}, memory))
 

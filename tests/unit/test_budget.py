@@ -134,7 +134,6 @@ DEVICE = DeviceProfile.model_validate(
             },
         ],
         "operators": ["Conv", "Relu"],
-        "offline": True,
         "sources": ["made up"],
     }
 )

@@ -19,7 +19,6 @@ SMALL: dict[str, Any] = {
     "cores": 1,
     "memory_gb_per_s": 2,
     "units": [{"name": "core", "gops": {"int8": 1}, "backends": {"onnxruntime": "itself"}}],
-    "offline": True,
     "sources": ["made up"],
 }
 

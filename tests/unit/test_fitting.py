@@ -32,7 +32,6 @@ ROOMY = DeviceProfile.model_validate(
                 "backends": {"onnxruntime": "itself", "litert": "TensorFlow Lite Micro"},
             }
         ],
-        "offline": True,
         "sources": ["made up"],
     }
 )

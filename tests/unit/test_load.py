@@ -68,7 +68,6 @@ def test_every_scenario_gives_the_latencies_and_what_loadgen_says(scenario: Scen
     assert (ours.samples_ms > 0).all()
     assert said.queries == (1 if scenario == "Offline" else len(ours.samples_ms))
     assert said.trouble == ()
-    assert said.version.startswith("6.")
     assert {"50.00", "99.00"} <= set(said.percentiles_ms)
     for percentile, ms in said.percentiles_ms.items():  # what it says is what its trace holds
         assert np.isclose(ours.samples_ms, ms).any()
@@ -98,7 +97,7 @@ def test_too_many_requests_end_the_run_early_and_it_is_not_valid(under: Serve) -
 
 def test_few_queries_are_not_valid_and_it_is_said_how_many_are_missing(under: Serve) -> None:
     served = under(quick("Server", 300, EASY))
-    assert (served.said.valid, served.said.early_stopping_met) == (False, False)
+    assert not served.said.valid
     assert "more queries" in served.said.early_stopping
 
 

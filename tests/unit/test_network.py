@@ -1,4 +1,4 @@
-"""The three forms of a network: saved, loaded, converted, and checked on the way."""
+"""The four forms of a network: saved, loaded, converted, and checked on the way."""
 
 import shutil
 import tempfile

@@ -101,6 +101,25 @@ def test_counters_are_numbers_or_the_reason_why_not(profile: dict[str, Any]) -> 
     assert (counters["reason"] is None) == (None not in values)
 
 
+def test_an_instrument_that_is_asked_beside_the_run_leaves_what_the_run_measured(
+    trained: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = iter(["the run's", "beside it"])
+
+    def job(run: Run, name: str, arguments: dict[str, Any], log: str, **_: Any) -> None:
+        def write(into: Path) -> None:
+            (into / "found.json").write_text(json.dumps({name: next(told)}))
+
+        run.store.ensure(arguments["key"], write)
+
+    monkeypatch.setattr(Run, "job", job)
+    monkeypatch.setattr(instruments, "_alone", lambda run, work: work(0))
+    run = dataclasses.replace(trained.run, data_dir=tmp_path)
+    asked = ("trace", {"threads": 1}, "found.json", "measuring/work.py")
+    found = [instruments.measured(one, *asked)["trace"] for one in (run, run.aside(), run)]
+    assert found == ["the run's", "beside it", "the run's"]
+
+
 def test_a_runtime_that_is_missing_has_a_reason(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "openvino")
     found = profiling.profile(trained.run, trained.rows)

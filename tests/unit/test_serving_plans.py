@@ -30,7 +30,6 @@ PROFILE: dict[str, Any] = {
     "cores": 1,
     "memory_gb_per_s": 2,
     "units": [{"name": "core", "gops": {"int8": 1}, "backends": {"onnxruntime": "itself"}}],
-    "offline": True,
     "sources": ["made up"],
 }
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from pareflow import spec as specs
 from pareflow.compiler.onnxruntime import OnnxRuntime
-from pareflow.errors import VariantError
+from pareflow.errors import TransientError, VariantError
 from pareflow.gate import Evidence, gain
 from pareflow.graph_file import mixes_samples
 from pareflow.intervals import paired_share_drop
@@ -320,6 +321,32 @@ def test_outcome_without_a_winner_says_what_the_closest_missed(judged: Any) -> N
     )
     assert document["variants"][-1]["status"] == "failed"
     assert document["variants"][-1]["latency_ms"] is None
+
+
+@pytest.mark.parametrize("times", [0, 1])
+def test_what_another_run_forgets_before_it_is_found_is_made_once_more(
+    trained: Any, tmp_path: Path, times: int
+) -> None:
+    """Two measure the same anew: one waits to forget it, and gets the lock when the other has made it."""
+    run, made = dataclasses.replace(trained.run, data_dir=tmp_path), list[Path]()
+    assert run.made("key", lambda: made.append(forgotten(run, times > len(made)))) == made[-1]
+    assert len(made) == times + 1
+    assert run.made("key", made.clear) == made[-1]
+    assert (made[-1] / "file").exists()
+
+
+def test_what_is_forgotten_again_ends_the_run_with_a_way_out(trained: Any, tmp_path: Path) -> None:
+    run = dataclasses.replace(trained.run, data_dir=tmp_path)
+    with pytest.raises(TransientError, match="the entry `key` must be in the store, but it is gone"):
+        run.made("key", lambda: forgotten(run, True))
+
+
+def forgotten(run: Run, at_once: bool) -> Path:
+    """An entry that is made, and that another run may forget at once."""
+    entry = run.store.ensure("key", lambda into: (into / "file").touch())
+    if at_once:
+        run.store.evict("key")
+    return entry
 
 
 def test_baseline_is_measured_once(trained: Any) -> None:

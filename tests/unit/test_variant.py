@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pareflow.errors import UnsuitableError
-from pareflow.variant import Recipe, Step, Variant, content, digest, file_digest
+from pareflow.variant import Recipe, Step, Variant, content, digest, file_digest, sources
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 documents = st.recursive(
@@ -79,6 +79,11 @@ def test_values_that_differ_have_contents_that_differ(one: object, other: object
 def test_content_of_what_may_tell_its_address_is_refused(value: object) -> None:
     with pytest.raises(UnsuitableError, match=f"there is one of type `{type(value).__name__}`"):
         content([["a", value]])
+
+
+def test_sources_are_the_digests_of_files_of_pareflow_by_their_paths(checkout: Path) -> None:
+    paths = ("variant.py", "measuring/arena.py")
+    assert sources(*paths) == [file_digest(checkout / "pareflow" / path) for path in paths]
 
 
 def test_file_digest_is_of_the_bytes_alone(tmp_path: Path) -> None:

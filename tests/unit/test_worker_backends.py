@@ -86,11 +86,6 @@ def test_code_version_is_of_the_files_that_only_one_worker_has(monkeypatch: pyte
     assert BACKENDS["litert"].code_version() == litert
 
 
-def test_tvm_gives_the_same_bytes_unless_it_is_tuned() -> None:
-    assert Tvm().reproducible
-    assert not Tvm(tuning_s=1).reproducible
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["images", "texts"])
 def test_tuned_tvm_gives_the_numbers_of_onnxruntime(

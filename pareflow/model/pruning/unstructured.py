@@ -27,10 +27,9 @@ RAMP = 0.5
 class UnstructuredPruning(PruningTechnique):
     """Zero the weights that are worth least, one by one.
 
-    No runtime here gains speed from it (90 % zeros: 0.99 to 1.02 times as fast in ONNX Runtime, the same in
-    OpenVINO; facts/backends); it gains size only where the artifact is stored packed. Techniques that train
-    after it fill the zeros again. The weights of linear and convolutional layers are pruned; biases, norms
-    and embeddings are not.
+    No runtime here gains speed from it (`bench/techniques.py` measures 90 % of zeros); it gains size only
+    where the artifact is stored packed. Techniques that train after it fill the zeros again. The weights of
+    linear and convolutional layers are pruned; biases, norms and embeddings are not.
     Source: Han et al., 2015, arXiv:1506.02626, section 3; gradual: Zhu and Gupta, 2017, arXiv:1710.01878,
     section 3. Departure: the ramp is one half of the training, in as many steps as asked for.
     """

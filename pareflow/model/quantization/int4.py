@@ -22,7 +22,7 @@ class Int4(Technique):
     """Store the weights of matrix products in four bits, one scale per block of them: an eighth of the size.
 
     For transformers: convolutions stay float. Size, not time, on processors: MatMulNBits unpacks as it goes
-    (0.8 to 1.5 times fp32's speed on MiniLM, facts/backends).
+    (measured by `bench/techniques.py`).
     Source: ONNX Runtime's `MatMulNBitsQuantizer`: round to nearest (Dettmers and Zettlemoyer, 2022,
     arXiv:2212.09720, section 2), or half-quadratic (Badri and Shaji, 2023, Half-Quadratic Quantization of
     Large Machine Learning Models, mobiusml.github.io/hqq_blog).

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class NncfInt4(Technique):
     """Store the weights of matrix products and embeddings in four bits, one scale per group of them.
 
-    Size; time is that of OpenVINO's `precision` (facts/backends: as fast as bf16 where that was asked for).
+    Size; time is that of OpenVINO's `precision`.
     Where `group_size` does not divide a layer's inputs, the largest smaller group that does is taken.
     Source: NNCF `compress_weights`; AWQ: Lin et al., 2023, arXiv:2306.00978, section 3.2; GPTQ: Frantar et
     al., 2022, arXiv:2210.17323, section 3.

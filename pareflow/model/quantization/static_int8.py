@@ -29,7 +29,7 @@ class StaticInt8(Technique):
 
     Source: Jacob et al., 2018, arXiv:1712.05877, section 2; calibration by entropy: Migacz, 2017, 8-bit
     Inference with TensorRT. ONNX Runtime's `quantize_static`. Activations are unsigned, since signed ones
-    run 2 to 4 times slower than fp32 on x86 (measured, facts/backends).
+    run slower than fp32 on x86.
     """
 
     name: ClassVar[str] = "static_int8"

@@ -20,8 +20,8 @@ a single false hit among the nearest few must not end the search."""
 class HitThreshold:
     """The lowest threshold whose false-hit rate is within the limit, or why there is none.
 
-    Of the `hits` pairs at or above it, `false_hits` differ; `high` bounds the true rate. `hit_share` is of
-    all pairs. What is None was not found.
+    Of the `hits` pairs at or above it, `false_hits` differ; `high` bounds the true rate. What is None was not
+    found.
     """
 
     threshold: float | None
@@ -30,10 +30,6 @@ class HitThreshold:
     false_hits: int
     high: float | None
     reason: str
-
-    @property
-    def hit_share(self) -> float:
-        return self.hits / self.pairs if self.pairs else 0.0
 
 
 class HitCalibration(VariantBound):
