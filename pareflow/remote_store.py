@@ -165,7 +165,7 @@ class Remote:
             time.sleep(min(RENEWED_S, LEASE_S) / 5)
 
     def _renew(self, path: str, holder: str, tag: str, over: threading.Event) -> None:
-        """Renew a lease for as long as it is ours, which it is too where an answer of the server's was lost."""
+        """Renew a lease for as long as it is ours, as it is where an answer of the server was lost, too."""
         from obstore.exceptions import BaseError, PreconditionError
 
         while not over.wait(RENEWED_S):

@@ -50,8 +50,8 @@ class KeyedCache(Cache):
     def _is_known(cls, store: str) -> str:
         if ":" in store.partition("://")[2].rpartition("@")[0] or "password=" in store:
             raise ValueError(
-                "a store must be named without its password, since plans are kept and shown, but its URL holds "
-                f"one. Give it by {PASSWORD} in the environment"
+                "a store must be named without its password, since plans are kept and shown, but its URL "
+                f"holds one. Give it by {PASSWORD} in the environment"
             )
         if store != "memory" and not store.startswith(KINDS[1:]):
             raise ValueError(f"a store must be one of {', '.join(KINDS)}, but got {store!r}")
