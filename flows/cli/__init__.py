@@ -40,7 +40,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as ended:
         if ended.code == INTERRUPTED:  # typer's for Ctrl-C, which it keeps to itself
-            Console(stderr=True).print("interrupted; the same command goes on from here", soft_wrap=True)
+            Console(stderr=True).print("interrupted; run it again: what is finished is kept", soft_wrap=True)
         raise
     finally:
         gc.freeze()

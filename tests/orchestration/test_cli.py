@@ -280,7 +280,7 @@ def test_without_prefect_or_mlflow_it_is_said_how_to_install_them(
         pytest.param(["--no-orchestrator"], id="plain"),
     ],
 )
-def test_ctrl_c_says_that_the_same_command_goes_on(
+def test_ctrl_c_says_that_what_is_finished_is_kept(
     command: Callable[..., list[str]], pipeline_file: Callable[..., Path], tmp_path: Path, options: list[str]
 ) -> None:
     words = command("optimize", pipeline_file(), "--data-dir", tmp_path / "data", *options)
@@ -301,7 +301,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 130, said
-    assert "interrupted; the same command goes on from here" in said
+    assert "interrupted; run it again: what is finished is kept" in said
     assert "Traceback" not in said
 
 
