@@ -144,7 +144,7 @@ def test_an_output_that_does_not_fit_leaves_nothing(
     source.mkdir()
     (source / "file").write_bytes(b"x" * 2**23)
     with (
-        pytest.raises(StoreError, match="there must be room for .* the disk is full") as caught,
+        pytest.raises(StoreError, match=r"there must be room for .* the disk is full") as caught,
         new_folder(disk.path / "new") as made,
     ):
         copy(source, made / "copied")
