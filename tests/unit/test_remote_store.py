@@ -239,7 +239,8 @@ def test_a_lease_is_renewed_further_where_an_answer_was_lost(
     """The client that sends it again meets its own write; else the next renewal does."""
     monkeypatch.setattr(remote_store, "RENEWED_S", 0.05)
     remote = Remote("s3://bucket/shared")
-    remote._objects = objects = Forgetful(remote._objects, getattr(exceptions, error)("lost"))
+    objects: Any = Forgetful(remote._objects, getattr(exceptions, error)("lost"))
+    remote._objects = objects
     with remote.alone(KEY):
         deadline = time.monotonic() + 20
         while objects.renewals < 4 and time.monotonic() < deadline:
