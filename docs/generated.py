@@ -61,7 +61,7 @@ def exit_codes() -> Iterator[str]:
         options.NOTHING_MET: "finished; the answer is no: nothing met the SLA, a verdict does not "
         "hold, or the champion stays where it is",
         options.UNFIT: "the environment is not fit: a missing extra, a busy machine, no disk, no server",
-        options.INTERRUPTED: "interrupted; the same command goes on from there",
+        options.INTERRUPTED: "interrupted; run the same command again: what is finished is kept",
     }
     yield from rows(("code", "what it says"), ((str(code), what) for code, what in told.items()))
 

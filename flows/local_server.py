@@ -64,7 +64,7 @@ def local_server(
         raise MissingExtraError(
             "Prefect must be installed to orchestrate",
             "it is not",
-            "Run `pip install 'pareflow[orchestration]'`, or pass --no-orchestrator",
+            "Run `pip install 'pareflow[orchestration]'`",
         )
     folder = data_dir.resolve() / "prefect"
     direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")

@@ -54,6 +54,8 @@ class Limits:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_END = 500
+"""Characters that are kept of either end of what a child found."""
 _NOTE = "waits.json"
 """Beside its answer a child tells how long it waited for what other processes hold."""
 _LOOK_S = 0.1
@@ -314,7 +316,12 @@ def _described(function: str, error: BaseException, limits: Limits) -> dict[str,
             "The log holds the stack trace",
         )
     known = next(cls for cls in type(error).__mro__ if vars(errors).get(cls.__name__) is cls)
-    return {"class": known.__name__, "parts": [error.must, error.found, error.remedy]}
+    return {"class": known.__name__, "parts": [error.must, _bounded(error.found), error.remedy]}
+
+
+def _bounded(found: str) -> str:
+    """Its ends, where a library says pages: tables and reports show it, and the log has the whole."""
+    return found if len(found) <= 2 * _END else f"{found[:_END]} … {found[-_END:]}"
 
 
 def main() -> None:

@@ -128,10 +128,10 @@ class Remote:
         A holder that could not renew its lease may find that another has begun the same.
         Raises: BusyMachineError where it is interrupted while it waits.
         """
-        path, over = f"leases/{key}", threading.Event()
+        path, holder, over = f"leases/{key}", uuid4().hex, threading.Event()
         with self._talking(), WAITS.waiting():
-            tags = [self._taken(path)]
-        renewing = threading.Thread(target=self._renew, args=(path, tags, over), daemon=True)
+            tag = self._taken(path, holder)
+        renewing = threading.Thread(target=self._renew, args=(path, holder, tag, over), daemon=True)
         renewing.start()
         try:
             yield
@@ -139,23 +139,23 @@ class Remote:
             over.set()
             renewing.join()
             with suppress(PareflowError), self._talking():  # it ends by itself, too
-                if self._tag(path) == tags[-1]:
+                if self._tag_held(path, holder) is not None:
                     self._delete(path)
 
-    def _taken(self, path: str) -> str:
+    def _taken(self, path: str, holder: str) -> str:
         """The tag of our lease, once it is ours. Raises: BusyMachineError where it is interrupted."""
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         seen, since = None, 0.0
         while True:
             with suppress(AlreadyExistsError):
-                return _tag_of(self._objects.put(path, _word(), mode="create"))
+                return _tag_of(self._objects.put(path, _word(holder), mode="create"))
             tag = self._tag(path)
             if tag != seen:
                 seen, since = tag, time.monotonic()
             elif tag is not None and time.monotonic() - since > LEASE_S:
                 with suppress(PreconditionError):  # else another waiter was quicker
-                    return _tag_of(self._objects.put(path, _word(), mode={"e_tag": tag}))
+                    return _tag_of(self._objects.put(path, _word(holder), mode={"e_tag": tag}))
             if INTERRUPTED.is_set():
                 raise BusyMachineError(
                     f"{path} of {self.url} must be free",
@@ -164,16 +164,27 @@ class Remote:
                 )
             time.sleep(min(RENEWED_S, LEASE_S) / 5)
 
-    def _renew(self, path: str, tags: list[str], over: threading.Event) -> None:
+    def _renew(self, path: str, holder: str, tag: str, over: threading.Event) -> None:
+        """Renew a lease for as long as it is ours, as it is where an answer of the server was lost, too."""
         from obstore.exceptions import BaseError, PreconditionError
 
         while not over.wait(RENEWED_S):
-            try:
-                tags.append(_tag_of(self._objects.put(path, _word(), mode={"e_tag": tags[-1]})))
-            except PreconditionError:
-                return  # it was late: another has it
-            except (BaseError, FileNotFoundError):
-                continue
+            with suppress(BaseError, FileNotFoundError):
+                try:
+                    tag = _tag_of(self._objects.put(path, _word(holder), mode={"e_tag": tag}))
+                except PreconditionError:
+                    held = self._tag_held(path, holder)
+                    if held is None:
+                        return  # it was late: another has it
+                    tag = held
+
+    def _tag_held(self, path: str, holder: str) -> str | None:
+        """The tag of a lease that is this holder's; None where it is gone, or another's."""
+        try:
+            found = self._objects.get(path)
+        except FileNotFoundError:
+            return None
+        return _tag_of(found.meta) if bytes(found.bytes()).startswith(holder.encode()) else None
 
     def _manifest(self, key: str) -> str | None:
         """The manifest of an entry; None where there is none, or it is damaged, which is then forgotten."""
@@ -283,6 +294,6 @@ def _sealed(manifest: str) -> bytes:
     return f"{text_digest(manifest)}\n{manifest}".encode()
 
 
-def _word() -> bytes:
-    """The content of a lease: each renewal is told from the one before."""
-    return uuid4().hex.encode()
+def _word(holder: str) -> bytes:
+    """The content of a lease: whose it is, and each renewal is told from the one before."""
+    return f"{holder} {uuid4().hex}".encode()

@@ -17,7 +17,7 @@ from rich.console import Console  # noqa: E402
 
 from flows.cli import operating, running, serving  # noqa: E402
 from flows.cli.options import INTERRUPTED  # noqa: E402
-from pareflow.errors import PareflowError  # noqa: E402
+from pareflow.errors import MissingExtraError, PareflowError  # noqa: E402
 
 app = typer.Typer(
     name="pareflow",
@@ -33,17 +33,32 @@ for commands in (running, serving, operating):
 def main() -> None:
     """The console script: every error of ours as one message, with its exit code."""
     try:
-        app()
+        _run()
     except PareflowError as error:
         message = f"[bold red]error:[/bold red] {_escaped(error)}"
         Console(stderr=True).print(message, highlight=False, soft_wrap=True)  # paths stay whole
         sys.exit(error.exit_code)
     except SystemExit as ended:
         if ended.code == INTERRUPTED:  # typer's for Ctrl-C, which it keeps to itself
-            Console(stderr=True).print("interrupted; the same command goes on from here", soft_wrap=True)
+            Console(stderr=True).print("interrupted; run it again: what is finished is kept", soft_wrap=True)
         raise
     finally:
         gc.freeze()
+
+
+def _run() -> None:
+    """Run the command. Raises: MissingExtraError where it needs Prefect or MLflow, and cannot import it."""
+    try:
+        app()
+    except ImportError as error:
+        name = str(error.name).partition(".")[0]
+        if name not in ("mlflow", "prefect"):
+            raise
+        raise MissingExtraError(
+            "this command needs the extra `orchestration`",
+            f"`{name}` cannot be imported: {error}",
+            "Run `pip install 'pareflow[orchestration]'`",
+        ) from error
 
 
 def _escaped(error: PareflowError) -> str:

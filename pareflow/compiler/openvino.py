@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -109,10 +110,10 @@ class OpenVinoSession:
     def _in_parts(self, feeds: Arrays) -> Arrays:
         parts = _shared(feeds, len(self._requests))
         running = list(zip(self._requests, parts, strict=False))
-        for request, part in running:
-            request.start_async(part, share_inputs=True)
-        for request, _ in running:
-            request.wait()
+        with ExitStack() as ended:  # where one fails, too: the next client needs them all
+            for request, part in running:
+                request.start_async(part, share_inputs=True)
+                ended.callback(request.wait)
         answers = [_named(request.results) for request, _ in running]
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 

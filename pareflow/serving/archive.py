@@ -1,17 +1,15 @@
 """One archive of a folder, .tar.gz or .zip: the same files give the same bytes, whenever and by whom."""
 
-import errno
 import gzip
 import os
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
-from pareflow.errors import InputError, StoreError
+from pareflow.errors import InputError
+from pareflow.serving.output import writing
 
 SUFFIXES = (".tar.gz", ".tgz", ".zip")
 _FIRST = (1980, 1, 1, 0, 0, 0)
@@ -24,7 +22,7 @@ def check_target(path: Path) -> None:
         raise InputError(f"an archive must end in {', '.join(SUFFIXES)}", f"got {path}", "Name it so in --to")
     if path.is_dir():
         raise InputError("--to must name a file", f"{path} is a folder", "Name a file in it")
-    with _writing(path), tempfile.TemporaryFile(dir=path.parent):
+    with writing(path), tempfile.TemporaryFile(dir=path.parent):
         pass
 
 
@@ -32,7 +30,7 @@ def write(folder: Path, path: Path, root: str) -> None:
     """Pack every file of `folder` under `root/`: whole, or not at all. Raises: InputError, StoreError."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     named = [(f"{root}/{file.relative_to(folder).as_posix()}", file) for file in files]
-    with _writing(path):
+    with writing(path):
         descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(descriptor)
         try:
@@ -63,16 +61,3 @@ def _zip(named: list[tuple[str, Path]], path: Path) -> None:
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             entry.create_system = 3  # Unix, wherever it is made
             archive.writestr(entry, source.read_bytes())
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            found, remedy = f"the disk is full ({path.parent})", "Free some space, or name another disk"
-            raise StoreError("the archive must have room", found, remedy) from error
-        raise InputError(
-            "the archive must be writable", f"{path} is not: {error.strerror}", "Name another path in --to"
-        ) from error

@@ -24,6 +24,7 @@ from pareflow.runtime.decoding import Decoding, Generation
 from pareflow.runtime.endpoint import Endpoint
 from pareflow.serving.executable import Release, Tensor
 from pareflow.serving.model import verified, write_manifest
+from pareflow.serving.output import new_folder
 from pareflow.variant import digest, file_digest
 
 if TYPE_CHECKING:
@@ -117,12 +118,15 @@ def pack(checkpoint: Path, name: str, into: Path) -> dict[str, Any]:
     """Write the package of a checkpoint's folder into the new folder `into`; what `model.json` says.
 
     Raises: InputError where transformers cannot load it as a causal language model of safetensors, or `into`
-    is there already; MissingExtraError.
+    is there already or cannot be written; StoreError, MissingExtraError.
     """
     network = loaded(checkpoint)
-    if into.exists():
-        raise InputError("a package needs a new folder", f"{into} is there already", "Choose another --to")
-    (into / "checkpoint").mkdir(parents=True)
+    with new_folder(into) as made:
+        return _packed(checkpoint, network, name, made)
+
+
+def _packed(checkpoint: Path, network: "PreTrainedModel", name: str, into: Path) -> dict[str, Any]:
+    (into / "checkpoint").mkdir()
     for pattern in FILES:
         for file in sorted(checkpoint.glob(pattern)):
             shutil.copy2(file, into / "checkpoint")

@@ -23,7 +23,7 @@ from pareflow.variant import Step
 class ServingPlan(BaseModel):
     """The runtime policy of one model. Policies stand in their order: the first meets a request first."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     sessions: Annotated[int, Field(ge=1)] | None = Field(
         default=None,

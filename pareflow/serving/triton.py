@@ -22,6 +22,7 @@ from pareflow.runtime.batching import DynamicBatching
 from pareflow.runtime.caching import ExactCache
 from pareflow.serving.executable import Tensor, described
 from pareflow.serving.model import PackagedModel, verified
+from pareflow.serving.output import new_folder
 from pareflow.serving.plan import ServingPlan
 from pareflow.variant import Step
 
@@ -75,7 +76,7 @@ def write(
     """Write the model into the repository `into`; what of the plan Triton lacks, and
     what of the backend's settings is not carried, in words.
 
-    Raises: InputError where Triton cannot read what the variant is made of.
+    Raises: InputError where Triton cannot read what the variant is made of; as `new_folder`.
     """
     document = verified(package)
     backend = Step.from_json(document["backend"])
@@ -88,12 +89,12 @@ def write(
             f"{document['pipeline']} runs on {backend.label}",
             "Serve it by `pareflow serve`, or list other candidates",
         )
-    folder = into / document["pipeline"]
-    (folder / "1").mkdir(parents=True)
-    for path in (package / "artifact").glob("model*"):
-        shutil.copy2(path, folder / "1" / path.name)
     lines = _config(document["pipeline"], kind, backend, plan, inputs, outputs)
-    (folder / "config.pbtxt").write_text("\n".join(lines) + "\n")
+    with new_folder(into / document["pipeline"]) as folder:
+        (folder / "1").mkdir()
+        for path in (package / "artifact").glob("model*"):
+            shutil.copy2(path, folder / "1" / path.name)
+        (folder / "config.pbtxt").write_text("\n".join(lines) + "\n")
     lacking = (f"{what} {_LEFT_OUT}" for what in _left_out(plan))
     return [_largest(plan), *lacking, *_not_carried(backend)]
 

@@ -14,6 +14,7 @@ from pareflow.isolation import Limits, run_isolated
 from pareflow.serving import archive, bundle, kserve, triton
 from pareflow.serving.executable import Tensor
 from pareflow.serving.model import verified
+from pareflow.serving.output import new_folder
 from pareflow.serving.plan import ServingPlan
 from pareflow.stages import registration
 from pareflow.stages.run import Row, Run
@@ -52,13 +53,12 @@ def export(package: Path, to: Path, logs: Path) -> dict[str, Any]:
 def export_triton(package: Path, plan: ServingPlan, to: Path, logs: Path) -> dict[str, Any]:
     """Write a Triton model repository into the folder `to`; what it holds, and what of the plan it lacks.
 
-    Raises: InputError where `to` has such a model already, or Triton cannot read the variant's files.
+    Raises: InputError where Triton cannot read the variant's files; as `new_folder`, for the model in `to`.
     """
     log = logs / f"triton-{package.name[:12]}.log"
     found = run_isolated("pareflow.serving.triton:describe", {"folder": str(package)}, Limits(), log)
     inputs, outputs = ([Tensor.from_json(one) for one in found[side]] for side in ("inputs", "outputs"))
     name = verified(package)["pipeline"]
-    _must_be_new(to / name)
     left_out = triton.write(package, plan, inputs, outputs, to)
     return {"to": str(to), "files": _files(to / name, to), "left_out": left_out}
 
@@ -69,14 +69,10 @@ def export_kserve(
     """Write an InferenceService, and beside it what its `storageUri` must hold; the files, and what of the
     plan the pod cannot do.
 
-    Raises: InputError where `to` is there already.
+    Raises: as `new_folder`.
     """
     document = verified(package)
-    _must_be_new(to)
     plan, left_out = _alone(plan)
-    model = to / "model"
-    shutil.copytree(package, model, ignore=shutil.ignore_patterns(MANIFEST))
-    plan.write(model / kserve.PLAN_FILE)
     threads = int(Step.from_json(document["backend"]).settings.get("threads", 1))
     service = kserve.inference_service(
         document["pipeline"],
@@ -86,7 +82,10 @@ def export_kserve(
         threads=threads,
         memory_mib=memory_mib,
     )
-    (to / "inferenceservice.yaml").write_text(yaml.safe_dump(service, sort_keys=False))
+    with new_folder(to) as made:
+        shutil.copytree(package, made / "model", ignore=shutil.ignore_patterns(MANIFEST))
+        plan.write(made / "model" / kserve.PLAN_FILE)
+        (made / "inferenceservice.yaml").write_text(yaml.safe_dump(service, sort_keys=False))
     return {"to": str(to), "files": _files(to, to), "left_out": left_out}
 
 
@@ -101,11 +100,6 @@ def _alone(plan: ServingPlan) -> tuple[ServingPlan, list[str]]:
     left_out = [f"`{one.name}`" for one in bound] + [f"the tier `{name}`" for name in plan.tiers]
     words = "asks for registered versions, and the pod has one package"
     return plan.model_copy(update=kept), [f"{what} {words}" for what in left_out]
-
-
-def _must_be_new(folder: Path) -> None:
-    if folder.exists():
-        raise InputError("an export must not overwrite", f"{folder} is there", "Name another with --to")
 
 
 def _files(folder: Path, root: Path) -> list[str]:

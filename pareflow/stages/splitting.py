@@ -16,12 +16,12 @@ from pareflow.measurement import CONFIDENCE, Interval, Measurement
 from pareflow.measuring.arena import Arena, Contestant, Protocol
 from pareflow.runtime.placement import Halves, Link, Placement, choose, placed
 from pareflow.serving import halves
+from pareflow.serving.output import check_new, new_folder
 from pareflow.stages.baseline import train
 from pareflow.stages.instruments import ceilings
 from pareflow.stages.jobs import SPLIT_FEEDS, artifact_size_mib
 from pareflow.stages.run import Run
 from pareflow.stages.timing import Inputs, conditions, document_of, instrument
-from pareflow.store import writing
 from pareflow.variant import digest, sources
 
 MOST = 8
@@ -40,7 +40,8 @@ def split(
     profile, its least time against this machine's is taken for how much slower the device is.
     Raises: InputError, VariantError where the whole network cannot be timed.
     """
-    _check_empty(into)
+    if into is not None:
+        check_new(into)
     link = for_target(run, link)
     key, entry = cut(run, most)
     told = json.loads((entry / "cuts.json").read_text())
@@ -165,14 +166,9 @@ def write(run: Run, entry: Path, found: list[Placement], at: int, into: Path) ->
         raise InputError(
             "--at must be the number of a row", f"{at} is not one of 0 to {len(found) - 1}", "See the table"
         )
-    with writing(into):
+    with new_folder(into) as made:
         for side in ("device", "server"):
-            shutil.copytree(entry / f"{at:02}" / side, into / side)
-
-
-def _check_empty(into: Path | None) -> None:
-    if into is not None and into.exists() and (not into.is_dir() or any(into.iterdir())):
-        raise InputError("halves need a new folder", f"{into} holds something already", "Name another")
+            shutil.copytree(entry / f"{at:02}" / side, made / side)
 
 
 def _words(error: PareflowError) -> str:

@@ -258,9 +258,12 @@ def test_a_file_that_another_process_keeps_locked_holds_nobody_up(tmp_path: Path
     run(scenario)
 
 
-def test_a_redis_that_never_answers_costs_its_patience_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_redis_that_never_answers_costs_its_patience_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A server that takes connections and says nothing, for 50 requests: not 50 times the patience."""
     pytest.importorskip("redis", reason="not installed: redis")
+    monkeypatch.setenv("PAREFLOW_REDIS_PASSWORD", "a-secret")
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -269,7 +272,7 @@ def test_a_redis_that_never_answers_costs_its_patience_once(caplog: pytest.LogCa
     async def scenario() -> None:
         server = await asyncio.start_server(silent, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        served = Served(f"redis://:secret@127.0.0.1:{port}/0")
+        served = Served(f"redis://127.0.0.1:{port}/0")
         for number in range(50):
             await served.endpoint.answer({"x": np.full((1, 1), number)})
         assert served.below.asked == 50
@@ -278,7 +281,7 @@ def test_a_redis_that_never_answers_costs_its_patience_once(caplog: pytest.LogCa
         server.close()
 
     run(scenario)
-    assert "secret" not in caplog.text
+    assert "a-secret" not in caplog.text
     assert sum("left aside" in text for text in warnings(caplog)) <= 2
 
 

@@ -18,6 +18,7 @@ from pareflow.errors import StoreError
 from pareflow.isolation import Limits, run_isolated
 from pareflow.network import FORMS, Form
 from pareflow.reporting import page
+from pareflow.serving.output import new_folder
 from pareflow.stages import optimization, outcome, profiling
 from pareflow.stages.baseline import baseline
 from pareflow.stages.run import Row, Run
@@ -132,6 +133,23 @@ def test_full_folder_of_temporary_files_is_told(
     with pytest.raises(StoreError) as caught:
         run_isolated("platform:machine", {}, Limits(seconds=60), tmp_path / "log")
     check(caught.value, "the disk is full")
+
+
+@pytest.mark.parametrize("copy", [shutil.copytree, lambda source, to: shutil.copy2(source / "file", to)])
+def test_an_output_that_does_not_fit_leaves_nothing(
+    copy: Callable[[Path, Path], object], mount: Mount, tmp_path: Path
+) -> None:
+    """However it is copied: `copytree` collects what the system says."""
+    source, disk = tmp_path / "source", mount()
+    source.mkdir()
+    (source / "file").write_bytes(b"x" * 2**23)
+    with (
+        pytest.raises(StoreError, match=r"there must be room for .* the disk is full") as caught,
+        new_folder(disk.path / "new") as made,
+    ):
+        copy(source, made / "copied")
+    assert caught.value.exit_code == 4
+    assert list(disk.path.iterdir()) == []
 
 
 def test_read_only_store_is_told_and_can_still_be_read(mount: Mount) -> None:

@@ -241,6 +241,52 @@ def test_a_registry_that_cannot_be_opened_is_an_unfit_environment(words: list[st
     refused(StoreError, *words, "--data-dir", tmp_path / "file" / "data")
 
 
+WITHOUT = """
+import importlib.machinery, sys
+class Folder:  # as the checkout's `mlflow/` is one
+    def find_spec(self, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, None, is_package=True) if name == "mlflow" else None
+absent = sys.argv.pop(1)
+if absent == "folder":
+    sys.meta_path.insert(0, Folder())
+else:
+    sys.modules.update(dict.fromkeys(absent.split(",")))
+from flows.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("absent", "words"),
+    [
+        ("mlflow", "list versions"),
+        ("folder", "list versions"),
+        ("prefect,mlflow", "list versions"),
+        ("prefect,mlflow", "rollback images"),
+        ("prefect,mlflow", "check models:/images@champion"),
+        ("prefect,mlflow", "serve models:/images@champion"),
+        ("prefect,mlflow", "optimize PIPELINE"),
+        ("prefect,mlflow", "optimize PIPELINE --no-orchestrator"),
+    ],
+)
+def test_without_prefect_or_mlflow_it_is_said_how_to_install_them(
+    absent: str, words: str, pipeline_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Both are of an extra, which no option makes up for."""
+    told = [str(pipeline_file()) if word == "PIPELINE" else word for word in words.split()]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, absent, *told, "--data-dir", str(tmp_path / "data")],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 4, done.stderr
+    assert "pareflow[orchestration]" in done.stderr
+    assert "--no-orchestrator" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -248,7 +294,7 @@ def test_a_registry_that_cannot_be_opened_is_an_unfit_environment(words: list[st
         pytest.param(["--no-orchestrator"], id="plain"),
     ],
 )
-def test_ctrl_c_says_that_the_same_command_goes_on(
+def test_ctrl_c_says_that_what_is_finished_is_kept(
     command: Callable[..., list[str]], pipeline_file: Callable[..., Path], tmp_path: Path, options: list[str]
 ) -> None:
     words = command("optimize", pipeline_file(), "--data-dir", tmp_path / "data", *options)
@@ -269,7 +315,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 130, said
-    assert "interrupted; the same command goes on from here" in said
+    assert "interrupted; run it again: what is finished is kept" in said
     assert "Traceback" not in said
 
 

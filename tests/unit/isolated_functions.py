@@ -41,6 +41,7 @@ def fail(kind: str) -> None:
         "own": OwnError("law", "finding", "way out"),
         "transient": TransientError("law", "finding", "way out"),
         "spec": SpecError("a.yaml", ["one", "two"]),
+        "verbose": ValueError(f"begin {'x' * 100_000}\n{'y' * 100_000} end"),
         "memory": MemoryError(),
         "native memory": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 8 TB"),
     }

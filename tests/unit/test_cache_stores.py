@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +28,13 @@ MIB = 2**20
 SPACE = b"s" * 32
 
 
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real server of our own; skips where none is installed."""
+@contextmanager
+def redis_server(folder: Path, *options: str) -> Iterator[str]:
+    """The URL of a real server of our own; skips where none is installed."""
     pytest.importorskip("redis", reason="not installed: redis")
     program = shutil.which("redis-server") or shutil.which("valkey-server")
     if program is None:
         pytest.skip("no redis-server or valkey-server is installed")
-    folder = tmp_path_factory.mktemp("redis")
     command = [
         program,
         "--port",
@@ -46,6 +45,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "",
         "--dir",
         str(folder),
+        *options,
     ]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
@@ -58,6 +58,12 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(10)
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
@@ -111,6 +117,30 @@ def test_it_forgets_after_its_time(where: str) -> None:
         await store.close()
 
     run(scenario, seconds=30)
+
+
+@pytest.mark.parametrize("user", ["", "default@"])
+def test_the_password_of_a_redis_comes_from_the_environment(
+    user: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without it nothing is kept there, and no request fails for that."""
+
+    async def kept(url: str) -> bool:
+        store = open_store(url, SPACE, MIB, None)
+        store.put({b"1": answer(1)})
+        await settled(store)
+        other = open_store(url, SPACE, MIB, None)
+        (found,) = await other.get([b"1"])
+        await store.close()
+        await other.close()
+        return same(found, answer(1))
+
+    with redis_server(tmp_path, "--requirepass", "a-secret") as url:
+        named = url.replace("://", f"://{user}")
+        assert not run(lambda: kept(named), seconds=30)
+        monkeypatch.setenv("PAREFLOW_REDIS_PASSWORD", "a-secret")
+        assert run(lambda: kept(named), seconds=30)
+    assert "a-secret" not in caplog.text
 
 
 def test_flush_takes_its_own_only(where: str) -> None:

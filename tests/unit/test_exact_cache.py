@@ -1,6 +1,7 @@
 """The exact cache: what is computed how often, for whom, and what is never given to another."""
 
 import asyncio
+import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pareflow.errors import DeadlineError
+from pareflow.errors import DeadlineError, SpecError
 from pareflow.runtime import ExactCache
 from pareflow.runtime.caching.keys import request_key
 from pareflow.runtime.caching.stores.memory import entry_bytes
 from pareflow.runtime.endpoint import Endpoint, answered_within, deadline
+from pareflow.serving.plan import ServingPlan, read
 from pareflow.workload import Arrays
 from tests.concurrency import run, settle
 
@@ -281,6 +283,30 @@ def test_keys_of_objects_are_of_their_content_and_not_where_they_lie() -> None:
 def test_an_unknown_store_is_refused(store: str) -> None:
     with pytest.raises(ValidationError, match="a store must be one of memory, sqlite:, redis://"):
         ExactCache(store=store)
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        "redis://:a-secret@here:6379/0",
+        "rediss://user:a-secret@here",
+        "unix://user:a-secret@/run/redis.sock",
+        "redis://here/0?password=a-secret",
+        "redis://:a-secret/a-secret@here",
+        "http://:a-secret@here",
+    ],
+)
+def test_a_plan_with_a_password_is_refused_and_not_shown(store: str, tmp_path: Path) -> None:
+    """Plans go into the registry, into files and on the screen."""
+    (tmp_path / "plan.yaml").write_text(f"policies: [{{exact_cache: {{store: '{store}'}}}}]")
+    with pytest.raises(SpecError, match="PAREFLOW_REDIS_PASSWORD") as refused:
+        read(tmp_path / "plan.yaml")
+    with pytest.raises(ValidationError) as invalid:
+        ServingPlan(policies=({"exact_cache": {"store": store}},))
+    with pytest.raises(ValidationError) as alone:
+        ExactCache(store=store)
+    for error in (refused, invalid, alone):
+        assert "a-secret" not in "".join(traceback.format_exception(error.value))
 
 
 @pytest.mark.parametrize("store", ["redis://here:6379/0", "rediss://here", "unix:///run/redis.sock"])

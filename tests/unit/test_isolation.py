@@ -104,6 +104,16 @@ def test_error_of_the_child_is_raised_here(
     assert "Traceback" in log.read_text()
 
 
+def test_pages_of_a_library_are_told_by_their_ends(call: Call, log: Path) -> None:
+    """They stand in tables, reports and the clock; what they were is in the log."""
+    with pytest.raises(StepFailedError) as caught:
+        call("fail", kind="verbose")
+    assert caught.value.found.startswith("it raised ValueError: begin")
+    assert "end (isolated_functions.py:" in caught.value.found
+    assert len(caught.value.found) < 1100
+    assert "x" * 100_000 in log.read_text()
+
+
 def test_segfault_is_told_with_the_end_of_the_log(call: Call, log: Path) -> None:
     with pytest.raises(CrashedError, match="it died of SIGSEGV") as caught:
         call("segfault")

@@ -28,7 +28,7 @@ from pareflow.hardware.waits import WAITS
 from pareflow.remote_store import Remote, opened
 from pareflow.store import MANIFEST, Store
 
-pytest.importorskip("obstore")
+exceptions = pytest.importorskip("obstore.exceptions")
 moto = pytest.importorskip("moto.server")
 KEY = "0123456789abcdef"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "an-id", "AWS_SECRET_ACCESS_KEY": "a-secret"}
@@ -211,6 +211,52 @@ def test_a_lease_is_renewed_for_as_long_as_it_is_held(
     monkeypatch.setattr(remote_store, "LEASE_S", 0.6)
     monkeypatch.setattr(remote_store, "RENEWED_S", 0.1)
     test_two_machines_at_once_make_an_entry_once(stores)
+
+
+class Forgetful:
+    """A server whose answer to a renewal is lost once: what the client then raises comes in its place."""
+
+    def __init__(self, objects: Any, error: Exception) -> None:
+        self._objects, self._errors = objects, [error]
+        self.renewals = 0  # that were written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._objects, name)
+
+    def put(self, path: str, content: Any, **options: Any) -> Any:
+        answer = self._objects.put(path, content, **options)
+        if isinstance(options.get("mode"), dict):
+            self.renewals += 1
+            if self._errors:
+                raise self._errors.pop()
+        return answer
+
+
+@pytest.mark.parametrize("error", ["PreconditionError", "GenericError"])
+def test_a_lease_is_renewed_further_where_an_answer_was_lost(
+    server: Server, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    """The client that sends it again meets its own write; else the next renewal does."""
+    monkeypatch.setattr(remote_store, "RENEWED_S", 0.05)
+    remote = Remote("s3://bucket/shared")
+    objects: Any = Forgetful(remote._objects, getattr(exceptions, error)("lost"))
+    remote._objects = objects
+    with remote.alone(KEY):
+        deadline = time.monotonic() + 20
+        while objects.renewals < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert objects.renewals >= 4
+    assert server.objects() == {}
+
+
+def test_a_lease_that_another_took_is_not_renewed_and_not_taken_away(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_store, "RENEWED_S", 0.05)
+    with Remote("s3://bucket/shared").alone(KEY):
+        server.bucket.put_object(Key=f"shared/leases/{KEY}", Body=b"of another")
+        time.sleep(0.5)
+    assert server.objects() == {f"shared/leases/{KEY}": b"of another"}
 
 
 def test_a_dead_holders_lease_ends_by_itself(

@@ -177,6 +177,34 @@ def test_threads_that_ask_at_once_get_their_own_answers(
     answered_at_once(session.run, alone, expected)
 
 
+class Part:
+    """An inference request, which fails or not, and notes what became of it."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error, self.started, self.waited = error, False, False
+
+    def start_async(self, part: Arrays, share_inputs: bool) -> None:
+        self.started = True
+
+    def wait(self) -> None:
+        self.waited = True
+        if self.error is not None:
+            raise self.error
+
+
+def test_a_part_that_fails_leaves_no_other_running(forms: Forms, load_tiny: Load, tmp_path: Path) -> None:
+    """The next client would meet a busy request. What is raised is the first part's."""
+    backend = OpenVino(threads=4, streams=4)
+    backend.compile(forms("images")["openvino"], tmp_path)
+    session = backend.load(tmp_path)
+    assert isinstance(session, openvino.OpenVinoSession)
+    parts = [Part(RuntimeError("the first")), Part(None), Part(RuntimeError("the third")), Part(None)]
+    session._requests = parts
+    with pytest.raises(RuntimeError, match="the first"):
+        session.run(load_tiny("images").example(4))
+    assert [(part.started, part.waited) for part in parts] == [(True, True)] * 4
+
+
 def test_static_shapes_keep_the_last_ones(
     forms: Forms, load_tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

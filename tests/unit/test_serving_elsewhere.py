@@ -203,7 +203,7 @@ def test_a_variant_that_triton_cannot_read_is_refused(packaged: Packaged, tmp_pa
     with pytest.raises(InputError, match="a model for Triton must run on onnxruntime and openvino"):
         export_triton(package, PLAN, tmp_path, tmp_path)
     export_triton(packaged("images"), PLAN, tmp_path, tmp_path)
-    with pytest.raises(InputError, match="an export must not overwrite"):
+    with pytest.raises(InputError, match="an output must not overwrite"):
         export_triton(packaged("images"), PLAN, tmp_path, tmp_path)
 
 
@@ -219,7 +219,7 @@ def test_kserve_is_told_what_runs_and_how_it_is_probed(packaged: Packaged, tmp_p
     assert container["resources"]["limits"] == {"cpu": "2", "memory": "512Mi"}
     assert {"name": "STORAGE_URI", "value": "s3://models/images"} in container["env"]
     assert container["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": 8080}
-    with pytest.raises(InputError, match="an export must not overwrite"):
+    with pytest.raises(InputError, match="an output must not overwrite"):
         export_kserve(packaged("images"), PLAN, to, **CLUSTER)
 
 

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from typing import ClassVar, Self
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from pareflow.catalog import installed_version
 from pareflow.runtime.caching.accounts import Account
 from pareflow.runtime.caching.keys import space_of
 from pareflow.runtime.caching.lookups import Lookups
 from pareflow.runtime.caching.stores import KINDS, open_store
+from pareflow.runtime.caching.stores.redis import PASSWORD
 from pareflow.runtime.endpoint import Endpoint, Handler
 from pareflow.runtime.policy import Policy
 from pareflow.workload import Arrays
@@ -36,14 +37,22 @@ class KeyedCache(Cache):
     is no longer loaded; one that stands by for a rollback keeps its own.
     """
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # it may hold the password that is refused
+
     store: str = Field(
         default="memory",
-        description="`memory`, `sqlite:path`, or the URL of a Redis, whose own `maxmemory` bounds its room",
+        description="`memory`, `sqlite:path`, or the URL of a Redis without its password "
+        f"(`{PASSWORD}`); its own `maxmemory` bounds its room",
     )
 
     @field_validator("store")
     @classmethod
     def _is_known(cls, store: str) -> str:
+        if ":" in store.partition("://")[2].rpartition("@")[0] or "password=" in store:
+            raise ValueError(
+                "a store must be named without its password, since plans are kept and shown, but its URL "
+                f"holds one. Give it by {PASSWORD} in the environment"
+            )
         if store != "memory" and not store.startswith(KINDS[1:]):
             raise ValueError(f"a store must be one of {', '.join(KINDS)}, but got {store!r}")
         return store

@@ -1,5 +1,6 @@
 """Answers in Redis or Valkey, which machines share. Room is bounded there, by `maxmemory` and its policy."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,8 @@ from pareflow.errors import StoreError
 PATIENCE_S, CONNECT_PATIENCE_S = 0.05, 0.25
 """How long an answer, and a connection, are waited for."""
 CHUNK = 500
+PASSWORD = "PAREFLOW_REDIS_PASSWORD"
+"""The environment variable that holds it, and nothing else does: a plan is kept, and shown."""
 
 
 class RedisBackend:
@@ -22,12 +25,13 @@ class RedisBackend:
 
         self._client: Any = Redis.from_url(
             url,
+            password=os.environ.get(PASSWORD) or None,
             socket_timeout=PATIENCE_S,
             socket_connect_timeout=CONNECT_PATIENCE_S,
             retry=Retry(NoBackoff(), 0),  # another try is for later, and for another request
         )
         parts = urlsplit(url)
-        self._where = parts.netloc.rpartition("@")[2] + parts.path  # without a password
+        self._where = parts.netloc.rpartition("@")[2] + parts.path
         self._prefix = f"pareflow:{space.hex()[:32]}:".encode()
         self._ttl_ms = None if ttl_s is None else max(1, round(1000 * ttl_s))
 
