@@ -144,7 +144,7 @@ def test_what_waits_is_followed_by_the_next_monitor(
     watched = Rules.model_validate({"every_s": 5, "errors": {"then": ["rollback"]}})
     asked = Asked(name, "http://127.0.0.1:9", tmp_path)
     away = Session(asked, Tracker("http://127.0.0.1:9", None, tracker.locks), watched, None, print)
-    reading = Reading(0.0, name, "3", {"200": 0.0, "500": 0.0}, {}, 0.0, {}, None, None, None)
+    reading = Reading(0.0, name, "3", {"200": 0.0, "500": 0.0}, {}, {}, None, None, None)
     with ExitStack() as stack:
         served = Monitored(away, reading, stack, State("3"))
         fail(served, away, reading)
@@ -169,7 +169,7 @@ def test_what_fails_is_followed_before_anything_is_compared(
     watched = Rules.model_validate({"errors": {"then": ["rollback"]}, "variant_drift": {}})
     config = tmp_path / "pipeline.yaml"
     session = Session(Asked(name, "http://127.0.0.1:9", tmp_path), tracker, watched, config, print)
-    reading = Reading(0.0, name, "3", {}, {}, 0.0, {}, None, None, None)
+    reading = Reading(0.0, name, "3", {}, {}, {}, None, None, None)
     with ExitStack() as stack:
         served = Monitored(session, reading, stack, State("3", waiting=(breach("3", then=("rollback",)),)))
         with pytest.raises(KeyboardInterrupt):
@@ -207,7 +207,7 @@ def test_what_has_no_original_is_told_once_and_its_errors_are_watched(
     session = Session(
         Asked("images", "http://127.0.0.1:9", tmp_path), tracker, watched, tmp_path / "gone.yaml", told.append
     )
-    reading = Reading(0.0, "images", "1", {"200": 0.0, "500": 0.0}, {}, 0.0, {}, None, None, None)
+    reading = Reading(0.0, "images", "1", {"200": 0.0, "500": 0.0}, {}, {}, None, None, None)
     with ExitStack() as stack:
         served = Monitored(session, reading, stack, State("1"))
         until = time.monotonic() + 120
@@ -267,7 +267,7 @@ def test_a_full_disk_keeps_no_monitor_from_going_back(
     told = list[str]()
     watched = Rules.model_validate({"every_s": 5, "errors": {"then": ["rollback"]}})
     session = Session(Asked(name, "http://127.0.0.1:9", tmp_path), tracker, watched, None, told.append)
-    reading = Reading(0.0, name, "3", {"200": 0.0, "500": 0.0}, {}, 0.0, {}, None, None, None)
+    reading = Reading(0.0, name, "3", {"200": 0.0, "500": 0.0}, {}, {}, None, None, None)
     with ExitStack() as stack:
         served = Monitored(session, reading, stack, State("3"))
         fail(served, session, reading)
@@ -288,7 +288,7 @@ def test_without_a_free_descriptor_nothing_is_compared_and_the_rest_is_watched(
     told = list[str]()
     asked, config = Asked(name, "http://127.0.0.1:9", tmp_path), tmp_path / "pipeline.yaml"
     session = Session(asked, tracker, watched, config, told.append)
-    reading = Reading(0.0, name, "3", {}, {}, 0.0, {}, None, None, None)
+    reading = Reading(0.0, name, "3", {}, {}, {}, None, None, None)
     with ExitStack() as stack:
         Monitored(session, reading, stack, State("3")).look(reading)
     assert "Too many open files" in told[0]
@@ -314,7 +314,7 @@ def test_a_rule_that_retrains_needs_the_pipeline_that_it_is_to_train(
 ) -> None:
     """A version registered from a folder that is not here: its breach would start a run of no pipeline."""
     watched = Rules.model_validate({"errors": {"then": ["retrain"]}})
-    reading = Reading(0.0, "images", "3", {}, {}, 0.0, {}, None, None, None)
+    reading = Reading(0.0, "images", "3", {}, {}, {}, None, None, None)
     session = Session(
         Asked("images", "http://127.0.0.1:9", tmp_path, seconds=0), tracker, watched, None, print
     )
@@ -362,7 +362,7 @@ def test_a_monitor_holds_the_store_until_its_comparing_process_has_read(
     watched = Rules.model_validate({"variant_drift": {"max_disagreement": 0.1}})
     asked = Asked("images", "http://127.0.0.1:9", tmp_path)
     session = Session(asked, tracker, watched, judged.run.config, print)
-    reading = Reading(0.0, "images", "1", {}, {}, 0.0, {}, None, None, None)
+    reading = Reading(0.0, "images", "1", {}, {}, {}, None, None, None)
 
     def holds() -> list[str]:
         return [holder.what for holder in holders(store)]
