@@ -20,7 +20,7 @@ from pareflow.errors import InputError, PareflowError
 from pareflow.measuring.contestant import read_feeds
 from pareflow.monitoring import drift
 from pareflow.monitoring.labels import Answers, same_label
-from pareflow.serving import request_log
+from pareflow.serving import agreement, request_log
 from pareflow.serving.hosting import PREDICTIONS, SAMPLES
 from pareflow.serving.model import PackagedModel
 from pareflow.variant import Step
@@ -61,7 +61,7 @@ class Comparison:
         loaded = backend_of(Step.from_json(backend))
         self._original = loaded.load(Path(original))
         self._watched = watched
-        self._spread: np.ndarray | float = 0.0
+        self._spread = np.zeros(())
         self._finite: Mapping[int, np.ndarray] = {}
         self._told = set[str]()
 
@@ -72,8 +72,7 @@ class Comparison:
             served = self._model.postprocess(self._model.session.run(feeds))
             answered.append((f"calibration-{number}", feeds, served, self._original.run(feeds)))
         originals = np.concatenate([self._model.postprocess(outputs) for *_, outputs in answered])
-        if originals.dtype.kind == "f":
-            self._spread = np.ma.filled(np.ma.masked_invalid(originals).std(axis=0), 0.0)
+        self._spread = agreement.spread([originals])
         if self._watched["projections"]:
             self._finite = finite_columns([self._embedded(outputs) for *_, outputs in answered])
             self._tell_what_has_none()
@@ -154,12 +153,10 @@ class Comparison:
     def _agree(self, served: np.ndarray, original: np.ndarray) -> np.ndarray:
         """Row by row, shape (n,)."""
         if original.dtype.kind == "f" and served.dtype.kind not in TEXTS:
-            with np.errstate(invalid="ignore"):  # of two infinities the difference is no number
-                near = np.abs(served - original) <= float(self._watched["tolerance"]) * self._spread
-            same = near | (served == original)
+            same = agreement.near(served, original, float(self._watched["tolerance"]) * self._spread)
         else:
             same = _same_labels(served, original)
-        return np.asarray(same.reshape(len(original), -1).all(axis=1))
+        return agreement.rows(same)
 
 
 def finite_columns(embedded: Iterable[np.ndarray]) -> dict[int, np.ndarray]:
