@@ -4,8 +4,10 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -238,8 +240,27 @@ def test_masked_values_hide_no_drift_of_others(
     feeds = model.preprocess(bright * images[80:])
     live = comparison.live([Exchange("a", "images", "1", 0.0, feeds, model.session.run(feeds), {})])
     embedded = {name: column for name, column in reference.items() if name.startswith("feature.embedding")}
-    assert len(embedded) == WATCHED["projections"]
+    assert len(embedded) == WATCHED["projections"] + 1
     assert (drift.drifted(drift.of_inputs(embedded, live), 1e-6, 0.1) is not None) == drifts
+
+
+def test_of_the_calibration_data_no_outputs_are_kept(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are dense where each pixel has its classes: when the next batch is asked for, they are gone."""
+    comparison, kept = beside_itself(package), list[weakref.ref[np.ndarray]]()
+    masked, model = Masked(comparison, 1.0), PackagedModel(package)
+
+    def run(feeds: Arrays) -> Arrays:
+        found = masked.run(feeds)
+        kept.append(weakref.ref(found["masked"]))
+        return found
+
+    def batches() -> Iterator[Arrays]:
+        for _ in range(3):
+            yield model.preprocess(np.zeros((2, 8, 8), np.float32))
+            assert kept.pop()() is None
+
+    monkeypatch.setattr(comparison, "_original", SimpleNamespace(run=run))
+    assert len(comparison.reference(batches())["id"]) == 6
 
 
 def test_an_embedding_without_a_number_is_told(

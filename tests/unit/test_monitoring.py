@@ -367,6 +367,13 @@ def test_embeddings_that_turned_are_seen_along_fixed_directions() -> None:
 NAN, INFINITY = float("nan"), float("inf")
 
 
+def test_what_is_no_number_of_an_embedding_hides_no_other_value_and_its_share_is_watched() -> None:
+    found = drift.projections(np.array([[1.0, -INFINITY, 2.0, NAN]]), 3)
+    without = drift.projections(np.array([[1.0, 0.0, 2.0, 0.0]]), 3)
+    assert (found.pop(drift.MISSING), without.pop(drift.MISSING)) == (0.5, 0)
+    assert found == without
+
+
 @pytest.mark.parametrize("missing", [NAN, INFINITY])
 def test_what_is_no_number_is_a_shift_where_its_share_differs(missing: float) -> None:
     """0 to 9 against 0 to 4 and five that are none: up to 9 lies all of the one, half of the other."""
