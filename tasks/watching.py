@@ -223,7 +223,7 @@ class Monitored:
             comparer = self._comparer or self._compare()
             reference = None if self._knows else comparer.reference()
             rows, last = comparer.news(self.watch.state.compared)
-        except InputError as error:
+        except (InputError, ValueError) as error:
             if self._troubles.is_new("comparison", str(error)):
                 self._session.told(f"version {self._version} is not compared: {error}")
                 self._record.note({"not_compared": str(error)}, "not-compared.json")

@@ -6,6 +6,7 @@ per sample: `id` and `row` (of the request), `served` and `original` (prediction
 reads a file removes it; what waits for labels is in a table beside them (`labels.py`).
 """
 
+import json
 import os
 import sys
 import time
@@ -16,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from pareflow.compiler.backend import backend_of
-from pareflow.errors import InputError, PareflowError
+from pareflow.errors import InputError
 from pareflow.measuring.contestant import read_feeds
 from pareflow.monitoring import drift
 from pareflow.monitoring.labels import Answers, same_label
 from pareflow.serving import agreement, request_log
 from pareflow.serving.hosting import PREDICTIONS, SAMPLES
-from pareflow.serving.model import PackagedModel
+from pareflow.serving.model import PackagedModel, as_json
 from pareflow.variant import Step
 from pareflow.workload import Arrays
 
@@ -62,6 +63,7 @@ class Comparison:
         self._original = loaded.load(Path(original))
         self._watched = watched
         self._spread = np.zeros(())
+        self._shapes = set[tuple[int, ...]]()
         self._told = set[str]()
 
     def reference(self, batches: Iterable[Arrays]) -> Arrays:
@@ -70,7 +72,8 @@ class Comparison:
         for number, feeds in enumerate(batches):
             served = self._model.postprocess(self._model.session.run(feeds))
             answered.append(self._rows(f"calibration-{number}", feeds, served, self._original.run(feeds)))
-        self._spread = agreement.spread([one["original"] for one in answered])
+        originals = [one["original"] for one in answered]
+        self._spread, self._shapes = agreement.spread(originals), {one.shape[1:] for one in originals}
         found = joined([self._judged(one) for one in answered])
         self._tell_where_none_is_a_number(found)
         return found
@@ -123,7 +126,19 @@ class Comparison:
         }
 
     def _judged(self, rows: Arrays) -> Arrays:
-        return {**rows, "agrees": self._agree(rows["served"], rows["original"])}
+        """With whether they agree, as a file without pickles holds them."""
+        predictions = {name: self._storable(rows[name]) for name in ("served", "original")}
+        return {**rows, **predictions, "agrees": self._agree(rows["served"], rows["original"])}
+
+    def _storable(self, predictions: np.ndarray) -> np.ndarray:
+        """Of one kind in all files: objects, and rows whose widths differ in the reference, as texts, of JSON
+        where they are none. Raises: ValueError where rows have one width there, and these another."""
+        if len(self._shapes) == 1 and predictions.shape[1:] not in self._shapes:
+            (known,) = self._shapes
+            raise ValueError(f"predictions of shape {predictions.shape[1:]}, not {known} as of calibration data")
+        if len(self._shapes) > 1 or predictions.dtype == object:
+            return np.array([one if isinstance(one, str) else json.dumps(one) for one in as_json(predictions)])
+        return predictions
 
     def _features(self, feeds: Arrays, outputs: Arrays) -> Arrays:
         found = drift.features(feeds, int(self._watched["features"]))
@@ -239,7 +254,7 @@ def _of(
     """The exchanges of one version; none of a file that is damaged, or was removed meanwhile."""
     try:
         found = list(request_log.exchanges(path))
-    except (OSError, ValueError, KeyError, PareflowError) as error:
+    except (OSError, ValueError) as error:
         tell(f"{path} cannot be read", error)
         return
     yield from (one for one in found if (one.model, one.version) == (model, version))

@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -383,17 +384,21 @@ async def expiring(folder: Path) -> None:
 
 
 def exchanges(path: Path) -> Iterator[Exchange]:
-    """What a file holds. Raises: OSError, ValueError where it is damaged or gone."""
-    with np.load(path, allow_pickle=False) as stored:
-        about = json.loads(str(stored["about"]))
-        tensors: list[tuple[Arrays, Arrays]] = [({}, {}) for _ in about]
-        for key in stored.files:
-            number, _, name = key.partition(".")
-            if number.isdecimal():
-                side, _, tensor = name.partition(".")
-                tensors[int(number)][side == "out"][tensor] = stored[key]
-    for told, (inputs, outputs) in zip(about, tensors, strict=True):
-        yield Exchange(**told, inputs=inputs, outputs=outputs)
+    """What a file holds. Raises: OSError, ValueError where it is damaged or gone, or a later version's."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            tensors: list[tuple[Arrays, Arrays]] = [({}, {}) for _ in about]
+            for key in stored.files:
+                number, _, name = key.partition(".")
+                if number.isdecimal():
+                    side, _, tensor = name.partition(".")
+                    tensors[int(number)][side == "out"][tensor] = stored[key]
+        pairs = zip(about, tensors, strict=True)
+        found = [Exchange(**told, inputs=inputs, outputs=outputs) for told, (inputs, outputs) in pairs]
+    except (EOFError, LookupError, TypeError, BadZipFile) as error:
+        raise ValueError(f"it holds no exchanges: {type(error).__name__}: {error}") from error
+    yield from found
 
 
 def logged(settings: RequestLogSettings | None, folder: Path) -> Callable[[], RequestLog | None]:

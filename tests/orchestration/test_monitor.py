@@ -295,6 +295,28 @@ def test_without_a_free_descriptor_nothing_is_compared_and_the_rest_is_watched(
     assert holders(Store(tmp_path / "store")) == []
 
 
+def test_what_cannot_be_read_is_not_compared_and_ends_no_monitor(
+    tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reference that another version of the monitor wrote, of objects."""
+
+    def unreadable(*_: object) -> None:
+        raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
+
+    monkeypatch.setattr("tasks.watching.RegistrySource.copy", unreadable)
+    watched, told = Rules.model_validate({"variant_drift": {"max_disagreement": 0.1}}), list[str]()
+    asked, config = Asked(name, "http://127.0.0.1:9", tmp_path), tmp_path / "pipeline.yaml"
+    session = Session(asked, tracker, watched, config, told.append)
+    reading = Reading(0.0, name, "3", {}, {}, {}, None, None, None)
+    with ExitStack() as stack:
+        served = Monitored(session, reading, stack, State("3"))
+        for _ in range(2):
+            served._again = 0.0
+            served.look(reading)
+    assert [words for words in told if "allow_pickle" in words] == told
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize("status", [b"401 Unauthorized", b"403 Forbidden", b"404 Not Found", b"502 Bad"])
 def test_a_server_that_refuses_amid_the_run_is_told_once_and_asked_again(
     tracker: Tracker, tmp_path: Path, status: bytes

@@ -280,6 +280,21 @@ def test_a_file_that_holds_pickles_is_refused(tmp_path: Path) -> None:
         list(exchanges(tmp_path / "1.npz"))
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more"], ids=["empty", "cut"])
+def test_a_file_that_is_damaged_is_told_as_such(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "1.npz").write_bytes(content)
+    with pytest.raises(ValueError, match="holds no exchanges"):
+        list(exchanges(tmp_path / "1.npz"))
+
+
+def test_so_is_one_of_a_server_that_tells_more_of_a_request(tmp_path: Path) -> None:
+    """A later version's: who compares goes on with the next file."""
+    kept = dict.fromkeys(("id", "model", "version"), "1") | {"answered_s": 0.0, "digests": {}, "who": "Ada"}
+    np.savez(tmp_path / "1.npz", about=np.array(json.dumps([kept])))
+    with pytest.raises(ValueError, match="unexpected keyword argument 'who'"):
+        list(exchanges(tmp_path / "1.npz"))
+
+
 def test_the_settings_that_come_with_pareflow_are_read(checkout: Path, tmp_path: Path) -> None:
     assert request_log.read(checkout / "configs" / "monitoring" / "requests.yaml").share == 0.05
     wrong = tmp_path / "wrong.yaml"
