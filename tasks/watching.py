@@ -154,6 +154,7 @@ class Monitored:
         for breach in found:
             self._follow(breach)
         if self._session.rules.needs_requests:  # it takes longer: what fails by now is followed first
+            self._tell_where_none_is_kept(reading)
             for breach in self._compared(time.monotonic()):
                 self._follow(breach)
         self._session.keep(self.watch.state)
@@ -168,6 +169,13 @@ class Monitored:
         broken = {f"{name}.breached": float(state.of(name).breached) for name in self._session.rules.named()}
         self._record.add({**self.figures, **broken}, state.looks)
         self._labels.record(state.looks)
+
+    def _tell_where_none_is_kept(self, reading: Reading | None) -> None:
+        figures = {} if reading is None else reading.figures
+        if figures.get("request_log.unkeepable") and not figures.get("request_log.kept"):
+            words = "no request can be kept, so that nothing is compared: the server's log says why"
+            if self._troubles.is_new("requests", words):
+                self._session.told(words)
 
     def _due(self) -> tuple[Breach, ...]:
         """Those whose rollback waits for the registry, once that answers again."""

@@ -317,6 +317,23 @@ def test_what_cannot_be_read_is_not_compared_and_ends_no_monitor(
     assert len(told) == 1
 
 
+def test_a_server_that_can_keep_no_request_is_told_of_once(
+    tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until one is kept: rules about requests would wait for ever."""
+    monkeypatch.setattr(Monitored, "_compared", lambda *_: [])
+    watched, told = Rules.model_validate({"variant_drift": {"max_disagreement": 0.1}}), list[str]()
+    session = Session(Asked(name, "http://127.0.0.1:9", tmp_path), tracker, watched, None, told.append)
+    reading = Reading(0.0, name, "3", {}, {}, {}, None, None, None)
+    with ExitStack() as stack:
+        served = Monitored(session, reading, stack, State("3"))
+        for unkeepable, kept in ((0, 0), (3, 1), (4, 0), (5, 0)):
+            figures = {"request_log.unkeepable": float(unkeepable), "request_log.kept": float(kept)}
+            served.look(replace(reading, figures=figures))
+            assert len(told) == (unkeepable >= 4)
+    assert "no request can be kept" in told[0]
+
+
 @pytest.mark.parametrize("status", [b"401 Unauthorized", b"403 Forbidden", b"404 Not Found", b"502 Bad"])
 def test_a_server_that_refuses_amid_the_run_is_told_once_and_asked_again(
     tracker: Tracker, tmp_path: Path, status: bytes
