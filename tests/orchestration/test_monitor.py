@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -253,6 +254,44 @@ def test_labels_come_to_the_version_that_answered(tracker: Tracker, name: str, t
     for step in (4, 5):
         assert late.since(place, tmp_path / "3", step) == (None, place)
     assert len(told) == 2
+
+
+@pytest.mark.parametrize("step", ["_follow", "keep"])
+def test_labels_of_a_monitor_that_was_killed_as_it_acted_on_them_count_for_the_next_one(
+    tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Before it went back, or before what it knew by then was written down."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder, count = tmp_path / "3", 1000
+    folder.mkdir()
+    columns = {"row": np.zeros(count, int), "original": np.ones(count, int), "served": np.full(count, 2)}
+    ids = np.arange(count).astype(str)
+    Answers(folder).add({"id": ids, **columns}, "1")
+    (tmp_path / "labels.csv").write_text("request_id,label\n" + "".join(f"{one},1\n" for one in ids))
+    watched = Rules.model_validate({"quality": {"min": 0.9, "then": ["rollback"]}})
+    asked = Asked(name, "http://127.0.0.1:9", tmp_path, labels=tmp_path / "labels.csv")
+    reading = Reading(0.0, name, "3", {}, {}, {}, None, None, None)
+
+    def monitored(stack: ExitStack) -> Monitored:
+        session = Session(asked, tracker, watched, None, print)
+        served = Monitored(session, reading, stack, State.read(session.state_path).for_version("3"))
+        comparer: Any = SimpleNamespace(folder=folder, news=lambda last: ({}, last))
+        served._comparer, served._knows = comparer, True
+        return served
+
+    with ExitStack() as stack, monkeypatch.context() as patch:
+        patch.setattr(Monitored if step == "_follow" else Session, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            monitored(stack).look(None)
+    for _ in range(2):
+        with ExitStack() as stack:
+            served = monitored(stack)
+            served.look(None)
+        assert served.watch.state.of("quality_min").seen == count
+    assert champion(tracker, name) == "2"
 
 
 def test_a_full_disk_keeps_no_monitor_from_going_back(
