@@ -135,9 +135,13 @@ class Comparison:
         where they are none. Raises: ValueError where rows have one width there, and these another."""
         if len(self._shapes) == 1 and predictions.shape[1:] not in self._shapes:
             (known,) = self._shapes
-            raise ValueError(f"predictions of shape {predictions.shape[1:]}, not {known} as of calibration data")
+            raise ValueError(
+                f"predictions of shape {predictions.shape[1:]}, not {known} as of calibration data"
+            )
         if len(self._shapes) > 1 or predictions.dtype == object:
-            return np.array([one if isinstance(one, str) else json.dumps(one) for one in as_json(predictions)])
+            return np.array(
+                [one if isinstance(one, str) else json.dumps(one) for one in as_json(predictions)]
+            )
         return predictions
 
     def _features(self, feeds: Arrays, outputs: Arrays) -> Arrays:

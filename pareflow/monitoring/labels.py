@@ -94,7 +94,9 @@ class Answers:
         """What was compared in the file of this name; predictions that are no kinds wait for no labels."""
         with self._open() as table:
             if "served" in rows and are_kinds(rows["served"]):
-                columns = zip(*(rows[key].tolist() for key in ("id", "row", "original", "served")), strict=True)
+                columns = zip(
+                    *(rows[key].tolist() for key in ("id", "row", "original", "served")), strict=True
+                )
                 named = [(one, row, str(a), str(b), time.time()) for one, row, a, b in columns]
                 table.executemany(_ADD, named)
                 keys = (one[:2] for one in named)

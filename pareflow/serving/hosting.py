@@ -257,7 +257,7 @@ class Hosted:
 
     @cached_property
     def spread(self) -> np.ndarray:
-        """How far its golden predictions lie apart, as `agreement.spread` says; read from the package once."""
+        """How far its golden predictions lie apart, as `agreement.spread` says; they are read once."""
         assert self._processing is not None  # it has predicted
         return agreement.spread([np.asarray([one]) for one in self._processing.golden()["predictions"]])
 

@@ -390,7 +390,7 @@ async def expiring(folder: Path) -> None:
 def exchanges(path: Path) -> Iterator[Exchange]:
     """What a file holds. Raises: OSError, ValueError where it is damaged or gone, or a later version's."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
             tensors: list[tuple[Arrays, Arrays]] = [({}, {}) for _ in about]
             for key in stored.files:

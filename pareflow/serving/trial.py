@@ -218,7 +218,7 @@ def unsound(outputs: Arrays, rows: int, expected: Sequence[Tensor]) -> str:
 
 
 def agree(one: np.ndarray, other: np.ndarray, spread: np.ndarray) -> bool:
-    """Whether two predictions are the same in every row; numbers with fractions, up to a part of the spread."""
+    """Whether two predictions are the same in every row; with fractions, up to a part of the spread."""
     if one.shape != other.shape:
         return False
     fractions = one.dtype.kind == other.dtype.kind == "f"

@@ -42,7 +42,7 @@ from pareflow.store import Store
 from pareflow.variant import Step
 from pareflow.workload import Arrays
 
-WATCHED = {
+WATCHED: dict[str, Any] = {
     "features": 3,
     "projections": 2,
     "embedding": None,
@@ -319,7 +319,9 @@ def test_predictions_as_wide_as_their_texts_are_compared_and_stored(
     """A tag of each token: in the calibration data of two, and of three; in a request of four."""
     comparison = beside_itself(package)
     tagged(comparison, monkeypatch)
-    reference = stored(comparison.reference({"ids": np.array([ids])} for ids in ([1, 2], [1, 2, 3])), tmp_path)
+    reference = stored(
+        comparison.reference({"ids": np.array([ids])} for ids in ([1, 2], [1, 2, 3])), tmp_path
+    )
     assert reference["served"].tolist() == reference["original"].tolist() == ["[1, 2]", "[1, 2, 3]"]
     assert reference["agrees"].tolist() == [True, True]
     live = stored(comparison.live([asked([[4, 5, 6, 7]], [[4, 5, 6, 8]])]), tmp_path)

@@ -142,7 +142,9 @@ def test_what_finds_no_room_is_dropped_and_counted(tmp_path: Path) -> None:
 
 def test_records_are_kept_in_an_array_with_a_field_for_each_value(tmp_path: Path) -> None:
     log = log_of(tmp_path)
-    log.take("a", "m", "1", {"samples": [{"age": 3, "name": "Ada"}, {"name": "é", "age": 4.5}]}, {}, 100, NAMES)
+    log.take(
+        "a", "m", "1", {"samples": [{"age": 3, "name": "Ada"}, {"name": "é", "age": 4.5}]}, {}, 100, NAMES
+    )
     log.close()
     (found,) = everything(tmp_path)
     samples = found.inputs["samples"]
