@@ -52,7 +52,7 @@ def simulate(seed: int, days: float = 7) -> Week:
     chance, chosen = np.random.default_rng(seed), rules.read(CONFIG)
     watch = Watch(chosen, State("1"))
     watch.compare_with(_compared(chance, CALIBRATION), MAX_DROP)
-    week, before = Week(), Reading(0.0, "m", "1", {"200": 0.0}, {}, 0.0, {}, None, None, None)
+    week, before = Week(), Reading(0.0, "m", "1", {"200": 0.0}, {}, {}, None, None, None)
     watch.reads(before)
     for at_s in np.arange(1, days * WEEK_S / 7 / chosen.every_s + 1) * chosen.every_s:
         reading = _later(chance, before, float(at_s), chosen.every_s)

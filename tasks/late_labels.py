@@ -2,13 +2,14 @@
 
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from pareflow.errors import InputError
 from pareflow.monitoring import labels
-from pareflow.monitoring.labels import Joined, Place
+from pareflow.monitoring.labels import Joined, New, Place
 from tasks.monitoring import Record
 
 
@@ -22,24 +23,27 @@ class LateLabels:
         self._trouble = ""
 
     def since(self, place: Place, folder: Path, step: int) -> tuple[Joined | None, Place]:
-        """The new ones of the served version, whose answers lie in `folder`, and how far was read.
+        """The new ones of the served version, whose answers lie in `folder`, and how far was read; also those
+        whose answers have come since they were read.
 
         What is wrong with the file is told and recorded, once for as long as it lasts; the rest counts.
         """
-        if self._path is None or not self._path.exists():
+        if self._path is None:
             return None, place
         try:
-            new = labels.read(self._path, place)
-            found = labels.join(folder, new.labels) if new.labels else {}
+            new = labels.read(self._path, place) if self._path.exists() else New([], [], place)
+            found = labels.join(folder, new.labels, place.counted)
         except (InputError, sqlite3.Error) as error:
             self._tell(f"labels are not joined: {error}", step)
             return None, place
         self._tell(f"{len(new.bad)} rows of {self._path} are left out: {new.bad[0]}" if new.bad else "", step)
-        ours = found.pop(folder.name, None)
+        counted = any(len(joined.served) for joined in found.values())
+        ours = found.pop(folder.name)
         for version, joined in found.items():
             if len(joined.served):
                 self._earlier.setdefault(version, []).append(joined)
-        return ours, new.place
+        there = replace(new.place, counted=place.counted + counted)
+        return (ours if new.labels or len(ours.served) else None), there
 
     def record(self, step: int) -> None:
         """A row in the record of each earlier version that labels have come for."""

@@ -19,6 +19,7 @@ from pareflow.monitoring.state import Breach, State
 from pareflow.monitoring.watch import Watch
 from pareflow.stages import monitoring as stage
 from pareflow.store import Store
+from pareflow.troubles import Troubles
 from pareflow.workload import Arrays
 from tasks.late_labels import LateLabels
 from tasks.monitoring import Record, act
@@ -60,8 +61,7 @@ class Session:
     told: Told
     breaches: list[dict[str, Any]] = field(default_factory=list)
     looks: int = 0
-    _trouble: str = ""
-    _unkept: str = ""
+    troubles: Troubles = field(default_factory=Troubles)
 
     def follow(self, reading: Reading) -> dict[str, Any]:
         """Look until the time is over; `reading` is the first one. Raises: as `Monitored`."""
@@ -104,12 +104,11 @@ class Session:
         memory decides: a version that breaks its rules is left all the same."""
         try:
             state.write(self.state_path)
-            self._unkept = ""
+            self.troubles.over("state")
         except OSError as error:
             trouble = error.strerror or str(error)  # without the name of a file that is another each time
-            if trouble != self._unkept:
+            if self.troubles.is_new("state", trouble):
                 self.told(f"what is known of the rules is not kept: {trouble}")
-            self._unkept = trouble
 
     def _readings(self, until: float | None) -> Iterator[Reading | None]:
         """One reading every so often; None where the server does not answer, or refuses by now (a proxy that
@@ -121,12 +120,11 @@ class Session:
             self.looks += 1
             try:
                 reading = exposition.read(self.asked.url, self.asked.name, self.asked.api_key)
-                self._trouble = ""
+                self.troubles.over("server")
                 yield reading
             except (TransientError, InputError) as error:
-                if str(error) != self._trouble:
+                if self.troubles.is_new("server", str(error)):
                     self.told(str(error))
-                self._trouble = str(error)
                 yield None
 
 
@@ -142,7 +140,7 @@ class Monitored:
         self._comparer: stage.Comparer | None = None
         self._again = 0.0
         self._knows = False
-        self._incomparable = ""
+        self._troubles = Troubles()
         self._held, self._comparing = (stack.enter_context(ExitStack()) for _ in range(2))
         self.figures: dict[str, float] = {}
         self._labels = LateLabels(session.asked.labels, self._record, session.told)
@@ -156,6 +154,7 @@ class Monitored:
         for breach in found:
             self._follow(breach)
         if self._session.rules.needs_requests:  # it takes longer: what fails by now is followed first
+            self._tell_where_none_is_kept(reading)
             for breach in self._compared(time.monotonic()):
                 self._follow(breach)
         self._session.keep(self.watch.state)
@@ -170,6 +169,13 @@ class Monitored:
         broken = {f"{name}.breached": float(state.of(name).breached) for name in self._session.rules.named()}
         self._record.add({**self.figures, **broken}, state.looks)
         self._labels.record(state.looks)
+
+    def _tell_where_none_is_kept(self, reading: Reading | None) -> None:
+        figures = {} if reading is None else reading.figures
+        if figures.get("request_log.unkeepable") and not figures.get("request_log.kept"):
+            words = "no request can be kept, so that nothing is compared: the server's log says why"
+            if self._troubles.is_new("requests", words):
+                self._session.told(words)
 
     def _due(self) -> tuple[Breach, ...]:
         """Those whose rollback waits for the registry, once that answers again."""
@@ -225,11 +231,10 @@ class Monitored:
             comparer = self._comparer or self._compare()
             reference = None if self._knows else comparer.reference()
             rows, last = comparer.news(self.watch.state.compared)
-        except InputError as error:
-            if str(error) != self._incomparable:
+        except (InputError, ValueError) as error:
+            if self._troubles.is_new("comparison", str(error)):
                 self._session.told(f"version {self._version} is not compared: {error}")
                 self._record.note({"not_compared": str(error)}, "not-compared.json")
-            self._incomparable = str(error)
             self._stop_comparing(MISSING_S)
             return []
         except (PareflowError, OSError) as error:  # no room, or no descriptor is free: what fails is followed

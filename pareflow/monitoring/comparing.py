@@ -6,6 +6,7 @@ per sample: `id` and `row` (of the request), `served` and `original` (prediction
 reads a file removes it; what waits for labels is in a table beside them (`labels.py`).
 """
 
+import json
 import os
 import sys
 import time
@@ -16,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from pareflow.compiler.backend import backend_of
-from pareflow.errors import InputError, PareflowError
+from pareflow.errors import InputError
 from pareflow.measuring.contestant import read_feeds
 from pareflow.monitoring import drift
 from pareflow.monitoring.labels import Answers, same_label
-from pareflow.serving import request_log
+from pareflow.serving import agreement, request_log
 from pareflow.serving.hosting import PREDICTIONS, SAMPLES
-from pareflow.serving.model import PackagedModel
+from pareflow.serving.model import PackagedModel, as_json
 from pareflow.variant import Step
 from pareflow.workload import Arrays
 
@@ -61,8 +62,8 @@ class Comparison:
         loaded = backend_of(Step.from_json(backend))
         self._original = loaded.load(Path(original))
         self._watched = watched
-        self._spread: np.ndarray | float = 0.0
-        self._finite: Mapping[int, np.ndarray] = {}
+        self._spread = np.zeros(())
+        self._shapes = set[tuple[int, ...]]()
         self._told = set[str]()
 
     def reference(self, batches: Iterable[Arrays]) -> Arrays:
@@ -70,14 +71,12 @@ class Comparison:
         answered = []
         for number, feeds in enumerate(batches):
             served = self._model.postprocess(self._model.session.run(feeds))
-            answered.append((f"calibration-{number}", feeds, served, self._original.run(feeds)))
-        originals = np.concatenate([self._model.postprocess(outputs) for *_, outputs in answered])
-        if originals.dtype.kind == "f":
-            self._spread = np.ma.filled(np.ma.masked_invalid(originals).std(axis=0), 0.0)
-        if self._watched["projections"]:
-            self._finite = finite_columns([self._embedded(outputs) for *_, outputs in answered])
-            self._tell_what_has_none()
-        return joined([self._rows(*one) for one in answered])
+            answered.append(self._rows(f"calibration-{number}", feeds, served, self._original.run(feeds)))
+        originals = [one["original"] for one in answered]
+        self._spread, self._shapes = agreement.spread(originals), {one.shape[1:] for one in originals}
+        found = joined([self._judged(one) for one in answered])
+        self._tell_where_none_is_a_number(found)
+        return found
 
     def live(self, exchanges: Iterable[request_log.Exchange]) -> Arrays:
         """The rows of kept requests. Those that lack what the original takes are left out, and counted."""
@@ -89,7 +88,8 @@ class Comparison:
                 served = one.outputs.get(PREDICTIONS) if raw else None
                 if served is None:
                     served = self._model.postprocess(one.outputs)
-                rows.append(self._rows(one.id, feeds, np.asarray(served), self._original.run(feeds)))
+                answered = self._rows(one.id, feeds, np.asarray(served), self._original.run(feeds))
+                rows.append(self._judged(answered))
             except Exception as error:  # redacted, or a client's own mistake that was answered all the same
                 left_out += 1
                 self.tell(f"request {one.id} cannot be compared", error)
@@ -112,6 +112,7 @@ class Comparison:
         return SAMPLES not in self._inputs or PREDICTIONS in one.outputs.keys() - self._outputs
 
     def _rows(self, identity: str, feeds: Arrays, served: np.ndarray, outputs: Arrays) -> Arrays:
+        """All but whether they agree: of outputs, which may be large, nothing is kept but what is watched."""
         original = self._model.postprocess(outputs)
         count = len(original)
         if len(served) != count:
@@ -119,23 +120,35 @@ class Comparison:
         return {
             "id": np.full(count, identity),
             "row": np.arange(count),
-            "served": served,
-            "original": original,
-            "agrees": self._agree(served, original),
+            "served": np.array(served),
+            "original": np.array(original),  # which may be a view of all outputs
             **{f"{FEATURE}{name}": column for name, column in self._features(feeds, outputs).items()},
         }
 
+    def _judged(self, rows: Arrays) -> Arrays:
+        """With whether they agree, as a file without pickles holds them."""
+        predictions = {name: self._storable(rows[name]) for name in ("served", "original")}
+        return {**rows, **predictions, "agrees": self._agree(rows["served"], rows["original"])}
+
+    def _storable(self, predictions: np.ndarray) -> np.ndarray:
+        """Of one kind in all files: objects, and rows whose widths differ in the reference, as texts, of JSON
+        where they are none. Raises: ValueError where rows have one width there, and these another."""
+        if len(self._shapes) == 1 and predictions.shape[1:] not in self._shapes:
+            (known,) = self._shapes
+            raise ValueError(
+                f"predictions of shape {predictions.shape[1:]}, not {known} as of calibration data"
+            )
+        if len(self._shapes) > 1 or predictions.dtype == object:
+            return np.array(
+                [one if isinstance(one, str) else json.dumps(one) for one in as_json(predictions)]
+            )
+        return predictions
+
     def _features(self, feeds: Arrays, outputs: Arrays) -> Arrays:
-        """Inputs, and projections of the columns that are numbers in all of the reference: one masked logit
-        (-inf) would hide all others. Of a width that the reference lacks the request itself tells which."""
         found = drift.features(feeds, int(self._watched["features"]))
-        if not (count := int(self._watched["projections"])):
-            return found
-        rows = self._embedded(outputs)
-        if not rows.shape[1]:
-            return found
-        finite = self._finite.get(rows.shape[1], np.isfinite(rows).all(axis=0))
-        return found | drift.projections(rows[:, finite] if finite.any() else rows, count)
+        if (count := int(self._watched["projections"])) and (rows := self._embedded(outputs)).shape[1]:
+            found |= drift.projections(rows, count)
+        return found
 
     def _embedded(self, outputs: Arrays) -> np.ndarray:
         """What is projected, shape (n, width); of a network that gives no floats the width is 0."""
@@ -144,31 +157,20 @@ class Comparison:
         rows = [array.reshape(len(array), -1) for array in chosen if array.dtype.kind == "f"]
         return np.concatenate([np.empty((len(chosen[0]), 0), np.float32), *rows], axis=1)
 
-    def _tell_what_has_none(self) -> None:
-        for width, finite in self._finite.items():
-            if width and not finite.any():
-                must = "embeddings must have values that are numbers in all of the calibration data"
-                remedy = "Name another output in `input_drift.embedding`"
-                self.tell("embeddings are not watched", InputError(must, f"of {width} none is", remedy))
+    def _tell_where_none_is_a_number(self, reference: Arrays) -> None:
+        missing = reference.get(f"{FEATURE}{drift.MISSING}")
+        if missing is not None and (missing == 1).all():
+            must = "embeddings must have values that are numbers in the calibration data"
+            remedy = "Name another output in `input_drift.embedding`"
+            self.tell("embeddings are not watched", InputError(must, "none is", remedy))
 
     def _agree(self, served: np.ndarray, original: np.ndarray) -> np.ndarray:
         """Row by row, shape (n,)."""
         if original.dtype.kind == "f" and served.dtype.kind not in TEXTS:
-            with np.errstate(invalid="ignore"):  # of two infinities the difference is no number
-                near = np.abs(served - original) <= float(self._watched["tolerance"]) * self._spread
-            same = near | (served == original)
+            same = agreement.near(served, original, float(self._watched["tolerance"]) * self._spread)
         else:
             same = _same_labels(served, original)
-        return np.asarray(same.reshape(len(original), -1).all(axis=1))
-
-
-def finite_columns(embedded: Iterable[np.ndarray]) -> dict[int, np.ndarray]:
-    """By width, the columns in which all rows of that width are numbers."""
-    found: dict[int, np.ndarray] = {}
-    for rows in embedded:
-        finite, width = np.isfinite(rows).all(axis=0), rows.shape[1]
-        found[width] = finite & found.get(width, finite)
-    return found
+        return agreement.rows(same)
 
 
 def _same_labels(served: np.ndarray, original: np.ndarray) -> np.ndarray:
@@ -256,7 +258,7 @@ def _of(
     """The exchanges of one version; none of a file that is damaged, or was removed meanwhile."""
     try:
         found = list(request_log.exchanges(path))
-    except (OSError, ValueError, KeyError, PareflowError) as error:
+    except (OSError, ValueError) as error:
         tell(f"{path} cannot be read", error)
         return
     yield from (one for one in found if (one.model, one.version) == (model, version))

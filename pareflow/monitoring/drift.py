@@ -21,6 +21,8 @@ from pareflow.workload import Arrays
 
 KINDS = 32
 """Predictions of more kinds than this are tested as numbers."""
+MISSING = "embedding.missing"
+"""The feature that is the share of an embedding that is no number."""
 _SEED = 20_26
 
 
@@ -103,14 +105,18 @@ def features(inputs: Arrays, most: int) -> Arrays:
             f"{name}.length": np.array([float(len(row)) for row in cut]),
         }
         for position in np.unique(np.linspace(0, rows.shape[1] - 1, each).astype(int)):
-            found[f"{name}[{position}]"] = rows[:, position]
+            found[f"{name}[{position}]"] = rows[:, position].copy()  # a view would keep all rows
     return found
 
 
 def projections(embeddings: np.ndarray, count: int) -> Arrays:
-    """Embeddings of shape (n, …) along `count` directions that are the same for ever."""
+    """Embeddings of shape (n, …) along `count` directions that are the same for ever.
+
+    What is no number counts as 0 there, since one masked logit (-inf) would hide all others; its share of a
+    row is one value more.
+    """
     rows = embeddings.reshape(len(embeddings), -1).astype(np.float64)
     directions = np.random.default_rng(_SEED).standard_normal((rows.shape[1], count))
-    with np.errstate(invalid="ignore"):  # of what is no number the projection is none
-        along = rows @ (directions / np.linalg.norm(directions, axis=0))
-    return {f"embedding.{i}": along[:, i] for i in range(count)}
+    finite = np.isfinite(rows)
+    along = np.where(finite, rows, 0.0) @ (directions / np.linalg.norm(directions, axis=0))
+    return {f"embedding.{i}": along[:, i] for i in range(count)} | {MISSING: (~finite).mean(axis=1)}

@@ -30,8 +30,6 @@ class Reading:
     """Answered requests by status."""
     buckets: Mapping[float, float]
     """Requests that took at most so many seconds, by that bound; the last bound is infinite."""
-    total_s: float
-    """What all of them took together."""
     figures: Mapping[str, float]
     """What each policy counts, as `POLICY.FIGURE`, and what became of requests to be kept."""
     cpu_s: float | None
@@ -135,8 +133,6 @@ def parse(text: str, name: str, at_s: float) -> Reading:
                 case "pareflow_request_seconds_bucket" if answers:
                     bound = float(labels["le"])
                     buckets[bound] = buckets.get(bound, 0) + value
-                case "pareflow_request_seconds_sum" if answers:
-                    plain[sample.name] = plain.get(sample.name, 0) + value
                 case "pareflow_policy_total":
                     figures[f"{labels['policy']}.{labels['figure']}"] = value
                 case "pareflow_request_log_total":
@@ -160,7 +156,6 @@ def parse(text: str, name: str, at_s: float) -> Reading:
         served[name],
         statuses,
         buckets,
-        plain.get("pareflow_request_seconds_sum", 0.0),
         figures,
         plain.get("process_cpu_seconds_total"),
         None if memory is None else memory / 2**20,

@@ -3,7 +3,9 @@
 Rows are added to it at its end, and one is whole when its line has ended. How far it was read is remembered,
 with how it begins: another file, or one that was cut short, is read from its beginning. What was answered
 waits for labels in a table per version, in SQLite, of the original's and of the served prediction of each
-row. A label takes its answer away, so that it counts once, however often a file brings it.
+row; a label that comes before its answer was compared waits for that. An answer keeps its first label, so
+that it counts once, however often a file brings it; and it counts again where whoever counted it was killed
+before that was remembered.
 """
 
 import csv
@@ -12,7 +14,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,16 +24,29 @@ from pareflow.errors import InputError
 from pareflow.variant import digest
 from pareflow.workload import Arrays
 
-TABLE = "answers.db"
+TABLE = "labels.db"
 DAY_S = 86_400.0
 BEGINNING = 4096
 """Bytes by which a file is known again."""
 _MAKE = """
 create table if not exists answers (
-    id text, position integer, original text, served text, at_s real, primary key (id, position)
+    id text, position integer, original text, served text, at_s real, label text, counted integer,
+    primary key (id, position)
 ) without rowid;
 create index if not exists by_time on answers (at_s);
+create index if not exists labelled on answers (counted) where label is not null;
+create table if not exists waiting (
+    id text, position integer, label text, at_s real, primary key (id, position)
+) without rowid;
 create table if not exists done (name text);
+"""
+_ADD = """
+insert or replace into answers
+values (?1, ?2, ?3, ?4, ?5, (select label from waiting where id = ?1 and position = ?2), null)
+"""
+_COUNT = """
+update answers set counted = ?1 + 1 where label is not null and (counted is null or counted > ?1)
+returning label, original, served
 """
 Key = tuple[str, int]
 """The id of a request, and the position of a sample in it."""
@@ -40,10 +55,11 @@ Label = tuple[Key, str]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """How far a file was read, in bytes, and the digest of how it begins."""
+    """How far a file was read, in bytes, and the digest of how it begins; how often labels were counted."""
 
     offset: int = 0
     began: str = ""
+    counted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +77,8 @@ class Joined:
 
     original: np.ndarray
     served: np.ndarray
-    alone: Sequence[Label] = ()
-    """Labels of requests that were not kept, or not answered by this version."""
+    alone: int = 0
+    """Labels that wait for their answer: of requests that were not compared yet, or never will be."""
 
 
 class Answers:
@@ -78,11 +94,13 @@ class Answers:
         """What was compared in the file of this name; predictions that are no kinds wait for no labels."""
         with self._open() as table:
             if "served" in rows and are_kinds(rows["served"]):
-                columns = (rows[key].tolist() for key in ("id", "row", "original", "served"))
-                named = (
-                    (one, row, str(a), str(b), time.time()) for one, row, a, b in zip(*columns, strict=True)
+                columns = zip(
+                    *(rows[key].tolist() for key in ("id", "row", "original", "served")), strict=True
                 )
-                table.executemany("insert or replace into answers values (?, ?, ?, ?, ?)", named)
+                named = [(one, row, str(a), str(b), time.time()) for one, row, a, b in columns]
+                table.executemany(_ADD, named)
+                keys = (one[:2] for one in named)
+                table.executemany("delete from waiting where id = ? and position = ?", keys)
             table.execute("delete from done")
             table.execute("insert into done values (?)", (name,))
 
@@ -94,21 +112,30 @@ class Answers:
 
     def forget(self, keep_days: float) -> None:
         """Remove what is older than so many days."""
+        until = (time.time() - keep_days * DAY_S,)
         with self._open() as table:
-            table.execute("delete from answers where at_s < ?", (time.time() - keep_days * DAY_S,))
+            table.execute("delete from answers where at_s < ?", until)
+            table.execute("delete from waiting where at_s < ?", until)
 
-    def join(self, labels: Sequence[Label]) -> Joined:
-        """Labels beside the answers that they are for, which wait for no other then."""
-        taken = "delete from answers where id = ? and position = ? returning original, served"
+    def label(self, labels: Sequence[Label], *, wait: bool = False) -> list[Label]:
+        """Give answers their labels. Those whose answers are not here are left; they `wait` for them if asked
+        to."""
+        give = "update answers set label = coalesce(label, ?) where id = ? and position = ?"
         with self._open() as table:
-            answers = [(label, table.execute(taken, label[0]).fetchall()) for label in labels]
-        pairs = [
-            (same_label(label, original), same_label(label, served))
-            for (_, label), found in answers
-            for original, served in found
-        ]
+            left = [(key, label) for key, label in labels if not table.execute(give, (label, *key)).rowcount]
+            if wait:
+                waiting = ((*key, label, time.time()) for key, label in left)
+                table.executemany("insert or ignore into waiting values (?, ?, ?, ?)", waiting)
+        return left
+
+    def count(self, counted: int) -> Joined:
+        """What has its label and was not in one of so many counts before, those that are remembered."""
+        with self._open() as table:
+            answers = table.execute(_COUNT, (counted,)).fetchall()
+            (alone,) = table.execute("select count(*) from waiting").fetchone()
+        pairs = [(same_label(label, one), same_label(label, other)) for label, one, other in answers]
         both = np.array(pairs, dtype=bool).reshape(-1, 2)
-        return Joined(both[:, 0], both[:, 1], [label for label, found in answers if not found])
+        return Joined(both[:, 0], both[:, 1], alone)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -121,16 +148,19 @@ def are_kinds(predictions: np.ndarray) -> bool:
     return predictions.ndim == 1 and predictions.dtype.kind in "biuU"
 
 
-def join(folder: Path, labels: Sequence[Label]) -> dict[str, Joined]:
+def join(folder: Path, labels: Sequence[Label], counted: int = 0) -> dict[str, Joined]:
     """Labels beside the answers that they are for, by version: `folder` is the present one's, and those of
-    earlier ones lie beside it. What is left `alone` is said of the present one."""
+    earlier ones lie beside it. What finds none waits for an answer of the present one.
+
+    `counted` is that of the place from which they were read: what was joined at a later one counts again.
+    """
     others = sorted(path.parent for path in folder.parent.glob(f"*/{TABLE}") if path.parent != folder)
-    found, left = dict[str, Joined](), labels
-    for one in (folder, *others):
-        if left or one == folder:
-            found[one.name] = joined = Answers(one).join(left)
-            left = joined.alone
-    return {**found, folder.name: replace(found[folder.name], alone=left)}
+    tables = {one.name: Answers(one) for one in (folder, *(others if labels else ()))}
+    left = labels
+    for one in tables.values():
+        left = one.label(left)
+    tables[folder.name].label(left, wait=True)
+    return {version: one.count(counted) for version, one in tables.items()}
 
 
 def read(path: Path, place: Place) -> New:

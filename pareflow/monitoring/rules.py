@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pareflow.serving.agreement import NEAR
 from pareflow.spec import read_part
 
 Action = Literal["rollback", "retrain"]
@@ -55,14 +56,15 @@ class Latency(_Rule):
 class VariantDrift(_Rule):
     """How often the served variant may predict otherwise than the original, on live requests.
 
-    Predictions that are numbers with fractions agree within `tolerance` of the reference's spread.
+    Predictions that are numbers with fractions agree within `tolerance` of the reference's spread; those of
+    many positions, where all but a hundredth of them do.
     """
 
     max_disagreement: Share | None = Field(
         default=None,
         description="left out, the SLA's `quality.max_drop`, where its metric is the share that is right",
     )
-    tolerance: float = Field(default=0.05, ge=0)
+    tolerance: float = Field(default=NEAR, ge=0)
 
 
 class Drift(_Rule):

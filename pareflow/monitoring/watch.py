@@ -104,7 +104,7 @@ class Watch:
     def joins(self, joined: Joined) -> list[Breach]:
         """Labels that have come, some at a time."""
         rule, found = self.rules.quality, list[Breach | None]()
-        self.figures["labels.without_request"] = len(joined.alone)
+        self.figures["labels.without_request"] = joined.alone
         if rule is None:
             return []
         for start in range(0, len(joined.served), LABELS_AT_ONCE):

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from pareflow.runtime.endpoint import Endpoint, Figures
 from pareflow.runtime.pipelining import Pipeline
 from pareflow.runtime.rows import row_count
 from pareflow.runtime.tiers import named_after
-from pareflow.serving import protocol
+from pareflow.serving import agreement, protocol
 from pareflow.serving.executable import Opened, Release, Tensor, seconds
 from pareflow.serving.generate import Asked, Spelling, encoded, spelled
 from pareflow.serving.language_model import LanguageModel
@@ -267,6 +267,12 @@ class Hosted:
         if self._processing is None:
             raise self._refused("it holds raw samples")
         return await self._postprocessed(self._processing, dict(outputs))
+
+    @cached_property
+    def spread(self) -> np.ndarray:
+        """How far its golden predictions lie apart, as `agreement.spread` says; they are read once."""
+        assert self._processing is not None  # it has predicted
+        return agreement.spread([np.asarray([one]) for one in self._processing.golden()["predictions"]])
 
     async def _postprocessed(self, processing: PackagedModel, outputs: Arrays) -> np.ndarray:
         count = row_count(outputs, otherwise=1)

@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,6 +30,7 @@ from pareflow.errors import InputError
 from pareflow.serving.hosting import PREDICTIONS, SAMPLES
 from pareflow.serving.model import holds_text, padded_bytes
 from pareflow.spec import read_part
+from pareflow.troubles import Troubles
 from pareflow.workload import Arrays
 
 log = logging.getLogger("pareflow.serving")
@@ -135,7 +137,8 @@ class RequestLog:
         self._bytes = 0
         self._counts = dict.fromkeys(("kept", "dropped", "unkeepable", "failed", "removed_files"), 0)
         self._swept = 0.0
-        self._refused = ""
+        self._troubles = Troubles()
+        self._odd = ""
         self._files = 0
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._thread = threading.Thread(target=self._write_all, name="request-log", daemon=True)
@@ -187,12 +190,13 @@ class RequestLog:
         self._thread.join()
 
     def _exchange(self, taken: "_Taken") -> Exchange | None:
-        """What may be kept of it; None where no plain array holds it: records, rows of different lengths,
-        texts of which the longest makes all others too large."""
+        """What may be kept of it; None where no plain array holds it: rows of different lengths, records of
+        different fields, texts of which the longest makes all others too large."""
         digests: dict[str, str] = {}
         try:
             inputs, outputs = (self._redacted(each, digests) for each in (taken.inputs, taken.outputs))
-        except (MemoryError, TypeError, ValueError):
+        except (MemoryError, LookupError, TypeError, ValueError) as error:
+            self._odd = f"{type(error).__name__}: {error}"
             self._count("unkeepable")
             return None
         except Exception:  # the next one may go well: the thread must outlive what nobody thought of
@@ -202,7 +206,7 @@ class RequestLog:
         return Exchange(taken.id, taken.model, taken.version, taken.answered_s, inputs, outputs, digests)
 
     def _redacted(self, tensors: Mapping[str, Any], digests: dict[str, str]) -> Arrays:
-        """Raises: TypeError, ValueError where a tensor is no plain array."""
+        """Raises: LookupError, TypeError, ValueError where no plain array holds a tensor."""
         kept: Arrays = {}
         for name, tensor in tensors.items():
             if name in self._settings.left_out:
@@ -221,9 +225,8 @@ class RequestLog:
 
     def _refuse(self, why: str) -> None:
         """Keep none, and say so once."""
-        if why != self._refused:
+        if self._troubles.is_new("settings", why):
             log.warning("requests are not kept: %s", why)
-        self._refused = why
         self._count("unkeepable")
 
     def _count(self, name: str, number: int = 1) -> None:
@@ -261,6 +264,8 @@ class RequestLog:
         finally:
             with self._lock:
                 self._bytes -= sum(taken.size for taken in batch)
+        if self._odd and not self._counts["kept"] and self._troubles.is_new("kept", "none"):
+            log.warning("no request is kept so far, since no plain array holds them: %s", self._odd)
 
     def _files_of(self, batch: Sequence["_Taken"]) -> Iterator[list[Exchange]]:
         """What may be kept, in parts of about as many bytes as may wait."""
@@ -383,17 +388,21 @@ async def expiring(folder: Path) -> None:
 
 
 def exchanges(path: Path) -> Iterator[Exchange]:
-    """What a file holds. Raises: OSError, ValueError where it is damaged or gone."""
-    with np.load(path, allow_pickle=False) as stored:
-        about = json.loads(str(stored["about"]))
-        tensors: list[tuple[Arrays, Arrays]] = [({}, {}) for _ in about]
-        for key in stored.files:
-            number, _, name = key.partition(".")
-            if number.isdecimal():
-                side, _, tensor = name.partition(".")
-                tensors[int(number)][side == "out"][tensor] = stored[key]
-    for told, (inputs, outputs) in zip(about, tensors, strict=True):
-        yield Exchange(**told, inputs=inputs, outputs=outputs)
+    """What a file holds. Raises: OSError, ValueError where it is damaged or gone, or a later version's."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            tensors: list[tuple[Arrays, Arrays]] = [({}, {}) for _ in about]
+            for key in stored.files:
+                number, _, name = key.partition(".")
+                if number.isdecimal():
+                    side, _, tensor = name.partition(".")
+                    tensors[int(number)][side == "out"][tensor] = stored[key]
+        pairs = zip(about, tensors, strict=True)
+        found = [Exchange(**told, inputs=inputs, outputs=outputs) for told, (inputs, outputs) in pairs]
+    except (EOFError, LookupError, TypeError, BadZipFile) as error:
+        raise ValueError(f"it holds no exchanges: {type(error).__name__}: {error}") from error
+    yield from found
 
 
 def logged(settings: RequestLogSettings | None, folder: Path) -> Callable[[], RequestLog | None]:
@@ -414,7 +423,12 @@ def _arrays(batch: Sequence[Exchange]) -> Arrays:
 
 
 def _plain(tensor: Any, most: float) -> np.ndarray:
-    """An array of numbers or of texts, of so many bytes at most. Raises: TypeError, ValueError."""
+    """An array of numbers, of texts, or of records of both, whose texts take so many bytes at most.
+
+    Raises: LookupError, TypeError, ValueError.
+    """
+    if isinstance(tensor, list) and tensor and all(isinstance(one, Mapping) for one in tensor):
+        return _records(tensor, most)
     texts = not isinstance(tensor, np.ndarray) and holds_text(tensor)
     array = np.asarray(tensor, dtype=object if texts else None)
     if array.dtype.kind == "O" and padded_bytes(array) > most:
@@ -428,3 +442,12 @@ def _plain(tensor: Any, most: float) -> np.ndarray:
     if array.dtype.kind not in "biufU":
         raise TypeError(f"{array.dtype} is not kept")
     return array
+
+
+def _records(rows: Sequence[Mapping[str, Any]], most: float) -> np.ndarray:
+    """One structured array, a field for each value of a record."""
+    columns = {name: _plain([row[name] for row in rows], most) for name in rows[0]}
+    found = np.empty(len(rows), [(name, column.dtype, column.shape[1:]) for name, column in columns.items()])
+    for name, column in columns.items():
+        found[name] = column
+    return found

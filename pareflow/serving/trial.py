@@ -16,11 +16,10 @@ from starlette.requests import ClientDisconnect
 
 from pareflow.errors import DeadlineError, OverloadedError
 from pareflow.runtime.endpoint import answered_within, deadline
-from pareflow.serving import protocol
+from pareflow.serving import agreement, protocol
 from pareflow.serving.executable import Tensor
 from pareflow.serving.hosting import PREDICTIONS, Hosted, Predicted
 from pareflow.serving.metrics import Metrics
-from pareflow.serving.model import TOLERANCE
 from pareflow.serving.record import Record
 from pareflow.serving.traffic import Traffic
 from pareflow.workload import Arrays
@@ -153,11 +152,11 @@ class Trial:
 
     async def _judged(self, champion: Hosted, ours: Arrays, theirs: Arrays) -> None:
         try:
-            expected = await champion.predictions(ours)
+            expected, spread = await champion.predictions(ours), champion.spread
         except Exception:
             return  # so says the champion's own processing of what the caller asked
         try:
-            same = agree(expected, await self.challenger.predictions(theirs))
+            same = agree(expected, await self.challenger.predictions(theirs), spread)
         except Exception as error:
             self._note(Trouble("unsound", f"no prediction from its answer: {type(error).__name__}: {error}"))
             return
@@ -218,11 +217,10 @@ def unsound(outputs: Arrays, rows: int, expected: Sequence[Tensor]) -> str:
     return ""
 
 
-def agree(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two predictions are the same in every row; numbers, up to what rounding may do."""
+def agree(one: np.ndarray, other: np.ndarray, spread: np.ndarray) -> bool:
+    """Whether two predictions are the same in every row; with fractions, up to a part of the spread."""
     if one.shape != other.shape:
         return False
-    if one.dtype.kind == "f" and other.dtype.kind == "f":
-        largest = float(np.abs(one).max(initial=0.0))
-        return bool(np.abs(one - other).max(initial=0.0) <= TOLERANCE * largest)
-    return bool(np.array_equal(one, other))
+    fractions = one.dtype.kind == other.dtype.kind == "f"
+    same = agreement.near(one, other, agreement.NEAR * spread) if fractions else np.asarray(one == other)
+    return bool(agreement.rows(same).all())

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,7 @@ def test_what_waits_is_followed_by_the_next_monitor(
     watched = Rules.model_validate({"every_s": 5, "errors": {"then": ["rollback"]}})
     asked = Asked(name, "http://127.0.0.1:9", tmp_path)
     away = Session(asked, Tracker("http://127.0.0.1:9", None, tracker.locks), watched, None, print)
-    reading = Reading(0.0, name, "3", {"200": 0.0, "500": 0.0}, {}, 0.0, {}, None, None, None)
+    reading = Reading(0.0, name, "3", {"200": 0.0, "500": 0.0}, {}, {}, None, None, None)
     with ExitStack() as stack:
         served = Monitored(away, reading, stack, State("3"))
         fail(served, away, reading)
@@ -169,7 +170,7 @@ def test_what_fails_is_followed_before_anything_is_compared(
     watched = Rules.model_validate({"errors": {"then": ["rollback"]}, "variant_drift": {}})
     config = tmp_path / "pipeline.yaml"
     session = Session(Asked(name, "http://127.0.0.1:9", tmp_path), tracker, watched, config, print)
-    reading = Reading(0.0, name, "3", {}, {}, 0.0, {}, None, None, None)
+    reading = Reading(0.0, name, "3", {}, {}, {}, None, None, None)
     with ExitStack() as stack:
         served = Monitored(session, reading, stack, State("3", waiting=(breach("3", then=("rollback",)),)))
         with pytest.raises(KeyboardInterrupt):
@@ -207,7 +208,7 @@ def test_what_has_no_original_is_told_once_and_its_errors_are_watched(
     session = Session(
         Asked("images", "http://127.0.0.1:9", tmp_path), tracker, watched, tmp_path / "gone.yaml", told.append
     )
-    reading = Reading(0.0, "images", "1", {"200": 0.0, "500": 0.0}, {}, 0.0, {}, None, None, None)
+    reading = Reading(0.0, "images", "1", {"200": 0.0, "500": 0.0}, {}, {}, None, None, None)
     with ExitStack() as stack:
         served = Monitored(session, reading, stack, State("1"))
         until = time.monotonic() + 120
@@ -255,6 +256,44 @@ def test_labels_come_to_the_version_that_answered(tracker: Tracker, name: str, t
     assert len(told) == 2
 
 
+@pytest.mark.parametrize("step", ["_follow", "keep"])
+def test_labels_of_a_monitor_that_was_killed_as_it_acted_on_them_count_for_the_next_one(
+    tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Before it went back, or before what it knew by then was written down."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder, count = tmp_path / "3", 1000
+    folder.mkdir()
+    columns = {"row": np.zeros(count, int), "original": np.ones(count, int), "served": np.full(count, 2)}
+    ids = np.arange(count).astype(str)
+    Answers(folder).add({"id": ids, **columns}, "1")
+    (tmp_path / "labels.csv").write_text("request_id,label\n" + "".join(f"{one},1\n" for one in ids))
+    watched = Rules.model_validate({"quality": {"min": 0.9, "then": ["rollback"]}})
+    asked = Asked(name, "http://127.0.0.1:9", tmp_path, labels=tmp_path / "labels.csv")
+    reading = Reading(0.0, name, "3", {}, {}, {}, None, None, None)
+
+    def monitored(stack: ExitStack) -> Monitored:
+        session = Session(asked, tracker, watched, None, print)
+        served = Monitored(session, reading, stack, State.read(session.state_path).for_version("3"))
+        comparer: Any = SimpleNamespace(folder=folder, news=lambda last: ({}, last))
+        served._comparer, served._knows = comparer, True
+        return served
+
+    with ExitStack() as stack, monkeypatch.context() as patch:
+        patch.setattr(Monitored if step == "_follow" else Session, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            monitored(stack).look(None)
+    for _ in range(2):
+        with ExitStack() as stack:
+            served = monitored(stack)
+            served.look(None)
+        assert served.watch.state.of("quality_min").seen == count
+    assert champion(tracker, name) == "2"
+
+
 def test_a_full_disk_keeps_no_monitor_from_going_back(
     tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,7 +306,7 @@ def test_a_full_disk_keeps_no_monitor_from_going_back(
     told = list[str]()
     watched = Rules.model_validate({"every_s": 5, "errors": {"then": ["rollback"]}})
     session = Session(Asked(name, "http://127.0.0.1:9", tmp_path), tracker, watched, None, told.append)
-    reading = Reading(0.0, name, "3", {"200": 0.0, "500": 0.0}, {}, 0.0, {}, None, None, None)
+    reading = Reading(0.0, name, "3", {"200": 0.0, "500": 0.0}, {}, {}, None, None, None)
     with ExitStack() as stack:
         served = Monitored(session, reading, stack, State("3"))
         fail(served, session, reading)
@@ -288,11 +327,50 @@ def test_without_a_free_descriptor_nothing_is_compared_and_the_rest_is_watched(
     told = list[str]()
     asked, config = Asked(name, "http://127.0.0.1:9", tmp_path), tmp_path / "pipeline.yaml"
     session = Session(asked, tracker, watched, config, told.append)
-    reading = Reading(0.0, name, "3", {}, {}, 0.0, {}, None, None, None)
+    reading = Reading(0.0, name, "3", {}, {}, {}, None, None, None)
     with ExitStack() as stack:
         Monitored(session, reading, stack, State("3")).look(reading)
     assert "Too many open files" in told[0]
     assert holders(Store(tmp_path / "store")) == []
+
+
+def test_what_cannot_be_read_is_not_compared_and_ends_no_monitor(
+    tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reference that another version of the monitor wrote, of objects."""
+
+    def unreadable(*_: object) -> None:
+        raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
+
+    monkeypatch.setattr("tasks.watching.RegistrySource.copy", unreadable)
+    watched, told = Rules.model_validate({"variant_drift": {"max_disagreement": 0.1}}), list[str]()
+    asked, config = Asked(name, "http://127.0.0.1:9", tmp_path), tmp_path / "pipeline.yaml"
+    session = Session(asked, tracker, watched, config, told.append)
+    reading = Reading(0.0, name, "3", {}, {}, {}, None, None, None)
+    with ExitStack() as stack:
+        served = Monitored(session, reading, stack, State("3"))
+        for _ in range(2):
+            served._again = 0.0
+            served.look(reading)
+    assert [words for words in told if "allow_pickle" in words] == told
+    assert len(told) == 1
+
+
+def test_a_server_that_can_keep_no_request_is_told_of_once(
+    tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until one is kept: rules about requests would wait for ever."""
+    monkeypatch.setattr(Monitored, "_compared", lambda *_: [])
+    watched, told = Rules.model_validate({"variant_drift": {"max_disagreement": 0.1}}), list[str]()
+    session = Session(Asked(name, "http://127.0.0.1:9", tmp_path), tracker, watched, None, told.append)
+    reading = Reading(0.0, name, "3", {}, {}, {}, None, None, None)
+    with ExitStack() as stack:
+        served = Monitored(session, reading, stack, State("3"))
+        for unkeepable, kept in ((0, 0), (3, 1), (4, 0), (5, 0)):
+            figures = {"request_log.unkeepable": float(unkeepable), "request_log.kept": float(kept)}
+            served.look(replace(reading, figures=figures))
+            assert len(told) == (unkeepable >= 4)
+    assert "no request can be kept" in told[0]
 
 
 @pytest.mark.parametrize("status", [b"401 Unauthorized", b"403 Forbidden", b"404 Not Found", b"502 Bad"])
@@ -314,7 +392,7 @@ def test_a_rule_that_retrains_needs_the_pipeline_that_it_is_to_train(
 ) -> None:
     """A version registered from a folder that is not here: its breach would start a run of no pipeline."""
     watched = Rules.model_validate({"errors": {"then": ["retrain"]}})
-    reading = Reading(0.0, "images", "3", {}, {}, 0.0, {}, None, None, None)
+    reading = Reading(0.0, "images", "3", {}, {}, {}, None, None, None)
     session = Session(
         Asked("images", "http://127.0.0.1:9", tmp_path, seconds=0), tracker, watched, None, print
     )
@@ -362,7 +440,7 @@ def test_a_monitor_holds_the_store_until_its_comparing_process_has_read(
     watched = Rules.model_validate({"variant_drift": {"max_disagreement": 0.1}})
     asked = Asked("images", "http://127.0.0.1:9", tmp_path)
     session = Session(asked, tracker, watched, judged.run.config, print)
-    reading = Reading(0.0, "images", "1", {}, {}, 0.0, {}, None, None, None)
+    reading = Reading(0.0, "images", "1", {}, {}, {}, None, None, None)
 
     def holds() -> list[str]:
         return [holder.what for holder in holders(store)]

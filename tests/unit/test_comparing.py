@@ -4,8 +4,10 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,15 @@ import pytest
 from pareflow.errors import CrashedError
 from pareflow.measuring.arena import write_feeds
 from pareflow.monitoring import drift
-from pareflow.monitoring.comparing import REASONS, Comparison, Unread, make_private, results
+from pareflow.monitoring.comparing import (
+    REASONS,
+    REFERENCE,
+    Comparison,
+    Unread,
+    _write,
+    make_private,
+    results,
+)
 from pareflow.monitoring.rules import Rules, VariantDrift
 from pareflow.serving.model import PackagedModel, told
 from pareflow.serving.request_log import (
@@ -27,12 +37,12 @@ from pareflow.serving.request_log import (
     place,
 )
 from pareflow.stages.jobs import calibration_key
-from pareflow.stages.monitoring import CALIBRATION, answering_key, compared
+from pareflow.stages.monitoring import CALIBRATION, _loaded, answering_key, compared
 from pareflow.store import Store
 from pareflow.variant import Step
 from pareflow.workload import Arrays
 
-WATCHED = {
+WATCHED: dict[str, Any] = {
     "features": 3,
     "projections": 2,
     "embedding": None,
@@ -238,8 +248,27 @@ def test_masked_values_hide_no_drift_of_others(
     feeds = model.preprocess(bright * images[80:])
     live = comparison.live([Exchange("a", "images", "1", 0.0, feeds, model.session.run(feeds), {})])
     embedded = {name: column for name, column in reference.items() if name.startswith("feature.embedding")}
-    assert len(embedded) == WATCHED["projections"]
+    assert len(embedded) == WATCHED["projections"] + 1
     assert (drift.drifted(drift.of_inputs(embedded, live), 1e-6, 0.1) is not None) == drifts
+
+
+def test_of_the_calibration_data_no_outputs_are_kept(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are dense where each pixel has its classes: when the next batch is asked for, they are gone."""
+    comparison, kept = beside_itself(package), list[weakref.ref[np.ndarray]]()
+    masked, model = Masked(comparison, 1.0), PackagedModel(package)
+
+    def run(feeds: Arrays) -> Arrays:
+        found = masked.run(feeds)
+        kept.append(weakref.ref(found["masked"]))
+        return found
+
+    def batches() -> Iterator[Arrays]:
+        for _ in range(3):
+            yield model.preprocess(np.zeros((2, 8, 8), np.float32))
+            assert kept.pop()() is None
+
+    monkeypatch.setattr(comparison, "_original", SimpleNamespace(run=run))
+    assert len(comparison.reference(batches())["id"]) == 6
 
 
 def test_an_embedding_without_a_number_is_told(
@@ -264,6 +293,62 @@ def test_what_cannot_be_compared_is_told_once_for_each_reason_and_not_for_ever(
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("request 0 cannot be compared: ")
     assert len(told) == REASONS
+
+
+def tagged(comparison: Comparison, patch: pytest.MonkeyPatch) -> None:
+    """From now on both answer what they are asked with, and predict that."""
+    answers = SimpleNamespace(run=lambda feeds: {"tags": feeds["ids"]})
+    patch.setattr(comparison, "_original", answers)
+    patch.setattr(comparison._model, "session", answers)
+    patch.setattr(comparison._model, "postprocess", lambda outputs: outputs["tags"])
+
+
+def asked(ids: list[list[int]], answer: list[list[int]]) -> Exchange:
+    return Exchange("a", "images", "1", 0.0, {"ids": np.array(ids)}, {"tags": np.array(answer)}, {})
+
+
+def stored(rows: Arrays, folder: Path) -> Arrays:
+    """As whoever monitors reads them."""
+    _write(folder / REFERENCE, rows)
+    return _loaded(folder / REFERENCE)
+
+
+def test_predictions_as_wide_as_their_texts_are_compared_and_stored(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tag of each token: in the calibration data of two, and of three; in a request of four."""
+    comparison = beside_itself(package)
+    tagged(comparison, monkeypatch)
+    reference = stored(
+        comparison.reference({"ids": np.array([ids])} for ids in ([1, 2], [1, 2, 3])), tmp_path
+    )
+    assert reference["served"].tolist() == reference["original"].tolist() == ["[1, 2]", "[1, 2, 3]"]
+    assert reference["agrees"].tolist() == [True, True]
+    live = stored(comparison.live([asked([[4, 5, 6, 7]], [[4, 5, 6, 8]])]), tmp_path)
+    assert (live["served"].tolist(), live["original"].tolist()) == (["[4, 5, 6, 8]"], ["[4, 5, 6, 7]"])
+    assert live["agrees"].tolist() == [False]
+
+
+def test_predictions_of_another_width_than_all_of_the_calibration_data_are_left_out(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparison = beside_itself(package)
+    tagged(comparison, monkeypatch)
+    comparison.reference([{"ids": np.array([[1, 2], [3, 4]])}])
+    rows = comparison.live([asked([[1, 2, 3]], [[1, 2, 3]]), asked([[1, 2]], [[1, 2]])])
+    assert (rows["served"].tolist(), int(rows["left_out"])) == ([[1, 2]], 1)
+
+
+def test_texts_that_are_objects_are_stored_as_texts(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which a file without pickles holds."""
+    comparison, model = beside_itself(package), PackagedModel(package)
+    texts = np.array(["fee", "card_payment"], dtype=object)
+    monkeypatch.setattr(comparison._model, "postprocess", lambda _: texts)
+    reference = comparison.reference([model.preprocess(np.zeros((2, 8, 8), np.float32))])
+    found = stored(reference, tmp_path)
+    assert (found["served"].tolist(), found["agrees"].tolist()) == (texts.tolist(), [True, True])
 
 
 Clock = Callable[[float], None]

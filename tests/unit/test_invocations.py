@@ -1,5 +1,6 @@
 """Raw samples in every form that MLflow's clients send them in, and what none of them may hold."""
 
+import json
 import tracemalloc
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,9 +13,12 @@ from onnx import TensorProto, helper
 from starlette.testclient import TestClient
 
 from pareflow.errors import InputError, WorkloadError
+from pareflow.monitoring.comparing import Comparison
 from pareflow.serving import model as serving_model
+from pareflow.serving import request_log
 from pareflow.serving.executable import Release
 from pareflow.serving.model import PackagedModel, holds_text, kind_of
+from pareflow.serving.request_log import RequestLogSettings
 from pareflow.serving.slot import FolderSource
 from pareflow.variant import Step
 from tests.unit.conftest import Packaged, Serve, Shelf
@@ -59,6 +63,22 @@ def test_records_come_in_every_form(serve: Serve, people: Path) -> None:
     ):
         assert client.post("/invocations", json=form).json() == {"predictions": [1, 0]}
     assert csv(client, "size,age\n3,1.5\n2,9\n").json() == {"predictions": [1, 0]}
+
+
+def test_records_are_kept_and_compared_with_the_original(serve: Serve, people: Path, tmp_path: Path) -> None:
+    """Models of several inputs are asked with nothing else."""
+    settings = RequestLogSettings(share=1, flush_s=0.05)
+    source = Shelf(Release("images", "1", people))
+    served = serve(source, requests=settings, requests_folder=tmp_path / "log")
+    assert served.client.post("/invocations", json={"instances": PEOPLE}).status_code == 200
+    served.client.__exit__(None, None, None)
+    (kept,) = (one for path in request_log.files(tmp_path / "log") for one in request_log.exchanges(path))
+    backend = json.loads((people / "model.json").read_text())["backend"]
+    watched = {"features": 2, "projections": 0, "embedding": None, "tolerance": 0.05}
+    rows = Comparison(str(people), str(people / "artifact"), backend, watched).live([kept])
+    assert (rows["served"].tolist(), rows["agrees"].tolist()) == ([1, 0], [True, True])
+    assert rows["feature.age.mean"].tolist() == [1.5, 9]
+    served.client.__enter__()
 
 
 def test_records_that_are_none_of_the_models_are_refused(serve: Serve, people: Path) -> None:

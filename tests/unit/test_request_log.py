@@ -140,13 +140,33 @@ def test_what_finds_no_room_is_dropped_and_counted(tmp_path: Path) -> None:
     assert [one.id for one in everything(tmp_path)] == ["a"]
 
 
-def test_what_no_array_holds_is_counted(tmp_path: Path) -> None:
+def test_records_are_kept_in_an_array_with_a_field_for_each_value(tmp_path: Path) -> None:
     log = log_of(tmp_path)
-    log.take("a", "m", "1", {"samples": [{"age": 3}]}, {}, 100, NAMES)
-    log.take("b", "m", "1", {"samples": [[1, 2], [3]]}, {}, 100, NAMES)
+    log.take(
+        "a", "m", "1", {"samples": [{"age": 3, "name": "Ada"}, {"name": "é", "age": 4.5}]}, {}, 100, NAMES
+    )
     log.close()
-    assert log.figures()["unkeepable"] == 2
-    assert files(tmp_path) == []
+    (found,) = everything(tmp_path)
+    samples = found.inputs["samples"]
+    assert samples.dtype.names == ("age", "name")
+    assert samples.tolist() == [(3.0, "Ada"), (4.5, "é")]
+
+
+def test_what_no_array_holds_is_counted_and_told_once_where_nothing_else_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd: list[Any] = [[[1, 2], [3]], [{"age": 3}, {"size": 3}], np.array([[1], None], dtype=object)]
+    for others in (0, 1):
+        log = log_of(tmp_path / str(others))
+        for number in range(others):
+            log.take(str(number), "m", "1", {"image": IMAGE}, {}, 100, NAMES)
+        for samples in odd:
+            log.take("odd", "m", "1", {"samples": samples}, {}, 100, NAMES)
+        log.close()
+        assert (log.figures()["unkeepable"], log.figures()["kept"]) == (len(odd), others)
+        assert len(everything(tmp_path / str(others))) == others
+        told = [record.message for record in caplog.records]
+        assert [words.startswith("no request is kept so far") for words in told] == [True]
 
 
 def test_texts_that_take_too_much_room_beside_the_longest_are_not_kept(tmp_path: Path) -> None:
@@ -277,6 +297,21 @@ def test_what_a_server_kept_goes_though_none_keeps_any_more(tmp_path: Path) -> N
 def test_a_file_that_holds_pickles_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "1.npz", about=np.array(json.dumps([{}]), dtype=object))
     with pytest.raises(ValueError, match="allow_pickle"):
+        list(exchanges(tmp_path / "1.npz"))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more"], ids=["empty", "cut"])
+def test_a_file_that_is_damaged_is_told_as_such(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "1.npz").write_bytes(content)
+    with pytest.raises(ValueError, match="holds no exchanges"):
+        list(exchanges(tmp_path / "1.npz"))
+
+
+def test_so_is_one_of_a_server_that_tells_more_of_a_request(tmp_path: Path) -> None:
+    """A later version's: who compares goes on with the next file."""
+    kept = dict.fromkeys(("id", "model", "version"), "1") | {"answered_s": 0.0, "digests": {}, "who": "Ada"}
+    np.savez(tmp_path / "1.npz", about=np.array(json.dumps([kept])))
+    with pytest.raises(ValueError, match="unexpected keyword argument 'who'"):
         list(exchanges(tmp_path / "1.npz"))
 
 
