@@ -112,12 +112,12 @@ def test_what_cannot_be_an_answer_is_told_from_what_can(outputs: dict[str, np.nd
 
 
 def test_predictions_agree_in_every_row_or_not() -> None:
-    classes = np.array([1, 2, 3])
-    assert agree(classes, classes.copy())
-    assert not agree(classes, np.array([1, 2, 0]))
-    assert not agree(classes, classes[:2])
-    values = np.array([100.0, 0.0])
-    assert agree(values, values + 0.5)  # half a hundredth of the largest
-    assert not agree(values, values + 5)
-    assert agree(np.zeros(2), np.zeros(2))
-    assert not agree(np.ones(2), np.full(2, np.nan))
+    classes, none = np.array([1, 2, 3]), np.zeros(())
+    assert agree(classes, classes.copy(), none)
+    assert not agree(classes, np.array([1, 2, 0]), none)
+    assert not agree(classes, classes[:2], none)
+    values, far = np.array([100.0, 0.0]), np.array(50.0)
+    assert agree(values, values + 2.4, far)  # 0.05 of the spread are 2.5
+    assert not agree(values, values + 2.6, far)
+    assert agree(np.zeros(2), np.zeros(2), none)
+    assert not agree(np.ones(2), np.full(2, np.nan), far)
