@@ -78,7 +78,7 @@ def test_a_versions_own_plan_goes_with_it_where_no_other_is_named(
         ("models:/other@champion", "a.zip", "must be registered"),
         ("models:images", "a.zip", "must be named models:/NAME"),
         ("models:/images@champion", "a.rar", "must end in"),
-        ("models:/images@champion", "absent/a.zip", "must be writable"),
+        ("models:/images@champion", "absent/a.zip", "must be written"),
         ("absent.yaml", "a.zip", "absent.yaml"),
     ],
 )
