@@ -62,7 +62,7 @@ def recover(run: Run, variant: str) -> None:
 
 
 def _note(run: Run, variant: str) -> Path:
-    return run.output / "building" / f"{variant}.json"
+    return run.attempts / f"{variant}.json"
 
 
 def _keep(run: Run, variant: str, seconds: float) -> None:

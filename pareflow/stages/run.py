@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -244,9 +245,15 @@ class Run:
         run's own measurements stay: asked again, it goes on by these."""
         return dataclasses.replace(self.unhurried, remeasure=True, apart=True)
 
+    @property
+    def attempts(self) -> Path:
+        """Where it is noted how long builds have taken that have not ended."""
+        return self.output / "building"
+
     def anew(self) -> "Run":
-        """The run from its beginning: its budget whole, and everything measured again."""
+        """The run from its beginning: its budget and its variants' limits whole, everything measured again."""
         self.clock.forget()
+        shutil.rmtree(self.attempts, ignore_errors=True)
         return dataclasses.replace(self, remeasure=True, spent=0.0)
 
     def own_key(self, key: str) -> str:

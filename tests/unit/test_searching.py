@@ -392,6 +392,27 @@ def test_an_attempt_counts_if_something_of_it_is_left(
     assert (before, attempts.seconds(run, "name")) == (expected - 10, expected)
 
 
+def test_a_run_that_begins_anew_gives_a_variant_that_was_stopped_its_whole_limit(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, recipe, now = trained.run, Recipe((Step("fp16"),), Step("onnxruntime", {"threads": 4})), 1000.0
+    first = jobs.links(recipe, run.facts.digest)[1]
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def stopped() -> None:
+        nonlocal now
+        with attempts.timed(run, recipe, "stopped") as before:
+            assert before == 0
+            run.store.scratch(first.id).mkdir(parents=True, exist_ok=True)
+            now += 100
+            raise TimedOutError("it must end in 100 s", "it did not", "Wait")
+
+    for again in (run, run.anew()):
+        assert again.id == run.id
+        with pytest.raises(TimedOutError):
+            stopped()
+
+
 def test_what_a_build_took_is_known_though_the_run_died_after_the_artifact_was_there(
     trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
