@@ -360,6 +360,7 @@ def test_without_a_previous_champion_there_is_nothing_to_roll_back_to(
         roll_back(tracker, "images")
 
 
+@pytest.mark.slow
 def test_of_two_promoters_at_once_the_better_one_wins(
     tracker: Tracker, judged: Judged, register: Callable[[Judged, Row], str], tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ def test_a_verdict_that_still_holds_is_told_with_both_checks(pareflow_command: R
     assert clock.read_text() == before
 
 
+@pytest.mark.slow
 def test_a_verdict_that_no_longer_holds_exits_with_3(
     pareflow_command: Run, registered: Path, pipeline_file: Callable[..., Path]
 ) -> None:

@@ -128,6 +128,7 @@ def test_killed_maker_leaves_a_half_that_the_next_throws_away(
     assert not (tiny.folder / "left").exists()
 
 
+@pytest.mark.slow
 def test_one_whose_python_is_gone_is_made_again(tiny: WorkerEnvironment, tmp_path: Path) -> None:
     """As after an update that takes the old one away: the environment links to it."""
     tiny.ensure()

@@ -751,6 +751,7 @@ def endpoint(bert: Path, texts: Path) -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_hub_repositories_are_downloaded_once_and_then_used_offline(endpoint: str, tmp_path: Path) -> None:
     home = tmp_path / "home"
     online = ask("someone/bert", endpoint, home)

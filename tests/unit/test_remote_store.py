@@ -313,7 +313,8 @@ def test_a_server_that_goes_while_an_entry_is_made_leaves_none(
 def test_what_could_not_be_sent_is_sent_the_next_time_and_not_made_again(
     stores: Callable[[str], Store], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training takes hours; the server may refuse or be away just when it has ended."""
+    """Training takes hours; the server may refuse or be away just when it has ended. Its lease is left."""
+    monkeypatch.setattr(remote_store, "LEASE_S", 1.0)
     test_a_server_that_goes_while_an_entry_is_made_leaves_none(stores, server)
     assert text(stores("one").root / "unsent" / KEY) == "abc"
     back = Server()
