@@ -251,7 +251,7 @@ class Run:
         return self.output / "building"
 
     def anew(self) -> "Run":
-        """The run from its beginning: its budget and its variants' limits whole, everything measured again."""
+        """The run from its beginning: its budget and its variants' limits whole, all measured again."""
         self.clock.forget()
         shutil.rmtree(self.attempts, ignore_errors=True)
         return dataclasses.replace(self, remeasure=True, spent=0.0)
