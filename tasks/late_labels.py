@@ -10,6 +10,7 @@ import numpy as np
 from pareflow.errors import InputError
 from pareflow.monitoring import labels
 from pareflow.monitoring.labels import Joined, New, Place
+from pareflow.troubles import Troubles
 from tasks.monitoring import Record
 
 
@@ -20,7 +21,7 @@ class LateLabels:
         self._path, self._record, self._told = path, record, told
         self._earlier: dict[str, list[Joined]] = {}
         self._records: dict[str, Record] = {}
-        self._trouble = ""
+        self._troubles = Troubles()
 
     def since(self, place: Place, folder: Path, step: int) -> tuple[Joined | None, Place]:
         """The new ones of the served version, whose answers lie in `folder`, and how far was read; also those
@@ -57,7 +58,8 @@ class LateLabels:
         self._earlier.clear()
 
     def _tell(self, trouble: str, step: int) -> None:
-        if trouble and trouble != self._trouble:
+        if not trouble:
+            self._troubles.over("labels")
+        elif self._troubles.is_new("labels", trouble):
             self._told(trouble)
             self._record.note({"labels": trouble}, f"labels/{step:08d}.json")
-        self._trouble = trouble

@@ -22,6 +22,7 @@ from pareflow.serving.request_log import DAY_S
 from pareflow.serving.slot import Challenge, FolderSource, Source
 from pareflow.serving.standing import backend_in, here
 from pareflow.serving.traffic import read as read_traffic
+from pareflow.troubles import Troubles
 from tasks.locking import flocked
 from tasks.tracking import (
     CONTENT,
@@ -31,6 +32,7 @@ from tasks.tracking import (
     Version,
     check_content,
     check_format,
+    check_ours,
     verdict_tag_of,
 )
 
@@ -90,6 +92,11 @@ def plan_of(version: Version, backend: str | None) -> ServingPlan | None:
     return None if told is None else _read_plan(told, version.name, str(version.version))
 
 
+def has_plans(version: Version) -> bool:
+    """Whether plans are kept with a version, of whatever environment."""
+    return any(tag.startswith(PLAN) for tag in version.tags)
+
+
 @functools.cache
 def _read_plan(told: str, name: str, number: str) -> ServingPlan | None:
     """None where another pareflow kept it, with settings that this one does not take, which is told once."""
@@ -119,8 +126,7 @@ class RegistrySource:
         self._verified: dict[str, Path] = {}
         self._versions: dict[str, tuple[float, Version]] = {}
         self._judged: dict[Path, tuple[str | None, str]] = {}
-        self._unnoted = ""
-        self._elsewhere: set[str] = set()
+        self._troubles = Troubles()
 
     def current(self) -> Release:
         """Raises: TransientError, TrackingError; InputError where it is not there, or damaged."""
@@ -174,14 +180,8 @@ class RegistrySource:
         return found
 
     def _release(self, version: Version, role: str) -> Release:
-        content = version.tags.get(CONTENT)
-        if content is None:
-            raise InputError(
-                "a served version must have been registered by pareflow",
-                f"models:/{self.name}/{version.version} has no tag {CONTENT}",
-                "Register it by `pareflow optimize`",
-            )
-        kept = self._folder / content[:32]
+        check_ours(version)
+        kept = self._folder / version.tags[CONTENT][:32]
         if kept not in self._verified.values():
             if not _whole(kept):
                 self._fetch(self._open(), version, kept)
@@ -196,17 +196,14 @@ class RegistrySource:
     def _plan_of(self, version: Version, backend: str | None) -> ServingPlan | None:
         """As `plan_of`; that there are only plans of other environments, as after an update, is told once."""
         number = str(version.version)
-        if plan_tag(backend) in version.tags or not any(tag.startswith(PLAN) for tag in version.tags):
-            return plan_of(version, backend)
-        if number not in self._elsewhere:
-            self._elsewhere.add(number)
-            log.warning(
-                "version %s of %s has plans of other environments only: without --plan it is served by "
-                "the default; `pareflow tune` or `calibrate` makes one here",
-                number,
-                self.name,
+        if has_plans(version) and plan_tag(backend) not in version.tags:
+            words = (
+                f"version {number} of {self.name} has plans of other environments only: without --plan it is "
+                "served by the default; `pareflow tune` or `calibrate` makes one here"
             )
-        return None
+            if self._troubles.is_new(f"plan of {number}", words):
+                log.warning("%s", words)
+        return plan_of(version, backend)
 
     def _where_judged(self, package: Path) -> tuple[str | None, str]:
         """What runs a package, and the environment that verdicts on it belong to here: read once, since both
@@ -259,17 +256,16 @@ class RegistrySource:
         told once for as long as it lasts, it is served all the same."""
         try:
             self._note(release)
-            self._unnoted = ""
+            self._troubles.over("note")
         except (OSError, StoreError) as error:
             trouble = error.found if isinstance(error, StoreError) else error.strerror or str(error)
-            if trouble != self._unnoted:
+            if self._troubles.is_new("note", trouble):
                 log.warning(
                     "version %s of %s is served, but a start without the registry would not know of it: %s",
                     release.version,
                     release.name,
                     trouble,
                 )
-            self._unnoted = trouble
 
     def _note(self, release: Release) -> None:
         """Raises: OSError."""

@@ -5,7 +5,7 @@ from pareflow.errors import InputError, TrackingError, TransientError, VariantEr
 from pareflow.serving.executable import Release
 from pareflow.stages import calibrating
 from pareflow.stages.run import Run
-from tasks.serving import keep_plan, plan_of, plan_tag, releases_of, source
+from tasks.serving import has_plans, keep_plan, plan_of, releases_of, source
 from tasks.tracking import Tracker
 
 
@@ -17,10 +17,7 @@ def calibrate_again(run: Run, tracker: Tracker, new: Release, backend: str, tune
     cannot be brought, the version has no thresholds, and the full model answers.
     """
     champion = tracker.alias(new.name, "champion")
-    if champion is None or str(champion.version) == new.version:
-        return None
-    plans = plan_tag(backend).rpartition(".")[0]
-    if not any(tag.startswith(plans) for tag in champion.tags):
+    if champion is None or str(champion.version) == new.version or not has_plans(champion):
         return None
     of = f"the thresholds of version {champion.version}'s plan"
     try:

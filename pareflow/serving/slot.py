@@ -29,6 +29,7 @@ from pareflow.serving.plan import ServingPlan
 from pareflow.serving.standing import Unjudged, recorded, standing
 from pareflow.serving.traffic import Traffic
 from pareflow.serving.trial import Trial
+from pareflow.troubles import Troubles
 
 log = logging.getLogger("pareflow.serving")
 
@@ -149,7 +150,7 @@ class Slot:
         self.source, self.plan = source, plan
         self._found, self._tiers, self._models = found, dict[str, Source](), models
         self._metrics, self._keeps, self._unjudged = metrics, standby, unjudged
-        self._troubles: dict[str, str] = {}
+        self._troubles = Troubles()
         self._refusals: dict[str, _Refusal] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._tending: asyncio.Task[None] | None = None
@@ -240,7 +241,7 @@ class Slot:
         """Whatever goes wrong is told, once for as long as it lasts, and what stands here stays."""
         try:
             await work()
-            self._troubles.pop(what, None)
+            self._troubles.over(what)
         except (TransientError, TrackingError) as error:
             self._tell(what, str(error))
         except Exception as error:  # of a library that opens it: following goes on
@@ -259,7 +260,7 @@ class Slot:
                 raise
             self._tell("plan", f"version {main.version} of {main.name} is served without its plan: {error}")
             return {"": replace(main, plan=None)}
-        self._troubles.pop("plan", None)
+        self._troubles.over("plan")
         return releases
 
     def _with_tiers(self, main: Release) -> dict[str, Release]:
@@ -407,6 +408,5 @@ class Slot:
 
     def _tell(self, what: str, trouble: str) -> None:
         """Log what is wrong, once for as long as it lasts."""
-        if trouble != self._troubles.get(what):
+        if self._troubles.is_new(what, trouble):
             log.warning("%s", trouble)
-        self._troubles[what] = trouble

@@ -169,7 +169,9 @@ def tried_metric_key(run: Run) -> str:
 def _original_mixes_samples(run: Run) -> bool:
     """As one may that reads the padding, or an ONNX file that was given quantized."""
     key = first_answers_key(run)
-    if run.store.find(key) is None and run.store.find(original(run.facts.digest).id) is None:
-        return False
-    entry = run.made(key, lambda: first_answers(run))
+    entry = run.store.find(key)
+    if entry is None:
+        if run.store.find(original(run.facts.digest).id) is None:
+            return False
+        entry = run.made(key, lambda: first_answers(run))
     return bool(json.loads((entry / "answers.json").read_text())["mixes_samples"])
