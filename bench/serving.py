@@ -30,7 +30,7 @@ from pareflow.serving.load import under_load
 from pareflow.session import Session
 from pareflow.workload import Arrays
 
-TURNS = 5
+TURNS = 9
 """Of each contestant, one after the other."""
 SECONDS = 4.0
 """Of one turn."""

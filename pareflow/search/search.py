@@ -17,6 +17,7 @@ from pareflow.compiler import OnnxRuntime
 from pareflow.search import bounds, space, training_space
 from pareflow.search.effort import LEVELS, Effort, epochs_of, level_of
 from pareflow.search.halving import ETA, MOST_EPOCHS, rungs, survivors
+from pareflow.search.ties import plainest, tied
 from pareflow.search.trial import Trial, best, better, gained, nearest
 from pareflow.variant import Recipe, Step
 
@@ -366,9 +367,13 @@ class Search:
 
 def _each_way(trials: Iterable[Trial]) -> list[Trial]:
     """The best of each way to quantize a network and of what runs it, whatever that is set to: those that
-    exceed the SLA's limits least, the fastest first."""
-    known = [(t.excess, t.cost, t) for t in trials if t.excess is not None and t.cost is not None]
-    found: dict[str, Trial] = {}
-    for _, _, trial in sorted(known, key=lambda one: one[:2]):
-        found.setdefault(space.way_of(trial.recipe).label, trial)
-    return list(found.values())
+    exceed the SLA's limits least, the fastest first. Of a tie it is the plainest."""
+    known = [t for t in trials if t.excess is not None and t.cost is not None]
+    known.sort(key=lambda trial: (trial.excess, trial.cost))
+    first: dict[str, Trial] = {}
+    for trial in known:
+        first.setdefault(space.way_of(trial.recipe).label, trial)
+    return [
+        plainest([t for t in tied(best, known, lambda t: t.cost or 0) if (t.excess or 0) <= (best.excess or 0)])
+        for best in first.values()
+    ]

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pareflow.reporting import gains
 from pareflow.reporting.formats import quality
 from pareflow.reporting.gains import Ratio
+from pareflow.search.ties import plainer, tied
 from pareflow.search.training_space import seedless
+from pareflow.search.trial import NOTICEABLE
 from pareflow.sla import OBJECTIVES
 from pareflow.stages.finalists import least_sure
 from pareflow.stages.optimization import strong_baseline
@@ -65,7 +67,7 @@ def _not_judged(run: Run, row: Row, screened: Sequence[Row], winner: Row | None)
         return f"It was not judged, since it missed clauses before: {missed}."
     if row.measurement is None:
         return "It was not judged: it was not timed."
-    if winner is None or cost_of(run, row, screened) < cost_of(run, winner, screened):
+    if winner is None or (_better(run, row, winner, screened) and not _tied(run, row, winner, screened)):
         return f"It was not judged: {_promised_less(run, row, screened)}."
     return f"It was not judged: {_beside(run, row, screened, winner)}."
 
@@ -90,7 +92,25 @@ def _beside(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> 
     best = None if winner is None else _ratio(run, winner, screened)
     if beside is None or best is None:
         return "others are better by the objective"
-    return f"it {_gained(run, row, beside)}, and the winner {_times(best)}"
+    tie = winner is not None and _tied(run, row, winner, screened)
+    fewer = f" with fewer settings: what gains less than {NOTICEABLE - 1:.0%} is left out" if tie else ""
+    return f"it {_gained(run, row, beside)}, and the winner {_times(best)}{fewer}"
+
+
+def _tied(run: Run, row: Row, winner: Row, screened: Sequence[Row]) -> bool:
+    """Whether a row is the winner in more settings and was left for that, though it looked better: at the
+    verdict, or in the search where it was not judged."""
+    known = (winner, *(screened if row.verdict is None else ()))
+    then = [other for other in known if other.id == winner.id][-1]
+    return (
+        plainer(winner.recipe, row.recipe)
+        and _better(run, row, then, screened)
+        and len(tied(row, [then], lambda one: cost_of(run, one, screened))) == 1
+    )
+
+
+def _better(run: Run, row: Row, winner: Row, screened: Sequence[Row]) -> bool:
+    return cost_of(run, row, screened) < cost_of(run, winner, screened)
 
 
 def _gained(run: Run, row: Row, ratio: Ratio) -> str:

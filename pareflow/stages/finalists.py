@@ -9,8 +9,12 @@ from statistics import NormalDist
 
 from pareflow.gate import QUALITY_HARM, Check, from_below
 from pareflow.search.space import way_of
+from pareflow.search.ties import plainest, tied
 from pareflow.stages.run import Row, Run
 from pareflow.stages.screening import checks_of, cost_of, over, rejected
+
+LESS_LIKELY = 0.01
+"""A row that stands for a tie is at most so much less likely to pass: a limit may lie between the two."""
 
 
 def finalists(run: Run, rows: Sequence[Row], count: int | None = None) -> list[Row]:
@@ -32,11 +36,11 @@ def promising(run: Run, candidates: Sequence[Row], baselines: Sequence[Row], cou
     """As many as are judged, the best by the objective first; each adds most to what is expected.
 
     What is expected of some is the cost of the best that passes; where none does, the strong baseline's own,
-    or the worst candidate's where none is better than that.
+    or the worst candidate's where none is better than that. Of a tie only the plainest is judged.
     """
     costs = {row.id: cost_of(run, row, baselines) for row in candidates}
-    ranked = sorted(candidates, key=lambda row: costs[row.id])
-    chances = {row.id: chance(run, row, baselines) for row in ranked}
+    chances = {row.id: chance(run, row, baselines) for row in candidates}
+    ranked = _untied(candidates, costs, chances)
     nothing = 1.0 if min(costs.values(), default=0.0) < 1 else max(costs.values())
     chosen: list[Row] = []
     while ranked and len(chosen) < count:
@@ -44,6 +48,21 @@ def promising(run: Run, candidates: Sequence[Row], baselines: Sequence[Row], cou
         ranked.remove(best)
         chosen.append(best)
     return sorted(chosen, key=lambda row: costs[row.id])
+
+
+def _untied(
+    rows: Sequence[Row], costs: Mapping[str | None, float], chances: Mapping[str | None, float]
+) -> list[Row]:
+    """The rows, the best first, and of each tie only the plainest that is as likely to pass as its best."""
+    left, found = sorted(rows, key=lambda row: costs[row.id]), list[Row]()
+    while left:
+        best = left[0]
+        twins = tied(best, left, lambda row: costs[row.id])
+        twins = [row for row in twins if chances[row.id] >= chances[best.id] - LESS_LIKELY]
+        found.append(plainest(twins))
+        gone = {row.id for row in twins}
+        left = [row for row in left if row.id not in gone]
+    return found
 
 
 def _bets(

@@ -9,12 +9,13 @@ from pareflow.gate import Evidence, Verdict, judge_all
 from pareflow.intervals import samples_needed, speedup
 from pareflow.measurement import Measurement
 from pareflow.measuring.arena import Protocol
+from pareflow.search.ties import plainest, tied
 from pareflow.stages import fitting
 from pareflow.stages.building import evaluate
 from pareflow.stages.loading import under_load
 from pareflow.stages.optimization import failed, strong_baseline
 from pareflow.stages.run import Row, Run
-from pareflow.stages.screening import objective_value, original_of
+from pareflow.stages.screening import objective_value, original_of, share_of
 from pareflow.stages.timing import measure
 from pareflow.variant import digest
 
@@ -109,10 +110,16 @@ def _dropped(row: Row, error: PareflowError) -> Row:
 
 
 def winner(run: Run, judged: Sequence[Row]) -> Row | None:
-    """The best by the objective among those that the gate promotes and that fit the device, or None."""
+    """The best by the objective among those that the gate promotes and that fit the device, or None. Of a tie
+    it is the plainest."""
     passed = [row for row in judged if row.verdict is not None and row.verdict.decision == "promote"]
     passed = [row for row in passed if row.fit is None or row.fit.decision == "fits"]
-    return min(passed, key=lambda row: objective_value(run.spec.objective, row), default=None)
+    return _best(run, passed) if passed else None
+
+
+def _best(run: Run, rows: Sequence[Row]) -> Row:
+    best = min(rows, key=lambda row: objective_value(run.spec.objective, row))
+    return plainest(tied(best, rows, lambda row: share_of(run, row, best)))
 
 
 def _judged(
@@ -164,8 +171,7 @@ def _may_win(run: Run, row: Row, rows: Sequence[Row]) -> bool:
     if row.verdict is None or not needs_time(row.verdict):
         return False
     best = winner(run, rows)
-    objective = run.spec.objective
-    return best is None or objective_value(objective, row) < objective_value(objective, best)
+    return best is None or _best(run, [best, row]) is row
 
 
 def needs_time(verdict: Verdict) -> bool:

@@ -47,7 +47,15 @@ def test_a_table_tells_doubt_from_what_was_not_measured(claims: Any, monkeypatch
     assert "not measured" in smaller
 
 
-def test_what_was_measured_in_turns_says_that_its_bounds_are_theirs(claims: Any) -> None:
+def test_few_turns_say_that_their_bounds_are_the_least_and_the_largest(claims: Any) -> None:
     claim = claims.of_turns("faster", 1.5, [1.6, 1.4, 1.8], "×", "at least", "theirs 3/s")
     assert (claim.low, claim.measured, claim.high, claim.samples, claim.met) == (1.4, 1.6, 1.8, 3, None)
     assert claim.note == "theirs 3/s; low and high: the least and the largest turn"
+
+
+def test_many_turns_bound_their_median_and_one_odd_turn_leaves_no_doubt(claims: Any) -> None:
+    """Of nine the second and the eighth: 10 of 512 draws have fewer than two on one side of the median."""
+    turns = [1.4, 1.6, 1.61, 1.62, 1.63, 1.64, 1.65, 1.66, 2.0]
+    claim = claims.of_turns("faster", 1.5, turns, "×", "at least")
+    assert (claim.low, claim.measured, claim.high, claim.met) == (1.6, 1.63, 1.66, True)
+    assert claim.note == "low and high bound the median"

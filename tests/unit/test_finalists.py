@@ -100,11 +100,40 @@ def test_the_same_network_in_other_settings_is_no_bet_of_its_own(run: Run, judge
     )
     settings = {**plain.recipe.backend.settings, "huge_pages": True}
     recipe = dataclasses.replace(plain.recipe, backend=Step(plain.recipe.backend.name, settings))
-    paged = dataclasses.replace(answering(plain, 4, times=1.01, name="paged"), recipe=recipe)
+    paged = dataclasses.replace(answering(plain, 4, times=1.03, name="paged"), recipe=recipe)
     fused = dataclasses.replace(recipe, techniques=(Step("attention_fusion"), *recipe.techniques))
-    rewritten = dataclasses.replace(answering(plain, 4, times=1.02, name="rewritten"), recipe=fused)
+    rewritten = dataclasses.replace(answering(plain, 4, times=1.06, name="rewritten"), recipe=fused)
     assert chosen(run, judged, [plain, paged, rewritten, other]) == ["rewritten", "other"]
     assert chosen(run, judged, [plain, paged, rewritten]) == ["rewritten", "paged"]
+
+
+def test_of_settings_that_are_as_fast_the_fewest_are_judged(run: Run, judged: Any) -> None:
+    """Which of them is the fastest, the next run would find otherwise; another network is judged beside."""
+    plain, other = (
+        answering(judged.candidate, 4, times=t, name=n) for t, n in ((6.0, "plain"), (5.0, "other"))
+    )
+    settings = {**plain.recipe.backend.settings, "huge_pages": True}
+    recipe = dataclasses.replace(plain.recipe, backend=Step(plain.recipe.backend.name, settings))
+    paged = dataclasses.replace(answering(plain, 4, times=1.005, name="paged"), recipe=recipe)
+    assert chosen(run, judged, [plain, paged]) == ["plain"]
+    assert chosen(run, judged, [plain, paged, other]) == ["plain", "other"]
+    rows = [*(answering(row, 0) for row in judged.baselines), plain, paged]
+    assert explaining.explanation(run, paged, rows, plain).endswith(
+        " with fewer settings: what gains less than 2% is left out."
+    )
+    assert "fewer settings" not in explaining.explanation(run, other, [*rows, other], plain)
+
+
+def test_a_setting_that_gains_and_was_less_likely_to_pass_is_no_tie(judged: Any) -> None:
+    """5 % faster, and larger than the SLA surely lets it be: that is why it was not judged."""
+    run = promising(judged.run, quality={"metric": "accuracy", "max_drop": 0.01})
+    plain = answering(judged.candidate, 0, times=6.0, name="plain")
+    settings = {**plain.recipe.backend.settings, "huge_pages": True}
+    recipe = dataclasses.replace(plain.recipe, backend=Step(plain.recipe.backend.name, settings))
+    paged = dataclasses.replace(answering(plain, 6, times=1.05, name="paged"), recipe=recipe, verdict=None)
+    rows = [*(answering(row, 0) for row in judged.baselines), plain, paged]
+    said = explaining.explanation(run, paged, rows, plain)
+    assert said.startswith("It was not judged: it was less likely to keep quality.max_drop")
 
 
 def test_what_loses_too_much_by_its_estimate_takes_the_place_of_none_that_does_not(

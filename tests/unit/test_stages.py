@@ -143,6 +143,28 @@ def test_winner_is_the_best_of_those_that_passed(judged: Any) -> None:
     assert winner.measurement.quantile_ms(0.5) == min(r.measurement.quantile_ms(0.5) for r in passed)
 
 
+@pytest.mark.parametrize(("gain", "wins"), [(1.019, "plain"), (1.03, "paged")])
+def test_winner_of_settings_that_are_as_fast_is_the_one_with_the_fewest(
+    judged: Any, measured: Callable[..., Measurement], gain: float, wins: str
+) -> None:
+    passed = next(row.verdict for row in judged.finalists if row.verdict.decision == "promote")
+    plain, paged = (
+        Row(
+            Recipe((), OnnxRuntime(huge_pages=pages).step),
+            id=name,
+            verdict=passed,
+            measurement=measured([ms] * 10, variant=name),
+        )
+        for name, pages, ms in (("plain", False, 1.0), ("paged", True, 1 / gain))
+    )
+    for rows in ([plain, paged], [paged, plain]):
+        winner = validation.winner(judged.run, rows)
+        assert winner is not None
+        assert winner.id == wins
+    open_ = dataclasses.replace(paged, verdict=dataclasses.replace(passed, decision="inconclusive", checks=()))
+    assert validation._may_win(judged.run, open_, [plain, open_]) is (wins == "paged")
+
+
 @pytest.mark.parametrize("objective", get_args(Objective))
 def test_objective_orders_the_rows(objective: Objective, measured: Callable[..., Measurement]) -> None:
     better = Row(Recipe((), Step("a")), measurement=measured([1.0, 2.0], size_mib=1.0, peak_memory_mib=10.0))
