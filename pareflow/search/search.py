@@ -374,6 +374,8 @@ def _each_way(trials: Iterable[Trial]) -> list[Trial]:
     for trial in known:
         first.setdefault(space.way_of(trial.recipe).label, trial)
     return [
-        plainest([t for t in tied(best, known, lambda t: t.cost or 0) if (t.excess or 0) <= (best.excess or 0)])
+        plainest(
+            [t for t in tied(best, known, lambda t: t.cost or 0) if (t.excess or 0) <= (best.excess or 0)]
+        )
         for best in first.values()
     ]

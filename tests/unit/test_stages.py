@@ -161,7 +161,9 @@ def test_winner_of_settings_that_are_as_fast_is_the_one_with_the_fewest(
         winner = validation.winner(judged.run, rows)
         assert winner is not None
         assert winner.id == wins
-    open_ = dataclasses.replace(paged, verdict=dataclasses.replace(passed, decision="inconclusive", checks=()))
+    open_ = dataclasses.replace(
+        paged, verdict=dataclasses.replace(passed, decision="inconclusive", checks=())
+    )
     assert validation._may_win(judged.run, open_, [plain, open_]) is (wins == "paged")
 
 
