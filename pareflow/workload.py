@@ -313,6 +313,12 @@ class Workload(Member, ABC):
         The default finds nothing. Raises: WorkloadError.
         """
 
+    def check_labels(self, labels: np.ndarray) -> None:
+        """Say at `pareflow check` which targets no prediction equals, where what equals its target is right.
+
+        The default finds nothing. Raises: WorkloadError.
+        """
+
     def sources(self) -> list[Path]:
         """The files, beside code and data, that decide the network: the weights it starts from."""
         return []

@@ -4,6 +4,7 @@ import ast
 import functools
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -105,6 +106,25 @@ def quality_of(
         value_range=metric.value_range,
     )
     return named(**whole, slices={name: named(**part) for name, part in slices.items()})
+
+
+def check_targets(metric: "Metric", workload: LoadedWorkload) -> None:
+    """Look for targets that no prediction can equal. Raises: WorkloadError."""
+    for targets in (workload.splits.search.targets, workload.splits.verdict.targets):
+        if targets is not None and metric.compares_classes:
+            workload.definition.check_labels(targets)
+
+
+def commonest(metric: "Metric", workload: LoadedWorkload) -> float | None:
+    """The share of the search split's most frequent target: who always answers that is right so often.
+
+    None where the metric is no share of answers that are right.
+    """
+    targets = workload.split("search").targets
+    if targets is None or not metric.share_correct or metric.against is not None:
+        return None
+    ((_, count),) = Counter(map(str, targets.tolist())).most_common(1)
+    return count / len(targets)
 
 
 def check_metric(run: Callable[[Arrays], Arrays], workload: LoadedWorkload, metric_name: str) -> None:
@@ -299,6 +319,11 @@ class Metric:
     def named(cls, name: str, folder: Path) -> "Metric":
         """The metric of `find_metric`. Raises: MetricError."""
         return cls(find_metric(name, folder))
+
+    @property
+    def compares_classes(self) -> bool:
+        """Whether a prediction is right where it equals its target, and nowhere else."""
+        return self.against is None and (self.share_correct or self.name == "f1_macro")
 
     @property
     def compares_outputs(self) -> bool:

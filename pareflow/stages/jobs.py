@@ -31,6 +31,8 @@ from pareflow.measuring.quality import (
     Answers,
     Metric,
     check_metric,
+    check_targets,
+    commonest,
     evaluate_quality,
     mixes_samples,
     predict,
@@ -92,6 +94,8 @@ def describe(
         varied = differ(list(workload.feeds("search", 1, FEEDS)))
     with _users_code("`check()` must find nothing, or raise a WorkloadError"):
         workload.definition.check(example)
+    with _users_code("`check_labels()` must find nothing, or raise a WorkloadError"):
+        check_targets(named, workload)
     with _users_code("`slices()` must give parts of a split"):
         slices = slice_rows(named, workload, "search")
     with _users_code("`students()` must give networks by name"):
@@ -103,6 +107,7 @@ def describe(
         "metric": workload.definition.metric,
         "scale": named.scale,
         "higher_is_better": named.higher_is_better,
+        "commonest": commonest(named, workload),
         "sliced": bool(slices),
         "seed": workload.definition.seed,
         "serving_requires": list(workload.definition.serving_requires),

@@ -18,7 +18,7 @@ from pareflow.measuring.quality import Metric, predict, quality_of
 from pareflow.model import Given
 from pareflow.model.quantization.mixed_int8 import _Examined, session
 from pareflow.serving.model import PackagedModel, as_json
-from pareflow.stages import optimization, searching, validation
+from pareflow.stages import jobs, optimization, searching, validation
 from pareflow.stages.baseline import baseline, train
 from pareflow.stages.run import Run
 from pareflow.workload import LoadedWorkload
@@ -146,6 +146,64 @@ def test_largest_of_one_output_is_refused(loaded: Load, files: Path, sizes: list
         given.definition.postprocess({"y": np.zeros([5, 1][: len(sizes)], np.float32)})
     numbers = loaded(predicts="value")
     numbers.definition.check(numbers.example(1))
+
+
+def of_two_classes(folder: Path, labels: tuple[Any, Any]) -> None:
+    """A network that is always right, were its classes called so."""
+    graph = network()
+    for port in (*graph.graph.input, *graph.graph.output):
+        port.type.tensor_type.shape.dim[1].dim_value = 2
+    onnx.save_model(graph, folder / "plain.onnx")
+    samples = np.random.default_rng(0).random((400, 2), np.float32)
+    np.savez(folder / "data.npz", samples=samples, targets=np.asarray(labels)[samples.argmax(1)])
+
+
+def described(folder: Path, metric: str, **settings: Any) -> dict[str, Any]:
+    """What is found at `pareflow check`."""
+    reference = {"onnx": {"model": "plain.onnx", "arrays": "data.npz", **settings}}
+    return jobs.describe(reference, str(folder), metric)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1_macro"])
+@pytest.mark.parametrize("labels", [(1, 2), (-1, 1), (0, 0.5), ("0", "1")], ids=str)
+def test_labels_that_are_no_positions_in_the_output_are_refused(
+    files: Path, labels: tuple[Any, Any], metric: str
+) -> None:
+    """Of 1 and 2, a sample would count as right only where the network errs."""
+    of_two_classes(files, labels)
+    with pytest.raises(WorkloadError, match=r"must be positions in the output: 0 to 1, but .*searchsorted"):
+        described(files, metric)
+
+
+@pytest.mark.parametrize(
+    ("labels", "metric", "settings"),
+    [
+        ((0, 1), "accuracy", {}),
+        ((False, True), "accuracy", {}),
+        ((0.0, 1.0), "f1_macro", {}),
+        ((1, 2), "agreement", {}),
+        ((1, 2), "rmse", {}),
+        ((1, 2), "accuracy", {"predicts": "value"}),
+    ],
+    ids=str,
+)
+def test_labels_are_what_the_metric_and_the_output_make_of_them(
+    files: Path, labels: tuple[Any, Any], metric: str, settings: dict[str, Any]
+) -> None:
+    of_two_classes(files, labels)
+    assert described(files, metric, **settings)["metric"] == "accuracy"  # the workload's own
+
+
+def test_labels_of_an_output_of_any_size_are_whole_numbers_from_0_on(files: Path) -> None:
+    of_two_classes(files, (0, 7))
+    graph = onnx.load_model(files / "plain.onnx")
+    graph.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
+    onnx.save_model(graph, files / "plain.onnx")
+    described(files, "accuracy")
+    of_two_classes(files, (-1, 1))
+    onnx.save_model(graph, files / "plain.onnx")
+    with pytest.raises(WorkloadError, match=r"whole numbers from 0 on, but .* the first is -1"):
+        described(files, "accuracy")
 
 
 def test_output_that_is_no_tensor_is_refused(loaded: Load, files: Path) -> None:

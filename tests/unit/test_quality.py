@@ -250,6 +250,16 @@ def test_quality_is_told_apart_by_class(load_tiny: Callable[[str], LoadedWorkloa
     assert sum(part.samples for part in found.slices.values()) == found.samples
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "agreement", "f1_macro"])
+def test_commonest_target_is_known_where_answers_are_right_or_wrong(
+    load_tiny: Callable[[str], LoadedWorkload], metric: str
+) -> None:
+    workload = load_tiny("images")
+    counts = np.bincount(workload.split("search").labels())
+    share = counts.max() / 100 if metric == "accuracy" else None
+    assert quality.commonest(Metric(METRICS / f"{metric}.py"), workload) == share
+
+
 def test_slices_are_the_workloads_where_it_gives_them(
     load_tiny: Callable[[str], LoadedWorkload], monkeypatch: pytest.MonkeyPatch
 ) -> None:
