@@ -346,6 +346,7 @@ class Metric:
         """
         try:
             value = self._computed(predictions, targets)
+            plain = value if self.share_correct else self._plain(predictions.tolist(), targets.tolist())
         except PareflowError:
             raise
         except Exception as error:
@@ -359,6 +360,13 @@ class Metric:
             raise MetricError(
                 f"the metric `{self.name}` must be finite", f"it is {value}", "Check the targets"
             )
+        if not math.isclose(plain, value, rel_tol=1e-6, abs_tol=1e-9):
+            raise MetricError(
+                f"the `features` of the metric `{self.name}` must hold predictions and targets as they are",
+                f"of what they make of them it is {value}, and of themselves {plain}",
+                'Let them be `datasets.Value("float64")` where predictions are numbers and no class ids, and '
+                "give predictions and targets of one kind",
+            )
         if self.value_range is not None and not self.value_range[0] <= value <= self.value_range[1]:
             raise MetricError(
                 f"the metric `{self.name}` must lie in its RANGE, {self.value_range}",
@@ -369,7 +377,7 @@ class Metric:
             raise MetricError(
                 "a metric with SHARE_CORRECT must be the share of correct predictions",
                 f"it gave {value}",
-                "Remove SHARE_CORRECT from its module",
+                "Give predictions and targets of one kind, or remove SHARE_CORRECT from its module",
             )
         return value
 
@@ -385,6 +393,10 @@ class Metric:
     def _computed(self, predictions: np.ndarray, targets: np.ndarray) -> float:
         found = self._module.compute(predictions=predictions.tolist(), references=targets.tolist())
         return float(found[self.name])
+
+    def _plain(self, predictions: list[Any], targets: list[Any]) -> float:
+        """The same of what is given itself, not of what the module's `features` make of it."""
+        return float(self._module._compute(predictions, targets)[self.name])
 
     def replicates(self, predictions: np.ndarray, targets: np.ndarray) -> tuple[float, ...]:
         """The metric on bootstrap resamples, the same ones for every variant of a split.
@@ -408,11 +420,11 @@ class Metric:
     def _on(
         self, predictions: np.ndarray, targets: np.ndarray, draws: Iterator[np.ndarray]
     ) -> tuple[float, ...]:
-        compute, ours, theirs = self._module._compute, predictions.tolist(), targets.tolist()
+        ours, theirs = predictions.tolist(), targets.tolist()
 
         def of(draw: list[int]) -> float:
             try:
-                return float(compute([ours[i] for i in draw], [theirs[i] for i in draw])[self.name])
+                return self._plain([ours[i] for i in draw], [theirs[i] for i in draw])
             except Exception:  # such as an AUC without a positive: there is no interval then
                 return math.nan
 

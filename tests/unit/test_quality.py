@@ -424,6 +424,16 @@ def test_metric_that_is_undefined_is_told(tmp_path: Path, name: str, body: str, 
         Metric.named(f"{name}.py", tmp_path).value(PREDICTIONS, TARGETS)
 
 
+def test_features_that_change_what_the_metric_is_given_are_told(tmp_path: Path) -> None:
+    """As whole numbers, all probabilities are 0: the metric would be of these, its bounds of the others."""
+    (tmp_path / "mean.py").write_text(MODULE.replace("BODY", '{"mean": sum(predictions) / len(predictions)}'))
+    metric, targets = Metric(tmp_path / "mean.py"), np.asarray([0, 1])
+    said = r"`features` of the metric `mean` must hold .*it is 0\.0, and of themselves 0\.93.*float64"
+    with pytest.raises(MetricError, match=said):
+        metric.value(np.asarray([0.93, 0.93]), targets)
+    assert metric.value(np.asarray([1.0, 2.0]), targets) == 1.5
+
+
 def test_metric_that_a_resample_leaves_undefined_has_no_bounds(tmp_path: Path) -> None:
     """As an AUC is where a resample holds no positive: the metric itself is defined."""
     (tmp_path / "rare.py").write_text(MODULE.replace("BODY", '{"rare": 1 / sum(references)}'))
