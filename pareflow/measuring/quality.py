@@ -15,7 +15,7 @@ import numpy as np
 
 from pareflow.comparison import difference
 from pareflow.compiler.backend import Session
-from pareflow.errors import MetricError, PareflowError, WorkloadError
+from pareflow.errors import BadOutputError, MetricError, PareflowError, WorkloadError
 from pareflow.measurement import Quality
 from pareflow.network import check_outputs
 from pareflow.variant import digest
@@ -25,6 +25,7 @@ REPLICATES = 1000
 JACKKNIFE_GROUPS = 100
 SAYS = {"SHARE_CORRECT", "HIGHER_IS_BETTER", "RANGE", "AGAINST"}
 """What a metric's module may say of itself."""
+OURS = Path(__file__).parents[1] / "metrics"
 BATCH = 64
 """Samples that are answered together, where an answer does not depend on those beside it."""
 ALONE = 16
@@ -109,10 +110,27 @@ def quality_of(
 
 
 def check_targets(metric: "Metric", workload: LoadedWorkload) -> None:
-    """Look for targets that no prediction can equal. Raises: WorkloadError."""
-    for targets in (workload.splits.search.targets, workload.splits.verdict.targets):
-        if targets is not None and metric.compares_classes:
-            workload.definition.check_labels(targets)
+    """Look for targets that no prediction can meet, in the splits that are judged. Raises: WorkloadError."""
+    if metric.against is not None:
+        return
+    for name, split in (("search", workload.splits.search), ("verdict", workload.splits.verdict)):
+        if split.targets is None:
+            continue
+        if metric.ours and (missing := _missing(split.targets)):
+            raise WorkloadError(
+                f"`{metric.name}` needs a target of every sample",
+                f"{missing} of {len(split)} in the `{name}` split are NaN",
+                "Leave these samples out in `data()`, or in the file that holds them",
+            )
+        if metric.compares_classes:
+            workload.definition.check_labels(split.targets)
+
+
+def _missing(targets: np.ndarray) -> int:
+    """How many samples have NaN as a target, or in it."""
+    if targets.dtype.kind != "f":
+        return 0
+    return int(np.isnan(targets).reshape(len(targets), -1).any(axis=1).sum())
 
 
 def commonest(metric: "Metric", workload: LoadedWorkload) -> float | None:
@@ -128,14 +146,25 @@ def commonest(metric: "Metric", workload: LoadedWorkload) -> float | None:
 
 
 def check_metric(run: Callable[[Arrays], Arrays], workload: LoadedWorkload, metric_name: str) -> None:
-    """Compute a share of correct answers on the search split by `evaluate`, as the verdict will.
+    """See that the original answers the verdict split, and that the metric takes that: a fault which lies
+    there alone would end the run after its search. What the metric is there nobody learns (law 5).
 
-    Other metrics are computed so on every split. Raises: MetricError, WorkloadError.
+    Raises: MetricError, WorkloadError.
     """
-    metric = Metric.named(metric_name, workload.definition.folder)
+    metric, opened = Metric.named(metric_name, workload.definition.folder), workload.for_validation()
+    try:
+        found = predict(run, opened, "verdict", outputs=metric.compares_outputs)
+    except BadOutputError as error:
+        raise WorkloadError(
+            f"of the original on the `verdict` split, {error.must}",
+            error.found,
+            "See whether its samples lack values; leave such out in `data()`, or fill them in `preprocess()`",
+        ) from error
+    predictions, references = _compared(metric, found, opened, "verdict", found)
     if metric.share_correct:
-        found = predict(run, workload, "search")
-        _quality(metric, *_compared(metric, found, workload, "search", found), exact=True)
+        _scores(predictions, references)
+    metric.value(predictions, references)
+    slice_rows(metric, opened, "verdict")
 
 
 def _compared(
@@ -321,6 +350,11 @@ class Metric:
         return cls(find_metric(name, folder))
 
     @property
+    def ours(self) -> bool:
+        """Whether it comes with pareflow."""
+        return self._path.parent == OURS
+
+    @property
     def compares_classes(self) -> bool:
         """Whether a prediction is right where it equals its target, and nowhere else."""
         return self.against is None and (self.share_correct or self.name == "f1_macro")
@@ -485,10 +519,9 @@ def _evaluate() -> Any:
 
 def find_metric(name: str, folder: Path) -> Path:
     """The file of a metric: in pareflow/metrics, or an `evaluate` module in `folder`. Raises: MetricError."""
-    ours = Path(__file__).parents[1] / "metrics"
-    known = sorted(path.stem for path in ours.glob("*.py") if path.stem != "__init__")
+    known = sorted(path.stem for path in OURS.glob("*.py") if path.stem != "__init__")
     if name in known:
-        return ours / f"{name}.py"
+        return OURS / f"{name}.py"
     if name.endswith(".py") and (folder / name).is_file():
         return folder / name
     raise MetricError(

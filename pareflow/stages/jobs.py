@@ -192,8 +192,8 @@ def _take(threads: int | None) -> None:
 def first_answers(
     reference: Mapping[str, Any], folder: str, root: str, key: str, metric: str, tried: str
 ) -> None:
-    """What the original's first answers tell: whether they depend on those beside them; that the metric takes
-    them is kept as `tried`.
+    """What the original's first answers tell: whether they depend on those beside them. That it answers the
+    verdict split, and that the metric takes this, is kept as `tried`, and nothing else of it.
 
     Raises: MetricError, WorkloadError, BadOutputError.
     """
@@ -203,7 +203,7 @@ def first_answers(
     few = replace(workload, splits=workload.splits.first(BATCH))
 
     def write_tried(into: Path) -> None:
-        check_metric(run, few, metric)
+        check_metric(run, workload, metric)
         (into / "tried.json").write_text(json.dumps(metric))
 
     def write(into: Path) -> None:

@@ -303,8 +303,8 @@ def test_fidelity_compares_with_the_original_and_needs_no_targets(
 def named(load_tiny: Callable[[str], LoadedWorkload], monkeypatch: pytest.MonkeyPatch) -> LoadedWorkload:
     """The images, their classes told by names."""
     workload, names = load_tiny("images"), np.asarray(list("abcd"))
-    search = workload.split("search")
-    splits = dataclasses.replace(workload.splits, search=Split(search.samples, names[search.labels()]))
+    verdict = workload.splits.verdict
+    splits = dataclasses.replace(workload.splits, verdict=Split(verdict.samples, names[verdict.labels()]))
     definition = workload.definition.model_copy()
     monkeypatch.setattr(
         type(definition), "postprocess", lambda _, outputs: names[outputs["output"].argmax(1)]
