@@ -17,7 +17,7 @@ from pareflow.errors import BadOutputError, ExportError, InputError, SplitError,
 from pareflow.measuring.quality import Metric, predict, quality_of
 from pareflow.model import Given
 from pareflow.model.quantization.mixed_int8 import _Examined, session
-from pareflow.serving.model import PackagedModel, as_json
+from pareflow.serving.model import PackagedModel, as_json, kind_of
 from pareflow.stages import jobs, optimization, searching, validation
 from pareflow.stages.baseline import baseline, train
 from pareflow.stages.run import Run
@@ -331,6 +331,27 @@ def test_records_of_several_inputs_survive_a_package(loaded: Load, files: Path) 
     sent[-1]["z"] = 0.5
     with pytest.raises(InputError, match=r"numbers that int64 holds, but one is 0\.5"):
         package._raw(sent)
+
+
+PEOPLE = np.array([(3.5, "a", 1), (0.25, "b", 0)], [("age", "f8"), ("name", "U1"), ("kept", "i1")])
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        PEOPLE.view(np.recarray),
+        PEOPLE.astype(np.dtype([("kept", "i1"), ("name", "U1"), ("age", "f8")], align=True)),
+        PEOPLE[["age", "kept"]],
+    ],
+    ids=["of pandas", "aligned", "some of the columns"],
+)
+def test_records_survive_a_package_whatever_numpy_prints_of_their_type(records: np.ndarray) -> None:
+    package = PackagedModel.__new__(PackagedModel)
+    package.document = {"samples": kind_of(records)}
+    again = package._raw(json.loads(json.dumps(as_json(records))))
+    assert package.fields == records.dtype.names
+    for name in records.dtype.names or ():
+        np.testing.assert_array_equal(again[name], records[name])  # type: ignore[call-overload]
 
 
 def test_zeros_are_of_the_kind_that_the_graph_takes_in_a_package_too(loaded: Load, files: Path) -> None:
