@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -177,14 +178,22 @@ class OnnxFile(Workload):
             self._ports.check(example, no_others=True)
         except InputError as error:
             raise WorkloadError(
-                f"{self.model} takes {self._ports}, and must be given it",
-                error.found,
-                "Mend `samples`, `input_name`, `zeros`, `constants` or `batch_axes` in the YAML",
+                f"{self.model} takes {self._ports}, and must be given it", error.found, self._mend(example)
             ) from error
         self._check_tensors(self.network())
         shape = self._predicting().shape
         if shape is not None:
             self._check_classes(shape)
+
+    def _mend(self, example: Arrays) -> str:
+        """What to do about inputs that are not those of the graph."""
+        try:
+            Ports([replace(port, kind="") for port in self._ports.ports]).check(example, no_others=True)
+        except InputError:
+            return "Mend `samples`, `input_name`, `zeros`, `constants` or `batch_axes` in the YAML"
+        wrong = [p for p in self._ports.ports if p.kind not in ("", example[p.name].dtype.name)]
+        arrays = ", ".join(f"of `{port.name}` as {port.kind}" for port in wrong)
+        return f"Save the array {arrays} (`array.astype(…)`), or mend `scale` or `zero_kinds` in the YAML"
 
     def check_labels(self, labels: np.ndarray) -> None:
         """Raises: WorkloadError where one is no position in the output: `predicts: class` gives no other."""

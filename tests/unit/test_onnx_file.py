@@ -232,6 +232,12 @@ def test_samples_of_64_bits_are_read_in_the_inputs_32(loaded: Load, files: Path)
     several.definition.check(several.example(1))
 
 
+def test_array_of_another_kind_is_told_with_the_kind_that_the_graph_takes(loaded: Load) -> None:
+    given = loaded(scale=1, zero_point=0)
+    with pytest.raises(WorkloadError, match=r"`x` is int8 \(1, 4\).* Save the array of `x` as float32"):
+        given.definition.check(given.example(1))
+
+
 def test_data_may_lack_labels(loaded: Load) -> None:
     assert loaded(targets=None).split("search").targets is None
 
