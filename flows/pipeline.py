@@ -27,6 +27,7 @@ from pareflow.stages import (  # noqa: E402
     fitting,
     optimization,
     outcome,
+    screening,
     searching,
     serving_plans,
     validation,
@@ -102,6 +103,8 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
         progress.note(run.samples_lacking)
     baselines = execution.call(steps.measure_baseline, run, tracker, parent)
     progress.rows(baselines)
+    if (doubt := screening.guessing(run, baselines)) is not None:
+        progress.note(doubt)
 
     progress.stage("profile")
     profile, told = execution.call(steps.profile, run, baselines)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ from pydantic import Field, model_validator
 
 from pareflow import graph_file, graph_surgery, ports
 from pareflow.errors import InputError, WorkloadError
-from pareflow.ports import Ports
+from pareflow.ports import Port, Ports
 from pareflow.variant import Step
 from pareflow.workload import Arrays, Samples, Split, Splits, Workload
 
@@ -41,7 +42,9 @@ class OnnxFile(Workload):
         description="the array of inputs, one per row; where there are several inputs, the array of each",
     )
     targets: str | None = Field(
-        default="targets", description="the array of targets; null where the data have no labels"
+        default="targets",
+        description="the array of targets, with `predicts: class` positions in the output; null where the "
+        "data have no labels",
     )
     scale: float = Field(default=1.0, gt=0, description="an input is (sample - zero_point) * scale")
     zero_point: float = Field(default=0.0, description="the sample that stands for zero")
@@ -175,20 +178,47 @@ class OnnxFile(Workload):
             self._ports.check(example, no_others=True)
         except InputError as error:
             raise WorkloadError(
-                f"{self.model} takes {self._ports}, and must be given it",
-                error.found,
-                "Mend `samples`, `input_name`, `zeros`, `constants` or `batch_axes` in the YAML",
+                f"{self.model} takes {self._ports}, and must be given it", error.found, self._mend(example)
             ) from error
-        network = self.network()
-        self._check_tensors(network)
-        outputs = {port.name: port for port in graph_file.outputs(network).ports}
+        self._check_tensors(self.network())
+        shape = self._predicting().shape
+        if shape is not None:
+            self._check_classes(shape)
+
+    def _mend(self, example: Arrays) -> str:
+        """What to do about inputs that are not those of the graph."""
+        try:
+            Ports([replace(port, kind="") for port in self._ports.ports]).check(example, no_others=True)
+        except InputError:
+            return "Mend `samples`, `input_name`, `zeros`, `constants` or `batch_axes` in the YAML"
+        wrong = [p for p in self._ports.ports if p.kind not in ("", example[p.name].dtype.name)]
+        arrays = ", ".join(f"of `{port.name}` as {port.kind}" for port in wrong)
+        return f"Save the array {arrays} (`array.astype(…)`), or mend `scale` or `zero_kinds` in the YAML"
+
+    def check_labels(self, labels: np.ndarray) -> None:
+        """Raises: WorkloadError where one is no position in the output: `predicts: class` gives no other."""
+        if self.predicts != "class":
+            return
+        shape = self._predicting().shape
+        classes = shape[-1] if shape else None
+        wrong = [label for label in labels.ravel().tolist() if not _is_position(label, classes)]
+        if wrong:
+            raise WorkloadError(
+                "with `predicts: class`, targets must be positions in the output: "
+                + ("whole numbers from 0 on" if classes is None else f"0 to {classes - 1}"),
+                f"{len(wrong)} of {labels.size} are not, the first is {wrong[0]!r}",
+                "Number them in the output's order, as `np.searchsorted(model.classes_, y)` does; or, where "
+                "the graph gives labels too, name that `output`, and set `predicts: value`",
+            )
+
+    def _predicting(self) -> Port:
+        """The output that predicts. Raises: WorkloadError where there is none of its name."""
+        outputs = {port.name: port for port in self._sides[1].ports}
         if self.output is not None and self.output not in outputs:
             raise WorkloadError(
                 f"`output` must be one of {', '.join(outputs)}", f"it is `{self.output}`", "Mend the YAML"
             )
-        chosen = outputs[self.output or next(iter(outputs))]
-        if chosen.shape is not None:
-            self._check_classes(chosen.shape)
+        return outputs[self.output or next(iter(outputs))]
 
     def _check_tensors(self, network: "onnx.ModelProto") -> None:
         """Raises: WorkloadError where an output is no tensor, as ZipMap's list of mappings is none."""
@@ -201,9 +231,15 @@ class OnnxFile(Workload):
                     "Export it without it, or without ZipMap (skl2onnx: `options={'zipmap': False}`)",
                 )
 
-    @cached_property
+    @property
     def _ports(self) -> Ports:
-        return graph_file.ports(self.network())
+        return self._sides[0]
+
+    @cached_property
+    def _sides(self) -> tuple[Ports, Ports]:
+        """What the graph takes, and what it gives."""
+        network = self.network()
+        return graph_file.ports(network), graph_file.outputs(network)
 
     @cached_property
     def _only_input(self) -> str:
@@ -310,3 +346,10 @@ def _is_first(given: Sizes, wanted: Sizes, axis: int) -> bool:
         return False
     batch, *others = wanted
     return given == wanted != (*others[:axis], batch, *others[axis:])
+
+
+def _is_position(label: object, classes: int | None) -> bool:
+    """Whether a label is one of so many positions, or of any number."""
+    if not isinstance(label, int | float):
+        return False
+    return label // 1 == label >= 0 and (classes is None or label < classes)

@@ -103,9 +103,15 @@ class Splits:
     def cut(cls, data: Split, *, calibration: int, search: int, verdict: int, seed: int) -> "Splits":
         """Shuffle and cut: these many samples for each purpose, all others for training.
 
-        Raises: SplitError where not every sample has a target.
+        Raises: SplitError where not every sample has a target, or none is left for training.
         """
         data.check_lengths("what is cut")
+        if calibration + search + verdict >= len(data):
+            raise SplitError(
+                "calibration, search and verdict must leave one sample for training at least",
+                f"{calibration} + {search} + {verdict} are to be taken of {len(data)}",
+                "Let `data()` take fewer, or give it more",
+            )
         order = np.random.default_rng(seed).permutation(len(data))
         edges = np.cumsum([verdict, search, calibration])
         parts = [data.take(part) for part in np.split(order, edges)]
@@ -309,6 +315,12 @@ class Workload(Member, ABC):
 
     def check(self, example: Arrays) -> None:
         """Say at `pareflow check` what a run would find late; `example` is what `preprocess` gives.
+
+        The default finds nothing. Raises: WorkloadError.
+        """
+
+    def check_labels(self, labels: np.ndarray) -> None:
+        """Say at `pareflow check` which targets no prediction equals, where what equals its target is right.
 
         The default finds nothing. Raises: WorkloadError.
         """

@@ -4,6 +4,7 @@ import ast
 import functools
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ import numpy as np
 
 from pareflow.comparison import difference
 from pareflow.compiler.backend import Session
-from pareflow.errors import MetricError, PareflowError, WorkloadError
+from pareflow.errors import BadOutputError, MetricError, PareflowError, WorkloadError
 from pareflow.measurement import Quality
 from pareflow.network import check_outputs
 from pareflow.variant import digest
@@ -24,6 +25,7 @@ REPLICATES = 1000
 JACKKNIFE_GROUPS = 100
 SAYS = {"SHARE_CORRECT", "HIGHER_IS_BETTER", "RANGE", "AGAINST"}
 """What a metric's module may say of itself."""
+OURS = Path(__file__).parents[1] / "metrics"
 BATCH = 64
 """Samples that are answered together, where an answer does not depend on those beside it."""
 ALONE = 16
@@ -107,15 +109,62 @@ def quality_of(
     return named(**whole, slices={name: named(**part) for name, part in slices.items()})
 
 
-def check_metric(run: Callable[[Arrays], Arrays], workload: LoadedWorkload, metric_name: str) -> None:
-    """Compute a share of correct answers on the search split by `evaluate`, as the verdict will.
+def check_targets(metric: "Metric", workload: LoadedWorkload) -> None:
+    """Look for targets that no prediction can meet, in the splits that are judged. Raises: WorkloadError."""
+    if metric.against is not None:
+        return
+    for name, split in (("search", workload.splits.search), ("verdict", workload.splits.verdict)):
+        if split.targets is None:
+            continue
+        if metric.ours and (missing := _missing(split.targets)):
+            raise WorkloadError(
+                f"`{metric.name}` needs a target of every sample",
+                f"{missing} of {len(split)} in the `{name}` split are NaN",
+                "Leave these samples out in `data()`, or in the file that holds them",
+            )
+        if metric.compares_classes:
+            workload.definition.check_labels(split.targets)
 
-    Other metrics are computed so on every split. Raises: MetricError, WorkloadError.
+
+def _missing(targets: np.ndarray) -> int:
+    """How many samples have NaN as a target, or in it."""
+    if targets.dtype.kind != "f":
+        return 0
+    return int(np.isnan(targets).reshape(len(targets), -1).any(axis=1).sum())
+
+
+def commonest(metric: "Metric", workload: LoadedWorkload) -> float | None:
+    """The share of the search split's most frequent target: who always answers that is right so often.
+
+    None where the metric is no share of answers that are right.
     """
-    metric = Metric.named(metric_name, workload.definition.folder)
+    targets = workload.split("search").targets
+    if targets is None or not metric.share_correct or metric.against is not None:
+        return None
+    ((_, count),) = Counter(map(str, targets.tolist())).most_common(1)
+    return count / len(targets)
+
+
+def check_metric(run: Callable[[Arrays], Arrays], workload: LoadedWorkload, metric_name: str) -> None:
+    """See that the original answers the verdict split, and that the metric takes that: a fault which lies
+    there alone would end the run after its search. What the metric is there nobody learns (law 5).
+
+    Raises: MetricError, WorkloadError.
+    """
+    metric, opened = Metric.named(metric_name, workload.definition.folder), workload.for_validation()
+    try:
+        found = predict(run, opened, "verdict", outputs=metric.compares_outputs)
+    except BadOutputError as error:
+        raise WorkloadError(
+            f"of the original on the `verdict` split, {error.must}",
+            error.found,
+            "See whether its samples lack values; leave such out in `data()`, or fill them in `preprocess()`",
+        ) from error
+    predictions, references = _compared(metric, found, opened, "verdict", found)
     if metric.share_correct:
-        found = predict(run, workload, "search")
-        _quality(metric, *_compared(metric, found, workload, "search", found), exact=True)
+        _scores(predictions, references)
+    metric.value(predictions, references)
+    slice_rows(metric, opened, "verdict")
 
 
 def _compared(
@@ -301,6 +350,16 @@ class Metric:
         return cls(find_metric(name, folder))
 
     @property
+    def ours(self) -> bool:
+        """Whether it comes with pareflow."""
+        return self._path.parent == OURS
+
+    @property
+    def compares_classes(self) -> bool:
+        """Whether a prediction is right where it equals its target, and nowhere else."""
+        return self.against is None and (self.share_correct or self.name == "f1_macro")
+
+    @property
     def compares_outputs(self) -> bool:
         """Whether it compares the network's outputs, which may be large, with the original's."""
         return self.against not in (None, "predictions")
@@ -321,6 +380,7 @@ class Metric:
         """
         try:
             value = self._computed(predictions, targets)
+            plain = value if self.share_correct else self._plain(predictions.tolist(), targets.tolist())
         except PareflowError:
             raise
         except Exception as error:
@@ -334,6 +394,13 @@ class Metric:
             raise MetricError(
                 f"the metric `{self.name}` must be finite", f"it is {value}", "Check the targets"
             )
+        if not math.isclose(plain, value, rel_tol=1e-6, abs_tol=1e-9):
+            raise MetricError(
+                f"the `features` of the metric `{self.name}` must hold predictions and targets as they are",
+                f"of what they make of them it is {value}, and of themselves {plain}",
+                'Let them be `datasets.Value("float64")` where predictions are numbers and no class ids, and '
+                "give predictions and targets of one kind",
+            )
         if self.value_range is not None and not self.value_range[0] <= value <= self.value_range[1]:
             raise MetricError(
                 f"the metric `{self.name}` must lie in its RANGE, {self.value_range}",
@@ -344,7 +411,7 @@ class Metric:
             raise MetricError(
                 "a metric with SHARE_CORRECT must be the share of correct predictions",
                 f"it gave {value}",
-                "Remove SHARE_CORRECT from its module",
+                "Give predictions and targets of one kind, or remove SHARE_CORRECT from its module",
             )
         return value
 
@@ -360,6 +427,10 @@ class Metric:
     def _computed(self, predictions: np.ndarray, targets: np.ndarray) -> float:
         found = self._module.compute(predictions=predictions.tolist(), references=targets.tolist())
         return float(found[self.name])
+
+    def _plain(self, predictions: list[Any], targets: list[Any]) -> float:
+        """The same of what is given itself, not of what the module's `features` make of it."""
+        return float(self._module._compute(predictions, targets)[self.name])
 
     def replicates(self, predictions: np.ndarray, targets: np.ndarray) -> tuple[float, ...]:
         """The metric on bootstrap resamples, the same ones for every variant of a split.
@@ -383,11 +454,11 @@ class Metric:
     def _on(
         self, predictions: np.ndarray, targets: np.ndarray, draws: Iterator[np.ndarray]
     ) -> tuple[float, ...]:
-        compute, ours, theirs = self._module._compute, predictions.tolist(), targets.tolist()
+        ours, theirs = predictions.tolist(), targets.tolist()
 
         def of(draw: list[int]) -> float:
             try:
-                return float(compute([ours[i] for i in draw], [theirs[i] for i in draw])[self.name])
+                return self._plain([ours[i] for i in draw], [theirs[i] for i in draw])
             except Exception:  # such as an AUC without a positive: there is no interval then
                 return math.nan
 
@@ -448,10 +519,9 @@ def _evaluate() -> Any:
 
 def find_metric(name: str, folder: Path) -> Path:
     """The file of a metric: in pareflow/metrics, or an `evaluate` module in `folder`. Raises: MetricError."""
-    ours = Path(__file__).parents[1] / "metrics"
-    known = sorted(path.stem for path in ours.glob("*.py") if path.stem != "__init__")
+    known = sorted(path.stem for path in OURS.glob("*.py") if path.stem != "__init__")
     if name in known:
-        return ours / f"{name}.py"
+        return OURS / f"{name}.py"
     if name.endswith(".py") and (folder / name).is_file():
         return folder / name
     raise MetricError(

@@ -312,7 +312,8 @@ def kind_of(samples: Samples) -> str:
     """
     if isinstance(samples, np.ndarray) and not _are_arrays(samples):
         if _comes_back(samples):
-            return str(samples.dtype)
+            names = samples.dtype.names  # of some records numpy prints more than these and their types
+            return str(samples.dtype if names is None else np.dtype([(n, samples.dtype[n]) for n in names]))
     elif not isinstance(samples, np.ndarray) and all(isinstance(sample, str) for sample in samples):
         return "text"
     try:

@@ -31,6 +31,8 @@ from pareflow.measuring.quality import (
     Answers,
     Metric,
     check_metric,
+    check_targets,
+    commonest,
     evaluate_quality,
     mixes_samples,
     predict,
@@ -92,6 +94,8 @@ def describe(
         varied = differ(list(workload.feeds("search", 1, FEEDS)))
     with _users_code("`check()` must find nothing, or raise a WorkloadError"):
         workload.definition.check(example)
+    with _users_code("`check_labels()` must find nothing, or raise a WorkloadError"):
+        check_targets(named, workload)
     with _users_code("`slices()` must give parts of a split"):
         slices = slice_rows(named, workload, "search")
     with _users_code("`students()` must give networks by name"):
@@ -103,6 +107,7 @@ def describe(
         "metric": workload.definition.metric,
         "scale": named.scale,
         "higher_is_better": named.higher_is_better,
+        "commonest": commonest(named, workload),
         "sliced": bool(slices),
         "seed": workload.definition.seed,
         "serving_requires": list(workload.definition.serving_requires),
@@ -187,8 +192,8 @@ def _take(threads: int | None) -> None:
 def first_answers(
     reference: Mapping[str, Any], folder: str, root: str, key: str, metric: str, tried: str
 ) -> None:
-    """What the original's first answers tell: whether they depend on those beside them; that the metric takes
-    them is kept as `tried`.
+    """What the original's first answers tell: whether they depend on those beside them. That it answers the
+    verdict split, and that the metric takes this, is kept as `tried`, and nothing else of it.
 
     Raises: MetricError, WorkloadError, BadOutputError.
     """
@@ -198,7 +203,7 @@ def first_answers(
     few = replace(workload, splits=workload.splits.first(BATCH))
 
     def write_tried(into: Path) -> None:
-        check_metric(run, few, metric)
+        check_metric(run, workload, metric)
         (into / "tried.json").write_text(json.dumps(metric))
 
     def write(into: Path) -> None:

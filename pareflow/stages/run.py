@@ -57,6 +57,9 @@ class WorkloadFacts:
     """The least and the most that the run's metric can be, where that is known."""
     higher_is_better: bool = True
     """Whether more of the run's metric is better: of an error it is not."""
+    commonest: float | None = None
+    """How often that is right which always answers the search split's most frequent target, where the run's
+    metric says that."""
     sliced: bool = True
     """Whether quality is told apart by parts of a split."""
     memory_mib: int | None = field(default=None, compare=False)

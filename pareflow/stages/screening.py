@@ -15,6 +15,17 @@ def original_of(rows: Sequence[Row]) -> Row:
     return next((row for row in rows if row.role == "original"), rows[0])
 
 
+def guessing(run: Run, rows: Sequence[Row]) -> str | None:
+    """What is told where the original is right no more often than its commonest answer alone would be."""
+    quality, commonest = original_of(rows).quality, run.facts.commonest
+    if quality is None or commonest is None or quality.value > commonest:
+        return None
+    return (
+        f"the original is right on {quality.value:.3g} of the search split, and so is who always answers its "
+        f"commonest target on {commonest:.3g}: see whether targets and predictions number classes alike"
+    )
+
+
 def objective_value(objective: Objective, row: Row) -> float:
     """What is minimised: the objective's estimate, negated where more is better."""
     assert row.measurement is not None  # only timed rows are ranked

@@ -47,6 +47,7 @@ BEFORE_ANYTHING_RUNS = [
     Case("preprocess gives objects", WorkloadError, "arrays of numbers or texts", "`images` holds objects"),
     Case("check raises", WorkloadError, "`check()`", "it raised KeyError: 'pixels'"),
     Case("students raises", WorkloadError, "`students()`", "it raised NameError"),
+    Case("verdict target is missing", WorkloadError, "needs a target", "3 of 400 in the `verdict` split"),
 ]
 WHILE_TRAINING = [
     Case("network raises", WorkloadError, "`network()`", "RuntimeError: no such architecture"),
@@ -103,6 +104,18 @@ def test_mistake_in_the_network_is_told(case: Case, workloads: Path, tmp_path: P
         jobs.train(faulty(case), str(workloads), str(tmp_path / "store"))
     check(caught.value, case)
     assert list((tmp_path / "store" / "entries").iterdir()) == []
+
+
+def test_sample_that_only_the_verdict_would_meet_is_told_before_any_candidate(
+    workloads: Path, tmp_path: Path
+) -> None:
+    must, found = "of the original on the `verdict` split, every output must be finite", "has 4 NaN"
+    case = Case("verdict sample is missing", WorkloadError, must, found)
+    place = (faulty(case), str(workloads), str(tmp_path / "store"))
+    jobs.train(*place)
+    with pytest.raises(PareflowError) as caught:
+        jobs.first_answers(*place, key="answers", metric="accuracy", tried="tried")
+    check(caught.value, case)
 
 
 @pytest.mark.parametrize("case", IN_THE_BASELINE, ids=str)

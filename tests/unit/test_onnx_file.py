@@ -17,8 +17,8 @@ from pareflow.errors import BadOutputError, ExportError, InputError, SplitError,
 from pareflow.measuring.quality import Metric, predict, quality_of
 from pareflow.model import Given
 from pareflow.model.quantization.mixed_int8 import _Examined, session
-from pareflow.serving.model import PackagedModel, as_json
-from pareflow.stages import optimization, searching, validation
+from pareflow.serving.model import PackagedModel, as_json, kind_of
+from pareflow.stages import jobs, optimization, searching, validation
 from pareflow.stages.baseline import baseline, train
 from pareflow.stages.run import Run
 from pareflow.workload import LoadedWorkload
@@ -148,6 +148,64 @@ def test_largest_of_one_output_is_refused(loaded: Load, files: Path, sizes: list
     numbers.definition.check(numbers.example(1))
 
 
+def of_two_classes(folder: Path, labels: tuple[Any, Any]) -> None:
+    """A network that is always right, were its classes called so."""
+    graph = network()
+    for port in (*graph.graph.input, *graph.graph.output):
+        port.type.tensor_type.shape.dim[1].dim_value = 2
+    onnx.save_model(graph, folder / "plain.onnx")
+    samples = np.random.default_rng(0).random((400, 2), np.float32)
+    np.savez(folder / "data.npz", samples=samples, targets=np.asarray(labels)[samples.argmax(1)])
+
+
+def described(folder: Path, metric: str, **settings: Any) -> dict[str, Any]:
+    """What is found at `pareflow check`."""
+    reference = {"onnx": {"model": "plain.onnx", "arrays": "data.npz", **settings}}
+    return jobs.describe(reference, str(folder), metric)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1_macro"])
+@pytest.mark.parametrize("labels", [(1, 2), (-1, 1), (0, 0.5), ("0", "1")], ids=str)
+def test_labels_that_are_no_positions_in_the_output_are_refused(
+    files: Path, labels: tuple[Any, Any], metric: str
+) -> None:
+    """Of 1 and 2, a sample would count as right only where the network errs."""
+    of_two_classes(files, labels)
+    with pytest.raises(WorkloadError, match=r"must be positions in the output: 0 to 1, but .*searchsorted"):
+        described(files, metric)
+
+
+@pytest.mark.parametrize(
+    ("labels", "metric", "settings"),
+    [
+        ((0, 1), "accuracy", {}),
+        ((False, True), "accuracy", {}),
+        ((0.0, 1.0), "f1_macro", {}),
+        ((1, 2), "agreement", {}),
+        ((1, 2), "rmse", {}),
+        ((1, 2), "accuracy", {"predicts": "value"}),
+    ],
+    ids=str,
+)
+def test_labels_are_what_the_metric_and_the_output_make_of_them(
+    files: Path, labels: tuple[Any, Any], metric: str, settings: dict[str, Any]
+) -> None:
+    of_two_classes(files, labels)
+    assert described(files, metric, **settings)["metric"] == "accuracy"  # the workload's own
+
+
+def test_labels_of_an_output_of_any_size_are_whole_numbers_from_0_on(files: Path) -> None:
+    of_two_classes(files, (0, 7))
+    graph = onnx.load_model(files / "plain.onnx")
+    graph.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
+    onnx.save_model(graph, files / "plain.onnx")
+    described(files, "accuracy")
+    of_two_classes(files, (-1, 1))
+    onnx.save_model(graph, files / "plain.onnx")
+    with pytest.raises(WorkloadError, match=r"whole numbers from 0 on, but .* the first is -1"):
+        described(files, "accuracy")
+
+
 def test_output_that_is_no_tensor_is_refused(loaded: Load, files: Path) -> None:
     """A list of mappings, as converters of scikit-learn write probabilities unless they are told."""
     mapped = network()
@@ -172,6 +230,12 @@ def test_samples_of_64_bits_are_read_in_the_inputs_32(loaded: Load, files: Path)
     given.definition.check(given.example(1))
     several = loaded(scale=1, zero_point=0, input_name=None, samples={"x": "samples"})
     several.definition.check(several.example(1))
+
+
+def test_array_of_another_kind_is_told_with_the_kind_that_the_graph_takes(loaded: Load) -> None:
+    given = loaded(scale=1, zero_point=0)
+    with pytest.raises(WorkloadError, match=r"`x` is int8 \(1, 4\).* Save the array of `x` as float32"):
+        given.definition.check(given.example(1))
 
 
 def test_data_may_lack_labels(loaded: Load) -> None:
@@ -273,6 +337,27 @@ def test_records_of_several_inputs_survive_a_package(loaded: Load, files: Path) 
     sent[-1]["z"] = 0.5
     with pytest.raises(InputError, match=r"numbers that int64 holds, but one is 0\.5"):
         package._raw(sent)
+
+
+PEOPLE = np.array([(3.5, "a", 1), (0.25, "b", 0)], [("age", "f8"), ("name", "U1"), ("kept", "i1")])
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        PEOPLE.view(np.recarray),
+        PEOPLE.astype(np.dtype([("kept", "i1"), ("name", "U1"), ("age", "f8")], align=True)),
+        PEOPLE[["age", "kept"]],
+    ],
+    ids=["of pandas", "aligned", "some of the columns"],
+)
+def test_records_survive_a_package_whatever_numpy_prints_of_their_type(records: np.ndarray) -> None:
+    package = PackagedModel.__new__(PackagedModel)
+    package.document = {"samples": kind_of(records)}
+    again = package._raw(json.loads(json.dumps(as_json(records))))
+    assert package.fields == records.dtype.names
+    for name in records.dtype.names or ():
+        np.testing.assert_array_equal(again[name], records[name])  # type: ignore[call-overload]
 
 
 def test_zeros_are_of_the_kind_that_the_graph_takes_in_a_package_too(loaded: Load, files: Path) -> None:

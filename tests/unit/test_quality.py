@@ -250,6 +250,16 @@ def test_quality_is_told_apart_by_class(load_tiny: Callable[[str], LoadedWorkloa
     assert sum(part.samples for part in found.slices.values()) == found.samples
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "agreement", "f1_macro"])
+def test_commonest_target_is_known_where_answers_are_right_or_wrong(
+    load_tiny: Callable[[str], LoadedWorkload], metric: str
+) -> None:
+    workload = load_tiny("images")
+    counts = np.bincount(workload.split("search").labels())
+    share = counts.max() / 100 if metric == "accuracy" else None
+    assert quality.commonest(Metric(METRICS / f"{metric}.py"), workload) == share
+
+
 def test_slices_are_the_workloads_where_it_gives_them(
     load_tiny: Callable[[str], LoadedWorkload], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,8 +303,8 @@ def test_fidelity_compares_with_the_original_and_needs_no_targets(
 def named(load_tiny: Callable[[str], LoadedWorkload], monkeypatch: pytest.MonkeyPatch) -> LoadedWorkload:
     """The images, their classes told by names."""
     workload, names = load_tiny("images"), np.asarray(list("abcd"))
-    search = workload.split("search")
-    splits = dataclasses.replace(workload.splits, search=Split(search.samples, names[search.labels()]))
+    verdict = workload.splits.verdict
+    splits = dataclasses.replace(workload.splits, verdict=Split(verdict.samples, names[verdict.labels()]))
     definition = workload.definition.model_copy()
     monkeypatch.setattr(
         type(definition), "postprocess", lambda _, outputs: names[outputs["output"].argmax(1)]
@@ -412,6 +422,16 @@ def test_metric_that_is_undefined_is_told(tmp_path: Path, name: str, body: str, 
     (tmp_path / f"{name}.py").write_text(MODULE.replace("BODY", body))
     with pytest.raises(MetricError, match=said):
         Metric.named(f"{name}.py", tmp_path).value(PREDICTIONS, TARGETS)
+
+
+def test_features_that_change_what_the_metric_is_given_are_told(tmp_path: Path) -> None:
+    """As whole numbers, all probabilities are 0: the metric would be of these, its bounds of the others."""
+    (tmp_path / "mean.py").write_text(MODULE.replace("BODY", '{"mean": sum(predictions) / len(predictions)}'))
+    metric, targets = Metric(tmp_path / "mean.py"), np.asarray([0, 1])
+    said = r"`features` of the metric `mean` must hold .*it is 0\.0, and of themselves 0\.93.*float64"
+    with pytest.raises(MetricError, match=said):
+        metric.value(np.asarray([0.93, 0.93]), targets)
+    assert metric.value(np.asarray([1.0, 2.0]), targets) == 1.5
 
 
 def test_metric_that_a_resample_leaves_undefined_has_no_bounds(tmp_path: Path) -> None:

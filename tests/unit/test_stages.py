@@ -33,6 +33,7 @@ from pareflow.stages import (
 from pareflow.stages.baseline import SCREENING, baseline
 from pareflow.stages.clock import Meter
 from pareflow.stages.run import Row, Run
+from pareflow.stages.screening import guessing, original_of
 from pareflow.variant import Recipe, Step, digest
 
 
@@ -278,6 +279,19 @@ def test_too_few_samples_for_the_drop_are_told_with_how_many_it_takes(
     assert f"it has {samples}" in told
     bounds = [paired_share_drop(0, 0, count).high for count in (needed - 1, needed)]
     assert [bound is not None and bound <= max_drop for bound in bounds] == [False, True]
+
+
+@pytest.mark.parametrize(("beyond", "told"), [(-0.01, False), (0, True), (0.01, True)])
+def test_original_that_is_no_better_than_its_commonest_answer_is_told(
+    trained: Any, beyond: float, told: bool
+) -> None:
+    """As one is whose classes are numbered otherwise than its targets."""
+    quality = original_of(trained.rows).quality
+    assert quality is not None
+    facts = dataclasses.replace(trained.run.facts, commonest=quality.value + beyond)
+    found = guessing(dataclasses.replace(trained.run, facts=facts), trained.rows)
+    assert (found is not None) == told
+    assert guessing(trained.run, trained.rows) is None
 
 
 def test_harm_is_what_is_no_better_than_the_best_baseline_on_any_number_of_threads(

@@ -77,6 +77,13 @@ def test_cut_gives_every_sample_to_one_split(calibration: int, search: int, verd
     assert sorted(everything) == list(range(30))
 
 
+@pytest.mark.parametrize("verdict", [20, 21])
+def test_cut_that_leaves_none_for_training_is_told(verdict: int) -> None:
+    said = rf"must leave one sample for training at least, but 5 \+ 5 \+ {verdict} are to be taken of 30"
+    with pytest.raises(SplitError, match=said):
+        Splits.cut(numbers(*range(30)), calibration=5, search=5, verdict=verdict, seed=0)
+
+
 def test_cut_depends_on_the_seed_alone() -> None:
     one, same, other = (
         Splits.cut(numbers(*range(30)), calibration=5, search=5, verdict=5, seed=seed).verdict.samples

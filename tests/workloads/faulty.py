@@ -25,6 +25,8 @@ Fault = Literal[
     "data is drawn anew",
     "data follows the threads",
     "targets are values",
+    "verdict target is missing",
+    "verdict sample is missing",
     "samples are bytes",
     "preprocess gives objects",
     "preprocess raises",
@@ -65,6 +67,13 @@ class Faulty(Images):
             return self._disturbed(splits, np.random.default_rng(int(os.environ["OMP_NUM_THREADS"])))
         if self.fault == "targets are values":
             return replace(splits, search=Split(splits.search.samples, splits.search.labels() + 0.5))
+        if self.fault == "verdict target is missing":
+            targets = np.where(np.arange(len(splits.verdict)) < 3, np.nan, splits.verdict.labels())
+            return replace(splits, verdict=Split(splits.verdict.samples, targets))
+        if self.fault == "verdict sample is missing":
+            samples = np.array(splits.verdict.samples)
+            samples[0] = np.nan
+            return replace(splits, verdict=Split(samples, splits.verdict.labels()))
         if self.fault == "samples are bytes":
             return replace(splits, calibration=Split([b"one", b"two"]))  # type: ignore[list-item]
         if self.fault == "split is empty":
