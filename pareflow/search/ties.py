@@ -1,4 +1,4 @@
-"""Ties: one network in settings of its runtime that are as fast as each other. The plainest stands for all."""
+"""Ties: one network in settings of its runtime that are equally fast. The plainest stands for all of them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
