@@ -458,6 +458,32 @@ def test_a_row_that_is_no_label_costs_itself(tmp_path: Path) -> None:
     assert (again.labels, again.bad, again.place) == ([], [], new.place)
 
 
+def test_an_empty_label_is_none_yet(tmp_path: Path) -> None:
+    """It would be a wrong answer, and the label that comes later would count no more."""
+    table = tmp_path / "labels.csv"
+    table.write_text("request_id,label\na,\na,1\n")
+    new = labels.read(table, Place())
+    assert new.labels == [(("a", 0), "1")]
+    assert new.bad == ["the row at byte 17 is no label: it is empty"]
+
+
+@pytest.mark.parametrize(
+    ("label", "prediction", "same"),
+    [
+        ("1", "True", True),
+        ("true", "True", True),
+        ("FALSE", "False", True),
+        ("0.0", "False", True),
+        ("0", "True", False),
+        ("cat", "True", False),
+        ("7.0", "7", True),
+        ("7", "1", False),
+    ],
+)
+def test_a_label_may_be_spelled_as_tables_spell_it(label: str, prediction: str, same: bool) -> None:
+    assert labels.same_label(label, prediction) == same
+
+
 def test_a_label_counts_when_its_line_is_whole(tmp_path: Path) -> None:
     """Who writes many at once has written half a line when somebody looks: 3 of 37 is another label."""
     table, whole = tmp_path / "labels.csv", "request_id,label\na,12\nb,37\n"
