@@ -68,6 +68,9 @@ class Watch:
         if self.rules.errors is not None:
             limit = self.rules.errors.max_share
             found.append(self._share("errors", _counts(window.failed, window.requests), limit))
+        if self.rules.refused is not None:
+            limit = self.rules.refused.max_share
+            found.append(self._share("refused", _counts(window.refused, window.requests), limit))
         alone = not (before.canary or reading.canary)  # else a challenger's times are among them
         latency = self.rules.latency if alone else None
         if latency is not None and latency.p50_ms is not None:
@@ -236,6 +239,7 @@ def live(window: Window, reading: Reading) -> dict[str, float]:
     known: dict[str, float | None] = {
         "live.throughput_per_s": window.requests / window.seconds,
         "live.failed_share": window.failed / window.requests if window.requests else None,
+        "live.refused_share": window.refused / window.requests if window.requests else None,
         "live.p50_ms": window.quantile_ms(0.5),
         "live.p99_ms": window.quantile_ms(0.99),
         "live.cpu_share": window.cpu_share,

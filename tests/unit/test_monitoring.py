@@ -32,11 +32,12 @@ def quick(**rules: Any) -> Rules:
     return Rules.model_validate({"every_s": 5, "recovered_after": 4, **rules})
 
 
-def after(reading: Reading, *, good: int = 100, failed: int = 0, slow: int = 0) -> Reading:
-    """Five seconds later: so many requests more, of which some failed and some took over 0.1 s."""
+def after(reading: Reading, *, good: int = 100, failed: int = 0, refused: int = 0, slow: int = 0) -> Reading:
+    """Five seconds later: so many requests more, of which some failed, were refused or took over 0.1 s."""
     statuses = dict(reading.statuses)
-    statuses["200"] = statuses.get("200", 0) + good - failed
+    statuses["200"] = statuses.get("200", 0) + good - failed - refused
     statuses["500"] = statuses.get("500", 0) + failed
+    statuses["429"] = statuses.get("429", 0) + refused
     buckets = {bound: reading.buckets.get(bound, 0) + good for bound in (0.1, 1.0, float("inf"))}
     buckets[0.1] -= slow
     return replace(reading, at_s=reading.at_s + 5, statuses=statuses, buckets=buckets)
@@ -203,6 +204,17 @@ def test_errors_above_their_share_are_a_breach_told_once(begun: Reading) -> None
     assert calm == []
     assert [(one.rule, one.version, one.then) for one in found] == [("errors", "1", ("rollback",))]
     assert watch.row()["live.failed_share"] == 0.4
+
+
+def test_what_is_refused_for_lack_of_room_is_no_failure_of_the_version(begun: Reading) -> None:
+    """A twentieth of all requests: as errors it takes the version back, as refusals it is told alone."""
+    chosen = quick(errors={"max_share": 0.01, "then": ["rollback"]}, refused={"max_share": 0.01})
+    found, _ = run(watch := Watch(chosen, State("1")), begun, 100, refused=5)
+    assert [(one.rule, one.then) for one in found] == [("refused", ())]
+    row = watch.row()
+    assert (row["live.failed_share"], row["live.refused_share"]) == (0, 0.05)
+    found, _ = run(Watch(chosen, State("1")), begun, 100, failed=5)
+    assert [(one.rule, one.then) for one in found] == [("errors", ("rollback",))]
 
 
 def test_a_breach_ends_after_enough_calm_looks_and_can_come_again(begun: Reading) -> None:
@@ -588,6 +600,7 @@ def test_answers_wait_so_many_days(folder: Path) -> None:
 def test_rules_come_with_pareflow_and_say_every_problem(checkout: Path, tmp_path: Path) -> None:
     found = rules.read(checkout / "configs" / "monitoring" / "rules.yaml")
     assert found.named()["errors"] == ("rollback",)
+    assert found.named()["refused"] == ()
     assert found.error == pytest.approx(found.false_alarms_per_week / len(found.named()))
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("errors: {max_shares: 0.1}\nlatency: {}\nevery_s: 0\n")
