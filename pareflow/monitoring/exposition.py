@@ -39,6 +39,8 @@ class Reading:
     registry_reachable: bool | None
     canary: float = 0.0
     """Share of the requests that a challenger answers: their times are not this version's."""
+    started_s: float | None = None
+    """When its process began: by that replicas behind one address are told apart, where they tell it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +166,12 @@ def parse(text: str, name: str, at_s: float) -> Reading:
         None if memory is None else memory / 2**20,
         None if reachable is None else bool(reachable),
         canary,
+        plain.get("process_start_time_seconds"),
     )
 
 
 def between(before: Reading, after: Reading) -> Window:
-    """What happened meanwhile. Where a count fell the server was started again: then all since that."""
+    """What one server did meanwhile. Where a count fell it was started again: then all since that."""
     fell = any(after.statuses.get(status, 0) < count for status, count in before.statuses.items())
     anew = fell or any(after.buckets.get(bound, 0) < count for bound, count in before.buckets.items())
     base: Mapping[str, float] = {} if anew else before.statuses

@@ -224,8 +224,8 @@ def _beginning(file: BinaryIO, offset: int) -> str:
 
 
 def same_label(label: str, prediction: str) -> bool:
-    """Whether they are equal as texts, or as numbers where both are: a spreadsheet writes 7 as 7.0, and a flag
-    as TRUE or as 1."""
+    """Whether they are equal as texts, or as numbers where both are: tables write 7 as 7.0, and
+    a flag as TRUE or as 1."""
     try:
         return label == prediction or _number(label) == _number(prediction)
     except ValueError:

@@ -17,7 +17,7 @@ from pareflow.monitoring.exposition import Reading, Window, between
 from pareflow.monitoring.labels import Place
 from pareflow.monitoring.rules import Rules
 from pareflow.monitoring.state import Breach, State
-from pareflow.monitoring.watch import Watch
+from pareflow.monitoring.watch import PROCESSES, Watch
 from pareflow.serving.app import App
 from pareflow.serving.metrics import BUCKETS_S, Metrics
 from pareflow.serving.settings import Settings
@@ -72,6 +72,7 @@ def test_what_a_real_server_tells_is_read() -> None:
     assert reading.memory_mib is not None
     assert reading.memory_mib > 1
     assert reading.cpu_s is not None
+    assert reading.started_s is not None
 
 
 def test_of_a_server_of_several_models_one_is_read(packaged: Callable[..., Path]) -> None:
@@ -229,6 +230,30 @@ def test_a_breach_ends_after_enough_calm_looks_and_can_come_again(begun: Reading
     assert not watch.state.of("errors").breached
     again, _ = run(watch, reading, 10, failed=40)
     assert (len(found), len(again)) == (1, 1)
+
+
+def test_replicas_behind_one_address_are_each_compared_with_themselves(begun: Reading) -> None:
+    """One had failed 5000 times before the monitor began, and does no more; then the other one fails."""
+    watch = Watch(quick(errors={"max_share": 0.01}), State("1"))
+    one, other = replace(begun, started_s=1.0, statuses={"500": 5000.0}), replace(begun, started_s=2.0)
+    found = list[Breach]()
+    for _ in range(20):
+        found += watch.reads(one) + watch.reads(other)
+        one, other = after(one), after(other)
+    assert found == []
+    assert watch.row()["live.throughput_per_s"] == 20  # of the one that was read last
+    for _ in range(20):
+        found += watch.reads(one) + watch.reads(other)
+        one, other = after(one), after(other, failed=40)
+    assert [breach.rule for breach in found] == ["errors"]
+
+
+def test_a_server_that_is_started_again_for_ever_takes_no_more_memory(begun: Reading) -> None:
+    watch = Watch(quick(errors={}), State("1"))
+    for start in range(2 * PROCESSES):
+        watch.reads(replace(begun, started_s=float(start)))
+        watch.row()
+    assert len(watch._last) == len(watch._rows) == PROCESSES
 
 
 def test_slow_answers_are_a_breach_and_a_fast_server_is_none(begun: Reading) -> None:
