@@ -116,7 +116,9 @@ def _as_target(value: Any) -> Any:
 class PipelineSpec(_Part):
     """One pipeline: what to optimize, for what, and within what."""
 
-    name: str = Field(pattern=NAME, description="names the experiment and the model")
+    name: str = Field(
+        pattern=NAME, description="names the experiment and the model: no other pipeline's on its registry"
+    )
     workload: Annotated[
         dict[str, Any],
         BeforeValidator(_as_reference),

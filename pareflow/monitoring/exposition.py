@@ -12,8 +12,10 @@ from pareflow.errors import InputError, TransientError
 ANSWERING = ("infer", "invocations", "generate", "generate_stream")
 """The routes that compute; the others are asked by probes and people. A stream's time is that to its first
 piece, or to its refusal."""
-FAILED = ("429", "500", "502", "503", "504")
-"""Statuses that say the server did not do its part; what else begins with 4 is the caller's."""
+FAILED = ("500", "502", "503", "504")
+"""Statuses that say the server did not do its part; what else begins with 4 is the caller's, but for two."""
+REFUSED = "429"
+"""There was no room: too many ask, whichever version answers."""
 GONE = "499"
 """The caller gave up: neither a failure nor an answer, so that only the time counts that it waited."""
 
@@ -37,6 +39,8 @@ class Reading:
     registry_reachable: bool | None
     canary: float = 0.0
     """Share of the requests that a challenger answers: their times are not this version's."""
+    started_s: float | None = None
+    """When its process began: by that replicas behind one address are told apart, where they tell it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +49,12 @@ class Window:
 
     seconds: float
     requests: int
-    """Those that were answered, or failed; whose callers gave up are in `buckets` alone."""
+    """Those that were answered, failed, or were refused; whose callers gave up are in `buckets` alone."""
     failed: int
     buckets: Mapping[float, int] = field(default_factory=dict)
     cpu_share: float | None = None
     """Processor seconds per second: above 1 where several cores compute."""
+    refused: int = 0
 
     def slower_than(self, limit_ms: float) -> tuple[int, float]:
         """How many surely took longer than the limit, and the bound in ms by which that is told.
@@ -161,11 +166,12 @@ def parse(text: str, name: str, at_s: float) -> Reading:
         None if memory is None else memory / 2**20,
         None if reachable is None else bool(reachable),
         canary,
+        plain.get("process_start_time_seconds"),
     )
 
 
 def between(before: Reading, after: Reading) -> Window:
-    """What happened meanwhile. Where a count fell the server was started again: then all since that."""
+    """What one server did meanwhile. Where a count fell it was started again: then all since that."""
     fell = any(after.statuses.get(status, 0) < count for status, count in before.statuses.items())
     anew = fell or any(after.buckets.get(bound, 0) < count for bound, count in before.buckets.items())
     base: Mapping[str, float] = {} if anew else before.statuses
@@ -178,4 +184,5 @@ def between(before: Reading, after: Reading) -> Window:
         cpu = (after.cpu_s - before.cpu_s) / seconds
     failed = sum(count for status, count in statuses.items() if status in FAILED)
     requests = sum(count for status, count in statuses.items() if status != GONE)
-    return Window(seconds, int(requests), int(failed), buckets, cpu)
+    refused = statuses.get(REFUSED, 0)
+    return Window(seconds, int(requests), int(failed), buckets, cpu, int(refused))

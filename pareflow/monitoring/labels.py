@@ -28,6 +28,8 @@ TABLE = "labels.db"
 DAY_S = 86_400.0
 BEGINNING = 4096
 """Bytes by which a file is known again."""
+FLAGS = {"true": "1", "false": "0"}
+"""Flags as numbers."""
 _MAKE = """
 create table if not exists answers (
     id text, position integer, original text, served text, at_s real, label text, counted integer,
@@ -198,6 +200,8 @@ def _rows(columns: Sequence[str], text: bytes, start: int, place: Place) -> New:
             if line.strip():
                 cells = next(csv.reader([line.decode().rstrip("\r\n")]))
                 row = dict(zip(columns, cells, strict=False))
+                if not row["label"].strip():
+                    raise ValueError("it is empty")
                 labels.append(((row["request_id"], int(row.get("row") or 0)), row["label"]))
         except (ValueError, KeyError, csv.Error) as error:
             words = f"lacks {error}" if isinstance(error, KeyError) else f"is no label: {error}"
@@ -220,8 +224,14 @@ def _beginning(file: BinaryIO, offset: int) -> str:
 
 
 def same_label(label: str, prediction: str) -> bool:
-    """Whether they are equal as texts, or as numbers where both are: a spreadsheet writes 7 as 7.0."""
+    """Whether they are equal as texts, or as numbers where both are: tables write 7 as 7.0, and
+    a flag as TRUE or as 1."""
     try:
-        return label == prediction or float(label) == float(prediction)
+        return label == prediction or _number(label) == _number(prediction)
     except ValueError:
         return False
+
+
+def _number(text: str) -> float:
+    """Raises: ValueError where it is none."""
+    return float(FLAGS.get(text.strip().lower(), text))

@@ -11,6 +11,7 @@ from pareflow.spec import read_part
 Action = Literal["rollback", "retrain"]
 RuleName = Literal[
     "errors",
+    "refused",
     "latency_p50",
     "latency_p99",
     "variant_drift",
@@ -35,9 +36,15 @@ class _Rule(_Part):
 
 
 class Errors(_Rule):
-    """Of all requests so many may be answered with 429 or 5xx."""
+    """Of all requests so many may be answered with 5xx."""
 
     max_share: Share = 0.01
+
+
+class Refused(_Rule):
+    """Of all requests so many may be answered with 429, for lack of room: the load is to blame."""
+
+    max_share: Share = 0.05
 
 
 class Latency(_Rule):
@@ -115,6 +122,7 @@ class Rules(_Part):
     recovered_after: int = Field(default=12, ge=1, description="looks under the limit that end a breach")
     keep_days: float = Field(default=30, gt=0, description="answers wait for labels that come so late")
     errors: Errors | None = None
+    refused: Refused | None = None
     latency: Latency | None = None
     variant_drift: VariantDrift | None = None
     input_drift: InputDrift | None = None
@@ -124,7 +132,7 @@ class Rules(_Part):
     @model_validator(mode="after")
     def _has_rules(self) -> Self:
         if not self.named():
-            raise ValueError("at least one rule must be given, of errors, latency, variant_drift, …")
+            raise ValueError("at least one rule must be given, of errors, refused, latency, variant_drift, …")
         return self
 
     def named(self) -> dict[RuleName, tuple[Action, ...]]:
@@ -132,6 +140,8 @@ class Rules(_Part):
         found: dict[RuleName, tuple[Action, ...]] = {}
         if self.errors is not None:
             found["errors"] = self.errors.then
+        if self.refused is not None:
+            found["refused"] = self.refused.then
         if self.latency is not None:
             found |= {"latency_p50": self.latency.then} if self.latency.p50_ms else {}
             found |= {"latency_p99": self.latency.then} if self.latency.p99_ms else {}

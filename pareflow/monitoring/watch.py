@@ -21,6 +21,8 @@ AGREEING = 2
 """Windows in a row that must have drifted."""
 LABELS_AT_ONCE = 50
 """Labels come in heaps: so many are one window."""
+PROCESSES = 1000
+"""Replicas whose last reading is remembered; servers that are started again and again are as many."""
 
 
 class Watch:
@@ -32,8 +34,8 @@ class Watch:
         self._then = rules.named()
         self._reference: Arrays = {}
         self._allowed = math.nan
-        self._before: Reading | None = None
-        self._row: Reading | None = None
+        self._last: dict[float | None, Reading] = {}
+        self._rows: dict[float | None, Reading] = {}
         self._live: dict[RuleName, list[Arrays]] = {}
         self._since_s: dict[RuleName, float] = {}
         self._count: dict[RuleName, int] = {}
@@ -58,9 +60,12 @@ class Watch:
             )
 
     def reads(self, reading: Reading) -> list[Breach]:
-        """One more reading of the server's metrics."""
-        before, self._before = self._before, reading
-        self._row = self._row or reading
+        """One more reading of the server's metrics, compared with the last one of the same process."""
+        before = self._last.pop(reading.started_s, None)
+        self._last[reading.started_s] = reading
+        self._rows.setdefault(reading.started_s, reading)
+        if len(self._last) > PROCESSES:
+            del self._last[next(iter(self._last))]
         if before is None or before.version != reading.version:
             return []
         window = between(before, reading)
@@ -68,6 +73,9 @@ class Watch:
         if self.rules.errors is not None:
             limit = self.rules.errors.max_share
             found.append(self._share("errors", _counts(window.failed, window.requests), limit))
+        if self.rules.refused is not None:
+            limit = self.rules.refused.max_share
+            found.append(self._share("refused", _counts(window.refused, window.requests), limit))
         alone = not (before.canary or reading.canary)  # else a challenger's times are among them
         latency = self.rules.latency if alone else None
         if latency is not None and latency.p50_ms is not None:
@@ -121,11 +129,13 @@ class Watch:
     def row(self) -> dict[str, float]:
         """The figures of all that was seen since the last row; of each share of this version its interval.
 
-        The interval is always valid: at every row at once.
+        The interval is always valid: at every row at once. What is live is of the process that was read last.
         """
-        if self._row is not None and self._before is not None and self._before.at_s > self._row.at_s:
-            self.figures |= live(between(self._row, self._before), self._before)
-            self._row = self._before
+        if self._last:
+            last = next(reversed(self._last.values()))
+            before, self._rows = self._rows[last.started_s], dict(self._last)
+            if last.at_s > before.at_s:
+                self.figures |= live(between(before, last), last)
         found = dict(self.figures)
         for rule, state in self.state.rules.items():
             if state.seen:
@@ -236,6 +246,7 @@ def live(window: Window, reading: Reading) -> dict[str, float]:
     known: dict[str, float | None] = {
         "live.throughput_per_s": window.requests / window.seconds,
         "live.failed_share": window.failed / window.requests if window.requests else None,
+        "live.refused_share": window.refused / window.requests if window.requests else None,
         "live.p50_ms": window.quantile_ms(0.5),
         "live.p99_ms": window.quantile_ms(0.99),
         "live.cpu_share": window.cpu_share,

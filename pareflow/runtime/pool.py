@@ -40,7 +40,11 @@ class SessionPool:
 
     def endpoint(self, identity: str) -> Endpoint:
         """The pool as an endpoint. `identity` names what answers."""
-        return Endpoint(self.answer, identity, self._size)
+        return Endpoint(self.answer, identity, self._size, figures={"sessions": self.figures})
+
+    def figures(self) -> Mapping[str, float]:
+        """How many wait for a session."""
+        return {"waiting": max(0, self._asked - self._size)}
 
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """Raises: OverloadedError where too many wait, and what the session raises."""

@@ -256,7 +256,7 @@ def test_what_is_deployed_has_a_worker(infra: Path, compose: dict[str, Any]) -> 
 
 def test_the_monitors_rules_can_be_read_and_need_no_kept_requests(infra: Path) -> None:
     found = rules.read(infra / "monitoring" / "rules.yaml")
-    assert set(found.named()) == {"errors", "latency_p99"}
+    assert set(found.named()) == {"errors", "refused", "latency_p99"}
     assert not found.needs_requests
 
 

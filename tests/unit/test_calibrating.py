@@ -364,12 +364,12 @@ def test_a_registered_plan_brings_its_tiers_and_goes_with_its_version(
     async def scenario() -> None:
         slot.start()
         assert set(slot.hosted.releases) == {"", "small"}
-        assert set(slot.hosted.endpoint.figures) == {"confidence_cascade"}
+        assert set(slot.hosted.endpoint.figures) == {"sessions", "confidence_cascade"}
         assert isinstance(slot.source, Shelf)
         slot.source.release = replace(versions.full, version="4")
         await slot.refresh()
         assert set(slot.hosted.releases) == {""}
-        assert set(slot.hosted.endpoint.figures) == {"dynamic_batching"}
+        assert set(slot.hosted.endpoint.figures) == {"sessions", "dynamic_batching"}
         await slot.close()
 
     with caplog.at_level(logging.WARNING):

@@ -17,7 +17,7 @@ from pareflow.monitoring.exposition import Reading, Window, between
 from pareflow.monitoring.labels import Place
 from pareflow.monitoring.rules import Rules
 from pareflow.monitoring.state import Breach, State
-from pareflow.monitoring.watch import Watch
+from pareflow.monitoring.watch import PROCESSES, Watch
 from pareflow.serving.app import App
 from pareflow.serving.metrics import BUCKETS_S, Metrics
 from pareflow.serving.settings import Settings
@@ -32,11 +32,12 @@ def quick(**rules: Any) -> Rules:
     return Rules.model_validate({"every_s": 5, "recovered_after": 4, **rules})
 
 
-def after(reading: Reading, *, good: int = 100, failed: int = 0, slow: int = 0) -> Reading:
-    """Five seconds later: so many requests more, of which some failed and some took over 0.1 s."""
+def after(reading: Reading, *, good: int = 100, failed: int = 0, refused: int = 0, slow: int = 0) -> Reading:
+    """Five seconds later: so many requests more, of which some failed, were refused or took over 0.1 s."""
     statuses = dict(reading.statuses)
-    statuses["200"] = statuses.get("200", 0) + good - failed
+    statuses["200"] = statuses.get("200", 0) + good - failed - refused
     statuses["500"] = statuses.get("500", 0) + failed
+    statuses["429"] = statuses.get("429", 0) + refused
     buckets = {bound: reading.buckets.get(bound, 0) + good for bound in (0.1, 1.0, float("inf"))}
     buckets[0.1] -= slow
     return replace(reading, at_s=reading.at_s + 5, statuses=statuses, buckets=buckets)
@@ -71,6 +72,7 @@ def test_what_a_real_server_tells_is_read() -> None:
     assert reading.memory_mib is not None
     assert reading.memory_mib > 1
     assert reading.cpu_s is not None
+    assert reading.started_s is not None
 
 
 def test_of_a_server_of_several_models_one_is_read(packaged: Callable[..., Path]) -> None:
@@ -205,6 +207,17 @@ def test_errors_above_their_share_are_a_breach_told_once(begun: Reading) -> None
     assert watch.row()["live.failed_share"] == 0.4
 
 
+def test_what_is_refused_for_lack_of_room_is_no_failure_of_the_version(begun: Reading) -> None:
+    """A twentieth of all requests: as errors it takes the version back, as refusals it is told alone."""
+    chosen = quick(errors={"max_share": 0.01, "then": ["rollback"]}, refused={"max_share": 0.01})
+    found, _ = run(watch := Watch(chosen, State("1")), begun, 100, refused=5)
+    assert [(one.rule, one.then) for one in found] == [("refused", ())]
+    row = watch.row()
+    assert (row["live.failed_share"], row["live.refused_share"]) == (0, 0.05)
+    found, _ = run(Watch(chosen, State("1")), begun, 100, failed=5)
+    assert [(one.rule, one.then) for one in found] == [("errors", ("rollback",))]
+
+
 def test_a_breach_ends_after_enough_calm_looks_and_can_come_again(begun: Reading) -> None:
     """Three calm looks of four, then a bad one: it lasts. After four it is over, and another is told."""
     watch = Watch(quick(errors={"max_share": 0.01}), State("1"))
@@ -217,6 +230,30 @@ def test_a_breach_ends_after_enough_calm_looks_and_can_come_again(begun: Reading
     assert not watch.state.of("errors").breached
     again, _ = run(watch, reading, 10, failed=40)
     assert (len(found), len(again)) == (1, 1)
+
+
+def test_replicas_behind_one_address_are_each_compared_with_themselves(begun: Reading) -> None:
+    """One had failed 5000 times before the monitor began, and does no more; then the other one fails."""
+    watch = Watch(quick(errors={"max_share": 0.01}), State("1"))
+    one, other = replace(begun, started_s=1.0, statuses={"500": 5000.0}), replace(begun, started_s=2.0)
+    found = list[Breach]()
+    for _ in range(20):
+        found += watch.reads(one) + watch.reads(other)
+        one, other = after(one), after(other)
+    assert found == []
+    assert watch.row()["live.throughput_per_s"] == 20  # of the one that was read last
+    for _ in range(20):
+        found += watch.reads(one) + watch.reads(other)
+        one, other = after(one), after(other, failed=40)
+    assert [breach.rule for breach in found] == ["errors"]
+
+
+def test_a_server_that_is_started_again_for_ever_takes_no_more_memory(begun: Reading) -> None:
+    watch = Watch(quick(errors={}), State("1"))
+    for start in range(2 * PROCESSES):
+        watch.reads(replace(begun, started_s=float(start)))
+        watch.row()
+    assert len(watch._last) == len(watch._rows) == PROCESSES
 
 
 def test_slow_answers_are_a_breach_and_a_fast_server_is_none(begun: Reading) -> None:
@@ -458,6 +495,32 @@ def test_a_row_that_is_no_label_costs_itself(tmp_path: Path) -> None:
     assert (again.labels, again.bad, again.place) == ([], [], new.place)
 
 
+def test_an_empty_label_is_none_yet(tmp_path: Path) -> None:
+    """It would be a wrong answer, and the label that comes later would count no more."""
+    table = tmp_path / "labels.csv"
+    table.write_text("request_id,label\na,\na,1\n")
+    new = labels.read(table, Place())
+    assert new.labels == [(("a", 0), "1")]
+    assert new.bad == ["the row at byte 17 is no label: it is empty"]
+
+
+@pytest.mark.parametrize(
+    ("label", "prediction", "same"),
+    [
+        ("1", "True", True),
+        ("true", "True", True),
+        ("FALSE", "False", True),
+        ("0.0", "False", True),
+        ("0", "True", False),
+        ("cat", "True", False),
+        ("7.0", "7", True),
+        ("7", "1", False),
+    ],
+)
+def test_a_label_may_be_spelled_as_tables_spell_it(label: str, prediction: str, same: bool) -> None:
+    assert labels.same_label(label, prediction) == same
+
+
 def test_a_label_counts_when_its_line_is_whole(tmp_path: Path) -> None:
     """Who writes many at once has written half a line when somebody looks: 3 of 37 is another label."""
     table, whole = tmp_path / "labels.csv", "request_id,label\na,12\nb,37\n"
@@ -562,6 +625,7 @@ def test_answers_wait_so_many_days(folder: Path) -> None:
 def test_rules_come_with_pareflow_and_say_every_problem(checkout: Path, tmp_path: Path) -> None:
     found = rules.read(checkout / "configs" / "monitoring" / "rules.yaml")
     assert found.named()["errors"] == ("rollback",)
+    assert found.named()["refused"] == ()
     assert found.error == pytest.approx(found.false_alarms_per_week / len(found.named()))
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("errors: {max_shares: 0.1}\nlatency: {}\nevery_s: 0\n")

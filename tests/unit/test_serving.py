@@ -678,8 +678,8 @@ def test_tiers_are_other_variants_of_the_model(packaged: Packaged) -> None:
     async def scenario() -> None:
         slot.start()
         endpoint = slot.hosted.endpoint
-        assert set(endpoint.figures) == {"deadline_routing", "dynamic_batching"}
-        assert set(endpoint.tiers["small"].figures) == {"dynamic_batching"}
+        assert set(endpoint.figures) == {"sessions", "deadline_routing", "dynamic_batching"}
+        assert set(endpoint.tiers["small"].figures) == {"sessions", "dynamic_batching"}
         images = np.zeros((2, 1, 8, 8), np.float32)
         answers = [await one.answer({"images": images}) for one in (endpoint, endpoint.tiers["small"])]
         assert np.allclose(answers[0]["output"], answers[1]["output"], atol=1e-4)

@@ -130,6 +130,21 @@ def test_who_comes_to_a_full_line_is_told_to_come_again(
     assert {one.result(PATIENCE_S).status_code for one in (first, waits)} == {200}
 
 
+def test_a_server_without_policies_tells_how_many_wait(serve: Serve, door: Door, asked: Line) -> None:
+    """One is computed, and two wait."""
+    served = serve(plan={"inline_ms": 0, "sessions": 1, "policies": ()})
+    door.shut()
+    asking = [asked(served) for _ in range(3)]
+    two = 'pareflow_policy_total{figure="waiting",model="images",policy="sessions"} 2.0'
+    until = time.monotonic() + PATIENCE_S
+    while two not in served.client.get("/metrics").text and time.monotonic() < until:
+        time.sleep(0.01)
+    assert two in served.client.get("/metrics").text
+    door.opened()
+    assert {one.result(PATIENCE_S).status_code for one in asking} == {200}
+    assert two.replace("2.0", "0.0") in served.client.get("/metrics").text
+
+
 def test_a_network_on_the_event_loop_is_not_waited_for_where_its_processing_takes_too_long(
     serve: Serve, processing: Door
 ) -> None:
