@@ -151,7 +151,7 @@ class Executable:
             return session
 
         on_cpu = self.ran.device.lower() == "cpu"
-        abreast = len(probe.cores()) if on_cpu else 1  # a GPU captures one graph at a time
+        abreast = probe.usable_cores() if on_cpu else 1  # a GPU captures one graph at a time
         with ThreadPoolExecutor(abreast, thread_name_prefix=THREADS) as pool:
             sessions = list(pool.map(warm, range(self.sessions)))
         return SessionPool(sessions, inline=self._brief)

@@ -27,7 +27,7 @@ class ServingPlan(BaseModel):
 
     sessions: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="that compute side by side; left out, one per core, shared by all models",
+        description="that compute side by side; left out, one per core to use, shared by all models",
     )
     inline_ms: float = Field(
         default=0.1,
@@ -79,9 +79,9 @@ class ServingPlan(BaseModel):
         to.write_text(yaml.safe_dump(self.to_json(), sort_keys=False))
 
     def sessions_of(self, threads: int, models: int = 1) -> int:
-        """Sessions of so many threads each: as planned, or as many as this machine has cores for, in equal
-        shares of so many models that it serves: what one is asked does not delay another."""
-        return self.sessions or max(1, len(probe.cores()) // models // threads)
+        """Sessions of so many threads each: as planned, or as many as there are cores to use, in equal
+        shares of so many models that are served: what one is asked does not delay another."""
+        return self.sessions or max(1, probe.usable_cores() // models // threads)
 
     def chosen(self) -> tuple[Policy, ...]:
         """The policies, with their settings checked. Raises: SpecError."""
