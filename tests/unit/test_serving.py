@@ -362,6 +362,21 @@ def test_metrics_count_requests_and_what_policies_count(serve: Serve) -> None:
     assert 'pareflow_policy_total{figure="batches",model="images",policy="dynamic_batching"} 1.0' in lines
 
 
+def test_a_worker_that_is_killed_costs_one_request_at_most(
+    serve: Serve, make_package: Callable[..., Path], workloads: Path, tmp_path: Path, rogues: None
+) -> None:
+    reference = {"file": {"path": "rogue_images.py"}}
+    package = make_package(reference, workloads, tmp_path / "store", Step("relayed"), "rogues")
+    served = serve(Shelf(Release("images", "1", package)), plan={"sessions": 1})
+    expected = served.infer().json()["outputs"]
+    model: Any = served.slot.hosted.main.processing
+    model.session.relay._worker.kill()
+    answers = [served.infer() for _ in range(20)]
+    answered = [answer.json()["outputs"] for answer in answers if answer.status_code == 200]
+    assert len(answered) >= 19
+    assert all(outputs == expected for outputs in answered)
+
+
 @pytest.mark.parametrize("inline_ms", [0, 1e9], ids=["in a thread", "on the event loop"])
 def test_who_gave_up_is_counted_and_timed_and_neither_a_success_nor_a_failure(
     serve: Serve, inline_ms: float
