@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from pareflow.errors import InputError, TransientError
+from pareflow.errors import InputError, StepFailedError, TransientError
+from pareflow.measurement import Ran
 from pareflow.monitoring import exposition
 from pareflow.runtime import DynamicBatching
 from pareflow.serving import protocol, request_log
@@ -145,6 +146,32 @@ def test_another_size_is_the_callers_mistake_by_every_route(
     answer = asked_for(client, route, name, np.zeros((1, 1, 9, 9), np.float32))
     assert (answer.status_code, "`x` has shape (1, 1, 9, 9)" in answer.json()["error"]) == (400, True)
     assert exposition.parse(client.get("/metrics").text, "images", 0.0).statuses == {"400": 1}
+
+
+class OfAWorker:
+    """A session whose runtime is in a worker: whatever that raises is told as a failed step."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        try:
+            return self._session.run(feeds)
+        except Exception as error:
+            raise StepFailedError("the worker must do as it is asked", f"{error}", "See the log") from error
+
+    def ran(self) -> Ran:
+        return self._session.ran()
+
+
+def test_another_size_is_the_callers_mistake_though_it_is_a_worker_that_fails(
+    serve: Serve, linear: Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = PackagedModel.load_session
+    monkeypatch.setattr(PackagedModel, "load_session", lambda model: OfAWorker(load(model)))
+    client = serve(Shelf(Release("images", "1", linear()))).client
+    answer = asked_for(client, INFER, "x", np.zeros((1, 1, 9, 9), np.float32))
+    assert (answer.status_code, "`x` has shape (1, 1, 9, 9)" in answer.json()["error"]) == (400, True)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 3), (1, 3, 8, 8)], ids=["sizes", "rank"])
