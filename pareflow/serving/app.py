@@ -30,9 +30,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import pareflow
 from pareflow.errors import DeadlineError, PareflowError
+from pareflow.runtime.aside import aside
 from pareflow.runtime.endpoint import answered_within, deadline
 from pareflow.serving import generate, invocations, openapi, protocol, refusals
-from pareflow.serving.bodies import WHOLE, Bodies, aside
+from pareflow.serving.bodies import WHOLE, Bodies
 from pareflow.serving.executable import Opened
 from pareflow.serving.hosting import PREDICTIONS, SAMPLES, Hosted
 from pareflow.serving.metrics import CONTENT_TYPE, Metrics

@@ -32,7 +32,8 @@ class ServingPlan(BaseModel):
     inline_ms: float = Field(
         default=0.1,
         ge=0,
-        description="a network that takes less is computed on the event loop, by one session",
+        description="a network that takes less is computed on the event loop, by one session; requests of so "
+        "many samples that they take more are not",
     )
     deadline_ms: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="an answer is worthless after so long, unless the request says otherwise"
