@@ -187,3 +187,12 @@ def test_models_of_one_server_share_its_cores(packaged: Packaged, monkeypatch: p
     finally:
         for slot in slots:
             slot.hosted.close()
+
+
+def test_one_name_is_served_once_and_else_nothing_is_opened(
+    two: tuple[Release, Release], lives: dict[str, list[str]]
+) -> None:
+    sources = [Shelf(release) for release in two]
+    with pytest.raises(InputError, match="different names, but `images` is named more than once"):
+        assembled(sources, None, Settings(), lambda _: sources[0])
+    assert lives["opened"] == []
