@@ -12,7 +12,7 @@ from pareflow.catalog import POLICIES, find
 from pareflow.errors import SpecError
 from pareflow.hardware import probe
 from pareflow.runtime.batching import DynamicBatching
-from pareflow.runtime.caching.cache import KeyedCache
+from pareflow.runtime.caching.cache import Cache, KeyedCache
 from pareflow.runtime.decoding import Decoding
 from pareflow.runtime.pipelining import Pipelining
 from pareflow.runtime.policy import Policy
@@ -94,6 +94,8 @@ def _harm(before: Policy, behind: Policy) -> str | None:
     """What a policy would do to one that stands behind it, where that makes answers wrong."""
     if isinstance(before, KeyedCache) and behind.approximates:
         return "keep approximations as the full model's answers"
+    if isinstance(before, Cache) and behind.minds_deadlines:
+        return "keep what a deadline left time for as the full model's answers"
     if before.joins and behind.whole_requests:
         return "give it the candidates of several queries as one's"
     if before.regroups and behind.whole_requests:

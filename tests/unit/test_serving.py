@@ -661,6 +661,10 @@ def test_what_tiers_keep_goes_with_their_version(
             for name in ("embedding_cache", "semantic_cache", "confidence_cascade", "complexity_routing")
         ),
         (
+            {"policies": [{"semantic_cache": {}}, {"deadline_routing": {}}]},
+            "`semantic_cache` must stand behind `deadline_routing`",
+        ),
+        (
             {"policies": [{"dynamic_batching": {}}, {"deadline_routing": {}}]},
             "requests without their deadlines. Name `deadline_routing` first",
         ),
