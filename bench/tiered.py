@@ -8,6 +8,7 @@ population that each half was drawn from.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -103,7 +104,7 @@ class Variant:
 
     @property
     def endpoint(self) -> Endpoint:
-        return SessionPool([self.session], inline=True).endpoint(self.identity)
+        return SessionPool([self.session], inline_rows=math.inf).endpoint(self.identity)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def serve(
         runtime_env={"env_vars": given},
     )
     ray_serve.start(http_options={"host": settings.host, "port": settings.port})
-    cores = (build.plan and build.plan.sessions) or len(probe.cores())
+    cores = (build.plan and build.plan.sessions) or probe.usable_cores()
 
     def application() -> Any:  # Ray takes a function for what makes the application, and no other callable
         return build()

@@ -5,8 +5,11 @@ those of `pareflow/isolation.py`'s child, which is killed with its whole group.
 """
 
 import fcntl
+import logging
+import math
 import subprocess
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,10 +27,15 @@ from pareflow.measurement import Ran
 from pareflow.variant import digest
 from pareflow.workload import Arrays
 
+log = logging.getLogger(__name__)
+
 _FOLDER = Path(serve.__file__).parent
 _SHARED = ("folding", "program", "serve", "wire")
 _PIPE_BYTES = 2**20
 """What the pipes hold if the system lets them: a request of this size crosses without waiting."""
+FIRST_REST_S, LONGEST_REST_S = 1.0, 60.0
+"""After one that died the next worker is begun at once, and one after that no sooner than so long after it:
+of one that dies again soon each pause is twice the last."""
 
 
 class Worker:
@@ -109,16 +117,46 @@ class Worker:
 
 
 class WorkerSession:
-    """An executable that a worker has loaded."""
+    """An executable that a worker has loaded.
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    Where the worker has died, `anew` loads it in another one, which answers the next request; but not again
+    and again where each dies at once. Without that all further requests fail.
+    """
+
+    def __init__(self, worker: Worker, anew: Callable[[], Worker] | None = None) -> None:
+        self._worker, self._anew = worker, anew
+        self._turn = threading.Lock()
+        self._died: CrashedError | None = None
+        self._not_before, self._rest_s = -math.inf, FIRST_REST_S
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
-        return self._worker.call("run", feeds)[1]
+        return self._call("run", feeds)[1]
 
     def ran(self) -> Ran:
-        return Ran(**self._worker.call("ran")[0]["ran"])
+        return Ran(**self._call("ran")[0]["ran"])
+
+    def _call(self, what: str, feeds: Mapping[str, np.ndarray] | None = None) -> wire.Message:
+        """As the worker's; threads wait for each other. Raises: as that, and what `anew` does."""
+        with self._turn:
+            if self._died is not None and self._anew is not None:
+                self._require_rest(self._died)
+                self._worker, self._died = self._anew(), None
+            try:
+                return self._worker.call(what, feeds)
+            except CrashedError as error:
+                self._died = error
+                raise
+
+    def _require_rest(self, died: CrashedError) -> None:
+        """Raises: CrashedError while it is too soon for another worker."""
+        now = time.monotonic()
+        if now < self._not_before:
+            rest = f"the next is begun in {self._not_before - now:.1f} s"
+            raise CrashedError(died.must, f"{died.found}, and {rest}", died.remedy)
+        lived = now - self._not_before > LONGEST_REST_S
+        self._rest_s = FIRST_REST_S if lived else min(2 * self._rest_s, LONGEST_REST_S)
+        self._not_before = now + self._rest_s
+        log.warning("another worker is begun: %s", died)
 
 
 class WorkerBackend(Backend):
@@ -165,9 +203,12 @@ class WorkerBackend(Backend):
         self.worker().call("compile", source=str(source), into=str(into), **self.model_dump(mode="json"))
 
     def load(self, artifact: Path) -> WorkerSession:
-        worker = self.worker()
-        worker.call("load", artifact=str(artifact), **self.model_dump(mode="json"))
-        return WorkerSession(worker)
+        def loaded() -> Worker:
+            worker = self.worker()
+            worker.call("load", artifact=str(artifact), **self.model_dump(mode="json"))
+            return worker
+
+        return WorkerSession(loaded(), loaded)
 
 
 def _revived(name: str, error: Mapping[str, Any]) -> VariantError:

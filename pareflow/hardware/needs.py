@@ -30,11 +30,10 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """What control groups leave this process of it, a processor at least. Where `nvidia-smi` tells of no GPU
-    it is counted as one: whether there is one, the step itself says."""
+    """What control groups leave this process of it. Where `nvidia-smi` tells of no GPU it is counted as one:
+    whether there is one, the step itself says."""
     gpus = probe.gpus()
-    cpus = max(1, int(probe.cpu_quota() or len(probe.cores())))
-    return Machine(cpus, gpus or 1, probe.usable_memory_mib(), assumed=not gpus)
+    return Machine(probe.usable_cores(), gpus or 1, probe.usable_memory_mib(), assumed=not gpus)
 
 
 def lacking(needs: Needs, machines: Sequence[Machine], where: str) -> str | None:

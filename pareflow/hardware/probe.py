@@ -71,6 +71,12 @@ def cpu_quota() -> float | None:
     return least if least < len(cores()) else None
 
 
+def usable_cores() -> int:
+    """How many cores this process may keep busy: those that it may run on, or that its quota pays for in
+    full; one at the least."""
+    return max(1, int(cpu_quota() or len(cores())))
+
+
 def memory_limit_mib() -> int | None:
     """The memory that control groups leave this process, in MiB; None where it is the machine's.
 

@@ -20,8 +20,9 @@ class Policy(Member, ABC):
     """A way to serve requests, with its settings. One file per policy.
 
     Any can stand before any, but for what would answer otherwise then: a serving plan refuses keyed caches
-    before what `approximates`, since they keep what is below them under one name; what `joins` before what
-    asks for `whole_requests` or `minds_deadlines`; and what `regroups` before the first of these.
+    before what `approximates`, since they keep what is below them under one name; what keeps
+    answers, and what `joins`, before what `minds_deadlines`; and what `joins` or `regroups` before what asks
+    for `whole_requests`.
     """
 
     family: ClassVar[dict[str, type[Member]]] = POLICIES

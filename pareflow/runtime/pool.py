@@ -11,6 +11,7 @@ import numpy as np
 
 from pareflow.errors import OverloadedError
 from pareflow.runtime.endpoint import Endpoint
+from pareflow.runtime.rows import row_count
 from pareflow.session import Session
 from pareflow.workload import Arrays
 
@@ -25,17 +26,17 @@ HANGS_S = 10.0
 class SessionPool:
     """One or more loaded copies of an executable; runtimes let go of Python's lock while they compute.
 
-    `inline`: a request is computed where it arrives, on the event loop. That saves the way to a thread and
-    back, some 0.1 ms, and holds up all others for as long as it takes: for networks that take less than that.
-    It may be changed while requests are answered.
+    `inline_rows`: a request of at most so many samples is computed where it arrives, on the event loop. That
+    saves the way to a thread and back, some 0.1 ms, and holds up all others for as long as it takes: for as
+    many as take less than that. It may be changed while requests are answered.
     """
 
-    def __init__(self, sessions: Sequence[Session], *, inline: bool = False) -> None:
+    def __init__(self, sessions: Sequence[Session], *, inline_rows: float = 0) -> None:
         self._idle: SimpleQueue[Session] = SimpleQueue()
         for session in sessions:
             self._idle.put(session)
         self._size, self._asked = len(sessions), 0
-        self.inline = inline
+        self.inline_rows = inline_rows
         self._threads = ThreadPoolExecutor(len(sessions), thread_name_prefix=THREADS)
 
     def endpoint(self, identity: str) -> Endpoint:
@@ -48,7 +49,7 @@ class SessionPool:
 
     async def answer(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         """Raises: OverloadedError where too many wait, and what the session raises."""
-        if self.inline:
+        if 0 < row_count(feeds, otherwise=1) <= self.inline_rows:
             with suppress(Empty):  # a thread has it still, from before
                 return self._answered_by(self._idle.get_nowait(), feeds)
         require_room(self._asked - self._size)

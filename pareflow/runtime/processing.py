@@ -18,7 +18,7 @@ _Result = TypeVar("_Result")
 
 
 class StageThreads:
-    """What one stage does beside the event loop: in as many threads as there are cores, two at least.
+    """What one stage does beside the event loop: in as many threads as there are cores to use, two at least.
 
     One that cannot be answered before its deadline is refused when it comes, and one whose turn came too late
     is not begun; where nobody else is there it is tried, whatever took how long before. Times are those of
@@ -26,7 +26,7 @@ class StageThreads:
     """
 
     def __init__(self, name: str, most_waiting: int) -> None:
-        self._size = max(2, len(probe.cores()))
+        self._size = max(2, probe.usable_cores())
         self._name, self._most_waiting = name, most_waiting
         self._threads = ThreadPoolExecutor(self._size, thread_name_prefix=name)
         self._lock = Lock()  # threads count too

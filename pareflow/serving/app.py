@@ -29,10 +29,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import pareflow
-from pareflow.errors import DeadlineError, PareflowError
+from pareflow.errors import DeadlineError, InputError, PareflowError
+from pareflow.runtime.aside import aside
 from pareflow.runtime.endpoint import answered_within, deadline
 from pareflow.serving import generate, invocations, openapi, protocol, refusals
-from pareflow.serving.bodies import WHOLE, Bodies, aside
+from pareflow.serving.bodies import WHOLE, Bodies
 from pareflow.serving.executable import Opened
 from pareflow.serving.hosting import PREDICTIONS, SAMPLES, Hosted
 from pareflow.serving.metrics import CONTENT_TYPE, Metrics
@@ -71,8 +72,10 @@ def assembled(
     """The application of these models, loaded: that blocks.
 
     Without a plan each is served by its own. `found` gives the source of what a plan's tiers name.
-    Raises: what the sources raise, and what a model that cannot be served does.
+    Raises: InputError where two models have one name; what the sources raise, and what a model that cannot
+    be served does.
     """
+    _check_differ([source.name for source in sources])
     metrics = Metrics()
     slots = [
         Slot(
@@ -87,6 +90,17 @@ def assembled(
         for source in sources
     ]
     return App(slots, settings, metrics)
+
+
+def _check_differ(names: Sequence[str]) -> None:
+    """Raises: InputError."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            "the models of one server must have different names",
+            f"`{twice}` is named more than once",
+            "Name one version of it, or serve the other at a port of its own",
+        )
 
 
 class App:

@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import TypeVar
 
 from starlette.requests import Request
 
@@ -14,17 +12,8 @@ COMES_WITHIN_S = 60.0
 """How long a body may take to come."""
 ROOM_MIB = 256
 """For the bodies of all requests that are under way; one of the largest size fits in any case."""
-LARGE = 256 * 2**10
-"""Bytes that take milliseconds to read or to write: that is done in a thread, and others go on meanwhile."""
 WHOLE = "pareflow.whole"
 """Since when, by `time.perf_counter`, a request is here with its whole body: in its scope."""
-
-_Found = TypeVar("_Found")
-
-
-async def aside(size: int, work: Callable[[], _Found]) -> _Found:
-    """What `work` on so many bytes gives: at once, or from a thread where others would wait for it."""
-    return await asyncio.to_thread(work) if size > LARGE else work()
 
 
 class Bodies:

@@ -127,7 +127,7 @@ class Executable:
 
     def aside(self, wanted: bool) -> None:
         """Compute in a thread, however brief it is, where a hang holds up nobody; or as it was planned."""
-        self._pool.inline = self._brief and not wanted
+        self._pool.inline_rows = 0 if wanted else self._inline_rows
 
     def close(self) -> None:
         """Let what runs end, and take no more; what runs apart is ended."""
@@ -138,9 +138,11 @@ class Executable:
     def _sessions(self, plan: ServingPlan, models: int) -> SessionPool:
         """As many as the plan says, or as there are cores for; one on the event loop, and one apart."""
         feeds = self.model.preprocess(self.model.golden_samples[:1])
-        brief = 1000 * seconds(lambda: self.model.session.run(feeds)) < plan.inline_ms
-        self._brief = brief and not self.apart  # and the event loop waits for no other process
-        self.sessions = 1 if self._brief or self.apart else plan.sessions_of(self.ran.threads, models)
+        sample_ms = 1000 * seconds(lambda: self.model.session.run(feeds))
+        # the event loop waits for no other process
+        self._inline_rows = 0 if self.apart else plan.inline_ms / sample_ms
+        alone = self.apart or self._inline_rows >= 1
+        self.sessions = 1 if alone else plan.sessions_of(self.ran.threads, models)
         largest = max((getattr(policy, "max_batch_size", 1) for policy in plan.chosen()), default=1)
         sizes = range(1, largest + 1) if self.model.backend.prepares_shapes else {1, largest}
 
@@ -151,10 +153,10 @@ class Executable:
             return session
 
         on_cpu = self.ran.device.lower() == "cpu"
-        abreast = len(probe.cores()) if on_cpu else 1  # a GPU captures one graph at a time
+        abreast = probe.usable_cores() if on_cpu else 1  # a GPU captures one graph at a time
         with ThreadPoolExecutor(abreast, thread_name_prefix=THREADS) as pool:
             sessions = list(pool.map(warm, range(self.sessions)))
-        return SessionPool(sessions, inline=self._brief)
+        return SessionPool(sessions, inline_rows=self._inline_rows)
 
 
 def described(model: PackagedModel) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pareflow.errors import InputError, PareflowError, StoreError, TransientError
+from pareflow.errors import InputError, StoreError, TransientError
 from pareflow.runtime.caching.semantic_cache import SemanticCache
 from pareflow.runtime.calibration import Calibration, VariantBound
 from pareflow.runtime.decoding import heard_by
@@ -183,7 +183,7 @@ class Hosted:
         """What the network gives. Raises: InputError where it cannot take their sizes; as the policies do."""
         try:
             return await self.endpoint.answer(feeds)
-        except PareflowError:
+        except (InputError, TransientError):
             raise
         except Exception as error:
             unusual = self._unusual(feeds)

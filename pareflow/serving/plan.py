@@ -12,7 +12,7 @@ from pareflow.catalog import POLICIES, find
 from pareflow.errors import SpecError
 from pareflow.hardware import probe
 from pareflow.runtime.batching import DynamicBatching
-from pareflow.runtime.caching.cache import KeyedCache
+from pareflow.runtime.caching.cache import Cache, KeyedCache
 from pareflow.runtime.decoding import Decoding
 from pareflow.runtime.pipelining import Pipelining
 from pareflow.runtime.policy import Policy
@@ -27,12 +27,13 @@ class ServingPlan(BaseModel):
 
     sessions: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="that compute side by side; left out, one per core, shared by all models",
+        description="that compute side by side; left out, one per core to use, shared by all models",
     )
     inline_ms: float = Field(
         default=0.1,
         ge=0,
-        description="a network that takes less is computed on the event loop, by one session",
+        description="a network that takes less is computed on the event loop, by one session; requests of so "
+        "many samples that they take more are not",
     )
     deadline_ms: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="an answer is worthless after so long, unless the request says otherwise"
@@ -79,9 +80,9 @@ class ServingPlan(BaseModel):
         to.write_text(yaml.safe_dump(self.to_json(), sort_keys=False))
 
     def sessions_of(self, threads: int, models: int = 1) -> int:
-        """Sessions of so many threads each: as planned, or as many as this machine has cores for, in equal
-        shares of so many models that it serves: what one is asked does not delay another."""
-        return self.sessions or max(1, len(probe.cores()) // models // threads)
+        """Sessions of so many threads each: as planned, or as many as there are cores to use, in equal
+        shares of so many models that are served: what one is asked does not delay another."""
+        return self.sessions or max(1, probe.usable_cores() // models // threads)
 
     def chosen(self) -> tuple[Policy, ...]:
         """The policies, with their settings checked. Raises: SpecError."""
@@ -93,6 +94,8 @@ def _harm(before: Policy, behind: Policy) -> str | None:
     """What a policy would do to one that stands behind it, where that makes answers wrong."""
     if isinstance(before, KeyedCache) and behind.approximates:
         return "keep approximations as the full model's answers"
+    if isinstance(before, Cache) and behind.minds_deadlines:
+        return "keep what a deadline left time for as the full model's answers"
     if before.joins and behind.whole_requests:
         return "give it the candidates of several queries as one's"
     if before.regroups and behind.whole_requests:

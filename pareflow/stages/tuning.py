@@ -146,7 +146,7 @@ def tune(ground: Ground, promise: Promise) -> list[Tried]:
     check_extra()
     document = network(ground.package)
     threads = int(Step.from_json(document["backend"]).settings.get("threads", 1))
-    most = max(1, len(probe.cores()) // threads)
+    most = max(1, probe.usable_cores() // threads)
     without = default(document)
     sizes = plan_space.sizes(promise.samples, document.get("judged_batch_size"), without)
     arguments = {"folder": str(ground.package), "sessions": list(range(1, most + 1)), "sizes": sizes}

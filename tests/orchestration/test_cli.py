@@ -417,3 +417,8 @@ def test_a_run_that_is_not_waited_for_ends_well(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("flows.triggers.optimize_deployed", lambda *_, **__: told)
     words = ["optimize", "a.yaml", "--data-dir", str(tmp_path), "--deployment", "d"]
     assert CliRunner().invoke(app, words).exit_code == 0
+
+
+def test_one_name_is_served_once(packaged: Callable[..., Path], tmp_path: Path) -> None:
+    words = ["serve", packaged("images"), packaged("images"), "--port", 0, "--data-dir", tmp_path]
+    assert refused(InputError, *words).exit_code == 2

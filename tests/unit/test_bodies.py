@@ -1,7 +1,6 @@
-"""Bodies as they come in: not too slowly, not too many at once, and large ones in nobody's way."""
+"""Bodies as they come in: not too slowly, and not too many at once."""
 
 import asyncio
-import threading
 from typing import Any
 
 import pytest
@@ -9,7 +8,7 @@ from starlette.requests import Request
 
 from pareflow.errors import OverloadedError
 from pareflow.serving import bodies, refusals
-from pareflow.serving.bodies import Bodies, aside
+from pareflow.serving.bodies import Bodies
 from pareflow.serving.refusals import SlowBodyError
 
 
@@ -65,14 +64,5 @@ def test_the_bodies_of_all_requests_under_way_are_bounded(monkeypatch: pytest.Mo
                 assert len(body) == 2**20
         async with taken.of(sent(piece, piece)) as body:
             assert len(body) == 2 * 2**20
-
-    asyncio.run(scenario())
-
-
-def test_what_is_large_is_read_in_a_thread_and_what_is_small_at_once() -> None:
-    async def scenario() -> None:
-        loops = threading.current_thread()
-        assert await aside(bodies.LARGE, threading.current_thread) is loops
-        assert await aside(bodies.LARGE + 1, threading.current_thread) is not loops
 
     asyncio.run(scenario())

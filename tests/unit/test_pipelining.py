@@ -200,7 +200,7 @@ async def full(stage_s: float, **settings: Any) -> Full:
     pipeline, held = Pipeline(Pipelining(**settings)), Held()
     pipeline.learn("preprocess", stage_s)
     pipeline.learn("postprocess", stage_s)
-    threads = max(2, len(probe.cores()))
+    threads = max(2, probe.usable_cores())
     tasks = [asyncio.create_task(pipeline.run("preprocess", 1, held)) for _ in range(threads)]
     while held.begun < threads:
         await asyncio.sleep(0.001)

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from pareflow.errors import InputError, TransientError
+from pareflow.errors import InputError, StepFailedError, TransientError
+from pareflow.measurement import Ran
 from pareflow.monitoring import exposition
 from pareflow.runtime import DynamicBatching
 from pareflow.serving import protocol, request_log
@@ -145,6 +146,32 @@ def test_another_size_is_the_callers_mistake_by_every_route(
     answer = asked_for(client, route, name, np.zeros((1, 1, 9, 9), np.float32))
     assert (answer.status_code, "`x` has shape (1, 1, 9, 9)" in answer.json()["error"]) == (400, True)
     assert exposition.parse(client.get("/metrics").text, "images", 0.0).statuses == {"400": 1}
+
+
+class OfAWorker:
+    """A session whose runtime is in a worker: whatever that raises is told as a failed step."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        try:
+            return self._session.run(feeds)
+        except Exception as error:
+            raise StepFailedError("the worker must do as it is asked", f"{error}", "See the log") from error
+
+    def ran(self) -> Ran:
+        return self._session.ran()
+
+
+def test_another_size_is_the_callers_mistake_though_it_is_a_worker_that_fails(
+    serve: Serve, linear: Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = PackagedModel.load_session
+    monkeypatch.setattr(PackagedModel, "load_session", lambda model: OfAWorker(load(model)))
+    client = serve(Shelf(Release("images", "1", linear()))).client
+    answer = asked_for(client, INFER, "x", np.zeros((1, 1, 9, 9), np.float32))
+    assert (answer.status_code, "`x` has shape (1, 1, 9, 9)" in answer.json()["error"]) == (400, True)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 3), (1, 3, 8, 8)], ids=["sizes", "rank"])
@@ -360,6 +387,21 @@ def test_metrics_count_requests_and_what_policies_count(serve: Serve) -> None:
     assert 'pareflow_requests_total{model="images",route="infer",status="400"} 2.0' in lines
     assert 'pareflow_policy_total{figure="hits",model="images",policy="exact_cache"} 2.0' in lines
     assert 'pareflow_policy_total{figure="batches",model="images",policy="dynamic_batching"} 1.0' in lines
+
+
+def test_a_worker_that_is_killed_costs_one_request_at_most(
+    serve: Serve, make_package: Callable[..., Path], workloads: Path, tmp_path: Path, rogues: None
+) -> None:
+    reference = {"file": {"path": "rogue_images.py"}}
+    package = make_package(reference, workloads, tmp_path / "store", Step("relayed"), "rogues")
+    served = serve(Shelf(Release("images", "1", package)), plan={"sessions": 1})
+    expected = served.infer().json()["outputs"]
+    model: Any = served.slot.hosted.main.processing
+    model.session.relay._worker.kill()
+    answers = [served.infer() for _ in range(20)]
+    answered = [answer.json()["outputs"] for answer in answers if answer.status_code == 200]
+    assert len(answered) >= 19
+    assert all(outputs == expected for outputs in answered)
 
 
 @pytest.mark.parametrize("inline_ms", [0, 1e9], ids=["in a thread", "on the event loop"])
@@ -617,6 +659,10 @@ def test_what_tiers_keep_goes_with_their_version(
         *(
             ({"policies": [{name: {}}, {"ranking_cascade": {}}]}, f"`{name}` must stand behind .* a part of")
             for name in ("embedding_cache", "semantic_cache", "confidence_cascade", "complexity_routing")
+        ),
+        (
+            {"policies": [{"semantic_cache": {}}, {"deadline_routing": {}}]},
+            "`semantic_cache` must stand behind `deadline_routing`",
         ),
         (
             {"policies": [{"dynamic_batching": {}}, {"deadline_routing": {}}]},

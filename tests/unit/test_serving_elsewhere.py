@@ -102,10 +102,10 @@ def test_one_value_per_sample_is_reshaped_from_tritons_row_of_one(packaged: Pack
 
 
 def test_sessions_are_those_that_our_server_would_take(packaged: Packaged, tmp_path: Path) -> None:
-    """One thread each: as many as there are cores."""
+    """One thread each: as many as there are cores to use."""
     export_triton(packaged("images"), ServingPlan(), tmp_path, tmp_path)
     (group,) = parsed(tmp_path / "images" / "config.pbtxt").instance_group
-    assert group.count == len(probe.cores())
+    assert group.count == probe.usable_cores()
 
 
 @pytest.mark.parametrize("backend", [Step("onnxruntime", {"threads": 1}), Step("openvino", {"threads": 1})])

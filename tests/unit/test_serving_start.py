@@ -164,6 +164,15 @@ def test_sessions_on_a_processor_are_made_side_by_side(
     executable.close()
 
 
+def test_sessions_are_no_more_than_the_cores_that_a_container_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probe, "cores", lambda: range(64))
+    monkeypatch.setattr(probe, "cpu_quota", lambda: 2.0)
+    assert ServingPlan().sessions_of(1) == 2
+    assert ServingPlan().sessions_of(1, models=2) == ServingPlan().sessions_of(4) == 1
+
+
 def test_models_of_one_server_share_its_cores(packaged: Packaged, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of five cores each of two models has two, at two threads one; and as many as its plan says."""
     monkeypatch.setattr(probe, "cores", lambda: [0, 1, 2, 3, 4])
@@ -178,3 +187,12 @@ def test_models_of_one_server_share_its_cores(packaged: Packaged, monkeypatch: p
     finally:
         for slot in slots:
             slot.hosted.close()
+
+
+def test_one_name_is_served_once_and_else_nothing_is_opened(
+    two: tuple[Release, Release], lives: dict[str, list[str]]
+) -> None:
+    sources = [Shelf(release) for release in two]
+    with pytest.raises(InputError, match="different names, but `images` is named more than once"):
+        assembled(sources, None, Settings(), lambda _: sources[0])
+    assert lives["opened"] == []

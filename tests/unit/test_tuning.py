@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from flows import calibration, commands
 from pareflow.errors import InputError, StepFailedError
+from pareflow.hardware import probe
 from pareflow.isolation import Limits
 from pareflow.measuring import arena
 from pareflow.serving import service_times
@@ -99,6 +100,22 @@ def test_a_plan_that_keeps_it_is_chosen_after_one_look_at_each(ground: Callable[
     assert (best.decision, best.p50_ms) == ("promote", 5)
     assert len(known.asked) == len(served([best, *others])) == tuning.MEASURED
     assert {one.decision for one in others} == {"promote", "left out"}
+
+
+def test_no_more_sessions_are_timed_than_cores_that_a_container_is_given(
+    ground: Callable[..., Ground], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed, known = list[list[int]](), Known(steady)
+    monkeypatch.setattr(probe, "cores", lambda: range(64))
+    monkeypatch.setattr(probe, "cpu_quota", lambda: 2.0)
+
+    def kept(what: str, conditions: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+        if what == "service times":
+            timed.append(conditions["sessions"])
+        return known(what, conditions, make)
+
+    tune(replace(ground(known), kept=kept), PROMISE)
+    assert timed == [[1, 2]]
 
 
 def test_what_a_look_cannot_tell_is_asked_again_at_other_times(ground: Callable[..., Ground]) -> None:

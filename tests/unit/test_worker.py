@@ -10,13 +10,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from types import SimpleNamespace
+from typing import IO, Any
 
 import numpy as np
 import psutil
 import pytest
 
-from pareflow.compiler.worker import Worker
+from pareflow.catalog import BACKENDS
+from pareflow.compiler.worker import Worker, WorkerSession
 from pareflow.compiler.workers import serve, wire
 from pareflow.errors import CrashedError, OutOfMemoryError, StepFailedError, UnsuitableError
 from tests.processes import gone
@@ -182,6 +184,57 @@ def test_interrupted_request_does_not_answer_the_next(echo: Worker, monkeypatch:
             echo.call("run", {"x": np.zeros(1)})
     with pytest.raises(CrashedError, match="it died of SIGKILL"):
         echo.call("run", {"x": np.ones(1)})
+
+
+def loaded() -> Worker:
+    worker = Worker("echo", PYTHON, START)
+    worker.call("load")
+    return worker
+
+
+def test_worker_that_died_fails_one_request_and_another_one_answers_the_next() -> None:
+    session = WorkerSession(loaded(), loaded)
+    os.kill(session._worker.pid, signal.SIGKILL)
+    with pytest.raises(CrashedError, match="it died of SIGKILL"):
+        session.run(FEEDS)
+    assert all("images" in session.run(FEEDS) for _ in range(20))
+    assert session.ran().runtime == "echo"
+
+
+def test_executable_of_a_backend_is_loaded_again(
+    rogues: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    backend: Any = BACKENDS["unbuildable"]
+    monkeypatch.setattr(backend, "worker", staticmethod(lambda: Worker("echo", PYTHON, START)))
+    session = backend().load(tmp_path)
+    session._worker.kill()
+    with pytest.raises(CrashedError):
+        session.run(FEEDS)
+    assert "images" in session.run(FEEDS)
+
+
+class Dying:
+    """A worker that dies of every request."""
+
+    def call(self, *_: Any) -> Any:
+        raise CrashedError("the worker must answer", "it died", "Mend it")
+
+
+def test_workers_that_die_at_once_are_begun_ever_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once after the first, and again so once one had lived for longer than the longest pause."""
+    now, begun = 0, list[int]()
+    monkeypatch.setattr("pareflow.compiler.worker.time", SimpleNamespace(monotonic=lambda: now))
+
+    def anew() -> Any:
+        begun.append(now)
+        return Dying()
+
+    session = WorkerSession(anew(), anew)
+    for moment in (*range(200), *range(1000, 1004)):
+        now = moment
+        with pytest.raises(CrashedError, match=r"it died(, and the next is begun in \d+\.0 s)?\. Mend it"):
+            session.run(FEEDS)
+    assert begun == [0, 1, 2, 4, 8, 16, 32, 64, 124, 184, 1000, 1001, 1003]
 
 
 @pytest.fixture(params=["0", "600"], ids=["idle", "amid a request"])

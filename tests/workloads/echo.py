@@ -17,7 +17,12 @@ def compile(source: str, into: str) -> None:  # noqa: A001
 
 
 def load(
-    artifact: str = "", print_first: str = "", sleep_s: float = 0, allocate: int = 0, lacks: str = ""
+    artifact: str = "",
+    threads: int = 1,
+    print_first: str = "",
+    sleep_s: float = 0,
+    allocate: int = 0,
+    lacks: str = "",
 ) -> "Echo":
     return Echo(print_first, sleep_s, allocate, lacks)
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from pareflow.compiler.torch_eager import TorchEager, TorchSession
-from pareflow.compiler.worker import Worker, WorkerBackend
+from pareflow.compiler.worker import Worker, WorkerBackend, WorkerSession
 from pareflow.compiler.workers import serve
 from pareflow.errors import EnvironmentUnfitError, MissingExtraError, StepFailedError
 from pareflow.model import Technique
@@ -249,23 +249,46 @@ class DoomedSession(TorchSession):
         return super().run(feeds)
 
 
+def _echo() -> Worker:
+    """A worker that gives back what it is sent."""
+    folders = Path(serve.__file__).parent, Path(__file__).parent
+    worker = Worker("echo", Path(sys.executable), ("-I", "-c", serve.BOOT, "echo", *folders))
+    worker.call("load")
+    return worker
+
+
+class Relayed(TorchEager):
+    """Each request passes through a worker."""
+
+    name: ClassVar[str] = "relayed"
+
+    def load(self, artifact: Path) -> "RelayedSession":
+        return RelayedSession(artifact, self)
+
+
+class RelayedSession(TorchSession):
+    def __init__(self, artifact: Path, settings: TorchEager) -> None:
+        super().__init__(artifact, settings)
+        self.relay = WorkerSession(_echo(), _echo)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        return super().run(self.relay.run(feeds))
+
+
 class WorkerKilled(TorchEager):
-    """Each request passes through a worker, which is killed amid the one after so many."""
+    """The same, but the worker is killed amid the request after so many."""
 
     name: ClassVar[str] = "worker_killed"
     requests: int = 20
 
-    def load(self, artifact: Path) -> "RelayedSession":
-        return RelayedSession(artifact, self, self.requests)
+    def load(self, artifact: Path) -> "KilledSession":
+        return KilledSession(artifact, self, self.requests)
 
 
-class RelayedSession(TorchSession):
+class KilledSession(TorchSession):
     def __init__(self, artifact: Path, settings: TorchEager, requests: int) -> None:
         super().__init__(artifact, settings)
-        folders = Path(serve.__file__).parent, Path(__file__).parent
-        start = ("-I", "-c", serve.BOOT, "echo", *folders)
-        self._worker, self._left = Worker("echo", Path(sys.executable), start), requests
-        self._worker.call("load")
+        self._worker, self._left = _echo(), requests
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         self._left -= 1

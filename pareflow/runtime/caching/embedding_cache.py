@@ -8,13 +8,15 @@ import numpy as np
 from pydantic import Field
 
 from pareflow.errors import SpecError
+from pareflow.runtime.aside import ROW_BYTES, aside
 from pareflow.runtime.caching.cache import KeyedCache
 from pareflow.runtime.caching.keys import row_keys
 from pareflow.runtime.caching.lookups import Lookups
 from pareflow.runtime.caching.rows import joined, parted
+from pareflow.runtime.caching.session import size
 from pareflow.runtime.endpoint import Endpoint, Handler
 from pareflow.runtime.policy import TensorName
-from pareflow.runtime.rows import taken
+from pareflow.runtime.rows import row_count, taken
 from pareflow.workload import Arrays
 
 
@@ -51,16 +53,19 @@ class EmbeddingCache(KeyedCache):
             if self.mask is not None and self.mask not in feeds:
                 raise SpecError(self.label, [f"mask: must be an input ({', '.join(feeds)})"])
             width = () if self.mask is None else feeds[self.mask].shape[1:]
-            keys = row_keys(space if shapes.same else space + repr(width).encode(), feeds, self.mask)
+            kind = space if shapes.same else space + repr(width).encode()
+            load = size(feeds) + ROW_BYTES * row_count(feeds)
+            keys = await aside(load, lambda: row_keys(kind, feeds, self.mask))
 
             async def compute(rows: list[int]) -> list[Arrays]:
                 outputs = await below.answer(taken(feeds, rows))
                 shapes.saw(width, outputs)
-                return parted(outputs, len(rows), self.name)
+                return await aside(ROW_BYTES * len(rows), lambda: parted(outputs, len(rows), self.name))
 
             if not keys:
                 return await below.answer(feeds)
-            answer = joined(await lookups.answers(keys, compute, began))
+            answers = await lookups.answers(keys, compute, began)
+            answer = await aside(ROW_BYTES * len(keys), lambda: joined(answers))
             # rows whose answers have several shapes make no batch
             return await below.answer(feeds) if answer is None else answer
 

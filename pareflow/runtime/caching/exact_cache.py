@@ -6,9 +6,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from pareflow.runtime.aside import aside
 from pareflow.runtime.caching.cache import KeyedCache
 from pareflow.runtime.caching.keys import request_key
 from pareflow.runtime.caching.lookups import Lookups
+from pareflow.runtime.caching.session import size
 from pareflow.runtime.endpoint import Endpoint, Handler
 from pareflow.workload import Arrays
 
@@ -28,7 +30,8 @@ class ExactCache(KeyedCache):
                 return [await below.answer(feeds)]
 
             began = time.perf_counter()
-            (answer,) = await lookups.answers([request_key(space, feeds)], compute, began)
+            key = await aside(size(feeds), lambda: request_key(space, feeds))
+            (answer,) = await lookups.answers([key], compute, began)
             return answer
 
         return ask

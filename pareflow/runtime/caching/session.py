@@ -61,6 +61,6 @@ def copied(answers: Mapping[str, np.ndarray]) -> Arrays:
     return {name: array.copy() for name, array in answers.items()}
 
 
-def size(answers: Arrays) -> int:
+def size(answers: Mapping[str, np.ndarray]) -> int:
     """The bytes of all arrays."""
     return sum(array.nbytes for array in answers.values())
