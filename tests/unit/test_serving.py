@@ -252,6 +252,7 @@ def test_metadata_says_what_the_model_takes(serve: Serve) -> None:
     served = serve()
     found = served.client.get("/v2/models/images").json()
     assert found["inputs"] == [{"name": "images", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
+    assert served.slot.hosted.main.endpoint.shapes == {"images": (-1, 1, 8, 8)}  # what policies know
     version = found["versions"][0]
     assert served.client.get(f"/v2/models/images/versions/{version}").json() == found
     assert served.client.get(f"/v2/models/images/versions/{version}/ready").json()["ready"]
