@@ -178,3 +178,17 @@ def test_models_of_one_server_share_its_cores(packaged: Packaged, monkeypatch: p
     finally:
         for slot in slots:
             slot.hosted.close()
+
+
+@pytest.mark.parametrize(("planned", "sessions"), [(None, 3), (4, 3), (2, 2)])
+def test_a_process_with_few_processors_opens_no_more_sessions_than_it_is_told(
+    packaged: Packaged, monkeypatch: pytest.MonkeyPatch, planned: int | None, sessions: int
+) -> None:
+    """As a replica on a node that has more cores."""
+    monkeypatch.setattr(probe, "cores", lambda: [0, 1, 2, 3, 4])
+    source, plan = FolderSource(packaged("images")), ServingPlan(sessions=planned, inline_ms=0)
+    (slot,) = assembled([source], plan, Settings(), lambda _: source, most_sessions=3)._slots.values()
+    try:
+        assert slot.hosted.main.sessions == sessions
+    finally:
+        slot.hosted.close()
