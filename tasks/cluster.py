@@ -147,6 +147,11 @@ def _nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
+def largest_node() -> int:
+    """The processors of the cluster's largest node; 0 where none computes."""
+    return max((_machine(node["Resources"]).cpus for node in _nodes()), default=0)
+
+
 def _machine(resources: dict[str, float]) -> Machine:
     """Ray gives memory in bytes."""
     return Machine(

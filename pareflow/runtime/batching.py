@@ -31,8 +31,9 @@ class DynamicBatching(Policy):
     is computed alone.
 
     Only requests of equal shapes and types, but for the first axis, go together; `pad_axis` fills shorter
-    ones up. Who waits for others of its kind, while a batch of another one is full, is overtaken. One that
-    cannot be answered before its deadline is refused when it comes, not when it is late.
+    ones up, of each the inputs that are as long as it. Who waits for others of its kind, while a batch of
+    another one is full, is overtaken. One that cannot be answered before its deadline is refused when it
+    comes, not when it is late.
     """
 
     name: ClassVar[str] = "dynamic_batching"
@@ -91,7 +92,9 @@ class _Line:
 
     def __init__(self, policy: DynamicBatching, below: Endpoint) -> None:
         self._policy, self._below = policy, below
-        self._padding = Padding(policy.pad_axis, policy.pad_to, policy.pad_values, policy.padded_outputs)
+        self._padding = Padding(
+            policy.pad_axis, policy.pad_to, policy.pad_values, policy.padded_outputs, below.shapes
+        )
         self._waiting: deque[_Waiting] = deque()
         self._samples = 0
         self._busy = 0

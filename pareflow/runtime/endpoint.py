@@ -1,7 +1,7 @@
 """What answers requests, as policies see it: an async callable over named arrays, and what is known of it."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -36,6 +36,7 @@ class Endpoint:
     `identity` names what answers: registered version, processing, runtime and precision. Whatever is kept of
     its answers is kept under that name. `concurrency` is how many requests it works on at a time.
     `tiers` are other variants of the same model by name, cheapest first, for policies that choose among them.
+    `shapes` are those of its inputs, -1 where sizes were seen to differ; none where that is not known.
     `flush` removes what is kept of its answers, wherever: for one that is no longer served. `close` lets go
     of files and connections.
     """
@@ -47,6 +48,7 @@ class Endpoint:
     figures: Mapping[str, Figures] = field(default_factory=dict)
     flush: Upkeep = _nothing
     close: Upkeep = _nothing
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def then(
         self,

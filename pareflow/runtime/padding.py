@@ -13,6 +13,8 @@ class Padding:
     """How requests are filled up along `axis`: to the least of `lengths` that holds the longest of a batch.
 
     A batch that is longer than all of `lengths` is filled up to its own longest; without an axis nothing is.
+    Of a request only those inputs are that are as long as it: the channels of an image beside a text are not.
+    By `shapes` (-1 where sizes differ) it is known which can be as long; without such a one, any may be.
     What masks the filling out, such as an attention mask, is an input like any other: 0 by default.
     """
 
@@ -20,10 +22,15 @@ class Padding:
     lengths: Sequence[int] = ()
     values: Mapping[str, float] = field(default_factory=dict)
     outputs: Sequence[str] = ()
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def kind(self, feeds: Mapping[str, np.ndarray]) -> object:
         """Equal for requests that may be computed together."""
-        return tuple((name, array.dtype.str, self._open(array)) for name, array in sorted(feeds.items()))
+        along = self._along(feeds)
+        return tuple(
+            (name, array.dtype.str, self._open(array) if name in along else array.shape[1:])
+            for name, array in sorted(feeds.items())
+        )
 
     def changes(self, feeds: Mapping[str, np.ndarray]) -> bool:
         """Whether a request that is computed alone is filled up."""
@@ -31,9 +38,11 @@ class Padding:
 
     def joined(self, batch: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
         """The requests one after the other along the first axis."""
-        target = self._target(batch)
+        along, target = self._along(batch[0]), self._target(batch)
         return {
-            name: np.concatenate([self._filled(name, feeds[name], target) for feeds in batch])
+            name: np.concatenate(
+                [self._filled(name, feeds[name], target) if name in along else feeds[name] for feeds in batch]
+            )
             for name in batch[0]
         }
 
@@ -58,18 +67,28 @@ class Padding:
         """The shape without its first axis, and with None for the length."""
         return tuple(None if axis == self.axis else size for axis, size in enumerate(array.shape) if axis)
 
-    def _length(self, feeds: Mapping[str, np.ndarray]) -> int:
+    def _along(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, int]:
+        """The inputs that are as long as their request, and how long that is."""
+        if self.axis is None:
+            return {}
+        sizes = {name: array.shape[self.axis] for name, array in feeds.items() if array.ndim > self.axis}
+        sizes = {name: size for name, size in sizes.items() if self._differs(name)} or sizes
+        return {name: size for name, size in sizes.items() if size == max(sizes.values())}
+
+    def _differs(self, name: str) -> bool:
         assert self.axis is not None  # only asked then
-        return max((a.shape[self.axis] for a in feeds.values() if a.ndim > self.axis), default=0)
+        return -1 in self.shapes.get(name, ())[self.axis : self.axis + 1]
+
+    def _length(self, feeds: Mapping[str, np.ndarray]) -> int:
+        return next(iter(self._along(feeds).values()), 0)
 
     def _target(self, batch: Sequence[Mapping[str, np.ndarray]]) -> int:
-        if self.axis is None:
-            return 0
         longest = max(self._length(feeds) for feeds in batch)
         return min((length for length in self.lengths if length >= longest), default=longest)
 
     def _filled(self, name: str, array: np.ndarray, target: int) -> np.ndarray:
-        if self.axis is None or array.ndim <= self.axis or array.shape[self.axis] == target:
+        assert self.axis is not None  # only asked then
+        if array.shape[self.axis] == target:
             return array
         widths = [(0, 0)] * array.ndim
         widths[self.axis] = (0, target - array.shape[self.axis])

@@ -25,6 +25,7 @@ class RankingCascade(Policy):
     below all that went on. It stands before what joins requests or takes them apart: a plan that has it
     behind `dynamic_batching`, a cache of rows or another cascade is refused.
     Without a calibration the full model scores every candidate. A stage that fails lets everyone through.
+    A plan that has it before a model of more outputs is refused: who was let go has none but a score.
     Source: Wang, Lin and Metzler, 2011, SIGIR 105 (cascade ranking).
     """
 

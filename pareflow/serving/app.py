@@ -67,11 +67,16 @@ _Answer = TypeVar("_Answer")
 
 
 def assembled(
-    sources: Sequence[Source], plan: ServingPlan | None, settings: Settings, found: Callable[[str], Source]
+    sources: Sequence[Source],
+    plan: ServingPlan | None,
+    settings: Settings,
+    found: Callable[[str], Source],
+    most_sessions: int | None = None,
 ) -> "App":
     """The application of these models, loaded: that blocks.
 
-    Without a plan each is served by its own. `found` gives the source of what a plan's tiers name.
+    Without a plan each is served by its own. `found` gives the source of what a plan's tiers name. Each model
+    has `most_sessions` at most, where this process was given processors for no more.
     Raises: InputError where two models have one name; what the sources raise, and what a model that cannot
     be served does.
     """
@@ -86,6 +91,7 @@ def assembled(
             standby=settings.standby,
             unjudged=settings.unjudged,
             models=len(sources),
+            most_sessions=most_sessions,
         )
         for source in sources
     ]

@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -123,7 +123,8 @@ class Executable:
 
     @property
     def endpoint(self) -> Endpoint:
-        return self._pool.endpoint(self.identity)
+        shapes = {tensor.name: tensor.shape for tensor in self.inputs}
+        return replace(self._pool.endpoint(self.identity), shapes=shapes)
 
     def aside(self, wanted: bool) -> None:
         """Compute in a thread, however brief it is, where a hang holds up nobody; or as it was planned."""

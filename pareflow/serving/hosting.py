@@ -195,6 +195,8 @@ class Hosted:
         """Raises: InputError."""
         try:
             count = len(samples)
+            if not count:
+                raise self._refused("it holds no sample")
             work = partial(processing.preprocess, samples, finite=True)
             return await self._pipeline.run("preprocess", count, work)
         except (TypeError, ValueError, OverflowError, LookupError, AttributeError) as error:

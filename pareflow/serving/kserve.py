@@ -1,14 +1,15 @@
 """A served model for KServe: an InferenceService that runs `python -m pareflow.serving` on the package.
 
 The pod speaks the Open Inference Protocol, so that KServe's routes and probes fit. The package is fetched by
-KServe from `storage_uri` into /mnt/models; the plan travels as a file beside it.
-Source: kserve.io, InferenceService v1beta1, custom predictors with `storageUri`.
+KServe from `storage_uri` into /mnt/models; the plan travels as a file beside it. The pod may begin and end
+as slowly as that of `infra/kubernetes/base/serving.yaml`, in KServe's mode `RawDeployment`: Knative takes no
+`preStop`.
+Source: kserve.io, InferenceService v1beta1, custom predictors with `storageUri`;
+knative/serving, pkg/apis/serving/fieldmask.go.
 """
 
 import re
 from typing import Any
-
-from pareflow.serving.plan import ServingPlan
 
 MOUNT = "/mnt/models"
 PLAN_FILE = "plan.yaml"
@@ -16,19 +17,22 @@ PORT = 8080
 
 
 def inference_service(
-    name: str, plan: ServingPlan, *, image: str, storage_uri: str, threads: int, memory_mib: int
+    name: str, *, image: str, storage_uri: str, cores: int, memory_mib: int
 ) -> dict[str, Any]:
-    """The resource, as YAML holds it. Processors are those that the sessions compute on."""
-    cores = str((plan.sessions or 1) * threads)
-    resources = {"cpu": cores, "memory": f"{memory_mib}Mi"}
+    """The resource, as YAML holds it. `cores` are those that the sessions compute on."""
+    resources = {"cpu": str(cores), "memory": f"{memory_mib}Mi"}
     command = ["python", "-m", "pareflow.serving", MOUNT]
     arguments = ["--plan", f"{MOUNT}/{PLAN_FILE}", "--host", "0.0.0.0", "--port", str(PORT)]
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": {"name": _named(name)},
+        "metadata": {
+            "name": _named(name),
+            "annotations": {"serving.kserve.io/deploymentMode": "RawDeployment"},
+        },
         "spec": {
             "predictor": {
+                "terminationGracePeriodSeconds": 60,
                 "containers": [
                     {
                         "name": "kserve-container",
@@ -40,14 +44,20 @@ def inference_service(
                             {"name": "PROTOCOL", "value": "v2"},
                         ],
                         "ports": [{"containerPort": PORT, "protocol": "TCP"}],
-                        "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": PORT}},
-                        "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": PORT}},
+                        "lifecycle": {"preStop": {"exec": {"command": ["sleep", "5"]}}},
+                        "startupProbe": {**_probe("live", every_s=2), "failureThreshold": 150},
+                        "readinessProbe": _probe("ready", every_s=2),
+                        "livenessProbe": _probe("live", every_s=10),
                         "resources": {"requests": resources, "limits": resources},
                     }
-                ]
+                ],
             }
         },
     }
+
+
+def _probe(kind: str, every_s: int) -> dict[str, Any]:
+    return {"httpGet": {"path": f"/v2/health/{kind}", "port": PORT}, "periodSeconds": every_s}
 
 
 def _named(name: str) -> str:

@@ -6,15 +6,19 @@ from pareflow.catalog import unknown
 from pareflow.errors import InputError, SpecError
 from pareflow.runtime.caching.semantic_cache import SemanticCache
 from pareflow.runtime.calibration import Calibration
+from pareflow.runtime.ranking import RankingCascade
 from pareflow.runtime.routing import DeadlineRouting
 from pareflow.serving.executable import Opened
 from pareflow.serving.plan import ServingPlan
 
 
 def check_names(plan: ServingPlan, main: Opened, tiers: Mapping[str, Opened]) -> None:
-    """Raises: SpecError, with every name that is none of theirs."""
+    """Raises: SpecError, with every name that is none of theirs, and every policy that would lose outputs."""
     problems = []
     for policy in plan.chosen():
+        if isinstance(policy, RankingCascade) and len(main.outputs) > 1:
+            given = _named({(tensor.name, tensor.datatype) for tensor in main.outputs})
+            problems.append(f"{policy.name}: the scores must be all that its model gives, but got {given}")
         for setting, side, name, tier in policy.tensors():
             holder = main if tier is None else tiers.get(tier)
             if holder is None:

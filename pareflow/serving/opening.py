@@ -23,9 +23,11 @@ def opened(
     *,
     apart: list[Worker] | None = None,
     models: int = 1,
+    most_sessions: int | None = None,
 ) -> Hosted:
     """Open releases by the name of the tier, the main one's empty; `apart`, that one in a process of its own,
-    which is added there. So many `models` share the machine.
+    which is added there. So many `models` share the machine. Networks have `most_sessions` at most, whatever
+    the plan says.
 
     Without a plan it is the default of the main one's package.
     Raises: as `Executable` and `LanguageModel`, once all that was opened is closed; InputError where the plan
@@ -47,6 +49,9 @@ def opened(
             f"{releases[''].name} is none",
             "Leave it out of the plan",
         )
+    if most_sessions is not None:
+        sessions = min(plan.sessions or most_sessions, most_sessions)
+        plan = plan.model_copy(update={"sessions": sessions})
     for version in beyond_judged(plan, releases):
         log.warning(
             "answers depend on the samples beside them: %s; lower `max_batch_size`, or state the larger "

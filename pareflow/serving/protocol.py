@@ -30,6 +30,8 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 }  # fmt: skip
 MOST_AXES = 64
 """That numpy's arrays can have."""
+MOST_DIGITS = 19
+"""Of a length: Python reads no number of thousands of them."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _KINDS = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float), "O": (str,)}
 """What JSON may hold for a type of each kind."""
@@ -154,8 +156,9 @@ def _document(body: bytes) -> Mapping[str, Any]:
 
 
 def _length(text: str, most: int) -> int:
-    if not (text.isascii() and text.isdecimal()) or int(text) > most:
-        raise _refused(f"`{HEADER}` must be a number of bytes of the body ({most})", f"it is {text!r}")
+    number = len(text) <= MOST_DIGITS and text.isascii() and text.isdecimal()
+    if not number or int(text) > most:
+        raise _refused(f"`{HEADER}` must be a number of bytes of the body ({most})", f"it is {brief(text)}")
     return int(text)
 
 

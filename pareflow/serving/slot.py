@@ -132,7 +132,7 @@ class Slot:
     Where the registry is away it is the last version that came whole from there. Without a plan it is served
     by the one that was tuned or calibrated for the version in this environment, else by the default. `found`
     gives the source of what the plan's tiers name. `standby`: the previous version is kept loaded, which
-    takes its memory. So many `models` share the machine.
+    takes its memory. So many `models` share the machine, and each has `most_sessions` at most.
     Raises: PareflowError where there is neither, or it cannot be served.
     """
 
@@ -146,9 +146,11 @@ class Slot:
         standby: bool = True,
         unjudged: Unjudged = "check",
         models: int = 1,
+        most_sessions: int | None = None,
     ) -> None:
         self.source, self.plan = source, plan
-        self._found, self._tiers, self._models = found, dict[str, Source](), models
+        self._found, self._tiers = found, dict[str, Source]()
+        self._models, self._most_sessions = models, most_sessions
         self._metrics, self._keeps, self._unjudged = metrics, standby, unjudged
         self._troubles = Troubles()
         self._refusals: dict[str, _Refusal] = {}
@@ -340,7 +342,13 @@ class Slot:
             raise
 
     def _opened(self, releases: Mapping[str, Release], apart: list[Worker] | None = None) -> Hosted:
-        hosted = opened(releases, self._plan_of(releases[""]), apart=apart, models=self._models)
+        hosted = opened(
+            releases,
+            self._plan_of(releases[""]),
+            apart=apart,
+            models=self._models,
+            most_sessions=self._most_sessions,
+        )
         try:
             hosted.standing = standing(hosted.main, self._unjudged)
         except BaseException:

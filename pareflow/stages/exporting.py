@@ -67,24 +67,24 @@ def export_kserve(
     package: Path, plan: ServingPlan, to: Path, *, image: str, storage_uri: str, memory_mib: int
 ) -> dict[str, Any]:
     """Write an InferenceService, and beside it what its `storageUri` must hold; the files, and what of the
-    plan the pod cannot do.
+    plan the pod cannot do. Of sessions that the plan leaves open it has one.
 
     Raises: as `new_folder`.
     """
     document = verified(package)
     plan, left_out = _alone(plan)
+    sessions = plan.sessions or 1  # left open, they would be as many as the node has cores for
     threads = int(Step.from_json(document["backend"]).settings.get("threads", 1))
     service = kserve.inference_service(
         document["pipeline"],
-        plan,
         image=image,
         storage_uri=storage_uri,
-        threads=threads,
+        cores=sessions * threads,
         memory_mib=memory_mib,
     )
     with new_folder(to) as made:
         shutil.copytree(package, made / "model", ignore=shutil.ignore_patterns(MANIFEST))
-        plan.write(made / "model" / kserve.PLAN_FILE)
+        plan.model_copy(update={"sessions": sessions}).write(made / "model" / kserve.PLAN_FILE)
         (made / "inferenceservice.yaml").write_text(yaml.safe_dump(service, sort_keys=False))
     return {"to": str(to), "files": _files(to, to), "left_out": left_out}
 

@@ -143,10 +143,11 @@ Linear = Callable[..., Path]
 def linear(make_package: Callable[..., Path], own_workloads: Path, tmp_path: Path) -> Linear:
     """The package of a linear network of somebody's own, by what it calls its images and its four scores.
 
-    More are settings of its workload. Images of another size than 8×8 fail in the network.
+    `again` is one more output, the same scores. More are settings of its workload. Images of another size
+    than 8×8 fail in the network.
     """
 
-    def made(image: str = "x", scores: str = "y", **settings: Any) -> Path:
+    def made(image: str = "x", scores: str = "y", again: str | None = None, **settings: Any) -> Path:
         kind = TensorProto.FLOAT
         nodes = [
             helper.make_node("Flatten", [image], ["flat"]),
@@ -154,6 +155,9 @@ def linear(make_package: Callable[..., Path], own_workloads: Path, tmp_path: Pat
         ]
         inputs = [helper.make_tensor_value_info(image, kind, ["batch", 1, "height", "width"])]
         outputs = [helper.make_tensor_value_info(scores, kind, ["batch", 4])]
+        if again is not None:
+            nodes.append(helper.make_node("Identity", [scores], [again]))
+            outputs.append(helper.make_tensor_value_info(again, kind, ["batch", 4]))
         weights = [numpy_helper.from_array(LINEAR_WEIGHTS, "weights")]
         graph = helper.make_graph(nodes, "linear", inputs, outputs, weights)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -444,6 +444,41 @@ def test_shorter_requests_are_filled_up_and_their_answers_cut_back() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize(
+    ("policy", "shapes", "lengths", "filled"),
+    [
+        (DynamicBatching(pad_axis=1), {}, (5, 7), 7),
+        (DynamicBatching(pad_axis=1, pad_to=(8,)), {}, (5, 7), 8),
+        (
+            DynamicBatching(pad_axis=1, pad_to=(4,)),
+            {"image": (-1, 3, 4, 4), "tokens": (-1, -1)},
+            (2, 3),
+            4,
+        ),
+    ],
+    ids=["to the longest", "to a length", "shorter than the channels, by shapes that are known"],
+)
+def test_only_inputs_that_are_as_long_as_their_request_are_filled_up(
+    policy: DynamicBatching, shapes: Mapping[str, tuple[int, ...]], lengths: tuple[int, int], filled: int
+) -> None:
+    """An image of three channels beside a text: both requests are one batch, the image as it was."""
+    seen = list[tuple[tuple[int, ...], ...]]()
+
+    async def counted(feeds: Mapping[str, np.ndarray]) -> Arrays:
+        seen.append((feeds["image"].shape, feeds["tokens"].shape))
+        return {"y": feeds["tokens"]}
+
+    async def scenario() -> None:
+        answer = policy.wrap(Endpoint(counted, "both", shapes=shapes)).answer
+        image = np.ones((1, 3, 4, 4))
+        await asyncio.gather(
+            *(answer({"image": image, "tokens": np.ones((1, length))}) for length in lengths)
+        )
+
+    run(scenario)
+    assert seen == [((2, 3, 4, 4), (2, filled))]
+
+
 def test_an_output_that_a_tier_has_not_is_not_cut_back() -> None:
     """One that embeds stands behind the policies of the model, and has outputs of its own."""
     feeds = [{"x": np.ones((1, length))} for length in (2, 3)]

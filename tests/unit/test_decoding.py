@@ -3,7 +3,7 @@
 import asyncio
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from scipy.stats import chisquare
 
 from pareflow.errors import DeadlineError, InputError, SpecError, UnsuitableError
 from pareflow.runtime import DeadlineRouting, Decoding, DynamicBatching, Generation
+from pareflow.runtime.caching.accounts import Account
 from pareflow.runtime.decoding import heard_by
 from pareflow.runtime.decoding.prefixes import PrefixCache
 from pareflow.runtime.endpoint import answered_within
@@ -316,6 +317,33 @@ def test_a_kept_prefix_is_not_changed_by_who_goes_on_from_it() -> None:
     assert found.get_seq_length() == 6
     found.layers[0].keys.zero_()
     assert cache.longest(text).layers[0].keys.min() == 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (range(6), {"hits": 0, "misses": 4, "skipped": 2, "on": 0, "times_off": 1}),
+        ([0] * 6, {"hits": 5, "misses": 1, "tokens": 45, "skipped": 0, "on": 1}),
+    ],
+    ids=["all others", "one again and again"],
+)
+def test_prefixes_are_off_where_they_are_never_met_again(
+    texts: Sequence[int], expected: Mapping[str, float]
+) -> None:
+    """By a clock on which looking up and keeping take a millisecond each, and a prompt of ten a second.
+
+    Of two windows of two prompts the first is not judged.
+    """
+    ticks = itertools.count()
+    cache = PrefixCache(2**20, Account(window=20, rest_s=60), lambda: next(ticks) / 1000)
+    for token in texts:
+        text = np.full(10, token)
+        cache.longest(text)
+        cache.keep(text, transformers.DynamicCache([(torch.zeros(1, 1, 10, 8),) * 2]))
+        cache.computed(10, 1.0)
+    figures = cache.figures()
+    assert {name: figures[name] for name in expected} == expected
+    assert (cache.longest(np.full(10, 0)).get_seq_length() > 0) == bool(expected["on"])  # it is kept
 
 
 class Costs:

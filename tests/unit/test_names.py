@@ -71,6 +71,14 @@ def test_the_models_own_names_are_taken_and_so_is_none(packaged: Packaged, polic
     start(policy, main=packaged("images"), encoder=packaged("images"))
 
 
+def test_a_ranker_gives_scores_and_nothing_that_its_cascade_would_lose(linear: Linear) -> None:
+    """Candidates that are let go are never seen by what gives the rest."""
+    package = linear(again="explained")
+    with pytest.raises(SpecError, match="but got `explained` FP32, `y` FP32"):
+        start({"ranking_cascade": {"output": "y"}}, main=package)
+    start({"confidence_cascade": {"output": "y"}}, main=package)
+
+
 def embedding(*policies: Any) -> ServingPlan:
     cache = {"encoder": "encoder", "score": "similarity", "threshold": 0.99, "rerun_share": 1e-9}
     return ServingPlan(policies=(*policies, {"semantic_cache": cache}, {"dynamic_batching": {}}))

@@ -119,6 +119,7 @@ def test_what_is_wrong_with_a_tensor_is_told(bad: Any, said: str) -> None:
         (b"{}", "x", "must be a number of bytes"),
         (b"{}", "3", "must be a number of bytes of the body"),
         (b"{}", "-1", "must be a number of bytes"),
+        pytest.param(b"{}", "9" * 5000, "must be a number of bytes", id="more digits than Python reads"),
         (
             b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [NaN]}]}',
             None,

@@ -25,6 +25,7 @@ from pareflow.monitoring import exposition
 from pareflow.runtime import DynamicBatching
 from pareflow.serving import protocol, request_log
 from pareflow.serving.executable import Executable, Release
+from pareflow.serving.hosting import PREDICTIONS
 from pareflow.serving.metrics import Metrics
 from pareflow.serving.model import PackagedModel
 from pareflow.serving.plan import ServingPlan
@@ -278,6 +279,7 @@ def test_metadata_says_what_the_model_takes(serve: Serve) -> None:
     served = serve()
     found = served.client.get("/v2/models/images").json()
     assert found["inputs"] == [{"name": "images", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
+    assert served.slot.hosted.main.endpoint.shapes == {"images": (-1, 1, 8, 8)}  # what policies know
     version = found["versions"][0]
     assert served.client.get(f"/v2/models/images/versions/{version}").json() == found
     assert served.client.get(f"/v2/models/images/versions/{version}/ready").json()["ready"]
@@ -316,6 +318,26 @@ def test_inputs_of_different_numbers_of_samples_are_refused(serve: Serve, packag
     answer = served.client.post("/v2/models/texts/infer", json={"inputs": inputs})
     assert answer.status_code == 400
     assert "its inputs hold 1 and 2 samples" in answer.json()["error"]
+
+
+def test_no_raw_samples_are_refused_before_they_join_others(serve: Serve) -> None:
+    """Joined with good ones, none of them would fail the batch for all."""
+    served = serve()
+    none = np.zeros((0, 8, 8), np.float32)
+    answer = asked_for(served.client, INFER, "samples", none)
+    assert (answer.status_code, "it holds no sample" in answer.json()["error"]) == (400, True)
+    hosted, portal = served.slot.hosted, served.client.portal
+    assert portal is not None
+    good = np.asarray(served.golden["samples"][:1], np.float32)
+
+    async def together() -> list[Any]:
+        asked = (hosted.predicted(one) for one in (none, good))
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    refused, answered = portal.call(together)
+    assert isinstance(refused, InputError)
+    assert answered[PREDICTIONS].tolist() == served.golden["predictions"][:1]
+    assert hosted.figures["dynamic_batching"]()["batches"] == 1
 
 
 def test_an_input_too_many_is_refused(serve: Serve) -> None:

@@ -195,7 +195,7 @@ def test_a_pod_is_given_no_policies_that_ask_for_other_versions(packaged: Packag
     found = export_kserve(packaged("images"), plan, tmp_path / "routed", **CLUSTER)
     assert found["left_out"] == [f"the tier `small` {words}", f"the tier `tiny` {words}"]
     written = yaml.safe_load((tmp_path / "routed" / "model" / "plan.yaml").read_text())
-    assert written == {"policies": [*policies]}
+    assert written == {"sessions": 1, "policies": [*policies]}
 
 
 def test_a_variant_that_triton_cannot_read_is_refused(packaged: Packaged, tmp_path: Path) -> None:
@@ -223,10 +223,42 @@ def test_kserve_is_told_what_runs_and_how_it_is_probed(packaged: Packaged, tmp_p
         export_kserve(packaged("images"), PLAN, to, **CLUSTER)
 
 
+def test_a_pod_may_begin_and_end_as_slowly_as_the_deployments(packaged: Packaged, tmp_path: Path) -> None:
+    """A large model loads for minutes, and is alive only then; whoever still sends to it is told in time."""
+    to = tmp_path / "kserve"
+    export_kserve(packaged("images"), PLAN, to, **CLUSTER)
+    service = yaml.safe_load((to / "inferenceservice.yaml").read_text())
+    assert service["metadata"]["annotations"] == {"serving.kserve.io/deploymentMode": "RawDeployment"}
+    manifest = Path(__file__).parents[2] / "infra" / "kubernetes" / "base" / "serving.yaml"
+    deployment = next(yaml.safe_load_all(manifest.read_text()))["spec"]["template"]["spec"]
+    pod = service["spec"]["predictor"]
+    (ours,) = pod["containers"]
+    (theirs,) = [one for one in deployment["containers"] if one["name"] == "serving"]
+    assert pod["terminationGracePeriodSeconds"] == deployment["terminationGracePeriodSeconds"]
+    assert ours["lifecycle"] == theirs["lifecycle"]
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        asked = {**theirs[name]["httpGet"], "port": 8080}
+        assert ours[name] == {**theirs[name], "httpGet": asked}
+    assert ours["startupProbe"]["periodSeconds"] * ours["startupProbe"]["failureThreshold"] >= 300
+
+
+@pytest.mark.parametrize(("planned", "sessions"), [(None, 1), (3, 3)])
+def test_a_pod_has_the_processors_that_its_sessions_compute_on(
+    packaged: Packaged, tmp_path: Path, planned: int | None, sessions: int
+) -> None:
+    """Left open, they would be as many as its node has cores for."""
+    to = tmp_path / "kserve"
+    export_kserve(packaged("images"), ServingPlan(sessions=planned), to, **CLUSTER)
+    service = yaml.safe_load((to / "inferenceservice.yaml").read_text())
+    (container,) = service["spec"]["predictor"]["containers"]
+    assert container["resources"]["requests"]["cpu"] == str(sessions)
+    assert yaml.safe_load((to / "model" / "plan.yaml").read_text())["sessions"] == sessions
+
+
 @given(name=st.text() | st.from_regex(NAME, fullmatch=True))
 @example(name="2_Texts.")
 def test_kserve_takes_the_name(name: str) -> None:
-    service = inference_service(name, ServingPlan(), threads=1, **CLUSTER)
+    service = inference_service(name, cores=1, **CLUSTER)
     assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", service["metadata"]["name"])
 
 

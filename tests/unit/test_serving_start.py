@@ -196,3 +196,17 @@ def test_one_name_is_served_once_and_else_nothing_is_opened(
     with pytest.raises(InputError, match="different names, but `images` is named more than once"):
         assembled(sources, None, Settings(), lambda _: sources[0])
     assert lives["opened"] == []
+
+
+@pytest.mark.parametrize(("planned", "sessions"), [(None, 3), (4, 3), (2, 2)])
+def test_a_process_with_few_processors_opens_no_more_sessions_than_it_is_told(
+    packaged: Packaged, monkeypatch: pytest.MonkeyPatch, planned: int | None, sessions: int
+) -> None:
+    """As a replica on a node that has more cores."""
+    monkeypatch.setattr(probe, "cores", lambda: [0, 1, 2, 3, 4])
+    source, plan = FolderSource(packaged("images")), ServingPlan(sessions=planned, inline_ms=0)
+    (slot,) = assembled([source], plan, Settings(), lambda _: source, most_sessions=3)._slots.values()
+    try:
+        assert slot.hosted.main.sessions == sessions
+    finally:
+        slot.hosted.close()

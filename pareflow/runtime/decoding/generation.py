@@ -106,13 +106,7 @@ class Generation:
             "refused": self._refused,
         }
         if self._prefixes is not None:
-            kept = self._prefixes
-            found |= {
-                "prefix_hits": kept.hits,
-                "prefix_misses": kept.misses,
-                "prefix_tokens": kept.reused_tokens,
-                "prefix_bytes": kept.held_bytes,
-            }
+            found |= {f"prefix_{name}": value for name, value in self._prefixes.figures().items()}
         if self._speculation is not None:
             found |= self._speculation.figures()
         return found
@@ -148,6 +142,8 @@ class Generation:
         from transformers import DynamicCache, GenerationConfig
 
         past = DynamicCache() if self._prefixes is None else self._prefixes.longest(prompt.tokens)
+        reused = past.get_seq_length()
+        watch.begin()
         ids = torch.from_numpy(prompt.tokens)[None].to(self._target.device)
         text: torch.Tensor = self._target.generate(
             ids,
@@ -166,6 +162,9 @@ class Generation:
         tokens = text[0].cpu().numpy()
         if self._prefixes is not None:
             self._prefixes.keep(tokens, past)
+            computed = len(prompt.tokens) - reused
+            if watch.prompt_s is not None and computed >= reused:  # else the pass itself is most of it
+                self._prefixes.computed(computed, watch.prompt_s)
         self._requests += 1
         self._tokens += len(tokens) - len(prompt.tokens)
         return tokens[len(prompt.tokens) :]
@@ -181,6 +180,13 @@ class _Watch:
 
     def __init__(self, limit: float | None, hears: Listener | None) -> None:
         self._limit, self._hears, self.gone = limit, hears, Event()
+        self._began = 0.0
+        self.prompt_s: float | None = None
+        """How long the prompt of a row took: until its first token."""
+
+    def begin(self) -> None:
+        """With another row."""
+        self._began, self.prompt_s = time.perf_counter(), None
 
     def check(self, meanwhile: str) -> None:
         """Raises: DeadlineError."""
@@ -193,6 +199,8 @@ class _Watch:
         """Asked for each token. Raises: DeadlineError."""
         import torch
 
+        if self.prompt_s is None:
+            self.prompt_s = time.perf_counter() - self._began
         self.check("decoding")
         if self._hears is not None:
             self._hears(int(text[0, -1]))
