@@ -25,7 +25,7 @@ from pareflow.serving.language_model import LanguageModel
 from pareflow.serving.model import PackagedModel
 from pareflow.serving.names import check_alike, check_names, only_encoders
 from pareflow.serving.plan import ServingPlan
-from pareflow.workload import Arrays
+from pareflow.workload import Arrays, as_rows
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -272,7 +272,7 @@ class Hosted:
     def spread(self) -> np.ndarray:
         """How far its golden predictions lie apart, as `agreement.spread` says; they are read once."""
         assert self._processing is not None  # it has predicted
-        return agreement.spread([np.asarray([one]) for one in self._processing.golden()["predictions"]])
+        return agreement.spread([as_rows(self._processing.golden()["predictions"])])
 
     async def _postprocessed(self, processing: PackagedModel, outputs: Arrays) -> np.ndarray:
         count = row_count(outputs, otherwise=1)

@@ -28,7 +28,7 @@ from pareflow.compiler.backend import Backend, Session, backend_of
 from pareflow.errors import BadOutputError, InputError, WorkloadError
 from pareflow.serving import pickled
 from pareflow.variant import Step, file_digest
-from pareflow.workload import Arrays, Samples, Workload, define
+from pareflow.workload import Arrays, Samples, Workload, as_rows, define
 
 TOLERANCE = 1e-2
 """Of the largest golden output: a quantized graph on other instructions may round otherwise."""
@@ -99,7 +99,9 @@ class PackagedModel:
                     "It runs differently here: judge it again in this environment",
                 )
         predictions = self.postprocess(answered)
-        alike = _near(golden["predictions"]) if predictions.dtype.kind == "f" else _mostly
+        packaged = as_rows(golden["predictions"])
+        numbers = predictions.dtype.kind == packaged.dtype.kind == "f" and predictions.shape == packaged.shape
+        alike = _near(golden["predictions"]) if numbers else _mostly
         pairs = enumerate(zip(golden["predictions"], predictions.tolist(), strict=True))
         for position, (expected, found) in pairs:
             if not alike(found, expected):

@@ -101,7 +101,7 @@ def render(
     chosen = list(outputs) if request.outputs is None else request.outputs
     tensors, pieces = [], []
     for one in chosen:
-        array = outputs[one]
+        array = _spelled(outputs[one])
         tensor: dict[str, Any] = {"name": one, "datatype": datatype(array.dtype), "shape": list(array.shape)}
         if request.raw.get(one, request.raw_by_default):
             piece = _raw(array)
@@ -305,6 +305,14 @@ def _finite(name: str, array: np.ndarray) -> np.ndarray:
         if not math.isfinite(total) and not np.isfinite(array).all():
             raise _refused(f"the numbers of `{name}` must be finite", "one is NaN or infinite")
     return array
+
+
+def _spelled(array: np.ndarray) -> np.ndarray:
+    """Rows that differ in shape, lists in an array of objects, as texts: JSON."""
+    if array.dtype != object:
+        return array
+    rows = [dumps(row).decode() if isinstance(row, list) else row for row in array.ravel()]
+    return np.array(rows, dtype=object).reshape(array.shape)
 
 
 def _raw(array: np.ndarray) -> bytes:
