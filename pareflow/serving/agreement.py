@@ -52,7 +52,7 @@ def rows(same: np.ndarray) -> np.ndarray:
 
 
 def lists(one: np.ndarray, other: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Row by row, shape (n,), whether rows that may differ in shape are the same; fractions as `near` says."""
+    """Row by row, shape (n,), whether rows that may differ in shape are the same: fractions as of `near`."""
 
     def same(ours: np.ndarray, theirs: np.ndarray) -> bool:
         if ours.shape != theirs.shape:

@@ -283,6 +283,11 @@ class Hosted:
         """The names of a raw sample's values, where it is a record."""
         return None if self._processing is None else self._processing.fields
 
+    @property
+    def takes_missing(self) -> bool:
+        """Whether NaN stands for what is missing in a request."""
+        return self._processing is not None and self._processing.takes_missing
+
     def gives(self, feeds: Mapping[str, np.ndarray]) -> set[str]:
         """The names of what `answer` gives for these."""
         outputs = {tensor.name for tensor in self.main.outputs}
