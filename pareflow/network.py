@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pareflow import comparison, exported, graph_file
+from pareflow import comparison, exported, graph_file, large_graphs
 from pareflow.catalog import installed_version
 from pareflow.errors import BadOutputError, ExportError, WorkloadError
 from pareflow.ports import Port, Ports
@@ -35,10 +35,6 @@ FILES: dict[Form, str] = {
 WAYS = "torch → onnx → openvino, and torch or onnx → exported"
 OPSET = 17
 """The legacy exporter's newest, and the graph that ONNX Runtime fuses best (measured, docs/log.md)."""
-LARGE_BYTES = 2**30
-"""Of an ONNX graph's weights: more lie in a file beside it, since a protobuf holds 2 GiB."""
-SMALL_BYTES = 2**10
-"""Of a weight: one of fewer stays in the graph where others lie beside it."""
 HALF_TOLERANCE = 1e-2
 """Of an export, in place of `comparison.TOLERANCE`, where weights have a half precision."""
 
@@ -58,32 +54,11 @@ def save(network: Any, form: Form, folder: Path) -> None:
     elif form == "exported":
         exported.save(network, path)
     elif form == "onnx":
-        import onnx
-
-        large = sum(len(weight.raw_data) for weight in network.graph.initializer) > LARGE_BYTES
-        if large:
-            _save_beside(network, path)
-            onnx.load_external_data_for_model(network, str(folder))
-        else:
-            onnx.save_model(network, path)
+        large_graphs.save(network, path)
     else:
         import openvino
 
         openvino.save_model(_numbered_by_position(network), path, compress_to_fp16=False)
-
-
-def _save_beside(network: Any, path: Path) -> None:
-    """Write an ONNX graph, and its weights into one file of its name beside it. It loses them in memory.
-
-    onnx by itself refuses where the *working directory* has a file of that name (1.23.2).
-    """
-    import onnx
-    from onnx.external_data_helper import set_external_data
-
-    for weight in graph_file.weights(network.graph):
-        if len(weight.raw_data) >= SMALL_BYTES:
-            set_external_data(weight, f"{path.name}.data")
-    onnx.save_model(network, path)
 
 
 def _numbered_by_position(model: Any) -> Any:
@@ -270,7 +245,7 @@ def _gather(path: Path) -> None:
         model = onnx.load_model(path)
         for file in beside:
             file.unlink()
-        _save_beside(model, path)
+        large_graphs.save_beside(model, path)
 
 
 def export_onnx(network: Any, workload: LoadedWorkload, path: Path) -> None:
@@ -482,6 +457,7 @@ def code_version(form: Form) -> str:
     root = Path(__file__).parent
     beside = [
         root / "graph_module.py",
+        root / "large_graphs.py",
         root / "torch_network.py",
         *sorted((root / "graph_operators").glob("*.py")),
     ]

@@ -1,14 +1,17 @@
 """What an executable takes: its inputs by name, kind and shape, and how a request is fitted to them."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pareflow.errors import InputError, PareflowError
+from pareflow.errors import BadOutputError, InputError, PareflowError
 from pareflow.workload import Arrays
 
 Run = Callable[[Arrays], Arrays]
+SHOWN = 3
+"""Of the shapes that an output has, where it may have one alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +108,27 @@ def piecewise(run: Run, feeds: Arrays, batch_size: int) -> Arrays:
 
     A last short piece is filled up by repetition. (`compiler/workers/program.py` has the same for its side
     of the pipe, where there is no pareflow.)
+    Raises: BadOutputError where an output of theirs has not one shape.
     """
     count = _count(feeds, batch_size)
     if count == batch_size:
         return run(feeds)
     answers = [run(piece) for piece in pieces(feeds, batch_size)]
-    return {name: np.concatenate([answer[name] for answer in answers])[:count] for name in answers[0]}
+    joined = {name: _joined(name, [answer[name] for answer in answers], batch_size) for name in answers[0]}
+    return {name: array[:count] for name, array in joined.items()}
+
+
+def _joined(name: str, parts: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
+    """The rows of all pieces. Raises: BadOutputError."""
+    shapes = dict.fromkeys(part.shape for part in parts)
+    if len(shapes) > 1 or any(shape[:1] != (batch_size,) for shape in shapes):
+        raise BadOutputError(
+            f"where the batch is fixed at {batch_size}, an output must have so many rows, all of one size",
+            f"`{name}` has the shapes {', '.join(map(_sizes, itertools.islice(shapes, SHOWN)))}",
+            "Pad it in the graph, such as to a fixed number of detections of which `postprocess` tells the "
+            "filling; or export it with a batch of any size",
+        )
+    return np.concatenate(parts)
 
 
 def pieces(feeds: Mapping[str, np.ndarray], batch_size: int) -> Iterator[Arrays]:

@@ -52,7 +52,7 @@ class Split:
 
     def __post_init__(self) -> None:
         if self.targets is not None and not isinstance(self.targets, np.ndarray):
-            object.__setattr__(self, "targets", np.asarray(self.targets))
+            object.__setattr__(self, "targets", as_rows(self.targets))
         if hasattr(self.samples, "__array__") and not isinstance(self.samples, np.ndarray):
             samples = np.asarray(self.samples)
             texts = all(isinstance(sample, str) for sample in samples)
@@ -171,6 +171,23 @@ class Splits:
             for sample, target in zip(ours, targets, strict=True):
                 summary.update(f"{name} {sample} {target}\n".encode())
         return summary.hexdigest()
+
+
+def as_rows(given: Any) -> np.ndarray:
+    """A row per sample: an array; or, where rows differ in shape as detections do, one of objects: lists."""
+    try:
+        rows = np.asarray(given)
+    except ValueError:  # numpy has no array of several lengths
+        rows = np.fromiter(given, dtype=object, count=len(given))
+    if rows.dtype != object or rows.ndim != 1:
+        return rows
+    return np.fromiter(map(_listed, rows), dtype=object, count=len(rows))
+
+
+def _listed(row: Any) -> Any:
+    """A row without arrays, however deep they lie."""
+    values = row.tolist() if hasattr(row, "tolist") else row
+    return [_listed(value) for value in values] if isinstance(values, list | tuple) else values
 
 
 def _sample_digest(sample: Any) -> str:
@@ -295,8 +312,11 @@ class Workload(Member, ABC):
         """Predictions, one per sample, from the network's outputs."""
 
     def predicted(self, outputs: Arrays) -> np.ndarray:
-        """What `postprocess` gives, as an array: code of one's own may give a list."""
-        return np.asarray(self.postprocess(outputs))
+        """What `postprocess` gives, as an array: code of one's own may give a list.
+
+        Rows that differ in shape are lists, in an array of objects.
+        """
+        return as_rows(self.postprocess(outputs))
 
     def judged(self, outputs: Arrays) -> np.ndarray:
         """The output that metrics of fidelity compare with the original's. The default: the first.

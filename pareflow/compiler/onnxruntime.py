@@ -22,6 +22,8 @@ _LEVELS: dict[GraphLevel, str] = {
     "layout": "ORT_ENABLE_LAYOUT",
     "all": "ORT_ENABLE_ALL",
 }
+_WEIGHTS = "session.optimized_model_external_initializers_file_name"
+"""ONNX Runtime's key for the file of a saved graph's weights, beside it."""
 
 
 class OnnxRuntime(CudaProvider, Paged, Backend):
@@ -73,6 +75,8 @@ class OnnxRuntime(CudaProvider, Paged, Backend):
         elif self.saved:
             options = self._options()
             options.optimized_model_filepath = str(into / graph.name)
+            if graph_file.external_files(graph):  # else the saved graph would look for them beside itself
+                options.add_session_config_entry(_WEIGHTS, f"{graph.name}.data")
             self._session(graph, options)
         else:
             for file in source.glob("model.onnx*"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
+from pareflow import large_graphs
 from pareflow.hardware.budget import NetworkFacts
 from pareflow.hardware.device_profile import Precision
 from pareflow.measuring.liveness import Node, dependent, peak_bytes
@@ -73,8 +74,6 @@ def _weights(graph: "onnx.GraphProto") -> set[str]:
 
 def tensors(model: "onnx.ModelProto", feeds: Arrays) -> Tensors:
     """Shape and element type of every tensor, by inference for these inputs, then by one run."""
-    import onnx
-
     fixed = copy.deepcopy(model)
     for value in fixed.graph.input:
         if value.name in feeds:
@@ -84,7 +83,7 @@ def tensors(model: "onnx.ModelProto", feeds: Arrays) -> Tensors:
     del fixed.graph.value_info[:]  # of other shapes, maybe
     for value in fixed.graph.output:
         value.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
+    inferred = large_graphs.inferred(fixed)
     values = (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
     found = {weight.name: (tuple(weight.dims), weight.data_type) for weight in model.graph.initializer}
     found |= {value.name: known for value in values if (known := _known(value)) is not None}
@@ -102,9 +101,8 @@ def _observed(model: "onnx.ModelProto", feeds: Arrays, names: list[str]) -> dict
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    with large_graphs.openable(model) as graph:
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     taken = {node.name for node in session.get_inputs()}
     arrays = session.run(names, {name: array for name, array in feeds.items() if name in taken})
     return {

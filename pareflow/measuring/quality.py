@@ -318,7 +318,7 @@ def _joined(batches: Sequence[np.ndarray]) -> np.ndarray:
     """The rows of all; as lists, where they differ in shape from batch to batch, as sequences may."""
     if _alike(batches):
         return np.concatenate(batches)
-    rows = [row.tolist() for batch in batches for row in batch]
+    rows = [row for batch in batches for row in batch.tolist()]
     joined = np.empty(len(rows), dtype=object)
     for position, row in enumerate(rows):
         joined[position] = row

@@ -23,7 +23,7 @@ from pareflow.monitoring import drift
 from pareflow.monitoring.labels import Answers, same_label
 from pareflow.serving import agreement, request_log
 from pareflow.serving.hosting import PREDICTIONS, SAMPLES
-from pareflow.serving.model import PackagedModel, as_json
+from pareflow.serving.model import PackagedModel
 from pareflow.variant import Step
 from pareflow.workload import Arrays
 
@@ -73,7 +73,8 @@ class Comparison:
             served = self._model.postprocess(self._model.session.run(feeds))
             answered.append(self._rows(f"calibration-{number}", feeds, served, self._original.run(feeds)))
         originals = [one["original"] for one in answered]
-        self._spread, self._shapes = agreement.spread(originals), {one.shape[1:] for one in originals}
+        self._spread = agreement.spread(originals)
+        self._shapes = {part.shape[1:] for one in originals for part in agreement.parts(one)}
         found = joined([self._judged(one) for one in answered])
         self._tell_where_none_is_a_number(found)
         return found
@@ -140,7 +141,7 @@ class Comparison:
             )
         if len(self._shapes) > 1 or predictions.dtype == object:
             return np.array(
-                [one if isinstance(one, str) else json.dumps(one) for one in as_json(predictions)]
+                [one if isinstance(one, str) else json.dumps(one) for one in predictions.tolist()]
             )
         return predictions
 
@@ -166,8 +167,11 @@ class Comparison:
 
     def _agree(self, served: np.ndarray, original: np.ndarray) -> np.ndarray:
         """Row by row, shape (n,)."""
+        near = float(self._watched["tolerance"]) * self._spread
+        if len(self._shapes) > 1:
+            return agreement.lists(served, original, near)
         if original.dtype.kind == "f" and served.dtype.kind not in TEXTS:
-            same = agreement.near(served, original, float(self._watched["tolerance"]) * self._spread)
+            same = agreement.near(served, original, near)
         else:
             same = _same_labels(served, original)
         return agreement.rows(same)

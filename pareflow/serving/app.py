@@ -222,13 +222,13 @@ class App:
         return name if name in self._slots else ""
 
     async def _infer(self, request: Request) -> Response:
-        self._hosted(request)  # a wrong name is told before the body is read
+        missing = self._hosted(request).takes_missing  # a wrong name is told before the body is read
         async with self._bodies.of(request) as body:
-            return await self._inferred(request, body)
+            return await self._inferred(request, body, missing)
 
-    async def _inferred(self, request: Request, body: bytes) -> Response:
+    async def _inferred(self, request: Request, body: bytes, missing: bool) -> Response:
         header = request.headers.get(protocol.HEADER)
-        asked = await aside(len(body), lambda: protocol.parse(body, header))
+        asked = await aside(len(body), lambda: protocol.parse(body, header, missing=missing))
         slot, hosted = self._slot(request), self._hosted(request)
         if asked.outputs is not None:
             protocol.check_wanted(asked.outputs, hosted.gives(asked.inputs))

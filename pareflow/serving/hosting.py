@@ -25,7 +25,7 @@ from pareflow.serving.language_model import LanguageModel
 from pareflow.serving.model import PackagedModel
 from pareflow.serving.names import check_alike, check_names, only_encoders
 from pareflow.serving.plan import ServingPlan
-from pareflow.workload import Arrays
+from pareflow.workload import Arrays, as_rows
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -274,7 +274,7 @@ class Hosted:
     def spread(self) -> np.ndarray:
         """How far its golden predictions lie apart, as `agreement.spread` says; they are read once."""
         assert self._processing is not None  # it has predicted
-        return agreement.spread([np.asarray([one]) for one in self._processing.golden()["predictions"]])
+        return agreement.spread([as_rows(self._processing.golden()["predictions"])])
 
     async def _postprocessed(self, processing: PackagedModel, outputs: Arrays) -> np.ndarray:
         count = row_count(outputs, otherwise=1)
@@ -284,6 +284,11 @@ class Hosted:
     def sample_fields(self) -> tuple[str, ...] | None:
         """The names of a raw sample's values, where it is a record."""
         return None if self._processing is None else self._processing.fields
+
+    @property
+    def takes_missing(self) -> bool:
+        """Whether NaN stands for what is missing in a request."""
+        return self._processing is not None and self._processing.takes_missing
 
     def gives(self, feeds: Mapping[str, np.ndarray]) -> set[str]:
         """The names of what `answer` gives for these."""

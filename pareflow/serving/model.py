@@ -3,7 +3,8 @@
 The package is a folder of plain files, made by `stages/registration.py`:
 
     model.json    workload and backend steps, lineage, environment, verdict, the batch that answers were
-                  judged in where they depend on it, sha256 of every other file
+                  judged in where they depend on it, whether samples may lack values, sha256 of every other
+                  file
     artifact/     what the backend loads
     workload/     the workload's code and what its processing reads
     golden.json   a few samples with the outputs and predictions that they gave when it was packaged
@@ -28,7 +29,7 @@ from pareflow.compiler.backend import Backend, Session, backend_of
 from pareflow.errors import BadOutputError, InputError, WorkloadError
 from pareflow.serving import pickled
 from pareflow.variant import Step, file_digest
-from pareflow.workload import Arrays, Samples, Workload, define
+from pareflow.workload import Arrays, Samples, Workload, as_rows, define
 
 TOLERANCE = 1e-2
 """Of the largest golden output: a quantized graph on other instructions may round otherwise."""
@@ -36,6 +37,8 @@ ARRAYS, LISTED = "arrays of ", "list of "
 """What the kind of samples begins with that differ in size: an array of arrays, or a list of them."""
 MOST_BYTES = 2**30
 """Of texts in an array, where each takes as much room as the longest."""
+MISSING = "missing_values"
+"""In `model.json`, where NaN stands for what is missing in the calibration samples; it is not there else."""
 _BESIDE = ("model.json", "manifest.json", "plan.yaml")
 """Its own list of files, the store's, and what a KServe export puts there."""
 _BYTECODE = r"(.*/)?__pycache__/[^/]+\.pyc"
@@ -57,6 +60,11 @@ class PackagedModel:
         """What runs its network, with its settings."""
         return backend_of(Step.from_json(self.document["backend"]))
 
+    @property
+    def takes_missing(self) -> bool:
+        """Whether NaN stands for what is missing in samples: in those that it was calibrated with it does."""
+        return bool(self.document.get(MISSING))
+
     def load_session(self) -> Session:
         """Another session of the same executable: each answers one request at a time."""
         pickled.check(self._folder / "artifact")
@@ -73,12 +81,12 @@ class PackagedModel:
     def preprocess(self, samples: Any, *, finite: bool = False) -> Arrays:
         """What the network takes for these samples, which come as `predict` takes them.
 
-        `finite`: their numbers must be, as a caller's must; in data of one's own a value may be missing.
+        `finite`: their numbers must be, as a caller's must, but for NaN where the model takes missing values.
         Raises: InputError where they are not of the kind of the model's own samples.
         """
         raw = self._raw(samples)
         if finite:
-            _check_finite(raw)
+            _check_finite(raw, missing=self.takes_missing)
         return self._workload.preprocess(raw)
 
     def postprocess(self, outputs: Arrays) -> np.ndarray:
@@ -99,7 +107,9 @@ class PackagedModel:
                     "It runs differently here: judge it again in this environment",
                 )
         predictions = self.postprocess(answered)
-        alike = _near(golden["predictions"]) if predictions.dtype.kind == "f" else _mostly
+        packaged = as_rows(golden["predictions"])
+        numbers = predictions.dtype.kind == packaged.dtype.kind == "f" and predictions.shape == packaged.shape
+        alike = _near(golden["predictions"]) if numbers else _mostly
         pairs = enumerate(zip(golden["predictions"], predictions.tolist(), strict=True))
         for position, (expected, found) in pairs:
             if not alike(found, expected):
@@ -281,18 +291,24 @@ def _check_whole(given: Any, held: np.ndarray) -> None:
         )
 
 
-def _check_finite(samples: Samples) -> None:
-    """Raises: InputError where a number is NaN or infinite."""
+def _check_finite(samples: Samples, *, missing: bool) -> None:
+    """Raises: InputError where a number is infinite; or NaN, unless some may be `missing`."""
     for array in _held(samples):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise _unlike("the numbers of samples must be finite", "one is missing, NaN or infinite")
+        if array.dtype.kind == "f" and not np.isfinite(array[~np.isnan(array)] if missing else array).all():
+            found = "one is infinite" if missing else "one is missing, NaN or infinite"
+            raise _unlike("the numbers of samples must be finite", found)
+
+
+def holds_missing(samples: Samples) -> bool:
+    """Whether NaN stands for a number that is missing in one of them."""
+    return any(array.dtype.kind == "f" and bool(np.isnan(array).any()) for array in _held(samples))
 
 
 def _held(samples: Samples) -> Iterator[np.ndarray]:
     """The arrays that samples are made of."""
     if not isinstance(samples, np.ndarray):
         given: Sequence[Any] = samples
-        yield from (sample for sample in given if isinstance(sample, np.ndarray))
+        yield from (np.asarray(sample) for sample in given if not isinstance(sample, str))
     elif samples.dtype.names is not None:
         yield from (samples[name] for name in samples.dtype.names)
     elif _are_arrays(samples):

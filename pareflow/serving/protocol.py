@@ -59,8 +59,10 @@ def datatype(dtype: np.dtype[Any]) -> str:
         raise _refused("a tensor must have a type of the protocol", f"{dtype} is none") from None
 
 
-def parse(body: bytes, header_length: str | None) -> Request:
+def parse(body: bytes, header_length: str | None, *, missing: bool = False) -> Request:
     """The request in a body; `header_length` is the value of the header HEADER.
+
+    `missing`: numbers may be, which are null in JSON, and NaN raw and in what is given.
 
     Raises: InputError, which says what is wrong with which tensor.
     """
@@ -70,7 +72,7 @@ def parse(body: bytes, header_length: str | None) -> Request:
     raw = memoryview(body)[split:]
     arrays: Arrays = {}
     for tensor in inputs:
-        name, array, used = _tensor(tensor, raw)
+        name, array, used = _tensor(tensor, raw, missing)
         if name in arrays:
             raise _refused("an input must be given once", f"`{name}` is there twice")
         arrays[name], raw = array, raw[used:]
@@ -94,23 +96,23 @@ def parse(body: bytes, header_length: str | None) -> Request:
 
 
 def render(
-    name: str, version: str, request: Request, outputs: Mapping[str, np.ndarray]
+    name: str, version: str, request: Request, outputs: Mapping[str, np.ndarray], *, missing: bool = False
 ) -> tuple[bytes, int | None]:
     """The body of the answer, and how many of its bytes are JSON where raw tensors follow.
 
-    Raises: as `listed` where one is to be JSON.
+    Raises: as `listed` where one is to be JSON, which `missing` is for.
     """
     chosen = list(outputs) if request.outputs is None else request.outputs
     tensors, pieces = [], []
     for one in chosen:
-        array = outputs[one]
+        array = _spelled(outputs[one])
         tensor: dict[str, Any] = {"name": one, "datatype": datatype(array.dtype), "shape": list(array.shape)}
         if request.raw.get(one, request.raw_by_default):
             piece = _raw(array)
             pieces.append(piece)
             tensor["parameters"] = {"binary_data_size": len(piece)}
         else:
-            tensor["data"] = listed(one, array.ravel())
+            tensor["data"] = listed(one, array.ravel(), missing=missing)
         tensors.append(tensor)
     document: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": tensors}
     if request.id is not None:
@@ -204,7 +206,7 @@ def _output(document: Mapping[str, Any]) -> tuple[str, bool | None]:
     return name, _flag(_mapping(document, "parameters"), "binary_data")
 
 
-def _tensor(document: Mapping[str, Any], raw: memoryview) -> tuple[str, np.ndarray, int]:
+def _tensor(document: Mapping[str, Any], raw: memoryview, missing: bool) -> tuple[str, np.ndarray, int]:
     """Name, array, and how many of the raw bytes it took."""
     name, kind, shape = (document.get(key) for key in ("name", "datatype", "shape"))
     if not isinstance(name, str):
@@ -219,17 +221,17 @@ def _tensor(document: Mapping[str, Any], raw: memoryview) -> tuple[str, np.ndarr
         raise _refused(f"the `shape` of `{name}` must be a list of whole numbers", f"it is {brief(shape)}")
     size = _mapping(document, "parameters").get("binary_data_size")
     if size is None:
-        return name, _from_json(name, document.get("data"), DTYPES[kind], shape), 0
+        return name, _from_json(name, document.get("data"), DTYPES[kind], shape, missing), 0
     if document.get("data") is not None:
         raise _refused(f"`{name}` must come as `data` or raw", "it comes as both")
     if type(size) is not int or not 0 <= size <= len(raw):
         raise _refused(
             f"the `binary_data_size` of `{name}` must be what is there", f"{brief(size)} of {len(raw)} are"
         )
-    return name, _from_raw(name, raw[:size], DTYPES[kind], shape), size
+    return name, _from_raw(name, raw[:size], DTYPES[kind], shape, missing), size
 
 
-def _from_json(name: str, data: Any, dtype: np.dtype[Any], shape: Sequence[int]) -> np.ndarray:
+def _from_json(name: str, data: Any, dtype: np.dtype[Any], shape: Sequence[int], missing: bool) -> np.ndarray:
     if not isinstance(data, list):
         raise _refused(f"`{name}` must have `data`, a list", f"it is {_kind(data)}")
     flat = list(_flat(data))
@@ -238,16 +240,16 @@ def _from_json(name: str, data: Any, dtype: np.dtype[Any], shape: Sequence[int])
             f"`{name}` must have as many values as its shape {tuple(shape)} ({math.prod(shape)})",
             f"it has {len(flat)}",
         )
-    kinds = _KINDS[dtype.kind]
-    wrong = next((value for value in flat if type(value) not in kinds), None)
-    if wrong is not None or (None in flat):
-        raise _refused(f"the values of `{name}` must be {datatype(dtype)}", f"one is {brief(wrong)}")
+    kinds = (*_KINDS[dtype.kind], *([type(None)] if missing and dtype.kind == "f" else []))
+    wrong = [value for value in flat if type(value) not in kinds]
+    if wrong:
+        raise _refused(f"the values of `{name}` must be {datatype(dtype)}", f"one is {brief(wrong[0])}")
     try:
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told below
             array = np.array(flat, dtype=dtype)
     except (OverflowError, ValueError) as error:
         raise _refused(f"the values of `{name}` must be {datatype(dtype)}", str(error)) from None
-    return _finite(name, _shaped(name, array, shape))
+    return _finite(name, _shaped(name, array, shape), missing)
 
 
 def _flat(data: Sequence[Any]) -> Iterator[Any]:
@@ -271,7 +273,9 @@ def _shaped(name: str, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         raise _refused(f"the `shape` of `{name}` must be one that an array can have", str(error)) from None
 
 
-def _from_raw(name: str, raw: memoryview, dtype: np.dtype[Any], shape: Sequence[int]) -> np.ndarray:
+def _from_raw(
+    name: str, raw: memoryview, dtype: np.dtype[Any], shape: Sequence[int], missing: bool
+) -> np.ndarray:
     count = math.prod(shape)
     if dtype.kind == "O":
         return _shaped(name, np.array(_texts(name, raw, count), dtype=object), shape)
@@ -280,7 +284,7 @@ def _from_raw(name: str, raw: memoryview, dtype: np.dtype[Any], shape: Sequence[
         raise _refused(f"`{name}` of shape {tuple(shape)} must have {needed} raw bytes", f"it has {len(raw)}")
     if dtype.kind == "b" and len(raw) and max(raw) > 1:
         raise _refused(f"the values of `{name}` must be BOOL, 0 or 1", f"one is {max(raw)}")
-    return _finite(name, _shaped(name, np.frombuffer(raw, dtype=dtype), shape))
+    return _finite(name, _shaped(name, np.frombuffer(raw, dtype=dtype), shape), missing)
 
 
 def _texts(name: str, raw: memoryview, count: int) -> list[str]:
@@ -300,14 +304,23 @@ def _texts(name: str, raw: memoryview, count: int) -> list[str]:
     return texts
 
 
-def _finite(name: str, array: np.ndarray) -> np.ndarray:
-    """Raises: InputError where a number is NaN or infinite."""
+def _finite(name: str, array: np.ndarray, missing: bool) -> np.ndarray:
+    """Raises: InputError where a number is infinite; or NaN, unless some may be missing."""
     if array.dtype.kind == "f":
         with np.errstate(over="ignore", invalid="ignore"):
             total = array.sum(dtype=np.float64)
-        if not math.isfinite(total) and not np.isfinite(array).all():
-            raise _refused(f"the numbers of `{name}` must be finite", "one is NaN or infinite")
+        if not math.isfinite(total) and not np.isfinite(array[~np.isnan(array)] if missing else array).all():
+            found = "one is infinite" if missing else "one is NaN or infinite"
+            raise _refused(f"the numbers of `{name}` must be finite", found)
     return array
+
+
+def _spelled(array: np.ndarray) -> np.ndarray:
+    """Rows that differ in shape, lists in an array of objects, as texts: JSON."""
+    if array.dtype != object:
+        return array
+    rows = [dumps(row).decode() if isinstance(row, list) else row for row in array.ravel()]
+    return np.array(rows, dtype=object).reshape(array.shape)
 
 
 def _raw(array: np.ndarray) -> bytes:
@@ -317,20 +330,21 @@ def _raw(array: np.ndarray) -> bytes:
     return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
 
 
-def listed(name: str, array: np.ndarray) -> list[Any]:
-    """What a network or its processing gave, as JSON holds it.
+def listed(name: str, array: np.ndarray, *, missing: bool = False) -> list[Any]:
+    """What a network or its processing gave, for `dumps`, which writes NaN as null: some may be `missing`.
 
-    Raises: BadOutputError where it is NaN; InputError for infinity, which may stand for what is masked.
+    Raises: BadOutputError where one is NaN else; InputError for infinity, which may stand for what is masked.
     """
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        if np.isnan(array).any():
+        if np.isnan(array).any() and not missing:
             found = f"`{name}` has NaN"
             raise BadOutputError("an answer must be numbers", found, "Mend the model, or roll back")
-        raise InputError(
-            "numbers in JSON must be finite",
-            f"`{name}` has infinity",
-            "Ask `infer` for it with `binary_data: true`",
-        )
+        if np.isinf(array).any():
+            raise InputError(
+                "numbers in JSON must be finite",
+                f"`{name}` has infinity",
+                "Ask `infer` for it with `binary_data: true`",
+            )
     values: list[Any] = array.tolist()
     return values
 

@@ -435,6 +435,8 @@ def _plain(tensor: Any, most: float) -> np.ndarray:
         raise ValueError("the longest text is too long for that many")
     if texts:
         array = np.asarray(tensor)
+    elif array.dtype.kind == "O" and isinstance(tensor, list):
+        array = array.astype(float)  # None among numbers is one that is missing
     if array.dtype.kind == "O":
         if not all(isinstance(value, str) for value in array.ravel()):
             raise TypeError("neither numbers nor texts")

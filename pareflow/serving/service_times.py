@@ -6,11 +6,12 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from pareflow.serving.model import PackagedModel
+from pareflow.serving.model import MISSING, PackagedModel, told
 from pareflow.session import Session
 from pareflow.workload import Arrays
 
@@ -40,11 +41,11 @@ def feeds(folder: str, into: str, count: int, rows: int = 1, given: str | None =
     from pareflow.measuring.contestant import read_feeds
     from pareflow.serving import protocol
 
-    golden = _golden(Path(folder), count, rows)
-    chosen = golden if given is None else _some(read_feeds(Path(given)), count)
+    golden, missing = _golden(Path(folder), count, rows), MISSING in told(Path(folder))
+    chosen = golden if given is None else _some(read_feeds(Path(given)), count, missing)
     tensors = []
     for arrays in chosen:
-        answer, _ = protocol.render("feeds", "1", protocol.Request({}), arrays)
+        answer, _ = protocol.render("feeds", "1", protocol.Request({}), arrays, missing=missing)
         tensors.append(json.loads(answer)["outputs"])
     Path(into).write_text(json.dumps(tensors))
 
@@ -56,15 +57,17 @@ def _golden(package: Path, count: int, rows: int) -> Iterator[Arrays]:
         yield model.preprocess(list(itertools.islice(samples, rows)))
 
 
-def _some(batches: Sequence[Arrays], least: int) -> Sequence[Arrays]:
-    """Those that JSON can hold, no more than `MOST_MIB`, but `least` whatever their size."""
-    batches = [batch for batch in batches if all(map(_finite, batch.values()))] or batches
+def _some(batches: Sequence[Arrays], least: int, missing: bool) -> Sequence[Arrays]:
+    """Those that JSON can hold, NaN as null where numbers may be `missing`; no more than `MOST_MIB`, but
+    `least` whatever their size."""
+    held = partial(_held, missing=missing)
+    batches = [batch for batch in batches if all(map(held, batch.values()))] or batches
     sizes = np.cumsum([sum(array.nbytes for array in batch.values()) for batch in batches])
     return batches[: max(least, int((sizes <= MOST_MIB * 2**20).sum()))]
 
 
-def _finite(array: np.ndarray) -> bool:
-    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+def _held(array: np.ndarray, *, missing: bool) -> bool:
+    return array.dtype.kind != "f" or bool((np.isfinite(array) | (missing & np.isnan(array))).all())
 
 
 def _repeated(rows: Arrays, size: int) -> Arrays:

@@ -44,7 +44,7 @@ from pareflow.network import Form
 from pareflow.remote_store import opened
 from pareflow.serving import halves
 from pareflow.serving.executable import seconds
-from pareflow.serving.model import as_json, kind_of, write_manifest
+from pareflow.serving.model import MISSING, as_json, holds_missing, kind_of, write_manifest
 from pareflow.stages import processing
 from pareflow.store import MANIFEST, Store
 from pareflow.variant import Recipe, Step, Variant, digest
@@ -620,12 +620,12 @@ def package(
         golden = _golden(workload, backend, artifact)
         (into / "golden.json").write_text(json.dumps(golden))
         samples = workload.split("calibration").samples
-        kind = kind_of(samples)
         document = {
             **lineage,
             "backend": backend.to_json(),
             "workload": packed.to_json(),
-            "samples": kind,
+            "samples": kind_of(samples),
+            **({MISSING: True} if holds_missing(samples) else {}),
         }
         write_manifest(into, document)
 

@@ -135,6 +135,45 @@ def under(trained: Any) -> Callable[..., Run]:
     return changed
 
 
+@pytest.fixture
+def detector(own_workloads: Path, make_package: Callable[..., Path], tmp_path: Path) -> Path:
+    """The package of images whose predictions are none, one or two boxes, four numbers each."""
+    file = own_workloads / "images.py"
+    boxes = '[np.tile(scores, (int(scores.argmax()) % 3, 1)) for scores in outputs["output"]]'
+    file.write_text(file.read_text().replace('outputs["output"].argmax(axis=1)', boxes))
+    reference = {"file": {"path": file.name}}
+    return make_package(reference, own_workloads, tmp_path / "store", Step("onnxruntime"), "images")
+
+
+@pytest.fixture
+def with_gaps(make_package: Callable[..., Path], own_workloads: Path, tmp_path: Path) -> Callable[..., Path]:
+    """The package of a network that reads NaN as 0, of four numbers each; its data hold some, or none."""
+
+    def made(gaps: bool = True) -> Path:
+        nodes = [
+            helper.make_node("IsNaN", ["x"], ["absent"]),
+            helper.make_node("Where", ["absent", "zero", "x"], ["filled"]),
+            helper.make_node("MatMul", ["filled", "weights"], ["y"]),
+        ]
+        inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])]
+        outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])]
+        arrays = {"zero": np.zeros((), np.float32), "weights": np.eye(4, dtype=np.float32)}
+        weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+        graph = helper.make_graph(nodes, "gaps", inputs, outputs, weights)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save_model(model, own_workloads / "gaps.onnx")
+        random = np.random.default_rng(0)
+        rows = random.standard_normal((400, 4), np.float32)
+        if gaps:
+            rows[random.random(rows.shape) < 0.2] = np.nan
+        np.savez(own_workloads / f"gaps-{gaps}.npz", samples=rows, targets=np.arange(400) % 4)
+        reference = {"onnx": {"model": "gaps.onnx", "arrays": f"gaps-{gaps}.npz"}}
+        store = tmp_path / f"store-{gaps}"
+        return make_package(reference, own_workloads, store, Step("onnxruntime"), "images")
+
+    return made
+
+
 LINEAR_WEIGHTS = np.random.default_rng(0).standard_normal((64, 4), np.float32)
 Linear = Callable[..., Path]
 

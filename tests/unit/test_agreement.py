@@ -7,6 +7,7 @@ import pytest
 
 from pareflow.serving import agreement
 from pareflow.serving.trial import agree
+from pareflow.workload import as_rows
 
 MASKS = np.zeros((2, 20, 20), np.int64)
 """Two, of 400 positions each: a hundredth is four."""
@@ -57,3 +58,16 @@ def test_a_number_near_zero_agrees_where_it_is_near_for_such_numbers() -> None:
     assert agree(np.array([[0.0, 1.0]]), np.array([[0.4, 1.0]]), np.array([10.0, 0.0]))
     assert agree(np.array([[0.0]]), np.array([[0.4]]), np.array([10.0, 10.0]))  # of another width: the mean
     assert not agree(np.array([np.nan]), np.array([np.nan]), spread)
+
+
+def test_detections_agree_where_there_are_as_many_and_each_is_near() -> None:
+    """0, 10, 0, 10, 20 and 30 lie 10.7 apart: 0.5 beside 0 is rounding, 0.6 is not."""
+    ours = as_rows([[], [[0.0, 10.0]], [[0.0, 10.0], [20.0, 30.0]]])
+    spread = agreement.spread([ours])
+    assert spread == pytest.approx(10.67, abs=0.01)
+    for first, same in ((0.5, True), (0.6, False)):
+        assert agree(ours, as_rows([[], [[first, 10.0]], ours[2]]), spread) is same
+        assert agree(as_rows([ours[1]]), as_rows([[[first, 10.0]]]), spread) is same  # one sample alone
+    assert not agree(ours, as_rows([[], [], ours[2]]), spread)
+    assert not agree(ours, ours[:2], spread)
+    assert agreement.spread([as_rows([[], []])]) == 0

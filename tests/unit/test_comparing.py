@@ -104,6 +104,21 @@ def test_a_version_agrees_with_itself(comparison: Comparison, answered: Callable
     } <= features
 
 
+def test_detections_agree_with_themselves_in_whatever_company_they_come(detector: Path) -> None:
+    """In the calibration data samples differ in how many they have; one alone is an array."""
+    comparison, model = beside_itself(detector), PackagedModel(detector)
+    feeds = model.preprocess(model.golden_samples)
+    reference = comparison.reference([feeds])
+    singles = [{"images": feeds["images"][i : i + 1]} for i in range(len(feeds["images"]))]
+    rows = comparison.live(
+        Exchange(str(i), "images", "1", 0.0, one, model.session.run(one), {})
+        for i, one in enumerate([*singles, feeds])
+    )
+    counts = [len(json.loads(row)) for row in reference["served"]]
+    assert [len(json.loads(row)) for row in rows["served"]] == 2 * counts
+    assert rows["agrees"].tolist() == [True] * 2 * len(counts)
+
+
 def test_texts_that_come_together_are_no_drift(packaged: Callable[..., Path]) -> None:
     """The calibration data's, four in a request and filled up to its longest, rather than each alone."""
     package = packaged("texts", Step("torch_eager"))  # of any length

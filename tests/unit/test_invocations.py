@@ -15,13 +15,13 @@ from starlette.testclient import TestClient
 from pareflow.errors import InputError, WorkloadError
 from pareflow.monitoring.comparing import Comparison
 from pareflow.serving import model as serving_model
-from pareflow.serving import request_log
+from pareflow.serving import protocol, request_log
 from pareflow.serving.executable import Release
 from pareflow.serving.model import PackagedModel, holds_text, kind_of
 from pareflow.serving.request_log import RequestLogSettings
 from pareflow.serving.slot import FolderSource
 from pareflow.variant import Step
-from tests.unit.conftest import Packaged, Serve, Shelf
+from tests.unit.conftest import INFER, Packaged, Serve, Shelf
 
 PEOPLE = [{"age": 1.5, "size": 3}, {"age": 9.0, "size": 2}]
 
@@ -119,6 +119,37 @@ def test_numbers_that_are_missing_or_not_finite_are_refused(serve: Serve, missin
     sample = [[missing, *sample[0][1:]], *sample[1:]]
     answer = served.client.post("/invocations", json={"inputs": [sample]})
     assert (answer.status_code, "must be finite" in answer.json()["error"]) == (400, True)
+
+
+@pytest.mark.parametrize("gaps", [True, False])
+def test_missing_numbers_are_taken_where_the_calibration_samples_lack_some(
+    serve: Serve, with_gaps: Callable[..., Path], gaps: bool
+) -> None:
+    """As null and as raw bytes, by every route; infinity is taken nowhere."""
+    package = with_gaps(gaps)
+    assert json.loads((package / "model.json").read_text()).get("missing_values", False) is gaps
+    client, status = serve(Shelf(Release("images", "1", package))).client, 200 if gaps else 400
+
+    def asked(name: str, value: float, as_json: bool) -> Any:
+        tensor = {"name": name, "datatype": "FP32", "shape": [1, 4]}
+        if as_json:
+            return client.post(INFER, json={"inputs": [{**tensor, "data": [1, None, 3, 2]}]})
+        row = np.array([1, value, 3, 2], np.float32)
+        head = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": row.nbytes}}]}).encode()
+        length = {protocol.HEADER: str(len(head))}
+        return client.post(INFER, content=head + row.tobytes(), headers=length)
+
+    for name in ("x", "samples"):
+        assert asked(name, np.inf, as_json=False).status_code == 400
+        for as_json in (True, False):
+            answer = asked(name, np.nan, as_json)
+            assert answer.status_code == status
+            if gaps:
+                outputs = {output["name"]: output["data"] for output in answer.json()["outputs"]}
+                assert outputs["y"] == [1, 0, 3, 2]
+    answer = client.post("/invocations", json={"inputs": [[1, None, 3, 2]]})
+    assert (answer.status_code, answer.json().get("predictions")) == (status, [2] if gaps else None)
+    assert client.post("/invocations", json={"inputs": [[1, "inf", 3, 2]]}).status_code == 400
 
 
 @pytest.mark.parametrize("in_list", [False, True])

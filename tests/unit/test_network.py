@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from pareflow import graph_file, network
+from pareflow import graph_file, large_graphs, network
 from pareflow.compiler import OnnxRuntime, TorchEager
 from pareflow.compiler.backend import place
 from pareflow.errors import BadOutputError, ExportError, UnsuitableError, WorkloadError
@@ -169,7 +169,7 @@ def test_large_graph_keeps_its_weights(
     What lies in the working directory is another matter.
     """
     pytest.importorskip("onnxslim")
-    monkeypatch.setattr(network, "LARGE_BYTES", 2**10)
+    monkeypatch.setattr(large_graphs, "LARGE_BYTES", 2**10)
     folder, workload = forms("images")["onnx"], load_tiny("images")
     (elsewhere := tmp_path / "elsewhere").mkdir()
     (elsewhere / "model.onnx.data").touch()

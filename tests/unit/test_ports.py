@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pareflow.compiler import Backend, OnnxRuntime, OpenVino
-from pareflow.errors import InputError
+from pareflow.errors import BadOutputError, InputError
 from pareflow.network import Form
 from pareflow.ports import Port, Ports, piecewise
 from pareflow.workload import Arrays
@@ -30,6 +30,24 @@ def test_pieces_give_what_the_whole_would(batch: int, fixed: int) -> None:
     x = np.arange(batch * 2).reshape(batch, 2)
     assert np.array_equal(piecewise(run, {"x": x, "z": x}, fixed)["y"], x * 3)
     assert asked == [fixed] * -(-batch // fixed)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        ([(1, 2, 6), (1, 1, 6), (1, 2, 6)], r"\(1, 2, 6\), \(1, 1, 6\)"),
+        ([(2, 6), (2, 6), (2, 6)], r"\(2, 6\)"),
+        ([(), (), ()], r"\(\)"),
+    ],
+    ids=["sizes differ", "no axis of the batch", "one number"],
+)
+def test_pieces_that_cannot_be_joined_are_told_by_output_and_sizes(
+    shapes: list[tuple[int, ...]], said: str
+) -> None:
+    """As of a detector that suppresses in the graph, whose batch was fixed."""
+    found = iter(shapes)
+    with pytest.raises(BadOutputError, match=rf"`boxes` has the shapes {said}\. Pad it"):
+        piecewise(lambda _: {"boxes": np.zeros(next(found))}, {"x": np.zeros((3, 4))}, 1)
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,20 @@ def test_large_numbers_whose_sum_is_infinite_are_finite() -> None:
     assert np.isfinite(parse(tensor(datatype="FP64", data=[1e308] * 6)).inputs["x"]).all()
 
 
+@pytest.mark.parametrize("kind", ["FP16", "FP32", "FP64"])
+def test_null_among_numbers_is_nan_where_some_may_be_missing(kind: str) -> None:
+    """Of whole numbers none is: they have no NaN."""
+    given = body(tensor(datatype=kind, shape=[3], data=[1, None, 3]))
+    found = protocol.parse(*given, missing=True).inputs["x"]
+    assert np.array_equal(found, [1, np.nan, 3], equal_nan=True)
+    infinity = np.array([np.inf], protocol.DTYPES[kind]).tobytes()
+    given = body(tensor(datatype=kind, shape=[1], **raw(len(infinity))), raw=infinity)
+    with pytest.raises(InputError, match="must be finite, but one is infinite"):
+        protocol.parse(*given, missing=True)
+    with pytest.raises(InputError, match="must be INT8, but one is None"):
+        protocol.parse(*body(tensor(datatype="INT8", shape=[2], data=[1, None])), missing=True)
+
+
 def test_only_outputs_that_there_are_may_be_asked_for() -> None:
     with pytest.raises(InputError, match="an output must be one of 'y', but `z` is not"):
         protocol.check_wanted(["y", "z"], {"y"})

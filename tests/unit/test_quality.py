@@ -12,7 +12,8 @@ from pareflow.intervals import bca_interval
 from pareflow.measurement import Ran
 from pareflow.measuring import quality
 from pareflow.measuring.quality import Metric, _scores, evaluate_quality, find_metric, predict
-from pareflow.workload import Arrays, LoadedWorkload, Split, Workload
+from pareflow.serving.model import PackagedModel
+from pareflow.workload import Arrays, LoadedWorkload, Split, Workload, load
 
 METRICS = Path(__file__).parents[2] / "pareflow" / "metrics"
 TARGETS = np.asarray([0, 0, 0, 1, 1, 2])
@@ -357,6 +358,40 @@ def test_sequences_whose_length_differs_between_batches_are_lists(
     found = predict(Answers().run, workload, "search")
     assert (found.predictions[0], found.predictions[99]) == ([1.0] * 6, [1.0] * 3)
     assert found.predictions[[0, 99]].tolist() == [[1.0] * 6, [1.0] * 3]
+
+
+def test_detections_of_which_a_sample_has_none_or_several_are_lists(
+    detector: Path, own_workloads: Path, few_replicates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are evaluated, packaged, and repeated by the package."""
+    workload = load({"file": {"path": "images.py"}}, own_workloads)
+    scores = np.eye(4)[np.arange(64) % 4]
+    found = predict(lambda feeds: {"output": scores[: len(feeds["images"])]}, workload, "search")
+    assert [len(row) for row in found.predictions[:4]] == [0, 1, 2, 0]
+    assert found.predictions[1] == [[0, 1, 0, 0]]
+    boxes = MODULE.replace('{"predictions": value', '{"predictions": [[datasets.Value("float64")]]')
+    counted = '{"boxes": float(np.mean([len(p) == r for p, r in zip(predictions, references)]))}'
+    (own_workloads / "boxes.py").write_text("import numpy as np\n" + boxes.replace("BODY", counted))
+    expected = [
+        len(row) == target
+        for row, target in zip(found.predictions, workload.split("search").labels(), strict=True)
+    ]
+    judged = quality.quality_of(found, workload, "search", "v", "boxes.py")
+    assert (judged.value, len(judged.replicates)) == (np.mean(expected), few_replicates)
+
+    model = PackagedModel(detector)
+    golden = model.golden()
+    assert len({len(row) for row in golden["predictions"]}) > 1
+    model.check_golden()
+    golden["predictions"][0].append([0.0] * 4)
+    monkeypatch.setattr(model, "golden", lambda: golden)
+    with pytest.raises(BadOutputError, match="must repeat its golden predictions, but for sample 0"):
+        model.check_golden()
+
+
+def test_targets_may_differ_in_shape_too() -> None:
+    split = Split(np.zeros((3, 2)), [[], np.ones((2, 4)), np.zeros((1, 4))])  # type: ignore[arg-type]
+    assert split.labels().tolist() == [[], [[1.0] * 4] * 2, [[0.0] * 4]]
 
 
 def test_quality_on_the_verdict_split_is_evaluates_own(load_tiny: Callable[[str], LoadedWorkload]) -> None:

@@ -152,6 +152,17 @@ def test_records_are_kept_in_an_array_with_a_field_for_each_value(tmp_path: Path
     assert samples.tolist() == [(3.0, "Ada"), (4.5, "é")]
 
 
+def test_what_is_missing_among_numbers_is_kept_as_nan(tmp_path: Path) -> None:
+    """In lists and in records: else what is watched would be requests that lack nothing."""
+    log = log_of(tmp_path)
+    log.take("a", "m", "1", {"samples": [[1, None], [2.5, 3]]}, {}, 100, NAMES)
+    log.take("b", "m", "1", {"samples": [{"age": None}, {"age": 3}]}, {}, 100, NAMES)
+    log.close()
+    lists, records = (one.inputs["samples"] for one in everything(tmp_path))
+    assert np.array_equal(lists, [[1, np.nan], [2.5, 3]], equal_nan=True)
+    assert np.array_equal(records["age"], [np.nan, 3], equal_nan=True)
+
+
 def test_what_no_array_holds_is_counted_and_told_once_where_nothing_else_is_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

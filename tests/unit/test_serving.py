@@ -209,6 +209,21 @@ def test_predictions_are_predictions_though_the_network_calls_its_output_so(
     assert portal.call(predictions) == [expected, expected]
 
 
+def test_detections_are_lists_and_by_the_protocol_texts_of_json(serve: Serve, detector: Path) -> None:
+    """Its tensors have one size."""
+    served = serve(Shelf(Release("images", "1", detector)))
+    golden = json.loads((detector / "golden.json").read_text())
+    images, counts = np.asarray(golden["samples"], np.float32), [len(row) for row in golden["predictions"]]
+    answer = served.client.post("/invocations", json={"inputs": golden["samples"]}).json()
+    assert [len(row) for row in answer["predictions"]] == counts
+    outputs = asked_for(served.client, INFER, "samples", images).json()["outputs"]
+    output = next(one for one in outputs if one["name"] == "predictions")
+    assert (output["datatype"], output["shape"]) == ("BYTES", [len(counts)])
+    assert [len(json.loads(row)) for row in output["data"]] == counts
+    spread = served.slot.hosted.spread
+    assert 0 < spread < 10
+
+
 def test_an_input_that_the_network_calls_samples_is_the_networks(serve: Serve, linear: Linear) -> None:
     """As its metadata says; raw ones go to `/invocations`, and a refusal promises nothing else."""
     served = serve(Shelf(Release("images", "1", linear("samples", scale=0.5, zero_point=0.25))))

@@ -156,9 +156,22 @@ def test_requests_hold_the_inputs_that_are_given_and_else_golden_samples(
 def test_given_inputs_are_those_that_json_holds_not_too_many_bytes_and_some_at_least() -> None:
     image = {"images": np.zeros((1, 2**17))}  # 1 MiB
     nan, large = {"images": np.full((1, 1), np.nan)}, {"images": np.zeros((1, 2**20))}
-    assert service_times._some([nan, *[image] * 20], 8) == [image] * 16
-    assert len(service_times._some([large] * 20, 8)) == 8
-    assert len(service_times._some([large] * 5, 8)) == 5
+    assert service_times._some([nan, *[image] * 20], 8, False) == [image] * 16
+    assert service_times._some([nan, *[image] * 20], 8, True)[0] is nan
+    assert len(service_times._some([large] * 20, 8, False)) == 8
+    assert len(service_times._some([large] * 5, 8, False)) == 5
+
+
+def test_requests_lack_the_values_that_those_of_a_model_that_takes_missing_ones_do(
+    with_gaps: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Inputs that are given, and golden samples: else the times would be of other requests."""
+    package, given, into = str(with_gaps()), tmp_path / "given.npz", tmp_path / "feeds.json"
+    arena.write_feeds([{"x": np.array([[1, np.nan, 3, 2]], np.float32)}], given)
+    service_times.feeds(package, str(into), 1, given=str(given))
+    assert [one["data"] for (one,) in json.loads(into.read_text())] == [[1, None, 3, 2]]
+    service_times.feeds(package, str(into), 8)
+    assert any(None in one["data"] for (one,) in json.loads(into.read_text()))
 
 
 def test_what_a_plan_answered_is_known_for_its_own_inputs_alone(

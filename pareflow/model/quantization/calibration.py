@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from pydantic import Field
 
+from pareflow import large_graphs
 from pareflow.errors import UnsuitableError
 from pareflow.ports import Ports, pieces
 from pareflow.workload import Arrays, LoadedWorkload
@@ -75,7 +76,8 @@ def check_varied(
     watched.graph.output.extend(
         type(model.graph.output[0])(name=name) for name in seen if name not in outputs
     )
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
+    with large_graphs.openable(watched) as graph:
+        session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     names = list(seen)
     ranges = [[(array.min(), array.max()) for array in session.run(names, dict(feed))] for feed in feeds]
     found = np.asarray(ranges)

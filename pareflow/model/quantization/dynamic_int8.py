@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from pareflow import large_graphs
 from pareflow.errors import UnsuitableError
 from pareflow.model.quantization.floats import check_floats
 from pareflow.model.technique import Technique
@@ -46,7 +47,7 @@ class DynamicInt8(Technique):
 
         check_floats(network, self.name)
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
+            path = Path(folder) / "quantized.onnx"
             quantize_dynamic(
                 copy.deepcopy(network),  # it writes into what it is given
                 path,
@@ -54,6 +55,7 @@ class DynamicInt8(Technique):
                 per_channel=self.per_channel,
                 reduce_range=self.reduce_range,
                 weight_type=QuantType.QInt8,
+                use_external_data_format=large_graphs.is_large(network),
                 extra_options={
                     "DefaultTensorType": onnx.TensorProto.FLOAT
                 },  # of what no shape inference reaches

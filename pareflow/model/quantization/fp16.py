@@ -1,8 +1,10 @@
 """Floating point of sixteen bits."""
 
-import copy
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from pareflow import large_graphs
 from pareflow.model.technique import Technique
 from pareflow.network import Form
 from pareflow.workload import LoadedWorkload
@@ -25,5 +27,8 @@ class Fp16(Technique):
     def apply(self, network: "onnx.ModelProto", workload: LoadedWorkload) -> "onnx.ModelProto":
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        converted: onnx.ModelProto = convert_float_to_float16(copy.deepcopy(network), keep_io_types=True)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            large_graphs.save(network, path)  # of one in memory it infers shapes through one protobuf
+            converted: onnx.ModelProto = convert_float_to_float16(str(path), keep_io_types=True)
         return converted

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from pareflow import graph_file
+from pareflow import graph_file, large_graphs
 from pareflow.hardware import accelerators
 from pareflow.model.quantization.calibration import PRODUCTS, Samples, check_varied, feeds, layers
 from pareflow.model.quantization.floats import check_floats
@@ -49,6 +49,7 @@ class Fp8(Technique):
     def apply(self, network: "onnx.ModelProto", workload: LoadedWorkload) -> "onnx.ModelProto":
         from onnx import version_converter
 
+        large_graphs.check_one_protobuf(network, self.name)
         check_floats(network, self.name)
         layers(network)
         samples = feeds(workload, self.samples, graph_file.ports(network))

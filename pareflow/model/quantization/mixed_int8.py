@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field
 
+from pareflow import large_graphs
 from pareflow.errors import UnsuitableError
 from pareflow.model.quantization.calibration import layers
 from pareflow.model.quantization.static_int8 import Calibrated, StaticInt8
@@ -141,9 +142,8 @@ def session(graph: "onnx.ModelProto") -> Callable[[Arrays], Arrays]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    opened = onnxruntime.InferenceSession(
-        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    with large_graphs.openable(graph) as source:
+        opened = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     names = [node.name for node in opened.get_outputs()]
     return onnxruntime_ports(opened).fitted(
         lambda feeds: dict(zip(names, opened.run(names, feeds), strict=True))

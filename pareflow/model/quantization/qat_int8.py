@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from pareflow import large_graphs
 from pareflow.errors import UnsuitableError
 from pareflow.model.distillation.response import ResponseTechnique, check_class_axis
 from pareflow.model.quantization.int32_bias import biases_as_int32
@@ -136,7 +137,6 @@ def _calibrate(prepared: "nn.Module", workload: LoadedWorkload, batch_size: int)
 
 def _exported(converted: "nn.Module", workload: LoadedWorkload) -> "onnx.ModelProto":
     """The graph with true Q/DQ nodes. Raises: ExportError where it does not agree with its source."""
-    import onnx
     import torch
 
     program = torch.onnx.export(
@@ -154,7 +154,7 @@ def _exported(converted: "nn.Module", workload: LoadedWorkload) -> "onnx.ModelPr
     biases_as_int32(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILES["onnx"]
-        onnx.save_model(model, path)
+        large_graphs.save(model, path)
         check_export(converted, path, workload, TOLERANCE)
     return model
 

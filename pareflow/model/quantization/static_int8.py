@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from pareflow import graph_file
+from pareflow import graph_file, large_graphs
 from pareflow.model.quantization.calibration import PRODUCTS, Samples, check_varied, feeds, layers
 from pareflow.model.quantization.floats import check_floats
 from pareflow.model.technique import Technique
@@ -69,11 +69,19 @@ class Calibrated:
         layers(network)
         if settings.per_channel:
             network = graph_file.raised(network)
-        plain, self._path = folder / "plain.onnx", folder / "prepared.onnx"
-        onnx.save_model(network, plain)
-        quant_pre_process(plain, self._path, skip_symbolic_shape=True)
-        self.prepared = _named(onnx.load_model(self._path))
-        onnx.save_model(self.prepared, self._path)
+        names = ("plain", "optimized", "prepared")
+        plain, optimized, self._path = (folder / f"{name}.onnx" for name in names)
+        large_graphs.save(network, plain)
+        beside = large_graphs.is_large(network)
+        quant_pre_process(
+            plain,
+            optimized,
+            skip_symbolic_shape=True,
+            save_as_external_data=beside,
+            all_tensors_to_one_file=True,
+        )
+        self.prepared = _named(onnx.load_model(optimized))
+        large_graphs.save(self.prepared, self._path)
         self._feeds = feeds(workload, settings.samples, graph_file.ports(network))
         check_varied(self.prepared, self._feeds)
         self._settings, self._folder = settings, folder
@@ -83,21 +91,24 @@ class Calibrated:
         import onnx
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-        quantize_static(
-            self._path,
-            self._folder / "quantized.onnx",
-            Reader(self._feeds),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(PRODUCTS) if self._settings.operators == "products" else None,
-            per_channel=self._settings.per_channel,
-            reduce_range=self._settings.reduce_range,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(floats),
-            calibrate_method=CalibrationMethod[_METHODS[self._settings.method]],
-            calibration_cache_path=self._folder / "ranges.json",
-        )
-        return onnx.load_model(self._folder / "quantized.onnx")
+        with tempfile.TemporaryDirectory(dir=self._folder) as made:
+            path = Path(made) / "quantized.onnx"
+            quantize_static(
+                self._path,
+                path,
+                Reader(self._feeds),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(PRODUCTS) if self._settings.operators == "products" else None,
+                per_channel=self._settings.per_channel,
+                reduce_range=self._settings.reduce_range,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=list(floats),
+                use_external_data_format=large_graphs.is_large(self.prepared),
+                calibrate_method=CalibrationMethod[_METHODS[self._settings.method]],
+                calibration_cache_path=self._folder / "ranges.json",
+            )
+            return onnx.load_model(path)
 
 
 def _named(model: "onnx.ModelProto") -> "onnx.ModelProto":
