@@ -103,6 +103,8 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
         progress.note(run.samples_lacking)
     baselines = execution.call(steps.measure_baseline, run, tracker, parent)
     progress.rows(baselines)
+    if (slow := validation.too_slow(run, baselines)) is not None:
+        progress.note(slow)
 
     progress.stage("profile")
     profile, told = execution.call(steps.profile, run, baselines)
