@@ -1,5 +1,6 @@
 """The main job: baseline → profile → optimize → validate → serve → register."""
 
+import dataclasses
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from flows.progress import shown  # noqa: E402
 from pareflow import collection, spec  # noqa: E402
 from pareflow.errors import PareflowError, VariantError  # noqa: E402
 from pareflow.hardware.device import INTERRUPTED  # noqa: E402
-from pareflow.hardware.needs import held  # noqa: E402
+from pareflow.hardware.needs import Needs, held  # noqa: E402
 from pareflow.isolation import interrupt  # noqa: E402
 from pareflow.search import Ended  # noqa: E402
 from pareflow.stages import (  # noqa: E402
@@ -105,6 +106,8 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
     progress.rows(baselines)
     if (doubt := screening.guessing(run, baselines)) is not None:
         progress.note(doubt)
+    if (slow := validation.too_slow(run, baselines)) is not None:
+        progress.note(slow)
 
     progress.stage("profile")
     profile, told = execution.call(steps.profile, run, baselines)
@@ -290,7 +293,7 @@ def side_by_side(
     interrupted, none is begun.
     """
     task = steps.make_variant if work == "make" else steps.preflight
-    waiting = [(row, needs_of(run, row.recipe)) for row in candidates]
+    waiting = [(row, _needs(run, row, work)) for row in candidates]
     while waiting and not INTERRUPTED.is_set():
         machines = execution.machines()
         count = held([needs for _, needs in waiting], machines)
@@ -304,3 +307,8 @@ def side_by_side(
             for (row, _), one in zip(able, found, strict=True)
         )
         yield from [optimization.kept(run, next(done), work) if row.status == "ok" else row for row in rows]
+
+
+def _needs(run: Run, row: Row, work: Literal["preflight", "make"]) -> Needs:
+    """What the work takes: the whole machine where it was killed before, as the kernel kills for memory."""
+    return dataclasses.replace(needs_of(run, row.recipe), alone=optimization.killed(run, row, work))

@@ -1,7 +1,8 @@
 """What a run shows while it goes: one line per stage and variant, and how much time is left."""
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Protocol
 
@@ -43,6 +44,17 @@ shown: ContextVar[Progress] = ContextVar("shown", default=Silent())  # noqa: B03
 """What the present run is shown by; the command line sets it, deployments leave it silent."""
 
 
+class _Warnings(logging.Handler):
+    """Shows what the package warns of as notes: the root's handlers are silent under Prefect."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._note = note
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._note(record.getMessage())
+
+
 class Lines:
     """Lines on a terminal's error stream, with a bar under them where it is a terminal."""
 
@@ -58,12 +70,15 @@ class Lines:
         self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("start", total=None)
         self._began = time.monotonic()
+        self._warnings = _Warnings(self.note)
 
     def __enter__(self) -> "Lines":
         self._bar.start()
+        logging.getLogger("pareflow").addHandler(self._warnings)
         return self
 
     def __exit__(self, *error: object) -> None:
+        logging.getLogger("pareflow").removeHandler(self._warnings)
         self._bar.stop()
 
     def stage(self, name: str, steps: int = 1) -> None:

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,6 +80,14 @@ class Store:
     def holds(self, key: str) -> bool:
         """Whether there is an entry, whole or damaged: as quick as the disk, and it does not count as use."""
         return (self.root / "entries" / key).exists()
+
+    def use(self, key: str) -> None:
+        """Count what there is of a key, finished or not, as used now: as quick as the disk, unread."""
+        finished = (self.root / folder / key / MANIFEST for folder in ("entries", UNSENT))
+        with self.collections_wait():
+            for path in (*finished, self.scratch(key)):
+                with suppress(OSError):  # there is none, or it is another user's
+                    os.utime(path)
 
     def ensure(self, key: str, write: Callable[[Path], None]) -> Path:
         """The entry's folder, made by `write(folder)` if it is not there yet.

@@ -6,6 +6,7 @@ keeps the device locked even if its parent is killed.
 """
 
 import fcntl
+import logging
 import os
 import stat
 import threading
@@ -16,12 +17,21 @@ from pathlib import Path
 
 from pareflow.errors import BusyMachineError, EnvironmentUnfitError
 from pareflow.hardware.waits import WAITS
+from pareflow.troubles import Troubles
+
+log = logging.getLogger(__name__)
 
 INTERRUPTED = threading.Event()
 """Set while this process ends its work: no lock is waited for, and what is begun is ended."""
 
 LOOK_S = 0.02
 """How often who waits for a lock looks whether it is free."""
+
+SILENT_S = 10.0
+"""For so long a lock is waited for without a word."""
+
+_WAITED_FOR = Troubles()
+"""Told once, whichever threads wait."""
 
 
 def lock_folder() -> Path:
@@ -49,17 +59,25 @@ def device_lock(device: str, *, exclusive: bool, wait: bool = True) -> Iterator[
 
 
 def take_lock(descriptor: int, kind: int, what: str, held: str, *, wait: bool = True) -> None:
-    """Take a `flock` of this kind; waits for it as `device_lock` does.
+    """Take a `flock` of this kind; waits for it as `device_lock` does. A long wait is told, and its end.
 
     Raises: BusyMachineError, which says what must be free, and who has it.
     """
+    began, told = time.monotonic(), False
     with WAITS.waiting():
         while not try_lock(descriptor, kind):
             if not wait or INTERRUPTED.is_set():
+                _WAITED_FOR.over(what)
                 raise BusyMachineError(
                     f"{what} must be free", held, "Run the command again when that has ended"
                 )
+            if time.monotonic() - began >= SILENT_S and _WAITED_FOR.is_new(what, held):
+                log.warning("waiting for %s: %s%s", what, held, _holders(descriptor))
+                told = True
             time.sleep(LOOK_S)
+    if told:
+        log.warning("%s was free after %.0f s", what, time.monotonic() - began)
+        _WAITED_FOR.over(what)
 
 
 def try_lock(descriptor: int, kind: int) -> bool:
@@ -69,6 +87,24 @@ def try_lock(descriptor: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _holders(descriptor: int) -> str:
+    """Who holds a `flock` on the file, in brackets; nothing where the system does not tell."""
+    file = os.fstat(descriptor)
+    name = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    with suppress(OSError):
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        pids = [lock[4] for lock in locks if lock[1] == "FLOCK" and lock[5] == name]
+        return f" ({', '.join(map(_process, pids))})" if pids else ""
+    return ""
+
+
+def _process(pid: str) -> str:
+    """A process by its id, and whose it is where that is known."""
+    with suppress(OSError, KeyError):
+        return f"process {pid} of {Path('/proc', pid).owner()}"
+    return f"process {pid}"
 
 
 def _opened(folder: Path, name: str) -> int:

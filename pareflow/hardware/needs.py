@@ -11,12 +11,14 @@ class Needs:
     """What one step takes; a `memory_mib` of None is not declared.
 
     With `gpu_if_any` it computes on a GPU where it finds one, and does without else.
+    One that is `alone` has nothing beside it, whatever there is room for.
     """
 
     cpus: int = 1
     gpus: int = 0
     memory_mib: int | None = None
     gpu_if_any: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ def held(steps: Sequence[Needs], machines: Sequence[Machine]) -> int:
     """
     room = list(machines)
     for count, needs in enumerate(steps):
+        if needs.alone:
+            return max(count, 1)
         if lacking(needs, machines, ""):
             continue
         asked = granted(needs, machines)

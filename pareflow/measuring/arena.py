@@ -34,6 +34,9 @@ from pareflow.workload import Arrays
 BRIEF_MS = 0.05
 """Of what takes less, where its process lies in memory is a part that counts."""
 
+LONG_MS = 1000
+"""No block of requests that are slow need take longer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
@@ -71,7 +74,8 @@ class Protocol:
     """How the arena measures; part of a measurement's key.
 
     Each block lasts about `block_ms` per contestant: as many requests as fit, between `least` and `most`;
-    where inputs differ in shape, as many for all as fit for the slowest.
+    where inputs differ in shape, as many for all as fit for the slowest. Where `least` would take longer than
+    `LONG_MS` it is as many as take that, `fewest` at the least.
     Warm-up runs until the median of a block is within 5 % of the one before it, at most 10 blocks; after each
     reload it is one block.
     """
@@ -79,9 +83,20 @@ class Protocol:
     blocks: int = 30
     blocks_per_load: int = 6
     block_ms: float = 25
+    fewest: int = 1
     least: int = 5
     most: int = 100
     seed: int = 0
+
+    def requests(self, ms: float) -> int:
+        """Of a block, where one takes so long."""
+        least = np.clip(LONG_MS / max(ms, 1e-6), self.fewest, self.least)
+        return int(np.clip(self.block_ms / max(ms, 1e-6), least, self.most))
+
+    def minutes(self, ms: float) -> float:
+        """About how long a contestant is timed whose requests take so long, with two blocks of warm-up."""
+        reloads = (self.blocks - 1) // self.blocks_per_load
+        return (2 + self.blocks + reloads) * self.requests(ms) * ms / 60_000
 
 
 class Arena:
@@ -180,13 +195,13 @@ class Arena:
     def _warm(self, variant: str, protocol: Protocol) -> int:
         """Run until steady; the number of requests that fill a block."""
         before = float("nan")  # equal to nothing, so that at least two blocks run
-        count = protocol.least
+        count = protocol.fewest
         for _ in range(10):
             times = self._block(variant, count)
             if not times:
                 return 0
             median = float(np.median(times))
-            count = int(np.clip(protocol.block_ms / max(median, 1e-6), protocol.least, protocol.most))
+            count = protocol.requests(median)
             if abs(median - before) <= 0.05 * before:
                 break
             before = median

@@ -26,9 +26,13 @@ def variant_of(recipe: Recipe, workload_digest: str) -> Variant:
 def make(run: Run, row: Row) -> Row:
     """The row built, and evaluated on the search split: one process for both.
 
+    What it was made from is used too, and what its maker would go on from: other rows begin with it.
     Raises: VariantError, InputError.
     """
-    variant = variant_of(row.recipe, run.facts.digest)
+    made_from = links(row.recipe, run.facts.digest)
+    variant = made_from[-1]
+    for link in made_from:
+        run.store.use(link.id)
     named = dataclasses.replace(row, id=variant.id)
     evaluation = _asked(run, named, "search")
 

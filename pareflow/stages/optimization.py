@@ -122,13 +122,25 @@ def kept(run: Run, row: Row, work: Work, beside: Row | None = None) -> Row:
     """The row as the work left it. What failed is kept, so that a run that goes on decides the same and fails
     of nothing twice.
 
-    Not so what was killed from outside, which says nothing of it; nor what is made and does not fit the
-    device: that is seen at once. What is unavailable may have been installed since.
+    What was killed from outside is tried once more: somebody may have meant another, or the kernel killed it
+    for what others held. Not kept is what is made and does not fit the device: that is seen at once. What is
+    unavailable may have been installed since.
     """
     reason = row.reason if row.status == "failed" and not INTERRUPTED.is_set() else None
-    if reason is not None and not reason.startswith(DoesNotFitError.__name__) and "SIGKILL" not in reason:
-        run.stop(_attempt(run, row, work, beside), reason)
+    if reason is not None and not reason.startswith(DoesNotFitError.__name__):
+        attempt = _attempt(run, row, work, beside)
+        first = "SIGKILL" in reason and run.clock.stopped(_killed(attempt)) is None
+        run.stop(_killed(attempt) if first else attempt, reason)
     return row
+
+
+def killed(run: Run, row: Row, work: Work) -> bool:
+    """Whether the work on the row was killed from outside, in this run before."""
+    return run.clock.stopped(_killed(_attempt(run, row, work))) is not None
+
+
+def _killed(attempt: str) -> str:
+    return f"{attempt}, killed"
 
 
 def _attempt(run: Run, row: Row, work: Work, beside: Row | None = None) -> str:

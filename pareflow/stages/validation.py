@@ -11,6 +11,7 @@ from pareflow.measurement import Measurement
 from pareflow.measuring.arena import Protocol
 from pareflow.search.ties import plainest, tied
 from pareflow.stages import fitting
+from pareflow.stages.baseline import SCREENING
 from pareflow.stages.building import evaluate
 from pareflow.stages.loading import under_load
 from pareflow.stages.optimization import failed, strong_baseline
@@ -35,7 +36,23 @@ def final(run: Run, among: int, look: int) -> Protocol:
     """
     error = (1 - run.spec.sla.confidence) / (2 * among)
     least = math.ceil(1.2 * samples_needed(0.99, 1 - error) / BLOCKS)
-    return Protocol(blocks=BLOCKS * 2 ** max(look - 2, 0), least=least, seed=look)
+    return Protocol(blocks=BLOCKS * 2 ** max(look - 2, 0), fewest=least, least=least, seed=look)
+
+
+def too_slow(run: Run, baselines: Sequence[Row]) -> str | None:
+    """What is told where timing the baselines, one candidate and the finalists takes more than the budget;
+    None where it does not. The candidate is taken to be as slow as the strong baseline beside it."""
+    times = [row.measurement.quantile_ms(0.5) for row in baselines if row.measurement is not None]
+    candidate = 2 * SCREENING.minutes(times[0])
+    verdict = sum(map(final(run, among=1, look=1).minutes, [*times, times[0]]))
+    needed = sum(map(SCREENING.minutes, times)) + candidate + verdict
+    if needed <= run.spec.budget.minutes:
+        return None
+    return (
+        f"a request takes {times[0] / 1000:.2g} s: timing the baselines, one candidate and the finalists "
+        f"takes about {needed:.0f} minutes, another candidate {candidate:.1f}, and the budget has "
+        f"{run.spec.budget.minutes:g}. Raise `budget.minutes`, or let a request hold less"
+    )
 
 
 def last(run: Run, look: int, what: str) -> bool:

@@ -15,12 +15,13 @@ import psutil
 import pytest
 
 from pareflow import network
+from pareflow.collection import collect, holding
 from pareflow.hardware.device import device_lock
-from pareflow.stages import jobs, optimization
+from pareflow.stages import building, jobs, optimization
 from pareflow.stages.baseline import baseline
 from pareflow.stages.building import variant_of
 from pareflow.stages.run import Row, Run
-from pareflow.store import Store
+from pareflow.store import MANIFEST, Store
 from pareflow.variant import Recipe, Step, Variant
 from pareflow.workload import load
 
@@ -231,3 +232,20 @@ def test_copied_store_is_as_good(trained: Any, tmp_path: Path) -> None:
     assert Store(moved).find(trained.strong.id) is not None
     texts = [path.read_text() for path in moved.rglob("*.json")]
     assert not [text for text in texts if os.fspath(tmp_path) in text]
+
+
+def test_a_run_that_finds_a_variant_keeps_what_it_was_made_from(trained: Any) -> None:
+    """Another row may begin with a network in its middle, or a maker go on from what a killed one left."""
+    run, store = trained.run, trained.run.store
+    row = Row(Recipe((Step("kmeans_sharing"), Step("static_int8")), Step("onnxruntime")))
+    building.make(run, row)
+    made_from = [link.id for link in jobs.links(row.recipe, run.facts.digest)]
+    scratch = store.scratch(made_from[1])
+    scratch.mkdir(parents=True)
+    for path in (scratch, *store.root.glob(f"entries/*/{MANIFEST}")):
+        os.utime(path, ns=(1, 1))
+    with holding(store, "images"):
+        building.make(run, row)
+        collect(store, 0)
+    assert all(map(store.holds, made_from))
+    assert scratch.exists()

@@ -302,7 +302,8 @@ def test_contestant_answers_until_its_orders_end(
 
 
 def test_protocol_fills_a_block_within_its_bounds() -> None:
-    """A stub in place of a process: 10 requests of 3 ms fill a block of 30 ms; the bounds hold."""
+    """A stub in place of a process: 10 requests of 3 ms fill a block of 30 ms; the bounds hold. Slow ones are
+    as many as end in a second, and one at the least."""
 
     class Steady(Arena):
         def __init__(self, ms: float) -> None:
@@ -312,11 +313,19 @@ def test_protocol_fills_a_block_within_its_bounds() -> None:
             self.counts.append(count)
             return (self.ms,) * count
 
-    for ms, expected in ((3.0, 10), (0.001, 50), (1000.0, 5)):
+    for ms, expected in ((3.0, 10), (0.001, 50), (200.0, 5), (300.0, 3), (3000.0, 1)):
         arena = Steady(ms)
         protocol = Protocol(block_ms=30, least=5, most=50)
-        assert arena._warm("any", protocol) == expected
-        assert arena.counts == [5, expected]
+        assert arena._warm("any", protocol) == protocol.requests(ms) == expected
+        assert arena.counts == [1, expected]
+    finalists = Protocol(block_ms=30, fewest=8, least=8)  # so many decide, whatever they take
+    assert [finalists.requests(ms) for ms in (3.0, 3000.0)] == [10, 8]
+
+
+def test_minutes_are_those_of_blocks_warm_up_and_reloads() -> None:
+    """By hand: 2 + 30 + 4 blocks of one request of 3 s each; of 25 ms each where they are quick."""
+    assert Protocol().minutes(3000.0) == pytest.approx(36 * 3 / 60)
+    assert Protocol().minutes(1.0) == pytest.approx(36 * 0.025 / 60)
 
 
 def texts(lengths: Sequence[int]) -> list[dict[str, np.ndarray]]:

@@ -82,7 +82,7 @@ def test_what_failed_is_kept_beside_the_answers(tmp_path: Path) -> None:
     assert clock.stopped("make a") is None
 
 
-def test_a_run_that_goes_on_is_told_what_failed_and_tries_again_what_was_killed(
+def test_a_run_that_goes_on_is_told_what_failed_and_tries_once_more_what_was_killed(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One is stopped, one dies, one is killed from outside, one is stopped while it is timed, which says
@@ -120,6 +120,8 @@ def test_a_run_that_goes_on_is_told_what_failed_and_tries_again_what_was_killed(
     assert stopped == [True, False, False, False]
     assert told(trained.run) == first
     assert (sorted(made), timed) == (["extended", "layout"], [])
+    assert told(trained.run) == first
+    assert (sorted(made), timed) == (["extended"], [])
     assert told(trained.run.anew()) == first
     assert (sorted(made), timed) == (everything, ["extended"])
     monkeypatch.setattr(OnnxRuntime, "code_version", classmethod(lambda _: "another"))
@@ -191,6 +193,31 @@ def test_a_candidate_that_takes_its_worker_along_is_one_failed_row_that_is_not_t
     assert first[0].reason == "CrashedError: it must end, but it died"
     again = list(side_by_side(trained.run, Dying(), "make", rows[:1]))
     assert (again, asked) == (first[:1], rows)
+
+
+def test_what_was_killed_has_nothing_beside_it_when_it_is_made_again(trained: Trained) -> None:
+    """The kernel may have killed it for what the others held, where nobody stated any memory."""
+    asked = list[list[str]]()
+
+    class Full(Plain):
+        """A machine whose memory does not hold two of them."""
+
+        def each(self, task: Any, calls: Any, needs: Any) -> Any:
+            asked.append([row.recipe.backend.settings["graph_level"] for _, row in calls])
+            killed = CrashedError("it must end by itself", "it died of SIGKILL", "Look")
+            return [killed if len(calls) > 1 and row == rows[1] else trained.strong for _, row in calls]
+
+        def machines(self) -> list[Machine]:
+            return [Machine(8, 0, 2**20)]
+
+    rows = [
+        Row(Recipe((), Step("onnxruntime", {"graph_level": level}))) for level in ("none", "basic", "layout")
+    ]
+    told = [
+        [row.status for row in side_by_side(trained.run, Full(), "make", rows)] for _ in ("first", "again")
+    ]
+    assert told == [["ok", "failed", "ok"], ["ok", "ok", "ok"]]
+    assert asked == [["none", "basic", "layout"], ["none"], ["basic"], ["layout"]]
 
 
 def test_a_preflight_that_a_time_limit_stopped_is_not_tried_again(

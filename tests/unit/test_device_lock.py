@@ -7,11 +7,14 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pareflow.errors import BusyMachineError, EnvironmentUnfitError
+from pareflow.hardware import device
 from pareflow.hardware.device import device_lock, lock_folder
 
 
@@ -158,3 +161,32 @@ def test_a_lock_is_taken_where_the_file_system_lets_nobody_set_rights(
     monkeypatch.setattr(os, "fchmod", forbidden)
     with device_lock("cpu", exclusive=True):
         assert not free(folder, "cpu", exclusive=False)
+
+
+def test_a_long_wait_and_its_end_are_told_once_with_who_holds_the_device(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two threads wait; where the device is free there is nothing to tell."""
+    monkeypatch.setattr(device, "SILENT_S", 0.0)
+
+    def build() -> None:
+        with device_lock("cpu", exclusive=False):
+            pass
+
+    build()
+    assert caplog.messages == []
+    with ThreadPoolExecutor(2) as threads:
+        with device_lock("cpu", exclusive=True):
+            building = [threads.submit(build) for _ in range(2)]
+            while not caplog.messages:
+                time.sleep(device.LOOK_S)
+            time.sleep(5 * device.LOOK_S)
+            (told,) = caplog.messages
+        for one in building:
+            one.result()
+    assert told == (
+        "waiting for the device `cpu`: another process builds or times on it "
+        f"(process {os.getpid()} of {Path('/proc/self').owner()})"
+    )
+    _, end = caplog.messages
+    assert end.startswith("the device `cpu` was free after ")

@@ -67,6 +67,12 @@ def test_what_no_machine_holds_takes_no_place() -> None:
     assert held([Needs(gpus=2)] * 5 + [Needs()] * 3, [SMALL]) == 7
 
 
+def test_what_is_alone_has_nothing_beside_it() -> None:
+    alone = Needs(alone=True)
+    assert held([Needs(), Needs(), alone, Needs()], [WITH_GPU]) == 2
+    assert held([alone, Needs()], [WITH_GPU]) == 1
+
+
 @given(st.lists(needs, max_size=12), machines)
 def test_no_machine_is_overfilled_and_something_always_runs(steps: list[Needs], some: list[Machine]) -> None:
     count = held(steps, some)

@@ -294,6 +294,20 @@ def test_original_that_is_no_better_than_its_commonest_answer_is_told(
     assert guessing(trained.run, trained.rows) is None
 
 
+def test_timing_that_takes_more_than_the_budget_is_told(
+    trained: Any, measured: Callable[..., Measurement]
+) -> None:
+    """By hand, at 3 s: 36 requests to screen each of 4, which is 1.8 minutes; 71 blocks of 8 to judge each
+    of 3, which is 28.4."""
+    slow = [dataclasses.replace(row, measurement=measured(*[[3000.0]] * 30)) for row in trained.rows]
+    told = validation.too_slow(trained.with_budget(minutes=92), slow)
+    assert told is not None
+    assert told.startswith("a request takes 3 s: ")
+    assert "takes about 92 minutes, another candidate 3.6, and the budget has 92. Raise " in told
+    assert validation.too_slow(trained.with_budget(minutes=93), slow) is None
+    assert validation.too_slow(trained.with_budget(minutes=1), trained.rows) is None
+
+
 def test_harm_is_what_is_no_better_than_the_best_baseline_on_any_number_of_threads(
     trained: Any, measured: Callable[..., Measurement]
 ) -> None:
