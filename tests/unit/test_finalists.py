@@ -124,6 +124,15 @@ def test_of_settings_that_are_as_fast_the_fewest_are_judged(run: Run, judged: An
     assert "fewer settings" not in explaining.explanation(run, other, [*rows, other], plain)
 
 
+def test_what_is_less_likely_to_pass_stands_for_no_tie(run: Run, judged: Any) -> None:
+    """A limit lies between two that are as fast: with the plain one alone nothing might pass."""
+    plain = answering(judged.candidate, 6, times=6.0, name="plain")
+    settings = {**plain.recipe.backend.settings, "huge_pages": True}
+    recipe = dataclasses.replace(plain.recipe, backend=Step(plain.recipe.backend.name, settings))
+    paged = dataclasses.replace(answering(plain, 0, times=1.01, name="paged"), recipe=recipe)
+    assert chosen(run, judged, [plain, paged]) == ["paged", "plain"]
+
+
 def test_a_setting_that_gains_and_was_less_likely_to_pass_is_no_tie(judged: Any) -> None:
     """5 % faster, and larger than the SLA surely lets it be: that is why it was not judged."""
     run = promising(judged.run, quality={"metric": "accuracy", "max_drop": 0.01})
