@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pareflow.errors import InputError, TrackingError, TransientError
+from pareflow.errors import InputError, StoreError, TrackingError, TransientError
 from pareflow.monitoring.state import Breach
 from tasks.events import emit
 from tasks.promotion import roll_back
@@ -21,6 +21,8 @@ from tasks.tracking import BREACH, Tracker
 log = logging.getLogger("pareflow.monitoring")
 
 MOST_PENDING = 10_000
+AWAY = (TransientError, TrackingError, StoreError)
+"""MLflow, or the disk of its locks and files, takes nothing for a while: a monitor goes on."""
 
 
 @dataclass
@@ -41,7 +43,7 @@ class Record:
                 at_ms, position, row = self.pending[0]
                 self.tracker.observed(run, row, at_ms, position)
                 self.pending = self.pending[1:]
-        except (TransientError, TrackingError) as error:
+        except AWAY as error:
             log.warning("%d rows wait for MLflow: %s", len(self.pending), error)
 
     def breach(self, document: Mapping[str, Any], step: int) -> None:
@@ -53,7 +55,7 @@ class Record:
         try:
             run = self.tracker.monitored(self.name, self.version)
             self.tracker.note(run, document, path)
-        except (TransientError, TrackingError) as error:
+        except AWAY as error:
             log.warning("%s is not recorded in MLflow: %s", path, error)
 
 
@@ -73,7 +75,7 @@ def act(
             rolled_back_to = _back(tracker, name, breach)
         except InputError as error:
             refused = error.found
-        except (TransientError, TrackingError) as error:
+        except AWAY as error:
             refused, again = str(error), True
     document = {
         "name": name,
@@ -95,7 +97,7 @@ def act(
 def _back(tracker: Tracker, name: str, breach: Breach) -> str:
     """The version that is champion after the rollback.
 
-    Raises: InputError, as `roll_back`; TransientError, TrackingError.
+    Raises: InputError, as `roll_back`; TransientError, TrackingError, StoreError.
     """
     tracker.tag_version(name, breach.version, BREACH, f"{breach.reason} ({_now()})"[:5000])
     moved = roll_back(tracker, name, leaving=breach.version, by="monitoring", reason=breach.reason)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pareflow import spec
 from pareflow.collection import holding
-from pareflow.errors import InputError, PareflowError, TrackingError, TransientError
+from pareflow.errors import InputError, PareflowError, TransientError
 from pareflow.monitoring import exposition
 from pareflow.monitoring.comparing import MAX_DROP
 from pareflow.monitoring.exposition import Reading
@@ -22,7 +22,7 @@ from pareflow.store import Store
 from pareflow.troubles import Troubles
 from pareflow.workload import Arrays
 from tasks.late_labels import LateLabels
-from tasks.monitoring import Record, act
+from tasks.monitoring import AWAY, Record, act
 from tasks.serving import RegistrySource
 from tasks.tracking import Tracker
 
@@ -184,7 +184,7 @@ class Monitored:
             return ()
         try:
             self._session.tracker.alias(self._session.asked.name, "champion")
-        except (TransientError, TrackingError):
+        except AWAY:
             return ()
         self.watch.state = replace(self.watch.state, waiting=())
         return waiting

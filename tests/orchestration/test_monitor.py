@@ -23,7 +23,7 @@ from onnx import helper
 from flows.monitoring import monitor
 from pareflow.collection import Holder, holders
 from pareflow.compiler.onnxruntime import OnnxRuntime
-from pareflow.errors import InputError
+from pareflow.errors import InputError, StoreError
 from pareflow.monitoring.comparing import REFERENCE
 from pareflow.monitoring.exposition import Reading
 from pareflow.monitoring.labels import Answers, Place
@@ -312,6 +312,51 @@ def test_a_full_disk_keeps_no_monitor_from_going_back(
         fail(served, session, reading)
     assert champion(tracker, name) == "2"
     assert [words for words in told if "No space left" in words] == told[:1]
+
+
+def test_a_disk_that_takes_no_lock_holds_up_a_rollback_until_it_does(
+    tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that trouble made read-only: the monitor goes on, and goes back once that is mended."""
+
+    def refuses(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "aliases.lock")
+
+    watched = Rules.model_validate({"every_s": 5, "errors": {"then": ["rollback"]}})
+    session = Session(Asked(name, "http://127.0.0.1:9", tmp_path), tracker, watched, None, print)
+    reading = Reading(0.0, name, "3", {"200": 0.0, "500": 0.0}, {}, {}, None, None, None)
+    with ExitStack() as stack:
+        served = Monitored(session, reading, stack, State("3"))
+        with monkeypatch.context() as patch:
+            patch.setattr("tasks.locking.lock_file", refuses)
+            fail(served, session, reading)
+            served.look(None)
+            served.record()
+        assert champion(tracker, name) == "3"
+        served.look(None)
+    assert champion(tracker, name) == "2"
+    assert [one["rolled_back_to"] for one in session.breaches] == [None, "2"]
+
+
+def test_a_breach_that_no_artifact_can_be_kept_of_is_followed(
+    tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedded MLflow's folder is full, which whoever must record there is told."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = tracker.monitored(name, "3")
+    monkeypatch.setattr("mlflow.MlflowClient.log_dict", full)
+    with pytest.raises(StoreError, match="No space left on device") as caught:
+        tracker.note(run, {}, "note.json")
+    assert caught.value.exit_code == 4
+    watched = Rules.model_validate({"every_s": 5, "errors": {"then": ["rollback"]}})
+    session = Session(Asked(name, "http://127.0.0.1:9", tmp_path), tracker, watched, None, print)
+    reading = Reading(0.0, name, "3", {"200": 0.0, "500": 0.0}, {}, {}, None, None, None)
+    with ExitStack() as stack:
+        fail(Monitored(session, reading, stack, State("3")), session, reading)
+    assert champion(tracker, name) == "2"
 
 
 def test_without_a_free_descriptor_nothing_is_compared_and_the_rest_is_watched(
