@@ -1,17 +1,25 @@
-"""Runs of Prefect deployments over its API: started once per key, followed, marked when dead, resumed."""
+"""Runs of Prefect deployments over its API: started once per key, followed, marked when dead, resumed.
+
+And events that must arrive.
+"""
 
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    temporary_settings,
+)
 
 from pareflow.catalog import unknown
 from pareflow.errors import InputError, TrackingError, TransientError
@@ -24,6 +32,8 @@ HOLDING = ("PENDING", "RUNNING", "CANCELLING", "PAUSED")
 """States in which a run may hold a slot of its deployment."""
 PATIENCE_S = 300.0
 """For a server that restarts while a run is followed: the run goes on without it."""
+TELL_S = 5.0
+"""Who tells of an event waits no longer for the server, and tells it again later."""
 _PAGE = 200
 
 
@@ -42,7 +52,7 @@ def server_named() -> bool:
 
 
 @contextmanager
-def _server() -> Iterator[SyncPrefectClient]:
+def _server(retries: int = 2) -> Iterator[SyncPrefectClient]:
     """A client of the server that PREFECT_API_URL names. Raises: TrackingError, TransientError."""
     url = PREFECT_API_URL.value()
     if not url:
@@ -54,7 +64,10 @@ def _server() -> Iterator[SyncPrefectClient]:
     shown = without_secrets(url)
     try:
         # Whoever asks is asked again; a webhook's sender waits no longer than 30 s.
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}), get_client(sync_client=True) as client:
+        with (
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: retries}),
+            get_client(sync_client=True) as client,
+        ):
             yield client
     except httpx.HTTPStatusError as error:
         if error.response.status_code >= 500 or error.response.status_code == 429:
@@ -154,6 +167,17 @@ def heartbeats(run_id: str) -> list[dict[str, Any]]:
     with _server() as server:
         page = _post(server, "/events/filter", {"filter": chosen, "limit": 2}).json()
     return list(page["events"])
+
+
+def tell(events: Sequence[Mapping[str, Any]]) -> None:
+    """Have the server take these events, as of now: automations pass over what comes late. One that is told
+    again sets off nothing more.
+
+    Raises: TransientError, TrackingError.
+    """
+    now = datetime.now(UTC).isoformat()
+    with temporary_settings({PREFECT_API_REQUEST_TIMEOUT: TELL_S}), _server(retries=0) as server:
+        _ask(server, "POST", "/events", json=[{**event, "occurred": now} for event in events])
 
 
 def crash(run_id: str, message: str) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from pareflow.errors import InputError, StoreError, TrackingError, TransientError
 from pareflow.monitoring.state import Breach
-from tasks.events import emit
+from tasks import flow_runs
+from tasks.events import described
 from tasks.promotion import roll_back
 from tasks.tracking import BREACH, Tracker
 
@@ -62,9 +63,10 @@ class Record:
 def act(
     tracker: Tracker, name: str, breach: Breach, config: str | None, *, retried: bool = False
 ) -> dict[str, Any]:
-    """Do what the rule says, and tell it: the breach with what was done; `again` where the registry is away.
+    """Do what the rule says: the breach with what was done; `again` where the registry is away.
 
-    Where it is `retried`, it was told before: what is new is told, and no other retraining is asked for.
+    Its `event` is what Prefect is to be told, or None. Where it is `retried`, that was told before: what is
+    new is told, and no other retraining is asked for.
 
     The event is `pareflow.monitoring.breach`; its label `pareflow.model.retrain` is `yes` where the rule asks
     for a retraining, which a deployment with a trigger on that follows, by the payload's `config`.
@@ -87,11 +89,11 @@ def act(
         "again": again,
         "config": config,
     }
-    if retried and again:
-        return {**document, "event": False}
+    if (retried and again) or not flow_runs.server_named():
+        return {**document, "event": None}
     retrain = "yes" if "retrain" in breach.then and not retried else "no"
-    told = emit("monitoring.breach", name, breach.version, document, rule=breach.rule, retrain=retrain)
-    return {**document, "event": told}
+    event = described("monitoring.breach", name, breach.version, document, rule=breach.rule, retrain=retrain)
+    return {**document, "event": event}
 
 
 def _back(tracker: Tracker, name: str, breach: Breach) -> str:

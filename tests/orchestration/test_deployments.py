@@ -10,11 +10,14 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import environment
 from flows.local_server import local_server
@@ -22,9 +25,14 @@ from flows.monitoring import monitoring
 from flows.servers import set_up_problems
 from flows.triggers import optimize_deployed
 from pareflow.errors import InputError, SpecError
+from pareflow.monitoring.exposition import Reading
+from pareflow.monitoring.rules import Rules
+from pareflow.monitoring.state import State
 from pareflow.serving.metrics import Metrics
 from tasks.tracking import Tracker
+from tasks.watching import Asked, Monitored, Session
 from tests import servers
+from tests.orchestration.test_monitor import fail
 from tests.replies import replying
 
 ROOT = Path(__file__).parents[2]
@@ -272,6 +280,36 @@ def test_monitoring_runs_as_a_flow(api: Api, new_tracker: Callable[[Path], Track
     assert found["looks"] > 1
     (run,) = api.post("flow_runs/filter", {"flows": {"name": {"any_": ["monitoring"]}}})
     assert run["state_type"] == "COMPLETED"
+
+
+def test_a_breach_that_came_while_prefect_was_away_is_told_once_it_is_back(
+    api: Api, new_tracker: Callable[[Path], Tracker], tmp_path: Path
+) -> None:
+    """Once, and though another version serves by then."""
+    told, watched = list[str](), Rules.model_validate({"every_s": 5, "errors": {"then": ["retrain"]}})
+    asked = Asked("late", "http://127.0.0.1:9", tmp_path)
+    session = Session(asked, new_tracker(tmp_path), watched, Path("some.yaml"), told.append)
+    reading = Reading(0.0, "late", "3", {"200": 0.0, "500": 0.0}, {}, {}, None, None, None)
+    with ExitStack() as stack, temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        served = Monitored(session, reading, stack, State("3"))
+        fail(served, session, reading)
+        served.look(None)
+    assert [one["event"] for one in session.breaches] == [False]
+    assert [words for words in told if "Prefect" in words] == told[:1]
+    with ExitStack() as stack:
+        state = State.read(session.state_path).for_version("2")
+        served = Monitored(session, replace(reading, version="2"), stack, state)
+        for _ in range(2):
+            served.look(None)
+    assert State.read(session.state_path).untold == ()
+    chosen = {"event": {"name": ["pareflow.monitoring.breach"]}, "resource": {"id": ["pareflow.model.late"]}}
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (events := api.post("events/filter", {"filter": chosen})["events"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    (event,) = events
+    assert event["resource"]["pareflow.model.retrain"] == "yes"
+    assert event["payload"]["version"] == "3"
 
 
 def test_workers_runs_send_no_telemetry_and_beat_as_commands_do(
