@@ -29,7 +29,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@flow(name="reconcile", persist_result=False)
+@flow(name="reconcile", persist_result=False, on_running=[flow_runs.claim])
 def reconcile(
     rules: str | None = str(RULES), data_dir: str = ".pareflow", window_s: float = WINDOW_S
 ) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import (
     PREFECT_API_REQUEST_TIMEOUT,
@@ -26,7 +27,8 @@ from pareflow.errors import InputError, TrackingError, TransientError
 from tasks.registries import without_secrets
 
 FLOWS = ("pipeline", "retraining", "promotion", "deployment", "monitoring", "reconcile")
-"""Whose runs are ours to judge, on a server that others may use, too."""
+"""Whose runs are ours to judge, where they bear the `TAG`: others may use the server, and these names."""
+TAG = "pareflow"
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 HOLDING = ("PENDING", "RUNNING", "CANCELLING", "PAUSED")
 """States in which a run may hold a slot of its deployment."""
@@ -131,11 +133,17 @@ def follow(run_id: str, every_s: float = 1.0) -> dict[str, Any]:
         time.sleep(every_s)
 
 
+def claim(flow: object, flow_run: FlowRun, state: object) -> None:
+    """A hook of our flows as they begin: a run bears our tag, also where no deployment of ours started it."""
+    with _server() as server:
+        _ask(server, "PATCH", f"/flow_runs/{flow_run.id}", json={"tags": sorted({*flow_run.tags, TAG})})
+
+
 def in_state(*types: str, flows: Sequence[str] = FLOWS) -> list[dict[str, Any]]:
-    """The runs of these flows in one of these states."""
+    """Our runs of these flows in one of these states."""
     chosen = {
         "flows": {"name": {"any_": list(flows)}},
-        "flow_runs": {"state": {"type": {"any_": list(types)}}},
+        "flow_runs": {"state": {"type": {"any_": list(types)}}, "tags": {"all_": [TAG]}},
         "sort": "EXPECTED_START_TIME_DESC",
         "limit": _PAGE,
     }
@@ -233,9 +241,9 @@ def _set_state(run_id: str, state: Mapping[str, str], force: bool) -> None:
 
 
 def _ours(server: SyncPrefectClient) -> list[dict[str, Any]]:
-    """The deployments of our flows."""
-    chosen = {"flows": {"name": {"any_": list(FLOWS)}}, "limit": _PAGE}
-    found: list[dict[str, Any]] = _post(server, "/deployments/filter", chosen).json()
+    """Our deployments."""
+    ours = {"flows": {"name": {"any_": list(FLOWS)}}, "deployments": {"tags": {"all_": [TAG]}}}
+    found: list[dict[str, Any]] = _post(server, "/deployments/filter", {**ours, "limit": _PAGE}).json()
     return found
 
 

@@ -29,6 +29,9 @@ from pareflow.monitoring.exposition import Reading
 from pareflow.monitoring.rules import Rules
 from pareflow.monitoring.state import State
 from pareflow.serving.metrics import Metrics
+from tasks import flow_runs
+from tasks.looks import Looks
+from tasks.reconciling import PENDING_S, Look, never_began, resumed
 from tasks.tracking import Tracker
 from tasks.watching import Asked, Monitored, Session
 from tests import servers
@@ -267,6 +270,23 @@ def test_a_pool_without_a_worker_is_told(api: Api) -> None:
     assert problem.startswith("the pool pareflow, which 8 deployments use, must have a worker online")
 
 
+def test_another_team_s_flow_of_our_name_is_left_alone(api: Api, tmp_path: Path) -> None:
+    """On a shared server: its run that waits or has crashed, its slots, and its pool without a worker."""
+    flow = api.post("flows/", {"name": "pipeline"})["id"]
+    api.post("work_pools/", {"name": "theirs", "type": "process"})
+    about = {"name": "theirs", "flow_id": flow, "work_pool_name": "theirs", "concurrency_limit": 1}
+    deployment = api.post("deployments/", about)["id"]
+    run = api.post(f"deployments/{deployment}/create_flow_run", {})["id"]
+    looks, began = Looks(tmp_path / "looks.db"), time.time()
+    for state, look_at in (("PENDING", never_began), ("CRASHED", resumed)):
+        api.post(f"flow_runs/{run}/set_state", {"state": {"type": state}, "force": True})
+        for later in (0, PENDING_S):
+            assert run not in [one["flow_run"] for one in look_at(Look(looks, began + later, 120, 1))]
+    assert "theirs" not in [slot["deployment"] for slot in flow_runs.slots()]
+    assert list(flow_runs.without_worker()) == ["pareflow"]
+    assert api.get(f"flow_runs/{run}")["state_type"] == "CRASHED"
+
+
 def test_monitoring_runs_as_a_flow(api: Api, new_tracker: Callable[[Path], Tracker], tmp_path: Path) -> None:
     new_tracker(tmp_path)
     metrics, rules = Metrics(), tmp_path / "rules.yaml"
@@ -279,7 +299,7 @@ def test_monitoring_runs_as_a_flow(api: Api, new_tracker: Callable[[Path], Track
     assert (found["name"], found["breaches"]) == ("images", [])
     assert found["looks"] > 1
     (run,) = api.post("flow_runs/filter", {"flows": {"name": {"any_": ["monitoring"]}}})
-    assert run["state_type"] == "COMPLETED"
+    assert (run["state_type"], run["tags"]) == ("COMPLETED", ["pareflow"])  # by which reconcile knows it
 
 
 def test_a_breach_that_came_while_prefect_was_away_is_told_once_it_is_back(
