@@ -30,11 +30,11 @@ _SESSION = {
     "tcp_keepalives_idle": "30",
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
-    # Who waits, waits: a promotion is judged under the lock, which takes minutes.
-    "statement_timeout": "0",
-    "lock_timeout": "0",
 }
-_CONNECT_SECONDS = 30.0
+_ANSWER_S = 30.0
+"""Who asks a database that is there has its answer by then."""
+_AGAIN_S = 0.2
+"""Who waits asks so often: a wait in the database would not end where that is gone."""
 
 
 @contextmanager
@@ -100,10 +100,11 @@ async def _locked(url: str, key: int) -> "asyncpg.Connection[asyncpg.Record]":
     import asyncpg
 
     try:
-        connection = await asyncpg.connect(_dsn(url), timeout=_CONNECT_SECONDS, server_settings=_SESSION)
+        connection = await asyncpg.connect(_dsn(url), timeout=_ANSWER_S, server_settings=_SESSION)
         try:
-            await connection.execute("SELECT pg_advisory_lock($1)", key)
-        except BaseException:  # Ctrl-C, too: it must not stay in the queue
+            while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", key, timeout=_ANSWER_S):
+                await asyncio.sleep(_AGAIN_S)
+        except BaseException:  # Ctrl-C, too: it must not hold what it has just got
             connection.terminate()
             raise
         return connection
@@ -126,7 +127,7 @@ async def _alive(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
     import asyncpg
 
     try:
-        await connection.fetchval("SELECT 1", timeout=_CONNECT_SECONDS)
+        await connection.fetchval("SELECT 1", timeout=_ANSWER_S)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise TransientError(
             "the lock must be held until a promotion has ended",
