@@ -254,6 +254,22 @@ def test_what_is_deployed_has_a_worker(infra: Path, compose: dict[str, Any]) -> 
     assert (pool, "default") in set().union(*(taken(one.get("command", [])) for one in containers(infra)))
 
 
+def test_a_worker_looks_for_runs_every_second(infra: Path, compose: dict[str, Any]) -> None:
+    """By Prefect's default of 10 s no trigger has a running flow within 10 s."""
+    environments = {
+        name: service["environment"]
+        for name, service in compose["services"].items()
+        if service.get("build", {}).get("target") == "worker"
+        and taken(started(infra, "worker", service.get("entrypoint"), service.get("command")))
+    }
+    for one in containers(infra):
+        if taken(one.get("command", [])):
+            environments[f"pod {one['name']}"] = {told["name"]: told.get("value") for told in one["env"]}
+    assert environments.keys() == {"worker", "worker-cuda", "pod worker"}
+    for name, variables in environments.items():
+        assert variables.get("PREFECT_WORKER_QUERY_SECONDS") == "1", name
+
+
 def test_the_monitors_rules_can_be_read_and_need_no_kept_requests(infra: Path) -> None:
     found = rules.read(infra / "monitoring" / "rules.yaml")
     assert set(found.named()) == {"errors", "latency_p99"}
