@@ -371,6 +371,11 @@ def test_a_server_has_the_time_to_be_let_go_of_by_the_service_and_to_drain(infra
     assert pod["terminationGracePeriodSeconds"] > int(seconds) + DRAIN_S + HANGS_S
 
 
+def test_a_server_of_compose_has_the_time_to_drain(compose: dict[str, Any]) -> None:
+    """Docker kills what has not ended by itself within 10 s, where nothing is said."""
+    assert int(compose["services"]["serving"]["stop_grace_period"].removesuffix("s")) > DRAIN_S + HANGS_S
+
+
 def test_a_monitor_that_ends_does_not_take_its_server_out_of_the_service(infra: Path, tmp_path: Path) -> None:
     """Where a container of a pod has ended the pod is not ready: within it all begins again, until told.
 
