@@ -201,6 +201,19 @@ def test_who_waits_for_a_lock_whose_database_answers_no_more_is_told(
                 os.kill(pid, signal.SIGCONT)
 
 
+def test_who_is_not_to_wait_is_told_that_the_lock_is_held(
+    database: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another data folder, as that of another machine, or by the same one."""
+    monkeypatch.setenv(locking.VARIABLE, database[0])
+    with locking.exclusive(tmp_path / "here", "x"):
+        for folder in ("here", "there"):
+            with pytest.raises(locking.HeldError, match="another process holds it"):
+                locking.exclusive(tmp_path / folder, "x", wait=False).__enter__()
+    with locking.exclusive(tmp_path / "there", "x", wait=False) as still_held:
+        still_held()
+
+
 def test_a_holder_that_dies_frees_the_lock(database: tuple[str, Path], tmp_path: Path) -> None:
     holds = (
         "import sys, time; from pathlib import Path; from tasks.locking import exclusive\n"
