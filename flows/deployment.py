@@ -20,7 +20,7 @@ from pareflow.stages.deployment import Tolerance  # noqa: E402
 from pareflow.stages.promotion import packaged_row  # noqa: E402
 from pareflow.stages.run import Run  # noqa: E402
 from pareflow.store import Store  # noqa: E402
-from tasks import approval, pipelines, promotion  # noqa: E402
+from tasks import approval, flow_runs, pipelines, promotion  # noqa: E402
 from tasks import deployment as rollouts  # noqa: E402
 from tasks.deployment import Rollout, Step  # noqa: E402
 from tasks.events import emit  # noqa: E402
@@ -33,7 +33,7 @@ SWITCHED_S = 60.0
 """How long servers may take to follow a promotion."""
 
 
-@flow(name="deployment", flow_run_name="{name}", persist_result=False)
+@flow(name="deployment", flow_run_name="{name}", persist_result=False, on_running=[flow_runs.claim])
 def deployment(
     name: str,
     urls: list[str],

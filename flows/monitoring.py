@@ -11,6 +11,7 @@ from prefect import flow  # noqa: E402
 
 from pareflow.errors import InputError  # noqa: E402
 from pareflow.monitoring import exposition, rules  # noqa: E402
+from tasks import flow_runs  # noqa: E402
 from tasks.tracking import CONFIG, Tracker  # noqa: E402
 from tasks.watching import Asked, Session, Told  # noqa: E402
 
@@ -18,7 +19,7 @@ BESIDE = "monitoring.yaml"
 """The rules of a pipeline, beside its YAML."""
 
 
-@flow(name="monitoring", flow_run_name="{name}", persist_result=False)
+@flow(name="monitoring", flow_run_name="{name}", persist_result=False, on_running=[flow_runs.claim])
 def monitoring(
     name: str,
     url: str = "http://127.0.0.1:8000",

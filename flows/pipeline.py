@@ -37,13 +37,13 @@ from pareflow.stages.building import needs_of  # noqa: E402
 from pareflow.stages.machine import check_machine  # noqa: E402
 from pareflow.stages.run import Row, Run  # noqa: E402
 from pareflow.store import Store  # noqa: E402
-from tasks import collecting, steps  # noqa: E402
+from tasks import collecting, flow_runs, steps  # noqa: E402
 from tasks.execution import Execution, of_the_flow  # noqa: E402
 from tasks.heartbeat import owned  # noqa: E402
 from tasks.tracking import Tracker  # noqa: E402
 
 
-@flow(name="pipeline", flow_run_name="{config}", persist_result=False)
+@flow(name="pipeline", flow_run_name="{config}", persist_result=False, on_running=[flow_runs.claim])
 def pipeline(
     config: str, data_dir: str = ".pareflow", remeasure: bool = False, target: str | None = None
 ) -> dict[str, Any]:

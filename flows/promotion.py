@@ -13,7 +13,7 @@ from pydantic import Field  # noqa: E402
 from pareflow import collection  # noqa: E402
 from pareflow.stages.run import Run  # noqa: E402
 from pareflow.store import Store  # noqa: E402
-from tasks import steps  # noqa: E402
+from tasks import flow_runs, steps  # noqa: E402
 from tasks.execution import Execution, of_the_flow  # noqa: E402
 from tasks.pipelines import described  # noqa: E402
 from tasks.promotion import challenger_of  # noqa: E402
@@ -22,7 +22,9 @@ from tasks.tracking import Tracker  # noqa: E402
 Said = Annotated[str, Field(min_length=1)]
 
 
-@flow(name="promotion", flow_run_name="{decision} {model}", persist_result=False)
+@flow(
+    name="promotion", flow_run_name="{decision} {model}", persist_result=False, on_running=[flow_runs.claim]
+)
 def promotion(
     model: Said,
     decision: Literal["approve", "reject"],

@@ -15,7 +15,7 @@ from rich.console import Console  # noqa: E402
 
 from flows.triggers import RULES  # noqa: E402
 from pareflow.errors import InputError, PareflowError, TransientError  # noqa: E402
-from tasks import flow_runs, reconciling, retention  # noqa: E402
+from tasks import flow_runs, locking, reconciling, retention  # noqa: E402
 from tasks import rules as rules_files  # noqa: E402
 from tasks.looks import Looks  # noqa: E402
 from tasks.ownership import WINDOW_S, beat_s  # noqa: E402
@@ -29,7 +29,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@flow(name="reconcile", persist_result=False)
+@flow(name="reconcile", persist_result=False, on_running=[flow_runs.claim])
 def reconcile(
     rules: str | None = str(RULES), data_dir: str = ".pareflow", window_s: float = WINDOW_S
 ) -> dict[str, Any]:
@@ -48,13 +48,27 @@ def reconcile(
 def run_reconcile(rules: Path | None, data_dir: Path, window_s: float = WINDOW_S) -> dict[str, Any]:
     """The same as a plain function; `problems` says what could not be looked at, and why.
 
-    What needs Prefect is None where no server is named, and `started` where there are no rules.
+    What needs Prefect is None where no server is named, and `started` where there are no rules. Where another
+    one is at it already, the document says so in `skipped`, and no more is done.
     Raises: InputError for a window in which a healthy run may be silent.
     """
     _must_be_wide(window_s)
     named = None if rules is None else rules_files.read(rules)
     each = _Each()
     leftovers = each(reconciling.leftovers, data_dir)  # first: the rest may need the room on the disk
+    try:
+        # Not a slot of Prefect's, which a dead one would keep: this is what gives those back.
+        with locking.exclusive(data_dir / "locks", "reconcile", wait=False):
+            document = _looked(each, named, data_dir, window_s)
+    except locking.HeldError as error:
+        document = {"skipped": str(error)}
+    return {**document, "leftovers": leftovers, "problems": each.problems}
+
+
+def _looked(
+    each: "_Each", named: rules_files.Rules | None, data_dir: Path, window_s: float
+) -> dict[str, Any]:
+    """What was found and done beside leftovers."""
     tracker = Tracker.open(data_dir)
     look = Look(Looks(data_dir / "looks.db"), time.time(), window_s, CONFIRM_BEATS * beat_s())
     owners = each(reconciling.dead_owners, look, tracker)
@@ -69,13 +83,12 @@ def run_reconcile(rules: Path | None, data_dir: Path, window_s: float = WINDOW_S
         "pending": each(reconciling.pending_challengers, tracker, look.now),
         "expired": each(reconciling.expired_approvals, tracker),
         "silent_monitors": each(reconciling.silent_monitors, look, tracker),
-        "leftovers": leftovers,
         "outdated": each(retention.outdated, tracker, data_dir),
     }
     handled = each(missed, tracker, named) if named is not None and flow_runs.server_named() else None
     each.problems += [one.reason for one in handled or () if one.run_id is None]
     started = None if handled is None else [asdict(one) for one in handled if one.new]
-    return {**document, "started": started, "problems": each.problems}
+    return {**document, "started": started}
 
 
 class _Each:

@@ -16,13 +16,13 @@ from pareflow import collection, spec  # noqa: E402
 from pareflow.stages.machine import check_machine  # noqa: E402
 from pareflow.stages.run import Run  # noqa: E402
 from pareflow.store import Store  # noqa: E402
-from tasks import approval, steps  # noqa: E402
+from tasks import approval, flow_runs, steps  # noqa: E402
 from tasks.execution import Execution, of_the_flow  # noqa: E402
 from tasks.retraining import news  # noqa: E402
 from tasks.tracking import Tracker  # noqa: E402
 
 
-@flow(name="retraining", flow_run_name="{config}", persist_result=False)
+@flow(name="retraining", flow_run_name="{config}", persist_result=False, on_running=[flow_runs.claim])
 def retraining(config: str, data_dir: str = ".pareflow") -> dict[str, Any]:
     """Train and optimize again what `config` (a pipeline YAML) describes, if its data or code are new."""
     return ended(run_retraining(Path(config), Path(data_dir), of_the_flow()))

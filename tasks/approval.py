@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pareflow.errors import InputError
 from pareflow.stages.run import Row, Run
 from tasks import audit
-from tasks.promotion import Bout, Promotion, bout, challenger_of, judged, left_behind, number, settle
+from tasks.promotion import Bout, Promotion, bout, challenger_of, held_back, judged, number, settle
 from tasks.tracking import Tracker
 
 TAG = "pareflow.approval."
@@ -75,7 +75,7 @@ def file(tracker: Tracker, asked: Bout, hours: float) -> Promotion:
     if known is not None and known.stands(champion):
         return told(name, version, known)
     found = judged(tracker, asked, champion)
-    left = left_behind(tracker, name, version)
+    left = held_back(tracker, name, version, asked.environment)
     reason = f"{found.reason}, but {left}" if left else found.reason
     places = {"before": champion, "verdict": found.verdict}
     if found.decision != "promote":

@@ -1,29 +1,41 @@
-"""Runs of Prefect deployments over its API: started once per key, followed, marked when dead, resumed."""
+"""Runs of Prefect deployments over its API: started once per key, followed, marked when dead, resumed.
+
+And events that must arrive.
+"""
 
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    temporary_settings,
+)
 
 from pareflow.catalog import unknown
 from pareflow.errors import InputError, TrackingError, TransientError
 from tasks.registries import without_secrets
 
 FLOWS = ("pipeline", "retraining", "promotion", "deployment", "monitoring", "reconcile")
-"""Whose runs are ours to judge, on a server that others may use, too."""
+"""Whose runs are ours to judge, where they bear the `TAG`: others may use the server, and these names."""
+TAG = "pareflow"
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 HOLDING = ("PENDING", "RUNNING", "CANCELLING", "PAUSED")
 """States in which a run may hold a slot of its deployment."""
 PATIENCE_S = 300.0
 """For a server that restarts while a run is followed: the run goes on without it."""
+TELL_S = 5.0
+"""Who tells of an event waits no longer for the server, and tells it again later."""
 _PAGE = 200
 
 
@@ -42,7 +54,7 @@ def server_named() -> bool:
 
 
 @contextmanager
-def _server() -> Iterator[SyncPrefectClient]:
+def _server(retries: int = 2) -> Iterator[SyncPrefectClient]:
     """A client of the server that PREFECT_API_URL names. Raises: TrackingError, TransientError."""
     url = PREFECT_API_URL.value()
     if not url:
@@ -54,7 +66,10 @@ def _server() -> Iterator[SyncPrefectClient]:
     shown = without_secrets(url)
     try:
         # Whoever asks is asked again; a webhook's sender waits no longer than 30 s.
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 2}), get_client(sync_client=True) as client:
+        with (
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: retries}),
+            get_client(sync_client=True) as client,
+        ):
             yield client
     except httpx.HTTPStatusError as error:
         if error.response.status_code >= 500 or error.response.status_code == 429:
@@ -118,11 +133,17 @@ def follow(run_id: str, every_s: float = 1.0) -> dict[str, Any]:
         time.sleep(every_s)
 
 
+def claim(flow: object, flow_run: FlowRun, state: object) -> None:
+    """A hook of our flows as they begin: a run bears our tag, also where no deployment of ours started it."""
+    with _server() as server:
+        _ask(server, "PATCH", f"/flow_runs/{flow_run.id}", json={"tags": sorted({*flow_run.tags, TAG})})
+
+
 def in_state(*types: str, flows: Sequence[str] = FLOWS) -> list[dict[str, Any]]:
-    """The runs of these flows in one of these states."""
+    """Our runs of these flows in one of these states."""
     chosen = {
         "flows": {"name": {"any_": list(flows)}},
-        "flow_runs": {"state": {"type": {"any_": list(types)}}},
+        "flow_runs": {"state": {"type": {"any_": list(types)}}, "tags": {"all_": [TAG]}},
         "sort": "EXPECTED_START_TIME_DESC",
         "limit": _PAGE,
     }
@@ -154,6 +175,17 @@ def heartbeats(run_id: str) -> list[dict[str, Any]]:
     with _server() as server:
         page = _post(server, "/events/filter", {"filter": chosen, "limit": 2}).json()
     return list(page["events"])
+
+
+def tell(events: Sequence[Mapping[str, Any]]) -> None:
+    """Have the server take these events, as of now: automations pass over what comes late. One that is told
+    again sets off nothing more.
+
+    Raises: TransientError, TrackingError.
+    """
+    now = datetime.now(UTC).isoformat()
+    with temporary_settings({PREFECT_API_REQUEST_TIMEOUT: TELL_S}), _server(retries=0) as server:
+        _ask(server, "POST", "/events", json=[{**event, "occurred": now} for event in events])
 
 
 def crash(run_id: str, message: str) -> None:
@@ -209,9 +241,9 @@ def _set_state(run_id: str, state: Mapping[str, str], force: bool) -> None:
 
 
 def _ours(server: SyncPrefectClient) -> list[dict[str, Any]]:
-    """The deployments of our flows."""
-    chosen = {"flows": {"name": {"any_": list(FLOWS)}}, "limit": _PAGE}
-    found: list[dict[str, Any]] = _post(server, "/deployments/filter", chosen).json()
+    """Our deployments."""
+    ours = {"flows": {"name": {"any_": list(FLOWS)}}, "deployments": {"tags": {"all_": [TAG]}}}
+    found: list[dict[str, Any]] = _post(server, "/deployments/filter", {**ours, "limit": _PAGE}).json()
     return found
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pareflow.errors import InputError, StoreError, TrackingError, TransientError
-from pareflow.hardware.device import lock_file
+from pareflow.hardware.device import lock_file, try_lock
 
 if TYPE_CHECKING:
     import asyncpg
@@ -30,33 +30,38 @@ _SESSION = {
     "tcp_keepalives_idle": "30",
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
-    # Who waits, waits: a promotion is judged under the lock, which takes minutes.
-    "statement_timeout": "0",
-    "lock_timeout": "0",
 }
-_CONNECT_SECONDS = 30.0
+_ANSWER_S = 30.0
+"""Who asks a database that is there has its answer by then."""
+_AGAIN_S = 0.2
+"""Who waits asks so often: a wait in the database would not end where that is gone."""
+
+
+class HeldError(TransientError):
+    """Somebody else holds the lock, and it was not to be waited for."""
 
 
 @contextmanager
-def exclusive(folder: Path, name: str) -> Iterator[StillHeld]:
+def exclusive(folder: Path, name: str, *, wait: bool = True) -> Iterator[StillHeld]:
     """Hold the lock `name` alone among all that use `folder`, and the database, where one is named.
 
-    Raises: TransientError where the database cannot be reached, TrackingError where it refuses.
+    Raises: TransientError where the database cannot be reached, TrackingError where it refuses; HeldError
+    where somebody else holds it, and it is not to be waited for.
     """
-    with flocked(folder, name):
+    with flocked(folder, name, wait=wait):
         url = os.environ.get(VARIABLE)
         if url is None:
             yield lambda: None
         else:
-            with _advisory(url, name) as still_held:
+            with _advisory(url, name, wait=wait) as still_held:
                 yield still_held
 
 
 @contextmanager
-def flocked(folder: Path, name: str) -> Iterator[None]:
+def flocked(folder: Path, name: str, *, wait: bool = True) -> Iterator[None]:
     """Hold one named lock of this folder alone.
 
-    Raises: InputError for a name that is none of a model's, StoreError where it cannot be made.
+    Raises: InputError for a name that is none of a model's, StoreError where it cannot be made, HeldError.
     """
     if "/" in name:
         raise InputError(
@@ -74,10 +79,17 @@ def flocked(folder: Path, name: str) -> Iterator[None]:
             "Name another with --data-dir",
         ) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if wait:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        elif not try_lock(descriptor, fcntl.LOCK_EX):
+            raise _held(name)
         yield
     finally:
         os.close(descriptor)
+
+
+def _held(name: str) -> HeldError:
+    return HeldError(f"the lock `{name}` must be free", "another process holds it", "Wait until that ends")
 
 
 def key_of(name: str) -> int:
@@ -86,24 +98,28 @@ def key_of(name: str) -> int:
 
 
 @contextmanager
-def _advisory(url: str, name: str) -> Iterator[StillHeld]:
+def _advisory(url: str, name: str, *, wait: bool) -> Iterator[StillHeld]:
     with asyncio.Runner() as runner:
-        connection = runner.run(_locked(url, key_of(name)))
+        connection = runner.run(_locked(url, name, wait=wait))
         try:
             yield lambda: runner.run(_alive(connection))
         finally:
             connection.terminate()  # at once, and the server frees the lock: nothing is left to be said
 
 
-async def _locked(url: str, key: int) -> "asyncpg.Connection[asyncpg.Record]":
+async def _locked(url: str, name: str, *, wait: bool) -> "asyncpg.Connection[asyncpg.Record]":
     """A connection that holds the lock."""
     import asyncpg
 
     try:
-        connection = await asyncpg.connect(_dsn(url), timeout=_CONNECT_SECONDS, server_settings=_SESSION)
+        connection = await asyncpg.connect(_dsn(url), timeout=_ANSWER_S, server_settings=_SESSION)
         try:
-            await connection.execute("SELECT pg_advisory_lock($1)", key)
-        except BaseException:  # Ctrl-C, too: it must not stay in the queue
+            asked = "SELECT pg_try_advisory_lock($1)"
+            while not await connection.fetchval(asked, key_of(name), timeout=_ANSWER_S):
+                if not wait:
+                    raise _held(name)
+                await asyncio.sleep(_AGAIN_S)
+        except BaseException:  # Ctrl-C, too: it must not hold what it has just got
             connection.terminate()
             raise
         return connection
@@ -126,7 +142,7 @@ async def _alive(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
     import asyncpg
 
     try:
-        await connection.fetchval("SELECT 1", timeout=_CONNECT_SECONDS)
+        await connection.fetchval("SELECT 1", timeout=_ANSWER_S)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise TransientError(
             "the lock must be held until a promotion has ended",

@@ -12,15 +12,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pareflow.errors import InputError, TrackingError, TransientError
+from pareflow.errors import InputError, StoreError, TrackingError, TransientError
 from pareflow.monitoring.state import Breach
-from tasks.events import emit
+from tasks import flow_runs
+from tasks.events import described
 from tasks.promotion import roll_back
 from tasks.tracking import BREACH, Tracker
 
 log = logging.getLogger("pareflow.monitoring")
 
 MOST_PENDING = 10_000
+AWAY = (TransientError, TrackingError, StoreError)
+"""MLflow, or the disk of its locks and files, takes nothing for a while: a monitor goes on."""
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Record:
                 at_ms, position, row = self.pending[0]
                 self.tracker.observed(run, row, at_ms, position)
                 self.pending = self.pending[1:]
-        except (TransientError, TrackingError) as error:
+        except AWAY as error:
             log.warning("%d rows wait for MLflow: %s", len(self.pending), error)
 
     def breach(self, document: Mapping[str, Any], step: int) -> None:
@@ -53,16 +56,17 @@ class Record:
         try:
             run = self.tracker.monitored(self.name, self.version)
             self.tracker.note(run, document, path)
-        except (TransientError, TrackingError) as error:
+        except AWAY as error:
             log.warning("%s is not recorded in MLflow: %s", path, error)
 
 
 def act(
     tracker: Tracker, name: str, breach: Breach, config: str | None, *, retried: bool = False
 ) -> dict[str, Any]:
-    """Do what the rule says, and tell it: the breach with what was done; `again` where the registry is away.
+    """Do what the rule says: the breach with what was done; `again` where the registry is away.
 
-    Where it is `retried`, it was told before: what is new is told, and no other retraining is asked for.
+    Its `event` is what Prefect is to be told, or None. Where it is `retried`, that was told before: what is
+    new is told, and no other retraining is asked for.
 
     The event is `pareflow.monitoring.breach`; its label `pareflow.model.retrain` is `yes` where the rule asks
     for a retraining, which a deployment with a trigger on that follows, by the payload's `config`.
@@ -73,7 +77,7 @@ def act(
             rolled_back_to = _back(tracker, name, breach)
         except InputError as error:
             refused = error.found
-        except (TransientError, TrackingError) as error:
+        except AWAY as error:
             refused, again = str(error), True
     document = {
         "name": name,
@@ -85,17 +89,17 @@ def act(
         "again": again,
         "config": config,
     }
-    if retried and again:
-        return {**document, "event": False}
+    if (retried and again) or not flow_runs.server_named():
+        return {**document, "event": None}
     retrain = "yes" if "retrain" in breach.then and not retried else "no"
-    told = emit("monitoring.breach", name, breach.version, document, rule=breach.rule, retrain=retrain)
-    return {**document, "event": told}
+    event = described("monitoring.breach", name, breach.version, document, rule=breach.rule, retrain=retrain)
+    return {**document, "event": event}
 
 
 def _back(tracker: Tracker, name: str, breach: Breach) -> str:
     """The version that is champion after the rollback.
 
-    Raises: InputError, as `roll_back`; TransientError, TrackingError.
+    Raises: InputError, as `roll_back`; TransientError, TrackingError, StoreError.
     """
     tracker.tag_version(name, breach.version, BREACH, f"{breach.reason} ({_now()})"[:5000])
     moved = roll_back(tracker, name, leaving=breach.version, by="monitoring", reason=breach.reason)

@@ -7,7 +7,8 @@ and read both back; where it is not, judge again. Without locks the worse of two
 (`tests/orchestration/test_promotion_races.py`).
 
 A version without a verdict of this environment by this SLA and objective is judged here first (law 8). One
-that was rolled back from is not promoted again but by a person. Every move leaves a record (`tasks.audit`).
+that was rolled back from, or that its own run refused, no run promotes: a person does. Every move leaves a
+record (`tasks.audit`).
 """
 
 import json
@@ -81,21 +82,24 @@ class Bout:
         return audit.Move(self.name, action, self.version, by, told, environment=environment, **places)
 
 
-def challenge(tracker: Tracker, run: Run, version: str) -> None:
+def challenge(tracker: Tracker, run: Run, version: str, refused: str | None = None) -> None:
     """Verify a version as the registry gives it back, and point `challenger` at it.
 
+    `refused` is why the run does not promote it, which no run in this environment then does by itself.
     Raises: InputError, VariantError where what comes back is not what was packaged.
     """
     name = run.spec.name
     with tempfile.TemporaryDirectory() as folder:
         _verified(tracker, run, version, Path(folder))
     with tracker.moving(name):
+        tracker.tag_version(name, version, _refused_tag(run.environment.fingerprint), refused)
         before = number(tracker, name, "challenger")
         if before != version:
             reason = f"pipeline run {run.id} registered it"
             places = {"before": before, "after": version, "environment": run.environment.fingerprint}
             move = audit.Move(name, "challenged", version, audit.who(), reason, **places)
-            with audit.recorded(tracker, move, promotion=run.spec.promotion):
+            label = run.spec.promotion if refused is None else "refused"
+            with audit.recorded(tracker, move, promotion=label):
                 tracker.set_alias(name, "challenger", version)
 
 
@@ -140,7 +144,7 @@ def settle(tracker: Tracker, bout: Bout, still_held: StillHeld) -> Promotion:
     """
     name, version = bout.name, bout.version
     while (champion := number(tracker, name, "champion")) != version:
-        if bout.by is None and (why := left_behind(tracker, name, version)):
+        if bout.by is None and (why := held_back(tracker, name, version, bout.environment)):
             return Promotion(version, "challenger", f"{why}; `pareflow promote {name}` is a person's word")
         found = judged(tracker, bout, champion)
         reason, places = found.reason, {"before": champion, "verdict": found.verdict}
@@ -255,6 +259,15 @@ def left_behind(tracker: Tracker, name: str, version: str) -> str | None:
     return why and f"version {version} was rolled back from ({why})"
 
 
+def held_back(tracker: Tracker, name: str, version: str, environment: str) -> str | None:
+    """Why no run promotes a version by itself: it was left behind, or refused by the run that registered it
+    in the environment with this fingerprint. None where one may."""
+    if left := left_behind(tracker, name, version):
+        return left
+    refused = tracker.version(name, version).tags.get(_refused_tag(environment))
+    return refused and f"the run that registered version {version} refused it ({refused})"
+
+
 def challenger_of(tracker: Tracker, name: str) -> str:
     """The challenger's version number. Raises: InputError if there is none."""
     version = number(tracker, name, "challenger")
@@ -276,6 +289,10 @@ def number(tracker: Tracker, name: str, alias: str) -> str | None:
 def against_tag(environment: str) -> str:
     """The tag of what was said of a version beside a champion, in the environment with this fingerprint."""
     return f"pareflow.against.{environment[:12]}"
+
+
+def _refused_tag(environment: str) -> str:
+    return f"pareflow.refused.{environment[:12]}"
 
 
 def _judged(

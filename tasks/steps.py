@@ -203,16 +203,16 @@ def register(
     events.emit("model.registered", run.spec.name, version, told, role="optimized")
     if serving["plan"] is not None:
         keep_plan(tracker, run.spec.name, version, backend, ServingPlan(**serving["plan"]))
+    refused = serving["reason"] if serving["kept"] is False else None
+    if profile is not None:
+        refused = f"it was judged here, not on {profile.name}: `pareflow check` judges it there"
     thresholds = None
-    if profile is None and serving["kept"] is not False:
+    if refused is None:
         new, tuned = Release(run.spec.name, version, package), serving["plan"] is not None
         thresholds = calibrate_again(run, tracker, new, backend, tuned)
-    promotion.challenge(tracker, run, version)
-    if profile is not None:
-        reason = f"it was judged here, not on {profile.name}: `pareflow check` judges it there"
-        moved = promotion.Promotion(version, "challenger", reason)
-    elif serving["kept"] is False:
-        moved = promotion.Promotion(version, "challenger", serving["reason"])
+    promotion.challenge(tracker, run, version, refused)
+    if refused is not None:
+        moved = promotion.Promotion(version, "challenger", refused)
     elif run.spec.promotion == "approval":
         moved = approval.ask(tracker, run, version, winner)
     elif run.spec.promotion == "manual":

@@ -27,7 +27,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.entities.paged_list import PagedList
 
-from pareflow.errors import InputError, TrackingError, TransientError
+from pareflow.errors import InputError, StoreError, TrackingError, TransientError
 from pareflow.measuring.environment import of_verdict
 from pareflow.stages import outcome
 from pareflow.stages.registration import content_digest
@@ -80,14 +80,20 @@ _BUSY = ("REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE")
 
 @contextmanager
 def _reaching(uri: str) -> Iterator[None]:
-    """Tell a server that cannot be reached (worth another try) from one that says no.
+    """Tell a server that cannot be reached (worth another try) from one that says no, and from a full disk.
 
     What the client raised is not shown with it: it names the address as it is, with a password.
     """
     try:
         yield
-    except (requests.RequestException, ConnectionError) as error:
+    except (requests.RequestException, ConnectionError, TimeoutError) as error:
         raise _unreachable(uri, error) from None
+    except OSError as error:  # of an embedded one's artifacts, or of what is packed for a server
+        raise StoreError(
+            f"the files of MLflow at {registries.without_secrets(uri)} must be read and written",
+            f"the file system says: {error}",
+            "Make room, or mend the folder; then run the same command again; what is finished is kept",
+        ) from error
     except MlflowException as error:
         if "Max retries exceeded" in str(error) or error.error_code in _BUSY:
             raise _unreachable(uri, error) from None
@@ -191,7 +197,7 @@ class Tracker:
 
     @contextmanager
     def reached(self) -> Iterator[MlflowClient]:
-        """The client. Raises: TransientError, TrackingError for what it raises."""
+        """The client. Raises: TransientError, TrackingError, StoreError for what it raises."""
         with _reaching(self.uri):
             yield self.client
 

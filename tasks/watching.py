@@ -21,8 +21,9 @@ from pareflow.stages import monitoring as stage
 from pareflow.store import Store
 from pareflow.troubles import Troubles
 from pareflow.workload import Arrays
+from tasks import flow_runs
 from tasks.late_labels import LateLabels
-from tasks.monitoring import Record, act
+from tasks.monitoring import AWAY, Record, act
 from tasks.serving import RegistrySource
 from tasks.tracking import Tracker
 
@@ -157,6 +158,7 @@ class Monitored:
             self._tell_where_none_is_kept(reading)
             for breach in self._compared(time.monotonic()):
                 self._follow(breach)
+        self._tell()
         self._session.keep(self.watch.state)
         if time.monotonic() - self._recorded >= self._session.rules.record_s:
             self.record()
@@ -184,7 +186,7 @@ class Monitored:
             return ()
         try:
             self._session.tracker.alias(self._session.asked.name, "champion")
-        except (TransientError, TrackingError):
+        except AWAY:
             return ()
         self.watch.state = replace(self.watch.state, waiting=())
         return waiting
@@ -194,14 +196,31 @@ class Monitored:
         config = None if session.config is None else str(session.config)
         name = session.asked.name
         document = act(session.tracker, name, breach, config, retried=retried)
+        state = self.watch.state
         if document["again"]:
-            state = self.watch.state
-            self.watch.state = replace(state, waiting=(*state.waiting, breach))
+            state = self.watch.state = replace(state, waiting=(*state.waiting, breach))
             if retried:
                 return
+        if event := document["event"]:
+            self.watch.state = replace(state, untold=(*state.untold, event))
+        document["event"] = event is not None and self._tell()
         session.breaches.append(document)
         session.told(_words(document))
         self._record.breach(document, self.watch.state.looks)
+
+    def _tell(self) -> bool:
+        """Whether Prefect was told of all that happened; where it is away, which is told once, that waits."""
+        session, state = self._session, self.watch.state
+        try:
+            if state.untold:
+                flow_runs.tell(state.untold)
+                self.watch.state = replace(state, untold=())
+            session.troubles.over("events")
+        except (TransientError, TrackingError) as error:
+            if session.troubles.is_new("events", str(error)):
+                session.told(str(error))
+            return False
+        return True
 
     def _compare(self) -> stage.Comparer:
         """Start the process that answers kept requests again. What it reads is held until it has."""

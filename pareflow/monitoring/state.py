@@ -71,6 +71,8 @@ class State:
     looks: int = 0
     waiting: tuple[Breach, ...] = ()
     """Those whose rollback waits until the registry answers again."""
+    untold: tuple[Mapping[str, Any], ...] = ()
+    """Events that Prefect has not taken yet, of whichever version."""
 
     def of(self, rule: RuleName) -> RuleState:
         return self.rules.get(rule, RuleState())
@@ -79,7 +81,7 @@ class State:
         return replace(self, rules={**self.rules, rule: state})
 
     def for_version(self, version: str) -> "State":
-        """The same where it serves this version already; else with every rule fresh, and nothing waits."""
+        """The same where it serves this version already; else with every rule fresh, no rollback waiting."""
         if version == self.version:
             return self
         fresh = {name: state.fresh() for name, state in self.rules.items()}
@@ -97,8 +99,9 @@ class State:
             document = json.loads(path.read_text())
             rules = {name: RuleState.from_json(state) for name, state in document["rules"].items()}
             waiting = tuple(Breach.from_json(breach) for breach in document.get("waiting", ()))
+            untold = tuple(document.get("untold", ()))
             labels = Place(**document["labels"])
-            return cls(**{**document, "rules": rules, "waiting": waiting, "labels": labels})
+            return cls(**{**document, "rules": rules, "waiting": waiting, "untold": untold, "labels": labels})
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -24,8 +24,9 @@ import sys, time
 from pathlib import Path
 from prefect import flow
 from prefect.runtime import flow_run
+from tasks.flow_runs import claim
 
-@flow(name="pipeline")
+@flow(name="pipeline", on_running=[claim])
 def sleep():
     Path(sys.argv[1]).write_text(flow_run.get_id())
     time.sleep(1000)

@@ -10,11 +10,14 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import environment
 from flows.local_server import local_server
@@ -22,9 +25,17 @@ from flows.monitoring import monitoring
 from flows.servers import set_up_problems
 from flows.triggers import optimize_deployed
 from pareflow.errors import InputError, SpecError
+from pareflow.monitoring.exposition import Reading
+from pareflow.monitoring.rules import Rules
+from pareflow.monitoring.state import State
 from pareflow.serving.metrics import Metrics
+from tasks import flow_runs
+from tasks.looks import Looks
+from tasks.reconciling import PENDING_S, Look, never_began, resumed
 from tasks.tracking import Tracker
+from tasks.watching import Asked, Monitored, Session
 from tests import servers
+from tests.orchestration.test_monitor import fail
 from tests.replies import replying
 
 ROOT = Path(__file__).parents[2]
@@ -259,6 +270,23 @@ def test_a_pool_without_a_worker_is_told(api: Api) -> None:
     assert problem.startswith("the pool pareflow, which 8 deployments use, must have a worker online")
 
 
+def test_another_team_s_flow_of_our_name_is_left_alone(api: Api, tmp_path: Path) -> None:
+    """On a shared server: its run that waits or has crashed, its slots, and its pool without a worker."""
+    flow = api.post("flows/", {"name": "pipeline"})["id"]
+    api.post("work_pools/", {"name": "theirs", "type": "process"})
+    about = {"name": "theirs", "flow_id": flow, "work_pool_name": "theirs", "concurrency_limit": 1}
+    deployment = api.post("deployments/", about)["id"]
+    run = api.post(f"deployments/{deployment}/create_flow_run", {})["id"]
+    looks, began = Looks(tmp_path / "looks.db"), time.time()
+    for state, look_at in (("PENDING", never_began), ("CRASHED", resumed)):
+        api.post(f"flow_runs/{run}/set_state", {"state": {"type": state}, "force": True})
+        for later in (0, PENDING_S):
+            assert run not in [one["flow_run"] for one in look_at(Look(looks, began + later, 120, 1))]
+    assert "theirs" not in [slot["deployment"] for slot in flow_runs.slots()]
+    assert list(flow_runs.without_worker()) == ["pareflow"]
+    assert api.get(f"flow_runs/{run}")["state_type"] == "CRASHED"
+
+
 def test_monitoring_runs_as_a_flow(api: Api, new_tracker: Callable[[Path], Tracker], tmp_path: Path) -> None:
     new_tracker(tmp_path)
     metrics, rules = Metrics(), tmp_path / "rules.yaml"
@@ -271,7 +299,37 @@ def test_monitoring_runs_as_a_flow(api: Api, new_tracker: Callable[[Path], Track
     assert (found["name"], found["breaches"]) == ("images", [])
     assert found["looks"] > 1
     (run,) = api.post("flow_runs/filter", {"flows": {"name": {"any_": ["monitoring"]}}})
-    assert run["state_type"] == "COMPLETED"
+    assert (run["state_type"], run["tags"]) == ("COMPLETED", ["pareflow"])  # by which reconcile knows it
+
+
+def test_a_breach_that_came_while_prefect_was_away_is_told_once_it_is_back(
+    api: Api, new_tracker: Callable[[Path], Tracker], tmp_path: Path
+) -> None:
+    """Once, and though another version serves by then."""
+    told, watched = list[str](), Rules.model_validate({"every_s": 5, "errors": {"then": ["retrain"]}})
+    asked = Asked("late", "http://127.0.0.1:9", tmp_path)
+    session = Session(asked, new_tracker(tmp_path), watched, Path("some.yaml"), told.append)
+    reading = Reading(0.0, "late", "3", {"200": 0.0, "500": 0.0}, {}, {}, None, None, None)
+    with ExitStack() as stack, temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        served = Monitored(session, reading, stack, State("3"))
+        fail(served, session, reading)
+        served.look(None)
+    assert [one["event"] for one in session.breaches] == [False]
+    assert [words for words in told if "Prefect" in words] == told[:1]
+    with ExitStack() as stack:
+        state = State.read(session.state_path).for_version("2")
+        served = Monitored(session, replace(reading, version="2"), stack, state)
+        for _ in range(2):
+            served.look(None)
+    assert State.read(session.state_path).untold == ()
+    chosen = {"event": {"name": ["pareflow.monitoring.breach"]}, "resource": {"id": ["pareflow.model.late"]}}
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (events := api.post("events/filter", {"filter": chosen})["events"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    (event,) = events
+    assert event["resource"]["pareflow.model.retrain"] == "yes"
+    assert event["payload"]["version"] == "3"
 
 
 def test_workers_runs_send_no_telemetry_and_beat_as_commands_do(
@@ -285,11 +343,12 @@ def test_workers_runs_send_no_telemetry_and_beat_as_commands_do(
     assert variables == {name: os.environ.get(name) for name in variables}
 
 
-def test_reconcile_looks_every_five_minutes_and_never_twice_at_once(api: Api) -> None:
+def test_reconcile_looks_every_five_minutes_and_takes_no_slot(api: Api) -> None:
+    """One that died would keep it: what gives slots back would never begin again."""
     deployment = api.get("deployments/name/reconcile/every-five-minutes")
     (schedule,) = deployment["schedules"]
     assert schedule["schedule"]["interval"] == 300
-    assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    assert deployment["global_concurrency_limit"] is None
 
 
 def test_rest_tells_what_the_deployment_takes_and_refuses_the_rest(api: Api) -> None:

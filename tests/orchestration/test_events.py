@@ -4,10 +4,13 @@ import json
 import sqlite3
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 from prefect.events.schemas.automations import AutomationCore
 from prefect.server.events.schemas.automations import EventTrigger
@@ -43,20 +46,21 @@ def _recorded(path: Path) -> list[tuple[str, str]]:
     return rows
 
 
-def test_a_breach_starts_a_retraining_where_its_rule_says_so(sent: list[ReceivedEvent]) -> None:
+@pytest.mark.usefixtures("sent")
+def test_a_breach_starts_a_retraining_where_its_rule_says_so() -> None:
     """The one whose pipeline the event names."""
-    for then in ((), ("retrain",)):
-        breach = Breach("errors", "3", 0.5, 0.01, "errors: half of them", then)
-        assert act(NOT_ASKED, "digits", breach, "digits.yaml")["event"]
-    assert [trigger_of("on-breach").covers(event) for event in sent] == [False, True]
-    assert sent[-1].payload["config"] == "digits.yaml"
+    breaches = [Breach("errors", "3", 0.5, 0.01, "errors: half of them", then) for then in ((), ("retrain",))]
+    told = [received(act(NOT_ASKED, "digits", one, "digits.yaml")["event"]) for one in breaches]
+    assert [trigger_of("on-breach").covers(event) for event in told] == [False, True]
+    assert told[-1].payload["config"] == "digits.yaml"
 
 
 def test_who_is_to_be_told_is_told_of_breaches_silent_monitors_and_runs_that_end_badly(
     sent: list[ReceivedEvent],
 ) -> None:
     models, runs = automations()
-    act(NOT_ASKED, "digits", Breach("errors", "3", 0.5, 0.01, "errors: half of them", ()), None)
+    half = Breach("errors", "3", 0.5, 0.01, "errors: half of them", ())
+    sent.append(received(act(NOT_ASKED, "digits", half, None)["event"]))
     emit("monitoring.silent", "digits", "3", {"reason": "no row"})
     emit("model.promoted", "digits", "3")
     sent += [
@@ -67,6 +71,11 @@ def test_who_is_to_be_told_is_told_of_breaches_silent_monitors_and_runs_that_end
     assert all({"name", "version", "reason"} <= event.payload.keys() for event in told)
     told = [event for event in sent if runs.covers(event) and runs.expects(event.event)]
     assert [event.related[0]["prefect.resource.name"] for event in told] == list(flow_runs.FLOWS)
+
+
+def received(event: Mapping[str, Any]) -> ReceivedEvent:
+    """An event as the server has it."""
+    return ReceivedEvent.model_validate({**event, "occurred": datetime.now(UTC)})
 
 
 def automations() -> tuple[EventTrigger, EventTrigger]:

@@ -19,11 +19,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.monitoring import monitor
 from pareflow.collection import Holder, holders
 from pareflow.compiler.onnxruntime import OnnxRuntime
-from pareflow.errors import InputError
+from pareflow.errors import InputError, StoreError
 from pareflow.monitoring.comparing import REFERENCE
 from pareflow.monitoring.exposition import Reading
 from pareflow.monitoring.labels import Answers, Place
@@ -79,7 +80,7 @@ def test_a_breach_moves_the_alias_back_where_its_rule_says_so(tracker: Tracker, 
     assert BREACH not in tracker.version(name, "3").tags
     document = act(tracker, name, breach("3"), "pipeline.yaml")
     assert (document["rolled_back_to"], champion(tracker, name)) == ("2", "2")
-    assert (document["config"], document["event"]) == ("pipeline.yaml", False)  # no Prefect server here
+    assert (document["config"], document["event"]) == ("pipeline.yaml", None)  # no Prefect server here
 
 
 def test_nothing_flaps(tracker: Tracker, name: str) -> None:
@@ -115,17 +116,11 @@ def test_what_waits_is_told_once_and_asks_for_one_retraining(
     tracker: Tracker, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    told = list[str]()
-
-    def emit(*_: Any, retrain: str, **__: Any) -> bool:
-        told.append(retrain)
-        return True
-
-    monkeypatch.setattr("tasks.monitoring.emit", emit)
     away = Tracker("http://127.0.0.1:9", None, tracker.locks)
-    for retried in (False, True, True):
-        act(away, name, breach("3"), None, retried=retried)
-    act(tracker, name, breach("3"), None, retried=True)
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        found = [act(away, name, breach("3"), None, retried=retried) for retried in (False, True, True)]
+        found.append(act(tracker, name, breach("3"), None, retried=True))
+    told = [one["event"]["resource"]["pareflow.model.retrain"] for one in found if one["event"]]
     assert told == ["yes", "no"]
 
 
@@ -312,6 +307,51 @@ def test_a_full_disk_keeps_no_monitor_from_going_back(
         fail(served, session, reading)
     assert champion(tracker, name) == "2"
     assert [words for words in told if "No space left" in words] == told[:1]
+
+
+def test_a_disk_that_takes_no_lock_holds_up_a_rollback_until_it_does(
+    tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that trouble made read-only: the monitor goes on, and goes back once that is mended."""
+
+    def refuses(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "aliases.lock")
+
+    watched = Rules.model_validate({"every_s": 5, "errors": {"then": ["rollback"]}})
+    session = Session(Asked(name, "http://127.0.0.1:9", tmp_path), tracker, watched, None, print)
+    reading = Reading(0.0, name, "3", {"200": 0.0, "500": 0.0}, {}, {}, None, None, None)
+    with ExitStack() as stack:
+        served = Monitored(session, reading, stack, State("3"))
+        with monkeypatch.context() as patch:
+            patch.setattr("tasks.locking.lock_file", refuses)
+            fail(served, session, reading)
+            served.look(None)
+            served.record()
+        assert champion(tracker, name) == "3"
+        served.look(None)
+    assert champion(tracker, name) == "2"
+    assert [one["rolled_back_to"] for one in session.breaches] == [None, "2"]
+
+
+def test_a_breach_that_no_artifact_can_be_kept_of_is_followed(
+    tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedded MLflow's folder is full, which whoever must record there is told."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = tracker.monitored(name, "3")
+    monkeypatch.setattr("mlflow.MlflowClient.log_dict", full)
+    with pytest.raises(StoreError, match="No space left on device") as caught:
+        tracker.note(run, {}, "note.json")
+    assert caught.value.exit_code == 4
+    watched = Rules.model_validate({"every_s": 5, "errors": {"then": ["rollback"]}})
+    session = Session(Asked(name, "http://127.0.0.1:9", tmp_path), tracker, watched, None, print)
+    reading = Reading(0.0, name, "3", {"200": 0.0, "500": 0.0}, {}, {}, None, None, None)
+    with ExitStack() as stack:
+        fail(Monitored(session, reading, stack, State("3")), session, reading)
+    assert champion(tracker, name) == "2"
 
 
 def test_without_a_free_descriptor_nothing_is_compared_and_the_rest_is_watched(

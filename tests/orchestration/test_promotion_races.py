@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -171,6 +172,46 @@ def _sessions(data: Path) -> list[int]:
     """The server's processes that serve clients: they are called after user, database and address."""
     server = psutil.Process(int((data / "postmaster.pid").read_text().split()[0]))
     return [child.pid for child in server.children() if "127.0.0.1" in " ".join(child.cmdline())]
+
+
+def test_who_waits_for_a_lock_whose_database_answers_no_more_is_told(
+    database: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its host vanished: there comes neither an answer nor an end of the connection."""
+    monkeypatch.setenv(locking.VARIABLE, database[0])
+    monkeypatch.setattr(locking, "_ANSWER_S", 2.0)
+
+    def wait() -> None:
+        with locking.exclusive(tmp_path / "there", "x"):
+            pass
+
+    with ThreadPoolExecutor(1) as pool, locking.exclusive(tmp_path / "here", "x"):
+        waiting, deadline = pool.submit(wait), time.monotonic() + PATIENCE_SECONDS
+        while len(sessions := _sessions(database[1])) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(1)  # by now it waits
+        for pid in sessions:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(TransientError, match="must be reachable"):
+                waiting.result(30)
+        finally:
+            for pid in sessions:
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_who_is_not_to_wait_is_told_that_the_lock_is_held(
+    database: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another data folder, as that of another machine, or by the same one."""
+    monkeypatch.setenv(locking.VARIABLE, database[0])
+    with locking.exclusive(tmp_path / "here", "x"):
+        for folder in ("here", "there"):
+            with pytest.raises(locking.HeldError, match="another process holds it"):
+                locking.exclusive(tmp_path / folder, "x", wait=False).__enter__()
+    with locking.exclusive(tmp_path / "there", "x", wait=False) as still_held:
+        still_held()
 
 
 def test_a_holder_that_dies_frees_the_lock(database: tuple[str, Path], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from flows.reconcile import run_reconcile
 from pareflow.store import Store
 from tasks import flow_runs
+from tasks.locking import flocked
 from tasks.looks import Looks
 from tasks.reconciling import ATTEMPTS, PENDING_S, RECENT_S, Look, never_began, resumed
 from tasks.tracking import Tracker
@@ -151,3 +152,16 @@ def test_a_disk_that_keeps_no_looks_holds_up_nothing_else(
     assert not left.exists()
     (problem,) = found["problems"]
     assert f"{tmp_path / 'looks.db'} takes nothing: file is not a database" in problem
+
+
+def test_one_reconciles_at_a_time_and_the_other_ends_well_and_says_so(
+    new_tracker: Callable[[Path], Tracker], tmp_path: Path
+) -> None:
+    """The kernel lets go of the lock for whoever dies, as no slot of Prefect's is let go of."""
+    new_tracker(tmp_path)
+    with flocked(tmp_path / "locks", "reconcile"):
+        found = run_reconcile(None, tmp_path)
+        assert "another process holds it" in found["skipped"]
+        assert (found["problems"], "pending" in found) == ([], False)
+    again = run_reconcile(None, tmp_path)
+    assert ("skipped" in again, again["pending"]) == (False, [])

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import yaml
 
 from pareflow.serving.plan import ServingPlan, read
 from tasks import steps
-from tasks.promotion import promote_challenger
+from tasks.promotion import promote, promote_challenger
 from tasks.serving import RegistrySource, plan_tag
 from tasks.tracking import Tracker
-from tests.orchestration.conftest import PIPELINE, Judged
+from tests.orchestration.conftest import PIPELINE, Judged, trigger_of
 
 Done = subprocess.CompletedProcess[str]
 
@@ -83,6 +84,24 @@ def test_what_no_plan_keeps_is_no_champion_by_itself(
     assert plan_tag("onnxruntime") not in tracker.versions("images")[0].tags
     promote_challenger(tracker, judged.run)  # by hand it can be
     assert tracker.alias("images", "champion") is not None
+
+
+def test_what_its_own_run_refused_starts_no_rollout_and_no_run_promotes_it(
+    judged: Judged, new_tracker: Callable[[Path], Tracker], tmp_path: Path, sent: list[Any]
+) -> None:
+    """Until a run in this environment refuses it no more."""
+    tracker = new_tracker(tmp_path)
+    parent = tracker.begin(judged.run)
+    manual = replace(judged.run, spec=judged.run.spec.model_copy(update={"promotion": "manual"}))
+    unkept = {**SERVING, "reason": "no plan keeps it", "kept": False, "plan": None}
+    found = steps.register.fn(manual, tracker, parent, judged.int8, unkept)
+    assert found is not None
+    assert (found["alias"], found["reason"]) == ("challenger", "no plan keeps it")
+    assert not any(trigger_of("rollout").covers(event) for event in sent)
+    moved = promote(tracker, judged.run, found["version"], judged.int8)
+    assert (moved.alias, "refused it (no plan keeps it)" in moved.reason) == ("challenger", True)
+    steps.register.fn(manual, tracker, parent, judged.int8)
+    assert promote(tracker, judged.run, found["version"], judged.int8).alias == "champion"
 
 
 @pytest.mark.slow

@@ -254,6 +254,22 @@ def test_what_is_deployed_has_a_worker(infra: Path, compose: dict[str, Any]) -> 
     assert (pool, "default") in set().union(*(taken(one.get("command", [])) for one in containers(infra)))
 
 
+def test_a_worker_looks_for_runs_every_second(infra: Path, compose: dict[str, Any]) -> None:
+    """By Prefect's default of 10 s no trigger has a running flow within 10 s."""
+    environments = {
+        name: service["environment"]
+        for name, service in compose["services"].items()
+        if service.get("build", {}).get("target") == "worker"
+        and taken(started(infra, "worker", service.get("entrypoint"), service.get("command")))
+    }
+    for one in containers(infra):
+        if taken(one.get("command", [])):
+            environments[f"pod {one['name']}"] = {told["name"]: told.get("value") for told in one["env"]}
+    assert environments.keys() == {"worker", "worker-cuda", "pod worker"}
+    for name, variables in environments.items():
+        assert variables.get("PREFECT_WORKER_QUERY_SECONDS") == "1", name
+
+
 def test_the_monitors_rules_can_be_read_and_need_no_kept_requests(infra: Path) -> None:
     found = rules.read(infra / "monitoring" / "rules.yaml")
     assert set(found.named()) == {"errors", "refused", "latency_p99"}
@@ -353,6 +369,11 @@ def test_a_server_has_the_time_to_be_let_go_of_by_the_service_and_to_drain(infra
     program, seconds = server["lifecycle"]["preStop"]["exec"]["command"]
     assert (program, int(seconds) > 0) == ("sleep", True)
     assert pod["terminationGracePeriodSeconds"] > int(seconds) + DRAIN_S + HANGS_S
+
+
+def test_a_server_of_compose_has_the_time_to_drain(compose: dict[str, Any]) -> None:
+    """Docker kills what has not ended by itself within 10 s, where nothing is said."""
+    assert int(compose["services"]["serving"]["stop_grace_period"].removesuffix("s")) > DRAIN_S + HANGS_S
 
 
 def test_a_monitor_that_ends_does_not_take_its_server_out_of_the_service(infra: Path, tmp_path: Path) -> None:

@@ -650,14 +650,16 @@ def test_what_is_remembered_comes_back(tmp_path: Path, begun: Reading) -> None:
 
 
 def test_what_waits_for_the_registry_is_remembered_for_its_version(tmp_path: Path) -> None:
-    """A file from before it was kept says that nothing waits."""
+    """What Prefect was not told waits for whichever version. A file from before says that nothing waits."""
     path = tmp_path / "m.json"
-    waiting = State("1", waiting=(Breach("errors", "1", 0.5, 0.01, "half of them", ("rollback",)),))
+    broken = Breach("errors", "1", 0.5, 0.01, "half of them", ("rollback",))
+    waiting = State("1", waiting=(broken,), untold=({"id": "a"},))
     waiting.write(path)
     assert State.read(path) == waiting
-    assert (waiting.for_version("1"), waiting.for_version("2").waiting) == (waiting, ())
+    later = waiting.for_version("2")
+    assert (waiting.for_version("1"), later.waiting, later.untold) == (waiting, (), waiting.untold)
     document = json.loads(path.read_text())
-    del document["waiting"]
+    del document["waiting"], document["untold"]
     path.write_text(json.dumps(document))
     assert State.read(path) == State("1")
 
