@@ -137,7 +137,7 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
         registered = execution.call(steps.register, run, tracker, parent, winner, serving)
 
     progress.stage("explain")
-    wanted = ablation.ablations(run, winner, screened)
+    wanted = ablation.ablations(run, winner, screened, stopped=stopped)
     contest = searching.Contest(run.unhurried, baselines)
     less = list(tried(tracker, parent, execution, wanted, contest))
     given = execution.call(steps.contributions, run, winner, [*screened, *less])

@@ -476,6 +476,17 @@ def test_an_ablation_that_the_budget_has_no_time_to_train_is_not_measured_and_sa
     assert without["reason"].startswith("not measured: it would be trained anew")
 
 
+def test_an_ablation_that_must_be_trained_is_not_begun_after_ctrl_c_whatever_is_left(trained: Any) -> None:
+    student, learnt = Step("distillation", {"student": "narrow", "epochs": 1}), Step("qat_int8")
+    made: Row = trained.strong
+    winner = dataclasses.replace(
+        made, recipe=Recipe((student, learnt), made.recipe.backend), role="candidate", build_s=60.0
+    )
+    (less,) = ablation.ablations(trained.run, winner, [*trained.rows, winner], stopped=True)
+    assert less.label == "distillation(epochs=1, student=narrow) → onnxruntime"
+    assert trained.run.clock.least() is None  # the run that goes on asks what is left
+
+
 def test_what_was_left_for_the_ablations_of_a_stopped_runs_winner_is_not_left_for_anothers(
     trained: Any,
 ) -> None:
