@@ -28,8 +28,8 @@ from pareflow.catalog import complete
 from pareflow.intervals import speedup
 from pareflow.measuring.arena import Protocol
 from pareflow.search import space, training_space
-from pareflow.search.halving import MOST_EPOCHS
-from pareflow.search.search import FINISHES, LONGEST
+from pareflow.search.halving import affordable
+from pareflow.search.search import FINISHES
 from pareflow.search.trial import Trial, best
 from pareflow.stages import baseline, optimization, profiling, searching
 from pareflow.stages.clock import Meter
@@ -170,8 +170,7 @@ def _exhaustive(run: Run, baselines: Sequence[Row], rows: Sequence[Row]) -> Trie
 
 def _longest(run: Run, strong: Row) -> int:
     """The passes that the search may train for at most, by its first estimate of what one takes."""
-    minutes = LONGEST * run.spec.budget.minutes
-    return max(1, min(MOST_EPOCHS, int(minutes / searching.effort_of(run, strong).epoch_minutes)))
+    return affordable(searching.effort_of(run, strong), run.spec.budget.minutes, math.inf)[-1]
 
 
 def _fastest_ways(trials: Iterable[Trial]) -> list[Recipe]:

@@ -10,7 +10,7 @@ from pareflow.compiler import OnnxRuntime
 from pareflow.errors import InputError, TimedOutError, VariantError
 from pareflow.search import Circumstances, Ended, Search, Trial, Wave, training_space
 from pareflow.search.effort import Effort, level_of
-from pareflow.search.halving import MOST_EPOCHS
+from pareflow.search.halving import affordable
 from pareflow.search.space import smaller, smallest, untrained
 from pareflow.search.trial import best
 from pareflow.sla import Objective
@@ -126,16 +126,18 @@ def last_resort(run: Run) -> list[Recipe]:
     return [recipe for recipe in found if unrunnable(run, recipe) is None]
 
 
-def first_rows(run: Run, known: Sequence[Row] = (), profile: Mapping[str, Any] | None = None) -> list[Row]:
+def first_rows(
+    run: Run, known: Sequence[Row] = (), profile: Mapping[str, Any] | None = None, passes: int = 1
+) -> list[Row]:
     """What can be named before anything was tried: the YAML's candidates; else the cheap ones, and where the
-    search for trained ones starts; without those that are known."""
+    search for trained ones starts, with so many `passes` of training; without those that are known."""
     wanted = run.spec.recipes()
     if wanted is not None:
         return list(_new(wanted, known))
     here = circumstances(run, profile, trainable="onnx" not in run.spec.workload)
     runtime = OnnxRuntime(threads=run.threads[0]).step
     trained = [
-        Recipe((training_space.step(name, start, MOST_EPOCHS),), runtime)
+        Recipe((training_space.step(name, start, passes),), runtime)
         for name, settings in training_space.families(here).items()
         for start in training_space.first(settings)
     ]
@@ -143,9 +145,17 @@ def first_rows(run: Run, known: Sequence[Row] = (), profile: Mapping[str, Any] |
     return list(_new([*untrained(here), *few, *trained], known))
 
 
+def first_passes(run: Run, effort: Effort) -> int:
+    """The passes that the search trains for first."""
+    budget = run.spec.budget
+    return affordable(effort, budget.minutes, budget.variant_minutes)[0]
+
+
 def sure_rows(run: Run, known: Sequence[Row], profile: Mapping[str, Any] | None) -> list[Row]:
-    """Of the first rows those that are made for sure: what can run here; of what the search trains, one."""
-    found = [row for row in first_rows(run, known, profile) if unrunnable(run, row.recipe) is None]
+    """Of the first rows those that are made for sure: what can run here; of what the search trains, one. The
+    strong baseline is the first of those that are known."""
+    first = first_rows(run, known, profile, first_passes(run, effort_of(run, known[0])))
+    found = [row for row in first if unrunnable(run, row.recipe) is None]
     if run.spec.candidates is not None:
         return found
     trained = [row for row in found if level_of(row.recipe) == "architecture"]
