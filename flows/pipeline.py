@@ -257,6 +257,8 @@ def _attempted(
     failed = [
         row for row in side_by_side(contest.run, execution, "preflight", asked.rows) if row.status != "ok"
     ]
+    if failed and not INTERRUPTED.is_set():  # what was ended is tried again
+        execution.call(steps.record_failed, contest.run, tracker, parent, failed)
     shown.get().rows(failed)
     yield from failed
 
