@@ -11,6 +11,7 @@ from pareflow.errors import InputError, TimedOutError, VariantError
 from pareflow.search import Circumstances, Ended, Search, Trial, Wave, training_space
 from pareflow.search.effort import Effort, level_of
 from pareflow.search.halving import affordable
+from pareflow.search.search import PREFLIGHT_MINUTES
 from pareflow.search.space import smaller, smallest, untrained
 from pareflow.search.trial import best
 from pareflow.sla import Objective
@@ -49,6 +50,8 @@ first: the verdict takes a minute or two of them."""
 
 Asking = Generator[Asked, Sequence[Row], Ended]
 """What to try; it is sent the rows as they became, of a preflight those that failed."""
+Named = Generator[Asked, Sequence[Row], list[Row]]
+"""The same, which returns what became of them."""
 
 
 def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | None) -> Asking:
@@ -63,8 +66,7 @@ def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
     wanted = run.spec.recipes()
     rows: list[Row] = []
     if wanted is not None:
-        for asked in _listed(run, _new(wanted, baselines)):
-            rows += yield asked
+        rows += yield from _listed(run, baselines[0], _new(wanted, baselines))
         ended = Ended("the pipeline names its candidates")
     else:
         ended = yield from _searched(run, baselines, profile, rows)
@@ -75,18 +77,25 @@ def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
     return _nothing_tried(run, rows) or replace(ended, following=(*_late(rows), *ended.following))
 
 
-def _listed(run: Run, rows: Sequence[Row]) -> list[Asked]:
-    """The candidates that the pipeline names: those that cannot run here are told before hours are spent."""
+def _listed(run: Run, strong: Row, rows: Sequence[Row]) -> Named:
+    """The candidates that the pipeline names: what cannot run here, and what trains for long and fails on one
+    batch, is told before hours are spent."""
     absent = {row.label: unrunnable(run, row.recipe) for row in rows}
-    able = tuple(row for row in rows if absent[row.label] is None)
-    others = tuple(
-        replace(row, status="unavailable", reason=absent[row.label]) for row in rows if row not in able
-    )
-    found = (
-        Asked("of the pipeline's own candidates, what cannot run here", others, listed=True),
-        Asked("the pipeline's own candidates", able, listed=True),
-    )
-    return [asked for asked in found if asked.rows]
+    able = [row for row in rows if absent[row.label] is None]
+    others = [replace(row, status="unavailable", reason=absent[row.label]) for row in rows if row not in able]
+    effort = effort_of(run, strong)
+    long = [row for row in able if effort.minutes(row.recipe) > PREFLIGHT_MINUTES]
+    of_them = "of the pipeline's own candidates, what"
+    told = yield from _named(f"{of_them} cannot run here", others)
+    told += yield from _named(f"{of_them} trains long, on one batch", long, preflight=True)
+    unfit = {row.label for row in told}
+    left = [row for row in able if row.label not in unfit]
+    return told + (yield from _named("the pipeline's own candidates", left))
+
+
+def _named(words: str, rows: Sequence[Row], *, preflight: bool = False) -> Named:
+    """Rows that the user named, where there are any."""
+    return list((yield Asked(words, tuple(rows), preflight, listed=True))) if rows else []
 
 
 def _late(rows: Sequence[Row]) -> tuple[Recipe, ...]:

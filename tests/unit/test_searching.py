@@ -18,7 +18,7 @@ from pareflow.isolation import Limits
 from pareflow.measurement import Interval
 from pareflow.model.pruning import LayerPruning
 from pareflow.search import Ended
-from pareflow.search.effort import level_of
+from pareflow.search.effort import Effort, level_of
 from pareflow.sla import QualityClause, SizeClause
 from pareflow.stages import (
     ablation,
@@ -67,6 +67,30 @@ def test_named_candidates_that_cannot_run_here_are_told_before_any_is_made(train
         ("openvino", "ok"),
     ]
     assert absent.listed is able.listed is True
+
+
+def test_of_named_candidates_what_trains_long_and_fails_on_one_batch_is_left_out(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass takes a tenth of a minute: 60 of them long, one not."""
+    monkeypatch.setattr(searching, "effort_of", lambda *_: Effort(0.1))
+    steps = [
+        [{"distillation": {"student": "narrow", "epochs": n, "alpha": alpha}}, "onnxruntime"]
+        for n, alpha in ((60, 0.1), (60, 0.5), (1, 0.1))
+    ]
+    run = searched(trained.run, candidates=(*steps, ["fp16", "onnxruntime"]))
+    asking = searching.searching(run, trained.rows, None)
+    flown = next(asking)
+    assert (flown.preflight, flown.listed) == (True, True)
+    assert [row.recipe.techniques[0].settings["alpha"] for row in flown.rows] == [0.1, 0.5]
+    assert {row.recipe.techniques[0].settings["epochs"] for row in flown.rows} == {60}
+    left = asking.send([dataclasses.replace(flown.rows[0], status="failed", reason="so")])
+    assert (left.preflight, left.listed) == (False, True)
+    assert left.rows == (flown.rows[1], *left.rows[1:])
+    assert [row.label for row in left.rows[1:]] == [
+        "distillation(epochs=1, student=narrow) → onnxruntime",
+        "fp16 → onnxruntime",
+    ]
 
 
 def test_the_space_is_told_what_the_sla_says_of_size_and_quality(trained: Any) -> None:
@@ -339,8 +363,9 @@ def test_timing_stops_by_what_is_minimised_and_not_where_few_loads_tell_little_o
 
 
 def test_a_preflight_runs_each_step_on_a_few_samples_and_keeps_nothing_but_that_it_did(trained: Any) -> None:
+    """For one pass, however many the recipe asks for."""
     run = trained.run
-    student = Row(Recipe((Step("distillation", {"student": "narrow", "epochs": 1}), Step("fp16")), PLAIN))
+    student = Row(Recipe((Step("distillation", {"student": "narrow", "epochs": 10**6}), Step("fp16")), PLAIN))
     before = set((run.store.root / "entries").iterdir())
     assert optimization.preflight(run, student) is student
     (kept,) = set((run.store.root / "entries").iterdir()) - before
