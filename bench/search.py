@@ -28,8 +28,8 @@ from pareflow.catalog import complete
 from pareflow.intervals import speedup
 from pareflow.measuring.arena import Protocol
 from pareflow.search import space, training_space
-from pareflow.search.halving import MOST_EPOCHS
-from pareflow.search.search import FINISHES, LONGEST
+from pareflow.search.halving import affordable
+from pareflow.search.search import FINISHES
 from pareflow.search.trial import Trial, best
 from pareflow.stages import baseline, optimization, profiling, searching
 from pareflow.stages.clock import Meter
@@ -75,15 +75,28 @@ def measure(name: str, quick: bool) -> Iterator[Claim]:
     best_found = "nothing" if found is None else found.label
     note = f"{len(ours.rows)} candidates in {ours.seconds:.0f} s; found {best_found}"
     yield Claim(f"{name}: the search's own time", BOOKKEEPING, own, "share", 1, "at most", note=note)
-    if quick or found is None:
+    if not quick:
+        yield from _beside_the_grid(name, grid, baselines, ours, found)
+
+
+def _beside_the_grid(
+    name: str, run: Run, baselines: Sequence[Row], ours: Tried, found: Row | None
+) -> Iterator[Claim]:
+    """How near the search came to the grid, and in which share of its time; where it found nothing both are
+    rows all the same, and not measured."""
+    best_of = f"{name}: best of the search over the grid's"
+    nearness = Claim(best_of, WITHIN, None, "× the latency", 0, "at most")
+    taken = Claim(f"{name}: time of the search", SHARE, None, "of the grid's", 0, "at most")
+    if found is None:
+        note = "the search found nothing that meets the SLA"
+        yield from (replace(claim, note=note) for claim in (nearness, taken))
         return
-    theirs = _exhaustive(grid, baselines, ours.rows)
+    theirs = _exhaustive(run, baselines, ours.rows)
     other = _best(run, theirs.rows, baselines)
     assert other is not None  # what the search found is a point of the grid, or without training
-    yield _nearness(name, grid, found, other)
+    yield _compared(nearness, run, found, other)
     note = f"grid: {len(theirs.rows)} candidates in {theirs.seconds:.0f} s"
-    share = ours.seconds / theirs.seconds
-    yield Claim(f"{name}: time of the search", SHARE, share, "of the grid's", 1, "at most", note=note)
+    yield replace(taken, measured=ours.seconds / theirs.seconds, samples=1, note=note)
 
 
 def _bring_original(run: Run) -> None:
@@ -157,8 +170,7 @@ def _exhaustive(run: Run, baselines: Sequence[Row], rows: Sequence[Row]) -> Trie
 
 def _longest(run: Run, strong: Row) -> int:
     """The passes that the search may train for at most, by its first estimate of what one takes."""
-    minutes = LONGEST * run.spec.budget.minutes
-    return max(1, min(MOST_EPOCHS, int(minutes / searching.effort_of(run, strong).epoch_minutes)))
+    return affordable(searching.effort_of(run, strong), run.spec.budget.minutes, math.inf)[-1]
 
 
 def _fastest_ways(trials: Iterable[Trial]) -> list[Recipe]:
@@ -176,22 +188,18 @@ def _best(run: Run, rows: Sequence[Row], baselines: Sequence[Row]) -> Row | None
     return next((row for row in rows if trials[id(row)] is chosen), None)
 
 
-def _nearness(name: str, run: Run, found: Row, other: Row) -> Claim:
+def _compared(claim: Claim, run: Run, found: Row, other: Row) -> Claim:
     """How much longer the search's best takes than the grid's, timed again side by side."""
     rows = [optimization.make(run, row) for row in (found, other)]
     measured = timed(run, rows, Protocol(blocks=60))
     slower = speedup(measured[str(rows[0].id)], measured[str(rows[1].id)])
-    note = f"{found.label} beside {other.label}"
-    return Claim(
-        f"{name}: best of the search over the grid's",
-        WITHIN,
-        slower.estimate,
-        "× the latency",
-        slower.samples,
-        "at most",
-        slower.low,
-        slower.high,
-        note,
+    return replace(
+        claim,
+        measured=slower.estimate,
+        samples=slower.samples,
+        low=slower.low,
+        high=slower.high,
+        note=f"{found.label} beside {other.label}",
     )
 
 

@@ -143,7 +143,7 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
         registered = execution.call(steps.register, run, tracker, parent, winner, serving)
 
     progress.stage("explain")
-    wanted = ablation.ablations(run, winner, screened)
+    wanted = ablation.ablations(run, winner, screened, stopped=stopped)
     contest = searching.Contest(run.unhurried, baselines)
     less = list(tried(tracker, parent, execution, wanted, contest))
     given = execution.call(steps.contributions, run, winner, [*screened, *less])
@@ -168,7 +168,7 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
 
 
 class Stopped(Ended):
-    """Why the search ended: by Ctrl-C, so that it can go on."""
+    """Why the search ended: by Ctrl-C or SIGTERM, so that it can go on."""
 
 
 def searched(
@@ -180,7 +180,7 @@ def searched(
     profile: Mapping[str, Any] | None,
 ) -> tuple[list[Row], Ended, steps.First | None]:
     """All rows that the search asked for, wave by wave, why it ended, and what was judged before that.
-    Ctrl-C ends it where one is timed: what is there is judged."""
+    Ctrl-C or SIGTERM ends it where one is timed: what is there is judged."""
     asking, rows = searching.searching(run, baselines, profile), list[Row]()
     contest = searching.Contest(run, baselines)
     done: list[Row] | None = None
@@ -210,7 +210,7 @@ def searched(
             if not stopped.is_set():
                 raise
     again = "the same command without --remeasure" if run.remeasure else "the same command"
-    return rows, Stopped(f"it was stopped by Ctrl-C; {again} goes on with it"), first
+    return rows, Stopped(f"it was stopped; {again} goes on with it"), first
 
 
 def _of_the_first(run: Run, first: steps.First) -> str:
@@ -225,28 +225,36 @@ def _of_the_first(run: Run, first: steps.First) -> str:
 def stoppable(worth: Callable[[], bool]) -> Iterator[threading.Event]:
     """Within, the first Ctrl-C sets the event and ends what is built and timed, where that is `worth` it: an
     exception amid an orchestrator's own work would end more than that. Else, and from then on, it is as ever;
-    so it is where Ctrl-C is ignored, as by what a script began with `&`.
+    so it is where Ctrl-C is ignored, as by what a script began with `&`. SIGTERM is as Ctrl-C, unless
+    somebody else minds it, as an orchestrator does.
     """
     stopped = threading.Event()
-    signals_are_ours = threading.current_thread() is threading.main_thread()
-    if not signals_are_ours or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield stopped
-        return
 
     def ask(number: int, frame: FrameType | None) -> None:
         if stopped.is_set() or not worth():
             signal.default_int_handler(number, frame)
         stopped.set()
         interrupt()
-        shown.get().note("stopping: what was found so far is judged; Ctrl-C again ends the command")
+        shown.get().note("stopping: what was found so far is judged; the same again ends the command")
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in _ours()}
     try:
         yield stopped
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if stopped.is_set():
             INTERRUPTED.clear()  # what comes now is not interrupted, unless it is again
+
+
+def _ours() -> Iterator[signal.Signals]:
+    """The signals that may stop a search, where they are for this thread to mind."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        yield signal.SIGINT
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        yield signal.SIGTERM
 
 
 def _attempted(
@@ -263,6 +271,8 @@ def _attempted(
     failed = [
         row for row in side_by_side(contest.run, execution, "preflight", asked.rows) if row.status != "ok"
     ]
+    if failed and not INTERRUPTED.is_set():  # what was ended is tried again
+        execution.call(steps.record_failed, contest.run, tracker, parent, failed)
     shown.get().rows(failed)
     yield from failed
 

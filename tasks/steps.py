@@ -82,6 +82,12 @@ def preflight(run: Run, row: Row) -> Row:
     return optimization.preflight(node.here(run), row)
 
 
+@task(task_run_name="record what failed on one batch", **_POLICY)
+def record_failed(run: Run, tracker: Tracker | None, parent: str, rows: Sequence[Row]) -> None:
+    """The rows that a preflight has ended."""
+    _record(run, tracker, parent, rows)
+
+
 @task(task_run_name="make {row.label}", **_POLICY)
 def make_variant(run: Run, row: Row) -> Row:
     """One candidate, built and evaluated on the search split."""

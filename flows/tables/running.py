@@ -55,6 +55,8 @@ def plan(document: Document, console: Console) -> None:
         takes = (row["effort"], f"{row['minutes']:.1f}")
         table.add_row(row["level"], escape(row["recipe"]), *takes, bound, escape(state))
     console.print(table)
+    if document["unseen"] is not None:
+        console.print(document["unseen"], soft_wrap=True)
     serving = document["serving"]
     if serving is not None:
         asked = f"a p99 of {serving['p99_ms']:g} ms at {serving['per_s']:g} requests/s through the server"

@@ -8,6 +8,7 @@ Source: Jamieson and Talwalkar, 2016, arXiv:1502.07943, section 3; Li et al., 20
 
 from collections.abc import Sequence
 
+from pareflow.search.effort import Effort
 from pareflow.search.trial import Trial, best, better
 
 ETA = 3
@@ -15,6 +16,10 @@ ETA = 3
 
 MOST_EPOCHS = 27
 """Passes of the last rung at most: more pays off for few networks; `candidates` of the YAML may take more."""
+LONGEST = 1 / 8
+"""Share of the budget that training one recipe may take."""
+OF_LIMIT = 0.8
+"""Share of one recipe's limit that building it is expected to take at most: estimates err."""
 
 
 def rungs(epochs: int) -> tuple[int, ...]:
@@ -23,6 +28,13 @@ def rungs(epochs: int) -> tuple[int, ...]:
     There are no more: a network that begins anew looks hopeless after a ninth of its training (docs/log.md).
     """
     return (epochs,) if epochs < ETA else (round(epochs / ETA), epochs)
+
+
+def affordable(effort: Effort, minutes: float, recipe_minutes: float) -> tuple[int, ...]:
+    """The passes of each rung in a budget of `minutes`, where building one recipe is stopped after
+    `recipe_minutes`: the last trains within its share of the one, and within the other."""
+    longest = min(minutes * LONGEST, recipe_minutes * OF_LIMIT) / max(effort.epoch_minutes, 1e-9)
+    return rungs(int(max(1, min(MOST_EPOCHS, longest))))
 
 
 def survivors(rung: Sequence[Trial], known: Sequence[Trial]) -> list[Trial]:

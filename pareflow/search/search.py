@@ -16,7 +16,7 @@ from pareflow.catalog import installed_version
 from pareflow.compiler import OnnxRuntime
 from pareflow.search import bounds, space, training_space
 from pareflow.search.effort import LEVELS, Effort, epochs_of, level_of
-from pareflow.search.halving import ETA, MOST_EPOCHS, rungs, survivors
+from pareflow.search.halving import ETA, OF_LIMIT, affordable, survivors
 from pareflow.search.ties import plainest, tied
 from pareflow.search.trial import Trial, best, better, gained, nearest
 from pareflow.variant import Recipe, Step
@@ -38,10 +38,6 @@ LEAST = 2
 """Recipes of a round at least, where the time left suffices."""
 PATIENCE = 2
 """Rounds that may bring nothing better, or nearer, before the search ends."""
-LONGEST = 1 / 8
-"""Share of the budget that training one recipe may take."""
-OF_LIMIT = 0.8
-"""Share of one recipe's limit that building it is expected to take at most: estimates err."""
 SEEDS = 2
 """Other seeds that the best recipe with training is trained by again: how much of it is chance."""
 PREFLIGHT_MINUTES = 1.0
@@ -359,10 +355,8 @@ class Search:
         return self.effort.corrected(self.known)
 
     def _rungs(self) -> tuple[int, ...]:
-        """The passes of each rung; the last trains within its share of the budget, and within its limit."""
-        minutes = min(self.minutes * LONGEST, self.recipe_minutes * OF_LIMIT)
-        longest = minutes / max(self._effort_now().epoch_minutes, 1e-9)
-        return rungs(int(max(1, min(MOST_EPOCHS, longest))))
+        """The passes of each rung, by what was seen."""
+        return affordable(self._effort_now(), self.minutes, self.recipe_minutes)
 
 
 def _each_way(trials: Iterable[Trial]) -> list[Trial]:

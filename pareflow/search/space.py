@@ -172,19 +172,23 @@ def unfused(techniques: Sequence[Step]) -> tuple[Step, ...]:
 def repairs(recipe: Recipe, here: Circumstances) -> tuple[Recipe, ...]:
     """What may give a recipe's lost quality back and keep most of its speed.
 
-    int8: taught by the float network while its numbers are rounded. Static int8 also: ranges chosen
-    otherwise, sensitive layers reverted to float.
+    int8: taught by the float network while its numbers are rounded. Static and dynamic int8 also: with fixed
+    scales, sensitive layers reverted to float. Static int8 also: ranges chosen otherwise. Attention that was
+    made one operator is left as it was.
     """
-    *before, last = recipe.techniques or (None,)
-    if last is None or last.name not in (StaticInt8.name, NncfInt8.name):
+    last = recipe.techniques[-1] if recipe.techniques else None
+    if last is None or last.name not in (StaticInt8.name, DynamicInt8.name, NncfInt8.name):
         return ()
     found: list[Technique] = []
     if last.name == StaticInt8.name:
         found += [StaticInt8.from_settings({**last.settings, "method": method}) for method in MILDER]
-        found.append(MixedInt8.from_settings({**last.settings, **_drop(here)}))
+    if last.name != NncfInt8.name:
+        products = {"operators": "products"} if last.name == DynamicInt8.name else {}
+        found.append(MixedInt8.from_settings({**last.settings, **products, **_drop(here)}))
     if here.trainable:
         found.append(QatInt8())
-    return tuple(Recipe((*filter(None, before), r.step), recipe.backend) for r in found)
+    before = unfused(recipe.techniques[:-1])
+    return tuple(Recipe((*before, repair.step), recipe.backend) for repair in found)
 
 
 def _drop(here: Circumstances) -> dict[str, float]:

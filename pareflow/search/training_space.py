@@ -32,6 +32,8 @@ TOKEN_RATES = (1e-4, 3e-4, 1e-3)
 """What networks over tokens take: they were trained before on much more than these data."""
 TRIALS = 24
 """Subnets that an architecture search compares."""
+LEAST: Mapping[str, int] = {"epochs": 1, "trials": 2}
+"""Settings of how long a technique works, as small as they may be."""
 
 
 def families(here: Circumstances) -> dict[str, Settings]:
@@ -152,12 +154,21 @@ def _taking(name: str) -> tuple[str, ...]:
 def probe(name: str, settings: Settings, *, mildest: bool = False) -> Step:
     """The technique where its search starts, with as little work as it takes: for a preflight. Mildest, as
     little is taken away as it is tried with."""
-    few = {"trials": 2} if "trials" in settings else {}
     start = next(first(settings))
     for setting, values in itertools.islice(settings.items(), int(mildest)):
         for value in values:
             start = {**start, setting: value} if milder(setting, value, start[setting]) else start
-    return step(name, {**start, **few}, epochs=1)
+    return _brief(step(name, start, epochs=1))
+
+
+def briefly(recipe: Recipe) -> Recipe:
+    """The recipe with as little work in each step that trains as it takes: for a preflight."""
+    return Recipe(tuple(_brief(s) if _trains(s) else s for s in recipe.techniques), recipe.backend)
+
+
+def _brief(trained: Step) -> Step:
+    few = {name: least for name, least in LEAST.items() if name in trained.settings}
+    return Step(trained.name, {**trained.settings, **few})
 
 
 def first(settings: Settings) -> Iterator[dict[str, Any]]:

@@ -20,27 +20,27 @@ from pareflow.stages.searching import effort_of
 from pareflow.stages.timing import measure
 from pareflow.variant import Recipe
 
-NO_TIME = "not measured: it would be trained anew, and the budget leaves no time for that"
+NO_TIME = "not measured: it would be trained anew, and there was no time left for that"
 
 
-def ablations(run: Run, winner: Row | None, known: Sequence[Row]) -> list[Row]:
+def ablations(run: Run, winner: Row | None, known: Sequence[Row], *, stopped: bool = False) -> list[Row]:
     """A row per step of the winner, made without it; the backend gives way to plain ONNX Runtime.
 
     None where no candidate won, where the rest of the recipe cannot run, where it is known already, or where
-    it would have to be trained for longer than what is left of the budget.
+    it must be trained: longer than what is left of the budget, or at all in a run that was `stopped`.
     """
     if winner is None or winner.role != "candidate":
         return []
     rows = [Row(recipe, "ablation") for _, recipe in _without(winner.recipe)]
     labels = {row.label for row in known}
     new = [r for r in rows if r.label not in labels and optimization.unrunnable(run, r.recipe) is None]
-    return _in_time(run, winner, new, known) if new else []
+    return _in_time(run, winner, new, known, stopped) if new else []
 
 
-def _in_time(run: Run, winner: Row, rows: Sequence[Row], known: Sequence[Row]) -> list[Row]:
+def _in_time(run: Run, winner: Row, rows: Sequence[Row], known: Sequence[Row], stopped: bool) -> list[Row]:
     """The rows but for those that train anew, as far as the time left is not expected to suffice for them."""
     effort, found = _effort(run, known), list[Row]()
-    left = run.left(f"the winner {winner.label} without its steps")
+    left = 0.0 if stopped else run.left(f"the winner {winner.label} without its steps")
     for row in rows:
         made = run.store.holds(variant_of(row.recipe, run.facts.digest).id)
         needed = 0.0 if made or not effort.trains(row.recipe) else effort.minutes(row.recipe)

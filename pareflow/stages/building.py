@@ -11,6 +11,7 @@ from pareflow.measurement import Quality
 from pareflow.measuring.quality import BATCH, find_metric
 from pareflow.model.technique import Technique
 from pareflow.model.training import TrainedTechnique
+from pareflow.search.training_space import briefly
 from pareflow.stages import attempts
 from pareflow.stages.jobs import artifact_size_mib, feeds_key, links, original
 from pareflow.stages.run import Row, Run
@@ -71,16 +72,18 @@ def needs_of(run: Run, recipe: Recipe) -> Needs:
 
 
 def preflight(run: Run, row: Row) -> None:
-    """Run each step of a recipe on one batch, and answer one; kept in the store where it went well.
+    """Run each step of a recipe on one batch, for one pass, and answer one; kept in the store where it went
+    well.
 
     Raises: what it died of, as `make` would.
     """
-    key = digest("preflight", variant_of(row.recipe, run.facts.digest).id)
+    brief = briefly(row.recipe)
+    key = digest("preflight", variant_of(brief, run.facts.digest).id)
     if run.store.find(key) is None:
         for member in members(row.recipe):
             member.prepare()
         with device_lock(run.spec.target.device, exclusive=False):
-            run.job("preflight", {"recipe": row.recipe.to_json(), "key": key}, f"preflight-{key[:12]}")
+            run.job("preflight", {"recipe": brief.to_json(), "key": key}, f"preflight-{key[:12]}")
 
 
 def evaluate(run: Run, row: Row, split: SplitName) -> Row:

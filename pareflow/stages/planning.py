@@ -16,7 +16,8 @@ from pareflow.stages.run import Row, Run
 def plan(run: Run) -> dict[str, Any]:
     """The accelerator to use, the candidates, and what the winner's serving plan is tuned for.
 
-    Candidates are in an order: what takes least effort first, then what can gain most.
+    Candidates are in an order: what takes least effort first, then what can gain most. What trains does so as
+    long as the search has it first; `unseen` says which candidates only a profile could name.
 
     Gains are bounds, and estimates: of a family by Amdahl's law where a profile of this run is at hand, of a
     narrower precision by the ratio of the peak rates that the target's profile tells. `minutes` is estimated
@@ -24,12 +25,15 @@ def plan(run: Run) -> dict[str, Any]:
     made. Raises: WorkloadError where it is not made, or does not answer.
     """
     before = _before(run)
-    families, effort = _families(before), _effort(run, before)
-    found = searching.first_rows(run, profile=None if before is None else before["profile"])
+    profile = None if before is None else before["profile"]
+    families, effort = _families(profile), _effort(run, before)
+    passes = searching.first_passes(run, effort)
+    found = searching.first_rows(run, profile=profile, passes=passes)
     rows = [planned(run, row, families, effort) for row in found]
     return {
         "accelerator": accelerator(run),
         "candidates": sorted(rows, key=_first),
+        "unseen": _unseen(run, profile),
         "serving": serving_plans.planned(run),
     }
 
@@ -75,11 +79,19 @@ def _before(run: Run) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _families(before: Mapping[str, Any] | None) -> dict[str, float]:
+def _families(profile: Mapping[str, Any] | None) -> dict[str, float]:
     """The share of a request that each family can touch, by this run's profile; empty before there is one."""
-    if before is None or before["profile"] is None:
+    if profile is None:
         return {}
-    return {row["family"]: row["share"] for row in before["profile"]["advice"]["families"]}
+    return {row["family"]: row["share"] for row in profile["advice"]["families"]}
+
+
+def _unseen(run: Run, profile: Mapping[str, Any] | None) -> str | None:
+    """In words, what only a profile of the network tells of the candidates; None where nothing is lacking."""
+    chosen = run.spec.candidates is not None or run.spec.space is not None
+    if chosen or profile is not None or run.facts.tokens:
+        return None
+    return "a first run shows whether there is attention, or layers to prune: nothing for these is listed yet"
 
 
 def _effort(run: Run, before: Mapping[str, Any] | None) -> Effort:

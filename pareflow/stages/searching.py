@@ -10,7 +10,8 @@ from pareflow.compiler import OnnxRuntime
 from pareflow.errors import InputError, TimedOutError, VariantError
 from pareflow.search import Circumstances, Ended, Search, Trial, Wave, training_space
 from pareflow.search.effort import Effort, level_of
-from pareflow.search.halving import MOST_EPOCHS
+from pareflow.search.halving import affordable
+from pareflow.search.search import PREFLIGHT_MINUTES
 from pareflow.search.space import smaller, smallest, untrained
 from pareflow.search.trial import best
 from pareflow.sla import Objective
@@ -39,6 +40,9 @@ class Asked:
 TIMES: tuple[Objective, ...] = ("latency_p50", "latency_p99", "throughput")
 """The objectives that shares of the time bound."""
 SIZES: tuple[Objective, ...] = ("size", "peak_memory")
+RACED: tuple[Objective, ...] = ("latency_p50", "throughput")
+"""Those for which timing stops where a row cannot win: a few loads tell too little of a p99, and the others
+are no times."""
 
 LONG = 20.0
 """Minutes. A search that may go on for so long, by training, has what is best so far judged and registered
@@ -46,6 +50,8 @@ first: the verdict takes a minute or two of them."""
 
 Asking = Generator[Asked, Sequence[Row], Ended]
 """What to try; it is sent the rows as they became, of a preflight those that failed."""
+Named = Generator[Asked, Sequence[Row], list[Row]]
+"""The same, which returns what became of them."""
 
 
 def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | None) -> Asking:
@@ -60,8 +66,7 @@ def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
     wanted = run.spec.recipes()
     rows: list[Row] = []
     if wanted is not None:
-        for asked in _listed(run, _new(wanted, baselines)):
-            rows += yield asked
+        rows += yield from _listed(run, baselines[0], _new(wanted, baselines))
         ended = Ended("the pipeline names its candidates")
     else:
         ended = yield from _searched(run, baselines, profile, rows)
@@ -72,18 +77,25 @@ def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
     return _nothing_tried(run, rows) or replace(ended, following=(*_late(rows), *ended.following))
 
 
-def _listed(run: Run, rows: Sequence[Row]) -> list[Asked]:
-    """The candidates that the pipeline names: those that cannot run here are told before hours are spent."""
+def _listed(run: Run, strong: Row, rows: Sequence[Row]) -> Named:
+    """The candidates that the pipeline names: what cannot run here, and what trains for long and fails on one
+    batch, is told before hours are spent."""
     absent = {row.label: unrunnable(run, row.recipe) for row in rows}
-    able = tuple(row for row in rows if absent[row.label] is None)
-    others = tuple(
-        replace(row, status="unavailable", reason=absent[row.label]) for row in rows if row not in able
-    )
-    found = (
-        Asked("of the pipeline's own candidates, what cannot run here", others, listed=True),
-        Asked("the pipeline's own candidates", able, listed=True),
-    )
-    return [asked for asked in found if asked.rows]
+    able = [row for row in rows if absent[row.label] is None]
+    others = [replace(row, status="unavailable", reason=absent[row.label]) for row in rows if row not in able]
+    effort = effort_of(run, strong)
+    long = [row for row in able if effort.minutes(row.recipe) > PREFLIGHT_MINUTES]
+    of_them = "of the pipeline's own candidates, what"
+    told = yield from _named(f"{of_them} cannot run here", others)
+    told += yield from _named(f"{of_them} trains long, on one batch", long, preflight=True)
+    unfit = {row.label for row in told}
+    left = [row for row in able if row.label not in unfit]
+    return told + (yield from _named("the pipeline's own candidates", left))
+
+
+def _named(words: str, rows: Sequence[Row], *, preflight: bool = False) -> Named:
+    """Rows that the user named, where there are any."""
+    return list((yield Asked(words, tuple(rows), preflight, listed=True))) if rows else []
 
 
 def _late(rows: Sequence[Row]) -> tuple[Recipe, ...]:
@@ -123,16 +135,18 @@ def last_resort(run: Run) -> list[Recipe]:
     return [recipe for recipe in found if unrunnable(run, recipe) is None]
 
 
-def first_rows(run: Run, known: Sequence[Row] = (), profile: Mapping[str, Any] | None = None) -> list[Row]:
+def first_rows(
+    run: Run, known: Sequence[Row] = (), profile: Mapping[str, Any] | None = None, passes: int = 1
+) -> list[Row]:
     """What can be named before anything was tried: the YAML's candidates; else the cheap ones, and where the
-    search for trained ones starts; without those that are known."""
+    search for trained ones starts, with so many `passes` of training; without those that are known."""
     wanted = run.spec.recipes()
     if wanted is not None:
         return list(_new(wanted, known))
     here = circumstances(run, profile, trainable="onnx" not in run.spec.workload)
     runtime = OnnxRuntime(threads=run.threads[0]).step
     trained = [
-        Recipe((training_space.step(name, start, MOST_EPOCHS),), runtime)
+        Recipe((training_space.step(name, start, passes),), runtime)
         for name, settings in training_space.families(here).items()
         for start in training_space.first(settings)
     ]
@@ -140,9 +154,17 @@ def first_rows(run: Run, known: Sequence[Row] = (), profile: Mapping[str, Any] |
     return list(_new([*untrained(here), *few, *trained], known))
 
 
+def first_passes(run: Run, effort: Effort) -> int:
+    """The passes that the search trains for first."""
+    budget = run.spec.budget
+    return affordable(effort, budget.minutes, budget.variant_minutes)[0]
+
+
 def sure_rows(run: Run, known: Sequence[Row], profile: Mapping[str, Any] | None) -> list[Row]:
-    """Of the first rows those that are made for sure: what can run here; of what the search trains, one."""
-    found = [row for row in first_rows(run, known, profile) if unrunnable(run, row.recipe) is None]
+    """Of the first rows those that are made for sure: what can run here; of what the search trains, one. The
+    strong baseline is the first of those that are known."""
+    first = first_rows(run, known, profile, first_passes(run, effort_of(run, known[0])))
+    found = [row for row in first if unrunnable(run, row.recipe) is None]
     if run.spec.candidates is not None:
         return found
     trained = [row for row in found if level_of(row.recipe) == "architecture"]
@@ -275,9 +297,9 @@ class Contest:
     def needed(self, row: Row) -> float | None:
         """How many times as fast as its strong baseline a row must be to become the best; None if unknown.
 
-        Known where the median latency is what is minimised, and something passes.
+        Known where blocks tell what is minimised (`RACED`), and something passes.
         """
-        if self.run.spec.objective != "latency_p50" or self.leader is None or self.leader.cost is None:
+        if self.run.spec.objective not in RACED or self.leader is None or self.leader.cost is None:
             return None
         own = strong_baseline(row, self.baselines)
         return share_of(self.run, own, self.baselines[0]) / self.leader.cost

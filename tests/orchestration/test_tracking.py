@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,21 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 
+from flows import pipeline
 from pareflow.errors import InputError, TrackingError, TransientError
 from pareflow.gate import Check, Verdict
+from pareflow.search import Ended
 from pareflow.serving.model import PackagedModel, verified
 from pareflow.serving.request_log import Exchange
+from pareflow.stages import searching
 from pareflow.stages.registration import content_digest
+from pareflow.stages.run import Row
+from pareflow.variant import Recipe, Step
 from tasks import registries, tracking
 from tasks.approval import Request
 from tasks.collecting import registered
 from tasks.copying import copy
+from tasks.execution import Plain
 from tasks.promotion import as_registered
 from tasks.serving import RegistrySource
 from tasks.tracking import CONFIG, CONTENT, FORMAT, FORMAT_TAG, KEY, Tracker, verdict_tag_of, where_judged
@@ -105,6 +111,26 @@ def test_what_is_measured_again_is_shown_though_it_is_no_finalist_any_more(
     experiment = tracker.client.get_run(parent).info.experiment_id
     (found,) = tracker.client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert found.data.metrics["size_mib"] == larger.size_mib
+
+
+def test_what_fails_on_one_batch_is_a_run_as_every_row_is(
+    tracker: Tracker, judged: Judged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A student that the workload does not offer."""
+    unknown = Row(Recipe((Step("distillation", {"student": "nobody", "epochs": 1}),), Step("onnxruntime")))
+
+    def asking(*_: object) -> Generator[searching.Asked, Any, Ended]:
+        yield searching.Asked("on one batch", (unknown,), preflight=True)
+        return Ended("that was all")
+
+    monkeypatch.setattr(searching, "searching", asking)
+    data_dir = shutil.copytree(judged.run.data_dir, tmp_path, dirs_exist_ok=True)
+    run, parent = dataclasses.replace(judged.run, data_dir=data_dir), tracker.begin(judged.run)
+    rows, *_ = pipeline.searched(run, tracker, parent, Plain(), [judged.fp32, judged.eager], None)
+    experiment = tracker.client.get_run(parent).info.experiment_id
+    found = tracker.client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert [row.status for row in rows] == ["failed"]
+    assert [child.data.tags["pareflow.status"] for child in found] == ["failed"]
 
 
 def test_the_same_content_registered_again_is_one_version(tracker: Tracker, judged: Judged) -> None:

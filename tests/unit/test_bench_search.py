@@ -54,3 +54,14 @@ def test_what_the_search_trained_towards_is_in_the_grid_beside_the_fastest_ways(
     trained = Row(complete(Recipe((first,), Step("torch_eager"))))
     expected = [(3, name) for name in ("torch_eager", "openvino", "onnxruntime") for _ in range(2)]
     assert points(search, [trained]) == expected
+
+
+def test_a_search_that_found_nothing_hides_no_row(search: Any) -> None:
+    ours = search.Tried([], 60.0)
+    claims = list(search._beside_the_grid("digits", None, [], ours, None))
+    assert [claim.name for claim in claims] == [
+        "digits: best of the search over the grid's",
+        "digits: time of the search",
+    ]
+    assert {(claim.measured, claim.met) for claim in claims} == {(None, None)}
+    assert all("found nothing" in claim.note for claim in claims)

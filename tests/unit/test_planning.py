@@ -11,10 +11,10 @@ from rich.console import Console
 
 from flows.tables import running as tables
 from pareflow.search import bounds
-from pareflow.search.effort import BUILD_MINUTES, LEVELS, level_of
+from pareflow.search.effort import BUILD_MINUTES, LEVELS, Effort, level_of
 from pareflow.sla import LoadClause
 from pareflow.spec import read_profile
-from pareflow.stages import planning
+from pareflow.stages import planning, searching
 from pareflow.variant import Recipe, Step
 
 STRONG = Step("onnxruntime")
@@ -99,6 +99,22 @@ def test_before_any_run_minutes_come_from_the_network_as_it_is_made(trained: Any
     assert all(row["minutes"] > BUILD_MINUTES for row in trained_ones)
 
 
+@pytest.mark.parametrize(("epoch_minutes", "passes"), [(1.0, 1), (0.2, 2), (0.01, 9)])
+def test_what_trains_is_planned_for_as_long_as_the_search_trains_it_first(
+    epoch_minutes: float, passes: int, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 10 minutes an eighth: 1, 6 and 27 passes at the end of the search's last rung."""
+    budget = trained.run.spec.budget.model_copy(update={"minutes": 10.0, "variant_minutes": 5.0})
+    spec = trained.run.spec.model_copy(update={"candidates": None, "budget": budget})
+    run = dataclasses.replace(trained.run, spec=spec)
+    for module, name in ((planning, "_effort"), (searching, "effort_of")):
+        monkeypatch.setattr(module, name, lambda *_: Effort(epoch_minutes))
+    plan = planning.plan(run)
+    students = [row for row in plan["candidates"] if row["recipe"].startswith("distillation(")]
+    assert [row["minutes"] for row in students] == [pytest.approx(BUILD_MINUTES + passes * epoch_minutes)]
+    assert searching.search_of(run, trained.rows, None)._rungs()[0] == passes
+
+
 @pytest.mark.parametrize("backend", [Step("openvino"), Step("onnxruntime", {"huge_pages": True})])
 def test_what_runs_otherwise_than_the_baseline_is_bounded_by_all_that_a_compiler_touches(
     backend: Step,
@@ -136,3 +152,12 @@ def test_the_plan_tells_of_the_serving_plan_where_the_sla_states_a_load(trained:
     assert (
         "for a p99 of 20 ms at 10 requests/s through the server: about 9.2 minutes" in console.export_text()
     )
+
+
+def test_the_plan_says_of_what_a_first_run_tells_whether_it_is_there(trained: Any) -> None:
+    spec = trained.run.spec.model_copy(update={"candidates": None})
+    plan = planning.plan(dataclasses.replace(trained.run, spec=spec))
+    console = Console(width=200, record=True, file=io.StringIO())
+    tables.plan({"pipeline": "images", "run_id": trained.run.id, **plan}, console)
+    assert "whether there is attention, or layers to prune" in console.export_text()
+    assert planning.plan(trained.run)["unseen"] is None  # candidates are named

@@ -114,7 +114,23 @@ def test_static_int8_is_repaired_by_other_ranges_by_floats_and_by_training() -> 
     assert [step.settings.get("method") for step in lasts[:3]] == ["entropy", "percentile", "minmax"]
     assert {step.settings.get("operators") for step in lasts[:3]} == {"products"}
     assert len(space.repairs(recipe, dataclasses.replace(IMAGES, trainable=False))) == 3
-    assert space.repairs(Recipe((Step("dynamic_int8"),), PLAIN.backend), IMAGES) == ()
+    assert space.repairs(Recipe((Step("fp16"),), PLAIN.backend), IMAGES) == ()
+
+
+def test_dynamic_int8_is_repaired_by_floats_with_fixed_scales_and_by_training() -> None:
+    """Attention is as it was before: what trains, or reverts layers, does not know it as one operator."""
+    student = Step("distillation", {"student": "half"})
+    steps = (student, Step("attention_fusion"), Step("dynamic_int8", {"per_channel": False}))
+    here = dataclasses.replace(TEXTS, max_drop=0.03)
+    found = space.repairs(Recipe(steps, PLAIN.backend), here)
+    assert [[step.name for step in repair.techniques] for repair in found] == [
+        ["distillation", "mixed_int8"],
+        ["distillation", "qat_int8"],
+    ]
+    mixed = found[0].techniques[1].settings
+    assert (mixed["operators"], mixed["per_channel"], mixed["max_drop"]) == ("products", False, 0.015)
+    assert_sensible(found)
+    assert len(space.repairs(Recipe(steps, PLAIN.backend), dataclasses.replace(here, trainable=False))) == 1
 
 
 def test_mixed_precision_may_lose_half_of_what_the_sla_lets_be_lost() -> None:

@@ -18,7 +18,7 @@ from pareflow.isolation import Limits
 from pareflow.measurement import Interval
 from pareflow.model.pruning import LayerPruning
 from pareflow.search import Ended
-from pareflow.search.effort import level_of
+from pareflow.search.effort import Effort, level_of
 from pareflow.sla import QualityClause, SizeClause
 from pareflow.stages import (
     ablation,
@@ -67,6 +67,30 @@ def test_named_candidates_that_cannot_run_here_are_told_before_any_is_made(train
         ("openvino", "ok"),
     ]
     assert absent.listed is able.listed is True
+
+
+def test_of_named_candidates_what_trains_long_and_fails_on_one_batch_is_left_out(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass takes a tenth of a minute: 60 of them long, one not."""
+    monkeypatch.setattr(searching, "effort_of", lambda *_: Effort(0.1))
+    steps = [
+        [{"distillation": {"student": "narrow", "epochs": n, "alpha": alpha}}, "onnxruntime"]
+        for n, alpha in ((60, 0.1), (60, 0.5), (1, 0.1))
+    ]
+    run = searched(trained.run, candidates=(*steps, ["fp16", "onnxruntime"]))
+    asking = searching.searching(run, trained.rows, None)
+    flown = next(asking)
+    assert (flown.preflight, flown.listed) == (True, True)
+    assert [row.recipe.techniques[0].settings["alpha"] for row in flown.rows] == [0.1, 0.5]
+    assert {row.recipe.techniques[0].settings["epochs"] for row in flown.rows} == {60}
+    left = asking.send([dataclasses.replace(flown.rows[0], status="failed", reason="so")])
+    assert (left.preflight, left.listed) == (False, True)
+    assert left.rows == (flown.rows[1], *left.rows[1:])
+    assert [row.label for row in left.rows[1:]] == [
+        "distillation(epochs=1, student=narrow) → onnxruntime",
+        "fp16 → onnxruntime",
+    ]
 
 
 def test_the_space_is_told_what_the_sla_says_of_size_and_quality(trained: Any) -> None:
@@ -314,12 +338,34 @@ def test_throughput_is_a_cost_too_the_more_the_less(trained: Any) -> None:
     doubled = tuple(tuple(ms / 2 for ms in block) for block in strong.measurement.blocks_ms)
     row = dataclasses.replace(strong, measurement=dataclasses.replace(strong.measurement, blocks_ms=doubled))
     assert screening.cost_of(run, row, trained.rows) == pytest.approx(0.5)
-    assert searching.Contest(run, trained.rows).needed(row) is None  # races are of median latencies
+    contest = searching.Contest(run, trained.rows)
+    contest.ran(row)
+    assert contest.needed(strong) == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("objective", "of_means"), [("latency_p50", False), ("throughput", True), ("latency_p99", None)]
+)
+def test_timing_stops_by_what_is_minimised_and_not_where_few_loads_tell_little_of_it(
+    objective: str, of_means: bool | None, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def noted(*_: object, race: Any) -> None:
+        asked.append(race if race is None else race.of_means)
+        raise CrashedError("`serve` must end", "it died of SIGSEGV", "")
+
+    monkeypatch.setattr(optimization, "measure", noted)
+    run = searched(trained.run, objective=objective)
+    needed = searching.Contest(run, trained.rows).needed(trained.strong)
+    optimization.time(run, trained.strong, trained.rows, needed)
+    assert asked == [of_means]
 
 
 def test_a_preflight_runs_each_step_on_a_few_samples_and_keeps_nothing_but_that_it_did(trained: Any) -> None:
+    """For one pass, however many the recipe asks for."""
     run = trained.run
-    student = Row(Recipe((Step("distillation", {"student": "narrow", "epochs": 1}), Step("fp16")), PLAIN))
+    student = Row(Recipe((Step("distillation", {"student": "narrow", "epochs": 10**6}), Step("fp16")), PLAIN))
     before = set((run.store.root / "entries").iterdir())
     assert optimization.preflight(run, student) is student
     (kept,) = set((run.store.root / "entries").iterdir()) - before
@@ -474,6 +520,17 @@ def test_an_ablation_that_the_budget_has_no_time_to_train_is_not_measured_and_sa
     without, _ = ablation.contributions(late, winner, known)
     assert (without["step"], without["speedup"]) == ("distillation(epochs=1, student=narrow)", None)
     assert without["reason"].startswith("not measured: it would be trained anew")
+
+
+def test_an_ablation_that_must_be_trained_is_not_begun_after_ctrl_c_whatever_is_left(trained: Any) -> None:
+    student, learnt = Step("distillation", {"student": "narrow", "epochs": 1}), Step("qat_int8")
+    made: Row = trained.strong
+    winner = dataclasses.replace(
+        made, recipe=Recipe((student, learnt), made.recipe.backend), role="candidate", build_s=60.0
+    )
+    (less,) = ablation.ablations(trained.run, winner, [*trained.rows, winner], stopped=True)
+    assert less.label == "distillation(epochs=1, student=narrow) → onnxruntime"
+    assert trained.run.clock.least() is None  # the run that goes on asks what is left
 
 
 def test_what_was_left_for_the_ablations_of_a_stopped_runs_winner_is_not_left_for_anothers(

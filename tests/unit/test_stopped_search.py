@@ -1,4 +1,4 @@
-"""Ctrl-C in a search: what is timed already is judged; before that it ends the command."""
+"""Ctrl-C and SIGTERM in a search: what is timed already is judged; before that it ends the command."""
 
 import dataclasses
 import signal
@@ -24,21 +24,25 @@ OTHERS = tuple(Row(Recipe((Step(name),), Step("onnxruntime"))) for name in ("fp1
 @pytest.fixture(autouse=True)
 def _not_ignored() -> Iterator[None]:
     """Tests may be run where Ctrl-C is ignored, as by nohup."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, signal.SIG_DFL),
+    }
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     INTERRUPTED.clear()
 
 
 class Interrupted(Plain):
-    """Plain execution, in which Ctrl-C comes while this candidate, counted from 0, is timed."""
+    """Plain execution, in which a signal comes while this candidate, counted from 0, is timed."""
 
-    def __init__(self, at: int) -> None:
-        self.left = at
+    def __init__(self, at: int, number: signal.Signals = signal.SIGINT) -> None:
+        self.left, self.number = at, number
 
     def call(self, task: Any, *arguments: Any) -> Any:
         if self.left == 0:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(self.number)
         self.left -= 1
         return super().call(task, *arguments)
 
@@ -52,14 +56,18 @@ def listed(trained: Trained) -> Run:
     )
 
 
-def test_what_is_timed_already_goes_on_to_the_verdict(listed: Run, trained: Trained) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_timed_already_goes_on_to_the_verdict(
+    number: signal.Signals, listed: Run, trained: Trained
+) -> None:
+    """SIGTERM comes of `docker stop`, and of a machine that is taken away."""
     try:
-        rows, ended, _ = searched(listed, None, "", Interrupted(1), trained.rows, None)
+        rows, ended, _ = searched(listed, None, "", Interrupted(1, number), trained.rows, None)
     except KeyboardInterrupt:  # it would end pytest
         pytest.fail("the search ended, though one candidate was timed")
     assert [row.label for row in rows] == ["onnxruntime(graph_level=basic)"]
     assert rows[0].measurement is not None
-    assert ended == Stopped("it was stopped by Ctrl-C; the same command goes on with it")
+    assert ended == Stopped("it was stopped; the same command goes on with it")
     assert not INTERRUPTED.is_set()  # else whatever is begun for the verdict would be ended at once
 
 
@@ -115,7 +123,7 @@ def test_stopped_while_the_search_thinks_nothing_more_is_built(
     rows, ended, _ = searched(run, None, "", execution, trained.rows, None)
     assert execution.tried == [BASIC.label]
     assert [row.label for row in rows] == [BASIC.label]
-    assert ended.words == f"it was stopped by Ctrl-C; the same command{again} goes on with it"
+    assert ended.words == f"it was stopped; the same command{again} goes on with it"
 
 
 @pytest.mark.usefixtures("worth_a_first_version")
@@ -163,3 +171,12 @@ def test_what_was_begun_with_ctrl_c_ignored_goes_on_ignoring_it() -> None:
         signal.raise_signal(signal.SIGINT)
     assert not stopped.is_set()
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_signal_that_an_orchestrator_minds_is_left_to_it() -> None:
+    told = list[int]()
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    with stoppable(lambda: True) as stopped:
+        signal.raise_signal(signal.SIGTERM)
+    assert told == [signal.SIGTERM]
+    assert not stopped.is_set()
