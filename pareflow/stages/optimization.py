@@ -74,8 +74,7 @@ def time(run: Run, row: Row, baselines: Sequence[Row], needed: float | None = No
     try:
         once = dataclasses.replace(run, remeasure=False)
         row = dataclasses.replace(building.make(once, row), fit=row.fit)  # again only if it has gone since
-        of_means = run.spec.objective == "throughput"
-        race = None if needed is None else Race(str(row.id), str(strong.id), needed, of_means)
+        race = None if needed is None else Race(str(row.id), str(strong.id), needed)
         measured = _side_by_side(run, strong, row, race)
     except PareflowError as error:
         ended = failed(row, error)

@@ -40,9 +40,6 @@ class Asked:
 TIMES: tuple[Objective, ...] = ("latency_p50", "latency_p99", "throughput")
 """The objectives that shares of the time bound."""
 SIZES: tuple[Objective, ...] = ("size", "peak_memory")
-RACED: tuple[Objective, ...] = ("latency_p50", "throughput")
-"""Those for which timing stops where a row cannot win: a few loads tell too little of a p99, and the others
-are no times."""
 
 LONG = 20.0
 """Minutes. A search that may go on for so long, by training, has what is best so far judged and registered
@@ -297,9 +294,9 @@ class Contest:
     def needed(self, row: Row) -> float | None:
         """How many times as fast as its strong baseline a row must be to become the best; None if unknown.
 
-        Known where blocks tell what is minimised (`RACED`), and something passes.
+        Known where the median latency is what is minimised, and something passes.
         """
-        if self.run.spec.objective not in RACED or self.leader is None or self.leader.cost is None:
+        if self.run.spec.objective != "latency_p50" or self.leader is None or self.leader.cost is None:
             return None
         own = strong_baseline(row, self.baselines)
         return share_of(self.run, own, self.baselines[0]) / self.leader.cost
