@@ -59,7 +59,8 @@ def preflight(run: Run, row: Row) -> Row:
     try:
         building.preflight(run, row)
     except PareflowError as error:
-        return failed(row, error)
+        ended = failed(row, error)
+        return dataclasses.replace(ended, reason=f"{ended.reason} (on one batch, for one pass)")
     return row
 
 

@@ -315,7 +315,7 @@ def test_protocol_fills_a_block_within_its_bounds() -> None:
 
     for ms, expected in ((3.0, 10), (0.001, 50), (200.0, 5), (300.0, 3), (3000.0, 1)):
         arena = Steady(ms)
-        protocol = Protocol(block_ms=30, least=5, most=50)
+        protocol = Protocol(block_ms=30, fewest=1, least=5, most=50)
         assert arena._warm("any", protocol) == protocol.requests(ms) == expected
         assert arena.counts == [1, expected]
     finalists = Protocol(block_ms=30, fewest=8, least=8)  # so many decide, whatever they take
@@ -324,7 +324,7 @@ def test_protocol_fills_a_block_within_its_bounds() -> None:
 
 def test_minutes_are_those_of_blocks_warm_up_and_reloads() -> None:
     """By hand: 2 + 30 + 4 blocks of one request of 3 s each; of 25 ms each where they are quick."""
-    assert Protocol().minutes(3000.0) == pytest.approx(36 * 3 / 60)
+    assert Protocol(fewest=1).minutes(3000.0) == pytest.approx(36 * 3 / 60)
     assert Protocol().minutes(1.0) == pytest.approx(36 * 0.025 / 60)
 
 
