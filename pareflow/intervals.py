@@ -368,18 +368,8 @@ def throughput_speedup(
     Raises: ValueError if the two were not measured alike.
     """
     require_alike(baseline, candidate)
-    return mean_speedup(baseline.blocks_ms, candidate.blocks_ms, candidate.blocks_per_load, confidence)
-
-
-def mean_speedup(
-    baseline: Blocks, candidate: Blocks, blocks_per_load: int, confidence: float = CONFIDENCE
-) -> Interval:
-    """`throughput_speedup` of the ms of each block, as many of both."""
-    starts = range(0, len(baseline), blocks_per_load)
-    ours, theirs = (
-        [_pooled(blocks[i : i + blocks_per_load]).mean() for i in starts] for blocks in (baseline, candidate)
-    )
-    return mean_interval(np.divide(ours, theirs), confidence)
+    pairs = zip(baseline.loads_ms, candidate.loads_ms, strict=True)
+    return mean_interval([float(np.mean(ours) / np.mean(theirs)) for ours, theirs in pairs], confidence)
 
 
 def mean_interval(values: Samples, confidence: float = CONFIDENCE) -> Interval:

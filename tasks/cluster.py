@@ -124,7 +124,7 @@ def _ended(future: Any) -> Any:
     except exceptions.OutOfMemoryError as error:
         return OutOfMemoryError(
             "a step must fit into the memory of its node",
-            f"Ray ended it: {str(error).splitlines()[0].rstrip('.')}",
+            f"Ray ended it by SIGKILL: {str(error).splitlines()[0].rstrip('.')}",
             "State `budget.memory_mib`, so that nodes hold fewer at a time, or drop the candidate",
         )
     except exceptions.WorkerCrashedError:

@@ -83,7 +83,7 @@ class Protocol:
     blocks: int = 30
     blocks_per_load: int = 6
     block_ms: float = 25
-    fewest: int = 1
+    fewest: int = 5
     least: int = 5
     most: int = 100
     seed: int = 0

@@ -3,6 +3,7 @@
 import ast
 import functools
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ REPLICATES = 1000
 JACKKNIFE_GROUPS = 100
 SAYS = {"SHARE_CORRECT", "HIGHER_IS_BETTER", "RANGE", "AGAINST"}
 """What a metric's module may say of itself."""
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 OURS = Path(__file__).parents[1] / "metrics"
 BATCH = 64
 """Samples that are answered together, where an answer does not depend on those beside it."""
@@ -161,9 +163,13 @@ def check_metric(run: Callable[[Arrays], Arrays], workload: LoadedWorkload, metr
             "See whether its samples lack values; leave such out in `data()`, or fill them in `preprocess()`",
         ) from error
     predictions, references = _compared(metric, found, opened, "verdict", found)
-    if metric.share_correct:
-        _scores(predictions, references)
-    metric.value(predictions, references)
+    try:
+        if metric.share_correct:
+            _scores(predictions, references)
+        metric.value(predictions, references)
+    except MetricError as error:
+        told = _NUMBER.sub("…", error.found)
+        raise MetricError(f"on the `verdict` split, {error.must}", told, error.remedy) from None
     slice_rows(metric, opened, "verdict")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pareflow.intervals import block_speedup, mean_speedup
+from pareflow.intervals import block_speedup
 from pareflow.measurement import CONFIDENCE, Interval
 
 LEAST_LOADS = 3
@@ -13,7 +13,6 @@ LEAST_LOADS = 3
 @dataclass(frozen=True, slots=True)
 class Race:
     """`challenger` must be shown to be able to be `needed` times as fast as `baseline`; both are variant ids.
-    Fast is who has the shorter medians; or, `of_means`, answers more requests per second.
 
     Each look adds to the chance that a fast one is stopped by bad luck, so that all looks of a race share the
     error: there are at most `looks`. Source: Maron and Moore, 1997, Artificial Intelligence Review 11:193
@@ -23,7 +22,6 @@ class Race:
     challenger: str
     baseline: str
     needed: float
-    of_means: bool = False
     looks: int = 10
 
     def lost(
@@ -33,6 +31,5 @@ class Race:
         ours, theirs = (blocks.get(name, []) for name in (self.baseline, self.challenger))
         if len(ours) != len(theirs) or len(theirs) < LEAST_LOADS * blocks_per_load:
             return None
-        compared = mean_speedup if self.of_means else block_speedup
-        found = compared(ours, theirs, blocks_per_load, 1 - (1 - CONFIDENCE) / self.looks)
+        found = block_speedup(ours, theirs, blocks_per_load, 1 - (1 - CONFIDENCE) / self.looks)
         return found if found.high is not None and found.high < self.needed else None

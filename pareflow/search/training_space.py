@@ -32,8 +32,8 @@ TOKEN_RATES = (1e-4, 3e-4, 1e-3)
 """What networks over tokens take: they were trained before on much more than these data."""
 TRIALS = 24
 """Subnets that an architecture search compares."""
-LEAST: Mapping[str, int] = {"epochs": 1, "trials": 2}
-"""Settings of how long a technique works, as small as they may be."""
+BRIEF: Mapping[str, int] = {"epochs": 1, "trials": 2, "samples": 32}
+"""Settings of how long a technique works, and on how many samples: the most in a preflight, which has 64."""
 
 
 def families(here: Circumstances) -> dict[str, Settings]:
@@ -162,13 +162,17 @@ def probe(name: str, settings: Settings, *, mildest: bool = False) -> Step:
 
 
 def briefly(recipe: Recipe) -> Recipe:
-    """The recipe with as little work in each step that trains as it takes: for a preflight."""
-    return Recipe(tuple(_brief(s) if _trains(s) else s for s in recipe.techniques), recipe.backend)
+    """The recipe with as little work in each step as it takes, and asking for no more than a few samples
+    show: for a preflight."""
+    return Recipe(tuple(_brief(step) for step in recipe.techniques), recipe.backend)
 
 
-def _brief(trained: Step) -> Step:
-    few = {name: least for name, least in LEAST.items() if name in trained.settings}
-    return Step(trained.name, {**trained.settings, **few})
+def _brief(technique: Step) -> Step:
+    asked = technique.settings
+    few: dict[str, Any] = {n: min(asked[n], most) for n, most in BRIEF.items() if asked.get(n) is not None}
+    if "max_drop" in asked:
+        few["max_drop"] = 1.0  # of a few samples one is more than most SLAs let be lost
+    return Step(technique.name, {**asked, **few})
 
 
 def first(settings: Settings) -> Iterator[dict[str, Any]]:

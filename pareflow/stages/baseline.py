@@ -19,7 +19,7 @@ from pareflow.stages.run import TRAINING_HOURS, Row, Run
 from pareflow.stages.timing import measure
 from pareflow.variant import Recipe
 
-SCREENING = Protocol()
+SCREENING = Protocol(fewest=1)
 """How baselines and candidates are timed first; finalists are timed again, and longer."""
 
 

@@ -32,8 +32,9 @@ def make(run: Run, row: Row) -> Row:
     """
     made_from = links(row.recipe, run.facts.digest)
     variant = made_from[-1]
+    store = run.store
     for link in made_from:
-        run.store.use(link.id)
+        store.use(link.id)
     named = dataclasses.replace(row, id=variant.id)
     evaluation = _asked(run, named, "search")
 

@@ -36,7 +36,7 @@ def explanation(run: Run, row: Row, screened: Sequence[Row], winner: Row | None)
 
 def _won(run: Run, row: Row, screened: Sequence[Row]) -> str:
     if row.role != "candidate":
-        return "It won: no candidate was better by the objective and met the SLA."
+        return "It won: no candidate was noticeably better by the objective and met the SLA."
     ratio = _ratio(run, row, screened)
     if ratio is None:
         return "It won: it meets every clause, and is the best by the objective."
@@ -82,18 +82,18 @@ def _promised_less(run: Run, row: Row, screened: Sequence[Row]) -> str:
 
 def _beside(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> str:
     """How a row compares with the winner, both beside the strong baseline: of other threads, the first."""
+    tie = winner is not None and _tied(run, row, winner, screened)
+    fewer = f" with fewer settings: what gains less than {NOTICEABLE - 1:.0%} is left out" if tie else ""
     if winner is not None and winner.threads != row.threads:
         ours, theirs = (cost_of(run, one, screened) for one in (row, winner))
         if run.spec.objective == "throughput":
             ours, theirs = 1 / ours, 1 / theirs
-        same = f"that of {screened[0].label}, and the winner's {theirs:.2f} times"
+        same = f"that of {screened[0].label}, and the winner's {theirs:.2f} times{fewer}"
         return f"its {OBJECTIVES[run.spec.objective]} is {ours:.2f} times {same}"
     beside = _ratio(run, row, screened)
     best = None if winner is None else _ratio(run, winner, screened)
     if beside is None or best is None:
         return "others are better by the objective"
-    tie = winner is not None and _tied(run, row, winner, screened)
-    fewer = f" with fewer settings: what gains less than {NOTICEABLE - 1:.0%} is left out" if tie else ""
     return f"it {_gained(run, row, beside)}, and the winner {_times(best)}{fewer}"
 
 

@@ -14,7 +14,7 @@ from pareflow.stages.run import Row, Run
 from pareflow.stages.screening import checks_of, cost_of, over, rejected
 
 LESS_LIKELY = 0.01
-"""A row that stands for a tie is at most so much less likely to pass: a limit may lie between the two."""
+"""A row that stands for another is at most so much less likely to pass: a limit may lie between the two."""
 
 
 def finalists(run: Run, rows: Sequence[Row], count: int | None = None) -> list[Row]:
@@ -59,8 +59,9 @@ def _untied(
         best = left[0]
         twins = tied(best, left, lambda row: costs[row.id])
         twins = [row for row in twins if chances[row.id] >= chances[best.id] - LESS_LIKELY]
-        found.append(plainest(twins))
-        gone = {row.id for row in twins}
+        stands = plainest(twins)
+        found.append(stands)
+        gone = {row.id for row in twins if chances[row.id] <= chances[stands.id] + LESS_LIKELY}
         left = [row for row in left if row.id not in gone]
     return found
 

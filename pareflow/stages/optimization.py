@@ -59,7 +59,8 @@ def preflight(run: Run, row: Row) -> Row:
     try:
         building.preflight(run, row)
     except PareflowError as error:
-        return failed(row, error)
+        ended = failed(row, error)
+        return dataclasses.replace(ended, reason=f"{ended.reason} (on one batch, for one pass)")
     return row
 
 
@@ -74,8 +75,7 @@ def time(run: Run, row: Row, baselines: Sequence[Row], needed: float | None = No
     try:
         once = dataclasses.replace(run, remeasure=False)
         row = dataclasses.replace(building.make(once, row), fit=row.fit)  # again only if it has gone since
-        of_means = run.spec.objective == "throughput"
-        race = None if needed is None else Race(str(row.id), str(strong.id), needed, of_means)
+        race = None if needed is None else Race(str(row.id), str(strong.id), needed)
         measured = _side_by_side(run, strong, row, race)
     except PareflowError as error:
         ended = failed(row, error)

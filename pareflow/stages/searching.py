@@ -13,9 +13,11 @@ from pareflow.search.effort import Effort, level_of
 from pareflow.search.halving import affordable
 from pareflow.search.search import PREFLIGHT_MINUTES
 from pareflow.search.space import smaller, smallest, untrained
-from pareflow.search.trial import best
+from pareflow.search.ties import plainer
+from pareflow.search.trial import NOTICEABLE, best
 from pareflow.sla import Objective
 from pareflow.stages import fitting, taking
+from pareflow.stages.building import variant_of
 from pareflow.stages.loading import check_loadgen
 from pareflow.stages.optimization import strong_baseline, unrunnable
 from pareflow.stages.room import check_room
@@ -40,9 +42,6 @@ class Asked:
 TIMES: tuple[Objective, ...] = ("latency_p50", "latency_p99", "throughput")
 """The objectives that shares of the time bound."""
 SIZES: tuple[Objective, ...] = ("size", "peak_memory")
-RACED: tuple[Objective, ...] = ("latency_p50", "throughput")
-"""Those for which timing stops where a row cannot win: a few loads tell too little of a p99, and the others
-are no times."""
 
 LONG = 20.0
 """Minutes. A search that may go on for so long, by training, has what is best so far judged and registered
@@ -84,13 +83,19 @@ def _listed(run: Run, strong: Row, rows: Sequence[Row]) -> Named:
     able = [row for row in rows if absent[row.label] is None]
     others = [replace(row, status="unavailable", reason=absent[row.label]) for row in rows if row not in able]
     effort = effort_of(run, strong)
-    long = [row for row in able if effort.minutes(row.recipe) > PREFLIGHT_MINUTES]
+    long = [row for row in able if effort.minutes(row.recipe) > PREFLIGHT_MINUTES and not _made(run, row)]
+    if long and run.late("the pipeline's own candidates on one batch"):
+        long = []  # each is left out where it would begin
     of_them = "of the pipeline's own candidates, what"
     told = yield from _named(f"{of_them} cannot run here", others)
     told += yield from _named(f"{of_them} trains long, on one batch", long, preflight=True)
     unfit = {row.label for row in told}
     left = [row for row in able if row.label not in unfit]
     return told + (yield from _named("the pipeline's own candidates", left))
+
+
+def _made(run: Run, row: Row) -> bool:
+    return run.store.holds(variant_of(row.recipe, run.facts.digest).id)
 
 
 def _named(words: str, rows: Sequence[Row], *, preflight: bool = False) -> Named:
@@ -295,14 +300,16 @@ class Contest:
             self.ran(row)
 
     def needed(self, row: Row) -> float | None:
-        """How many times as fast as its strong baseline a row must be to become the best; None if unknown.
+        """How many times as fast as its strong baseline a row must be to become the best, or to stand for it
+        in a tie; None if unknown.
 
-        Known where blocks tell what is minimised (`RACED`), and something passes.
+        Known where the median latency is what is minimised, and something passes.
         """
-        if self.run.spec.objective not in RACED or self.leader is None or self.leader.cost is None:
+        if self.run.spec.objective != "latency_p50" or self.leader is None or self.leader.cost is None:
             return None
         own = strong_baseline(row, self.baselines)
-        return share_of(self.run, own, self.baselines[0]) / self.leader.cost
+        as_good = share_of(self.run, own, self.baselines[0]) / self.leader.cost
+        return as_good / NOTICEABLE if plainer(row.recipe, self.leader.recipe) else as_good
 
     def ran(self, row: Row) -> None:
         """A row as it was timed."""

@@ -76,7 +76,7 @@ def measuring_key(
         run.environment.fingerprint,
         feeds_key(run.facts.digest, inputs.batch_size, inputs.length),
         document_of(protocol),
-        None if race is None else (race.needed, race.of_means),
+        None if race is None else race.needed,
         instrument(),
     )
 

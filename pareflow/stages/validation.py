@@ -40,18 +40,21 @@ def final(run: Run, among: int, look: int) -> Protocol:
 
 
 def too_slow(run: Run, baselines: Sequence[Row]) -> str | None:
-    """What is told where timing the baselines, one candidate and the finalists takes more than the budget;
-    None where it does not. The candidate is taken to be as slow as the strong baseline beside it."""
+    """What is told where timing the baselines and one candidate takes more than the budget; None where it
+    does not. Candidates are taken to be as slow as the strong baseline beside them."""
     times = [row.measurement.quantile_ms(0.5) for row in baselines if row.measurement is not None]
     candidate = 2 * SCREENING.minutes(times[0])
-    verdict = sum(map(final(run, among=1, look=1).minutes, [*times, times[0]]))
-    needed = sum(map(SCREENING.minutes, times)) + candidate + verdict
+    needed = sum(map(SCREENING.minutes, times)) + candidate
     if needed <= run.spec.budget.minutes:
         return None
+    judged = [*times, *[times[0]] * run.spec.finalists]
+    looks = [final(run, len(judged), look) for look in range(1, PROMISED + 1)]
+    verdict = sum(look.minutes(ms) for look in looks for ms in judged)
     return (
-        f"a request takes {times[0] / 1000:.2g} s: timing the baselines, one candidate and the finalists "
-        f"takes about {needed:.0f} minutes, another candidate {candidate:.1f}, and the budget has "
-        f"{run.spec.budget.minutes:g}. Raise `budget.minutes`, or let a request hold less"
+        f"a request takes {times[0] / 1000:.2g} s: timing the baselines and one candidate takes about "
+        f"{needed:.0f} minutes, another candidate {candidate:.1f}, and the budget has "
+        f"{run.spec.budget.minutes:g}; the verdict takes up to {verdict:.0f} beyond it. Raise "
+        "`budget.minutes`, or let a request hold less"
     )
 
 
@@ -129,14 +132,18 @@ def _dropped(row: Row, error: PareflowError) -> Row:
 def winner(run: Run, judged: Sequence[Row]) -> Row | None:
     """The best by the objective among those that the gate promotes and that fit the device, or None. Of a tie
     it is the plainest."""
-    passed = [row for row in judged if row.verdict is not None and row.verdict.decision == "promote"]
-    passed = [row for row in passed if row.fit is None or row.fit.decision == "fits"]
+    passed = _passed(judged)
     return _best(run, passed) if passed else None
 
 
+def _passed(judged: Sequence[Row]) -> list[Row]:
+    promoted = [row for row in judged if row.verdict is not None and row.verdict.decision == "promote"]
+    return [row for row in promoted if row.fit is None or row.fit.decision == "fits"]
+
+
 def _best(run: Run, rows: Sequence[Row]) -> Row:
-    best = min(rows, key=lambda row: objective_value(run.spec.objective, row))
-    return plainest(tied(best, rows, lambda row: share_of(run, row, best)))
+    best, *others = sorted(rows, key=lambda row: objective_value(run.spec.objective, row))
+    return plainest(tied(best, [best, *others], lambda row: share_of(run, row, best)))
 
 
 def _judged(
@@ -154,6 +161,7 @@ def _judged(
             eager = next((r for r in alive if r.role == "original" and r.threads == row.threads), None)
             row = dataclasses.replace(
                 row,
+                reason=None,  # that the search stopped timing it
                 measurement=ours,
                 speedup=speedup(strong, ours),
                 speedup_over_eager=speedup(measured[str(eager.id)], ours) if eager is not None else None,
@@ -187,8 +195,7 @@ def _may_win(run: Run, row: Row, rows: Sequence[Row]) -> bool:
     """Whether more timing could make this row the winner: it is open, and better than what passes already."""
     if row.verdict is None or not needs_time(row.verdict):
         return False
-    best = winner(run, rows)
-    return best is None or _best(run, [best, row]) is row
+    return _best(run, [*_passed(rows), row]) is row
 
 
 def needs_time(verdict: Verdict) -> bool:

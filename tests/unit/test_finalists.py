@@ -133,6 +133,15 @@ def test_what_is_less_likely_to_pass_stands_for_no_tie(run: Run, judged: Any) ->
     assert chosen(run, judged, [plain, paged]) == ["paged", "plain"]
 
 
+def test_a_likelier_twin_is_judged_beside_the_one_that_stands_for_a_tie(run: Run, judged: Any) -> None:
+    """The plain one is the best, and half as sure to pass."""
+    plain = answering(judged.candidate, 6, times=6.0, name="plain")
+    settings = {**plain.recipe.backend.settings, "huge_pages": True}
+    recipe = dataclasses.replace(plain.recipe, backend=Step(plain.recipe.backend.name, settings))
+    paged = dataclasses.replace(answering(plain, 0, times=0.99, name="paged"), recipe=recipe)
+    assert chosen(run, judged, [plain, paged]) == ["plain", "paged"]
+
+
 def test_a_setting_that_gains_and_was_less_likely_to_pass_is_no_tie(judged: Any) -> None:
     """5 % faster, and larger than the SLA surely lets it be: that is why it was not judged."""
     run = promising(judged.run, quality={"metric": "accuracy", "max_drop": 0.01})
