@@ -14,7 +14,7 @@ from prefect import flow  # noqa: E402
 
 from flows.progress import shown  # noqa: E402
 from flows.rollout import Steps  # noqa: E402
-from pareflow import collection, spec  # noqa: E402
+from pareflow import collection  # noqa: E402
 from pareflow.errors import InputError  # noqa: E402
 from pareflow.stages.deployment import Tolerance  # noqa: E402
 from pareflow.stages.promotion import packaged_row  # noqa: E402
@@ -60,18 +60,10 @@ def run_deployment(
         rollout = rollouts.begin(tracker, name, urls, api_key())
         if rollout is None:
             return _without_traffic(tracker, name, data_dir, config)
-        if left := promotion.left_behind(tracker, name, rollout.version):
-            raise InputError(
-                f"a version of {name} must not have been rolled back from to be rolled out",
-                left,
-                f"Train another; `pareflow promote {name}` makes it champion all the same",
-            )
         traffics = steps.traffic(rollout.version)
+        run = _opened(tracker, name, rollout.version, data_dir, config)
         rollouts.servers_answer(rollout)
-        described, path = pipelines.described(tracker, name, rollout.version, config)
-        allowed = steps.disagreement
-        if allowed is None:
-            allowed = Run.open(described, path, data_dir).share_lost
+        allowed = run.share_lost if steps.disagreement is None else steps.disagreement
         tolerance = Tolerance(DISAGREEMENT if allowed is None else allowed, slowdown=steps.slowdown)
         done = list[Step]()
         try:
@@ -84,7 +76,7 @@ def run_deployment(
                 if done[-1].decision != "promote":
                     return _ended(rollout, done, None)
             rollouts.withdraw(tracker, name)  # nobody watches while it is judged
-            moved = _promoted(tracker, name, rollout.version, data_dir, described, path)
+            moved = _promoted(tracker, run, rollout.version)
             late = execution.call(rollouts.follow, rollout, SWITCHED_S) if _is_champion(moved) else []
             return _ended(rollout, done, {**moved, "behind": late})
         finally:
@@ -94,22 +86,34 @@ def run_deployment(
 def _without_traffic(tracker: Tracker, name: str, data_dir: Path, config: Path | None) -> dict[str, Any]:
     """There is no champion to be compared with, or it is the challenger itself: the offline gate decides."""
     version = str(tracker.resolve(f"models:/{name}@challenger").version)
-    described, path = pipelines.described(tracker, name, version, config)
-    moved = _promoted(tracker, name, version, data_dir, described, path)
+    run = _opened(tracker, name, version, data_dir, config)
+    moved = _promoted(tracker, run, version)
     return _ended(Rollout(name, version, "", ()), [], {**moved, "behind": []})
 
 
-def _promoted(
-    tracker: Tracker, name: str, version: str, data_dir: Path, described: spec.PipelineSpec, path: Path
-) -> dict[str, Any]:
+def _opened(tracker: Tracker, name: str, version: str, data_dir: Path, config: Path | None) -> Run:
+    """The run that judges the version. Raises: InputError where no run may promote that by itself."""
+    described, path = pipelines.described(tracker, name, version, config)
+    run = Run.open(described, path, data_dir)
+    held = promotion.held_back(tracker, name, version, run.environment.fingerprint)
+    if held and promotion.number(tracker, name, "champion") != version:
+        raise InputError(
+            f"a version of {name} must not be held back to be rolled out",
+            held,
+            f"Train another; `pareflow promote {name}` makes it champion all the same",
+        )
+    return run
+
+
+def _promoted(tracker: Tracker, opened: Run, version: str) -> dict[str, Any]:
     """By the protocol of `tasks.promotion`: judged on the verdict split against the present champion; where
     the pipeline says so, a person is asked then.
     """
-    store = Store(data_dir / "store")
+    name, store = opened.spec.name, Store(opened.data_dir / "store")
     with collection.holding(store, f"deploy {name}"), tempfile.TemporaryDirectory() as into:
-        run = Run.open(described, path, data_dir)
+        run = Run.open(opened.spec, opened.config, opened.data_dir)  # the traffic's time is not its budget's
         row = packaged_row(run, promotion.as_registered(tracker, name, version, Path(into)))
-        promote = approval.ask if described.promotion == "approval" else promotion.promote
+        promote = approval.ask if run.spec.promotion == "approval" else promotion.promote
         return asdict(promote(tracker, run, version, row))
 
 

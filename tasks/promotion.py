@@ -92,7 +92,7 @@ def challenge(tracker: Tracker, run: Run, version: str, refused: str | None = No
     with tempfile.TemporaryDirectory() as folder:
         _verified(tracker, run, version, Path(folder))
     with tracker.moving(name):
-        tracker.tag_version(name, version, _refused_tag(run.environment.fingerprint), refused)
+        tracker.tag_version(name, version, refused_tag(run.environment.fingerprint), refused)
         before = number(tracker, name, "challenger")
         if before != version:
             reason = f"pipeline run {run.id} registered it"
@@ -264,7 +264,7 @@ def held_back(tracker: Tracker, name: str, version: str, environment: str) -> st
     in the environment with this fingerprint. None where one may."""
     if left := left_behind(tracker, name, version):
         return left
-    refused = tracker.version(name, version).tags.get(_refused_tag(environment))
+    refused = tracker.version(name, version).tags.get(refused_tag(environment))
     return refused and f"the run that registered version {version} refused it ({refused})"
 
 
@@ -291,7 +291,8 @@ def against_tag(environment: str) -> str:
     return f"pareflow.against.{environment[:12]}"
 
 
-def _refused_tag(environment: str) -> str:
+def refused_tag(environment: str) -> str:
+    """The tag of why the run that registered a version in this environment does not promote it."""
     return f"pareflow.refused.{environment[:12]}"
 
 

@@ -26,6 +26,7 @@ import pytest
 from flows.deployment import run_deployment
 from flows.rollout import Steps
 from pareflow.errors import InputError, TransientError
+from pareflow.measuring.environment import environment
 from pareflow.serving.slot import Challenge
 from pareflow.serving.traffic import Traffic
 from pareflow.stages.deployment import Tolerance
@@ -33,7 +34,7 @@ from pareflow.stages.registration import content_digest
 from pareflow.variant import Step
 from tasks import deployment as rollouts
 from tasks.execution import Plain
-from tasks.promotion import challenge, promote, roll_back
+from tasks.promotion import challenge, promote, refused_tag, roll_back
 from tasks.serving import source
 from tasks.tracking import CONFIG, CONTENT, FORMAT, FORMAT_TAG, LEFT, TRAFFIC, Tracker
 from tests.orchestration.conftest import PATIENCE_SECONDS, PIPELINE, Judged
@@ -224,6 +225,27 @@ def test_what_was_rolled_back_from_is_not_rolled_out_again(story: Story) -> None
     story.tracker.tag_version("images", "2", LEFT, "Bob: customers call")
     with pytest.raises(InputError, match=r"version 2 was rolled back from \(Bob: customers call\)"):
         run_deployment("images", [NOBODY], story.data_dir, Plain(), QUICK, story.config)
+
+
+@pytest.mark.parametrize("champion", ["1", None])
+def test_what_its_own_run_refused_is_told_before_anything_begins(
+    story: Story, champion: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it goes through shadow and canary, and is turned down by the promotion after them."""
+    monkeypatch.setattr(Tracker, "alias", no_champion(Tracker.alias) if champion is None else Tracker.alias)
+    fingerprint = environment().fingerprint
+    story.tracker.tag_version("images", "2", refused_tag(fingerprint), "the load is not kept")
+    try:
+        with pytest.raises(InputError, match=r"version 2 refused it \(the load is not kept\)"):
+            story.deploy(url=NOBODY)
+    finally:
+        story.tracker.tag_version("images", "2", refused_tag(fingerprint), None)
+    assert story.traffic() is None
+
+
+def no_champion(alias: Callable[..., Any]) -> Callable[..., Any]:
+    """A registry that has none yet."""
+    return lambda tracker, name, one: None if one == "champion" else alias(tracker, name, one)
 
 
 def test_a_server_that_does_not_answer_is_told_before_anything_begins(story: Story) -> None:

@@ -64,8 +64,11 @@ def test_who_is_to_be_told_is_told_of_breaches_silent_monitors_and_runs_that_end
     emit("monitoring.silent", "digits", "3", {"reason": "no row"})
     emit("model.promoted", "digits", "3")
     sent += [
-        ended(flow, state) for flow in (*flow_runs.FLOWS, "another") for state in ("Crashed", "Completed")
+        ended(flow, state, flow_runs.TAG)
+        for flow in (*flow_runs.FLOWS, "another")
+        for state in ("Crashed", "Completed")
     ]
+    sent.append(ended("pipeline", "Crashed", "theirs"))
     told = [event for event in sent if models.covers(event) and models.expects(event.event)]
     assert [event.event for event in told] == ["pareflow.monitoring.breach", "pareflow.monitoring.silent"]
     assert all({"name", "version", "reason"} <= event.payload.keys() for event in told)
@@ -87,7 +90,7 @@ def automations() -> tuple[EventTrigger, EventTrigger]:
     return EventTrigger.model_validate(models["trigger"]), EventTrigger.model_validate(runs["trigger"])
 
 
-def ended(flow: str, state: str) -> ReceivedEvent:
+def ended(flow: str, state: str, tag: str) -> ReceivedEvent:
     """What Prefect's server itself tells of a flow run."""
     related = {"prefect.resource.id": f"prefect.flow.{uuid.uuid4()}", "prefect.resource.role": "flow"}
     return ReceivedEvent.model_validate(
@@ -96,6 +99,9 @@ def ended(flow: str, state: str) -> ReceivedEvent:
             "occurred": datetime.now(UTC),
             "event": f"prefect.flow-run.{state}",
             "resource": {"prefect.resource.id": f"prefect.flow-run.{uuid.uuid4()}"},
-            "related": [{**related, "prefect.resource.name": flow}],
+            "related": [
+                {**related, "prefect.resource.name": flow},
+                {"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"},
+            ],
         }
     )
