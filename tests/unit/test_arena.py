@@ -261,12 +261,12 @@ def test_no_contestant_outlives_its_arena(enter: Callable[..., Arena]) -> None:
 def contestants_alive() -> list[psutil.Process]:
     """The processes that this one has started for an arena; waits a little for killed ones to go."""
     for _ in range(40):
-        children = [p for p in psutil.Process().children() if "pareflow.isolation" in p.cmdline()]
-        found = [p for p in children if p.status() != psutil.STATUS_ZOMBIE]
-        if len(found) == len(children):
+        children = psutil.Process().children()
+        living = [p for p in children if p.status() != psutil.STATUS_ZOMBIE]
+        if len(living) == len(children):
             break
         time.sleep(0.05)
-    return found
+    return [p for p in living if "pareflow.isolation" in p.cmdline()]
 
 
 def test_contestant_answers_until_its_orders_end(
