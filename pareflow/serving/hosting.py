@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pareflow.errors import InputError, StoreError, TransientError
+from pareflow.errors import InputError, PareflowError, StepFailedError, StoreError, TransientError
 from pareflow.runtime.caching.semantic_cache import SemanticCache
 from pareflow.runtime.calibration import Calibration, VariantBound
 from pareflow.runtime.decoding import heard_by
@@ -183,10 +183,9 @@ class Hosted:
         """What the network gives. Raises: InputError where it cannot take their sizes; as the policies do."""
         try:
             return await self.endpoint.answer(feeds)
-        except (InputError, TransientError):
-            raise
         except Exception as error:
-            unusual = self._unusual(feeds)
+            by_itself = isinstance(error, PareflowError) and not isinstance(error, StepFailedError)
+            unusual = None if by_itself else self._unusual(feeds)
             if unusual is None:
                 raise
             raise self._refused(unusual) from error

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from pareflow.errors import InputError, StepFailedError, TransientError
+from pareflow.errors import CrashedError, InputError, StepFailedError, TransientError, VariantError
 from pareflow.measurement import Ran
 from pareflow.monitoring import exposition
 from pareflow.runtime import DynamicBatching
@@ -150,16 +150,16 @@ def test_another_size_is_the_callers_mistake_by_every_route(
 
 
 class OfAWorker:
-    """A session whose runtime is in a worker: whatever that raises is told as a failed step."""
+    """A session whose runtime is in a worker: whatever that raises is told as a failed step, or kills it."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, told: type[VariantError] = StepFailedError) -> None:
+        self._session, self._told = session, told
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         try:
             return self._session.run(feeds)
         except Exception as error:
-            raise StepFailedError("the worker must do as it is asked", f"{error}", "See the log") from error
+            raise self._told("the worker must do as it is asked", f"{error}", "See the log") from error
 
     def ran(self) -> Ran:
         return self._session.ran()
@@ -173,6 +173,15 @@ def test_another_size_is_the_callers_mistake_though_it_is_a_worker_that_fails(
     client = serve(Shelf(Release("images", "1", linear()))).client
     answer = asked_for(client, INFER, "x", np.zeros((1, 1, 9, 9), np.float32))
     assert (answer.status_code, "`x` has shape (1, 1, 9, 9)" in answer.json()["error"]) == (400, True)
+
+
+def test_a_worker_that_is_dead_is_not_the_callers_mistake_though_the_size_is_unusual(
+    serve: Serve, linear: Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = PackagedModel.load_session
+    monkeypatch.setattr(PackagedModel, "load_session", lambda model: OfAWorker(load(model), CrashedError))
+    client = serve(Shelf(Release("images", "1", linear()))).client
+    assert asked_for(client, INFER, "x", np.zeros((1, 1, 9, 9), np.float32)).status_code == 500
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 3), (1, 3, 8, 8)], ids=["sizes", "rank"])
