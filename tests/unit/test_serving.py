@@ -233,6 +233,29 @@ def test_detections_are_lists_and_by_the_protocol_texts_of_json(serve: Serve, de
     assert 0 < spread < 10
 
 
+@pytest.mark.parametrize("images", [1, 2])
+def test_detections_are_texts_of_json_though_all_images_of_a_request_have_as_many(
+    serve: Serve, detector: Path, images: int, tmp_path: Path
+) -> None:
+    """Their request is kept, too, without what can be made again."""
+    asked_to_keep = RequestLogSettings(share=1, flush_s=0.05)
+    release = Release("images", "1", detector)
+    served = serve(Shelf(release), requests=asked_to_keep, requests_folder=tmp_path / "kept")
+    golden = json.loads((detector / "golden.json").read_text())
+    sample, boxes = next(
+        pair for pair in zip(golden["samples"], golden["predictions"], strict=True) if pair[1]
+    )
+    given = np.asarray([sample] * images, np.float32)
+    outputs = asked_for(served.client, INFER, "samples", given).json()["outputs"]
+    output = next(one for one in outputs if one["name"] == "predictions")
+    assert (output["datatype"], output["shape"]) == ("BYTES", [images])
+    assert [len(json.loads(row)) for row in output["data"]] == [len(boxes)] * images
+    served.client.__exit__(None, None, None)
+    (path,) = request_log.files(tmp_path / "kept")
+    assert [set(one.outputs) for one in request_log.exchanges(path)] == [{"output"}]
+    served.client.__enter__()
+
+
 def test_an_input_that_the_network_calls_samples_is_the_networks(serve: Serve, linear: Linear) -> None:
     """As its metadata says; raw ones go to `/invocations`, and a refusal promises nothing else."""
     served = serve(Shelf(Release("images", "1", linear("samples", scale=0.5, zero_point=0.25))))
