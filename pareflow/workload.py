@@ -181,6 +181,11 @@ def as_rows(given: Any) -> np.ndarray:
         rows = np.fromiter(given, dtype=object, count=len(given))
     if rows.dtype != object or rows.ndim != 1:
         return rows
+    return as_lists(rows)
+
+
+def as_lists(rows: np.ndarray) -> np.ndarray:
+    """The same rows as an array of objects, whatever their shapes: lists."""
     return np.fromiter(map(_listed, rows), dtype=object, count=len(rows))
 
 

@@ -5,7 +5,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pareflow.errors import InputError, TransientError
 
@@ -41,6 +41,8 @@ class Reading:
     """Share of the requests that a challenger answers: their times are not this version's."""
     started_s: float | None = None
     """When its process began: by that replicas behind one address are told apart, where they tell it."""
+    read_s: float | None = None
+    """When it was read, as `started_s` is told: by the clock on the wall."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def read(url: str, name: str, api_key: str | None = None, timeout_s: float = 5) 
             text = answer.read().decode()
             if not text.endswith("\n"):  # its last number would be another one
                 raise ValueError("its reply is cut")
-            return parse(text, name, time.monotonic())
+            return replace(parse(text, name, time.monotonic()), read_s=time.time())
     except urllib.error.HTTPError as error:
         must, remedy = "a monitored server must tell its metrics", "Give one of its keys in PAREFLOW_API_KEYS"
         kind = InputError if error.code in (401, 403, 404) else TransientError
@@ -171,7 +173,7 @@ def parse(text: str, name: str, at_s: float) -> Reading:
 
 
 def between(before: Reading, after: Reading) -> Window:
-    """What one server did meanwhile. Where a count fell it was started again: then all since that."""
+    """What one process did meanwhile. Where a count fell it is another that did not tell so: all it did."""
     fell = any(after.statuses.get(status, 0) < count for status, count in before.statuses.items())
     anew = fell or any(after.buckets.get(bound, 0) < count for bound, count in before.buckets.items())
     base: Mapping[str, float] = {} if anew else before.statuses

@@ -60,10 +60,14 @@ class Watch:
             )
 
     def reads(self, reading: Reading) -> list[Breach]:
-        """One more reading of the server's metrics, compared with the last one of the same process."""
-        before = self._last.pop(reading.started_s, None)
+        """One more reading of the server's metrics, compared with the last one of the same process.
+
+        Of a process that began since the last reading of any, all that it did counts.
+        """
+        before = self._last.get(reading.started_s) or self._nothing_before(reading)
+        self._last.pop(reading.started_s, None)
         self._last[reading.started_s] = reading
-        self._rows.setdefault(reading.started_s, reading)
+        self._rows.setdefault(reading.started_s, before or reading)
         if len(self._last) > PROCESSES:
             del self._last[next(iter(self._last))]
         if before is None or before.version != reading.version:
@@ -143,6 +147,15 @@ class Watch:
                 numbers = {"share": interval.estimate, "low": interval.low, "high": interval.high}
                 found |= {f"{rule}.{name}": value for name, value in numbers.items() if value is not None}
         return found
+
+    def _nothing_before(self, reading: Reading) -> Reading | None:
+        """What its process had done at the last reading, where it began since then."""
+        last = next(reversed(self._last.values()), None)
+        if last is None or last.read_s is None or reading.started_s is None:
+            return None
+        if reading.started_s <= last.read_s:
+            return None
+        return replace(reading, at_s=last.at_s, statuses={}, buckets={}, cpu_s=0.0)
 
     def _share(self, rule: RuleName, values: Mapping[float, int], limit: float) -> Breach | None:
         """How often each value was seen: a hit is 1, none 0; requests of many rows lie between."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pareflow.compiler.worker import Worker
+from pareflow.compiler.worker import Worker, WorkerSession
 from pareflow.hardware import probe
 from pareflow.measurement import Ran
 from pareflow.runtime.endpoint import Endpoint
@@ -137,12 +137,13 @@ class Executable:
         self._pool.close()
 
     def _sessions(self, plan: ServingPlan, models: int) -> SessionPool:
-        """As many as the plan says, or as there are cores for; one on the event loop, and one apart."""
+        """As many as the plan says, or as there are cores for; one of what is brief, and one apart."""
         feeds = self.model.preprocess(self.model.golden_samples[:1])
         sample_ms = 1000 * seconds(lambda: self.model.session.run(feeds))
-        # the event loop waits for no other process
-        self._inline_rows = 0 if self.apart else plan.inline_ms / sample_ms
-        alone = self.apart or self._inline_rows >= 1
+        brief_rows = plan.inline_ms / sample_ms
+        # the event loop waits for no other process, which may die and be begun anew
+        self._inline_rows = 0 if isinstance(self.model.session, WorkerSession) else brief_rows
+        alone = self.apart or brief_rows >= 1
         self.sessions = 1 if alone else plan.sessions_of(self.ran.threads, models)
         largest = max((getattr(policy, "max_batch_size", 1) for policy in plan.chosen()), default=1)
         sizes = range(1, largest + 1) if self.model.backend.prepares_shapes else {1, largest}

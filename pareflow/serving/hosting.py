@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pareflow.errors import InputError, StoreError, TransientError
+from pareflow.errors import InputError, PareflowError, StepFailedError, StoreError, TransientError
 from pareflow.runtime.caching.semantic_cache import SemanticCache
 from pareflow.runtime.calibration import Calibration, VariantBound
 from pareflow.runtime.decoding import heard_by
@@ -25,7 +25,7 @@ from pareflow.serving.language_model import LanguageModel
 from pareflow.serving.model import PackagedModel
 from pareflow.serving.names import check_alike, check_names, only_encoders
 from pareflow.serving.plan import ServingPlan
-from pareflow.workload import Arrays, as_rows
+from pareflow.workload import Arrays, as_lists, as_rows
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -70,7 +70,10 @@ class Hosted:
         own = {tensor.name for tensor in main.inputs}
         self._takes_samples = self._processing is not None and SAMPLES not in own
         self._pipeline = Pipeline(plan.pipelining)
+        self._gives_lists = False
         if self._processing is not None:
+            golden = as_rows(self._processing.golden()["predictions"])
+            self._gives_lists = golden.dtype == object and isinstance(golden[0], list)
             _measure(self._pipeline, self._processing)
         self._asked = 0
         self._idle = asyncio.Event()
@@ -183,10 +186,9 @@ class Hosted:
         """What the network gives. Raises: InputError where it cannot take their sizes; as the policies do."""
         try:
             return await self.endpoint.answer(feeds)
-        except (InputError, TransientError):
-            raise
         except Exception as error:
-            unusual = self._unusual(feeds)
+            by_itself = isinstance(error, PareflowError) and not isinstance(error, StepFailedError)
+            unusual = None if by_itself else self._unusual(feeds)
             if unusual is None:
                 raise
             raise self._refused(unusual) from error
@@ -277,8 +279,13 @@ class Hosted:
         return agreement.spread([as_rows(self._processing.golden()["predictions"])])
 
     async def _postprocessed(self, processing: PackagedModel, outputs: Arrays) -> np.ndarray:
-        count = row_count(outputs, otherwise=1)
-        return await self._pipeline.run("postprocess", count, lambda: processing.postprocess(outputs))
+        """Rows that differ in shape are lists, though by chance those of one request do not differ."""
+
+        def made() -> np.ndarray:
+            predictions = processing.postprocess(outputs)
+            return as_lists(predictions) if self._gives_lists else predictions
+
+        return await self._pipeline.run("postprocess", row_count(outputs, otherwise=1), made)
 
     @property
     def sample_fields(self) -> tuple[str, ...] | None:

@@ -206,10 +206,13 @@ class RequestLog:
         return Exchange(taken.id, taken.model, taken.version, taken.answered_s, inputs, outputs, digests)
 
     def _redacted(self, tensors: Mapping[str, Any], digests: dict[str, str]) -> Arrays:
-        """Raises: LookupError, TypeError, ValueError where no plain array holds a tensor."""
+        """Without predictions that are lists, as detections are: they are made again of the outputs.
+
+        Raises: LookupError, TypeError, ValueError where no plain array holds a tensor.
+        """
         kept: Arrays = {}
         for name, tensor in tensors.items():
-            if name in self._settings.left_out:
+            if name in self._settings.left_out or (name == PREDICTIONS and _are_lists(tensor)):
                 continue
             array = _plain(tensor, self._most)
             if name in self._settings.digest_only:
@@ -420,6 +423,11 @@ def _arrays(batch: Sequence[Exchange]) -> Arrays:
         found |= {f"{number}.in.{name}": array for name, array in one.inputs.items()}
         found |= {f"{number}.out.{name}": array for name, array in one.outputs.items()}
     return found
+
+
+def _are_lists(tensor: Any) -> bool:
+    listed = isinstance(tensor, np.ndarray) and tensor.dtype == object
+    return listed and any(isinstance(row, list) for row in tensor)
 
 
 def _plain(tensor: Any, most: float) -> np.ndarray:

@@ -100,7 +100,8 @@ def content_digest(package: Path, form: int) -> str:
     files = {name: sha256 for name, sha256 in document["files"].items() if name != "golden.json"}
     if form == 1:
         return digest(files)
-    return digest(files, [document.get(name) for name in ("backend", "workload", "samples")])
+    missing = [model.MISSING] if document.get(model.MISSING) else []
+    return digest(files, [document.get(name) for name in ("backend", "workload", "samples")], *missing)
 
 
 def golden(package: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from flows import pipeline
 from pareflow.errors import InputError, TrackingError, TransientError
 from pareflow.gate import Check, Verdict
 from pareflow.search import Ended
-from pareflow.serving.model import PackagedModel, verified
+from pareflow.serving.model import MISSING, PackagedModel, verified
 from pareflow.serving.request_log import Exchange
 from pareflow.stages import searching
 from pareflow.stages.registration import content_digest
@@ -219,6 +219,20 @@ def test_the_same_files_run_by_other_settings_are_another_version(
             as_registered(production, "images", copied, tmp_path / f"there-{number}"),
         ]
         assert [PackagedModel(package).session.ran().threads for package in packages] == [threads] * 3
+
+
+def test_the_same_files_that_take_missing_values_are_another_version(
+    tracker: Tracker, packaged: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What was registered before that was noted would refuse such requests for ever."""
+    for added in ({}, {MISSING: False}, {MISSING: True}, {MISSING: True}):
+        package = shutil.copytree(packaged("images"), tmp_path / "package", dirs_exist_ok=True)
+        document = json.loads((package / "model.json").read_text())
+        (package / "model.json").write_text(json.dumps({**document, **added}))
+        tags = {CONTENT: content_digest(package, FORMAT), FORMAT_TAG: str(FORMAT)}
+        tracker.add("images", package, tags)
+    assert sorted(str(version.version) for version in tracker.versions("images")) == ["1", "2"]
+    assert PackagedModel(as_registered(tracker, "images", "2", tmp_path / "second")).takes_missing
 
 
 @pytest.mark.slow

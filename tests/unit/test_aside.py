@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pareflow.compiler.worker import WorkerSession
 from pareflow.measurement import Ran
 from pareflow.runtime import EmbeddingCache, ExactCache
 from pareflow.runtime.aside import LARGE, aside
@@ -41,6 +42,19 @@ class Noting:
 
     def ran(self) -> Ran:
         return RAN if self._session is None else self._session.ran()
+
+
+class OfAWorker(WorkerSession):
+    """The same as a worker's."""
+
+    def __init__(self, noting: Noting) -> None:
+        self.noting = noting
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
+        return self.noting.run(feeds)
+
+    def ran(self) -> Ran:
+        return self.noting.ran()
 
 
 def _on_loop() -> bool:
@@ -90,6 +104,32 @@ def test_a_brief_network_computes_many_samples_in_a_thread(
 
     run(scenario)
     assert (session.on_loop, session.in_thread) == ([1], [MANY])
+    executable.close()
+
+
+def test_a_brief_network_in_a_worker_computes_in_a_thread(
+    packaged: Packaged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the worker dies, the next request begins another one, which takes seconds."""
+    load, noting = PackagedModel.load_session, list[OfAWorker]()
+
+    def noted(model: PackagedModel) -> Session:
+        noting.append(OfAWorker(Noting(load(model))))
+        return noting[0]
+
+    monkeypatch.setattr(PackagedModel, "load_session", noted)
+    plan = ServingPlan(inline_ms=1e9, policies=())
+    executable = Executable(Release("images", "1", packaged("images")), plan)
+    session = noting[0].noting
+    session.on_loop = []
+
+    async def scenario() -> None:
+        for wanted in (True, False):
+            executable.aside(wanted)
+            await executable.endpoint.answer({"images": np.zeros((1, 1, 8, 8), np.float32)})
+
+    run(scenario)
+    assert (session.on_loop, session.in_thread[-2:], executable.sessions) == ([], [1, 1], 1)
     executable.close()
 
 

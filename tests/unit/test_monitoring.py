@@ -139,7 +139,8 @@ def test_a_reply_that_is_cut_or_another_ones_is_worth_another_try(reply: bytes) 
 def test_a_whole_reply_is_read() -> None:
     reply = f"HTTP/1.1 200 OK\r\nContent-Length: {len(MODEL)}\r\n\r\n".encode() + MODEL
     with replying(reply) as url:
-        assert exposition.read(url, "images").version == "1"
+        reading = exposition.read(url, "images")
+    assert (reading.version, reading.read_s is not None) == ("1", True)
 
 
 def test_failed_texts_and_streams_are_counted() -> None:
@@ -246,6 +247,21 @@ def test_replicas_behind_one_address_are_each_compared_with_themselves(begun: Re
         found += watch.reads(one) + watch.reads(other)
         one, other = after(one), after(other, failed=40)
     assert [breach.rule for breach in found] == ["errors"]
+
+
+@pytest.mark.parametrize(("age_s", "counts"), [(2, True), (3600, False)])
+def test_what_a_process_did_before_its_first_look_counts_where_it_began_after_the_last_one(
+    begun: Reading, age_s: float, counts: bool
+) -> None:
+    """A version that dies soon after each start is seen; a replica that failed long ago is not charged."""
+    watch, found = Watch(quick(errors={"max_share": 0.01}), State("1")), list[Breach]()
+    for look in range(20):
+        now = 5.0 * look
+        died = replace(begun, started_s=1e9 + now - age_s, read_s=1e9 + now, at_s=now - 5)
+        found += watch.reads(after(died, failed=50))
+    assert [breach.rule for breach in found] == ["errors"] * counts
+    assert watch.state.of("errors").seen == 1900 * counts
+    assert watch.row().get("live.failed_share") == (0.5 if counts else None)
 
 
 def test_a_server_that_is_started_again_for_ever_takes_no_more_memory(begun: Reading) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from pareflow.errors import InputError, StepFailedError, TransientError
+from pareflow.errors import CrashedError, InputError, StepFailedError, TransientError, VariantError
 from pareflow.measurement import Ran
 from pareflow.monitoring import exposition
 from pareflow.runtime import DynamicBatching
@@ -150,16 +150,16 @@ def test_another_size_is_the_callers_mistake_by_every_route(
 
 
 class OfAWorker:
-    """A session whose runtime is in a worker: whatever that raises is told as a failed step."""
+    """A session whose runtime is in a worker: whatever that raises is told as a failed step, or kills it."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, told: type[VariantError] = StepFailedError) -> None:
+        self._session, self._told = session, told
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         try:
             return self._session.run(feeds)
         except Exception as error:
-            raise StepFailedError("the worker must do as it is asked", f"{error}", "See the log") from error
+            raise self._told("the worker must do as it is asked", f"{error}", "See the log") from error
 
     def ran(self) -> Ran:
         return self._session.ran()
@@ -173,6 +173,15 @@ def test_another_size_is_the_callers_mistake_though_it_is_a_worker_that_fails(
     client = serve(Shelf(Release("images", "1", linear()))).client
     answer = asked_for(client, INFER, "x", np.zeros((1, 1, 9, 9), np.float32))
     assert (answer.status_code, "`x` has shape (1, 1, 9, 9)" in answer.json()["error"]) == (400, True)
+
+
+def test_a_worker_that_is_dead_is_not_the_callers_mistake_though_the_size_is_unusual(
+    serve: Serve, linear: Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = PackagedModel.load_session
+    monkeypatch.setattr(PackagedModel, "load_session", lambda model: OfAWorker(load(model), CrashedError))
+    client = serve(Shelf(Release("images", "1", linear()))).client
+    assert asked_for(client, INFER, "x", np.zeros((1, 1, 9, 9), np.float32)).status_code == 500
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 3), (1, 3, 8, 8)], ids=["sizes", "rank"])
@@ -222,6 +231,29 @@ def test_detections_are_lists_and_by_the_protocol_texts_of_json(serve: Serve, de
     assert [len(json.loads(row)) for row in output["data"]] == counts
     spread = served.slot.hosted.spread
     assert 0 < spread < 10
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_detections_are_texts_of_json_though_all_images_of_a_request_have_as_many(
+    serve: Serve, detector: Path, images: int, tmp_path: Path
+) -> None:
+    """Their request is kept, too, without what can be made again."""
+    asked_to_keep = RequestLogSettings(share=1, flush_s=0.05)
+    release = Release("images", "1", detector)
+    served = serve(Shelf(release), requests=asked_to_keep, requests_folder=tmp_path / "kept")
+    golden = json.loads((detector / "golden.json").read_text())
+    sample, boxes = next(
+        pair for pair in zip(golden["samples"], golden["predictions"], strict=True) if pair[1]
+    )
+    given = np.asarray([sample] * images, np.float32)
+    outputs = asked_for(served.client, INFER, "samples", given).json()["outputs"]
+    output = next(one for one in outputs if one["name"] == "predictions")
+    assert (output["datatype"], output["shape"]) == ("BYTES", [images])
+    assert [len(json.loads(row)) for row in output["data"]] == [len(boxes)] * images
+    served.client.__exit__(None, None, None)
+    (path,) = request_log.files(tmp_path / "kept")
+    assert [set(one.outputs) for one in request_log.exchanges(path)] == [{"output"}]
+    served.client.__enter__()
 
 
 def test_an_input_that_the_network_calls_samples_is_the_networks(serve: Serve, linear: Linear) -> None:
