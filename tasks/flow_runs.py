@@ -35,6 +35,8 @@ HOLDING = ("PENDING", "RUNNING", "CANCELLING", "PAUSED")
 """States in which a run may hold a slot of its deployment."""
 PATIENCE_S = 300.0
 """For a server that restarts while a run is followed: the run goes on without it."""
+REFUSED = (400, 413, 422)
+"""What a server answers to an event that it will not take later either."""
 TELL_S = 5.0
 """Who tells of an event waits no longer for the server, and tells it again later."""
 _PAGE = 200
@@ -180,15 +182,24 @@ def heartbeats(run_id: str) -> list[dict[str, Any]]:
     return list(page["events"])
 
 
-def tell(events: Sequence[Mapping[str, Any]]) -> None:
-    """Have the server take these events, as of now: automations pass over what comes late. One that is told
+def tell(event: Mapping[str, Any]) -> None:
+    """Have the server take this event, as of now: automations pass over what comes late. One that is told
     again sets off nothing more.
 
-    Raises: TransientError, TrackingError.
+    Raises: TransientError, TrackingError; InputError where the server never takes this one.
     """
-    now = datetime.now(UTC).isoformat()
+    told = {**event, "occurred": datetime.now(UTC).isoformat()}
     with temporary_settings({PREFECT_API_REQUEST_TIMEOUT: TELL_S}), _server(retries=0) as server:
-        _ask(server, "POST", "/events", json=[{**event, "occurred": now} for event in events])
+        try:
+            _ask(server, "POST", "/events", json=[told])
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code not in REFUSED:
+                raise
+            raise InputError(
+                "an event must be one that Prefect takes",
+                f"it answered {error.response.status_code}: {error.response.text[:300]}",
+                "The registry has recorded what happened",
+            ) from error
 
 
 def crash(run_id: str, message: str) -> None:
