@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -56,12 +57,15 @@ def run_reconcile(rules: Path | None, data_dir: Path, window_s: float = WINDOW_S
     named = None if rules is None else rules_files.read(rules)
     each = _Each()
     leftovers = each(reconciling.leftovers, data_dir)  # first: the rest may need the room on the disk
-    try:
-        # Not a slot of Prefect's, which a dead one would keep: this is what gives those back.
-        with locking.exclusive(data_dir / "locks", "reconcile", wait=False):
-            document = _looked(each, named, data_dir, window_s)
-    except locking.HeldError as error:
-        document = {"skipped": str(error)}
+    with ExitStack() as held:
+        try:
+            # Not a slot of Prefect's, which a dead one would keep: this is what gives those back.
+            held.enter_context(locking.exclusive(data_dir / "locks", "reconcile", wait=False))
+        except locking.HeldError as error:
+            return {"skipped": str(error), "leftovers": leftovers, "problems": each.problems}
+        except PareflowError as error:  # two at once do less harm than none
+            each.problems.append(str(error))
+        document = _looked(each, named, data_dir, window_s)
     return {**document, "leftovers": leftovers, "problems": each.problems}
 
 

@@ -27,13 +27,16 @@ from pareflow.errors import InputError, TrackingError, TransientError
 from tasks.registries import without_secrets
 
 FLOWS = ("pipeline", "retraining", "promotion", "deployment", "monitoring", "reconcile")
-"""Whose runs are ours to judge, where they bear the `TAG`: others may use the server, and these names."""
+"""Whose runs are ours to judge, where they or their deployments bear the `TAG`: others may use the server,
+and these names."""
 TAG = "pareflow"
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 HOLDING = ("PENDING", "RUNNING", "CANCELLING", "PAUSED")
 """States in which a run may hold a slot of its deployment."""
 PATIENCE_S = 300.0
 """For a server that restarts while a run is followed: the run goes on without it."""
+REFUSED = (400, 413, 422)
+"""What a server answers to an event that it will not take later either."""
 TELL_S = 5.0
 """Who tells of an event waits no longer for the server, and tells it again later."""
 _PAGE = 200
@@ -140,20 +143,22 @@ def claim(flow: object, flow_run: FlowRun, state: object) -> None:
 
 
 def in_state(*types: str, flows: Sequence[str] = FLOWS) -> list[dict[str, Any]]:
-    """Our runs of these flows in one of these states."""
+    """Our runs of these flows in one of these states; also those that began before their deployment had our
+    tag."""
     chosen = {
         "flows": {"name": {"any_": list(flows)}},
-        "flow_runs": {"state": {"type": {"any_": list(types)}}, "tags": {"all_": [TAG]}},
+        "flow_runs": {"state": {"type": {"any_": list(types)}}},
         "sort": "EXPECTED_START_TIME_DESC",
         "limit": _PAGE,
     }
-    found: list[dict[str, Any]] = []
     with _server() as server:
+        ours = {one["id"] for one in _ours(server)}
+        found = list[dict[str, Any]]()
         while page := _post(server, "/flow_runs/filter", {**chosen, "offset": len(found)}).json():
             found += page
             if len(page) < _PAGE:
                 break
-    return found
+    return [run for run in found if TAG in run["tags"] or run["deployment_id"] in ours]
 
 
 def states(run_id: str) -> list[dict[str, Any]]:
@@ -177,15 +182,24 @@ def heartbeats(run_id: str) -> list[dict[str, Any]]:
     return list(page["events"])
 
 
-def tell(events: Sequence[Mapping[str, Any]]) -> None:
-    """Have the server take these events, as of now: automations pass over what comes late. One that is told
+def tell(event: Mapping[str, Any]) -> None:
+    """Have the server take this event, as of now: automations pass over what comes late. One that is told
     again sets off nothing more.
 
-    Raises: TransientError, TrackingError.
+    Raises: TransientError, TrackingError; InputError where the server never takes this one.
     """
-    now = datetime.now(UTC).isoformat()
+    told = {**event, "occurred": datetime.now(UTC).isoformat()}
     with temporary_settings({PREFECT_API_REQUEST_TIMEOUT: TELL_S}), _server(retries=0) as server:
-        _ask(server, "POST", "/events", json=[{**event, "occurred": now} for event in events])
+        try:
+            _ask(server, "POST", "/events", json=[told])
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code not in REFUSED:
+                raise
+            raise InputError(
+                "an event must be one that Prefect takes",
+                f"it answered {error.response.status_code}: {error.response.text[:300]}",
+                "The registry has recorded what happened",
+            ) from error
 
 
 def crash(run_id: str, message: str) -> None:
@@ -200,9 +214,7 @@ def resume(run_id: str, message: str) -> None:
 
 def slots() -> list[dict[str, Any]]:
     """The concurrency slots of our deployments: `id, deployment, taken, holders`."""
-    holding: dict[str, int] = {}
-    for run in in_state(*HOLDING):
-        holding[run["deployment_id"]] = holding.get(run["deployment_id"], 0) + 1
+    holding = Counter(run["deployment_id"] for run in in_state(*HOLDING))
     with _server() as server:
         found = _ours(server)
     limits = [(one, limit) for one in found if (limit := one.get("global_concurrency_limit"))]
@@ -211,7 +223,7 @@ def slots() -> list[dict[str, Any]]:
             "id": limit["id"],
             "deployment": one["name"],
             "taken": limit["active_slots"],
-            "holders": holding.get(one["id"], 0),
+            "holders": holding[one["id"]],
         }
         for one, limit in limits
     ]

@@ -1,5 +1,6 @@
 """A monitor while it runs: look by look, version after version. What it finds is recorded and acted on."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -26,6 +27,8 @@ from tasks.late_labels import LateLabels
 from tasks.monitoring import AWAY, Record, act
 from tasks.serving import RegistrySource
 from tasks.tracking import Tracker
+
+log = logging.getLogger("pareflow.monitoring")
 
 Told = Callable[[str], None]
 AGAIN_S = 60.0
@@ -144,6 +147,7 @@ class Monitored:
         self._troubles = Troubles()
         self._held, self._comparing = (stack.enter_context(ExitStack()) for _ in range(2))
         self.figures: dict[str, float] = {}
+        self._followed: list[dict[str, Any]] = []
         self._labels = LateLabels(session.asked.labels, self._record, session.told)
 
     def look(self, reading: Reading | None) -> None:
@@ -203,24 +207,35 @@ class Monitored:
                 return
         if event := document["event"]:
             self.watch.state = replace(state, untold=(*state.untold, event))
-        document["event"] = event is not None and self._tell()
         session.breaches.append(document)
+        self._followed.append(document)
         session.told(_words(document))
-        self._record.breach(document, self.watch.state.looks)
 
-    def _tell(self) -> bool:
-        """Whether Prefect was told of all that happened; where it is away, which is told once, that waits."""
-        session, state = self._session, self.watch.state
-        try:
-            if state.untold:
-                flow_runs.tell(state.untold)
-                self.watch.state = replace(state, untold=())
-            session.troubles.over("events")
-        except (TransientError, TrackingError) as error:
-            if session.troubles.is_new("events", str(error)):
-                session.told(str(error))
-            return False
-        return True
+    def _tell(self) -> None:
+        """Tell Prefect and MLflow of what was followed in this look: no rollback waits for them."""
+        told = self._told()
+        for document in self._followed:
+            event = document["event"]
+            document["event"] = event is not None and event["id"] in told
+            self._record.breach(document, self.watch.state.looks)
+        self._followed = []
+
+    def _told(self) -> set[str]:
+        """The events that Prefect took now; where it is away, which is told once, the rest waits."""
+        session, told = self._session, set[str]()
+        while untold := self.watch.state.untold:
+            try:
+                flow_runs.tell(untold[0])
+                told.add(untold[0]["id"])
+            except InputError as error:
+                log.warning("an event is dropped: %s", error)
+            except (TransientError, TrackingError) as error:
+                if session.troubles.is_new("events", str(error)):
+                    session.told(str(error))
+                return told
+            self.watch.state = replace(self.watch.state, untold=untold[1:])
+        session.troubles.over("events")
+        return told
 
     def _compare(self) -> stage.Comparer:
         """Start the process that answers kept requests again. What it reads is held until it has."""

@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +24,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.monitoring import monitor
 from pareflow.collection import Holder, holders
 from pareflow.compiler.onnxruntime import OnnxRuntime
-from pareflow.errors import InputError, StoreError
+from pareflow.errors import InputError, PareflowError, StoreError, TrackingError, TransientError
 from pareflow.monitoring.comparing import REFERENCE
 from pareflow.monitoring.exposition import Reading
 from pareflow.monitoring.labels import Answers, Place
@@ -35,6 +35,7 @@ from pareflow.serving.model import PackagedModel, as_json, write_manifest
 from pareflow.stages import monitoring as stage
 from pareflow.stages.registration import content_digest
 from pareflow.store import Store
+from tasks import flow_runs, watching
 from tasks.late_labels import LateLabels
 from tasks.looks import Looks
 from tasks.monitoring import Record, act
@@ -130,6 +131,51 @@ def fail(served: Monitored, session: Session, reading: Reading) -> None:
         failed = reading.statuses["500"] + 100
         reading = replace(reading, at_s=reading.at_s + 5, statuses={"200": 0.0, "500": failed})
         served.look(reading)
+
+
+def test_events_are_told_when_all_is_followed_and_one_that_is_refused_holds_up_none(
+    tracker: Tracker, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def followed(_: Tracker, __: str, found: Breach, *___: Any, **____: Any) -> dict[str, Any]:
+        done.append(f"followed {found.rule}")
+        nothing = {"rolled_back_to": None, "not_rolled_back": None, "again": False}
+        return {"version": "3", "event": {"id": found.rule}, **found.to_json(), **nothing}
+
+    def take(event: Mapping[str, Any]) -> None:
+        done.append(f"told of {event['id']}")
+        if event["id"] == "errors":
+            raise InputError("an event must be one that Prefect takes", "it answered 422", "")
+
+    monkeypatch.setattr(watching, "act", followed)
+    monkeypatch.setattr(flow_runs, "tell", take)
+    watched = Rules.model_validate({"every_s": 5, "errors": {}})
+    session = Session(Asked(name, "http://127.0.0.1:9", tmp_path), tracker, watched, None, print)
+    reading = Reading(0.0, name, "3", {"200": 0.0, "500": 0.0}, {}, {}, None, None, None)
+    waiting = (breach("3"), replace(breach("3"), rule="latency_p99"))
+    with ExitStack() as stack:
+        served = Monitored(session, reading, stack, State("3", waiting=waiting))
+        served.look(None)
+    assert done == ["followed errors", "followed latency_p99", "told of errors", "told of latency_p99"]
+    assert served.watch.state.untold == ()
+    assert [one["event"] for one in session.breaches] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(422, InputError), (413, InputError), (403, TrackingError), (503, TransientError)],
+)
+def test_an_event_that_is_refused_for_good_is_told_from_a_server_that_refuses_all(
+    status: int, expected: type[PareflowError]
+) -> None:
+    reply = f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+    with (
+        replying(reply) as url,
+        temporary_settings({PREFECT_API_URL: f"{url}/api"}),
+        pytest.raises(expected, match=str(status)),
+    ):
+        flow_runs.tell({"id": "1", "event": "pareflow.monitoring.breach"})
 
 
 def test_what_waits_is_followed_by_the_next_monitor(

@@ -10,7 +10,7 @@ import pytest
 from flows.reconcile import run_reconcile
 from pareflow.store import Store
 from tasks import flow_runs
-from tasks.locking import flocked
+from tasks.locking import VARIABLE, HeldError, flocked
 from tasks.looks import Looks
 from tasks.reconciling import ATTEMPTS, PENDING_S, RECENT_S, Look, never_began, resumed
 from tasks.tracking import Tracker
@@ -165,3 +165,28 @@ def test_one_reconciles_at_a_time_and_the_other_ends_well_and_says_so(
         assert (found["problems"], "pending" in found) == ([], False)
     again = run_reconcile(None, tmp_path)
     assert ("skipped" in again, again["pending"]) == (False, [])
+
+
+def test_a_lock_that_cannot_be_had_is_a_problem_and_everything_is_looked_at(
+    new_tracker: Callable[[Path], Tracker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its database is set up wrongly, or away."""
+    new_tracker(tmp_path)
+    monkeypatch.setenv(VARIABLE, "mysql://nowhere")
+    found = run_reconcile(None, tmp_path)
+    (problem,) = found["problems"]
+    assert f"{VARIABLE} must name a PostgreSQL database" in problem
+    assert ("skipped" in found, found["pending"]) == (False, [])
+
+
+def test_a_lock_that_is_held_inside_is_not_taken_for_its_own(
+    new_tracker: Callable[[Path], Tracker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_tracker(tmp_path)
+
+    def held(_: Path) -> Tracker:
+        raise HeldError("the lock `images` must be free", "another process holds it", "Wait")
+
+    monkeypatch.setattr(Tracker, "open", held)
+    with pytest.raises(HeldError, match="images"):
+        run_reconcile(None, tmp_path)
