@@ -70,10 +70,7 @@ class Hosted:
         own = {tensor.name for tensor in main.inputs}
         self._takes_samples = self._processing is not None and SAMPLES not in own
         self._pipeline = Pipeline(plan.pipelining)
-        self._gives_lists = False
         if self._processing is not None:
-            golden = as_rows(self._processing.golden()["predictions"])
-            self._gives_lists = golden.dtype == object and isinstance(golden[0], list)
             _measure(self._pipeline, self._processing)
         self._asked = 0
         self._idle = asyncio.Event()
@@ -283,7 +280,7 @@ class Hosted:
 
         def made() -> np.ndarray:
             predictions = processing.postprocess(outputs)
-            return as_lists(predictions) if self._gives_lists else predictions
+            return as_lists(predictions) if processing.gives_lists else predictions
 
         return await self._pipeline.run("postprocess", row_count(outputs, otherwise=1), made)
 

@@ -108,6 +108,7 @@ class PackagedModel:
                 )
         predictions = self.postprocess(answered)
         packaged = as_rows(golden["predictions"])
+        self.gives_lists = _are_lists(packaged)
         numbers = predictions.dtype.kind == packaged.dtype.kind == "f" and predictions.shape == packaged.shape
         alike = _near(golden["predictions"]) if numbers else _mostly
         pairs = enumerate(zip(golden["predictions"], predictions.tolist(), strict=True))
@@ -132,6 +133,11 @@ class PackagedModel:
         """The samples alone, kept once they were read."""
         samples: list[Any] = self.golden()["samples"]
         return samples
+
+    @functools.cached_property
+    def gives_lists(self) -> bool:
+        """Whether predictions differ in shape from sample to sample, as detections do."""
+        return _are_lists(as_rows(self.golden()["predictions"]))
 
     @functools.cached_property
     def fields(self) -> tuple[str, ...] | None:
@@ -453,3 +459,7 @@ def check(folder: str) -> dict[str, Any]:
     model.check_golden()
     ran = model.session.ran()
     return {name: getattr(ran, name) for name in ran.__slots__}
+
+
+def _are_lists(predictions: np.ndarray) -> bool:
+    return predictions.dtype == object and isinstance(predictions[0], list)

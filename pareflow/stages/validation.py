@@ -91,9 +91,9 @@ def validate(run: Run, chosen: Sequence[Row], others: int = 0, what: str = "the 
 
 
 def _evaluated(run: Run, row: Row) -> Row:
-    """The row with its quality on the verdict split, or failed."""
+    """The row with its quality on the verdict split, or failed; that the search stopped timing it is over."""
     try:
-        return evaluate(run, row, "verdict")
+        return evaluate(run, dataclasses.replace(row, reason=None), "verdict")
     except PareflowError as error:
         return _dropped(row, error)
 
@@ -161,7 +161,6 @@ def _judged(
             eager = next((r for r in alive if r.role == "original" and r.threads == row.threads), None)
             row = dataclasses.replace(
                 row,
-                reason=None,  # that the search stopped timing it
                 measurement=ours,
                 speedup=speedup(strong, ours),
                 speedup_over_eager=speedup(measured[str(eager.id)], ours) if eager is not None else None,

@@ -235,7 +235,7 @@ def test_a_preflight_that_a_time_limit_stopped_is_not_tried_again(
     row = Row(Recipe((), Step("onnxruntime")))
     told = [list(side_by_side(over, Plain(), "preflight", [row])) for _ in range(2)]
     assert [(found.status, found.reason) for (found,) in told] == [
-        ("failed", "TimedOutError: it must end, but it did not")
+        ("failed", "TimedOutError: it must end, but it did not (on one batch, for one pass)")
     ] * 2
     assert asked == [row]
 
