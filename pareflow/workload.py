@@ -184,6 +184,11 @@ def as_rows(given: Any) -> np.ndarray:
     return as_lists(rows)
 
 
+def are_lists(rows: np.ndarray) -> bool:
+    """Whether rows that differ in shape are among them, as `as_rows` gives these: lists."""
+    return rows.dtype == object and any(isinstance(row, list) for row in rows)
+
+
 def as_lists(rows: np.ndarray) -> np.ndarray:
     """The same rows as an array of objects, whatever their shapes: lists."""
     return np.fromiter(map(_listed, rows), dtype=object, count=len(rows))

@@ -64,8 +64,7 @@ class Watch:
 
         Of a process that began since the last reading of any, all that it did counts.
         """
-        before = self._last.get(reading.started_s) or self._nothing_before(reading)
-        self._last.pop(reading.started_s, None)
+        before = self._last.pop(reading.started_s, None) or self._nothing_before(reading)
         self._last[reading.started_s] = reading
         self._rows.setdefault(reading.started_s, before or reading)
         if len(self._last) > PROCESSES:

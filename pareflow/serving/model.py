@@ -28,8 +28,9 @@ from pareflow.comparison import difference
 from pareflow.compiler.backend import Backend, Session, backend_of
 from pareflow.errors import BadOutputError, InputError, WorkloadError
 from pareflow.serving import pickled
+from pareflow.serving.finite import allowed
 from pareflow.variant import Step, file_digest
-from pareflow.workload import Arrays, Samples, Workload, as_rows, define
+from pareflow.workload import Arrays, Samples, Workload, are_lists, as_rows, define
 
 TOLERANCE = 1e-2
 """Of the largest golden output: a quantized graph on other instructions may round otherwise."""
@@ -108,7 +109,7 @@ class PackagedModel:
                 )
         predictions = self.postprocess(answered)
         packaged = as_rows(golden["predictions"])
-        self.gives_lists = _are_lists(packaged)
+        self.gives_lists = are_lists(packaged)
         numbers = predictions.dtype.kind == packaged.dtype.kind == "f" and predictions.shape == packaged.shape
         alike = _near(golden["predictions"]) if numbers else _mostly
         pairs = enumerate(zip(golden["predictions"], predictions.tolist(), strict=True))
@@ -137,7 +138,7 @@ class PackagedModel:
     @functools.cached_property
     def gives_lists(self) -> bool:
         """Whether predictions differ in shape from sample to sample, as detections do."""
-        return _are_lists(as_rows(self.golden()["predictions"]))
+        return are_lists(as_rows(self.golden()["predictions"]))
 
     @functools.cached_property
     def fields(self) -> tuple[str, ...] | None:
@@ -300,7 +301,7 @@ def _check_whole(given: Any, held: np.ndarray) -> None:
 def _check_finite(samples: Samples, *, missing: bool) -> None:
     """Raises: InputError where a number is infinite; or NaN, unless some may be `missing`."""
     for array in _held(samples):
-        if array.dtype.kind == "f" and not np.isfinite(array[~np.isnan(array)] if missing else array).all():
+        if not allowed(array, missing=missing):
             found = "one is infinite" if missing else "one is missing, NaN or infinite"
             raise _unlike("the numbers of samples must be finite", found)
 
@@ -459,7 +460,3 @@ def check(folder: str) -> dict[str, Any]:
     model.check_golden()
     ran = model.session.ran()
     return {name: getattr(ran, name) for name in ran.__slots__}
-
-
-def _are_lists(predictions: np.ndarray) -> bool:
-    return predictions.dtype == object and isinstance(predictions[0], list)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pareflow.errors import BadOutputError, InputError
+from pareflow.serving.finite import allowed
 from pareflow.workload import Arrays
 
 HEADER = "inference-header-content-length"
@@ -309,7 +310,7 @@ def _finite(name: str, array: np.ndarray, missing: bool) -> np.ndarray:
     if array.dtype.kind == "f":
         with np.errstate(over="ignore", invalid="ignore"):
             total = array.sum(dtype=np.float64)
-        if not math.isfinite(total) and not np.isfinite(array[~np.isnan(array)] if missing else array).all():
+        if not math.isfinite(total) and not allowed(array, missing=missing):
             found = "one is infinite" if missing else "one is NaN or infinite"
             raise _refused(f"the numbers of `{name}` must be finite", found)
     return array

@@ -31,7 +31,7 @@ from pareflow.serving.hosting import PREDICTIONS, SAMPLES
 from pareflow.serving.model import holds_text, padded_bytes
 from pareflow.spec import read_part
 from pareflow.troubles import Troubles
-from pareflow.workload import Arrays
+from pareflow.workload import Arrays, are_lists
 
 log = logging.getLogger("pareflow.serving")
 
@@ -212,7 +212,8 @@ class RequestLog:
         """
         kept: Arrays = {}
         for name, tensor in tensors.items():
-            if name in self._settings.left_out or (name == PREDICTIONS and _are_lists(tensor)):
+            detections = name == PREDICTIONS and isinstance(tensor, np.ndarray) and are_lists(tensor)
+            if detections or name in self._settings.left_out:
                 continue
             array = _plain(tensor, self._most)
             if name in self._settings.digest_only:
@@ -423,11 +424,6 @@ def _arrays(batch: Sequence[Exchange]) -> Arrays:
         found |= {f"{number}.in.{name}": array for name, array in one.inputs.items()}
         found |= {f"{number}.out.{name}": array for name, array in one.outputs.items()}
     return found
-
-
-def _are_lists(tensor: Any) -> bool:
-    listed = isinstance(tensor, np.ndarray) and tensor.dtype == object
-    return listed and any(isinstance(row, list) for row in tensor)
 
 
 def _plain(tensor: Any, most: float) -> np.ndarray:

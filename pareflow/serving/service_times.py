@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pareflow.serving.finite import allowed
 from pareflow.serving.model import MISSING, PackagedModel, told
 from pareflow.session import Session
 from pareflow.workload import Arrays
@@ -60,14 +61,10 @@ def _golden(package: Path, count: int, rows: int) -> Iterator[Arrays]:
 def _some(batches: Sequence[Arrays], least: int, missing: bool) -> Sequence[Arrays]:
     """Those that JSON can hold, NaN as null where numbers may be `missing`; no more than `MOST_MIB`, but
     `least` whatever their size."""
-    held = partial(_held, missing=missing)
+    held = partial(allowed, missing=missing)
     batches = [batch for batch in batches if all(map(held, batch.values()))] or batches
     sizes = np.cumsum([sum(array.nbytes for array in batch.values()) for batch in batches])
     return batches[: max(least, int((sizes <= MOST_MIB * 2**20).sum()))]
-
-
-def _held(array: np.ndarray, *, missing: bool) -> bool:
-    return array.dtype.kind != "f" or bool((np.isfinite(array) | (missing & np.isnan(array))).all())
 
 
 def _repeated(rows: Arrays, size: int) -> Arrays:

@@ -14,7 +14,7 @@ from pareflow.search.effort import Effort
 from pareflow.spec import check_recipe
 from pareflow.stages import optimization
 from pareflow.stages.baseline import SCREENING
-from pareflow.stages.building import evaluate, variant_of
+from pareflow.stages.building import evaluate, is_made
 from pareflow.stages.run import Row, Run
 from pareflow.stages.searching import effort_of
 from pareflow.stages.timing import measure
@@ -42,8 +42,7 @@ def _in_time(run: Run, winner: Row, rows: Sequence[Row], known: Sequence[Row], s
     effort, found = _effort(run, known), list[Row]()
     left = 0.0 if stopped else run.left(f"the winner {winner.label} without its steps")
     for row in rows:
-        made = run.store.holds(variant_of(row.recipe, run.facts.digest).id)
-        needed = 0.0 if made or not effort.trains(row.recipe) else effort.minutes(row.recipe)
+        needed = 0.0 if is_made(run, row) or not effort.trains(row.recipe) else effort.minutes(row.recipe)
         if needed <= max(left, 0):
             found.append(row)
             left -= needed

@@ -24,6 +24,11 @@ def variant_of(recipe: Recipe, workload_digest: str) -> Variant:
     return links(recipe, workload_digest)[-1]
 
 
+def is_made(run: Run, row: Row) -> bool:
+    """Whether the store holds what the row makes."""
+    return run.store.holds(variant_of(row.recipe, run.facts.digest).id)
+
+
 def make(run: Run, row: Row) -> Row:
     """The row built, and evaluated on the search split: one process for both.
 

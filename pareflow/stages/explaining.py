@@ -100,13 +100,11 @@ def _beside(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> 
 def _tied(run: Run, row: Row, winner: Row, screened: Sequence[Row]) -> bool:
     """Whether a row is the winner in more settings and was left for that, though it looked better: at the
     verdict, or in the search where it was not judged."""
-    known = (winner, *(screened if row.verdict is None else ()))
-    then = [other for other in known if other.id == winner.id][-1]
-    return (
-        plainer(winner.recipe, row.recipe)
-        and _better(run, row, then, screened)
-        and len(tied(row, [then], lambda one: cost_of(run, one, screened))) == 1
-    )
+    then = winner
+    if row.verdict is None:
+        then = next((other for other in screened if other.id == winner.id), winner)
+    as_fast = tied(row, [then], lambda one: cost_of(run, one, screened))
+    return plainer(winner.recipe, row.recipe) and _better(run, row, then, screened) and bool(as_fast)
 
 
 def _better(run: Run, row: Row, winner: Row, screened: Sequence[Row]) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pareflow.compiler.backend import backend_of
 from pareflow.errors import EnvironmentUnfitError
-from pareflow.stages.building import variant_of
+from pareflow.stages.building import is_made
 from pareflow.stages.run import Row, Run
 from pareflow.stages.screening import original_of
 from pareflow.variant import digest
@@ -17,7 +17,7 @@ COPIES = 2
 def needed_mib(run: Run, baselines: Sequence[Row], rows: Sequence[Row]) -> float:
     """What making the rows is expected to write. Settings of a runtime take no more: the files of a network
     in one form are there once."""
-    held = (row for row in rows if run.store.holds(variant_of(row.recipe, run.facts.digest).id))
+    held = (row for row in rows if is_made(run, row))
     new = set(map(_files, rows)) - set(map(_files, (*baselines, *held)))
     return COPIES * (original_of(baselines).size_mib or 0) * len(new)
 

@@ -17,7 +17,7 @@ from pareflow.search.ties import plainer
 from pareflow.search.trial import NOTICEABLE, best
 from pareflow.sla import Objective
 from pareflow.stages import fitting, taking
-from pareflow.stages.building import variant_of
+from pareflow.stages.building import is_made
 from pareflow.stages.loading import check_loadgen
 from pareflow.stages.optimization import strong_baseline, unrunnable
 from pareflow.stages.room import check_room
@@ -83,7 +83,7 @@ def _listed(run: Run, strong: Row, rows: Sequence[Row]) -> Named:
     able = [row for row in rows if absent[row.label] is None]
     others = [replace(row, status="unavailable", reason=absent[row.label]) for row in rows if row not in able]
     effort = effort_of(run, strong)
-    long = [row for row in able if effort.minutes(row.recipe) > PREFLIGHT_MINUTES and not _made(run, row)]
+    long = [row for row in able if effort.minutes(row.recipe) > PREFLIGHT_MINUTES and not is_made(run, row)]
     if long and run.late("the pipeline's own candidates on one batch"):
         long = []  # each is left out where it would begin
     of_them = "of the pipeline's own candidates, what"
@@ -92,10 +92,6 @@ def _listed(run: Run, strong: Row, rows: Sequence[Row]) -> Named:
     unfit = {row.label for row in told}
     left = [row for row in able if row.label not in unfit]
     return told + (yield from _named("the pipeline's own candidates", left))
-
-
-def _made(run: Run, row: Row) -> bool:
-    return run.store.holds(variant_of(row.recipe, run.facts.digest).id)
 
 
 def _named(words: str, rows: Sequence[Row], *, preflight: bool = False) -> Named:

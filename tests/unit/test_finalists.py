@@ -52,6 +52,12 @@ def answering(
     return dataclasses.replace(named, measurement=measurement, speedup=speedup)
 
 
+def in_huge_pages(recipe: Recipe) -> Recipe:
+    """The same network in one more setting of its runtime."""
+    settings = {**recipe.backend.settings, "huge_pages": True}
+    return dataclasses.replace(recipe, backend=Step(recipe.backend.name, settings))
+
+
 def chosen(run: Run, judged: Any, candidates: Sequence[Row]) -> list[str]:
     baselines = [answering(row, 0) for row in judged.baselines]
     found = finalists.finalists(run, [*baselines, *candidates])
@@ -98,8 +104,7 @@ def test_the_same_network_in_other_settings_is_no_bet_of_its_own(run: Run, judge
     plain, other = (
         answering(judged.candidate, 4, times=t, name=n) for t, n in ((6.0, "plain"), (5.0, "other"))
     )
-    settings = {**plain.recipe.backend.settings, "huge_pages": True}
-    recipe = dataclasses.replace(plain.recipe, backend=Step(plain.recipe.backend.name, settings))
+    recipe = in_huge_pages(plain.recipe)
     paged = dataclasses.replace(answering(plain, 4, times=1.03, name="paged"), recipe=recipe)
     fused = dataclasses.replace(recipe, techniques=(Step("attention_fusion"), *recipe.techniques))
     rewritten = dataclasses.replace(answering(plain, 4, times=1.06, name="rewritten"), recipe=fused)
@@ -112,9 +117,9 @@ def test_of_settings_that_are_as_fast_the_fewest_are_judged(run: Run, judged: An
     plain, other = (
         answering(judged.candidate, 4, times=t, name=n) for t, n in ((6.0, "plain"), (5.0, "other"))
     )
-    settings = {**plain.recipe.backend.settings, "huge_pages": True}
-    recipe = dataclasses.replace(plain.recipe, backend=Step(plain.recipe.backend.name, settings))
-    paged = dataclasses.replace(answering(plain, 4, times=1.005, name="paged"), recipe=recipe)
+    paged = dataclasses.replace(
+        answering(plain, 4, times=1.005, name="paged"), recipe=in_huge_pages(plain.recipe)
+    )
     assert chosen(run, judged, [plain, paged]) == ["plain"]
     assert chosen(run, judged, [plain, paged, other]) == ["plain", "other"]
     rows = [*(answering(row, 0) for row in judged.baselines), plain, paged]
@@ -127,8 +132,7 @@ def test_of_settings_that_are_as_fast_the_fewest_are_judged(run: Run, judged: An
 def test_what_is_less_likely_to_pass_stands_for_no_tie(run: Run, judged: Any) -> None:
     """A limit lies between two that are as fast: with the plain one alone nothing might pass."""
     plain = answering(judged.candidate, 6, times=6.0, name="plain")
-    settings = {**plain.recipe.backend.settings, "huge_pages": True}
-    recipe = dataclasses.replace(plain.recipe, backend=Step(plain.recipe.backend.name, settings))
+    recipe = in_huge_pages(plain.recipe)
     paged = dataclasses.replace(answering(plain, 0, times=1.01, name="paged"), recipe=recipe)
     assert chosen(run, judged, [plain, paged]) == ["paged", "plain"]
 
@@ -136,8 +140,7 @@ def test_what_is_less_likely_to_pass_stands_for_no_tie(run: Run, judged: Any) ->
 def test_a_likelier_twin_is_judged_beside_the_one_that_stands_for_a_tie(run: Run, judged: Any) -> None:
     """The plain one is the best, and half as sure to pass."""
     plain = answering(judged.candidate, 6, times=6.0, name="plain")
-    settings = {**plain.recipe.backend.settings, "huge_pages": True}
-    recipe = dataclasses.replace(plain.recipe, backend=Step(plain.recipe.backend.name, settings))
+    recipe = in_huge_pages(plain.recipe)
     paged = dataclasses.replace(answering(plain, 0, times=0.99, name="paged"), recipe=recipe)
     assert chosen(run, judged, [plain, paged]) == ["plain", "paged"]
 
@@ -146,8 +149,7 @@ def test_a_setting_that_gains_and_was_less_likely_to_pass_is_no_tie(judged: Any)
     """5 % faster, and larger than the SLA surely lets it be: that is why it was not judged."""
     run = promising(judged.run, quality={"metric": "accuracy", "max_drop": 0.01})
     plain = answering(judged.candidate, 0, times=6.0, name="plain")
-    settings = {**plain.recipe.backend.settings, "huge_pages": True}
-    recipe = dataclasses.replace(plain.recipe, backend=Step(plain.recipe.backend.name, settings))
+    recipe = in_huge_pages(plain.recipe)
     paged = dataclasses.replace(answering(plain, 6, times=1.05, name="paged"), recipe=recipe, verdict=None)
     rows = [*(answering(row, 0) for row in judged.baselines), plain, paged]
     said = explaining.explanation(run, paged, rows, plain)
