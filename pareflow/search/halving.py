@@ -14,8 +14,10 @@ from pareflow.search.trial import Trial, best, better
 ETA = 3
 """Of so many, one goes on, with so many times the training."""
 
-MOST_EPOCHS = 27
-"""Passes of the last rung at most: more pays off for few networks; `candidates` of the YAML may take more."""
+PASSES = (1, 2, 3, 5, 9, 16, 27)
+"""Passes that a rung may train for, a square root of `ETA` apart: what a pass takes varies by some tenths
+between runs, and a number of passes that followed it would make another network in each.
+More than the last pays off for few networks; `candidates` of the YAML may take more."""
 LONGEST = 1 / 8
 """Share of the budget that training one recipe may take."""
 OF_LIMIT = 0.8
@@ -33,8 +35,8 @@ def rungs(epochs: int) -> tuple[int, ...]:
 def affordable(effort: Effort, minutes: float, recipe_minutes: float) -> tuple[int, ...]:
     """The passes of each rung in a budget of `minutes`, where building one recipe is stopped after
     `recipe_minutes`: the last trains within its share of the one, and within the other."""
-    longest = min(minutes * LONGEST, recipe_minutes * OF_LIMIT) / max(effort.epoch_minutes, 1e-9)
-    return rungs(int(max(1, min(MOST_EPOCHS, longest))))
+    longest = min(minutes * LONGEST, recipe_minutes * OF_LIMIT)
+    return rungs(max((n for n in PASSES if n * effort.epoch_minutes <= longest), default=PASSES[0]))
 
 
 def survivors(rung: Sequence[Trial], known: Sequence[Trial]) -> list[Trial]:

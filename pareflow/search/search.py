@@ -16,7 +16,7 @@ from pareflow.catalog import installed_version
 from pareflow.compiler import OnnxRuntime
 from pareflow.search import bounds, space, training_space
 from pareflow.search.effort import LEVELS, Effort, epochs_of, level_of
-from pareflow.search.halving import ETA, OF_LIMIT, affordable, survivors
+from pareflow.search.halving import ETA, OF_LIMIT, PASSES, affordable, survivors
 from pareflow.search.ties import plainest, tied
 from pareflow.search.trial import Trial, best, better, gained, nearest
 from pareflow.variant import Recipe, Step
@@ -345,10 +345,9 @@ class Search:
         same = [trial for trial in self.known if training_space.trained_for(trial.recipe, 1).label == once]
         effort = self._effort_now().corrected(same)
         most = OF_LIMIT * self.recipe_minutes
-        fitting = (
-            n for n in range(passes, 0, -1) if effort.minutes(training_space.trained_for(recipe, n)) <= most
-        )
-        return next(fitting, 0)
+        possible = (n for n in PASSES if n <= passes)
+        fitting = (n for n in possible if effort.minutes(training_space.trained_for(recipe, n)) <= most)
+        return max(fitting, default=0)
 
     def _effort_now(self) -> Effort:
         """The estimates, corrected by what was seen."""

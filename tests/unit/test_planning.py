@@ -103,7 +103,7 @@ def test_before_any_run_minutes_come_from_the_network_as_it_is_made(trained: Any
 def test_what_trains_is_planned_for_as_long_as_the_search_trains_it_first(
     epoch_minutes: float, passes: int, trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 10 minutes an eighth: 1, 6 and 27 passes at the end of the search's last rung."""
+    """Of 10 minutes an eighth: 1, 5 and 27 passes at the end of the search's last rung."""
     budget = trained.run.spec.budget.model_copy(update={"minutes": 10.0, "variant_minutes": 5.0})
     spec = trained.run.spec.model_copy(update={"candidates": None, "budget": budget})
     run = dataclasses.replace(trained.run, spec=spec)

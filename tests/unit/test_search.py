@@ -194,6 +194,20 @@ def test_each_rung_trains_about_three_times_as_long(epochs: int, expected: tuple
     assert halving.rungs(epochs) == expected
 
 
+@pytest.mark.parametrize(
+    ("epoch_minutes", "expected"), [(0.1, (3, 9)), (0.13, (3, 9)), (0.14, (2, 5)), (2, (1,))]
+)
+def test_how_long_a_pass_takes_decides_coarsely_for_how_many_it_trains(
+    epoch_minutes: float, expected: tuple[int, ...]
+) -> None:
+    """Of 10 minutes an eighth: 12, 9, 8 and no pass would fit; allowed are 9, 9, 5, and the least."""
+    assert halving.affordable(Effort(epoch_minutes), 10, 5) == expected
+
+
+def test_both_rungs_train_for_passes_that_a_rung_may_train_for() -> None:
+    assert all(set(halving.rungs(n)) <= set(halving.PASSES) for n in halving.PASSES)
+
+
 def trial(cost: float | None, excess: float | None = 0.0, name: str = "") -> Trial:
     return Trial(Recipe((), Step(name or f"{cost} {excess}")), cost, excess)
 
@@ -737,11 +751,11 @@ def test_training_takes_its_share_of_the_budget_at_most(tmp_path: Path) -> None:
     assert trained[0].words.endswith("of 5 passes")
 
 
-@pytest.mark.parametrize(("a_pass", "expected"), [(1.5, 4), (2.5, 3), (5.0, None)])
+@pytest.mark.parametrize(("a_pass", "expected"), [(1.5, 3), (3.5, 2), (5.0, None)])
 def test_what_is_slow_to_train_goes_as_far_as_its_limit_allows(
     a_pass: float, expected: int | None, tmp_path: Path
 ) -> None:
-    """Of rungs of 1 and 4 passes: a recipe is stopped after 10 minutes, and may be expected to take 8."""
+    """Of rungs of 1 and 3 passes: a recipe is stopped after 10 minutes, and may be expected to take 8."""
 
     def minutes(recipe: Recipe) -> float:
         return 0.1 + epochs_of(recipe) * (a_pass if is_student(recipe) else 1.0)
@@ -752,7 +766,7 @@ def test_what_is_slow_to_train_goes_as_far_as_its_limit_allows(
     ours = search(tmp_path, IMAGES, effort=Effort(1.8), recipe_minutes=10.0)
     waves, _ = run(ours, outcome, minutes)
     first, second = (
-        [r for w in waves if w.words == f"trained for {n} of 4 passes" for r in w.recipes] for n in (1, 4)
+        [r for w in waves if w.words == f"trained for {n} of 3 passes" for r in w.recipes] for n in (1, 3)
     )
     assert {epochs_of(r) for r in first if is_student(r)} == {1}
     assert {epochs_of(r) for r in second if is_student(r)} == ({expected} if expected else set())
