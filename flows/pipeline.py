@@ -185,13 +185,17 @@ def searched(
     contest = searching.Contest(run, baselines)
     done: list[Row] | None = None
     first: steps.First | None = None
+    failed: list[Row] = []
     with stoppable(lambda: any(row.measurement is not None for row in rows)) as stopped:
         try:
             while not stopped.is_set():
                 asked = next(asking) if done is None else asking.send(done)
-                if first is None and searching.first_to_register(run, asked, contest):
+                wanted = first is None or not first.passed
+                if wanted and searching.first_to_register(run, asked, contest, failed):
                     shown.get().stage("first version")
-                    first = execution.call(steps.first_version, run, tracker, parent, [*baselines, *rows])
+                    left = [row for row in (*baselines, *rows) if row.id not in {one.id for one in failed}]
+                    first = execution.call(steps.first_version, run, tracker, parent, left)
+                    failed += [] if first.passed else [first.row]
                     shown.get().note(_of_the_first(run, first))
                 if stopped.is_set():  # while the search thought, or the first version was judged
                     break

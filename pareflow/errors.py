@@ -16,7 +16,8 @@ PareflowError                   exit code 1
 │   └── TrackingError           MLflow or Prefect cannot be used
 ├── VariantError                one bad variant: a failed row, never the end of a run (law 7)
 │   ├── StepFailedError         its code raised
-│   ├── CrashedError            its process died of a signal
+│   ├── CrashedError            its process died
+│   │   └── KilledError         from outside, as by a kernel that lacks memory: worth one more try
 │   ├── TimedOutError           it did not finish inside its limit
 │   ├── OutOfMemoryError        it asked for more memory than its limit
 │   ├── BadOutputError          it answered NaN or infinity, or the wrong shape
@@ -125,7 +126,12 @@ class StepFailedError(VariantError):
 
 
 class CrashedError(VariantError):
-    """The variant's process died of a signal."""
+    """The variant's process died, or gave no answer."""
+
+
+class KilledError(CrashedError):
+    """The variant's process was killed from outside (SIGKILL): by the kernel, for memory that others may have
+    held, or by somebody who meant another."""
 
 
 class TimedOutError(VariantError):

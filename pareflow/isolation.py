@@ -28,6 +28,7 @@ from typing import Any, Self
 from pareflow import errors
 from pareflow.errors import (
     CrashedError,
+    KilledError,
     OutOfMemoryError,
     PareflowError,
     StepFailedError,
@@ -42,7 +43,7 @@ from pareflow.nursery import Forked, Nursery, die_with
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one child may use. `memory_mib` bounds its data segment (RLIMIT_DATA); None is unbounded.
+    """What one child may use. `memory_mib` bounds its data segment (RLIMIT_DATA); None is all that there is.
 
     Of the seconds, `spent` were used by attempts that were killed, from which it goes on.
     """
@@ -60,6 +61,9 @@ _NOTE = "waits.json"
 """Beside its answer a child tells how long it waited for what other processes hold."""
 _LOOK_S = 0.1
 """How often it is looked at, once the limit has passed."""
+
+_FIRST_TO_GO = "1000"
+"""Where memory runs out the kernel ends a child, and not the run that waits for it."""
 
 _LIVE: set["Child"] = set()
 """The children that have not ended."""
@@ -244,9 +248,10 @@ def _death(what: str, returncode: int, limits: Limits, log: Path, answers: Path)
     if _tells_of_memory(tail):
         return _out_of_memory(what, limits)
     if returncode < 0:
-        name = signal.Signals(-returncode).name
-        hint = " (often: out of memory)" if name == "SIGKILL" else ""
-        return CrashedError(f"`{what}` must end by itself", f"it died of {name}{hint}", shown)
+        must, name = f"`{what}` must end by itself", signal.Signals(-returncode).name
+        if -returncode == signal.SIGKILL:
+            return KilledError(must, f"it died of {name} (often: out of memory)", shown)
+        return CrashedError(must, f"it died of {name}", shown)
     return CrashedError(f"`{what}` must give an answer", f"it exited with status {returncode}", shown)
 
 
@@ -333,6 +338,8 @@ def main() -> None:
 def answer() -> None:
     """The child: read a request from stdin, call the function, write the answer."""
     request = json.load(sys.stdin)
+    with suppress(OSError):  # another system than Linux
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
     _keep_temporary_files_in(Path(request["answer"]).parent)
     WAITS.note_in(Path(request["answer"]).with_name(_NOTE))
     if request["memory_mib"] is not None:

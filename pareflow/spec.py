@@ -5,9 +5,11 @@ Reading has no effects, reads no environment and rewrites nothing: `PipelineSpec
 
 import itertools
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,6 +20,8 @@ from pareflow.sla import SLA, Objective
 from pareflow.variant import Recipe, Step
 
 _Model = TypeVar("_Model", bound=BaseModel)
+RANGE = 17
+"""Values of a range: a step of a quarter of them can be halved twice until it is one."""
 NAME = r"^[a-z0-9][a-z0-9_-]*$"
 """Of a pipeline, and so of its model."""
 
@@ -108,9 +112,47 @@ def _as_reference(value: Any) -> Any:
     return {"file": {"path": value}} if isinstance(value, str) else value
 
 
+class Range(_Part):
+    """What the search may set a setting to, between two numbers: 17 values, evenly apart, or by an even ratio
+    with `log`."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _leads_upwards(self) -> Self:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(
+                "a range must lead from `low` up to `high`, and from above 0 with `log`, "
+                f"but is {self.low:g} to {self.high:g}"
+            )
+        return self
+
+    def values(self) -> tuple[float, ...]:
+        """Three digits each: what is closer makes no other network."""
+        spaced = np.geomspace if self.log else np.linspace
+        return tuple(dict.fromkeys(float(f"{n:.3g}") for n in spaced(self.low, self.high, RANGE)))
+
+
+def _as_values(given: Any) -> Any:
+    """The values of a setting of the space: listed, or of a range."""
+    if not isinstance(given, Mapping):
+        return given
+    try:
+        return Range.model_validate(given).values()
+    except ValidationError as error:
+        told = (problem(e, Range.model_fields) for e in error.errors())
+        raise ValueError("; ".join(told)) from error
+
+
 def _as_target(value: Any) -> Any:
     """`cpu` is short for `{device: cpu}`."""
     return {"device": value} if isinstance(value, str) else value
+
+
+Values = Annotated[tuple[Any, ...], BeforeValidator(_as_values), Field(min_length=1)]
+"""What a setting of the space may be, in an order that means something."""
 
 
 class PipelineSpec(_Part):
@@ -142,10 +184,11 @@ class PipelineSpec(_Part):
     candidates: tuple[list[Any], ...] | None = Field(
         default=None, description="recipes; left out, the search's"
     )
-    space: dict[str, dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]] | None = Field(
+    space: dict[str, dict[str, Values]] | None = Field(
         default=None,
         description="the techniques with training that the search may use, each with the values of settings "
-        "that are other than the built-in ones; left out, all. It goes with no `candidates`",
+        "that are other than the built-in ones, or with a range of them (`{low: 0.2, high: 0.8}`, by ratios "
+        "with `log: true`); left out, all. It goes with no `candidates`",
     )
 
     @model_validator(mode="after")
@@ -339,7 +382,7 @@ def _value_problems(name: str, settings: Mapping[str, Any]) -> list[str]:
     problems = [
         f"space.{name}: `{own}` is the search's to set" for own in ("epochs", "seed") if own in settings
     ]
-    listed = {key: values for key, values in settings.items() if isinstance(values, list | tuple) and values}
+    listed = {key: found for key, values in settings.items() if (found := _ends(values))}
     for chosen in itertools.product(*listed.values()):
         try:
             TECHNIQUES[name].from_settings(dict(zip(listed, chosen, strict=True)))
@@ -348,6 +391,15 @@ def _value_problems(name: str, settings: Mapping[str, Any]) -> list[str]:
             wrong = [e for e in error.errors() if e["type"] != "missing"]  # the search gives the others
             problems += [f"space.{name}: {problem(e, fields)}" for e in wrong]
     return list(dict.fromkeys(problems))
+
+
+def _ends(values: Any) -> tuple[Any, ...]:
+    """The values that are listed, or both ends of a range; none where the model tells what is wrong."""
+    if isinstance(values, Mapping):
+        with suppress(ValidationError):
+            found = Range.model_validate(values)
+            return (found.low, found.high)
+    return tuple(values) if isinstance(values, list | tuple) else ()
 
 
 def check_recipe(recipe: Recipe) -> None:

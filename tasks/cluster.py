@@ -13,8 +13,8 @@ from prefect.tasks import Task
 from pareflow.errors import (
     CrashedError,
     EnvironmentUnfitError,
+    KilledError,
     MissingExtraError,
-    OutOfMemoryError,
     TransientError,
     VariantError,
 )
@@ -122,9 +122,9 @@ def _ended(future: Any) -> Any:
     try:
         return future.result()
     except exceptions.OutOfMemoryError as error:
-        return OutOfMemoryError(
+        return KilledError(
             "a step must fit into the memory of its node",
-            f"Ray ended it by SIGKILL: {str(error).splitlines()[0].rstrip('.')}",
+            f"Ray ended it: {str(error).splitlines()[0].rstrip('.')}",
             "State `budget.memory_mib`, so that nodes hold fewer at a time, or drop the candidate",
         )
     except exceptions.WorkerCrashedError:

@@ -29,6 +29,7 @@ from pareflow.stages import (
     optimization,
     profiling,
     registration,
+    searching,
     serving_plans,
     sweeping,
     validation,
@@ -116,6 +117,8 @@ class First:
     row: Row
     version: str | None
     reason: str
+    passed: bool = True
+    """Whether the gate promotes it and it can be packaged: else another one is worth a try."""
 
     def to_json(self) -> dict[str, Any]:
         found = {"variant": self.row.id, "recipe": self.row.label}
@@ -144,13 +147,15 @@ def first_version(run: Run, tracker: Tracker | None, parent: str, rows: Sequence
     as it was registered, with its own lineage.
     """
     chosen = finalists.finalists(run, rows, 1)
-    *_, row = validation.validate(run, chosen, run.spec.finalists, "the first version")
+    others = run.spec.finalists + searching.EARLY - 1
+    *_, row = validation.validate(run, chosen, others, "the first version")
     if validation.winner(run, [row]) is None:
-        return First(row, None, row.reason or "the gate does not promote it on the verdict split")
+        reason = row.reason or "the gate does not promote it on the verdict split"
+        return First(row, None, reason, passed=False)
     try:
         package = registration.package(run, row)
     except VariantError as error:
-        return First(row, None, str(error))
+        return First(row, None, str(error), passed=False)
     if tracker is None:
         return First(row, None, "nothing is registered without MLflow")
     version = tracker.holding(run.spec.name, package) or tracker.register(run, parent, package, row)
@@ -166,7 +171,7 @@ def validate(
     And how high a load it holds, where the SLA has one. The `first` was judged before: it wins where it is
     registered, and no finalist does.
     """
-    judged = validation.validate(run, finalists.finalists(run, rows), 0 if first is None else 1)
+    judged = validation.validate(run, finalists.finalists(run, rows), 0 if first is None else searching.EARLY)
     judged = registration.packaged(run, judged)
     judged = judged if first is None else first.among(run, judged)
     judged = loading.with_highest_load(run, judged, validation.winner(run, judged))

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from signal import Signals
+from signal import SIGKILL, Signals
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +22,14 @@ from pareflow.comparison import first_line
 from pareflow.compiler.backend import Backend
 from pareflow.compiler.environment import WorkerEnvironment
 from pareflow.compiler.workers import serve, wire
-from pareflow.errors import CrashedError, OutOfMemoryError, StepFailedError, UnsuitableError, VariantError
+from pareflow.errors import (
+    CrashedError,
+    KilledError,
+    OutOfMemoryError,
+    StepFailedError,
+    UnsuitableError,
+    VariantError,
+)
 from pareflow.measurement import Ran
 from pareflow.variant import digest
 from pareflow.workload import Arrays
@@ -100,9 +107,8 @@ class Worker:
             self._process.kill()
             return CrashedError(f"the worker `{self._name}` must speak the protocol", found, "Report it")
         how = f"died of {Signals(-status).name}" if status < 0 else f"exited with status {status}"
-        return CrashedError(
-            f"the worker `{self._name}` must answer", f"it {how}", "What it printed is in the log"
-        )
+        kind = KilledError if status == -SIGKILL else CrashedError
+        return kind(f"the worker `{self._name}` must answer", f"it {how}", "What it printed is in the log")
 
     def _greet(self, hello: Mapping[str, Any]) -> None:
         """Raises: what the worker failed with; CrashedError where it is not the one that was called."""

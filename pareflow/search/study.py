@@ -27,6 +27,8 @@ STARTS = 10
 """Trials before the sampler trusts what it has seen."""
 ATTEMPTS = 3
 """How often the sampler may suggest what was asked before, per recipe."""
+STEPS = (1 / 4, 1 / 8, 1 / 16)
+"""Of a setting's values, how far one step goes: the next where there are few, as far as a range has."""
 REFUSAL = f"{UnsuitableError.__name__}: `{AttentionFusion.name}` "
 """How the reason begins where attention could not be fused: each error of the technique names it first."""
 
@@ -84,18 +86,27 @@ class Study:
     def beside(self, near: Recipe) -> list[Recipe]:
         """What is one step on from a recipe in either direction of what matters most: how much is taken away.
 
-        For the best so far: the sampler needs ten trials before it sees that more could be. Nothing where
-        the recipe is none of the study's, or both were asked before.
+        For the best so far: the sampler needs ten trials before it sees that more could be. Of many values
+        steps are a quarter of them first, then half as far. Nothing where the recipe is none of the study's,
+        or all were asked before.
         """
-        return self._new_of(self._steps_from(near))
+        return self._first_new(near, back=False)
 
     def milder(self, near: Recipe) -> list[Recipe]:
         """What takes one step less away than a recipe, and the recipe trained one step more gently: of these
         what was not asked before; for what loses too much."""
-        return self._new_of(self._steps_from(near, back=True))
+        return self._first_new(near, back=True)
 
-    def _new_of(self, parameters: Iterable[Mapping[str, Any]]) -> list[Recipe]:
-        return [recipe for each in parameters for recipe in self._asked_for(self._trial(each))]
+    def _first_new(self, near: Recipe, *, back: bool) -> list[Recipe]:
+        """Of the longest steps that lead to anything new, what they lead to."""
+        tried = list[Mapping[str, Any]]()
+        for length in STEPS:
+            steps = [step for step in self._steps_from(near, length, back=back) if step not in tried]
+            found = [recipe for each in steps for recipe in self._asked_for(self._trial(each))]
+            if found:
+                return found
+            tried += steps
+        return []
 
     def ask(self, count: int) -> list[Recipe]:
         """At most `count` recipes that were not asked before, of one pass over the training split each.
@@ -113,10 +124,10 @@ class Study:
                 found += self._asked_for(self._trial(parameters))
         return found
 
-    def _steps_from(self, near: Recipe, *, back: bool = False) -> Iterator[dict[str, Any]]:
-        """The recipe's parameters, its technique's first setting one value up and one value down, past those
-        that make the same network; or, back, those of any setting that are milder: the first setting's
-        first."""
+    def _steps_from(self, near: Recipe, length: float, *, back: bool) -> Iterator[dict[str, Any]]:
+        """The recipe's parameters, its technique's first setting so much of its values up and down, one at
+        least, past those that make the same network; or, back, those of any setting that are milder: the
+        first setting's first."""
         trial = self._asked.get(self._name(trained_for(near, 1)))
         if trial is None:
             return
@@ -125,7 +136,8 @@ class Study:
         for setting, values in itertools.islice(settings.items(), len(settings) if back else 1):
             key = f"{here['technique']}.{setting}"
             position = here[key]
-            for onward in (range(position + 1, len(values)), range(position - 1, -1, -1)):
+            far = max(1, int(length * (len(values) - 1)))
+            for onward in (range(position + far, len(values)), range(position - far, -1, -1)):
                 beside = next((to for to in onward if not self._alike({**here, key: to}, here)), None)
                 if beside is not None and (not back or milder(setting, values[beside], values[position])):
                     yield {**here, key: beside}

@@ -75,6 +75,13 @@ def _not_judged(run: Run, row: Row, screened: Sequence[Row], winner: Row | None)
 def _promised_less(run: Run, row: Row, screened: Sequence[Row]) -> str:
     """Why others were chosen where none of them became better: they were likelier to pass."""
     doubt = least_sure(run, row, [other for other in screened if other.role in ("baseline", "original")])
+    twins = [
+        other for other in screened if plainer(other.recipe, row.recipe) and other.measurement is not None
+    ]
+    as_fast = tied(row, twins, lambda one: cost_of(run, one, screened))
+    if as_fast:
+        within = f"{NOTICEABLE - 1:.0%}"
+        return f"{as_fast[0].label} stands for it, which is as fast within {within} in fewer settings"
     if doubt is None:
         return "others promised more"
     return f"it was less likely to keep {doubt.clause}: on the search split {doubt.reason}"

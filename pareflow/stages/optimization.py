@@ -8,6 +8,7 @@ from pareflow.catalog import members
 from pareflow.errors import (
     DoesNotFitError,
     EnvironmentUnfitError,
+    KilledError,
     MissingExtraError,
     PareflowError,
     TimedOutError,
@@ -130,7 +131,7 @@ def kept(run: Run, row: Row, work: Work, beside: Row | None = None) -> Row:
     reason = row.reason if row.status == "failed" and not INTERRUPTED.is_set() else None
     if reason is not None and not reason.startswith(DoesNotFitError.__name__):
         attempt = _attempt(run, row, work, beside)
-        first = "SIGKILL" in reason and run.clock.stopped(_killed(attempt)) is None
+        first = KilledError.__name__ in reason and run.clock.stopped(_killed(attempt)) is None
         run.stop(_killed(attempt) if first else attempt, reason)
     return row
 

@@ -43,6 +43,8 @@ TIMES: tuple[Objective, ...] = ("latency_p50", "latency_p99", "throughput")
 """The objectives that shares of the time bound."""
 SIZES: tuple[Objective, ...] = ("size", "peak_memory")
 
+EARLY = 2
+"""Verdicts before the end at most: each takes confidence from all others, and a minute or two."""
 LONG = 20.0
 """Minutes. A search that may go on for so long, by training, has what is best so far judged and registered
 first: the verdict takes a minute or two of them."""
@@ -313,14 +315,17 @@ class Contest:
         self.leader = best([found] if self.leader is None else [self.leader, found])
 
 
-def first_to_register(run: Run, asked: Asked, contest: Contest) -> bool:
-    """Whether what is best so far is worth a version before the search goes on with this.
+def first_to_register(run: Run, asked: Asked, contest: Contest, failed: Sequence[Row] = ()) -> bool:
+    """Whether what is best so far is worth a version before the search goes on with this; `failed` are those
+    that were judged for that before, and did not pass.
 
     Not under a load, which the served path keeps: its plan is tuned at the end; nor where the pipeline names
     its candidates.
     """
     leader = contest.leader
-    if asked.preflight or asked.listed or run.spec.sla.load is not None:
+    if asked.preflight or asked.listed or run.spec.sla.load is not None or len(failed) >= EARLY:
+        return False
+    if leader is not None and leader.recipe.label in {row.recipe.label for row in failed}:
         return False
     unaided = min(cost_of(run, row, contest.baselines) for row in _strong(contest.baselines))
     if leader is None or leader.cost is None or leader.cost >= unaided:

@@ -110,7 +110,7 @@ def test_killed_worker_is_one_failed_row_and_the_run_goes_on(untimed: Run) -> No
     """The runtime's process dies of SIGKILL amid a request; the next candidate is made as ever."""
     row = optimization.make(untimed, candidate(backend=Step("worker_killed", {"requests": 0})))
     assert (row.status, row.quality) == ("failed", None)
-    assert row.reason == "CrashedError: the worker `echo` must answer, but it died of SIGKILL"
+    assert row.reason == "KilledError: the worker `echo` must answer, but it died of SIGKILL"
     good = optimization.make(untimed, candidate(backend=Step("worker_killed", {"requests": 10**6})))
     assert (good.status, good.quality is not None) == ("ok", True)
 
@@ -120,7 +120,7 @@ def test_worker_killed_while_it_is_timed_is_a_failed_row(trained: Any) -> None:
     assert row.status == "ok"
     timed = optimization.time(trained.run, row, trained.rows)
     assert (timed.status, timed.measurement) == ("failed", None)
-    assert "it died of SIGKILL" in str(timed.reason)
+    assert "KilledError: the worker `echo` must answer, but it died of SIGKILL" in str(timed.reason)
 
 
 def test_worker_environment_that_cannot_be_built_is_an_unavailable_row(

@@ -25,8 +25,8 @@ from pareflow.errors import (
     CrashedError,
     EnvironmentUnfitError,
     InputError,
+    KilledError,
     MissingExtraError,
-    OutOfMemoryError,
     TransientError,
 )
 from pareflow.hardware.needs import Machine, Needs
@@ -355,7 +355,7 @@ STEP: Any = SimpleNamespace(submit=Future)
 def test_a_step_that_takes_its_worker_along_is_one_error_and_the_others_arrive() -> None:
     low = exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory: …")
     first, *others = Worked().each(STEP, [(1,), (low,), (exceptions.WorkerCrashedError(),)], [Needs()] * 3)
-    assert (first, [type(one) for one in others]) == (1, [OutOfMemoryError, CrashedError])
+    assert (first, [type(one) for one in others]) == (1, [KilledError, CrashedError])
     assert "Task was killed due to the node running low on memory. State" in str(others[0])
 
 

@@ -29,6 +29,10 @@ def environment(names: list[str]) -> dict[str, str | None]:
     return {name: os.environ.get(name) for name in names}
 
 
+def read(path: str) -> str:
+    return Path(path).read_text()
+
+
 def talk() -> None:
     print("from Python")
     os.write(1, b"from a native library\n")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from flows.pipeline import side_by_side, tried
 from pareflow.compiler import OnnxRuntime
-from pareflow.errors import CrashedError, TimedOutError, VariantError
+from pareflow.errors import CrashedError, KilledError, TimedOutError, VariantError
 from pareflow.hardware.device import INTERRUPTED, lock_folder
 from pareflow.hardware.needs import Machine
 from pareflow.hardware.waits import WAITS, Waits
@@ -88,14 +88,13 @@ def test_a_run_that_goes_on_is_told_what_failed_and_tries_once_more_what_was_kil
     """One is stopped, one dies, one is killed from outside, one is stopped while it is timed, which says
     nothing of how long its training takes. What is asked for anew is tried anew, and so is what has other
     code since."""
-    endings = {"none": TimedOutError, "basic": CrashedError, "layout": CrashedError}
+    endings = {"none": TimedOutError, "basic": CrashedError, "layout": KilledError}
     made, timed = [], []
 
     def make(run: Run, row: Row) -> Row:
         made.append(level := row.recipe.backend.settings["graph_level"])
         if level in endings:
-            killed = "it died of SIGKILL" if level == "layout" else f"{level} did not"
-            raise endings[level]("it must end", killed, "Wait")
+            raise endings[level]("it must end", f"{level} did not", "Wait")
         return dataclasses.replace(trained.rows[0], recipe=row.recipe)
 
     def measure(run: Run, rows: Sequence[Row], *_: object, **__: object) -> dict[str, Measurement]:
@@ -204,7 +203,7 @@ def test_what_was_killed_has_nothing_beside_it_when_it_is_made_again(trained: Tr
 
         def each(self, task: Any, calls: Any, needs: Any) -> Any:
             asked.append([row.recipe.backend.settings["graph_level"] for _, row in calls])
-            killed = CrashedError("it must end by itself", "it died of SIGKILL", "Look")
+            killed = KilledError("it must end by itself", "it was killed", "Look")
             return [killed if len(calls) > 1 and row == rows[1] else trained.strong for _, row in calls]
 
         def machines(self) -> list[Machine]:

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from flows.pipeline import searched
-from pareflow.search import Ended
+from pareflow.search import Ended, Trial
+from pareflow.search.training_space import trained_for
 from pareflow.sla import LoadClause
 from pareflow.stages import searching, validation
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Step
+from tasks import steps
 from tasks.execution import Plain
 from tests.conftest import Trained
 
@@ -81,6 +83,45 @@ def test_what_the_verdict_split_does_not_let_pass_is_not_registered(
         None,
         "the gate does not promote it on the verdict split",
     )
+
+
+@pytest.mark.parametrize(("better", "judged"), [(False, 1), (True, 2)])
+def test_another_leader_is_judged_where_the_first_did_not_pass_and_no_third(
+    better: bool, judged: int, run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each wave that trains another one may lead: what failed is not judged again."""
+    waves = [TRAINED, *(Row(trained_for(TRAINED.recipe, n)) for n in (2, 3, 5))]
+    made, shown = list[Row](), list[str]()
+
+    def asking(*_: Any) -> Generator[searching.Asked, Any, Ended]:
+        for row in (SMALL, *waves):
+            yield searching.Asked("", (row,))
+        return Ended("that was all")
+
+    class Told(Plain):
+        """Nothing is made or timed, and no first version passes."""
+
+        def call(self, task: Any, *arguments: Any) -> Any:
+            if task is steps.time_variant:
+                made.append(arguments[3])
+                return arguments[3]
+            assert task is steps.first_version
+            row = next(row for row in reversed(arguments[3]) if row.role == "candidate")
+            shown.append(row.label)
+            return steps.First(row, None, "the gate does not promote it", passed=False)
+
+        def each(self, task: Any, calls: Any, needs: Any) -> Any:
+            return [dataclasses.replace(row, id=row.label) for _, row in calls]
+
+    def leading(contest: searching.Contest, row: Row) -> None:
+        cost = 0.5 ** (len(made) if better else min(len(made), 1))
+        if contest.leader is None or cost < (contest.leader.cost or 1):
+            contest.leader = Trial(row.recipe, cost, 0.0)
+
+    monkeypatch.setattr(searching, "searching", asking)
+    monkeypatch.setattr(searching.Contest, "ran", leading)
+    searched(run, None, "", Told(), trained.rows, None)
+    assert shown == [SMALL.label, TRAINED.label][:judged]
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_a_run_that_gets_too_little_memory_says_so_and_what_it_takes_here(traine
     row = made(on(trained.run, ROOMY), Row(BASIC))
     assert row.reason is None
     told = confined(on(trained.run, narrow), row)
-    assert re.match("(OutOfMemory|Crashed|StepFailed)Error: ", told["reason"])
+    assert re.match("(OutOfMemory|Crashed|Killed|StepFailed)Error: ", told["reason"])
     assert told["held_mib"] > 0.01
     assert told["p50_ms"] > 0
 

@@ -16,6 +16,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from pareflow.errors import (
     CrashedError,
+    KilledError,
     OutOfMemoryError,
     PareflowError,
     SpecError,
@@ -168,6 +169,13 @@ def test_answer_that_is_no_json_is_a_crash_with_its_reason(call: Call) -> None:
         call("answer_with_a_set")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="it is Linux's kernel that ends processes")
+def test_where_memory_runs_out_a_child_goes_first(call: Call) -> None:
+    before = Path("/proc/self/oom_score_adj").read_text()
+    assert call("read", path="/proc/self/oom_score_adj") == "1000\n"
+    assert Path("/proc/self/oom_score_adj").read_text() == before
+
+
 def test_memory_limit_holds_and_is_named(call: Call) -> None:
     limits = Limits(memory_mib=300)
     assert call("hoard", limits, mib=100) == 100 * 2**20
@@ -294,7 +302,7 @@ def test_what_begins_after_an_interruption_ends_at_once(
         raise ended_by
     arguments = {"begun": str(tmp_path / "begun")}
     try:
-        with pytest.raises(CrashedError, match="it died of SIGKILL"):
+        with pytest.raises(KilledError, match="it died of SIGKILL"):
             run_isolated(f"{MODULE}:hang", arguments, Limits(seconds=20), log, imported=imported)
     finally:
         INTERRUPTED.clear()

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from pareflow import nursery
-from pareflow.errors import CrashedError, TimedOutError
+from pareflow.errors import KilledError, TimedOutError
 from pareflow.isolation import Child, Limits, run_isolated
 from tests.processes import gone, started
 
@@ -84,7 +84,7 @@ def test_nursery_killed_while_its_process_works_is_a_crash_and_leaves_nothing(tm
     with Child("isolated_functions:hang", arguments, Limits(60), log, imported=IMPORTED) as child:
         pids, (only,) = started(begun), nurseries()
         only.kill()
-        with pytest.raises(CrashedError, match="it died of SIGKILL"):
+        with pytest.raises(KilledError, match="it died of SIGKILL"):
             child.result()
     assert [gone(pid) for pid in pids] == [True, True]
 

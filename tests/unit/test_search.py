@@ -383,6 +383,20 @@ def test_a_step_back_trains_more_gently_too() -> None:
     assert study.beside(half) == []  # in both directions of what is taken away alone
 
 
+def test_of_many_values_steps_are_long_first_and_then_half_as_long() -> None:
+    """By hand, of 17 from 0.2 to 0.52: the middle; four on each side, two, one, and then none is left."""
+    ratios = tuple(round(0.2 + 0.02 * n, 2) for n in range(17))
+    study = Study({"channel_pruning": {"ratio": ratios, "learning_rate": (1e-3,)}}, [PLAIN], 0)
+
+    def asked(recipes: Sequence[Recipe]) -> list[float]:
+        return [recipe.techniques[0].settings["ratio"] for recipe in recipes]
+
+    (middle,) = study.ask(1)
+    assert asked([middle]) == [0.36]
+    assert [asked(study.beside(middle)) for _ in range(4)] == [[0.44, 0.28], [0.4, 0.32], [0.38, 0.34], []]
+    assert len(study.ask(17)) == 10
+
+
 def of_six_blocks(families: Mapping[str, training_space.Settings]) -> dict[str, Any]:
     """What each ratio takes of six blocks: at a half and at five eighths three."""
     return {

@@ -86,6 +86,35 @@ def test_values_of_the_space_count_together(tiny_document: Document) -> None:
     assert specs.parse({**tiny_document, "space": space}, "here").space
 
 
+def test_a_range_of_the_space_is_seventeen_values(tiny_document: Document) -> None:
+    """By hand: steps of 0.03; of 10 to the power of an eighth. What is read is what was written."""
+    ranges = {
+        "ratio": {"low": 0.25, "high": 0.73},
+        "learning_rate": {"low": "1e-4", "high": 0.01, "log": True},
+    }
+    spec = specs.parse({**tiny_document, "space": {"channel_pruning": ranges}}, "here")
+    assert spec.space is not None
+    ratios, rates = spec.space["channel_pruning"].values()
+    assert ratios == (*(round(0.25 + 0.03 * n, 2) for n in range(17)),)
+    assert (len(rates), rates[0], rates[1], rates[8], rates[16]) == (17, 1e-4, 1.33e-4, 1e-3, 1e-2)
+    assert specs.parse(spec.to_json(), "again") == spec
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"low": 0.5, "high": 0.5}, "a range must lead from `low` up to `high`.*but is 0.5 to 0.5"),
+        ({"low": 0, "high": 0.5, "log": True}, "from above 0 with `log`, but is 0 to 0.5"),
+        ({"low": 0.5}, "high: must be given"),
+        ({"low": 0.2, "high": 0.5, "logs": True}, "unknown key 'logs'; did you mean 'log'"),
+        ({"low": 0.2, "high": 1.5}, "space.channel_pruning: ratio: .*1.5"),
+    ],
+)
+def test_a_range_that_cannot_be_is_told(given: Any, told: str, tiny_document: Document) -> None:
+    with pytest.raises(SpecError, match=told):
+        specs.parse({**tiny_document, "space": {"channel_pruning": {"ratio": given}}}, "here")
+
+
 def test_a_setting_of_the_space_needs_no_other_beside_it(tiny_document: Document) -> None:
     """An architecture search must be told its trials and epochs, too: the search does."""
     space = {"architecture_search": {"max_latency_share": [0.25, 0.5]}}

@@ -149,7 +149,7 @@ def test_stopped_while_the_first_version_is_judged_nothing_more_is_built(
 
 @pytest.fixture
 def worth_a_first_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searching, "first_to_register", lambda _run, asked, _contest: asked.words == "more")
+    monkeypatch.setattr(searching, "first_to_register", lambda _run, asked, *_: asked.words == "more")
 
 
 @pytest.mark.parametrize("preflight", [True, False], ids=["preflight", "make"])
