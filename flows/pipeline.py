@@ -113,7 +113,7 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
     profile, told = execution.call(steps.profile, run, baselines)
     progress.note(told)
 
-    rows, ended, first = searched(run, tracker, parent, execution, baselines, profile)
+    rows, ended, firsts = searched(run, tracker, parent, execution, baselines, profile)
     progress.note(f"the search ended: {ended.words}")
     stopped = isinstance(ended, Stopped)
     if stopped and tracker is not None:
@@ -121,6 +121,7 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
 
     progress.stage("validate")
     screened = fitting.with_nearest([*baselines, *rows])
+    first = firsts[-1] if firsts else None
     judged = execution.call(steps.validate, run, tracker, parent, screened, first)
     winner = validation.winner(run, judged)
     finals = {row.label: row for row in judged}
@@ -161,7 +162,7 @@ def optimized(run: Run, tracker: Tracker | None, parent: str, execution: Executi
         given,
         serving,
         no_profile=told if profile is None else None,
-        first=None if first is None else first.to_json(),
+        firsts=[one.to_json() for one in firsts],
     )
     execution.call(steps.record_outcome, run, tracker, parent, document, stopped)
     return document
@@ -178,24 +179,24 @@ def searched(
     execution: Execution,
     baselines: Sequence[Row],
     profile: Mapping[str, Any] | None,
-) -> tuple[list[Row], Ended, steps.First | None]:
+) -> tuple[list[Row], Ended, list[steps.First]]:
     """All rows that the search asked for, wave by wave, why it ended, and what was judged before that.
     Ctrl-C or SIGTERM ends it where one is timed: what is there is judged."""
     asking, rows = searching.searching(run, baselines, profile), list[Row]()
     contest = searching.Contest(run, baselines)
     done: list[Row] | None = None
-    first: steps.First | None = None
-    failed: list[Row] = []
+    firsts: list[steps.First] = []
     with stoppable(lambda: any(row.measurement is not None for row in rows)) as stopped:
         try:
             while not stopped.is_set():
                 asked = next(asking) if done is None else asking.send(done)
-                wanted = first is None or not first.passed
+                failed = [one.row.recipe for one in firsts if not one.passed]
+                wanted = len(failed) == len(firsts)
                 if wanted and searching.first_to_register(run, asked, contest, failed):
                     shown.get().stage("first version")
-                    left = [row for row in (*baselines, *rows) if row.id not in {one.id for one in failed}]
-                    first = execution.call(steps.first_version, run, tracker, parent, left)
-                    failed += [] if first.passed else [first.row]
+                    left = [row for row in rows if not searching.of_ways(failed, row.recipe)]
+                    first = execution.call(steps.first_version, run, tracker, parent, [*baselines, *left])
+                    firsts.append(first)
                     shown.get().note(_of_the_first(run, first))
                 if stopped.is_set():  # while the search thought, or the first version was judged
                     break
@@ -209,12 +210,12 @@ def searched(
                     if row.status != "pruned" or asked.listed:
                         rows.append(row)
         except StopIteration as end:
-            return rows, end.value, first
+            return rows, end.value, firsts
         except PareflowError:  # of what was ended
             if not stopped.is_set():
                 raise
     again = "the same command without --remeasure" if run.remeasure else "the same command"
-    return rows, Stopped(f"it was stopped; {again} goes on with it"), first
+    return rows, Stopped(f"it was stopped; {again} goes on with it"), firsts
 
 
 def _of_the_first(run: Run, first: steps.First) -> str:

@@ -130,9 +130,10 @@ class Range(_Part):
         return self
 
     def values(self) -> tuple[float, ...]:
-        """Three digits each: what is closer makes no other network."""
+        """Both ends, and three digits each between them: what is closer makes no other network."""
         spaced = np.geomspace if self.log else np.linspace
-        return tuple(dict.fromkeys(float(f"{n:.3g}") for n in spaced(self.low, self.high, RANGE)))
+        between = (float(f"{n:.3g}") for n in spaced(self.low, self.high, RANGE)[1:-1])
+        return tuple(dict.fromkeys((self.low, *between, self.high)))
 
 
 def _as_values(given: Any) -> Any:
@@ -382,10 +383,14 @@ def _value_problems(name: str, settings: Mapping[str, Any]) -> list[str]:
     problems = [
         f"space.{name}: `{own}` is the search's to set" for own in ("epochs", "seed") if own in settings
     ]
-    listed = {key: found for key, values in settings.items() if (found := _ends(values))}
-    for chosen in itertools.product(*listed.values()):
+    known = {key: found for key, values in settings.items() if (found := _known_values(values))}
+    ends = {k: (v[0], v[-1]) if isinstance(settings[k], Mapping) else v for k, v in known.items()}
+    first = {key: values[0] for key, values in known.items()}
+    together = (dict(zip(ends, chosen, strict=True)) for chosen in itertools.product(*ends.values()))
+    one_by_one = ({**first, key: value} for key, values in known.items() for value in values)
+    for chosen in (*together, *one_by_one):
         try:
-            TECHNIQUES[name].from_settings(dict(zip(listed, chosen, strict=True)))
+            TECHNIQUES[name].from_settings(chosen)
         except ValidationError as error:
             fields = TECHNIQUES[name].model_fields
             wrong = [e for e in error.errors() if e["type"] != "missing"]  # the search gives the others
@@ -393,13 +398,12 @@ def _value_problems(name: str, settings: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def _ends(values: Any) -> tuple[Any, ...]:
-    """The values that are listed, or both ends of a range; none where the model tells what is wrong."""
-    if isinstance(values, Mapping):
-        with suppress(ValidationError):
-            found = Range.model_validate(values)
-            return (found.low, found.high)
-    return tuple(values) if isinstance(values, list | tuple) else ()
+def _known_values(given: Any) -> tuple[Any, ...]:
+    """The values that are listed, or of a range; none where the model tells what is wrong."""
+    with suppress(ValueError):
+        found = _as_values(given)
+        return tuple(found) if isinstance(found, list | tuple) else ()
+    return ()
 
 
 def check_recipe(recipe: Recipe) -> None:

@@ -24,8 +24,8 @@ from pareflow.variant import Recipe, Step
 if TYPE_CHECKING:
     from pareflow.search.study import Study
 
-ROUND = 9
-"""Recipes with training that are begun together."""
+ROUNDS = (2, 3, 5, 9)
+"""Recipes with training that are begun together: as many of these as half of the budget suffices for."""
 FINISHES = 2
 """Ways to quantize and run a network that are tried after training: the best two without it."""
 NEAR = 1.5
@@ -139,7 +139,7 @@ class Search:
             now, put_off = self._fitting(asked)
             if not now:
                 following = tuple(training_space.trained_for(r, self._rungs()[0]) for r in asked)
-                return Ended(f"the budget of {self.minutes:g} minutes was used up", following)
+                return Ended(self._no_time_for(following), following)
             study.write(self.file)
             reached = yield from self._halved(now)
             for recipe in now:
@@ -148,6 +148,14 @@ class Search:
         following = tuple(training_space.trained_for(r, self._rungs()[0]) for r in put_off)
         lacking = "better" if best(self.known) else "nearer to the limits of the SLA, which nothing meets yet"
         return Ended(f"{PATIENCE} rounds of training in a row brought nothing {lacking}", following)
+
+    def _no_time_for(self, following: Sequence[Recipe]) -> str:
+        """Why none of these is begun."""
+        left = self.minutes_left()
+        if left <= 0:
+            return f"the budget of {self.minutes:g} minutes was used up"
+        needed = min(map(self._effort_now().minutes, following))
+        return f"what comes next takes about {needed:.3g} minutes, and {left:.3g} are left"
 
     def _tried(self, words: str, recipes: Sequence[Recipe]) -> Generator[Wave, Told, dict[str, Trial]]:
         """What became of a wave, by label; it is known from now on."""
@@ -179,12 +187,14 @@ class Search:
         return space.smaller(here) if wanted else ()
 
     def _repairs(self) -> list[Recipe]:
-        """Repairs of what is faster than all that passes, and loses too much; the fastest first."""
+        """Repairs of what is faster than all that passes, and loses too much: of what loses least, as far as
+        there are any."""
         leader, tried = best(self.known), {trial.recipe.label for trial in self.known}
         lossy = [t for t in self.known if t.lost and better(t.cost, leader)]
-        lossy.sort(key=lambda trial: trial.cost or 0)
-        found = [repair for t in lossy[:FINISHES] for repair in space.repairs(t.recipe, self.here)]
-        return [r for label, r in {r.label: r for r in found}.items() if label not in tried]
+        lossy.sort(key=lambda trial: (trial.lost or 0, trial.cost or 0))
+        repairs = [found for t in lossy if (found := space.repairs(t.recipe, self.here))]
+        of_each = {r.label: r for r in itertools.chain(*repairs[:FINISHES])}
+        return [r for label, r in of_each.items() if label not in tried]
 
     def _by_other_seeds(self) -> tuple[Recipe, ...]:
         """The best recipe by other seeds, where it trains."""
@@ -252,7 +262,7 @@ class Search:
         """
         effort, passes = self._effort_now(), self._rungs()
         each = effort.build_minutes + passes[-1] * effort.epoch_minutes * len(passes) / ETA
-        count = max(2, min(ROUND, int(self.minutes / 2 / each)))
+        count = max((n for n in ROUNDS if n * each <= self.minutes / 2), default=ROUNDS[0])
         leader = best(self.known)
         near = [] if (start := nearest(self.known)) is None else study.beside(start.recipe)
         near += self._milder(study, leader)
@@ -283,8 +293,10 @@ class Search:
         if leader is None:
             lossy = [t for t in lossy if 2 * (t.lost or 0) > (t.excess or 0)]
         lossy.sort(key=lambda trial: trial.lost or 0)
-        found = (recipe for trial in lossy for recipe in study.milder(trial.recipe))
-        return list(itertools.islice(found, FINISHES))
+        found = list[Recipe]()
+        for trial in lossy:
+            found += study.milder(trial.recipe, FINISHES - len(found)) if len(found) < FINISHES else []
+        return found
 
     def _too_slow(self, recipe: Recipe) -> bool:
         """Whether its technique was stopped by its limit of time, in no more passes than it begins with."""
@@ -312,6 +324,8 @@ class Search:
                 total += needed
             else:
                 later.append(recipe)
+        if not now and left >= OF_LIMIT * self.recipe_minutes and not any(map(_trains, self.known)):
+            return later[:1], later[1:]  # nothing has shown yet how long training takes: it is stopped early
         return now, later
 
     def _halved(self, asked: Sequence[Recipe]) -> Generator[Wave, Told, dict[str, Trial]]:
@@ -356,6 +370,10 @@ class Search:
     def _rungs(self) -> tuple[int, ...]:
         """The passes of each rung, by what was seen."""
         return affordable(self._effort_now(), self.minutes, self.recipe_minutes)
+
+
+def _trains(trial: Trial) -> bool:
+    return epochs_of(trial.recipe) > 0
 
 
 def _each_way(trials: Iterable[Trial]) -> list[Trial]:

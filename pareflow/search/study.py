@@ -92,18 +92,19 @@ class Study:
         """
         return self._first_new(near, back=False)
 
-    def milder(self, near: Recipe) -> list[Recipe]:
+    def milder(self, near: Recipe, most: int) -> list[Recipe]:
         """What takes one step less away than a recipe, and the recipe trained one step more gently: of these
-        what was not asked before; for what loses too much."""
-        return self._first_new(near, back=True)
+        what was not asked before, so many at most; for what loses too much."""
+        return self._first_new(near, back=True, most=most)
 
-    def _first_new(self, near: Recipe, *, back: bool) -> list[Recipe]:
-        """Of the longest steps that lead to anything new, what they lead to."""
+    def _first_new(self, near: Recipe, *, back: bool, most: int | None = None) -> list[Recipe]:
+        """Of the longest steps that lead to anything new, what they lead to. What is not among the `most` is
+        not asked."""
         tried = list[Mapping[str, Any]]()
         for length in STEPS:
             steps = [step for step in self._steps_from(near, length, back=back) if step not in tried]
-            found = [recipe for each in steps for recipe in self._asked_for(self._trial(each))]
-            if found:
+            new = (recipe for each in steps for recipe in self._asked_for(self._trial(each)))
+            if found := list(itertools.islice(new, most)):
                 return found
             tried += steps
         return []
@@ -118,6 +119,8 @@ class Study:
             if len(found) < count:
                 start = self._starts.pop(0) if self._starts else None
                 found += self._asked_for(self._trial(start))
+        if len(found) == count:
+            return found
         left = self._unasked()
         for parameters in random.Random(f"{self._seed} {len(self._asked)}").sample(left, len(left)):
             if len(found) < count:

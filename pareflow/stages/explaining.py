@@ -1,6 +1,7 @@
 """Why each row won or lost, in plain words, with the clause and the interval that decided."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pareflow.reporting import gains
 from pareflow.reporting.formats import quality
@@ -15,8 +16,15 @@ from pareflow.stages.run import Row, Run
 from pareflow.stages.screening import cost_of, objective_value, rejected
 
 
-def explanation(run: Run, row: Row, screened: Sequence[Row], winner: Row | None) -> str:
-    """One sentence or two on a row of the final table; `screened` holds all rows as the search left them."""
+def explanation(
+    run: Run,
+    row: Row,
+    screened: Sequence[Row],
+    winner: Row | None,
+    firsts: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """One sentence or two on a row of the final table; `screened` holds all rows as the search left them,
+    `firsts` what was judged while it went on."""
     if row.status != "ok":
         return f"It is {row.status}: {row.reason}."
     if winner is not None and row.id == winner.id:
@@ -31,6 +39,10 @@ def explanation(run: Run, row: Row, screened: Sequence[Row], winner: Row | None)
         return f"It meets every clause, but does not win: {row.fit.missed}."
     if row.verdict is not None:
         return f"It meets the SLA, but {_beside(run, row, screened, winner)}."
+    early = next((one for one in firsts if one["variant"] == row.id), None)
+    if early is not None:
+        registered = "" if early["version"] is None else f", and is version {early['version']}"
+        return f"It was judged while the search went on{registered}: {early['reason']}."
     return _not_judged(run, row, screened, winner)
 
 

@@ -11,7 +11,7 @@ from pareflow.gate import QUALITY_HARM, Check, from_below
 from pareflow.search.space import way_of
 from pareflow.search.ties import plainest, tied
 from pareflow.stages.run import Row, Run
-from pareflow.stages.screening import checks_of, cost_of, over, rejected
+from pareflow.stages.screening import again, checks_of, cost_of, over, rejected
 
 LESS_LIKELY = 0.01
 """A row that stands for another is at most so much less likely to pass: a limit may lie between the two."""
@@ -120,8 +120,7 @@ def _kept(check: Check, samples: int) -> float:
     estimate = max(check.estimate, 0.0) if check.clause.endswith("max_drop") else check.estimate
     if bound is None or check.confidence is None or bound == check.estimate:
         return float(over(check) == 0)
-    width, again = abs(bound - check.estimate), 0.0
-    if check.clause.startswith("quality."):
-        again = math.sqrt(check.samples / samples)
-    error = width / NormalDist().inv_cdf(check.confidence) * math.hypot(1, again)
-    return NormalDist().cdf((side * (check.limit - estimate) - width * again) / error)
+    width = abs(bound - check.estimate)
+    anew = again(check, samples) if check.clause.startswith("quality.") else 0.0
+    error = width / NormalDist().inv_cdf(check.confidence) * math.hypot(1, anew)
+    return NormalDist().cdf((side * (check.limit - estimate) - width * anew) / error)

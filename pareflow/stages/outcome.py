@@ -27,13 +27,13 @@ def document(
     contributions: Sequence[Mapping[str, Any]] = (),
     serving: Mapping[str, Any] | None = None,
     no_profile: str | None = None,
-    first: Mapping[str, Any] | None = None,
+    firsts: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The document of docs/reference/json.md; row 0 is the strong baseline.
 
     `screened` holds the rows as they were before finalists were measured again; `ended` says why the search
     did, `contributions` what each step of the winner gives, `serving` what its plan keeps, `no_profile` why
-    there is no profile, and `first` what was judged and registered while the search went on.
+    there is no profile, and `firsts` what was judged while the search went on, and registered if it passed.
     """
     shown = winner or _closest(rows)
     named = "" if run.target is None else f" --target {run.target}"
@@ -52,11 +52,11 @@ def document(
         "profile": None if profile is None else dict(profile),
         "no_profile": no_profile,
         "variants": [variant(row) for row in rows],
-        "explanations": [explanation(run, row, screened, winner) for row in rows],
+        "explanations": [explanation(run, row, screened, winner, firsts) for row in rows],
         "winner": winner.id if winner else None,
         "verdict": _verdict(shown, met=winner is not None),
         "search": None if ended is None else _search(ended),
-        "first_version": None if first is None else dict(first),
+        "first_versions": [dict(first) for first in firsts],
         "contributions": [dict(step) for step in contributions],
         "selection": selection(rows, screened, shown),
         "slices": slice_drops(rows, shown, run.spec.sla.confidence),

@@ -1,5 +1,6 @@
 """What is known of a row before its verdict: its cost, and what the gate says of it on the search split."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from pareflow.errors import VariantError
@@ -86,12 +87,33 @@ def rejected(run: Run, row: Row, rows: Sequence[Row]) -> list[Check]:
     return [check for check in checks_of(run, row, rows) if check.decision == "reject"]
 
 
-def over(check: Check) -> float:
-    """How far an estimate is on the wrong side of its limit: of quality in its metric, else as a share.
+def over(check: Check, doubted: float = 0.0) -> float:
+    """How far an estimate, and so much of a loss more, is on the wrong side of its limit: of quality in its
+    metric, else as a share.
 
     Harm to quality has no limit to be near to: it is surely there, or not at all.
     """
     if check.estimate is None or (check.clause == QUALITY_HARM and check.decision != "reject"):
         return 0.0
     found = check.limit - check.estimate if from_below(check.clause) else check.estimate - check.limit
+    found += doubted
     return max(found, 0.0) if check.clause.startswith("quality.") else max(found / check.limit, 0.0)
+
+
+def doubt(run: Run, check: Check) -> float:
+    """How much more of a loss the verdict is expected to allow for than the search split's estimate. There all
+    of the interval must be within `max_drop`, and is the narrower the more samples it has.
+
+    0 where no loss is seen, and where the verdict split is too small for `max_drop`, which is told: by that
+    everything would lose too much.
+    """
+    loses = check.clause.endswith("max_drop") and (check.estimate or 0.0) > 0
+    if not loses or check.high is None or run.samples_lacking is not None:
+        return 0.0
+    assert check.estimate is not None
+    return (check.high - check.estimate) * again(check, run.facts.sizes["verdict"])
+
+
+def again(check: Check, samples: int) -> float:
+    """How wide an interval of so many samples is expected to be, over one of this check's."""
+    return math.sqrt(check.samples / samples)

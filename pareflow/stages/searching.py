@@ -12,7 +12,7 @@ from pareflow.search import Circumstances, Ended, Search, Trial, Wave, training_
 from pareflow.search.effort import Effort, level_of
 from pareflow.search.halving import affordable
 from pareflow.search.search import PREFLIGHT_MINUTES
-from pareflow.search.space import smaller, smallest, untrained
+from pareflow.search.space import smaller, smallest, untrained, way_of
 from pareflow.search.ties import plainer
 from pareflow.search.trial import NOTICEABLE, best
 from pareflow.sla import Objective
@@ -22,7 +22,7 @@ from pareflow.stages.loading import check_loadgen
 from pareflow.stages.optimization import strong_baseline, unrunnable
 from pareflow.stages.room import check_room
 from pareflow.stages.run import Row, Run
-from pareflow.stages.screening import checks_of, cost_of, objective_value, original_of, over, share_of
+from pareflow.stages.screening import checks_of, cost_of, doubt, objective_value, original_of, over, share_of
 from pareflow.variant import Recipe
 
 
@@ -315,7 +315,7 @@ class Contest:
         self.leader = best([found] if self.leader is None else [self.leader, found])
 
 
-def first_to_register(run: Run, asked: Asked, contest: Contest, failed: Sequence[Row] = ()) -> bool:
+def first_to_register(run: Run, asked: Asked, contest: Contest, failed: Sequence[Recipe] = ()) -> bool:
     """Whether what is best so far is worth a version before the search goes on with this; `failed` are those
     that were judged for that before, and did not pass.
 
@@ -325,19 +325,28 @@ def first_to_register(run: Run, asked: Asked, contest: Contest, failed: Sequence
     leader = contest.leader
     if asked.preflight or asked.listed or run.spec.sla.load is not None or len(failed) >= EARLY:
         return False
-    if leader is not None and leader.recipe.label in {row.recipe.label for row in failed}:
+    if leader is not None and of_ways(failed, leader.recipe):
         return False
     unaided = min(cost_of(run, row, contest.baselines) for row in _strong(contest.baselines))
     if leader is None or leader.cost is None or leader.cost >= unaided:
         return False
     trains = any(level_of(row.recipe) == "architecture" for row in asked.rows)
-    return trains and run.left("a first version") >= LONG
+    look = "a first version" if not failed else f"first version {len(failed) + 1}"
+    return trains and run.left(look) >= LONG
+
+
+def of_ways(known: Iterable[Recipe], recipe: Recipe) -> bool:
+    """Whether a recipe is one of these networks, whatever its runtime is set to: they answer alike."""
+    return way_of(recipe) in [way_of(one) for one in known]
 
 
 def excess_of(run: Run, row: Row, baselines: Sequence[Row]) -> dict[str, float] | None:
     """Per clause of the SLA, by how much its estimate exceeds the limit: quality in its metric, all else as a
-    share. The clause of load is not among them. None where quality is not known.
+    share. Of a loss what the verdict is expected to doubt counts too: a bet is no pass. The clause of load is
+    not among them. None where quality is not known.
     """
     if run.spec.sla.quality is not None and row.quality is None:
         return None
-    return {check.clause: over(check) for check in checks_of(run, row, baselines)}
+    found = checks_of(run, row, baselines)
+    doubts = (doubt(run, check) for check in found)
+    return {check.clause: over(check, much) for check, much in zip(found, doubts, strict=True)}

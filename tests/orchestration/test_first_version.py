@@ -126,7 +126,7 @@ def test_a_run_of_which_only_the_first_version_passed_ends_with_it(
     tracker = new_tracker(tmp_path)
     first = judged_first(judged, tracker)
     stopped = pipeline.Stopped("that was all")
-    monkeypatch.setattr(pipeline, "searched", lambda *_: ([judged.int8], stopped, first))
+    monkeypatch.setattr(pipeline, "searched", lambda *_: ([judged.int8], stopped, [first]))
     monkeypatch.setattr(finalists, "finalists", lambda *_: [judged.fp32, judged.eager])
     document = pipeline.optimized(judged.run, tracker, tracker.begin(judged.run), Plain())
     assert document["winner"] == judged.int8.id

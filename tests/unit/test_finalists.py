@@ -256,19 +256,21 @@ def test_a_faster_one_that_was_not_judged_says_which_clause_it_was_less_likely_t
 
 def test_what_a_plainer_twin_stands_for_says_so_though_that_lost(run: Run, judged: Any) -> None:
     """Pages make it 1 % faster, which is nobody's reason to judge it; another one won then."""
-    plain = answering(judged.candidate, 0, times=40.0, name="plain")
-    paged_step = Step(plain.recipe.backend.name, {**plain.recipe.backend.settings, "huge_pages": True})
-    paged = answering(judged.candidate, 0, times=40.4, name="paged")
-    paged = dataclasses.replace(paged, recipe=Recipe(plain.recipe.techniques, paged_step))
+    plain = answering(judged.candidate, 0, times=40.0)
+    paged = answering(judged.candidate, 0, times=40.4)
+    paged = dataclasses.replace(paged, recipe=in_huge_pages(plain.recipe), id="paged")
     safe = answering(judged.candidate, 0, times=20.0, name="safe")
     rows = [*(answering(row, 0) for row in judged.baselines), safe, plain, paged]
     rows = [dataclasses.replace(row, verdict=None) for row in rows]
     *_, safe, plain, paged = rows
-    told = explaining.explanation(run, paged, rows, safe)
-    assert told == (
+    assert explaining.explanation(run, paged, rows, safe) == (
         f"It was not judged: {plain.label} stands for it, which is as fast within 2% in fewer settings."
     )
     assert explaining.explanation(run, plain, rows, safe) == "It was not judged: others promised more."
+    early = [{"variant": plain.id, "version": "3", "reason": "it meets the SLA"}]
+    assert explaining.explanation(run, plain, rows, safe, early) == (
+        "It was judged while the search went on, and is version 3: it meets the SLA."
+    )
 
 
 def test_rows_on_other_threads_are_compared_beside_one_baseline(run: Run, judged: Any) -> None:

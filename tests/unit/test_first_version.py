@@ -57,10 +57,9 @@ def test_the_best_of_what_needs_no_training_is_judged_before_anything_trains(
     run: Run, trained: Trained
 ) -> None:
     execution = Noting()
-    rows, _, first = searched(run, None, "", execution, trained.rows, None)
+    rows, _, (first,) = searched(run, None, "", execution, trained.rows, None)
     assert execution.called == ["time_variant", "first_version", "time_variant"]
     assert [row.label for row in rows] == [SMALL.label, TRAINED.label]
-    assert first is not None
     assert first.to_json() == {
         "variant": rows[0].id,
         "recipe": SMALL.label,
@@ -76,25 +75,40 @@ def test_what_the_verdict_split_does_not_let_pass_is_not_registered(
     """And is not judged again."""
     monkeypatch.setattr(validation, "winner", lambda *_: None)
     execution = Noting()
-    first = searched(run, None, "", execution, trained.rows, None)[2]
+    (first,) = searched(run, None, "", execution, trained.rows, None)[2]
     assert execution.called.count("first_version") == 1
-    assert first is not None
     assert (first.version, first.reason) == (
         None,
         "the gate does not promote it on the verdict split",
     )
 
 
-@pytest.mark.parametrize(("better", "judged"), [(False, 1), (True, 2)])
+PAGED = Row(Recipe(SMALL.recipe.techniques, Step("onnxruntime", {"threads": 1, "huge_pages": True})))
+
+
+@pytest.mark.parametrize(
+    ("better", "quick", "judged"),
+    [
+        (False, (SMALL,), [SMALL]),
+        (True, (SMALL,), [SMALL, TRAINED]),
+        (True, (SMALL, PAGED), [PAGED, TRAINED]),
+    ],
+)
 def test_another_leader_is_judged_where_the_first_did_not_pass_and_no_third(
-    better: bool, judged: int, run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch
+    better: bool,
+    quick: tuple[Row, ...],
+    judged: list[Row],
+    run: Run,
+    trained: Trained,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Before each wave that trains another one may lead: what failed is not judged again."""
+    """Before each wave that trains another network may lead: what failed is not judged again, nor is what
+    answers as it does."""
     waves = [TRAINED, *(Row(trained_for(TRAINED.recipe, n)) for n in (2, 3, 5))]
     made, shown = list[Row](), list[str]()
 
     def asking(*_: Any) -> Generator[searching.Asked, Any, Ended]:
-        for row in (SMALL, *waves):
+        for row in (*quick, *waves):
             yield searching.Asked("", (row,))
         return Ended("that was all")
 
@@ -121,7 +135,21 @@ def test_another_leader_is_judged_where_the_first_did_not_pass_and_no_third(
     monkeypatch.setattr(searching, "searching", asking)
     monkeypatch.setattr(searching.Contest, "ran", leading)
     searched(run, None, "", Told(), trained.rows, None)
-    assert shown == [SMALL.label, TRAINED.label][:judged]
+    assert shown == [row.label for row in judged]
+    of_one_way = [SMALL.recipe, TRAINED.recipe]
+    assert not searching.of_ways(of_one_way[1:], PAGED.recipe)
+    assert searching.of_ways(of_one_way, PAGED.recipe)
+
+
+def test_a_second_early_verdict_goes_by_the_time_that_is_left_then(
+    run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contest = searching.Contest(run, trained.rows)
+    contest.leader = Trial(TRAINED.recipe, 0.5, 0.0)
+    monkeypatch.setattr(Run, "left", lambda _, what: searching.LONG if what == "a first version" else 5.0)
+    asked = searching.Asked("", (TRAINED,))
+    assert searching.first_to_register(run, asked, contest)
+    assert not searching.first_to_register(run, asked, contest, [SMALL.recipe])
 
 
 @pytest.mark.parametrize(

@@ -353,14 +353,14 @@ def test_a_step_back_takes_less_away() -> None:
     }
     study = Study(families, [PLAIN], 0)
     pruned, thin, sparse, half, quarter = study.ask(5)
-    (less,) = study.milder(sparse)
+    (less,) = study.milder(sparse, 2)
     assert less.techniques[0].settings["sparsity"] == 0.5
-    (less,) = study.milder(training_space.trained_for(pruned, 9))
+    (less,) = study.milder(training_space.trained_for(pruned, 9), 2)
     assert less.techniques[0].settings["ratio"] == 0.25
-    (less,) = study.milder(thin)
+    (less,) = study.milder(thin, 2)
     assert less.techniques[0].settings["share"] == 0.4
     for none in (half, quarter, less, pruned, PLAIN):  # nothing beyond; it was asked; it does not train
-        assert study.milder(none) == []
+        assert study.milder(none, 2) == []
 
 
 def test_a_step_back_trains_more_gently_too() -> None:
@@ -376,11 +376,48 @@ def test_a_step_back_trains_more_gently_too() -> None:
         return [(each["ratio"], each["learning_rate"]) for each in of]
 
     assert told([half]) == [(0.5, 3e-4)]
-    back = study.milder(half)
+    back = study.milder(half, 2)
     assert told(back) == [(0.25, 3e-4), (0.5, 1e-4)]
-    assert told(study.milder(back[0])) == [(0.25, 1e-4)]
-    assert study.milder(back[1]) == []  # its only step back was asked just now
+    assert told(study.milder(back[0], 2)) == [(0.25, 1e-4)]
+    assert study.milder(back[1], 2) == []  # its only step back was asked just now
     assert study.beside(half) == []  # in both directions of what is taken away alone
+
+
+def test_a_step_back_that_is_not_taken_is_asked_later(tmp_path: Path) -> None:
+    """Of six points each loses too much: the first round's two lossy ones have more neighbours than it takes,
+    and none of the six is lost."""
+    families = {"channel_pruning": {"ratio": (0.25, 0.5, 0.75), "learning_rate": (1e-4, 3e-4)}}
+    study = Study(families, [PLAIN], 0)
+    (first,) = study.ask(1)
+    assert len(study.milder(first, 1)) == 1
+    assert len(study.ask(9)) == 4
+
+
+def test_where_a_pass_may_take_longer_than_is_left_one_recipe_shows_how_long_it_takes(tmp_path: Path) -> None:
+    """Estimated at 100 minutes each, passes take half of one: a whole round follows. Where none is begun, the
+    time that is left is told."""
+    ours = search(tmp_path, effort=Effort(100.0), minutes=60.0, recipe_minutes=5.0)
+    waves, _ = run(ours, landscape, lambda recipe: 0.1 + 0.5 * epochs_of(recipe))
+    first, second, *_ = (wave for wave in waves if wave.words.startswith("trained"))
+    assert (len(first.recipes), len(second.recipes) > 1) == (1, True)
+    short = dataclasses.replace(ours, recipe_minutes=100.0, known=[Trial(PLAIN, 1.0, 0.0)])
+    waves, ended = run(short, landscape)
+    assert not any(wave.words.startswith("trained") for wave in waves)
+    assert ended.words == "what comes next takes about 100 minutes, and 60 are left"
+
+
+def test_of_what_loses_too_much_the_least_lossy_is_repaired_of_what_can_be(tmp_path: Path) -> None:
+    ours = search(tmp_path)
+    plain = Trial(PLAIN, 1.0, 0.0)
+    float_one = Trial(Recipe((Step("fp16"),), PLAIN.backend), 0.1, 0.001, lost=0.001)
+    hopeless, lossy, near = (
+        Trial(Recipe((Step("static_int8", {"samples": n}),), PLAIN.backend), 0.1 * n, lost, lost=lost)
+        for n, lost in ((1, 0.3), (2, 0.2), (3, 0.002))
+    )
+    ours.known = [plain, float_one, hopeless, lossy, near]
+    found = ours._repairs()
+    samples = [step.settings.get("samples") for recipe in found for step in recipe.techniques]
+    assert [n for n in dict.fromkeys(samples) if n in (1, 2, 3)] == [3, 2]
 
 
 def test_of_many_values_steps_are_long_first_and_then_half_as_long() -> None:
@@ -423,7 +460,7 @@ def test_what_makes_the_same_network_is_asked_once_and_stepped_over() -> None:
     left = ours.ask(9)
     whole = [(int(6 * ratio), rate) for ratio, rate in asked([first, *steps, *left])]
     assert sorted(whole) == sorted(itertools.product((1, 3, 4), rates))
-    assert asked(other.milder(*other.ask(1))) == [(0.25, 1e-3), (0.625, 1e-4)]
+    assert asked(other.milder(other.ask(1)[0], 2)) == [(0.25, 1e-3), (0.625, 1e-4)]
 
 
 def test_a_search_trains_no_network_twice_by_other_ratios(tmp_path: Path) -> None:

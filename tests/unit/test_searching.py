@@ -14,15 +14,15 @@ import pytest
 from pareflow import isolation
 from pareflow.catalog import TECHNIQUES, find, members
 from pareflow.errors import CrashedError, EnvironmentUnfitError, InputError, TimedOutError
-from pareflow.gate import Verdict
+from pareflow.gate import Check, Verdict
 from pareflow.isolation import Limits
 from pareflow.measurement import Interval
 from pareflow.model.pruning import LayerPruning
 from pareflow.search import Ended
 from pareflow.search.effort import Effort, level_of
 from pareflow.search.training_space import briefly
-from pareflow.search.trial import NOTICEABLE
-from pareflow.sla import QualityClause, SizeClause
+from pareflow.search.trial import NOTICEABLE, Trial
+from pareflow.sla import SLA, QualityClause, SizeClause
 from pareflow.stages import (
     ablation,
     attempts,
@@ -284,6 +284,26 @@ def test_a_trial_is_the_rows_share_of_the_baseline_and_what_it_exceeds(trained: 
     assert [one.stopped for one in of] == [False, False, True]
     unknown = dataclasses.replace(row, quality=None)
     assert searching.trial_of(run, unknown, trained.rows).excess is None
+
+
+def test_a_bet_is_no_pass_and_loses_what_the_verdict_would_doubt(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: a drop of 0.015 and 0.004 more by the bound, of four times the samples half of that: 0.017."""
+    run = searched(trained.run, sla=SLA(quality=QualityClause(max_drop=0.016)))
+    facts = dataclasses.replace(run.facts, sizes={**run.facts.sizes, "verdict": 400})
+    run = dataclasses.replace(run, facts=facts)
+    check = Check("quality.max_drop", 0.016, 0.015, 0.011, 0.019, "inconclusive", "", 100, 0.95)
+    found = list[Trial]()
+    for estimate in (0.015, 0.0, -0.01):
+        one = dataclasses.replace(check, estimate=estimate, high=estimate + 0.004)
+        monkeypatch.setattr(searching, "checks_of", lambda *_, one=one: [one])
+        found.append(searching.trial_of(run, trained.strong, trained.rows))
+    assert [trial.lost for trial in found] == [pytest.approx(0.001), 0.0, 0.0]
+    assert [trial.passes for trial in found] == [False, True, True]
+    few = dataclasses.replace(run, facts=dataclasses.replace(facts, sizes={**facts.sizes, "verdict": 30}))
+    monkeypatch.setattr(searching, "checks_of", lambda *_: [check])
+    assert searching.trial_of(few, trained.strong, trained.rows).passes  # nothing could be shown to pass
 
 
 def test_what_lost_its_race_and_has_fewer_blocks_is_a_trial_too(trained: Any) -> None:

@@ -115,6 +115,12 @@ def test_a_range_that_cannot_be_is_told(given: Any, told: str, tiny_document: Do
         specs.parse({**tiny_document, "space": {"channel_pruning": {"ratio": given}}}, "here")
 
 
+def test_a_range_of_what_must_be_whole_is_told_before_anything_trains(tiny_document: Document) -> None:
+    """Its ends are whole numbers, and what lies between is not."""
+    with pytest.raises(SpecError, match=r"steps: .*valid integer.*1\.19"):
+        specs.parse({**tiny_document, "space": {"channel_pruning": {"steps": {"low": 1, "high": 4}}}}, "here")
+
+
 def test_a_setting_of_the_space_needs_no_other_beside_it(tiny_document: Document) -> None:
     """An architecture search must be told its trials and epochs, too: the search does."""
     space = {"architecture_search": {"max_latency_share": [0.25, 0.5]}}

@@ -141,9 +141,9 @@ def test_stopped_while_the_first_version_is_judged_nothing_more_is_built(
         return call(task, *arguments)
 
     monkeypatch.setattr(execution, "call", stop)
-    _, ended, first = searched(listed, None, "", execution, trained.rows, None)
+    _, ended, firsts = searched(listed, None, "", execution, trained.rows, None)
     assert execution.tried == [BASIC.label]
-    assert first is None
+    assert firsts == []
     assert ended.words.startswith("it was stopped")
 
 
