@@ -101,8 +101,9 @@ def over(check: Check, doubted: float = 0.0) -> float:
 
 
 def doubt(run: Run, check: Check) -> float:
-    """How much more of a loss the verdict is expected to allow for than the search split's estimate. There all
-    of the interval must be within `max_drop`, and is the narrower the more samples it has.
+    """How much more of a loss the verdict is expected to allow for than the search split's estimate.
+
+    All of its interval must be within `max_drop` there, and is the narrower the more samples it has.
 
     0 where no loss is seen, and where the verdict split is too small for `max_drop`, which is told: by that
     everything would lose too much.
