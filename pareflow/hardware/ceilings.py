@@ -11,7 +11,9 @@ from pareflow.hardware import probe
 SIZE = 1024
 """Rows and columns of the matrices: large enough for every library's full rate."""
 
-TRIES = 30
+LEAST_TRIES, TRIES = 3, 30
+ENOUGH_S = 1.0
+"""No further call is timed after so many seconds: one copy beyond a cache of hundreds of MiB takes half of one."""
 BEYOND_CACHES = 8
 LEAST_MIB, MOST_OF_MEMORY = 256, 1 / 8
 
@@ -86,10 +88,10 @@ def _copy_s() -> float:
 
 
 def _best_s(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of `TRIES` calls, after one that is not counted."""
+    """Seconds of the fastest call, after one that is not counted."""
     call()
-    times = []
-    for _ in range(TRIES):
+    times = list[float]()
+    while len(times) < TRIES and (len(times) < LEAST_TRIES or sum(times) < ENOUGH_S):
         began = time.perf_counter()
         call()
         times.append(time.perf_counter() - began)

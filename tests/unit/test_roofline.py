@@ -190,3 +190,14 @@ def test_ceilings_are_those_of_far_more_than_the_caches(monkeypatch: pytest.Monk
     assert instrument._copied_bytes() == 256 * 2**20
     monkeypatch.setattr(probe, "memory_limit_mib", lambda: 512)  # as a container of a large machine has
     assert instrument._copied_bytes() == 64 * 2**20
+
+
+@pytest.mark.parametrize(("enough_s", "timed"), [(0.0, 3), (1e9, 30)])
+def test_what_takes_long_is_timed_a_few_times(
+    enough_s: float, timed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And once more before, which does not count."""
+    called = list[int]()
+    monkeypatch.setattr(instrument, "ENOUGH_S", enough_s)
+    assert instrument._best_s(lambda: called.append(1)) >= 0
+    assert len(called) == 1 + timed
