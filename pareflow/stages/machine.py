@@ -4,14 +4,17 @@ from pareflow.errors import EnvironmentUnfitError
 from pareflow.hardware import probe
 from pareflow.hardware.energy import device_joules, processor_joules
 from pareflow.spec import Target
+from pareflow.stages.loading import check_loadgen
 from pareflow.stages.run import Run
 
 
 def check_machine(run: Run) -> None:
-    """Raises: EnvironmentUnfitError where a clause can never be measured here, or threads share cores.
+    """Raises: EnvironmentUnfitError where a clause can never be measured here, or threads share cores;
+    MissingExtraError where what measures a clause is not installed.
 
     A run is checked where it runs: a pipeline that another machine can run is no wrong one.
     """
+    check_loadgen(run)
     if run.spec.target.profile is None:
         _check_energy(run)
         _check_threads(run)

@@ -18,7 +18,6 @@ from pareflow.search.trial import NOTICEABLE, best
 from pareflow.sla import Objective
 from pareflow.stages import fitting, taking
 from pareflow.stages.building import is_made
-from pareflow.stages.loading import check_loadgen
 from pareflow.stages.optimization import strong_baseline, unrunnable
 from pareflow.stages.room import check_room
 from pareflow.stages.run import Row, Run
@@ -59,10 +58,9 @@ def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
     """The YAML's recipes; where it has none, the search's. Smaller ones yet where nothing fits the device.
 
     Raises: InputError where the objective is not measured here, EnvironmentUnfitError where the disk is too
-    small for the candidates, or a load cannot be measured.
+    small for the candidates.
     """
     check_objective(run, baselines)
-    check_loadgen(run)
     check_room(run, baselines, sure_rows(run, baselines, profile))
     wanted = run.spec.recipes()
     rows: list[Row] = []

@@ -11,7 +11,7 @@ import pytest
 from pareflow.errors import MissingExtraError, StepFailedError
 from pareflow.measuring.load import Load
 from pareflow.reporting import page
-from pareflow.stages import loading, optimization, outcome, searching, validation
+from pareflow.stages import loading, machine, optimization, outcome, validation
 from pareflow.stages.run import Row, Run
 from pareflow.variant import Recipe, Step
 
@@ -85,13 +85,13 @@ def test_without_loadgen_the_load_is_not_measured_and_nothing_is_promoted(
     assert validation.winner(run, [judged]) is None
 
 
-def test_without_loadgen_a_search_for_a_load_does_not_begin(
+def test_without_loadgen_a_run_for_a_load_is_told_before_anything_is_trained(
     under: Callable[..., Run], trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
     with pytest.raises(MissingExtraError, match="a load needs the extra `loadgen`"):
-        next(searching.searching(under(**EASY), trained.rows, None))
-    assert next(searching.searching(trained.run, trained.rows, None)).rows
+        machine.check_machine(under(**EASY))
+    machine.check_machine(trained.run)
 
 
 def test_without_a_load_in_the_sla_none_is_measured(judged: Any) -> None:
