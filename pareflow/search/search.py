@@ -98,7 +98,7 @@ class Search:
         yield from self._tried("without training, what takes least effort first", self._cheap())
         smaller = self._in_time(self._smaller())
         yield from self._tried("the same network in fewer bits yet", smaller)
-        repairs = self._in_time(self._repairs(), REPAIRS)
+        repairs = self._in_time(self._repairs(), REPAIRS, space.in_fewer_passes)
         yield from self._tried("to give back the quality that was lost", repairs)
         settings = self._in_time(self._settings(), SETTINGS)
         yield from self._tried("with other settings of the best ones' runtimes", settings)
@@ -111,7 +111,7 @@ class Search:
         study = Study(techniques, self._finishes(), self.seed, self.takes())
         ended = yield from self._rounds(study)
         study.write(self.file)
-        mended = self._in_time(self._repairs())
+        mended = self._in_time(self._repairs(), briefer=space.in_fewer_passes)
         yield from self._tried("to give back the quality that training has lost", mended)
         again = self._in_time(self._by_other_seeds())
         yield from self._tried("the best one trained by other seeds: how much is chance", again)
@@ -188,13 +188,14 @@ class Search:
 
     def _repairs(self) -> list[Recipe]:
         """Repairs of what is faster than all that passes, and loses too much: of what loses least, as far as
-        there are any."""
+        there are any, and none that was tried, in fewer passes either."""
         leader, tried = best(self.known), {trial.recipe.label for trial in self.known}
         lossy = [t for t in self.known if t.lost and better(t.cost, leader)]
         lossy.sort(key=lambda trial: (trial.lost or 0, trial.cost or 0))
         repairs = [found for t in lossy if (found := space.repairs(t.recipe, self.here))]
         of_each = {r.label: r for r in itertools.chain(*repairs[:FINISHES])}
-        return [r for label, r in of_each.items() if label not in tried]
+        ways = ((r, *space.in_fewer_passes(r)) for r in of_each.values())
+        return [way[0] for way in ways if tried.isdisjoint(one.label for one in way)]
 
     def _by_other_seeds(self) -> tuple[Recipe, ...]:
         """The best recipe by other seeds, where it trains."""
@@ -202,18 +203,25 @@ class Search:
         seeds = range(self.seed + 1, self.seed + 1 + SEEDS)
         return () if leader is None else training_space.by_seeds(leader.recipe, seeds)
 
-    def _in_time(self, recipes: Sequence[Recipe], share: float = 1) -> list[Recipe]:
+    def _in_time(
+        self,
+        recipes: Sequence[Recipe],
+        share: float = 1,
+        briefer: Callable[[Recipe], Sequence[Recipe]] = lambda _: (),
+    ) -> list[Recipe]:
         """Those of them, in their order, that this share of the time left is expected to suffice for, each
-        within the limit of one recipe; the others are put off."""
+        within the limit of one recipe, or the first of its `briefer` ways for which it does; the others are
+        put off."""
         effort, left = self._effort_now(), self.minutes_left() * share
         found = list[Recipe]()
         for recipe in recipes:
-            needed = effort.minutes(recipe)
-            if needed <= min(left, self.recipe_minutes):
-                found.append(recipe)
-                left -= needed
-            else:
+            most = min(left, self.recipe_minutes)
+            one = next((r for r in (recipe, *briefer(recipe)) if effort.minutes(r) <= most), None)
+            if one is None:
                 self._put_off.append(recipe)
+            else:
+                found.append(one)
+                left -= effort.minutes(one)
         return found
 
     def _finishes(self) -> list[Recipe]:

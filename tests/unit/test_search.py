@@ -939,6 +939,28 @@ def test_first_repairs_keep_to_half_of_the_time_left_and_to_the_limit_of_one(tmp
     assert "qat_int8" in [s.name for r in ended.following for s in r.techniques]
 
 
+@pytest.mark.parametrize(("minutes", "limit", "passes"), [(60.0, 5.0, 1), (60.0, 10.0, 2), (10.0, 10.0, 1)])
+def test_a_repair_trains_for_as_many_passes_as_fit_and_is_not_asked_for_again(
+    minutes: float, limit: float, passes: int, tmp_path: Path
+) -> None:
+    """A pass is expected to take 3 minutes: two exceed a limit of 5, and half of 10 that are left. They take
+    half of one, and so two fit in the end: what was repaired by one pass is not tried by two."""
+    costs = {"static_int8": (0.4, 0.2), "qat_int8": (2.0, 0.0)}
+
+    def outcome(recipe: Recipe) -> tuple[float, float]:
+        names = [step.name for step in recipe.techniques]
+        return costs.get(names[0], (0.9, 0.0)) if len(names) == 1 else (0.9, 0.0)
+
+    ours = search(tmp_path, IMAGES, effort=Effort(3.0), minutes_left=lambda: minutes, recipe_minutes=limit)
+    waves, _ = run(ours, outcome, lambda recipe: 0.1 + 0.5 * epochs_of(recipe))
+    taught = [[s.settings["epochs"] for s in r.techniques] for w in waves for r in w.recipes if repaired(r)]
+    assert taught == [[passes]]
+
+
+def repaired(recipe: Recipe) -> bool:
+    return [step.name for step in recipe.techniques] == ["qat_int8"]
+
+
 def test_survivors_that_the_time_cuts_off_are_named(tmp_path: Path) -> None:
     left = 60.0
 
