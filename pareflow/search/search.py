@@ -55,12 +55,14 @@ class Wave:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Why the search ended, what it would have tried next, and what it left out as hopeless: each recipe with
-    how many times as fast as the strong baseline it can be at most."""
+    """Why the search ended, and what it would have tried next. What it left out: as hopeless, each recipe
+    with how many times as fast as the strong baseline it can be at most; as too long for the limit of one
+    recipe, each with the minutes that it is expected to take."""
 
     words: str
     following: tuple[Recipe, ...] = ()
     hopeless: tuple[tuple[Recipe, float], ...] = ()
+    too_long: tuple[tuple[Recipe, float], ...] = ()
 
 
 Told = Mapping[str, Trial]
@@ -90,7 +92,9 @@ class Search:
     takes: Callable[[], Mapping[str, Any]] = dict
     known: list[Trial] = field(default_factory=list)
     _hopeless: list[tuple[Recipe, float]] = field(default_factory=list, init=False)
-    _put_off: list[Recipe] = field(default_factory=list, init=False)
+    _put_off: dict[str, Recipe] = field(default_factory=dict, init=False)
+    """By the label of what was asked for, what one recipe's limit allows of it."""
+    _cut_off: list[Recipe] = field(default_factory=list, init=False)
 
     def waves(self) -> Waves:
         """What to try, wave by wave; each is answered by what became of it."""
@@ -118,10 +122,20 @@ class Search:
         return self._ended(ended.words, ended.following)
 
     def _ended(self, words: str, following: Sequence[Recipe] = ()) -> Ended:
-        """The end, with what there was no time for."""
-        tried = {trial.recipe.label for trial in self.known}
-        left = {r.label: r for r in (*self._put_off, *following) if r.label not in tried}
-        return Ended(words, tuple(left.values()), tuple(self._hopeless))
+        """The end, with what there was no time for, as far as it would still be asked for: what is better may
+        have come since. Apart, what takes longer than one recipe may."""
+        asked = (*self._repairs(), *self._smaller(), *self._settings(), *self._by_other_seeds())
+        put_off = (self._put_off[r.label] for r in asked if r.label in self._put_off)
+        tried, effort = {trial.recipe.label for trial in self.known}, self._effort_now()
+        left = {r.label: r for r in (*self._cut_off, *put_off, *following) if r.label not in tried}
+        minutes = {label: effort.minutes(recipe) for label, recipe in left.items()}
+        long = [label for label in left if minutes[label] > self.recipe_minutes]
+        return Ended(
+            words,
+            tuple(recipe for label, recipe in left.items() if label not in long),
+            tuple(self._hopeless),
+            tuple((left[label], minutes[label]) for label in long),
+        )
 
     def _rounds(self, study: "Study") -> Generator[Wave, Told, Ended]:
         """Round by round what Optuna suggests, for as long as that brings something better in time; or nearer
@@ -215,10 +229,11 @@ class Search:
         effort, left = self._effort_now(), self.minutes_left() * share
         found = list[Recipe]()
         for recipe in recipes:
-            most = min(left, self.recipe_minutes)
-            one = next((r for r in (recipe, *briefer(recipe)) if effort.minutes(r) <= most), None)
+            ways = (recipe, *briefer(recipe))
+            allowed = [way for way in ways if effort.minutes(way) <= self.recipe_minutes]
+            one = next((way for way in allowed if effort.minutes(way) <= left), None)
             if one is None:
-                self._put_off.append(recipe)
+                self._put_off[recipe.label] = (allowed or ways)[0]
             else:
                 found.append(one)
                 left -= effort.minutes(one)
@@ -347,6 +362,9 @@ class Search:
             allowed = [self._within_limit(recipe, passes) if former else passes for recipe in going]
             longer = [(recipe, n) for recipe, n in zip(going, allowed, strict=True) if n > former]
             wave = [training_space.trained_for(recipe, n) for recipe, n in longer]
+            if former and self.minutes_left() <= 0:
+                self._cut_off += wave
+                break
             trained = {one.label: recipe for one, (recipe, _) in zip(wave, longer, strict=True)}
             told = yield from self._tried(f"trained for {passes} of {rungs_now[-1]} passes", wave)
             for label, trial in told.items():
@@ -354,10 +372,7 @@ class Search:
                     reached[trained[label].label] = trial
             kept = {t.recipe.label for t in survivors(list(told.values()), before)}
             going = [trained[label] for label in told if label in kept]
-            if not going or passes == rungs_now[-1]:
-                break
-            if self.minutes_left() <= 0:
-                self._put_off += [training_space.trained_for(recipe, rungs_now[-1]) for recipe in going]
+            if not going:
                 break
         return reached
 

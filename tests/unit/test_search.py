@@ -923,7 +923,8 @@ def test_a_repair_needs_the_time_of_what_it_does_anew(tmp_path: Path) -> None:
 
 def test_first_repairs_keep_to_half_of_the_time_left_and_to_the_limit_of_one(tmp_path: Path) -> None:
     """Two ways are fast and lossy, and a pass takes 10 minutes: QAT of 2 passes fits once, or never; what
-    does not train does. What is never tried is what more time would try."""
+    does not train does. What its limit alone keeps out is told with its minutes, and not as what more time
+    would try."""
 
     def outcome(recipe: Recipe) -> tuple[float, float]:
         lossy = [s.name for s in recipe.techniques] in (["static_int8"], ["nncf_int8"])
@@ -936,7 +937,32 @@ def test_first_repairs_keep_to_half_of_the_time_left_and_to_the_limit_of_one(tmp
         names = [r.techniques[-1].name for r in repairs]
         assert names.count("qat_int8") == qats
         assert names.count("mixed_int8") == 1
-    assert "qat_int8" in [s.name for r in ended.following for s in r.techniques]
+    long = [(r.backend.name, needed) for r, needed in ended.too_long if r.techniques[-1].name == "qat_int8"]
+    assert [name for name, _ in long] == ["onnxruntime", "openvino"]
+    assert [needed for _, needed in long] == pytest.approx([20.1, 20.1])
+    assert "qat_int8" not in [s.name for r in ended.following for s in r.techniques]
+
+
+@pytest.mark.parametrize("pruned", [True, False])
+def test_what_was_put_off_is_named_where_nothing_better_than_what_it_improves_has_come(
+    pruned: bool, tmp_path: Path
+) -> None:
+    """There is no time for repairs of int8 and for settings. In the one case a pruned network comes in time,
+    four times as fast."""
+
+    def outcome(recipe: Recipe) -> tuple[float, float]:
+        names = [step.name for step in recipe.techniques]
+        if "channel_pruning" in names:
+            return 0.1, 0.0
+        return (0.4, 0.2) if names == ["static_int8"] else (0.9, 0.0)
+
+    looks = itertools.chain([60.0, 0.0, 0.0, 0.0], itertools.repeat(60.0 * pruned))
+    ours = search(tmp_path, IMAGES, minutes_left=lambda: next(looks))
+    _, ended = run(ours, outcome)
+    named = {recipe.label for recipe in ended.following}
+    of_int8 = {label for label in ours._put_off if "qat_int8" in label or "mixed_int8" in label}
+    assert len(of_int8) == 2
+    assert named & set(ours._put_off) == (set() if pruned else set(ours._put_off))
 
 
 @pytest.mark.parametrize(("minutes", "limit", "passes"), [(60.0, 5.0, 1), (60.0, 10.0, 2), (10.0, 10.0, 1)])
@@ -959,6 +985,27 @@ def test_a_repair_trains_for_as_many_passes_as_fit_and_is_not_asked_for_again(
 
 def repaired(recipe: Recipe) -> bool:
     return [step.name for step in recipe.techniques] == ["qat_int8"]
+
+
+def test_of_a_repair_as_many_passes_are_named_as_its_limit_allows(tmp_path: Path) -> None:
+    """Of 3 minutes each two exceed the limit of 5, and there is no time for one."""
+    lossy = Trial(Recipe((Step("static_int8"),), PLAIN.backend), 0.4, 0.1, 0.1)
+    changes: dict[str, Any] = {"effort": Effort(3.0), "recipe_minutes": 5.0, "minutes_left": lambda: 2.0}
+    ours = search(tmp_path, IMAGES, known=[Trial(PLAIN, 1.0, 0.0), lossy], **changes)
+    ours._in_time(ours._repairs(), briefer=space.in_fewer_passes)
+    ended = ours._ended("so it is")
+    assert [r.techniques[0].settings["epochs"] for r in ended.following if repaired(r)] == [1]
+    assert ended.too_long == ()
+
+
+def test_what_the_time_cuts_off_is_named_as_far_as_its_limit_allows(tmp_path: Path) -> None:
+    """One pass took 3.5 minutes: of three, two are expected to end in 8 of 10."""
+    ours = search(tmp_path, effort=Effort(1.8), recipe_minutes=10.0, minutes_left=lambda: 0.0)
+    waves = ours._halved([trained(1)])
+    (short,) = next(waves).recipes
+    with pytest.raises(StopIteration):
+        waves.send({short.label: Trial(short, 0.5, 0.0, minutes=3.6)})
+    assert [epochs_of(recipe) for recipe in ours._cut_off] == [2]
 
 
 def test_survivors_that_the_time_cuts_off_are_named(tmp_path: Path) -> None:
