@@ -35,7 +35,7 @@ SETTINGS = 1 / 4
 REPAIRS = 1 / 2
 """Share of the time left that the first repairs may take: some of them train."""
 LEAST = 2
-"""Recipes of a round at least, where the time left suffices."""
+"""Recipes of a round at least, where the time left suffices; and as many as are built side by side."""
 PATIENCE = 2
 """Rounds that may bring nothing better, or nearer, before the search ends."""
 SEEDS = 2
@@ -75,10 +75,10 @@ class Search:
     """A search over one space. `waves` runs it.
 
     `effort` is what training is expected to take, `minutes` the budget, `file` where the study is shown,
-    `recipe_minutes` when building one recipe is stopped, `families` the share of the time that each family of
-    techniques can touch, where the objective is a time; `takes` finds out, once something trains, what
-    `training_space.takers` take of the network, by label; `known` holds the strong baselines first, and all
-    trials as they come in.
+    `recipe_minutes` when building one recipe is stopped, `beside` how many of a wave are built side by side,
+    `families` the share of the time that each family of techniques can touch, where the objective is a time;
+    `takes` finds out, once something trains, what `training_space.takers` take of the network, by label;
+    `known` holds the strong baselines first, and all trials as they come in.
     """
 
     here: space.Circumstances
@@ -88,6 +88,7 @@ class Search:
     seed: int
     file: Path
     recipe_minutes: float = math.inf
+    beside: int = 1
     families: Mapping[str, float] = field(default_factory=dict)
     takes: Callable[[], Mapping[str, Any]] = dict
     known: list[Trial] = field(default_factory=list)
@@ -227,17 +228,22 @@ class Search:
         within the limit of one recipe, or the first of its `briefer` ways for which it does; the others are
         put off."""
         effort, left = self._effort_now(), self.minutes_left() * share
-        found = list[Recipe]()
+        found, minutes = list[Recipe](), list[float]()
         for recipe in recipes:
             ways = (recipe, *briefer(recipe))
             allowed = [way for way in ways if effort.minutes(way) <= self.recipe_minutes]
-            one = next((way for way in allowed if effort.minutes(way) <= left), None)
+            fitting = (way for way in allowed if self._together([*minutes, effort.minutes(way)]) <= left)
+            one = next(fitting, None)
             if one is None:
                 self._put_off[recipe.label] = (allowed or ways)[0]
             else:
                 found.append(one)
-                left -= effort.minutes(one)
+                minutes.append(effort.minutes(one))
         return found
+
+    def _together(self, minutes: Sequence[float]) -> float:
+        """What a wave takes whose recipes take so long: of those that are built side by side, the longest."""
+        return sum(max(minutes[i : i + self.beside]) for i in range(0, len(minutes), self.beside))
 
     def _finishes(self) -> list[Recipe]:
         """The best ways without training: those that exceed the SLA's limits least, the fastest first."""
@@ -285,7 +291,8 @@ class Search:
         """
         effort, passes = self._effort_now(), self._rungs()
         each = effort.build_minutes + passes[-1] * effort.epoch_minutes * len(passes) / ETA
-        count = max((n for n in ROUNDS if n * each <= self.minutes / 2), default=ROUNDS[0])
+        counts = (n for n in ROUNDS if math.ceil(n / self.beside) * each <= self.minutes / 2)
+        count = max(counts, default=ROUNDS[0])
         leader = best(self.known)
         near = [] if (start := nearest(self.known)) is None else study.beside(start.recipe)
         near += self._milder(study, leader)
@@ -334,17 +341,18 @@ class Search:
     def _fitting(self, asked: Sequence[Recipe]) -> tuple[list[Recipe], list[Recipe]]:
         """As many, in their order, as half of the time left is expected to suffice for, and the others.
 
-        A rung trains a third of the recipes three times as long: each takes about as long as the first. Two
-        are begun where the time left suffices for both, and one where it suffices for one, in the first rung.
+        A rung trains a third of the recipes three times as long: each takes about as long as the first. As
+        many as are built side by side, and two, are begun where the time left suffices for them in the first
+        rung, or as many of these as it suffices for.
         """
         effort, rungs_now, left = self._effort_now(), self._rungs(), self.minutes_left()
         minutes = [effort.minutes(training_space.trained_for(r, rungs_now[0])) for r in asked]
-        now, later, total = list[Recipe](), list[Recipe](), 0.0
+        now, later, begun = list[Recipe](), list[Recipe](), list[float]()
         for recipe, needed in zip(asked, minutes, strict=True):
-            most = left if len(now) < LEAST else left / 2 / len(rungs_now)
-            if total + needed <= most:
+            most = left if len(now) < max(LEAST, self.beside) else left / 2 / len(rungs_now)
+            if self._together([*begun, needed]) <= most:
                 now.append(recipe)
-                total += needed
+                begun.append(needed)
             else:
                 later.append(recipe)
         if not now and left >= OF_LIMIT * self.recipe_minutes and not any(map(_trains, self.known)):

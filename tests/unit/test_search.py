@@ -1008,6 +1008,20 @@ def test_what_the_time_cuts_off_is_named_as_far_as_its_limit_allows(tmp_path: Pa
     assert [epochs_of(recipe) for recipe in ours._cut_off] == [2]
 
 
+@pytest.mark.parametrize(("beside", "begun"), [(1, 1), (2, 2), (4, 4)])
+def test_what_is_built_side_by_side_takes_as_long_as_the_longest_of_it(
+    beside: int, begun: int, tmp_path: Path
+) -> None:
+    """By hand: each takes 10 minutes, and 15 are left, in a round and elsewhere."""
+    ours = search(tmp_path, effort=Effort(10.0, 0.0), beside=beside, minutes_left=lambda: 15.0)
+    rates = (1e-3, 2e-3, 3e-3, 4e-3)
+    steps = [training_space.step("distillation", {"depth": 0.5, "learning_rate": r}, 1) for r in rates]
+    asked = [Recipe((step,), PLAIN.backend) for step in steps]
+    assert ours._fitting(asked) == (asked[:begun], asked[begun:])
+    assert ours._in_time(asked) == asked[:begun]
+    assert ours._together([10.0, 2.0, 3.0, 4.0, 1.0]) == {1: 20.0, 2: 15.0, 4: 11.0}[beside]
+
+
 def test_survivors_that_the_time_cuts_off_are_named(tmp_path: Path) -> None:
     left = 60.0
 
