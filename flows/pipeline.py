@@ -182,7 +182,7 @@ def searched(
 ) -> tuple[list[Row], Ended, list[steps.First]]:
     """All rows that the search asked for, wave by wave, why it ended, and what was judged before that.
     Ctrl-C or SIGTERM ends it where one is timed: what is there is judged."""
-    asking, rows = searching.searching(run, baselines, profile), list[Row]()
+    asking, rows = searching.searching(run, baselines, profile, execution.machines()), list[Row]()
     contest = searching.Contest(run, baselines)
     done: list[Row] | None = None
     firsts: list[steps.First] = []

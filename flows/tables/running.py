@@ -169,7 +169,7 @@ def _serving(serving: Document | None) -> Iterator[str]:
 
 
 def _search(document: Document) -> Iterator[str]:
-    """What each step of the winner gives, why the search ended, and what it would try next."""
+    """What the winner's steps give, why the search ended, what would be next, and what takes too long."""
     for step in document["contributions"]:
         if step["speedup"] is not None:
             size = f"{step['size']:.2f}× the size and " if document["objective"] == "size" else ""
@@ -179,3 +179,6 @@ def _search(document: Document) -> Iterator[str]:
     if search is not None:
         following = "; ".join(search["next"][:3])
         yield f"the search ended: {search['ended']}" + (f"; next: {following}" if following else "")
+        long = "; ".join(f"{one['recipe']} ({one['minutes']:.3g} minutes)" for one in search["too_long"][:3])
+        if long:
+            yield f"left out, for `budget.variant_minutes` allows less: {long}"

@@ -35,7 +35,7 @@ SETTINGS = 1 / 4
 REPAIRS = 1 / 2
 """Share of the time left that the first repairs may take: some of them train."""
 LEAST = 2
-"""Recipes of a round at least, where the time left suffices."""
+"""Recipes of a round at least, where the time left suffices; and as many as are built side by side."""
 PATIENCE = 2
 """Rounds that may bring nothing better, or nearer, before the search ends."""
 SEEDS = 2
@@ -55,12 +55,14 @@ class Wave:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Why the search ended, what it would have tried next, and what it left out as hopeless: each recipe with
-    how many times as fast as the strong baseline it can be at most."""
+    """Why the search ended, and what it would have tried next. What it left out: as hopeless, each recipe
+    with how many times as fast as the strong baseline it can be at most; as too long for the limit of one
+    recipe, each with the minutes that it is expected to take."""
 
     words: str
     following: tuple[Recipe, ...] = ()
     hopeless: tuple[tuple[Recipe, float], ...] = ()
+    too_long: tuple[tuple[Recipe, float], ...] = ()
 
 
 Told = Mapping[str, Trial]
@@ -73,10 +75,10 @@ class Search:
     """A search over one space. `waves` runs it.
 
     `effort` is what training is expected to take, `minutes` the budget, `file` where the study is shown,
-    `recipe_minutes` when building one recipe is stopped, `families` the share of the time that each family of
-    techniques can touch, where the objective is a time; `takes` finds out, once something trains, what
-    `training_space.takers` take of the network, by label; `known` holds the strong baselines first, and all
-    trials as they come in.
+    `recipe_minutes` when building one recipe is stopped, `beside` how many of a wave are built side by side,
+    `families` the share of the time that each family of techniques can touch, where the objective is a time;
+    `takes` finds out, once something trains, what `training_space.takers` take of the network, by label;
+    `known` holds the strong baselines first, and all trials as they come in.
     """
 
     here: space.Circumstances
@@ -86,11 +88,14 @@ class Search:
     seed: int
     file: Path
     recipe_minutes: float = math.inf
+    beside: int = 1
     families: Mapping[str, float] = field(default_factory=dict)
     takes: Callable[[], Mapping[str, Any]] = dict
     known: list[Trial] = field(default_factory=list)
     _hopeless: list[tuple[Recipe, float]] = field(default_factory=list, init=False)
-    _put_off: list[Recipe] = field(default_factory=list, init=False)
+    _put_off: dict[str, Recipe] = field(default_factory=dict, init=False)
+    """By the label of what was asked for, what one recipe's limit allows of it."""
+    _cut_off: list[Recipe] = field(default_factory=list, init=False)
 
     def waves(self) -> Waves:
         """What to try, wave by wave; each is answered by what became of it."""
@@ -98,7 +103,7 @@ class Search:
         yield from self._tried("without training, what takes least effort first", self._cheap())
         smaller = self._in_time(self._smaller())
         yield from self._tried("the same network in fewer bits yet", smaller)
-        repairs = self._in_time(self._repairs(), REPAIRS)
+        repairs = self._in_time(self._repairs(), REPAIRS, space.in_fewer_passes)
         yield from self._tried("to give back the quality that was lost", repairs)
         settings = self._in_time(self._settings(), SETTINGS)
         yield from self._tried("with other settings of the best ones' runtimes", settings)
@@ -111,17 +116,27 @@ class Search:
         study = Study(techniques, self._finishes(), self.seed, self.takes())
         ended = yield from self._rounds(study)
         study.write(self.file)
-        mended = self._in_time(self._repairs())
+        mended = self._in_time(self._repairs(), briefer=space.in_fewer_passes)
         yield from self._tried("to give back the quality that training has lost", mended)
         again = self._in_time(self._by_other_seeds())
         yield from self._tried("the best one trained by other seeds: how much is chance", again)
         return self._ended(ended.words, ended.following)
 
     def _ended(self, words: str, following: Sequence[Recipe] = ()) -> Ended:
-        """The end, with what there was no time for."""
-        tried = {trial.recipe.label for trial in self.known}
-        left = {r.label: r for r in (*self._put_off, *following) if r.label not in tried}
-        return Ended(words, tuple(left.values()), tuple(self._hopeless))
+        """The end, with what there was no time for, as far as it would still be asked for: what is better may
+        have come since. Apart, what takes longer than one recipe may."""
+        asked = (*self._repairs(), *self._smaller(), *self._settings(), *self._by_other_seeds())
+        put_off = (self._put_off[r.label] for r in asked if r.label in self._put_off)
+        tried, effort = {trial.recipe.label for trial in self.known}, self._effort_now()
+        left = {r.label: r for r in (*self._cut_off, *put_off, *following) if r.label not in tried}
+        minutes = {label: effort.minutes(recipe) for label, recipe in left.items()}
+        long = [label for label in left if minutes[label] > self.recipe_minutes]
+        return Ended(
+            words,
+            tuple(recipe for label, recipe in left.items() if label not in long),
+            tuple(self._hopeless),
+            tuple((left[label], minutes[label]) for label in long),
+        )
 
     def _rounds(self, study: "Study") -> Generator[Wave, Told, Ended]:
         """Round by round what Optuna suggests, for as long as that brings something better in time; or nearer
@@ -188,13 +203,14 @@ class Search:
 
     def _repairs(self) -> list[Recipe]:
         """Repairs of what is faster than all that passes, and loses too much: of what loses least, as far as
-        there are any."""
+        there are any, and none that was tried, in fewer passes either."""
         leader, tried = best(self.known), {trial.recipe.label for trial in self.known}
         lossy = [t for t in self.known if t.lost and better(t.cost, leader)]
         lossy.sort(key=lambda trial: (trial.lost or 0, trial.cost or 0))
         repairs = [found for t in lossy if (found := space.repairs(t.recipe, self.here))]
         of_each = {r.label: r for r in itertools.chain(*repairs[:FINISHES])}
-        return [r for label, r in of_each.items() if label not in tried]
+        ways = ((r, *space.in_fewer_passes(r)) for r in of_each.values())
+        return [way[0] for way in ways if tried.isdisjoint(one.label for one in way)]
 
     def _by_other_seeds(self) -> tuple[Recipe, ...]:
         """The best recipe by other seeds, where it trains."""
@@ -202,19 +218,32 @@ class Search:
         seeds = range(self.seed + 1, self.seed + 1 + SEEDS)
         return () if leader is None else training_space.by_seeds(leader.recipe, seeds)
 
-    def _in_time(self, recipes: Sequence[Recipe], share: float = 1) -> list[Recipe]:
+    def _in_time(
+        self,
+        recipes: Sequence[Recipe],
+        share: float = 1,
+        briefer: Callable[[Recipe], Sequence[Recipe]] = lambda _: (),
+    ) -> list[Recipe]:
         """Those of them, in their order, that this share of the time left is expected to suffice for, each
-        within the limit of one recipe; the others are put off."""
+        within the limit of one recipe, or the first of its `briefer` ways for which it does; the others are
+        put off."""
         effort, left = self._effort_now(), self.minutes_left() * share
-        found = list[Recipe]()
+        found, minutes = list[Recipe](), list[float]()
         for recipe in recipes:
-            needed = effort.minutes(recipe)
-            if needed <= min(left, self.recipe_minutes):
-                found.append(recipe)
-                left -= needed
+            ways = (recipe, *briefer(recipe))
+            allowed = [way for way in ways if effort.minutes(way) <= self.recipe_minutes]
+            fitting = (way for way in allowed if self._together([*minutes, effort.minutes(way)]) <= left)
+            one = next(fitting, None)
+            if one is None:
+                self._put_off[recipe.label] = (allowed or ways)[0]
             else:
-                self._put_off.append(recipe)
+                found.append(one)
+                minutes.append(effort.minutes(one))
         return found
+
+    def _together(self, minutes: Sequence[float]) -> float:
+        """What a wave takes whose recipes take so long: of those that are built side by side, the longest."""
+        return sum(max(minutes[i : i + self.beside]) for i in range(0, len(minutes), self.beside))
 
     def _finishes(self) -> list[Recipe]:
         """The best ways without training: those that exceed the SLA's limits least, the fastest first."""
@@ -262,7 +291,8 @@ class Search:
         """
         effort, passes = self._effort_now(), self._rungs()
         each = effort.build_minutes + passes[-1] * effort.epoch_minutes * len(passes) / ETA
-        count = max((n for n in ROUNDS if n * each <= self.minutes / 2), default=ROUNDS[0])
+        counts = (n for n in ROUNDS if math.ceil(n / self.beside) * each <= self.minutes / 2)
+        count = max(counts, default=ROUNDS[0])
         leader = best(self.known)
         near = [] if (start := nearest(self.known)) is None else study.beside(start.recipe)
         near += self._milder(study, leader)
@@ -311,17 +341,18 @@ class Search:
     def _fitting(self, asked: Sequence[Recipe]) -> tuple[list[Recipe], list[Recipe]]:
         """As many, in their order, as half of the time left is expected to suffice for, and the others.
 
-        A rung trains a third of the recipes three times as long: each takes about as long as the first. Two
-        are begun where the time left suffices for both, and one where it suffices for one, in the first rung.
+        A rung trains a third of the recipes three times as long: each takes about as long as the first. As
+        many as are built side by side, and two, are begun where the time left suffices for them in the first
+        rung, or as many of these as it suffices for.
         """
         effort, rungs_now, left = self._effort_now(), self._rungs(), self.minutes_left()
         minutes = [effort.minutes(training_space.trained_for(r, rungs_now[0])) for r in asked]
-        now, later, total = list[Recipe](), list[Recipe](), 0.0
+        now, later, begun = list[Recipe](), list[Recipe](), list[float]()
         for recipe, needed in zip(asked, minutes, strict=True):
-            most = left if len(now) < LEAST else left / 2 / len(rungs_now)
-            if total + needed <= most:
+            most = left if len(now) < max(LEAST, self.beside) else left / 2 / len(rungs_now)
+            if self._together([*begun, needed]) <= most:
                 now.append(recipe)
-                total += needed
+                begun.append(needed)
             else:
                 later.append(recipe)
         if not now and left >= OF_LIMIT * self.recipe_minutes and not any(map(_trains, self.known)):
@@ -339,6 +370,9 @@ class Search:
             allowed = [self._within_limit(recipe, passes) if former else passes for recipe in going]
             longer = [(recipe, n) for recipe, n in zip(going, allowed, strict=True) if n > former]
             wave = [training_space.trained_for(recipe, n) for recipe, n in longer]
+            if former and self.minutes_left() <= 0:
+                self._cut_off += wave
+                break
             trained = {one.label: recipe for one, (recipe, _) in zip(wave, longer, strict=True)}
             told = yield from self._tried(f"trained for {passes} of {rungs_now[-1]} passes", wave)
             for label, trial in told.items():
@@ -346,10 +380,7 @@ class Search:
                     reached[trained[label].label] = trial
             kept = {t.recipe.label for t in survivors(list(told.values()), before)}
             going = [trained[label] for label in told if label in kept]
-            if not going or passes == rungs_now[-1]:
-                break
-            if self.minutes_left() <= 0:
-                self._put_off += [training_space.trained_for(recipe, rungs_now[-1]) for recipe in going]
+            if not going:
                 break
         return reached
 

@@ -191,6 +191,16 @@ def repairs(recipe: Recipe, here: Circumstances) -> tuple[Recipe, ...]:
     return tuple(Recipe((*before, repair.step), recipe.backend) for repair in found)
 
 
+def in_fewer_passes(repair: Recipe) -> tuple[Recipe, ...]:
+    """A repair that trains, in each number of passes below its own, the most first; of others nothing."""
+    if not repair.techniques or repair.techniques[-1].name != QatInt8.name:
+        return ()
+    *before, last = repair.techniques
+    fewer = range(QatInt8.from_settings(last.settings).epochs - 1, 0, -1)
+    steps = (Step(last.name, {**last.settings, "epochs": n}) for n in fewer)
+    return tuple(Recipe((*before, step), repair.backend) for step in steps)
+
+
 def _drop(here: Circumstances) -> dict[str, float]:
     """How much a repair may lose: a part of what the SLA allows, since the verdict asks for confidence."""
     return {} if here.max_drop is None else {"max_drop": OF_DROP * here.max_drop}

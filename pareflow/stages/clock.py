@@ -40,8 +40,8 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """A file with a line per question: how many minutes of the budget were left when it was first asked; and
-    with one per piece of work that failed."""
+    """A file with a line per question: how many minutes of the budget were left when it was first asked; with
+    one per piece of work that failed; and with one per number that holds for the whole run."""
 
     file: Path
 
@@ -64,6 +64,14 @@ class Clock:
     def stop(self, work: str, words: str) -> None:
         """Keep what this work failed of."""
         self._add({"stopped": work, "words": words})
+
+    def settled(self, what: str, number: int) -> int:
+        """What this number was when it was first settled: as given, where it was not yet."""
+        for line in self._lines():
+            if line.get("settled") == what:
+                return int(line["number"])
+        self._add({"settled": what, "number": number})
+        return number
 
     def least(self) -> float | None:
         """The least that was ever left: where the clock goes on; None where nothing was asked."""

@@ -69,10 +69,12 @@ def document(
 
 
 def _search(ended: Ended) -> dict[str, Any]:
-    """Why the search ended, what more budget would try next, and what could not have become the fastest."""
+    """Why the search ended, what more budget would try next, what takes longer than one variant may, and what
+    could not have become the fastest."""
     return {
         "ended": ended.words,
         "next": [_label(recipe) for recipe in ended.following],
+        "too_long": [{"recipe": _label(recipe), "minutes": needed} for recipe, needed in ended.too_long],
         "hopeless": [{"recipe": _label(recipe), "at_most": bound} for recipe, bound in ended.hopeless],
     }
 

@@ -233,6 +233,11 @@ class Run:
         """Whether the budget was used up when this was first asked."""
         return self.left(asked) < 0
 
+    def settled(self, what: str, number: int) -> int:
+        """This number as it was when the run first settled it, which is kept. Raises: StoreError."""
+        with writing(self.data_dir):
+            return self.clock.settled(what, number)
+
     def stop(self, work: str, words: str) -> None:
         """Keep what this work failed of: told once, it is told whenever the run is asked again."""
         with writing(self.data_dir):

@@ -8,16 +8,18 @@ from typing import Any
 from pareflow.catalog import complete
 from pareflow.compiler import OnnxRuntime
 from pareflow.errors import InputError, TimedOutError, VariantError
+from pareflow.hardware.needs import Machine, held
+from pareflow.model import QatInt8
 from pareflow.search import Circumstances, Ended, Search, Trial, Wave, training_space
 from pareflow.search.effort import Effort, level_of
 from pareflow.search.halving import affordable
-from pareflow.search.search import PREFLIGHT_MINUTES
+from pareflow.search.search import PREFLIGHT_MINUTES, ROUNDS
 from pareflow.search.space import smaller, smallest, untrained, way_of
 from pareflow.search.ties import plainer
 from pareflow.search.trial import NOTICEABLE, best
 from pareflow.sla import Objective
 from pareflow.stages import fitting, taking
-from pareflow.stages.building import is_made
+from pareflow.stages.building import is_made, needs_of
 from pareflow.stages.optimization import strong_baseline, unrunnable
 from pareflow.stages.room import check_room
 from pareflow.stages.run import Row, Run
@@ -54,8 +56,14 @@ Named = Generator[Asked, Sequence[Row], list[Row]]
 """The same, which returns what became of them."""
 
 
-def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | None) -> Asking:
-    """The YAML's recipes; where it has none, the search's. Smaller ones yet where nothing fits the device.
+def searching(
+    run: Run,
+    baselines: Sequence[Row],
+    profile: Mapping[str, Any] | None,
+    machines: Sequence[Machine] = (),
+) -> Asking:
+    """The YAML's recipes; where it has none, the search's, which plans for these machines. Smaller ones yet
+    where nothing fits the device.
 
     Raises: InputError where the objective is not measured here, EnvironmentUnfitError where the disk is too
     small for the candidates.
@@ -68,7 +76,8 @@ def searching(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
         rows += yield from _listed(run, baselines[0], _new(wanted, baselines))
         ended = Ended("the pipeline names its candidates")
     else:
-        ended = yield from _searched(run, baselines, profile, rows)
+        search = search_of(run, baselines, profile, machines)
+        ended = yield from _searched(run, baselines, search, rows)
     if fitting.nothing_fits(run, [*baselines, *rows]):
         smaller = _new(last_resort(run), [*baselines, *rows])
         words = f"nothing fits the device yet: {len(smaller)} smaller variants"
@@ -194,11 +203,9 @@ def circumstances(
     )
 
 
-def _searched(
-    run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | None, rows: list[Row]
-) -> Asking:
+def _searched(run: Run, baselines: Sequence[Row], search: Search, rows: list[Row]) -> Asking:
     """The search's waves as rows; all that were tried are appended to `rows`."""
-    waves = search_of(run, baselines, profile).waves()
+    waves = search.waves()
     told: Mapping[str, Trial] | None = None
     while True:
         try:
@@ -212,8 +219,14 @@ def _searched(
         told = _told(run, wave, [*baselines, *rows], baselines)
 
 
-def search_of(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | None) -> Search:
-    """The search for this run's baselines, told of the strong ones."""
+def search_of(
+    run: Run,
+    baselines: Sequence[Row],
+    profile: Mapping[str, Any] | None,
+    machines: Sequence[Machine] = (),
+) -> Search:
+    """The search for this run's baselines, told of the strong ones. It plans for these machines; without any,
+    for one recipe at a time."""
     strong, original = baselines[0], original_of(baselines)
     here = circumstances(run, profile, trainable=original.role == "original")
     looks = itertools.count(1)
@@ -225,10 +238,17 @@ def search_of(run: Run, baselines: Sequence[Row], profile: Mapping[str, Any] | N
         seed=run.facts.seed,
         file=run.output / "study.log",
         recipe_minutes=run.spec.budget.variant_minutes,
+        beside=_beside(run, machines) if machines else 1,
         families=_shares(profile) if run.spec.objective in TIMES else {},
         takes=lambda: taking.takes(run, here),
         known=[trial_of(run, row, baselines) for row in _strong(baselines)],
     )
+
+
+def _beside(run: Run, machines: Sequence[Machine]) -> int:
+    """How many of a round these machines build side by side; what a run began with holds when it goes on."""
+    trained = Recipe((QatInt8().step,), OnnxRuntime(threads=run.threads[0]).step)
+    return run.settled("built side by side", held([needs_of(run, trained)] * ROUNDS[-1], machines))
 
 
 def _strong(baselines: Sequence[Row]) -> list[Row]:

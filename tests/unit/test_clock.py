@@ -6,7 +6,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.pipeline import side_by_side, tried
+from flows.pipeline import searched, side_by_side, tried
 from pareflow.compiler import OnnxRuntime
 from pareflow.errors import CrashedError, KilledError, TimedOutError, VariantError
 from pareflow.hardware.device import INTERRUPTED, lock_folder
@@ -23,7 +23,8 @@ from pareflow.hardware.waits import WAITS, Waits
 from pareflow.isolation import interruptible
 from pareflow.measurement import Measurement
 from pareflow.measuring.arena import Protocol
-from pareflow.stages import baseline, building, clock, jobs, optimization, validation
+from pareflow.search import Ended
+from pareflow.stages import baseline, building, clock, jobs, optimization, searching, validation
 from pareflow.stages.clock import Clock, Meter
 from pareflow.stages.run import Row, Run
 from pareflow.stages.searching import Contest, trial_of
@@ -69,6 +70,29 @@ def test_a_line_that_is_cut_short_after_a_brace_is_no_whole_one(tmp_path: Path) 
     assert (clock.known("make a"), clock.stopped("make {b}")) == (3.0, None)
     clock.stop("make {b}", "it died")
     assert clock.stopped("make {b}") == "it died"
+
+
+def test_a_number_holds_as_it_was_first_settled_and_is_no_answer(tmp_path: Path) -> None:
+    clock = Clock(tmp_path / "runs" / "clock.jsonl")
+    assert [clock.settled("a", 4), clock.settled("b", 2), clock.settled("a", 1)] == [4, 2, 4]
+    assert (clock.known("a"), clock.least()) == (None, None)
+    clock.forget()
+    assert clock.settled("a", 1) == 1
+
+
+def test_the_search_is_told_what_machines_there_are(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = list[Sequence[Machine]]()
+
+    def asking(*given: Any) -> Generator[Any, Any, Ended]:
+        told.append(given[-1])
+        yield from ()
+        return Ended("that was all")
+
+    monkeypatch.setattr(searching, "searching", asking)
+    searched(trained.run, None, "", Plain(), trained.rows, None)
+    assert told == [Plain().machines()]
 
 
 def test_what_failed_is_kept_beside_the_answers(tmp_path: Path) -> None:

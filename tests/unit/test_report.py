@@ -171,6 +171,7 @@ def test_what_the_search_found_out_is_shown(document: dict[str, Any]) -> None:
     gone = {"step": "onnxruntime", "without": "static_int8 → torch_eager", "reason": "it cannot run here"}
     document["contributions"] = [step, gone]
     document["search"] = {"ended": "the budget of 10 minutes was used up", "next": ["low_rank → onnxruntime"]}
+    document["search"]["too_long"] = [{"recipe": "qat_int8 → onnxruntime", "minutes": 12.34}]
     document["explanations"] = [f"row {index}: <others> are faster." for index in range(6)]
     document["variants"][5]["reason"] = "no longer timed"
 
@@ -183,6 +184,7 @@ def test_what_the_search_found_out_is_shown(document: dict[str, Any]) -> None:
         "The search ended: the budget of 10 minutes was used up. More budget would try next:" in shown.text()
     )
     assert "low_rank → onnxruntime" in shown.text("ended")
+    assert "allows: qat_int8 → onnxruntime (12.3 minutes)." in shown.text("too-long")
     assert "row 5: <others> are faster." in shown.text("variant-5")
     assert "no longer timed" in shown.text("variant-5")
 

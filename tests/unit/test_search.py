@@ -923,7 +923,8 @@ def test_a_repair_needs_the_time_of_what_it_does_anew(tmp_path: Path) -> None:
 
 def test_first_repairs_keep_to_half_of_the_time_left_and_to_the_limit_of_one(tmp_path: Path) -> None:
     """Two ways are fast and lossy, and a pass takes 10 minutes: QAT of 2 passes fits once, or never; what
-    does not train does. What is never tried is what more time would try."""
+    does not train does. What its limit alone keeps out is told with its minutes, and not as what more time
+    would try."""
 
     def outcome(recipe: Recipe) -> tuple[float, float]:
         lossy = [s.name for s in recipe.techniques] in (["static_int8"], ["nncf_int8"])
@@ -936,7 +937,89 @@ def test_first_repairs_keep_to_half_of_the_time_left_and_to_the_limit_of_one(tmp
         names = [r.techniques[-1].name for r in repairs]
         assert names.count("qat_int8") == qats
         assert names.count("mixed_int8") == 1
-    assert "qat_int8" in [s.name for r in ended.following for s in r.techniques]
+    long = [(r.backend.name, needed) for r, needed in ended.too_long if r.techniques[-1].name == "qat_int8"]
+    assert [name for name, _ in long] == ["onnxruntime", "openvino"]
+    assert [needed for _, needed in long] == pytest.approx([20.1, 20.1])
+    assert "qat_int8" not in [s.name for r in ended.following for s in r.techniques]
+
+
+@pytest.mark.parametrize("pruned", [True, False])
+def test_what_was_put_off_is_named_where_nothing_better_than_what_it_improves_has_come(
+    pruned: bool, tmp_path: Path
+) -> None:
+    """There is no time for repairs of int8 and for settings. In the one case a pruned network comes in time,
+    four times as fast."""
+
+    def outcome(recipe: Recipe) -> tuple[float, float]:
+        names = [step.name for step in recipe.techniques]
+        if "channel_pruning" in names:
+            return 0.1, 0.0
+        return (0.4, 0.2) if names == ["static_int8"] else (0.9, 0.0)
+
+    looks = itertools.chain([60.0, 0.0, 0.0, 0.0], itertools.repeat(60.0 * pruned))
+    ours = search(tmp_path, IMAGES, minutes_left=lambda: next(looks))
+    _, ended = run(ours, outcome)
+    named = {recipe.label for recipe in ended.following}
+    of_int8 = {label for label in ours._put_off if "qat_int8" in label or "mixed_int8" in label}
+    assert len(of_int8) == 2
+    assert named & set(ours._put_off) == (set() if pruned else set(ours._put_off))
+
+
+@pytest.mark.parametrize(("minutes", "limit", "passes"), [(60.0, 5.0, 1), (60.0, 10.0, 2), (10.0, 10.0, 1)])
+def test_a_repair_trains_for_as_many_passes_as_fit_and_is_not_asked_for_again(
+    minutes: float, limit: float, passes: int, tmp_path: Path
+) -> None:
+    """A pass is expected to take 3 minutes: two exceed a limit of 5, and half of 10 that are left. They take
+    half of one, and so two fit in the end: what was repaired by one pass is not tried by two."""
+    costs = {"static_int8": (0.4, 0.2), "qat_int8": (2.0, 0.0)}
+
+    def outcome(recipe: Recipe) -> tuple[float, float]:
+        names = [step.name for step in recipe.techniques]
+        return costs.get(names[0], (0.9, 0.0)) if len(names) == 1 else (0.9, 0.0)
+
+    ours = search(tmp_path, IMAGES, effort=Effort(3.0), minutes_left=lambda: minutes, recipe_minutes=limit)
+    waves, _ = run(ours, outcome, lambda recipe: 0.1 + 0.5 * epochs_of(recipe))
+    taught = [[s.settings["epochs"] for s in r.techniques] for w in waves for r in w.recipes if repaired(r)]
+    assert taught == [[passes]]
+
+
+def repaired(recipe: Recipe) -> bool:
+    return [step.name for step in recipe.techniques] == ["qat_int8"]
+
+
+def test_of_a_repair_as_many_passes_are_named_as_its_limit_allows(tmp_path: Path) -> None:
+    """Of 3 minutes each two exceed the limit of 5, and there is no time for one."""
+    lossy = Trial(Recipe((Step("static_int8"),), PLAIN.backend), 0.4, 0.1, 0.1)
+    changes: dict[str, Any] = {"effort": Effort(3.0), "recipe_minutes": 5.0, "minutes_left": lambda: 2.0}
+    ours = search(tmp_path, IMAGES, known=[Trial(PLAIN, 1.0, 0.0), lossy], **changes)
+    ours._in_time(ours._repairs(), briefer=space.in_fewer_passes)
+    ended = ours._ended("so it is")
+    assert [r.techniques[0].settings["epochs"] for r in ended.following if repaired(r)] == [1]
+    assert ended.too_long == ()
+
+
+def test_what_the_time_cuts_off_is_named_as_far_as_its_limit_allows(tmp_path: Path) -> None:
+    """One pass took 3.5 minutes: of three, two are expected to end in 8 of 10."""
+    ours = search(tmp_path, effort=Effort(1.8), recipe_minutes=10.0, minutes_left=lambda: 0.0)
+    waves = ours._halved([trained(1)])
+    (short,) = next(waves).recipes
+    with pytest.raises(StopIteration):
+        waves.send({short.label: Trial(short, 0.5, 0.0, minutes=3.6)})
+    assert [epochs_of(recipe) for recipe in ours._cut_off] == [2]
+
+
+@pytest.mark.parametrize(("beside", "begun"), [(1, 1), (2, 2), (4, 4)])
+def test_what_is_built_side_by_side_takes_as_long_as_the_longest_of_it(
+    beside: int, begun: int, tmp_path: Path
+) -> None:
+    """By hand: each takes 10 minutes, and 15 are left, in a round and elsewhere."""
+    ours = search(tmp_path, effort=Effort(10.0, 0.0), beside=beside, minutes_left=lambda: 15.0)
+    rates = (1e-3, 2e-3, 3e-3, 4e-3)
+    steps = [training_space.step("distillation", {"depth": 0.5, "learning_rate": r}, 1) for r in rates]
+    asked = [Recipe((step,), PLAIN.backend) for step in steps]
+    assert ours._fitting(asked) == (asked[:begun], asked[begun:])
+    assert ours._in_time(asked) == asked[:begun]
+    assert ours._together([10.0, 2.0, 3.0, 4.0, 1.0]) == {1: 20.0, 2: 15.0, 4: 11.0}[beside]
 
 
 def test_survivors_that_the_time_cuts_off_are_named(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pareflow import isolation
 from pareflow.catalog import TECHNIQUES, find, members
 from pareflow.errors import CrashedError, EnvironmentUnfitError, InputError, TimedOutError
 from pareflow.gate import Check, Verdict
+from pareflow.hardware.needs import Machine
 from pareflow.isolation import Limits
 from pareflow.measurement import Interval
 from pareflow.model.pruning import LayerPruning
@@ -209,6 +210,15 @@ def test_what_settings_take_of_the_network_is_found_out_once_and_told_the_search
     assert [taken for taken in found.values() if taken != {}] == [None]
     monkeypatch.setattr(Run, "job", None)  # it is kept
     assert searching.search_of(run, trained.rows, None).takes() == found
+
+
+def test_the_search_plans_for_as_many_side_by_side_as_the_machines_held_when_it_began(trained: Any) -> None:
+    """Four on four times the processors that one takes, and also when it goes on where there is one."""
+    run = searched(trained.with_budget(minutes=597))
+    machines = [[Machine(n * max(run.threads), 0, 2**20)] for n in (4, 1)]
+    four, still = (searching.search_of(run, trained.rows, None, some).beside for some in machines)
+    assert (four, still, searching.search_of(run, trained.rows, None).beside) == (4, 4, 1)
+    assert searching.search_of(run.anew(), trained.rows, None, machines[1]).beside == 1
 
 
 def test_where_finding_that_out_dies_nothing_is_known_for_the_whole_run(

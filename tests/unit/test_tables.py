@@ -11,6 +11,9 @@ from rich.console import Console
 from flows.tables import operating, running
 from pareflow.reporting import view
 from pareflow.reporting.precision import precisions
+from pareflow.search import Ended
+from pareflow.stages import outcome
+from pareflow.variant import Recipe, Step
 
 DOCUMENT = Path(__file__).with_name("report.json")
 """The document of a whole run, for the page's tests."""
@@ -96,6 +99,15 @@ def test_a_run_that_nothing_won_names_no_row_as_promoted() -> None:
     verdict = {**document["verdict"], "decision": "reject", "reason": "nothing met the SLA"}
     document |= {"winner": None, "variants": [unbuilt, *document["variants"]], "verdict": verdict}
     assert running._verdict(document) == "verdict: reject: nothing met the SLA"
+
+
+def test_what_takes_longer_than_one_variant_may_is_told_with_its_minutes() -> None:
+    recipe = Recipe((Step("qat_int8"),), Step("onnxruntime"))
+    found = outcome._search(Ended("so it is", (), (), ((recipe, 12.34),)))
+    assert list(running._search({"contributions": [], "search": found})) == [
+        "the search ended: so it is",
+        "left out, for `budget.variant_minutes` allows less: qat_int8 → onnxruntime (12.3 minutes)",
+    ]
 
 
 def test_a_version_judged_again_shows_each_clause_with_the_limit_of_its_time() -> None:
