@@ -13,7 +13,7 @@ SIZE = 1024
 
 LEAST_TRIES, TRIES = 3, 30
 ENOUGH_S = 1.0
-"""No further call is timed after so many seconds: one copy beyond a cache of hundreds of MiB takes half of one."""
+"""No further call is timed after so many seconds: one copy beyond a large cache takes half of one."""
 BEYOND_CACHES = 8
 LEAST_MIB, MOST_OF_MEMORY = 256, 1 / 8
 
