@@ -25,9 +25,11 @@ from pareflow import spec as specs
 from pareflow.catalog import BACKENDS, TECHNIQUES, WORKLOADS, installed_version
 from pareflow.gate import Evidence
 from pareflow.measurement import Measurement, Quality, Ran
+from pareflow.measuring.environment import environment
 from pareflow.network import Form
 from pareflow.stages import jobs
 from pareflow.stages.building import variant_of
+from pareflow.stages.instruments import machine_ceilings
 from pareflow.stages.run import Row, Run
 from pareflow.store import Store
 from pareflow.variant import Recipe, Step, digest
@@ -87,6 +89,14 @@ def once(shared_folder: Path) -> Once:
         return pickle.loads(file.read_bytes())
 
     return made
+
+
+@pytest.fixture(scope="session")
+def rated(shared_folder: Path, once: Once) -> Path:
+    """A data folder whose store has the rates of this machine on one thread; not to be changed."""
+    data_dir = shared_folder / "rated"
+    once("rated", lambda: machine_ceilings(data_dir, environment().fingerprint, threads=1, patience_s=1800))
+    return data_dir
 
 
 @pytest.fixture(scope="session")
