@@ -152,16 +152,14 @@ def load_tiny(workloads: Path) -> Callable[[str], LoadedWorkload]:
 
 @pytest.fixture(scope="session")
 def forms(
-    load_tiny: Callable[[str], LoadedWorkload], tmp_path_factory: pytest.TempPathFactory
+    load_tiny: Callable[[str], LoadedWorkload], once: Once, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Mapping[Form, Path]]:
     """The trained network of a tiny workload in every form, each in its folder; not to be changed.
 
     OpenVINO's is empty where there is no OpenVINO.
     """
 
-    @functools.cache
-    def made(name: str) -> Mapping[Form, Path]:
-        workload = load_tiny(name)
+    def make(workload: LoadedWorkload, name: str) -> Mapping[Form, Path]:
         definition = workload.definition
         folders = {form: tmp_path_factory.mktemp(f"{name}-{form}") for form in network.FORMS}
         trained = definition.train(definition.network(), workload.split("train")).eval()
@@ -171,6 +169,12 @@ def forms(
         if installed_version("openvino"):
             network.convert(folders["onnx"], "openvino", workload, folders["openvino"])
         return folders
+
+    @functools.cache
+    def made(name: str) -> Mapping[Form, Path]:
+        workload = load_tiny(name)  # whoever opens the torch network needs its classes
+        found: Mapping[Form, Path] = once(f"forms of {name}", lambda: make(workload, name))
+        return found
 
     return made
 
@@ -315,13 +319,17 @@ def make_package() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def packaged(
-    workloads: Path, make_package: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    workloads: Path, make_package: Callable[..., Path], shared_folder: Path, once: Once
 ) -> Callable[..., Path]:
     """The package of a tiny workload as a backend runs it; not to be changed."""
-    root = tmp_path_factory.mktemp("store")
+    root = shared_folder / "packages"
 
     def made(name: str, backend: Step = ONNXRUNTIME) -> Path:
-        return make_package({"file": {"path": f"{name}.py"}}, workloads, root, backend, name)
+        found: Path = once(
+            f"package of {name} on {backend.name}",
+            lambda: make_package({"file": {"path": f"{name}.py"}}, workloads, root, backend, name),
+        )
+        return found
 
     return made
 
