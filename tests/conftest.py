@@ -23,6 +23,7 @@ from flows.environment import set_environment
 from pareflow import network
 from pareflow import spec as specs
 from pareflow.catalog import BACKENDS, TECHNIQUES, WORKLOADS, installed_version
+from pareflow.compiler import Backend
 from pareflow.gate import Evidence
 from pareflow.measurement import Measurement, Quality, Ran
 from pareflow.measuring.environment import environment
@@ -32,7 +33,7 @@ from pareflow.stages.building import variant_of
 from pareflow.stages.instruments import machine_ceilings
 from pareflow.stages.run import Row, Run
 from pareflow.store import Store
-from pareflow.variant import Recipe, Step, digest
+from pareflow.variant import Recipe, Step, digest, file_digest
 from pareflow.workload import LoadedWorkload, define, load
 from tests import production
 
@@ -177,6 +178,37 @@ def forms(
         return found
 
     return made
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a backend made of a network that is gone since, and whether it had changed it."""
+
+    folder: Path
+    source_kept: bool
+
+
+@pytest.fixture(scope="session")
+def compile_once(
+    forms: Callable[[str], Mapping[Form, Path]], once: Once, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Backend, str], Compiled]:
+    """Each backend compiles each tiny network once, since some take half a minute; not to be changed."""
+
+    def made(backend: Backend, name: str) -> Compiled:
+        source = shutil.copytree(forms(name)[backend.form], tmp_path_factory.mktemp("copy") / "source")
+        before = digests(source)
+        folder = tmp_path_factory.mktemp("artifact")
+        backend.compile(source, folder)
+        kept = digests(source) == before
+        shutil.rmtree(source)
+        return Compiled(folder, kept)
+
+    return lambda backend, name: once(f"{backend.step.label} of {name}", lambda: made(backend, name))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """By the name of each file of the folder."""
+    return {path.name: file_digest(path) for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture
