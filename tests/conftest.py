@@ -23,14 +23,17 @@ from flows.environment import set_environment
 from pareflow import network
 from pareflow import spec as specs
 from pareflow.catalog import BACKENDS, TECHNIQUES, WORKLOADS, installed_version
+from pareflow.compiler import Backend
 from pareflow.gate import Evidence
 from pareflow.measurement import Measurement, Quality, Ran
+from pareflow.measuring.environment import environment
 from pareflow.network import Form
 from pareflow.stages import jobs
 from pareflow.stages.building import variant_of
+from pareflow.stages.instruments import machine_ceilings
 from pareflow.stages.run import Row, Run
 from pareflow.store import Store
-from pareflow.variant import Recipe, Step, digest
+from pareflow.variant import Recipe, Step, digest, file_digest
 from pareflow.workload import LoadedWorkload, define, load
 from tests import production
 
@@ -90,6 +93,14 @@ def once(shared_folder: Path) -> Once:
 
 
 @pytest.fixture(scope="session")
+def rated(shared_folder: Path, once: Once) -> Path:
+    """A data folder whose store has the rates of this machine on one thread; not to be changed."""
+    data_dir = shared_folder / "rated"
+    once("rated", lambda: machine_ceilings(data_dir, environment().fingerprint, threads=1, patience_s=1800))
+    return data_dir
+
+
+@pytest.fixture(scope="session")
 def workloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of tiny workloads and their pipelines, outside the checkout; not to be changed."""
     return _copy_of_workloads(tmp_path_factory.mktemp("workloads") / "tiny")
@@ -142,16 +153,14 @@ def load_tiny(workloads: Path) -> Callable[[str], LoadedWorkload]:
 
 @pytest.fixture(scope="session")
 def forms(
-    load_tiny: Callable[[str], LoadedWorkload], tmp_path_factory: pytest.TempPathFactory
+    load_tiny: Callable[[str], LoadedWorkload], once: Once, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Mapping[Form, Path]]:
     """The trained network of a tiny workload in every form, each in its folder; not to be changed.
 
     OpenVINO's is empty where there is no OpenVINO.
     """
 
-    @functools.cache
-    def made(name: str) -> Mapping[Form, Path]:
-        workload = load_tiny(name)
+    def make(workload: LoadedWorkload, name: str) -> Mapping[Form, Path]:
         definition = workload.definition
         folders = {form: tmp_path_factory.mktemp(f"{name}-{form}") for form in network.FORMS}
         trained = definition.train(definition.network(), workload.split("train")).eval()
@@ -162,7 +171,44 @@ def forms(
             network.convert(folders["onnx"], "openvino", workload, folders["openvino"])
         return folders
 
+    @functools.cache
+    def made(name: str) -> Mapping[Form, Path]:
+        workload = load_tiny(name)  # whoever opens the torch network needs its classes
+        found: Mapping[Form, Path] = once(f"forms of {name}", lambda: make(workload, name))
+        return found
+
     return made
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a backend made of a network that is gone since, and whether it had changed it."""
+
+    folder: Path
+    source_kept: bool
+
+
+@pytest.fixture(scope="session")
+def compile_once(
+    forms: Callable[[str], Mapping[Form, Path]], once: Once, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Backend, str], Compiled]:
+    """Each backend compiles each tiny network once, since some take half a minute; not to be changed."""
+
+    def made(backend: Backend, name: str) -> Compiled:
+        source = shutil.copytree(forms(name)[backend.form], tmp_path_factory.mktemp("copy") / "source")
+        before = digests(source)
+        folder = tmp_path_factory.mktemp("artifact")
+        backend.compile(source, folder)
+        kept = digests(source) == before
+        shutil.rmtree(source)
+        return Compiled(folder, kept)
+
+    return lambda backend, name: once(f"{backend.step.label} of {name}", lambda: made(backend, name))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """By the name of each file of the folder."""
+    return {path.name: file_digest(path) for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture
@@ -305,13 +351,17 @@ def make_package() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def packaged(
-    workloads: Path, make_package: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    workloads: Path, make_package: Callable[..., Path], shared_folder: Path, once: Once
 ) -> Callable[..., Path]:
     """The package of a tiny workload as a backend runs it; not to be changed."""
-    root = tmp_path_factory.mktemp("store")
+    root = shared_folder / "packages"
 
     def made(name: str, backend: Step = ONNXRUNTIME) -> Path:
-        return make_package({"file": {"path": f"{name}.py"}}, workloads, root, backend, name)
+        found: Path = once(
+            f"package of {name} on {backend.name}",
+            lambda: make_package({"file": {"path": f"{name}.py"}}, workloads, root, backend, name),
+        )
+        return found
 
     return made
 
@@ -340,6 +390,12 @@ def judged(_trained_once: Trained, once: Once) -> Judged:
 
     found: Judged = once("judged", judge)
     return found
+
+
+@pytest.fixture
+def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finalists are timed in fewer, longer blocks: for tests whose verdicts no timing decides."""
+    monkeypatch.setattr("pareflow.stages.validation.BLOCKS", 12)
 
 
 @pytest.fixture

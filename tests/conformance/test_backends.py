@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,8 @@ from pareflow import network
 from pareflow.compiler import Backend
 from pareflow.hardware import probe
 from pareflow.network import Form
-from pareflow.variant import file_digest
 from pareflow.workload import LoadedWorkload
-from tests.conftest import Once
+from tests.conftest import Compiled, digests
 
 Load = Callable[[str], LoadedWorkload]
 Forms = Callable[[str], Mapping[Form, Path]]
@@ -27,36 +25,6 @@ UNLIKE = {
 """Backends that make other bytes of the same network each time."""
 
 pytestmark = pytest.mark.parametrize("name", ["images", "texts"])
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: file_digest(path) for path in sorted(folder.iterdir())}
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """What a backend made of a network that is gone since, and whether it had changed it."""
-
-    folder: Path
-    source_kept: bool
-
-
-@pytest.fixture(scope="module")
-def compile_once(
-    forms: Forms, once: Once, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Backend, str], Compiled]:
-    """Each backend compiles each tiny network once, since some take half a minute; not to be changed."""
-
-    def made(backend: Backend, name: str) -> Compiled:
-        source = shutil.copytree(forms(name)[backend.form], tmp_path_factory.mktemp("copy") / "source")
-        before = digests(source)
-        folder = tmp_path_factory.mktemp("artifact")
-        backend.compile(source, folder)
-        kept = digests(source) == before
-        shutil.rmtree(source)
-        return Compiled(folder, kept)
-
-    return lambda backend, name: once(f"{backend.step.label} of {name}", lambda: made(backend, name))
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ CASES = [
     Bad("denied_a_file", "StepFailedError", "PermissionError"),
     Bad("segfaults", "CrashedError", "SIGSEGV"),
     Bad("exits", "CrashedError", "status 7"),
-    Bad("hangs", "TimedOutError", "must finish in 5 s"),
+    Bad("hangs", "TimedOutError", "must finish in 2 s"),
     Bad("hoards", "OutOfMemoryError", "must fit into 4096 MiB"),
     Bad("hoards_natively", "OutOfMemoryError", "must fit into 4096 MiB"),
     Bad("gives_nan", "BadOutputError", "NaN"),
@@ -60,7 +60,7 @@ def contents(run: Run) -> set[str]:
 
 @pytest.mark.parametrize("bad", CASES, ids=lambda bad: bad.technique)
 def test_bad_candidate_is_one_failed_row_with_its_reason(bad: Bad, trained: Any) -> None:
-    seconds = 5 if bad.technique == "hangs" else 120
+    seconds = 2 if bad.technique == "hangs" else 120
     run = trained.with_budget(variant_minutes=seconds / 60, memory_mib=4096)
     before = contents(run)
     row = optimization.make(run, candidate(bad.technique))
@@ -147,6 +147,7 @@ def test_worker_environment_that_cannot_be_built_is_an_unavailable_row(
     assert "No matching distribution found for no-such-distribution==1.0" in str(row.reason)
 
 
+@pytest.mark.usefixtures("few_blocks")
 @pytest.mark.parametrize("moment", ["evaluated", "timed"])
 def test_finalist_that_dies_is_a_failed_row_and_the_others_are_judged(
     moment: str, judged: Any, trained: Any, tmp_path: Path

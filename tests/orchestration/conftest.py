@@ -130,6 +130,7 @@ class Finished:
 def finished(
     pipeline_file: Callable[..., Path],
     pareflow_command: Callable[..., "subprocess.CompletedProcess[str]"],
+    rated: Path,
     shared_folder: Path,
     once: Once,
 ) -> Finished:
@@ -138,6 +139,7 @@ def finished(
 
     def finish() -> Finished:
         config = pipeline_file()
+        shutil.copytree(rated, data_dir, dirs_exist_ok=True)
         return Finished(
             config, data_dir, pareflow_command("optimize", config, "--data-dir", data_dir, "--json")
         )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from pareflow import spec
-from pareflow.errors import InputError, PareflowError, StoreError, TrackingError
+from pareflow.errors import BusyMachineError, InputError, PareflowError, StoreError, TrackingError
 from pareflow.intervals import paired_share_drop
+from pareflow.stages import instruments
 from pareflow.workload import load
 from tests.orchestration.conftest import CHECKOUT, PIPELINE, Finished
 
@@ -181,15 +183,29 @@ def test_list_shows_no_runs_where_none_ran(tmp_path: Path) -> None:
     assert printed("list", "runs", "--data-dir", tmp_path) == []
 
 
-def test_doctor_tells_of_this_machine(tmp_path: Path) -> None:
-    document = printed("doctor", "--data-dir", tmp_path)
+def test_doctor_tells_of_this_machine(rated: Path, tmp_path: Path) -> None:
+    data_dir = shutil.copytree(rated, tmp_path / "data")
+    document = printed("doctor", "--data-dir", data_dir)
     assert document["problems"] == []
     assert document["environment"]["cores"] >= 1
     assert "onnxruntime" in {row["name"] for row in document["backends"]}
     machine = document["machine"]
     assert machine["devices"]["openvino"]["CPU"]
-    assert (machine["rates"] is None) == (machine["no_rates"] is not None)  # a busy machine has none
+    assert machine["rates"]["matrix_gflops"] > 0
+    assert machine["no_rates"] is None
     assert set(machine) >= {"caches", "memory_nodes", "huge_pages", "allocators", "graphics"}
+
+
+def test_doctor_says_why_a_busy_machine_has_no_rates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It does not wait."""
+
+    def busy(patience_s: float) -> None:
+        assert patience_s == 0
+        raise BusyMachineError("the machine must be quiet", "others keep 2.0 of 2 cores busy", "")
+
+    monkeypatch.setattr(instruments, "await_quiet", busy)
+    machine = printed("doctor", "--data-dir", tmp_path)["machine"]
+    assert (machine["rates"], machine["no_rates"]) == (None, "others keep 2.0 of 2 cores busy")
 
 
 def test_plan_knows_what_is_made(finished: Finished) -> None:

@@ -27,9 +27,11 @@ from tasks.execution import Plain
 
 
 @pytest.fixture(scope="module")
-def trained(_trained_once: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The tiny images after the baseline stage, with a data folder for the tests of this file."""
+def trained(_trained_once: Any, rated: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The tiny images after the baseline stage, with a data folder for the tests of this file. It holds the
+    rates of this machine."""
     data_dir = shutil.copytree(_trained_once.run.data_dir, tmp_path_factory.mktemp("profiled") / "data")
+    shutil.copytree(rated, data_dir, dirs_exist_ok=True)
     return dataclasses.replace(_trained_once, run=dataclasses.replace(_trained_once.run, data_dir=data_dir))
 
 
@@ -92,6 +94,7 @@ def test_ceilings_of_the_machine_are_measured_once(trained: Any, profile: dict[s
     assert machine["threads"] == trained.rows[0].threads
     assert machine["matrix_gflops"] > 0
     assert machine["copy_gb_per_s"] > 0
+    assert len(list(trained.run.store.root.glob("entries/*/ceilings.json"))) == 1
 
 
 def test_counters_are_numbers_or_the_reason_why_not(profile: dict[str, Any]) -> None:

@@ -352,7 +352,9 @@ def test_a_graph_without_layers_is_refused(technique: Any, load_tiny: Load) -> N
 
 
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
-def test_texts_of_any_length_calibrate(method: Any, forms: Forms, load_tiny: Load) -> None:
+def test_texts_of_any_length_calibrate(
+    method: Any, forms: Forms, load_tiny: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each batch is as long as its longest text, and lengths vary from sample to sample."""
     workload = load_tiny("texts")
     base = type(workload.definition)
@@ -367,11 +369,9 @@ def test_texts_of_any_length_calibrate(method: Any, forms: Forms, load_tiny: Loa
 
     varying = replace(workload, definition=ToTheLongest())
     source = network.load("torch", forms("texts")["torch"])
-    with pytest.MonkeyPatch.context() as patch:
-        folder = forms("texts")["torch"].parent
-        patch.chdir(folder)
-        network.export_onnx(source, varying, folder / "varying.onnx")
-    graph = StaticInt8(method=method).apply(onnx.load_model(folder / "varying.onnx"), varying)
+    monkeypatch.chdir(tmp_path)
+    network.export_onnx(source, varying, tmp_path / "varying.onnx")
+    graph = StaticInt8(method=method).apply(onnx.load_model(tmp_path / "varying.onnx"), varying)
     for text in ("aab", "abcabcaaaaaa"):
         answer = run(graph, varying.definition.preprocess([text]))
         assert varying.definition.postprocess({"output": answer}).tolist() == [1]

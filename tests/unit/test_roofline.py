@@ -175,7 +175,10 @@ def test_unknown_work_has_no_share_and_no_words() -> None:
 def test_ceilings_are_those_of_far_more_than_the_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instrument, "TRIES", 1)
     monkeypatch.setattr(instrument, "SIZE", 64)
-    found = instrument.ceilings(threads=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(instrument, "LEAST_MIB", 1)
+        patch.setattr(probe, "cache_bytes", lambda: None)
+        found = instrument.ceilings(threads=1)
     assert found["threads"] == 1
     assert found["matrix_gflops"] > 0
     assert found["copy_gb_per_s"] > 0

@@ -416,19 +416,22 @@ def test_answers_are_forgotten_after_their_time_and_by_a_flush() -> None:
     run(scenario, seconds=60)
 
 
-def test_what_is_outdated_goes_at_once_and_what_is_younger_stays() -> None:
+def test_what_is_outdated_goes_at_once_and_what_is_younger_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """More of them than calls may be nested."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     kept = NearAnswers(ExactIndex, 2**30, ttl_s=1)
     directions = np.random.default_rng(0).standard_normal((2001, 8)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     for vector in directions[:2000]:
+        now += 1e-4
         kept.keep(vector, {"y": np.zeros(1)}, None)
-    time.sleep(1.1)
+    now += 1.1
     kept.keep(directions[2000], {"y": np.ones(1)}, None)
     near = kept.nearest(directions[:2])
     assert [one and one.answer["y"].tolist() for one in near] == [[1], [1]]
     assert len(kept) == 1
-    time.sleep(1.1)
+    now += 1.1
     assert kept.nearest(directions[:2]) == [None, None]
     assert len(kept) == 0
 

@@ -138,6 +138,8 @@ def test_a_driver_without_its_tool_is_asked_by_torch(tmp_path: Path, monkeypatch
 def test_a_precision_that_would_be_emulated_has_no_rate(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "TRIES", 1)
     monkeypatch.setattr(ceilings, "SIZE", 64)
+    monkeypatch.setattr(ceilings, "LEAST_MIB", 1)
+    monkeypatch.setattr(probe, "cache_bytes", lambda: None)
     monkeypatch.setattr(probe, "has_bf16", lambda: has)
     monkeypatch.setattr(probe, "has_vnni", lambda: has)
     rates = ceilings.ceilings(threads=1)["by_precision"]

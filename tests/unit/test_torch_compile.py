@@ -7,21 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pareflow.compiler import TorchCompile, autocast, signature
+from pareflow.compiler import Backend, TorchCompile, autocast, signature
 from pareflow.compiler.torch_compile import FACTS
 from pareflow.errors import UnsuitableError, WorkloadError
 from pareflow.network import Form
 from pareflow.workload import LoadedWorkload
+from tests.conftest import Compiled
 
 Forms = Callable[[str], Mapping[Form, Path]]
 Load = Callable[[str], LoadedWorkload]
 
 
 @pytest.fixture(scope="module")
-def artifact(forms: Forms, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("compiled")
-    TorchCompile().compile(forms("images")["exported"], folder)
-    return folder
+def artifact(compile_once: Callable[[Backend, str], Compiled]) -> Path:
+    return compile_once(TorchCompile(), "images").folder
 
 
 def test_without_a_compiler_it_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
