@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from flows.cli import app
 from pareflow import spec as specs
+from pareflow.errors import PareflowError
 from pareflow.stages import building, registration, validation
 from pareflow.stages.baseline import baseline
 from pareflow.stages.run import Row, Run
@@ -66,6 +69,14 @@ def pareflow_command(command: Callable[..., list[str]]) -> Callable[..., "subpro
         )
 
     return run
+
+
+def refused(error: type[PareflowError], *words: object) -> PareflowError:
+    """The error that a command ends with, which prints nothing; `main` tells it and exits with its code."""
+    result = CliRunner().invoke(app, [*map(str, words)])
+    assert isinstance(result.exception, error), result.output
+    assert result.stdout == ""
+    return result.exception
 
 
 @pytest.fixture(scope="session")

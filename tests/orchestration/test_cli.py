@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from pareflow import spec
-from pareflow.errors import InputError, PareflowError, StoreError, TrackingError
+from pareflow.errors import InputError, StoreError, TrackingError
 from pareflow.intervals import paired_share_drop
 from pareflow.workload import load
-from tests.orchestration.conftest import CHECKOUT, PIPELINE, Finished
+from tests.orchestration.conftest import CHECKOUT, PIPELINE, Finished, refused
 
 Completed = subprocess.CompletedProcess[str]
 Run = Callable[..., Completed]
@@ -43,14 +43,6 @@ def printed(*words: object) -> Any:
     result = CliRunner().invoke(app, [*map(str, words), "--json"])
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
-
-
-def refused(error: type[PareflowError], *words: object) -> PareflowError:
-    """The error that a command ends with, which prints nothing; `main` tells it and exits with its code."""
-    result = CliRunner().invoke(app, [*map(str, words)])
-    assert isinstance(result.exception, error), result.output
-    assert result.stdout == ""
-    return result.exception
 
 
 def test_help_names_every_command() -> None:

@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pareflow.errors import StoreError
+from pareflow.errors import PareflowError, StoreError
 from pareflow.serving.executable import Release
 from pareflow.serving.plan import ServingPlan
 from pareflow.stages.run import Row
 from tasks.promotion import promote, roll_back
 from tasks.serving import RegistrySource, register_plan
 from tasks.tracking import Tracker
-from tests.orchestration.conftest import CHECKOUT, Judged
+from tests.orchestration.conftest import CHECKOUT, Judged, refused
 
 http = pytest.importorskip("tritonclient.http")
 Done = subprocess.CompletedProcess[str]
@@ -442,21 +442,25 @@ AWAY = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RE
     ],
 )
 def test_what_cannot_be_served_is_told(
-    pareflow_command: Callable[..., Done],
+    blank_mlflow: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
     environment: dict[str, str],
     status: int,
     said: str,
 ) -> None:
-    done = pareflow_command("serve", *arguments, "--port", 0, "--data-dir", tmp_path / "data", **environment)
-    assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+    data_dir = shutil.copytree(blank_mlflow, tmp_path / "data")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    error = refused(PareflowError, "serve", *arguments, "--port", 0, "--data-dir", data_dir)
+    assert (error.exit_code, said in str(error)) == (status, True), error
 
 
 def test_an_address_that_is_taken_is_told(
-    start: Start, packaged: Callable[..., Path], pareflow_command: Callable[..., Done]
+    packaged: Callable[..., Path], pareflow_command: Callable[..., Done]
 ) -> None:
-    port = start(packaged("images")).url.rpartition(":")[2]
-    done = pareflow_command("serve", packaged("images"), "--port", port)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = pareflow_command("serve", packaged("images"), "--port", taken.getsockname()[1])
     assert done.returncode == 2
     assert "the address to serve on must be free" in done.stderr
