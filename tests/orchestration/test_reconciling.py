@@ -9,11 +9,20 @@ import pytest
 
 from flows.reconcile import run_reconcile
 from pareflow.store import Store
-from tasks import flow_runs
+from tasks import flow_runs, registry
 from tasks.locking import VARIABLE, HeldError, flocked
 from tasks.looks import Looks
-from tasks.reconciling import ATTEMPTS, PENDING_S, RECENT_S, Look, never_began, resumed
+from tasks.reconciling import (
+    ATTEMPTS,
+    PENDING_S,
+    RECENT_S,
+    Look,
+    never_began,
+    pending_challengers,
+    resumed,
+)
 from tasks.tracking import Tracker
+from tests.orchestration.contenders import enter
 
 
 class Crashing:
@@ -190,3 +199,25 @@ def test_a_lock_that_is_held_inside_is_not_taken_for_its_own(
     monkeypatch.setattr(Tracker, "open", held)
     with pytest.raises(HeldError, match="images"):
         run_reconcile(None, tmp_path)
+
+
+def test_challengers_that_are_no_champions_are_named_and_how_long_they_wait(
+    new_tracker: Callable[[Path], Tracker], tmp_path: Path
+) -> None:
+    """By hand, two hours after they were registered: one behind a champion, one without."""
+    tracker = new_tracker(tmp_path)
+    for model in ("behind", "behind", "first", "settled", "plain"):
+        enter(tracker, 1, model)
+    for model, alias, version in (
+        ("behind", "champion", "1"),
+        ("behind", "challenger", "2"),
+        ("first", "challenger", "1"),
+        ("settled", "champion", "1"),
+        ("settled", "challenger", "1"),
+    ):
+        tracker.set_alias(model, alias, version)
+    first = registry.registered(tracker, "first", "1")
+    assert first is not None
+    found = pending_challengers(tracker, first.created_ms / 1000 + 2 * 3600)
+    assert [(one["name"], one["version"]) for one in found] == [("behind", "2"), ("first", "1")]
+    assert [one["hours"] for one in found] == pytest.approx([2, 2], abs=0.05)
