@@ -15,11 +15,13 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.tables import operating
 from pareflow import spec
 from pareflow.errors import InputError, StoreError, TrackingError
 from pareflow.intervals import paired_share_drop
 from pareflow.workload import load
 from tests.orchestration.conftest import CHECKOUT, PIPELINE, Finished, refused
+from tests.terminal import rendered
 
 Completed = subprocess.CompletedProcess[str]
 Run = Callable[..., Completed]
@@ -182,6 +184,8 @@ def test_doctor_tells_of_this_machine(tmp_path: Path) -> None:
     assert machine["devices"]["openvino"]["CPU"]
     assert (machine["rates"] is None) == (machine["no_rates"] is not None)  # a busy machine has none
     assert set(machine) >= {"caches", "memory_nodes", "huge_pages", "allocators", "graphics"}
+    told = rendered(operating.doctor, document)
+    assert (document["environment"]["processor"] in told, "to fix: " in told) == (True, False)
 
 
 def test_plan_knows_what_is_made(finished: Finished) -> None:

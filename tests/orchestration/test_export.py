@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from flows import commands
+from flows.tables import serving
 from pareflow.errors import InputError
 from pareflow.serving.plan import ServingPlan
 from tasks.serving import keep_plan
 from tasks.tracking import Tracker
 from tests.orchestration.conftest import Finished, Judged, refused
+from tests.terminal import lines, rendered
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -70,6 +72,8 @@ def test_a_versions_own_plan_goes_with_it_where_no_other_is_named(
         config = (to / "images" / "config.pbtxt").read_text()
         assert told["plan"]["sessions"] == sessions
         assert (f"count: {sessions}" in config, "response_cache" in config) == (True, cached)
+        written = [f"wrote {to}/{file}" for file in told["files"]]
+        assert lines(rendered(serving.exported_for_a_server, told)) == [*written, *told["left_out"]]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flows.reconcile import run_reconcile
+from flows.reconcile import reconciled, run_reconcile
 from pareflow.store import Store
 from tasks import flow_runs, registry
 from tasks.locking import VARIABLE, HeldError, flocked
@@ -23,6 +23,7 @@ from tasks.reconciling import (
 )
 from tasks.tracking import Tracker
 from tests.orchestration.contenders import enter
+from tests.terminal import rendered
 
 
 class Crashing:
@@ -171,9 +172,11 @@ def test_one_reconciles_at_a_time_and_the_other_ends_well_and_says_so(
     with flocked(tmp_path / "locks", "reconcile"):
         found = run_reconcile(None, tmp_path)
         assert "another process holds it" in found["skipped"]
+        assert f"skipped: {found['skipped']}\n" in rendered(reconciled, found)
         assert (found["problems"], "pending" in found) == ([], False)
     again = run_reconcile(None, tmp_path)
     assert ("skipped" in again, again["pending"]) == (False, [])
+    assert "pending: 0\n" in rendered(reconciled, again)
 
 
 def test_a_lock_that_cannot_be_had_is_a_problem_and_everything_is_looked_at(
@@ -221,3 +224,17 @@ def test_challengers_that_are_no_champions_are_named_and_how_long_they_wait(
     found = pending_challengers(tracker, first.created_ms / 1000 + 2 * 3600)
     assert [(one["name"], one["version"]) for one in found] == [("behind", "2"), ("first", "1")]
     assert [one["hours"] for one in found] == pytest.approx([2, 2], abs=0.05)
+
+
+def test_what_was_found_is_told_line_by_line_and_so_is_what_was_not_looked_at() -> None:
+    dead = {"run": "digits", "owner": "command.0123", "silent_s": 160}
+    found = {"dead_owners": [dead], "resumed": None, "leftovers": 2, "problems": ["it says [no]"]}
+    assert rendered(reconciled, {"skipped": "somebody has [the lock]", **found}).splitlines() == [
+        "skipped: somebody has [the lock]",
+        "dead owners: 1",
+        "  run digits, owner command.0123, silent_s 160",
+        "resumed: not looked at",
+        "leftovers: 2",
+        "problems: 1",
+        "  it says [no]",
+    ]
