@@ -125,7 +125,8 @@ def reconciled(document: Mapping[str, Any], console: Console) -> None:
     for what, found in document.items():
         count = len(found) if isinstance(found, list) else found
         said = "not looked at" if count is None else count
-        console.print(f"{what.replace('_', ' ')}: {said}", highlight=False)
+        line = f"{what.replace('_', ' ')}: {said}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
         for one in found if isinstance(found, list) else ():
             told = one if isinstance(one, str) else ", ".join(f"{key} {value}" for key, value in one.items())
             console.print(f"  {told}", markup=False, highlight=False, soft_wrap=True)

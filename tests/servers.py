@@ -1,5 +1,6 @@
 """Real servers on loopback for tests and benchmarks of triggers: Prefect, MLflow, a worker, the listener."""
 
+import json
 import os
 import signal
 import socket
@@ -57,8 +58,14 @@ def mlflow_server(folder: Path, port: int) -> Iterator[str]:
 
 
 def deploy() -> None:
-    """Everything of prefect.yaml, on the server that the environment names."""
-    prefect("work-pool", "create", "pareflow", "--type", "process")
+    """Everything of prefect.yaml, on the server that PREFECT_API_URL names."""
+    api = os.environ["PREFECT_API_URL"]
+    types = f"{api}/collections/views/aggregate-worker-metadata"
+    with urllib.request.urlopen(types, timeout=PATIENCE_S) as answer:
+        template = json.load(answer)["prefect"]["process"]["default_base_job_configuration"]
+    pool = json.dumps({"name": "pareflow", "type": "process", "base_job_template": template}).encode()
+    asked = urllib.request.Request(f"{api}/work_pools/", pool, {"Content-Type": "application/json"})
+    urllib.request.urlopen(asked, timeout=PATIENCE_S).close()
     prefect("deploy", "--all", PREFECT_DEFAULT_WORK_POOL_NAME="pareflow")
 
 

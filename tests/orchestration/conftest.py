@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from flows.cli import app
 from pareflow import spec as specs
+from pareflow.errors import PareflowError
 from pareflow.stages import building, registration, validation
 from pareflow.stages.baseline import baseline
 from pareflow.stages.run import Row, Run
@@ -68,6 +71,14 @@ def pareflow_command(command: Callable[..., list[str]]) -> Callable[..., "subpro
     return run
 
 
+def refused(error: type[PareflowError], *words: object) -> PareflowError:
+    """The error that a command ends with, which prints nothing; `main` tells it and exits with its code."""
+    result = CliRunner().invoke(app, [*map(str, words)])
+    assert isinstance(result.exception, error), result.output
+    assert result.stdout == ""
+    return result.exception
+
+
 @pytest.fixture(scope="session")
 def pipeline_file(workloads: Path) -> Callable[..., Path]:
     """The tiny pipeline as a file beside its workload, with some keys changed."""
@@ -110,6 +121,22 @@ def new_tracker(blank_mlflow: Path) -> "Callable[[Path], Tracker]":
     from tasks.tracking import Tracker
 
     return lambda folder: Tracker.open(shutil.copytree(blank_mlflow, folder, dirs_exist_ok=True))
+
+
+@pytest.fixture(scope="module")
+def _shared_tracker(
+    new_tracker: "Callable[[Path], Tracker]", tmp_path_factory: pytest.TempPathFactory
+) -> "Tracker":
+    return new_tracker(tmp_path_factory.mktemp("shared") / "data")
+
+
+@pytest.fixture
+def contended(_shared_tracker: "Tracker") -> "Iterator[Tracker]":
+    """A tracker that a module's tests have one after another: each finds neither a model nor a move."""
+    from tests.orchestration.contenders import forget
+
+    yield _shared_tracker
+    forget(_shared_tracker)
 
 
 @dataclass(frozen=True)

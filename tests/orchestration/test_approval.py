@@ -2,13 +2,13 @@
 
 import json
 import threading
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from flows.cli import app
 from pareflow.errors import InputError
 from tasks import audit
 from tasks.approval import decide, decline, expire, file, requests
@@ -19,8 +19,8 @@ from tests.orchestration.contenders import HERE, MODEL, bout, enter
 
 
 @pytest.fixture
-def tracker(new_tracker: Callable[[Path], Tracker], tmp_path: Path) -> Tracker:
-    return new_tracker(tmp_path / "data")
+def tracker(contended: Tracker) -> Tracker:
+    return contended
 
 
 def challenging(tracker: Tracker, score: float) -> str:
@@ -92,6 +92,22 @@ def test_a_declined_version_stays_challenger_and_is_not_asked_for_again(tracker:
     assert again.awaiting is None
     assert again.reason == "Ada declined it: not before the holidays"
     assert number(tracker, MODEL, "champion") is None
+
+
+def test_a_command_declines_in_the_words_that_it_was_given(tracker: Tracker) -> None:
+    """It asks for no pipeline: the version names none, and nothing is measured."""
+    version = challenging(tracker, 1)
+    asked(tracker, version)
+    said = ["--reject", "--by", "ada", "--reason", "not before the holidays"]
+    where = ["--data-dir", str(tracker.locks.parent), "--json"]
+    result = CliRunner().invoke(app, ["promote", MODEL, *said, *where])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert (document["version"], document["alias"]) == (version, "challenger")
+    (request,) = requests(tracker, MODEL, version).values()
+    assert (request.state, request.by, request.why) == ("declined", "ada", "not before the holidays")
+    declined = audit.history(tracker, MODEL)[-1]
+    assert (declined["action"], declined["by"], declined["reason"]) == ("declined", request.by, request.why)
 
 
 def test_a_declined_version_is_not_asked_for_again_by_another_environment(tracker: Tracker) -> None:

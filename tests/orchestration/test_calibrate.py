@@ -11,15 +11,18 @@ import pytest
 from rich.console import Console
 
 from flows import calibration
+from pareflow.errors import InputError
 from pareflow.runtime.complexity_routing import ComplexityRouting
 from pareflow.serving.plan import read
 from pareflow.variant import Step
 from tasks.serving import plan_of
 from tasks.tracking import Tracker
+from tests.orchestration.conftest import refused
 from tests.orchestration.test_serve import Server
 
 Done = subprocess.CompletedProcess[str]
 MANY: Mapping[str, Any] = {"file": {"path": "many_images.py", "settings": {"steps": 20}}}
+CASCADE: list[Any] = [{"confidence_cascade": {}}]
 
 
 @pytest.fixture(scope="module")
@@ -57,26 +60,29 @@ def test_a_plan_gets_thresholds_to_serve_with(
 
 
 @pytest.mark.parametrize(
-    ("policies", "named", "said"),
+    ("policies", "said"),
     [
-        ([{"confidence_cascade": {}}], False, "must be named: it holds the data"),
-        ([{"dynamic_batching": {}}], True, "the plan must have a policy with a threshold"),
-        ([{"confidence_cascade": {}}], True, "needs tiers to choose from"),
+        ([{"dynamic_batching": {}}], "the plan must have a policy with a threshold"),
+        (CASCADE, "needs tiers to choose from"),
     ],
 )
 def test_what_cannot_be_calibrated_is_told(
-    pareflow_command: Callable[..., Done],
-    package: Path,
-    pipeline: Path,
-    tmp_path: Path,
-    policies: list[Any],
-    named: bool,
-    said: str,
+    package: Path, pipeline: Path, tmp_path: Path, policies: list[Any], said: str
 ) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(json.dumps({"policies": policies}))
-    config = ["--config", pipeline] if named else []
-    done = pareflow_command("calibrate", package, "--plan", plan, *config, "--data-dir", tmp_path / "data")
+    options = ["--plan", plan, "--config", pipeline, "--data-dir", tmp_path / "data"]
+    error = refused(InputError, "calibrate", package, *options)
+    assert (error.exit_code, said in str(error)) == (2, True), error
+
+
+def test_the_pipeline_of_a_package_must_be_named(
+    pareflow_command: Callable[..., Done], package: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(json.dumps({"policies": CASCADE}))
+    done = pareflow_command("calibrate", package, "--plan", plan, "--data-dir", tmp_path / "data")
+    said = "must be named: it holds the data"
     assert (done.returncode, said in done.stderr) == (2, True), done.stderr
 
 

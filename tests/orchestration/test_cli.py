@@ -16,12 +16,14 @@ import yaml
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.tables import operating
 from pareflow import spec
-from pareflow.errors import BusyMachineError, InputError, PareflowError, StoreError, TrackingError
+from pareflow.errors import BusyMachineError, InputError, StoreError, TrackingError
 from pareflow.intervals import paired_share_drop
 from pareflow.stages import instruments
 from pareflow.workload import load
-from tests.orchestration.conftest import CHECKOUT, PIPELINE, Finished
+from tests.orchestration.conftest import CHECKOUT, PIPELINE, Finished, refused
+from tests.terminal import rendered
 
 Completed = subprocess.CompletedProcess[str]
 Run = Callable[..., Completed]
@@ -45,14 +47,6 @@ def printed(*words: object) -> Any:
     result = CliRunner().invoke(app, [*map(str, words), "--json"])
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
-
-
-def refused(error: type[PareflowError], *words: object) -> PareflowError:
-    """The error that a command ends with, which prints nothing; `main` tells it and exits with its code."""
-    result = CliRunner().invoke(app, [*map(str, words)])
-    assert isinstance(result.exception, error), result.output
-    assert result.stdout == ""
-    return result.exception
 
 
 def test_help_names_every_command() -> None:
@@ -194,6 +188,8 @@ def test_doctor_tells_of_this_machine(rated: Path, tmp_path: Path) -> None:
     assert machine["rates"]["matrix_gflops"] > 0
     assert machine["no_rates"] is None
     assert set(machine) >= {"caches", "memory_nodes", "huge_pages", "allocators", "graphics"}
+    told = rendered(operating.doctor, document)
+    assert (document["environment"]["processor"] in told, "to fix: " in told) == (True, False)
 
 
 def test_doctor_says_why_a_busy_machine_has_no_rates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

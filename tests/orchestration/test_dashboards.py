@@ -53,7 +53,6 @@ def series(packaged: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
     plan = tmp_path_factory.mktemp("plan") / "plan.yaml"
     plan.write_text(json.dumps({"policies": ["exact_cache", {"dynamic_batching": {"max_batch_size": 4}}]}))
     command = [sys.executable, "-m", "pareflow.serving", str(packaged("images")), "--port", "0"]
-    command += ["--plan", str(plan)]
     with subprocess.Popen(
         [*command, "--plan", str(plan)],
         cwd=CHECKOUT,

@@ -25,6 +25,7 @@ import pytest
 
 from flows.deployment import run_deployment
 from flows.rollout import Steps
+from flows.tables import operating
 from pareflow.errors import InputError, TransientError
 from pareflow.measuring.environment import environment
 from pareflow.serving.slot import Challenge
@@ -40,6 +41,7 @@ from tasks.tracking import CONFIG, CONTENT, FORMAT, FORMAT_TAG, LEFT, TRAFFIC, T
 from tests.orchestration.conftest import PATIENCE_SECONDS, PIPELINE, Judged
 from tests.orchestration.test_serve import Server
 from tests.replies import replying
+from tests.terminal import rendered
 
 QUICK = Steps(shadow=1.0, canary=(0.5,), minutes=2, slowdown=10)
 """Times are not what is tested here."""
@@ -428,6 +430,7 @@ def test_a_rollout_asks_where_the_pipeline_wants_approval(
     document = run_deployment("images", [], tmp_path, Plain(), QUICK, config)
     assert (document["decision"], document["promotion"]["alias"]) == ("inconclusive", "challenger")
     assert "awaiting approval" in document["reason"]
+    assert f"version {version} is not promoted: " in rendered(operating.rolled_out, document)
     assert tracker.alias("images", "champion") is None
 
 

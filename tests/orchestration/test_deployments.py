@@ -23,6 +23,7 @@ from flows import environment
 from flows.local_server import local_server
 from flows.monitoring import monitoring
 from flows.servers import set_up_problems
+from flows.tables import operating
 from flows.triggers import optimize_deployed
 from pareflow.errors import InputError, SpecError
 from pareflow.monitoring.exposition import Reading
@@ -37,6 +38,7 @@ from tasks.watching import Asked, Monitored, Session
 from tests import servers
 from tests.orchestration.test_monitor import fail
 from tests.replies import replying
+from tests.terminal import rendered, rows
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 300.0
@@ -315,6 +317,7 @@ def test_monitoring_runs_as_a_flow(api: Api, new_tracker: Callable[[Path], Track
         found = monitoring("images", url, str(rules), str(tmp_path), seconds=0.5)
     assert (found["name"], found["breaches"]) == ("images", [])
     assert found["looks"] > 1
+    assert len(rows(rendered(operating.monitored, found))) == len(found["figures"])
     (run,) = api.post("flow_runs/filter", {"flows": {"name": {"any_": ["monitoring"]}}})
     assert (run["state_type"], run["tags"]) == ("COMPLETED", ["pareflow"])  # by which reconcile knows it
 

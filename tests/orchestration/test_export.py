@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from flows import commands
+from flows.tables import serving
+from pareflow.errors import InputError
 from pareflow.serving.plan import ServingPlan
 from tasks.serving import keep_plan
 from tasks.tracking import Tracker
-from tests.orchestration.conftest import Finished, Judged
+from tests.orchestration.conftest import Finished, Judged, refused
+from tests.terminal import lines, rendered
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -69,6 +72,8 @@ def test_a_versions_own_plan_goes_with_it_where_no_other_is_named(
         config = (to / "images" / "config.pbtxt").read_text()
         assert told["plan"]["sessions"] == sessions
         assert (f"count: {sessions}" in config, "response_cache" in config) == (True, cached)
+        written = [f"wrote {to}/{file}" for file in told["files"]]
+        assert lines(rendered(serving.exported_for_a_server, told)) == [*written, *told["left_out"]]
 
 
 @pytest.mark.parametrize(
@@ -83,27 +88,25 @@ def test_a_versions_own_plan_goes_with_it_where_no_other_is_named(
     ],
 )
 def test_bad_input_exits_2_and_writes_nothing(
-    finished: Finished, pareflow_command: Run, tmp_path: Path, target: str, to: str, said: str
+    finished: Finished, tmp_path: Path, target: str, to: str, said: str
 ) -> None:
-    done = pareflow_command("export", target, "--to", tmp_path / to, "--data-dir", finished.data_dir)
-    assert done.returncode == 2, done.stderr
-    assert said in " ".join(done.stderr.split())
+    error = refused(InputError, "export", target, "--to", tmp_path / to, "--data-dir", finished.data_dir)
+    assert error.exit_code == 2
+    assert said in str(error)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_run_there_is_nothing_to_export(
-    pareflow_command: Run, pipeline_file: Callable[..., Path], tmp_path: Path
-) -> None:
-    config = pipeline_file("never-run")
-    done = pareflow_command("export", config, "--to", tmp_path / "a.zip", "--data-dir", tmp_path / "data")
-    assert done.returncode == 2
-    assert "an export needs a finished run" in " ".join(done.stderr.split())
+def test_without_a_run_there_is_nothing_to_export(pipeline_file: Callable[..., Path], tmp_path: Path) -> None:
+    words = ("--to", tmp_path / "a.zip", "--data-dir", tmp_path / "data")
+    error = refused(InputError, "export", pipeline_file("never-run"), *words)
+    assert error.exit_code == 2
+    assert "an export needs a finished run" in str(error)
 
 
 def test_without_a_winner_there_is_nothing_to_export(
     finished: Finished, pareflow_command: Run, tmp_path: Path
 ) -> None:
-    """The finished run, as if no variant had met the SLA."""
+    """The finished run, as if no variant had met the SLA; told by a process, with its exit code."""
     run_id = finished.document["run_id"]
     data_dir = tmp_path / "data"
     (data_dir / "runs" / run_id).mkdir(parents=True)

@@ -1,18 +1,22 @@
 """Owners of a run's record: several at once, one after another, and none that was declared dead."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from pareflow.errors import TrackingError
 from tasks import owners
 from tasks.heartbeat import owned
-from tasks.ownership import DEAD, FLOW_RUN, OWNED, OWNER, Owner
+from tasks.ownership import DEAD, FLOW_RUN, OWNED, OWNER, Owner, beats
 from tasks.tracking import Tracker
-from tests.orchestration.conftest import Judged
+from tests.orchestration.conftest import PATIENCE_SECONDS, Judged
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,56 @@ def test_who_comes_after_a_dead_owner_is_not_taken_for_it(tracker: Tracker, pare
 def owners_of(tracker: Tracker, run_id: str) -> set[Owner]:
     """As reconcile finds them."""
     return {owner for run in owners.owned_runs(tracker) if run.run_id == run_id for owner in run.beats}
+
+
+def away(*_: object, **__: object) -> None:
+    raise MlflowException("away", error_code=TEMPORARILY_UNAVAILABLE)
+
+
+def test_a_server_that_is_away_for_a_while_misses_beats_and_hears_the_next(
+    tracker: Tracker, parent: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else an outage of seconds would make whoever works on the run dead, and a second owner would begin."""
+    missed, record = list[str](), MlflowClient.log_batch
+
+    def away_twice(client: MlflowClient, run_id: str, **what: Any) -> None:
+        if len(missed) < 2:
+            missed.append(run_id)
+            away()
+        record(client, run_id, **what)
+
+    def last_beat() -> int:
+        (number,) = beats(tracker.client.get_run(parent).data.tags).values()
+        return int(number)
+
+    with owned(tracker, parent, every_s=0.02):
+        monkeypatch.setattr(MlflowClient, "log_batch", away_twice)
+        until(lambda: len(missed) == 2)
+        heard = last_beat()
+        until(lambda: last_beat() > heard)
+    assert caplog.text.count("was not recorded: ") == 2
+    assert status(tracker, parent) == "KILLED"
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_server_that_is_away_at_the_end_hides_not_how_the_run_ended(
+    tracker: Tracker, parent: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its owner is left behind, and is declared dead like one that was killed."""
+    with monkeypatch.context() as patched:
+        with pytest.raises(RuntimeError, match="its own end"), owned(tracker, parent):
+            patched.setattr(MlflowClient, "delete_tag", away)
+            raise RuntimeError("its own end")
+    assert f"the run {parent} keeps a dead owner" in caplog.text
+    (left,) = owners_of(tracker, parent)
+    owners.declare_dead(tracker, parent, left)
+    assert (status(tracker, parent), owners_of(tracker, parent)) == ("KILLED", set())
 
 
 def test_a_run_that_is_taken_up_while_a_dead_owner_is_removed_goes_on(

@@ -7,13 +7,23 @@ from typing import Any
 
 import pytest
 
-from flows.reconcile import run_reconcile
+from flows.reconcile import reconciled, run_reconcile
 from pareflow.store import Store
-from tasks import flow_runs
+from tasks import flow_runs, registry
 from tasks.locking import VARIABLE, HeldError, flocked
 from tasks.looks import Looks
-from tasks.reconciling import ATTEMPTS, PENDING_S, RECENT_S, Look, never_began, resumed
+from tasks.reconciling import (
+    ATTEMPTS,
+    PENDING_S,
+    RECENT_S,
+    Look,
+    never_began,
+    pending_challengers,
+    resumed,
+)
 from tasks.tracking import Tracker
+from tests.orchestration.contenders import enter
+from tests.terminal import rendered
 
 
 class Crashing:
@@ -162,9 +172,11 @@ def test_one_reconciles_at_a_time_and_the_other_ends_well_and_says_so(
     with flocked(tmp_path / "locks", "reconcile"):
         found = run_reconcile(None, tmp_path)
         assert "another process holds it" in found["skipped"]
+        assert f"skipped: {found['skipped']}\n" in rendered(reconciled, found)
         assert (found["problems"], "pending" in found) == ([], False)
     again = run_reconcile(None, tmp_path)
     assert ("skipped" in again, again["pending"]) == (False, [])
+    assert "pending: 0\n" in rendered(reconciled, again)
 
 
 def test_a_lock_that_cannot_be_had_is_a_problem_and_everything_is_looked_at(
@@ -190,3 +202,39 @@ def test_a_lock_that_is_held_inside_is_not_taken_for_its_own(
     monkeypatch.setattr(Tracker, "open", held)
     with pytest.raises(HeldError, match="images"):
         run_reconcile(None, tmp_path)
+
+
+def test_challengers_that_are_no_champions_are_named_and_how_long_they_wait(
+    new_tracker: Callable[[Path], Tracker], tmp_path: Path
+) -> None:
+    """By hand, two hours after they were registered: one behind a champion, one without."""
+    tracker = new_tracker(tmp_path)
+    for model in ("behind", "behind", "first", "settled", "plain"):
+        enter(tracker, 1, model)
+    for model, alias, version in (
+        ("behind", "champion", "1"),
+        ("behind", "challenger", "2"),
+        ("first", "challenger", "1"),
+        ("settled", "champion", "1"),
+        ("settled", "challenger", "1"),
+    ):
+        tracker.set_alias(model, alias, version)
+    first = registry.registered(tracker, "first", "1")
+    assert first is not None
+    found = pending_challengers(tracker, first.created_ms / 1000 + 2 * 3600)
+    assert [(one["name"], one["version"]) for one in found] == [("behind", "2"), ("first", "1")]
+    assert [one["hours"] for one in found] == pytest.approx([2, 2], abs=0.05)
+
+
+def test_what_was_found_is_told_line_by_line_and_so_is_what_was_not_looked_at() -> None:
+    dead = {"run": "digits", "owner": "command.0123", "silent_s": 160}
+    found = {"dead_owners": [dead], "resumed": None, "leftovers": 2, "problems": ["it says [no]"]}
+    assert rendered(reconciled, {"skipped": "somebody has [the lock]", **found}).splitlines() == [
+        "skipped: somebody has [the lock]",
+        "dead owners: 1",
+        "  run digits, owner command.0123, silent_s 160",
+        "resumed: not looked at",
+        "leftovers: 2",
+        "problems: 1",
+        "  it says [no]",
+    ]

@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pareflow.errors import StoreError
+from pareflow.errors import PareflowError, StoreError
 from pareflow.serving.executable import Release
 from pareflow.serving.plan import ServingPlan
 from pareflow.stages.run import Row
 from tasks.promotion import promote, roll_back
 from tasks.serving import RegistrySource, register_plan
 from tasks.tracking import Tracker
-from tests.orchestration.conftest import CHECKOUT, Judged
+from tests.orchestration.conftest import CHECKOUT, Judged, refused
 
 http = pytest.importorskip("tritonclient.http")
 Done = subprocess.CompletedProcess[str]
@@ -102,38 +102,45 @@ def ask(server: Server, count: int = 3, seed: int = 0) -> np.ndarray:
     return found
 
 
-def test_a_client_that_others_wrote_is_served(start: Start, packaged: Callable[..., Path]) -> None:
+@pytest.fixture(scope="module")
+def images(command: Callable[..., list[str]], packaged: Callable[..., Path]) -> Iterator[Server]:
+    """A server of the tiny images; it ends well, and has nothing to say of whatever it was asked."""
+    server = Server(command("serve", packaged("images"), "--port", 0))
+    yield server
+    try:
+        assert server.end() == (0, "")
+    finally:
+        server.process.kill()
+
+
+def test_a_client_that_others_wrote_is_served(images: Server) -> None:
     """Triton's: health, metadata, tensors as JSON and raw; whole batches are those of single requests."""
-    server = start(packaged("images"))
-    client = http.InferenceServerClient(server.url.removeprefix("http://"))
+    client = http.InferenceServerClient(images.url.removeprefix("http://"))
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("images")
     assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
     assert client.get_model_metadata("images")["inputs"][0]["shape"] == [-1, 1, 8, 8]
-    images = np.random.default_rng(0).random((4, 1, 8, 8), dtype=np.float32)
+    samples = np.random.default_rng(0).random((4, 1, 8, 8), dtype=np.float32)
     answers = []
     for binary in (True, False):
-        given = http.InferInput("images", images.shape, "FP32")
-        given.set_data_from_numpy(images, binary_data=binary)
+        given = http.InferInput("images", samples.shape, "FP32")
+        given.set_data_from_numpy(samples, binary_data=binary)
         wanted = [http.InferRequestedOutput("output", binary_data=binary)]
         answers.append(client.infer("images", [given], outputs=wanted, request_id="7"))
     assert [answer.get_response()["id"] for answer in answers] == ["7", "7"]
     assert np.allclose(answers[0].as_numpy("output"), answers[1].as_numpy("output"))
-    assert np.allclose(answers[0].as_numpy("output"), ask(server, 4), atol=1e-5)
+    assert np.allclose(answers[0].as_numpy("output"), ask(images, 4), atol=1e-5)
     with pytest.raises(http.InferenceServerException, match="a model must be one of images"):
         client.infer("other", [given])
     client.close()
-    status, written = server.end()
-    assert (status, written) == (0, "")
 
 
 def test_requests_made_from_the_openapi_document_are_answered_as_it_says(
-    start: Start, packaged: Callable[..., Path], tmp_path: Path
+    images: Server, tmp_path: Path
 ) -> None:
     """By schemathesis, but for one check: what the document allows and the model does not is refused."""
-    server = start(packaged("images"))
-    tool = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{server.url}/openapi.json"]
+    tool = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{images.url}/openapi.json"]
     checks = ["--checks", "all", "--exclude-checks", "positive_data_acceptance"]
     done = subprocess.run(
         [*tool, *checks, "--max-examples", "6", "--seed", "1"],
@@ -442,21 +449,25 @@ AWAY = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RE
     ],
 )
 def test_what_cannot_be_served_is_told(
-    pareflow_command: Callable[..., Done],
+    blank_mlflow: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
     environment: dict[str, str],
     status: int,
     said: str,
 ) -> None:
-    done = pareflow_command("serve", *arguments, "--port", 0, "--data-dir", tmp_path / "data", **environment)
-    assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+    data_dir = shutil.copytree(blank_mlflow, tmp_path / "data")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    error = refused(PareflowError, "serve", *arguments, "--port", 0, "--data-dir", data_dir)
+    assert (error.exit_code, said in str(error)) == (status, True), error
 
 
 def test_an_address_that_is_taken_is_told(
-    start: Start, packaged: Callable[..., Path], pareflow_command: Callable[..., Done]
+    packaged: Callable[..., Path], pareflow_command: Callable[..., Done]
 ) -> None:
-    port = start(packaged("images")).url.rpartition(":")[2]
-    done = pareflow_command("serve", packaged("images"), "--port", port)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = pareflow_command("serve", packaged("images"), "--port", taken.getsockname()[1])
     assert done.returncode == 2
     assert "the address to serve on must be free" in done.stderr

@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.pipeline import optimize
+from pareflow.errors import InputError
 from pareflow.spec import read_profile
 from tasks.execution import Plain
+from tests.orchestration.conftest import refused
 
 DEVICES = Path(__file__).parents[2] / "configs" / "devices"
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -40,22 +42,25 @@ def test_the_plan_for_a_device_refuses_what_it_does_not_run(
     [
         ("name: x\nmemory_mb: 4\n", "unknown key 'memory_mb'; did you mean 'memory_mib'?"),
         ("[1, 2]\n", "the top must be a mapping of keys"),
-        (None, "device.yaml: No such file or directory"),
     ],
 )
 def test_a_bad_profile_is_bad_input(
-    pareflow_command: Command,
-    pipeline_file: Callable[..., Path],
-    tmp_path: Path,
-    text: str | None,
-    found: str,
+    pipeline_file: Callable[..., Path], tmp_path: Path, text: str, found: str
 ) -> None:
     path = tmp_path / "device.yaml"
-    if text is not None:
-        path.write_text(text)
+    path.write_text(text)
+    error = refused(InputError, "optimize", pipeline_file(), "--target", path, "--no-orchestrator")
+    assert error.exit_code == 2
+    assert found in str(error)
+
+
+def test_a_profile_that_is_not_there_is_bad_input(
+    pareflow_command: Command, pipeline_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "device.yaml"
     done = pareflow_command("optimize", pipeline_file(), "--target", path, "--no-orchestrator")
     assert done.returncode == 2
-    assert found in " ".join(done.stderr.split())
+    assert "device.yaml: No such file or directory" in " ".join(done.stderr.split())
 
 
 @pytest.mark.slow

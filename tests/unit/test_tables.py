@@ -8,12 +8,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows.tables import operating, running
+from flows.tables import operating, running, serving
+from pareflow.hardware import graphics
 from pareflow.reporting import view
 from pareflow.reporting.precision import precisions
 from pareflow.search import Ended
+from pareflow.serving.traffic import Traffic
 from pareflow.stages import outcome
+from pareflow.stages.deployment import Seen
 from pareflow.variant import Recipe, Step
+from tasks import deployment
+from tests.terminal import lines, rendered, rows
 
 DOCUMENT = Path(__file__).with_name("report.json")
 """The document of a whole run, for the page's tests."""
@@ -122,10 +127,7 @@ def test_a_version_judged_again_shows_each_clause_with_the_limit_of_its_time() -
         "now": {"checks": [check("latency.p50_ms", 3), check("memory.max_mib", 5)]},
         **{"holds": True, "reason": "every clause is met here too"},
     }
-    console = Console(width=200, record=True, file=io.StringIO())
-    operating.rejudged(document, console)
-    lines = [line for line in console.export_text().splitlines() if line.startswith("│")]
-    assert [[cell.strip() for cell in line.strip("│").split("│")] for line in lines] == [
+    assert rows(rendered(operating.rejudged, document)) == [
         ["latency.p50_ms", "1 (1 to 1)", "2", "1 (1 to 1)", "3", "promote"],
         ["size.max_mib", "1 (1 to 1)", "4", "", "", "not judged"],
         ["memory.max_mib", "", "", "1 (1 to 1)", "5", "promote"],
@@ -149,3 +151,103 @@ def test_a_finalist_that_failed_says_why_beside_what_it_was_timed_at() -> None:
     assert said == "failed: CrashedError: it must answer, but died"
     assert winner not in [row["variant"] for row in precisions(document)]
     assert 2 not in [point.row for point in view._points(document)]
+
+
+@pytest.mark.parametrize(
+    ("decision", "said"), [("promote", "is promoted to all"), ("reject", "is not promoted")]
+)
+def test_a_rollout_shows_what_each_step_saw_and_what_came_of_it(decision: str, said: str) -> None:
+    """By hand; in the second step the challenger became another, and nothing was seen."""
+    seen = Seen({"asked": 40, "compared": 20, "agreed": 19}, (), ())
+    steps = [
+        deployment.Step(Traffic(version="3", shadow=0.5, canary=0), "promote", "it is as good", seen),
+        deployment.Step(Traffic(version="3", shadow=0.5, canary=0.05), "gone", "version 4 is [challenger]"),
+    ]
+    document = {
+        **{"name": "digits", "version": "3", "champion": "2", "promotion": None},
+        **{"decision": decision, "reason": "so says [the gate]", "steps": [step.to_json() for step in steps]},
+    }
+    text = rendered(operating.rolled_out, document)
+    assert "models:/digits/3 on live traffic" in text
+    assert rows(text) == [
+        ["0.5", "0", "40", "19 of 20", "promote", "it is as good"],
+        ["0.5", "0.05", "0", "0 of 0", "gone", "version 4 is [challenger]"],
+    ]
+    assert lines(text) == [f"version 3 {said}: so says [the gate]"]
+
+
+def test_what_was_watched_shows_the_last_figures_and_each_breach_with_what_followed() -> None:
+    breaches = [
+        {"version": "3", "reason": "errors: half [of them]", "rolled_back_to": "2"},
+        {"version": "2", "reason": "errors: all of them", "rolled_back_to": None},
+    ]
+    figures = {"exact_cache.hit_share": 0.123456, "errors": 0.5}
+    document = {"name": "digits", "version": "2", "looks": 12, "figures": figures, "breaches": breaches}
+    text = rendered(operating.monitored, document)
+    assert "digits version 2, 12 looks" in text
+    assert rows(text) == [["errors", "0.5"], ["exact_cache.hit_share", "0.1235"]]
+    assert lines(text) == [
+        "breach by version 3: errors: half [of them]; rolled back to version 2",
+        "breach by version 2: errors: all of them",
+    ]
+
+
+def test_what_was_written_for_a_server_is_named_file_by_file_and_so_is_what_is_left_out() -> None:
+    files = ["digits/1/model.onnx", "digits/config.pbtxt"]
+    document = {"to": "/srv/[models]", "files": files, "left_out": ["`exact_cache` by [row]: it has none"]}
+    assert lines(rendered(serving.exported_for_a_server, document)) == [
+        "wrote /srv/[models]/digits/1/model.onnx",
+        "wrote /srv/[models]/digits/config.pbtxt",
+        "`exact_cache` by [row]: it has none",
+    ]
+
+
+MACHINE: dict[str, Any] = {
+    "caches": [{"level": 1, "kind": "Data", "kib": 32, "cores": "0"}],
+    "memory_nodes": [{"node": 0, "cores": "0-1", "mib": 7900}],
+    "rates": {"by_precision": {"float32": 195.4, "int8": None}, "copy_gb_per_s": 11.26},
+    "no_rates": None,
+    "graphics": [
+        graphics.described("GTX 980", None, "5.2", None),
+        graphics.described("H200", 143771.0, "9.0", None),
+    ],
+    "devices": {"openvino": {"CPU": "AMD EPYC"}},
+    "allocators": {"jemalloc": None},
+    "huge_pages": None,
+}
+
+
+def test_doctor_tells_the_machine_its_servers_and_what_to_fix() -> None:
+    """By hand: what is not known is left out, or said to be."""
+    answering = {"name": "MLflow", "version": "3.1", "url": "http://m", "problems": [], "clock_s": 0.3}
+    away = {"name": "Prefect", "version": None, "url": "http://p", "problems": ["away"], "clock_s": None}
+    document = {
+        "environment": {"processor": "EPYC", "cores": 2, "memory_mib": 7900, "flags": ["avx2", "amx"]},
+        **{"free_mib": 50000, "machine": MACHINE, "promotions_meet_in": "data folder"},
+        "techniques": [{"name": "fp16", "what": "Half the bits.", "settings": {}, "unavailable": None}],
+        "backends": [{"name": "tvm", "what": "Kernels.", "settings": {}, "unavailable": "not [there]"}],
+        "servers": [answering, {**answering, "clock_s": None}, away],
+        "problems": ["Prefect at [::1] must be reachable"],
+    }
+    text = rendered(operating.doctor, document)
+    tensor_cores = ", ".join(MACHINE["graphics"][1]["tensor_cores"])
+    assert lines(text) == [
+        "EPYC, 2 cores, 7900 MiB; avx2, amx; 50000 MiB of disk free",
+        "caches of a core: L1 data 32 KiB",
+        "memory node 0: cores 0-1, 7900 MiB",
+        "one thread multiplies matrices at 10⁹ operations per second: float32 195",
+        "and copies 11.3 GB/s, read and written",
+        "GTX 980: memory not told, capability 5.2, tensor cores: none",
+        f"H200: 143771 MiB, capability 9.0, tensor cores: {tensor_cores}",
+        "openvino lists CPU (AMD EPYC)",
+        "huge pages: not told; allocators: glibc only",
+        "MLflow 3.1 at http://m answers, its clock +0.3 s from ours",
+        "MLflow 3.1 at http://m answers",
+        "promotions meet in the data folder: on a second host they need PAREFLOW_LOCK_DATABASE",
+        "to fix: Prefect at [::1] must be reachable",
+    ]
+    assert rows(text) == [["fp16", "Half the bits.", "available"], ["tvm", "Kernels.", "not [there]"]]
+    busy = {**MACHINE, "rates": None, "no_rates": "others use [half] of it"}
+    assert "rates: not measured (others use [half] of it)" in lines(
+        rendered(operating.doctor, {**document, "machine": busy})
+    )
