@@ -362,6 +362,13 @@ def test_pods_run_as_no_root_with_limits(infra: Path) -> None:
             assert "memory" in container["resources"]["limits"]
 
 
+def test_servers_that_were_never_ready_hold_up_no_drain_of_a_node(infra: Path) -> None:
+    """By default a budget keeps them, too: every replica, for as long as there is no champion."""
+    budgets = [thing["spec"] for thing in objects(infra) if thing["kind"] == "PodDisruptionBudget"]
+    assert budgets
+    assert {budget.get("unhealthyPodEvictionPolicy") for budget in budgets} == {"AlwaysAllow"}
+
+
 def test_a_server_has_the_time_to_be_let_go_of_by_the_service_and_to_drain(infra: Path) -> None:
     """From its SIGTERM on it takes no connections: nobody may send it any by then."""
     pods = [thing["spec"]["template"]["spec"] for thing in objects(infra) if thing["kind"] == "Deployment"]
