@@ -362,6 +362,15 @@ def test_pods_run_as_no_root_with_limits(infra: Path) -> None:
             assert "memory" in container["resources"]["limits"]
 
 
+def test_a_rolling_update_on_gpus_asks_for_no_spare_one(infra: Path) -> None:
+    """A third pod would wait for a third GPU, and the two others for that pod."""
+    overlay = yaml.safe_load((infra / "kubernetes/overlays/cuda/kustomization.yaml").read_text())
+    (patch,) = [yaml.safe_load(one["patch"]) for one in overlay["patches"]]
+    told = {one["path"]: one["value"] for one in patch}
+    assert any(path.endswith("nvidia.com~1gpu") for path in told)
+    assert told.get("/spec/strategy/rollingUpdate") == {"maxUnavailable": 1, "maxSurge": 0}
+
+
 def test_servers_that_were_never_ready_hold_up_no_drain_of_a_node(infra: Path) -> None:
     """By default a budget keeps them, too: every replica, for as long as there is no champion."""
     budgets = [thing["spec"] for thing in objects(infra) if thing["kind"] == "PodDisruptionBudget"]
