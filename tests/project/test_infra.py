@@ -133,6 +133,11 @@ def test_the_cuda_image_has_the_gpu_build_of_onnx_runtime_alone(infra: Path) -> 
     assert re.search(rf'"\${{DEVICE}}" = cuda .* uninstall --yes {cpu} .* install .*{gpu}==', line)
 
 
+def test_no_image_asks_for_gpus_by_itself(infra: Path) -> None:
+    """Where NVIDIA's runtime is a node's default, a pod that asked for none would see all of them."""
+    assert "NVIDIA_VISIBLE_DEVICES" not in str(stages(infra))
+
+
 def test_kserve_is_told_an_image_that_the_dockerfile_makes(infra: Path) -> None:
     image = inspect.signature(running.export).parameters["image"].default
     assert f"-t {image} " in (infra / "Dockerfile").read_text()
