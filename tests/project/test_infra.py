@@ -657,6 +657,18 @@ def test_a_run_on_kubernetes_may_lock_in_a_folder_that_the_kubelet_made(
     assert tmp_path.stat().st_mode & 0o7777 == 0o1777
 
 
+def test_the_namespace_lets_in_pods_that_mount_a_folder_of_the_host(
+    infra: Path, pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """As each run does. Where a cluster enforces `baseline`, its job is accepted, and its pod never is."""
+    _, template = pools["pareflow-kubernetes"]
+    pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    assert any("hostPath" in volume for volume in pod["volumes"])
+    (namespace,) = [thing for thing in objects(infra) if thing["kind"] == "Namespace"]
+    labels = namespace["metadata"].get("labels", {})
+    assert labels.get("pod-security.kubernetes.io/enforce") == "privileged"
+
+
 def test_prometheus_reads_its_configuration_and_its_rules(infra: Path) -> None:
     promtool = found("promtool")
     run(promtool, "check", "config", "--syntax-only", infra / "prometheus" / "prometheus.yml")
