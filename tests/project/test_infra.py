@@ -657,6 +657,20 @@ def test_a_run_on_kubernetes_may_lock_in_a_folder_that_the_kubelet_made(
     assert tmp_path.stat().st_mode & 0o7777 == 0o1777
 
 
+def test_no_pod_changes_the_owner_of_the_whole_store_each_time(
+    infra: Path, pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """By default the kubelet goes through every file of a volume when a pod begins: each run does."""
+    _, template = pools["pareflow-kubernetes"]
+    deployments = [thing["spec"] for thing in objects(infra) if thing["kind"] == "Deployment"]
+    specs = [*deployments, template["job_configuration"]["job_manifest"]["spec"]]
+    pods = [spec["template"]["spec"] for spec in specs]
+    kept = [pod for pod in pods if any("persistentVolumeClaim" in one for one in pod["volumes"])]
+    assert len(kept) == 2
+    for pod in kept:
+        assert pod["securityContext"].get("fsGroupChangePolicy") == "OnRootMismatch"
+
+
 def test_the_namespace_lets_in_pods_that_mount_a_folder_of_the_host(
     infra: Path, pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
 ) -> None:
