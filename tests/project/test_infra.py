@@ -170,6 +170,14 @@ def test_mlflow_answers_to_the_addresses_that_it_is_reached_at(compose: dict[str
     assert {asked, "localhost:5000", *published} <= set(allowed.split(","))
 
 
+def test_prefects_page_can_be_told_the_address_that_a_proxy_has(compose: dict[str, Any]) -> None:
+    """Browsers call what it says, by default its own loopback: behind a proxy no panel has anything."""
+    service = compose["services"]["prefect"]
+    (published,) = [port.rpartition(":")[0] for port in service["ports"]]
+    told = f"${{PREFECT_UI_API_URL:-http://{published}/api}}"
+    assert service["environment"].get("PREFECT_UI_API_URL") == told
+
+
 def test_nothing_waits_for_a_champion(compose: dict[str, Any]) -> None:
     """A new host has none, and `up` gives up where a service ends that another waits for to be healthy."""
     services = compose["services"]
