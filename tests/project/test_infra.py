@@ -501,6 +501,22 @@ def test_worker_environments_outlive_their_container(
         assert environment["PAREFLOW_ENVIRONMENTS"].startswith("/opt/pareflow/.pareflow/")
 
 
+def test_a_server_makes_worker_environments_where_their_code_may_run(
+    infra: Path, compose: dict[str, Any]
+) -> None:
+    """On a volume: Docker mounts a home in memory as `noexec`, and on Kubernetes there is none to write."""
+    service = compose["services"]["serving"]
+    (served,) = [container for container in containers(infra) if container["name"] == "serving"]
+    environment = {one["name"]: one.get("value", "") for one in served.get("env", [])}
+    mounts = [volume.split(":")[1] for volume in service["volumes"]]
+    for told, volumes in (
+        (service["environment"], mounts),
+        (environment, [mount["mountPath"] for mount in served["volumeMounts"]]),
+    ):
+        place = Path(told.get("PAREFLOW_ENVIRONMENTS", ""))
+        assert any(place.is_relative_to(volume) for volume in volumes), place
+
+
 def test_who_runs_a_rollout_has_a_key_of_the_servers(
     infra: Path, compose: dict[str, Any], pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
 ) -> None:
