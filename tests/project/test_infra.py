@@ -535,6 +535,21 @@ def test_who_runs_a_rollout_has_a_key_of_the_servers(
     assert "pareflow-serving" in secrets_of(serving) & secrets_of(job)
 
 
+def test_the_worker_writes_prefects_password_into_no_job(
+    infra: Path, pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """It hands its own settings on, that one as its value unless it is told which Secret a job has it from."""
+    _, template = pools["pareflow-kubernetes"]
+    (job,) = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
+    (worker,) = [container for container in containers(infra) if container["name"] == "worker"]
+    told = {one["name"]: one.get("value") for one in worker["env"]}
+    prefix = "PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET_"
+    name, key = (told.get(f"{prefix}{which}") for which in ("NAME", "KEY"))
+    assert name in secrets_of(job) & secrets_of(worker)
+    page = (infra.parent / "docs/production.md").read_text().replace("\\\n", "")
+    assert re.search(rf"secret generic {name} .*--from-literal={key}=", page)
+
+
 def test_every_secret_block_is_one_that_the_pages_have_made(infra: Path) -> None:
     """A run whose pool names a block that is not there does not start."""
     named = set(re.findall(r"prefect\.blocks\.secret\.([\w-]+)", (infra / "work-pools.yaml").read_text()))
