@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.context import serialize_context
+from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
 from flows.cli import running
 from pareflow.catalog import BUILDS
@@ -577,6 +579,8 @@ def test_ray_nodes_are_pods_of_our_ray(infra: Path) -> None:
     assert f"\nray=={cluster['rayVersion']}\n" in lock
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     assert len(groups) == 3
+    # Else whoever reaches the head runs code beside the store's keys.
+    assert cluster.get("authOptions") == {"mode": "token"}
     # A run asks for nothing: it builds on the nodes that are up.
     assert "enableInTreeAutoscaling" not in cluster
     assert any(group.get("minReplicas", 0) >= 1 for group in groups)
@@ -584,6 +588,14 @@ def test_ray_nodes_are_pods_of_our_ray(infra: Path) -> None:
     for group in groups:
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "node"}, **group["template"]}
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+def test_the_page_says_that_prefects_password_goes_to_rays_nodes(infra: Path) -> None:
+    """With each task, in what Prefect's runner for Ray sends of its context."""
+    with temporary_settings({PREFECT_API_AUTH_STRING: "user:password"}):
+        assert "user:password" in str(serialize_context()["settings_context"])
+    page = " ".join((infra.parent / "docs/cluster.md").read_text().split())
+    assert "Prefect's own settings, its password among them, go with each task" in page
 
 
 @pytest.fixture(scope="module")
