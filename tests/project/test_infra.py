@@ -1,5 +1,6 @@
 """What can be known of `infra/` without an engine: schemas, references, and that no secret is in it."""
 
+import importlib
 import inspect
 import json
 import os
@@ -14,10 +15,13 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import yaml
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.context import serialize_context
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
 from flows.cli import running
@@ -602,12 +606,10 @@ def test_the_page_says_that_prefects_password_goes_to_rays_nodes(infra: Path) ->
 def pools(infra: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Each pool as it is written, and the template made of it, from the installed Prefect's own."""
     code = (
-        "import json, sys, yaml, prefect\n"
-        "from pathlib import Path\n"
+        "import json, sys, yaml\n"
         f"sys.path.insert(0, {str(infra)!r})\n"
         "import work_pools\n"
-        "views = Path(prefect.__file__).parent / 'server/api/collections_data/views'\n"
-        "known = work_pools.by_type(json.loads((views / 'aggregate-worker-metadata.json').read_text()))\n"
+        "known = work_pools.templates()\n"
         "pools = yaml.safe_load(work_pools.FILE.read_text())['pools']\n"
         "print(json.dumps({n: [p, work_pools.filled(known[p['type']], p)] for n, p in pools.items()}))"
     )
@@ -624,6 +626,21 @@ def test_pools_are_of_three_types_with_a_queue_per_kind_of_device(
     queues = {pool["type"]: set(pool["queues"]) for pool, _ in pools.values()}
     # Prefect's Docker worker has no way to hand on a GPU.
     assert queues == {"process": {"cpu", "cuda"}, "docker": {"cpu"}, "kubernetes": {"cpu", "cuda"}}
+
+
+def test_a_pool_that_is_there_gets_its_template_from_this_prefect_and_nothing_else(
+    infra: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server's templates come from the network, of whatever version; and who paused a pool has it so."""
+    monkeypatch.syspath_prepend(str(infra))
+    server = create_autospec(SyncPrefectClient, instance=True)
+    server.__enter__.return_value = server
+    server.create_work_pool.side_effect = ObjectAlreadyExists(http_exc=OSError())
+    monkeypatch.setattr("prefect.client.orchestration.get_client", lambda **_: server)
+    importlib.import_module("work_pools").main(["pareflow"])
+    server.read_worker_metadata.assert_not_called()
+    ((name, told), _) = server.update_work_pool.call_args
+    assert (name, told.model_fields_set) == ("pareflow", {"base_job_template"})
 
 
 def test_templates_use_only_variables_that_they_have(
