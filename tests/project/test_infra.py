@@ -144,6 +144,14 @@ def test_no_image_asks_for_gpus_by_itself(infra: Path) -> None:
     assert "NVIDIA_VISIBLE_DEVICES" not in str(stages(infra))
 
 
+def test_what_runs_from_its_sources_is_compiled_once(infra: Path) -> None:
+    """pip compiles what it copies; beside sources that are root's no process can keep what it compiled."""
+    edited = [line for stage in stages(infra).values() for line in stage if "--editable" in line]
+    assert edited
+    for line in edited:
+        assert re.search(r"-m compileall -q pareflow tasks flows\b", line)
+
+
 def test_kserve_is_told_an_image_that_the_dockerfile_makes(infra: Path) -> None:
     image = inspect.signature(running.export).parameters["image"].default
     assert f"-t {image} " in (infra / "Dockerfile").read_text()
