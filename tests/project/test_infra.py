@@ -30,7 +30,7 @@ from pareflow.monitoring import rules
 from pareflow.runtime.pool import HANGS_S
 from pareflow.serving.server import DRAIN_S
 
-SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|API_KEYS|SESSION_KEY|ACCESS_KEY")
+SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|API_KEYS|_KEY$|ACCESS_KEY")
 PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
 KUBERNETES = "1.31"
 
