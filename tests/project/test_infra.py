@@ -531,6 +531,19 @@ def test_a_server_makes_worker_environments_where_their_code_may_run(
         assert any(place.is_relative_to(volume) for volume in volumes), place
 
 
+def test_who_serves_knows_nothing_of_prefect(infra: Path, compose: dict[str, Any]) -> None:
+    """It faces clients and runs a workload's code; whoever has Prefect's password runs any flow on a worker."""
+    told = compose["services"]["serving"]["environment"]
+    assert [name for name in told if name.startswith("PREFECT_")] == []
+    (served,) = [container for container in containers(infra) if container["name"] == "serving"]
+    assert served["envFrom"] == [{"secretRef": {"name": "pareflow-serving"}}]  # that has the keys alone
+    named = {one["name"]: one.get("valueFrom", {}) for one in served["env"]}
+    assert [name for name in named if name.startswith("PREFECT_")] == []
+    registry = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    asked = [next(iter(named[name].values())) for name in registry]
+    assert asked == [{"name": "pareflow-client", "key": name} for name in registry]
+
+
 def test_who_runs_a_rollout_has_a_key_of_the_servers(
     infra: Path, compose: dict[str, Any], pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
 ) -> None:
