@@ -1,8 +1,8 @@
 """Make the work pools of `work-pools.yaml` on the Prefect server, or bring them up to date.
 
 `python infra/work_pools.py [NAME …]`: those named, or all. Each starts from the installed Prefect's template
-for its type; `defaults` are what its variables are where a deployment says nothing, `variables` add some, and `job`
-is laid over what they make. It runs wherever PREFECT_API_URL and the server's password are set.
+for its type; `defaults` are what its variables are where a deployment says nothing, `variables` add some, and
+`job` is laid over what they make. It runs wherever PREFECT_API_URL and the server's password are set.
 """
 
 import json

@@ -532,7 +532,7 @@ def test_a_server_makes_worker_environments_where_their_code_may_run(
 
 
 def test_who_serves_knows_nothing_of_prefect(infra: Path, compose: dict[str, Any]) -> None:
-    """It faces clients and runs a workload's code; whoever has Prefect's password runs any flow on a worker."""
+    """It faces clients and runs a workload's code; with Prefect's password one runs any flow on a worker."""
     told = compose["services"]["serving"]["environment"]
     assert [name for name in told if name.startswith("PREFECT_")] == []
     (served,) = [container for container in containers(infra) if container["name"] == "serving"]
@@ -565,7 +565,7 @@ def test_who_runs_a_rollout_has_a_key_of_the_servers(
 def test_the_worker_writes_prefects_password_into_no_job(
     infra: Path, pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
 ) -> None:
-    """It hands its own settings on, that one as its value unless it is told which Secret a job has it from."""
+    """It hands its own settings on, that one as its value unless told which Secret a job has it from."""
     _, template = pools["pareflow-kubernetes"]
     (job,) = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
     (worker,) = [container for container in containers(infra) if container["name"] == "worker"]
