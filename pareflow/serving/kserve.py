@@ -1,9 +1,9 @@
 """A served model for KServe: an InferenceService that runs `python -m pareflow.serving` on the package.
 
 The pod speaks the Open Inference Protocol, so that KServe's routes and probes fit. The package is fetched by
-KServe from `storage_uri` into /mnt/models; the plan travels as a file beside it. The pod may begin and end
-as slowly as that of `infra/kubernetes/base/serving.yaml`, in KServe's mode `RawDeployment`: Knative takes no
-`preStop`.
+KServe from `storage_uri` into /mnt/models; the plan travels as a file beside it. The pod asks for the
+same keys as that of `infra/kubernetes/base/serving.yaml`, is as guarded, and may begin and end as slowly, in
+KServe's mode `RawDeployment`: Knative takes no `preStop`.
 Source: kserve.io, InferenceService v1beta1, custom predictors with `storageUri`;
 knative/serving, pkg/apis/serving/fieldmask.go.
 """
@@ -14,6 +14,8 @@ from typing import Any
 MOUNT = "/mnt/models"
 PLAN_FILE = "plan.yaml"
 PORT = 8080
+KEYS = "pareflow-serving"
+"""The Secret with `PAREFLOW_API_KEYS`: who may ask. Without it the pod does not start."""
 
 
 def inference_service(
@@ -33,6 +35,7 @@ def inference_service(
         "spec": {
             "predictor": {
                 "terminationGracePeriodSeconds": 60,
+                "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
                 "containers": [
                     {
                         "name": "kserve-container",
@@ -43,6 +46,11 @@ def inference_service(
                             {"name": "STORAGE_URI", "value": storage_uri},
                             {"name": "PROTOCOL", "value": "v2"},
                         ],
+                        "envFrom": [{"secretRef": {"name": KEYS}}],
+                        "securityContext": {
+                            "allowPrivilegeEscalation": False,
+                            "capabilities": {"drop": ["ALL"]},
+                        },
                         "ports": [{"containerPort": PORT, "protocol": "TCP"}],
                         "lifecycle": {"preStop": {"exec": {"command": ["sleep", "5"]}}},
                         "startupProbe": {**_probe("live", every_s=2), "failureThreshold": 150},

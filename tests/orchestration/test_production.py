@@ -59,11 +59,13 @@ def test_doctor_finds_both_servers_in_order_and_tells_a_wrong_password(story: St
 
 def test_every_pool_is_made_and_made_again(servers: SetUp) -> None:
     command = [sys.executable, str(CHECKOUT / "infra" / "work_pools.py")]
-    for _ in range(2):
+    for paused in (False, True):  # and whoever paused a pool finds it so
         done = subprocess.run(
             command, env={**os.environ, **servers.client}, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stderr
+        assert servers.api("work_pools/pareflow-docker")["is_paused"] == paused
+        servers.api("work_pools/pareflow-docker", {"is_paused": True}, "PATCH")
     kubernetes = servers.api("work_pools/pareflow-kubernetes")
     assert kubernetes["type"] == "kubernetes"
     assert kubernetes["base_job_template"]["variables"]["properties"]["gpus"]["default"] == 0

@@ -1,5 +1,6 @@
 """What can be known of `infra/` without an engine: schemas, references, and that no secret is in it."""
 
+import importlib
 import inspect
 import json
 import os
@@ -14,9 +15,14 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import yaml
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.context import serialize_context
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
 from flows.cli import running
 from pareflow.catalog import BUILDS
@@ -24,7 +30,7 @@ from pareflow.monitoring import rules
 from pareflow.runtime.pool import HANGS_S
 from pareflow.serving.server import DRAIN_S
 
-SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|API_KEYS|SESSION_KEY|ACCESS_KEY")
+SECRET = re.compile(r"PASSWORD|SECRET|AUTH_STRING|API_KEYS|_KEY$|ACCESS_KEY")
 PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
 KUBERNETES = "1.31"
 
@@ -133,6 +139,19 @@ def test_the_cuda_image_has_the_gpu_build_of_onnx_runtime_alone(infra: Path) -> 
     assert re.search(rf'"\${{DEVICE}}" = cuda .* uninstall --yes {cpu} .* install .*{gpu}==', line)
 
 
+def test_no_image_asks_for_gpus_by_itself(infra: Path) -> None:
+    """Where NVIDIA's runtime is a node's default, a pod that asked for none would see all of them."""
+    assert "NVIDIA_VISIBLE_DEVICES" not in str(stages(infra))
+
+
+def test_what_runs_from_its_sources_is_compiled_once(infra: Path) -> None:
+    """pip compiles what it copies; beside sources that are root's no process can keep what it compiled."""
+    edited = [line for stage in stages(infra).values() for line in stage if "--editable" in line]
+    assert edited
+    for line in edited:
+        assert re.search(r"-m compileall -q pareflow tasks flows\b", line)
+
+
 def test_kserve_is_told_an_image_that_the_dockerfile_makes(infra: Path) -> None:
     image = inspect.signature(running.export).parameters["image"].default
     assert f"-t {image} " in (infra / "Dockerfile").read_text()
@@ -163,6 +182,14 @@ def test_mlflow_answers_to_the_addresses_that_it_is_reached_at(compose: dict[str
     published = {port.rpartition(":")[0] for port in service["ports"]}
     asked = compose["x-client"]["MLFLOW_TRACKING_URI"].removeprefix("http://")
     assert {asked, "localhost:5000", *published} <= set(allowed.split(","))
+
+
+def test_prefects_page_can_be_told_the_address_that_a_proxy_has(compose: dict[str, Any]) -> None:
+    """Browsers call what it says, by default its own loopback: behind a proxy no panel has anything."""
+    service = compose["services"]["prefect"]
+    (published,) = [port.rpartition(":")[0] for port in service["ports"]]
+    told = f"${{PREFECT_UI_API_URL:-http://{published}/api}}"
+    assert service["environment"].get("PREFECT_UI_API_URL") == told
 
 
 def test_nothing_waits_for_a_champion(compose: dict[str, Any]) -> None:
@@ -362,6 +389,22 @@ def test_pods_run_as_no_root_with_limits(infra: Path) -> None:
             assert "memory" in container["resources"]["limits"]
 
 
+def test_a_rolling_update_on_gpus_asks_for_no_spare_one(infra: Path) -> None:
+    """A third pod would wait for a third GPU, and the two others for that pod."""
+    overlay = yaml.safe_load((infra / "kubernetes/overlays/cuda/kustomization.yaml").read_text())
+    (patch,) = [yaml.safe_load(one["patch"]) for one in overlay["patches"]]
+    told = {one["path"]: one["value"] for one in patch}
+    assert any(path.endswith("nvidia.com~1gpu") for path in told)
+    assert told.get("/spec/strategy/rollingUpdate") == {"maxUnavailable": 1, "maxSurge": 0}
+
+
+def test_servers_that_were_never_ready_hold_up_no_drain_of_a_node(infra: Path) -> None:
+    """By default a budget keeps them, too: every replica, for as long as there is no champion."""
+    budgets = [thing["spec"] for thing in objects(infra) if thing["kind"] == "PodDisruptionBudget"]
+    assert budgets
+    assert {budget.get("unhealthyPodEvictionPolicy") for budget in budgets} == {"AlwaysAllow"}
+
+
 def test_a_server_has_the_time_to_be_let_go_of_by_the_service_and_to_drain(infra: Path) -> None:
     """From its SIGTERM on it takes no connections: nobody may send it any by then."""
     pods = [thing["spec"]["template"]["spec"] for thing in objects(infra) if thing["kind"] == "Deployment"]
@@ -472,6 +515,35 @@ def test_worker_environments_outlive_their_container(
         assert environment["PAREFLOW_ENVIRONMENTS"].startswith("/opt/pareflow/.pareflow/")
 
 
+def test_a_server_makes_worker_environments_where_their_code_may_run(
+    infra: Path, compose: dict[str, Any]
+) -> None:
+    """On a volume: Docker mounts a home in memory as `noexec`, and on Kubernetes there is none to write."""
+    service = compose["services"]["serving"]
+    (served,) = [container for container in containers(infra) if container["name"] == "serving"]
+    environment = {one["name"]: one.get("value", "") for one in served.get("env", [])}
+    mounts = [volume.split(":")[1] for volume in service["volumes"]]
+    for told, volumes in (
+        (service["environment"], mounts),
+        (environment, [mount["mountPath"] for mount in served["volumeMounts"]]),
+    ):
+        place = Path(told.get("PAREFLOW_ENVIRONMENTS", ""))
+        assert any(place.is_relative_to(volume) for volume in volumes), place
+
+
+def test_who_serves_knows_nothing_of_prefect(infra: Path, compose: dict[str, Any]) -> None:
+    """It faces clients and runs a workload's code; with Prefect's password one runs any flow on a worker."""
+    told = compose["services"]["serving"]["environment"]
+    assert [name for name in told if name.startswith("PREFECT_")] == []
+    (served,) = [container for container in containers(infra) if container["name"] == "serving"]
+    assert served["envFrom"] == [{"secretRef": {"name": "pareflow-serving"}}]  # that has the keys alone
+    named = {one["name"]: one.get("valueFrom", {}) for one in served["env"]}
+    assert [name for name in named if name.startswith("PREFECT_")] == []
+    registry = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    asked = [next(iter(named[name].values())) for name in registry]
+    assert asked == [{"name": "pareflow-client", "key": name} for name in registry]
+
+
 def test_who_runs_a_rollout_has_a_key_of_the_servers(
     infra: Path, compose: dict[str, Any], pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
 ) -> None:
@@ -488,6 +560,21 @@ def test_who_runs_a_rollout_has_a_key_of_the_servers(
     (job,) = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
     (serving,) = [one for one in containers(infra) if one["name"] == "serving"]
     assert "pareflow-serving" in secrets_of(serving) & secrets_of(job)
+
+
+def test_the_worker_writes_prefects_password_into_no_job(
+    infra: Path, pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """It hands its own settings on, that one as its value unless told which Secret a job has it from."""
+    _, template = pools["pareflow-kubernetes"]
+    (job,) = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
+    (worker,) = [container for container in containers(infra) if container["name"] == "worker"]
+    told = {one["name"]: one.get("value") for one in worker["env"]}
+    prefix = "PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET_"
+    name, key = (told.get(f"{prefix}{which}") for which in ("NAME", "KEY"))
+    assert name in secrets_of(job) & secrets_of(worker)
+    page = (infra.parent / "docs/production.md").read_text().replace("\\\n", "")
+    assert re.search(rf"secret generic {name} .*--from-literal={key}=", page)
 
 
 def test_every_secret_block_is_one_that_the_pages_have_made(infra: Path) -> None:
@@ -517,6 +604,8 @@ def test_ray_nodes_are_pods_of_our_ray(infra: Path) -> None:
     assert f"\nray=={cluster['rayVersion']}\n" in lock
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     assert len(groups) == 3
+    # Else whoever reaches the head runs code beside the store's keys.
+    assert cluster.get("authOptions") == {"mode": "token"}
     # A run asks for nothing: it builds on the nodes that are up.
     assert "enableInTreeAutoscaling" not in cluster
     assert any(group.get("minReplicas", 0) >= 1 for group in groups)
@@ -526,16 +615,22 @@ def test_ray_nodes_are_pods_of_our_ray(infra: Path) -> None:
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
+def test_the_page_says_that_prefects_password_goes_to_rays_nodes(infra: Path) -> None:
+    """With each task, in what Prefect's runner for Ray sends of its context."""
+    with temporary_settings({PREFECT_API_AUTH_STRING: "user:password"}):
+        assert "user:password" in str(serialize_context()["settings_context"])
+    page = " ".join((infra.parent / "docs/cluster.md").read_text().split())
+    assert "Prefect's own settings, its password among them, go with each task" in page
+
+
 @pytest.fixture(scope="module")
 def pools(infra: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Each pool as it is written, and the template made of it, from the installed Prefect's own."""
     code = (
-        "import json, sys, yaml, prefect\n"
-        "from pathlib import Path\n"
+        "import json, sys, yaml\n"
         f"sys.path.insert(0, {str(infra)!r})\n"
         "import work_pools\n"
-        "views = Path(prefect.__file__).parent / 'server/api/collections_data/views'\n"
-        "known = work_pools.by_type(json.loads((views / 'aggregate-worker-metadata.json').read_text()))\n"
+        "known = work_pools.templates()\n"
         "pools = yaml.safe_load(work_pools.FILE.read_text())['pools']\n"
         "print(json.dumps({n: [p, work_pools.filled(known[p['type']], p)] for n, p in pools.items()}))"
     )
@@ -552,6 +647,21 @@ def test_pools_are_of_three_types_with_a_queue_per_kind_of_device(
     queues = {pool["type"]: set(pool["queues"]) for pool, _ in pools.values()}
     # Prefect's Docker worker has no way to hand on a GPU.
     assert queues == {"process": {"cpu", "cuda"}, "docker": {"cpu"}, "kubernetes": {"cpu", "cuda"}}
+
+
+def test_a_pool_that_is_there_gets_its_template_from_this_prefect_and_nothing_else(
+    infra: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server's templates come from the network, of whatever version; and who paused a pool has it so."""
+    monkeypatch.syspath_prepend(str(infra))
+    server = create_autospec(SyncPrefectClient, instance=True)
+    server.__enter__.return_value = server
+    server.create_work_pool.side_effect = ObjectAlreadyExists(http_exc=OSError())
+    monkeypatch.setattr("prefect.client.orchestration.get_client", lambda **_: server)
+    importlib.import_module("work_pools").main(["pareflow"])
+    server.read_worker_metadata.assert_not_called()
+    ((name, told), _) = server.update_work_pool.call_args
+    assert (name, told.model_fields_set) == ("pareflow", {"base_job_template"})
 
 
 def test_templates_use_only_variables_that_they_have(
@@ -634,6 +744,32 @@ def test_a_run_on_kubernetes_may_lock_in_a_folder_that_the_kubelet_made(
     assert may["capabilities"] == {"drop": ["ALL"], "add": ["FOWNER"]}
     run(*(tmp_path if word == mount["mountPath"] else word for word in opening["command"]))
     assert tmp_path.stat().st_mode & 0o7777 == 0o1777
+
+
+def test_no_pod_changes_the_owner_of_the_whole_store_each_time(
+    infra: Path, pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """By default the kubelet goes through every file of a volume when a pod begins: each run does."""
+    _, template = pools["pareflow-kubernetes"]
+    deployments = [thing["spec"] for thing in objects(infra) if thing["kind"] == "Deployment"]
+    specs = [*deployments, template["job_configuration"]["job_manifest"]["spec"]]
+    pods = [spec["template"]["spec"] for spec in specs]
+    kept = [pod for pod in pods if any("persistentVolumeClaim" in one for one in pod["volumes"])]
+    assert len(kept) == 2
+    for pod in kept:
+        assert pod["securityContext"].get("fsGroupChangePolicy") == "OnRootMismatch"
+
+
+def test_the_namespace_lets_in_pods_that_mount_a_folder_of_the_host(
+    infra: Path, pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """As each run does. Where a cluster enforces `baseline`, its job is accepted, and its pod never is."""
+    _, template = pools["pareflow-kubernetes"]
+    pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    assert any("hostPath" in volume for volume in pod["volumes"])
+    (namespace,) = [thing for thing in objects(infra) if thing["kind"] == "Namespace"]
+    labels = namespace["metadata"].get("labels", {})
+    assert labels.get("pod-security.kubernetes.io/enforce") == "privileged"
 
 
 def test_prometheus_reads_its_configuration_and_its_rules(infra: Path) -> None:

@@ -223,8 +223,13 @@ def test_kserve_is_told_what_runs_and_how_it_is_probed(packaged: Packaged, tmp_p
         export_kserve(packaged("images"), PLAN, to, **CLUSTER)
 
 
-def test_a_pod_may_begin_and_end_as_slowly_as_the_deployments(packaged: Packaged, tmp_path: Path) -> None:
-    """A large model loads for minutes, and is alive only then; whoever still sends to it is told in time."""
+def test_a_pod_begins_and_ends_as_slowly_as_the_deployments_and_is_as_guarded(
+    packaged: Packaged, tmp_path: Path
+) -> None:
+    """A large model loads for minutes, and is alive only then; whoever still sends to it is told in time.
+
+    It asks for keys, and a namespace that is `restricted` lets it in.
+    """
     to = tmp_path / "kserve"
     export_kserve(packaged("images"), PLAN, to, **CLUSTER)
     service = yaml.safe_load((to / "inferenceservice.yaml").read_text())
@@ -239,6 +244,12 @@ def test_a_pod_may_begin_and_end_as_slowly_as_the_deployments(packaged: Packaged
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
         asked = {**theirs[name]["httpGet"], "port": 8080}
         assert ours[name] == {**theirs[name], "httpGet": asked}
+    for name in ("runAsNonRoot", "seccompProfile"):
+        assert pod["securityContext"][name] == deployment["securityContext"][name]
+    for name in ("allowPrivilegeEscalation", "capabilities"):
+        assert ours["securityContext"][name] == theirs["securityContext"][name]
+    assert {"secretRef": {"name": "pareflow-serving"}} in theirs["envFrom"]
+    assert ours["envFrom"] == [{"secretRef": {"name": "pareflow-serving"}}]  # the keys of who may ask
     assert ours["startupProbe"]["periodSeconds"] * ours["startupProbe"]["failureThreshold"] >= 300
 
 
