@@ -460,6 +460,7 @@ def test_who_gave_up_has_waited_so_long_at_least(
 
     async def answer(by: Hosted) -> Arrays:
         if by is slow:
+            await asyncio.sleep(0.01)
             raise ClientDisconnect
         raise ValueError("a challenger that fails at once")
 
@@ -471,6 +472,7 @@ def test_who_gave_up_has_waited_so_long_at_least(
     served.client.portal.call(scenario)
     waited = tried.record._open[canary]
     assert len(waited) == BLOCK
+    assert min(waited) >= 10
 
 
 def test_who_was_told_at_his_deadline_has_waited_so_long_at_least(
@@ -484,6 +486,7 @@ def test_who_was_told_at_his_deadline_has_waited_so_long_at_least(
 
     async def answer(by: Hosted) -> Arrays:
         if by is hosted:
+            await asyncio.sleep(0.01)
             raise DeadlineError("it must be in time", "it is not")
         raise ValueError("a challenger that fails at once")
 
@@ -493,6 +496,7 @@ def test_who_was_told_at_his_deadline_has_waited_so_long_at_least(
                 with answered_within(seconds), pytest.raises(DeadlineError):
                     await tried.answered(hosted, b"%d" % number, 1, answer, answer)
             assert len(tried.record._open[False]) == BLOCK
+        assert min(tried.record._open[False]) >= 10
 
     served.client.portal.call(scenario)
 
