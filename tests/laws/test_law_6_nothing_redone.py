@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from pareflow import network
@@ -24,6 +23,7 @@ from pareflow.stages.run import Row, Run
 from pareflow.store import MANIFEST, Store
 from pareflow.variant import Recipe, Step, Variant
 from pareflow.workload import load
+from tests.processes import gone, started, wait_for
 
 MAKER = """
 import os, sys, time
@@ -58,8 +58,7 @@ class Makers:
         return self.running[-1]
 
     def wait_until_begun(self) -> None:
-        while not self.begun.exists():
-            time.sleep(0.01)
+        wait_for(self.begun, self.running[-1])
 
     def times_made(self) -> int:
         return len(self.log.read_text().splitlines())
@@ -207,16 +206,11 @@ def test_killed_run_loses_only_what_was_in_flight(trained: Any, tmp_path: Path, 
     begun = tmp_path / "begun"
     arguments = json.dumps([run.spec.to_json(), str(run.config), str(run.data_dir), str(begun)])
     with subprocess.Popen([sys.executable, "-c", RUNNER, arguments], cwd=checkout) as runner:
-        while not begun.exists():
-            assert runner.poll() is None
-            time.sleep(0.05)
-        runner.send_signal(signal.SIGKILL)
-    child = int(begun.read_text())
-    for _ in range(100):
-        if not psutil.pid_exists(child):
-            break
-        time.sleep(0.05)
-    assert not psutil.pid_exists(child)
+        try:
+            (child,) = started(begun, runner)
+        finally:
+            runner.kill()
+    assert gone(child)
     with device_lock(run.spec.target.device, exclusive=True):  # waits for ever if the dead still held it
         pass
     assert inodes(run) == before
