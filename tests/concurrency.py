@@ -1,12 +1,14 @@
 """Scenarios inside an event loop, for tests of what answers requests."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
 
 import numpy as np
+import pytest
 
 from pareflow.workload import Arrays
 
@@ -24,6 +26,12 @@ async def settle() -> None:
     """Let every task that can go on go on."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+def skip(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let so many seconds pass at once, by the clock of requests and of the event loop."""
+    before = time.monotonic
+    patch.setattr(time, "monotonic", lambda: before() + seconds)
 
 
 def answered_at_once(

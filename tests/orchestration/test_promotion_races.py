@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -98,45 +99,47 @@ def test_in_a_hundred_races_the_better_is_champion(tracker: Tracker, data_dir: P
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def database() -> Iterator[tuple[str, Path]]:
     """The URL of a PostgreSQL server of our own, and its data folder."""
     if not BINARIES:
         pytest.skip("PostgreSQL is not installed here")
-    folder = Path("/tmp") / f"pareflow-{os.getpid()}"  # a short path, which a server's own user may enter
-    folder.mkdir(mode=0o777)
-    as_server = []
-    if os.getuid() == 0:  # whom PostgreSQL refuses
-        shutil.chown(folder, "postgres")
-        as_server = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        port = bound.getsockname()[1]
-    data, binaries = folder / "data", BINARIES[-1]
-    subprocess.run(
-        [*as_server, binaries / "initdb", "-D", data, "-A", "trust", "-U", "postgres", "--no-sync"],
-        check=True,
-        capture_output=True,
-    )
-    settings = [
-        f"port={port}",
-        "listen_addresses=127.0.0.1",
-        f"unix_socket_directories={folder}",
-        "fsync=off",
-    ]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [*as_server, binaries / "postgres", "-D", data, *(f"-c{setting}" for setting in settings)],
-            stdout=log,
-            stderr=log,
+    # a short path, which a server's own user may enter
+    with tempfile.TemporaryDirectory(prefix="pareflow-races-", dir="/tmp") as made:
+        folder = Path(made)
+        as_server = []
+        if os.getuid() == 0:  # whom PostgreSQL refuses
+            shutil.chown(folder, "postgres")
+            as_server = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        with socket.create_server(("127.0.0.1", 0)) as bound:
+            port = bound.getsockname()[1]
+        data, binaries = folder / "data", BINARIES[-1]
+        subprocess.run(
+            [*as_server, binaries / "initdb", "-D", data, "-A", "trust", "-U", "postgres", "--no-sync"],
+            check=True,
+            capture_output=True,
         )
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while "ready to accept" not in (folder / "log").read_text():
-        assert server.poll() is None, (folder / "log").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres", data
-    server.send_signal(signal.SIGINT)  # fast shutdown
-    server.wait(PATIENCE_SECONDS)
-    shutil.rmtree(folder)
+        settings = [
+            f"port={port}",
+            "listen_addresses=127.0.0.1",
+            f"unix_socket_directories={folder}",
+            "fsync=off",
+        ]
+        with (folder / "log").open("wb") as log:
+            server = subprocess.Popen(
+                [*as_server, binaries / "postgres", "-D", data, *(f"-c{setting}" for setting in settings)],
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while "ready to accept" not in (folder / "log").read_text():
+                assert server.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres", data
+        finally:
+            server.send_signal(signal.SIGINT)  # fast shutdown
+            server.wait(PATIENCE_SECONDS)
 
 
 @pytest.mark.slow

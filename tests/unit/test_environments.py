@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from pareflow.compiler import environment
 from pareflow.compiler.environment import WorkerEnvironment, last_lines, pins
 from pareflow.errors import MissingExtraError
+from tests.processes import wait_for
 
 MAKER = """
 import sys
@@ -118,8 +118,7 @@ def test_killed_maker_leaves_a_half_that_the_next_throws_away(
     tiny: WorkerEnvironment, makers: Makers
 ) -> None:
     doomed = makers.start()
-    while not tiny.folder.exists():
-        time.sleep(0.01)
+    wait_for(tiny.folder, doomed)
     os.killpg(doomed.pid, signal.SIGKILL)
     doomed.wait()
     assert not tiny.built

@@ -279,9 +279,9 @@ def test_ctrl_c_while_variants_are_built_ends_all_their_processes(tmp_path: Path
         cwd=CHECKOUT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # else it ignores what we ignore
     ) as process:
-        pids = [pid for file in _begun(begun, at_once) for pid in started(file)]
-        process.send_signal(signal.SIGINT)
         try:
+            pids = [pid for file in _begun(begun, at_once) for pid in started(file)]
+            process.send_signal(signal.SIGINT)
             assert process.wait(timeout=120) == 130
         finally:
             process.kill()
@@ -316,7 +316,9 @@ def test_an_error_ends_no_other_child(log: Path, imported: tuple[str, ...]) -> N
 
 def _begun(files: Sequence[Path], least: int) -> list[Path]:
     """Those that have begun, at least so many."""
+    deadline = time.monotonic() + 60
     while len(found := [file for file in files if file.exists()]) < least:
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     return found
 

@@ -417,13 +417,15 @@ def test_what_building_took_counts_what_a_kill_left(trained: Any, monkeypatch: p
     recipe = Recipe((Step("distillation", {"student": "narrow", "epochs": 100}),), PLAIN)
 
     def kill_amid_training() -> None:
-        while not list((run.store.root / "unfinished").glob("*/fit")):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if list((run.store.root / "unfinished").glob("*/fit")):
+                for child in tuple(isolation._LIVE):
+                    child.kill()
+                return
             time.sleep(0.01)
-        time.sleep(0.5)
-        for child in tuple(isolation._LIVE):
-            child.kill()
 
-    killer = threading.Thread(target=kill_amid_training)
+    killer = threading.Thread(target=kill_amid_training, daemon=True)
     killer.start()
     with pytest.raises(CrashedError):
         building.make(run, Row(recipe))

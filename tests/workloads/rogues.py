@@ -96,7 +96,9 @@ class Hangs(_Rogue):
 
     def apply(self, network: nn.Module, workload: LoadedWorkload) -> nn.Module:
         if self.begun:
-            Path(self.begun).write_text(str(os.getpid()))
+            partial = Path(self.begun + ".partial")
+            partial.write_text(str(os.getpid()))
+            partial.rename(self.begun)
         while True:
             time.sleep(1)
 
