@@ -186,7 +186,7 @@ def export(
     plan: Annotated[
         Path | None, typer.Option(help="triton, kserve: a YAML of sessions, policies and limits")
     ] = None,
-    image: Annotated[str, typer.Option(help="kserve: the image `serving`")] = "pareflow:serving",
+    image: Annotated[str, typer.Option(help="kserve: the image `serving`")] = "pareflow-serving",
     storage_uri: Annotated[
         str, typer.Option(help="kserve: where the folder `model` is put")
     ] = "pvc://models/pareflow",

@@ -152,6 +152,25 @@ def test_what_runs_from_its_sources_is_compiled_once(infra: Path) -> None:
         assert re.search(r"-m compileall -q pareflow tasks flows\b", line)
 
 
+def test_each_image_has_a_name_of_its_own(
+    infra: Path, compose: dict[str, Any], pools: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+) -> None:
+    """A tag is a build's, and Kustomize's `newTag` a name's: nodes keep what they have of an old tag."""
+    told = re.findall(r"docker build .*--target (\w+) +-t (\S+)", (infra / "Dockerfile").read_text())
+    names = [name for _, name in told]
+    assert len({*names}) == len(names) == 4
+    for target, name in told:
+        assert name in {f"pareflow-{target}", f"pareflow-{target}-cuda"}
+    used = {service["image"] for service in compose["services"].values() if "build" in service}
+    used |= {container["image"] for container in containers(infra)}
+    used |= {pool["defaults"]["image"] for pool, _ in pools.values() if "defaults" in pool}
+    assert used <= {*names}
+    for path in ("ray/cluster.yaml", "kubernetes/overlays/cuda/kustomization.yaml"):
+        assert "pareflow-worker-cuda\n" in (infra / path).read_text()
+    page = (infra.parent / "docs/production.md").read_text()
+    assert "newTag:" in page.partition("## On Kubernetes")[2].partition("\n## ")[0]
+
+
 def test_kserve_is_told_an_image_that_the_dockerfile_makes(infra: Path) -> None:
     image = inspect.signature(running.export).parameters["image"].default
     assert f"-t {image} " in (infra / "Dockerfile").read_text()
@@ -248,7 +267,7 @@ def test_what_a_container_runs_is_a_whole_command(infra: Path, compose: dict[str
             told = started(infra, target, service.get("entrypoint"), service.get("command"))
             assert told[0] in ours, f"{name}: {told}"
     for container in containers(infra):
-        target = container["image"].partition(":")[2]
+        target = container["image"].removeprefix("pareflow-")
         told = started(infra, target, container.get("command"), container.get("args"))
         assert told[0] in ours, f"{container['name']}: {told}"
 
@@ -680,7 +699,7 @@ def test_a_pools_image_runs_a_flow_run_as_prefect_gives_it(
     """As arguments of a container: they take the place of the image's command, not of its entrypoint."""
     for name in ("pareflow-docker", "pareflow-kubernetes"):
         pool, template = pools[name]
-        target = pool["defaults"]["image"].partition(":")[2]
+        target = pool["defaults"]["image"].removeprefix("pareflow-")
         job = template["job_configuration"]
         if "job_manifest" in job:
             (container,) = job["job_manifest"]["spec"]["template"]["spec"]["containers"]
@@ -717,7 +736,7 @@ def test_a_run_on_kubernetes_is_a_valid_job_that_asks_for_its_gpus(
     job = fill(template["job_configuration"]["job_manifest"])
     pod = job["spec"]["template"]["spec"]
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
-    assert pod["containers"][0]["image"] == "pareflow:worker"
+    assert pod["containers"][0]["image"] == "pareflow-worker"
     assert pod["securityContext"]["runAsNonRoot"]
     for container in (*pod["initContainers"], *pod["containers"]):  # in all, else nothing is pinned
         limits, requests = container["resources"]["limits"], container["resources"]["requests"]
