@@ -96,9 +96,7 @@ def test_bad_input_exits_2_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_run_there_is_nothing_to_export(
-    pipeline_file: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_without_a_run_there_is_nothing_to_export(pipeline_file: Callable[..., Path], tmp_path: Path) -> None:
     words = ("--to", tmp_path / "a.zip", "--data-dir", tmp_path / "data")
     error = refused(InputError, "export", pipeline_file("never-run"), *words)
     assert error.exit_code == 2
