@@ -131,10 +131,15 @@ def test_a_server_that_is_away_at_the_end_hides_not_how_the_run_ended(
     tracker: Tracker, parent: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its owner is left behind, and is declared dead like one that was killed."""
-    with monkeypatch.context() as patched:
-        with pytest.raises(RuntimeError, match="its own end"), owned(tracker, parent):
-            patched.setattr(MlflowClient, "delete_tag", away)
+
+    def end_while_it_is_away() -> None:
+        with owned(tracker, parent):
+            monkeypatch.setattr(MlflowClient, "delete_tag", away)
             raise RuntimeError("its own end")
+
+    with pytest.raises(RuntimeError, match="its own end"):
+        end_while_it_is_away()
+    monkeypatch.undo()
     assert f"the run {parent} keeps a dead owner" in caplog.text
     (left,) = owners_of(tracker, parent)
     owners.declare_dead(tracker, parent, left)
