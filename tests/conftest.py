@@ -393,12 +393,6 @@ def judged(_trained_once: Trained, once: Once) -> Judged:
 
 
 @pytest.fixture
-def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finalists are timed in fewer, longer blocks: for tests whose verdicts no timing decides."""
-    monkeypatch.setattr("pareflow.stages.validation.BLOCKS", 12)
-
-
-@pytest.fixture
 def tiny_document() -> Mapping[str, Any]:
     """The smallest valid pipeline, as YAML gives it."""
     return {"name": "tiny", "workload": "images.py", "sla": {"size": {"max_mib": 1}}}

@@ -147,7 +147,6 @@ def test_worker_environment_that_cannot_be_built_is_an_unavailable_row(
     assert "No matching distribution found for no-such-distribution==1.0" in str(row.reason)
 
 
-@pytest.mark.usefixtures("few_blocks")
 @pytest.mark.parametrize("moment", ["evaluated", "timed"])
 def test_finalist_that_dies_is_a_failed_row_and_the_others_are_judged(
     moment: str, judged: Any, trained: Any, tmp_path: Path

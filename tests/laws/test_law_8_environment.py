@@ -147,7 +147,6 @@ def test_another_version_of_what_a_backend_runs_on_is_another_environment(
     assert differing(here, replace(here, runtimes={**here.runtimes, library: "99.0"})) == judged_anew
 
 
-@pytest.mark.usefixtures("few_blocks")
 def test_a_registered_verdict_is_judged_again_where_the_environment_differs(
     judged: Any, tmp_path: Path
 ) -> None:
@@ -173,7 +172,6 @@ def test_a_registered_verdict_is_judged_again_where_the_environment_differs(
     assert found["now"]["environment"] == run.environment.fingerprint
 
 
-@pytest.mark.usefixtures("few_blocks")
 def test_a_registered_baseline_is_judged_again_as_itself(judged: Any, tmp_path: Path) -> None:
     """As another variant it would have to hold a hundredth less memory than it does."""
     spec = judged.run.spec.model_copy(update={"objective": "peak_memory"})

@@ -16,8 +16,6 @@ from tasks.execution import Plain
 from tasks.tracking import WORKLOAD, Tracker, verdict_of
 from tests.orchestration.conftest import Judged
 
-pytestmark = pytest.mark.usefixtures("few_blocks")
-
 
 def judged_first(judged: Judged, tracker: Tracker) -> steps.First:
     rows = [judged.fp32, judged.eager, judged.int8]

@@ -157,7 +157,6 @@ def test_a_class_that_is_gone_cannot_be_compared(changed: Changed, tmp_path: Pat
         building.evaluate(changed.run, packaged_row(changed.run, package), "verdict")
 
 
-@pytest.mark.usefixtures("few_blocks")
 def test_what_was_trained_anew_is_promoted_beside_a_champion_that_is_fed_otherwise(changed: Changed) -> None:
     """Timed side by side, too: by the run's inputs alone the champion does not answer."""
     verdict = changed.judged(changed.run)
@@ -167,7 +166,6 @@ def test_what_was_trained_anew_is_promoted_beside_a_champion_that_is_fed_otherwi
     assert abs(drop.estimate) < 0.1
 
 
-@pytest.mark.usefixtures("few_blocks")
 def test_of_two_originals_a_metric_of_fidelity_cannot_tell(changed: Changed) -> None:
     """It compares both with the new one: the champion loses by construction."""
     run = changed.with_sla(quality={"metric": "agreement", "max_drop": 0.2})
@@ -181,7 +179,6 @@ def test_of_two_originals_a_metric_of_fidelity_cannot_tell(changed: Changed) -> 
     assert "cannot tell" in told["reason"]
 
 
-@pytest.mark.usefixtures("few_blocks")
 def test_beside_a_champion_too_the_device_is_judged_by_its_profile(changed: Changed) -> None:
     """This host measures no power; the device draws at most 5 W."""
     run = on(changed.with_sla(energy={"max_w": 6}), ROOMY)

@@ -52,7 +52,7 @@ def two_waves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searching, "searching", asking)
 
 
-@pytest.mark.usefixtures("two_waves", "few_blocks")
+@pytest.mark.usefixtures("two_waves")
 def test_the_best_of_what_needs_no_training_is_judged_before_anything_trains(
     run: Run, trained: Trained
 ) -> None:
@@ -68,7 +68,7 @@ def test_the_best_of_what_needs_no_training_is_judged_before_anything_trains(
     }
 
 
-@pytest.mark.usefixtures("two_waves", "few_blocks")
+@pytest.mark.usefixtures("two_waves")
 def test_what_the_verdict_split_does_not_let_pass_is_not_registered(
     run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:

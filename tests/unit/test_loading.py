@@ -72,7 +72,6 @@ def test_candidate_that_dies_under_load_is_a_failed_row(
     assert load_check(strong).estimate is not None
 
 
-@pytest.mark.usefixtures("few_blocks")
 def test_without_loadgen_the_load_is_not_measured_and_nothing_is_promoted(
     under: Callable[..., Run], trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

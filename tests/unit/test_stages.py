@@ -394,7 +394,6 @@ def test_shown_interval_of_the_median_holds_loads_that_differ(measured: Callable
     assert found["low"] <= 1.1 < found["p50"] == 1.2 < 1.3 <= found["high"]
 
 
-@pytest.mark.usefixtures("few_blocks")
 def test_outcome_without_a_winner_says_what_the_closest_missed(judged: Any) -> None:
     sla = {"size": {"max_mib": 1e-6}}
     spec = judged.run.spec.model_copy(update={"sla": SLA.model_validate(sla)})
