@@ -192,7 +192,7 @@ def test_a_request_that_would_be_late_is_refused_when_it_comes(monkeypatch: pyte
         await first
         second = asyncio.ensure_future(endpoint.answer(rows(1)))
         await settle()
-        with answered_within(5), pytest.raises(DeadlineError) as refused:
+        with answered_within(5), pytest.raises(DeadlineError, match="those before it") as refused:
             await endpoint.answer(rows(2))
         assert refused.value.retry_after_s >= 10
         with answered_within(60):
