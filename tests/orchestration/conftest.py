@@ -123,22 +123,6 @@ def new_tracker(blank_mlflow: Path) -> "Callable[[Path], Tracker]":
     return lambda folder: Tracker.open(shutil.copytree(blank_mlflow, folder, dirs_exist_ok=True))
 
 
-@pytest.fixture(scope="module")
-def _shared_tracker(
-    new_tracker: "Callable[[Path], Tracker]", tmp_path_factory: pytest.TempPathFactory
-) -> "Tracker":
-    return new_tracker(tmp_path_factory.mktemp("shared") / "data")
-
-
-@pytest.fixture
-def contended(_shared_tracker: "Tracker") -> "Iterator[Tracker]":
-    """A tracker that a module's tests have one after another: each finds neither a model nor a move."""
-    from tests.orchestration.contenders import forget
-
-    yield _shared_tracker
-    forget(_shared_tracker)
-
-
 @dataclass(frozen=True)
 class Finished:
     """A run to its end: its pipeline, its data folder, and what the command printed."""

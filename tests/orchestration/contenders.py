@@ -3,7 +3,6 @@
 import time
 from pathlib import Path
 
-from tasks import audit
 from tasks.promotion import Bout, Judgement
 from tasks.tracking import Tracker
 
@@ -45,13 +44,3 @@ def bout(
         return Judgement("reject", f"version {champion} stays champion")
 
     return Bout(model, version, environment, judge, by, why)
-
-
-def forget(tracker: Tracker) -> None:
-    """Remove all models, and the records of their moves."""
-    with tracker.reached() as client:
-        for model in client.search_registered_models():
-            client.delete_registered_model(model.name)
-        experiment = client.get_experiment_by_name(audit.EXPERIMENT)
-        for run in client.search_runs([experiment.experiment_id]) if experiment else ():
-            client.delete_run(run.info.run_id)

@@ -2,8 +2,10 @@
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -19,8 +21,8 @@ from tests.orchestration.contenders import HERE, MODEL, bout, enter
 
 
 @pytest.fixture
-def tracker(contended: Tracker) -> Tracker:
-    return contended
+def tracker(new_tracker: Callable[[Path], Tracker], tmp_path: Path) -> Tracker:
+    return new_tracker(tmp_path / "data")
 
 
 def challenging(tracker: Tracker, score: float) -> str:
@@ -94,12 +96,12 @@ def test_a_declined_version_stays_challenger_and_is_not_asked_for_again(tracker:
     assert number(tracker, MODEL, "champion") is None
 
 
-def test_a_command_declines_in_the_words_that_it_was_given(tracker: Tracker) -> None:
+def test_a_command_declines_in_the_words_that_it_was_given(tracker: Tracker, tmp_path: Path) -> None:
     """It asks for no pipeline: the version names none, and nothing is measured."""
     version = challenging(tracker, 1)
     asked(tracker, version)
     said = ["--reject", "--by", "ada", "--reason", "not before the holidays"]
-    where = ["--data-dir", str(tracker.locks.parent), "--json"]
+    where = ["--data-dir", str(tmp_path / "data"), "--json"]
     result = CliRunner().invoke(app, ["promote", MODEL, *said, *where])
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)

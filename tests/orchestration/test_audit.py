@@ -1,5 +1,6 @@
 """The audit record: nothing moves without one, and none is lost, whoever writes at the same time."""
 
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +19,13 @@ from tests.orchestration.contenders import HERE, MODEL, bout, enter
 
 
 @pytest.fixture
-def tracker(contended: Tracker) -> Tracker:
-    return contended
+def data_dir(blank_mlflow: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(blank_mlflow, tmp_path / "data")
+
+
+@pytest.fixture
+def tracker(data_dir: Path) -> Tracker:
+    return Tracker.open(data_dir)
 
 
 def promoted(tracker: Tracker, score: float, **said: Any) -> str:
@@ -59,11 +65,8 @@ def test_a_rejection_is_on_record_though_nothing_moved(tracker: Tracker) -> None
     assert last["before"] == last["after"] == number(tracker, MODEL, "champion") == champion
 
 
-def test_writers_at_the_same_time_lose_no_record(
-    new_tracker: Callable[[Path], Tracker], tmp_path: Path
-) -> None:
+def test_writers_at_the_same_time_lose_no_record(tracker: Tracker) -> None:
     """All make the experiment, too: it is not there yet."""
-    tracker = new_tracker(tmp_path)
 
     def write(writer: int) -> None:
         for turn in range(3):
@@ -86,11 +89,8 @@ def test_a_move_that_was_killed_is_unfinished_and_one_that_raised_has_failed(tra
     assert [row["state"] for row in audit.history(tracker, MODEL)] == ["unfinished", "failed"]
 
 
-def test_nothing_moves_where_no_record_can_be_written(
-    new_tracker: Callable[[Path], Tracker], tmp_path: Path
-) -> None:
+def test_nothing_moves_where_no_record_can_be_written(tracker: Tracker) -> None:
     """The experiment of the records was deleted: MLflow takes none."""
-    tracker = new_tracker(tmp_path)
     champion, better = promoted(tracker, 1), enter(tracker, 2)
     tracker.client.delete_experiment(tracker.experiment(audit.EXPERIMENT))
     with pytest.raises(TrackingError), tracker.moving(MODEL) as still_held:
@@ -111,8 +111,7 @@ def test_addresses_are_written_down_without_user_and_password(uri: str, shown: s
     assert without_secrets(uri) == shown
 
 
-def test_list_audit_shows_the_moves_of_a_model(tracker: Tracker) -> None:
-    data_dir = tracker.locks.parent
+def test_list_audit_shows_the_moves_of_a_model(tracker: Tracker, data_dir: Path) -> None:
     version = promoted(tracker, 1)
     invoke: Callable[..., Any] = CliRunner().invoke
     shown = invoke(app, ["list", "audit", MODEL, "--data-dir", str(data_dir)])

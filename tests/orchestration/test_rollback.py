@@ -1,6 +1,7 @@
 """The way back: it waits for no judgement, can be cut off anywhere, and nothing goes the same way again."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -16,8 +17,8 @@ from tests.orchestration.contenders import HERE, MODEL, bout, enter
 
 
 @pytest.fixture
-def tracker(contended: Tracker) -> Tracker:
-    return contended
+def tracker(new_tracker: Callable[[Path], Tracker], tmp_path: Path) -> Tracker:
+    return new_tracker(tmp_path / "data")
 
 
 def promoted(tracker: Tracker, asked: Bout) -> Promotion:
